@@ -1,0 +1,1 @@
+//! Plan in; shares, protocols, kernels, transport.
