@@ -1,0 +1,204 @@
+//! The MPC module: a program for parties, with symbolic sizes.
+
+use crate::dim::{Dim, Dims, Sym};
+use crate::op::Op;
+use crate::plain;
+use crate::ty::Ty;
+use serde::{Deserialize, Serialize};
+
+/// Who takes part and what they are trusted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Setting {
+    /// Client, server and helper; at most one corrupted, semi-honest (replicated sharing).
+    ThreeParty,
+}
+
+impl Setting {
+    /// Name on the command line and in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Setting::ThreeParty => "3pc",
+        }
+    }
+}
+
+/// A party of a setting. Its number is its index in the sharing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Party {
+    /// Holds the prompt.
+    Client,
+    /// Holds the private weights.
+    Server,
+    /// Holds nothing of its own.
+    Helper,
+}
+
+impl Party {
+    /// All parties in order of their numbers.
+    pub const ALL: [Party; 3] = [Party::Client, Party::Server, Party::Helper];
+
+    /// Its number in the sharing.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Name on the command line, in files and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Party::Client => "client",
+            Party::Server => "server",
+            Party::Helper => "helper",
+        }
+    }
+}
+
+/// How far lowering has gone; every stage has its own set of legal ops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Stage {
+    /// Fixed point, with composite ops.
+    Lowered,
+    /// Without composite ops.
+    Expanded,
+    /// With rotations assigned.
+    Scheduled,
+}
+
+impl Stage {
+    /// Name in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Lowered => "lowered",
+            Stage::Expanded => "expanded",
+            Stage::Scheduled => "scheduled",
+        }
+    }
+}
+
+/// Index of an op, and of its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Id(pub u32);
+
+impl Id {
+    /// As an index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Where an op comes from in the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Name of the ONNX node.
+    pub node: String,
+    /// Index of the decoder layer, where names show one.
+    pub layer: Option<u32>,
+    /// The composite op it was expanded from, or the role it plays, such as `softmax`; empty otherwise.
+    pub kind: String,
+}
+
+/// One op.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// What it does.
+    pub op: Op,
+    /// Operands, all earlier in the module.
+    pub args: Vec<Id>,
+    /// Type of the result. For `reveal` and `set_state` the type of what is revealed or kept.
+    pub ty: Ty,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Rotation of roles: logical party `j` is party `(j + rot) mod 3`. Zero before scheduling.
+    pub rot: u8,
+}
+
+/// Something that a run is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputSlot {
+    /// Name of the ONNX value: a graph input or a value that the client's plaintext region computes.
+    pub name: String,
+    /// Element type and sizes as the client computes it.
+    pub dtype: plain::DType,
+    /// Sizes as the client computes it.
+    pub shape: Vec<Dim>,
+    /// Axes of which only the last element is used; the op's type has size 1 there.
+    pub last_of: Vec<u8>,
+}
+
+/// State that stays in shares between the steps of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateSlot {
+    /// Name of the ONNX input that holds it before a step.
+    pub input: String,
+    /// Name of the ONNX output that holds it after a step.
+    pub output: String,
+    /// Sizes before a step.
+    pub shape: Vec<Dim>,
+}
+
+/// What the client learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutputKind {
+    /// The id of the next token.
+    NextToken,
+    /// A float tensor.
+    Tensor,
+}
+
+/// A declared output: nothing else may be revealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputSlot {
+    /// Name of the ONNX output it stands for.
+    pub name: String,
+    /// What it is.
+    pub kind: OutputKind,
+    /// Who learns it.
+    pub to: Party,
+}
+
+/// A size that is the number of true entries of a public mask broadcast to a shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// The size it defines.
+    pub sym: Sym,
+    /// The mask: a value of the public program.
+    pub mask: u32,
+    /// The shape it is broadcast to.
+    pub shape: Vec<Dim>,
+}
+
+/// A program for the parties of a setting.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Module {
+    /// Name of the model.
+    pub name: String,
+    /// Who takes part.
+    pub setting: Setting,
+    /// How far lowering has gone.
+    pub stage: Stage,
+    /// Symbols and their maxima.
+    pub dims: Dims,
+    /// Sizes that masks define.
+    pub counts: Vec<Count>,
+    /// What everybody computes in the clear before a step: masks, rotary tables, positions.
+    pub public: plain::Program,
+    /// What a run is given.
+    pub inputs: Vec<InputSlot>,
+    /// What stays between steps.
+    pub states: Vec<StateSlot>,
+    /// What the client learns.
+    pub outputs: Vec<OutputSlot>,
+    /// The ops in order.
+    pub ops: Vec<Node>,
+}
+
+impl Module {
+    /// The op with an id.
+    pub fn node(&self, id: Id) -> &Node {
+        &self.ops[id.index()]
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, id: Id) -> &Ty {
+        &self.ops[id.index()].ty
+    }
+}

@@ -1,0 +1,322 @@
+//! The operations of the MPC IR.
+//!
+//! Every op has at most one result, and is known by its index in the module: op id and value id are one number.
+//! `Local` ops send nothing. `Interactive` ops are what a setting implements with messages.
+//! `Composite` ops have an expansion into the others and are gone after the `expanded` stage.
+
+use crate::dim::Dim;
+use serde::{Deserialize, Serialize};
+
+/// An operation with its attributes. Operands are listed in the module beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    // Sources.
+    /// The value `value` of the module's public program. Result: plain, public.
+    Public {
+        /// Index of the value in the public program.
+        value: u32,
+    },
+    /// A public f32 tensor rounded to the ring: `round(x · 2^scale)`. Operand: plain f32, public.
+    Encode {
+        /// Ring bits.
+        bits: u8,
+        /// Fraction bits.
+        scale: u8,
+    },
+    /// A tensor of `weights.safetensors` in the public folder, rounded to the ring.
+    PublicWeight {
+        /// Its name in the file.
+        name: String,
+    },
+    /// A tensor of the server's own weights file, rounded to the ring and shared once for many runs.
+    Weight {
+        /// Its name in the file.
+        name: String,
+    },
+    /// A float tensor that the client knows (a border of its plaintext region or a given input), rounded and shared.
+    Input {
+        /// Index in the module's inputs.
+        slot: u32,
+    },
+    /// Integers that the client knows and keeps in the clear, such as token ids.
+    ClientInts {
+        /// Index in the module's inputs.
+        slot: u32,
+    },
+    /// The present content of a state slot, such as a key or value cache.
+    State {
+        /// Index in the module's states.
+        slot: u32,
+    },
+
+    // Local arithmetic. Operands broadcast as in ONNX.
+    /// `a + b`, equal scales. Public with secret is allowed; the weaker sharing wins.
+    Add,
+    /// `a − b`, equal scales.
+    Sub,
+    /// `−a`.
+    Neg,
+    /// `a · k` for an integer; the scale stays.
+    MulInt {
+        /// The factor.
+        k: i64,
+    },
+    /// `a · 2^by` with the scale raised by `by`: the same real value, finer.
+    Upscale {
+        /// Added fraction bits.
+        by: u8,
+    },
+    /// The same integers read with another scale: the real value is multiplied by `2^(old − new)`.
+    SetScale {
+        /// The new fraction bits.
+        scale: u8,
+    },
+    /// `a ∘ b`; scales add. Shared by shared gives `sum3`; a secret by a public operand keeps its sharing.
+    Mul,
+    /// Matrix product over the last two axes, batched as in ONNX; scales add. Shared by shared gives `sum3`,
+    /// shared by public gives `sum2`.
+    MatMul {
+        /// The right operand is given with its last two axes exchanged.
+        trans_b: bool,
+    },
+    /// Sum over one axis, which stays with size 1.
+    ReduceSum {
+        /// The axis.
+        axis: u8,
+    },
+    /// The low `bits` of the ring: a local homomorphism to a smaller ring.
+    Narrow {
+        /// The new ring bits.
+        bits: u8,
+    },
+
+    // Local movement.
+    /// The same elements in another shape.
+    Reshape {
+        /// The new shape.
+        shape: Vec<Dim>,
+    },
+    /// Axes permuted: result axis `i` is operand axis `perm[i]`.
+    Transpose {
+        /// The permutation.
+        perm: Vec<u8>,
+    },
+    /// Elements `start..start + len` along an axis.
+    Slice {
+        /// The axis.
+        axis: u8,
+        /// First element.
+        start: Dim,
+        /// Number of elements.
+        len: Dim,
+    },
+    /// Operands one after another along an axis.
+    Concat {
+        /// The axis.
+        axis: u8,
+    },
+    /// Broadcast to a shape.
+    Expand {
+        /// The shape.
+        shape: Vec<Dim>,
+    },
+    /// Rows of operand 0 along an axis, picked by the public integers of operand 1.
+    Gather {
+        /// The axis.
+        axis: u8,
+    },
+
+    // Ragged rows: the entries of `[…, columns]` that a public mask keeps, row after row.
+    /// The entries of operand 0 where the public boolean operand 1, broadcast to its shape, is true; 1-D.
+    Pack,
+    /// Back from packed entries (operand 0) to the shape, zero where the public mask (operand 1) is false.
+    Unpack {
+        /// The dense shape.
+        shape: Vec<Dim>,
+    },
+    /// Sum of every row's packed entries (operand 0; operand 1 the mask): one element a row.
+    RowSum {
+        /// The dense shape that the mask is broadcast to.
+        shape: Vec<Dim>,
+    },
+    /// One element a row (operand 0) repeated over the row's packed entries (operand 1 the mask).
+    RowExpand {
+        /// The dense shape that the mask is broadcast to.
+        shape: Vec<Dim>,
+    },
+
+    // Interactive.
+    /// Divides by `2^by`: the result is the floor or one more. Operand: any secret form with `bound ≤ bits − 2`.
+    Truncate {
+        /// Dropped fraction bits.
+        by: u8,
+    },
+    /// A sum turned into shares.
+    Reshare,
+    /// The sign bit of a value that fits in `width` bits: 1 where it is negative.
+    Msb {
+        /// Bits that hold the value in two's complement: `bound ≤ width − 1`.
+        width: u8,
+    },
+    /// Exclusive or of bits (local).
+    Xor,
+    /// Complement of bits (local).
+    Not,
+    /// And of bits.
+    And,
+    /// Bits as ring elements 0 and 1 of scale 0.
+    BitToRing {
+        /// Ring bits.
+        bits: u8,
+    },
+    /// Greatest packed entry of every row (operand 0 packed, operand 1 the mask); 0 for an empty row.
+    RowMax {
+        /// The dense shape that the mask is broadcast to.
+        shape: Vec<Dim>,
+        /// Bits that hold the difference of two entries.
+        width: u8,
+    },
+    /// Index of the greatest element along the last axis, which is dropped; scale 0.
+    ArgMax {
+        /// Bits that hold the difference of two elements.
+        width: u8,
+    },
+    /// Rows of the secret weight table (operand 1, `[v, d]`) at the client's ids (operand 0, `[…]`): `[…, d]`.
+    Embed,
+    /// Opens operand 0 to the client as output `slot`.
+    Reveal {
+        /// Index in the module's outputs.
+        slot: u32,
+    },
+    /// Keeps operand 0 as the new content of a state slot (local).
+    SetState {
+        /// Index in the module's states.
+        slot: u32,
+    },
+
+    // Composite.
+    /// `exp(x)` for `x ≤ 0`, zero below −14.
+    Exp,
+    /// `1/x` for `1 ≤ x < 2^max_log2`.
+    Reciprocal {
+        /// Logarithm of the range's end.
+        max_log2: u8,
+    },
+    /// `1/√x` for `4^min_log4 ≤ x < 4^max_log4`; outside, the nearest bucket's parabola.
+    Rsqrt {
+        /// Logarithm to base 4 of the range's begin.
+        min_log4: i8,
+        /// Logarithm to base 4 of the range's end.
+        max_log4: i8,
+    },
+    /// Softmax over the last axis of operand 0 among the entries that the public mask (operand 1) keeps.
+    Softmax,
+    /// `x · Φ(x)`; the tanh form differs from it by less than the error of either expansion's fit allows for.
+    Gelu {
+        /// The tanh form.
+        tanh: bool,
+    },
+    /// `x / (1 + e^−x)`.
+    Silu,
+    /// `x / √(mean(x²) + eps)` over the last axis.
+    RmsNorm {
+        /// eps, as the bits of an f32.
+        eps: u32,
+        /// Range of the mean square: `4^min_log4 ≤ mean(x²) + eps < 4^max_log4`.
+        min_log4: i8,
+        /// End of that range.
+        max_log4: i8,
+    },
+    /// `(x − mean) / √(var + eps)` over the last axis.
+    LayerNorm {
+        /// eps, as the bits of an f32.
+        eps: u32,
+        /// Range of the variance: `4^min_log4 ≤ var + eps < 4^max_log4`.
+        min_log4: i8,
+        /// End of that range.
+        max_log4: i8,
+    },
+}
+
+/// What an op needs from a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Brings a value in.
+    Source,
+    /// Sends nothing.
+    Local,
+    /// Sends messages.
+    Interactive,
+    /// Has an expansion.
+    Composite,
+}
+
+impl Op {
+    /// Name in the text form.
+    pub fn name(&self) -> &'static str {
+        self.info().0
+    }
+
+    /// What it needs from a setting.
+    pub fn class(&self) -> Class {
+        self.info().1
+    }
+
+    /// Number of operands; `None` for any number from one up.
+    pub fn arity(&self) -> Option<usize> {
+        self.info().2
+    }
+
+    fn info(&self) -> (&'static str, Class, Option<usize>) {
+        use Class::*;
+        match self {
+            Op::Public { .. } => ("public", Source, Some(0)),
+            Op::Encode { .. } => ("encode", Local, Some(1)),
+            Op::PublicWeight { .. } => ("public_weight", Source, Some(0)),
+            Op::Weight { .. } => ("weight", Source, Some(0)),
+            Op::Input { .. } => ("input", Source, Some(0)),
+            Op::ClientInts { .. } => ("client_ints", Source, Some(0)),
+            Op::State { .. } => ("state", Source, Some(0)),
+            Op::Add => ("add", Local, Some(2)),
+            Op::Sub => ("sub", Local, Some(2)),
+            Op::Neg => ("neg", Local, Some(1)),
+            Op::MulInt { .. } => ("mul_int", Local, Some(1)),
+            Op::Upscale { .. } => ("upscale", Local, Some(1)),
+            Op::SetScale { .. } => ("set_scale", Local, Some(1)),
+            Op::Mul => ("mul", Local, Some(2)),
+            Op::MatMul { .. } => ("matmul", Local, Some(2)),
+            Op::ReduceSum { .. } => ("reduce_sum", Local, Some(1)),
+            Op::Narrow { .. } => ("narrow", Local, Some(1)),
+            Op::Reshape { .. } => ("reshape", Local, Some(1)),
+            Op::Transpose { .. } => ("transpose", Local, Some(1)),
+            Op::Slice { .. } => ("slice", Local, Some(1)),
+            Op::Concat { .. } => ("concat", Local, None),
+            Op::Expand { .. } => ("expand", Local, Some(1)),
+            Op::Gather { .. } => ("gather", Local, Some(2)),
+            Op::Pack => ("pack", Local, Some(2)),
+            Op::Unpack { .. } => ("unpack", Local, Some(2)),
+            Op::RowSum { .. } => ("row_sum", Local, Some(2)),
+            Op::RowExpand { .. } => ("row_expand", Local, Some(2)),
+            Op::Truncate { .. } => ("truncate", Interactive, Some(1)),
+            Op::Reshare => ("reshare", Interactive, Some(1)),
+            Op::Msb { .. } => ("msb", Interactive, Some(1)),
+            Op::Xor => ("xor", Local, Some(2)),
+            Op::Not => ("not", Local, Some(1)),
+            Op::And => ("and", Interactive, Some(2)),
+            Op::BitToRing { .. } => ("bit_to_ring", Interactive, Some(1)),
+            Op::RowMax { .. } => ("row_max", Interactive, Some(2)),
+            Op::ArgMax { .. } => ("arg_max", Interactive, Some(1)),
+            Op::Embed => ("embed", Interactive, Some(2)),
+            Op::Reveal { .. } => ("reveal", Interactive, Some(1)),
+            Op::SetState { .. } => ("set_state", Local, Some(1)),
+            Op::Exp => ("exp", Composite, Some(1)),
+            Op::Reciprocal { .. } => ("reciprocal", Composite, Some(1)),
+            Op::Rsqrt { .. } => ("rsqrt", Composite, Some(1)),
+            Op::Softmax => ("softmax", Composite, Some(2)),
+            Op::Gelu { .. } => ("gelu", Composite, Some(1)),
+            Op::Silu => ("silu", Composite, Some(1)),
+            Op::RmsNorm { .. } => ("rms_norm", Composite, Some(1)),
+            Op::LayerNorm { .. } => ("layer_norm", Composite, Some(1)),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Types of MPC values: what an element is, who holds it, how big it is.
+
+use crate::dim::Dim;
+use crate::plain::DType;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What one element of a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Elem {
+    /// An element of Z_{2^bits} that stands for `value / 2^scale`, in two's complement.
+    Ring {
+        /// Ring bits, a multiple of 8 from 8 to 64.
+        bits: u8,
+        /// Fraction bits.
+        scale: u8,
+    },
+    /// One bit.
+    Bit,
+    /// A number in the clear, as the public program computes it.
+    Plain(DType),
+}
+
+/// Who holds a value, and in what form.
+///
+/// The order is the order of weakening: a form may be turned into any later secret form without a message
+/// (`Shared` into `Sum2` into `Sum3`), never back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Sharing {
+    /// Every party knows it.
+    Public,
+    /// The client knows it in the clear.
+    Client,
+    /// Secret-shared in the setting's own form (`3pc`: replicated sharing).
+    Shared,
+    /// Secret, held as a sum of two terms by logical parties 0 and 1; only truncation and resharing end it.
+    Sum2,
+    /// Secret, held as a sum of one term at every party; only truncation and resharing end it.
+    Sum3,
+}
+
+impl Sharing {
+    /// Whether the value must stay hidden from every party.
+    pub fn is_secret(self) -> bool {
+        matches!(self, Sharing::Shared | Sharing::Sum2 | Sharing::Sum3)
+    }
+
+    /// The word that stands for it in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Sharing::Public => "public",
+            Sharing::Client => "client",
+            Sharing::Shared => "shared",
+            Sharing::Sum2 => "sum2",
+            Sharing::Sum3 => "sum3",
+        }
+    }
+
+    /// The form a word of the text form stands for.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Sharing::Public, Sharing::Client, Sharing::Shared, Sharing::Sum2, Sharing::Sum3]
+            .into_iter()
+            .find(|s| s.name() == name)
+    }
+}
+
+/// Where a bound comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum BoundFrom {
+    /// Follows from the operands' bounds.
+    Proven,
+    /// Measured on calibration inputs, with a margin.
+    Calibrated,
+    /// Holds only where the result is kept: elsewhere the value is garbage that a later product by zero removes.
+    Guarded,
+}
+
+impl BoundFrom {
+    /// The mark that stands for it in the text form, after the bound.
+    pub fn name(self) -> &'static str {
+        match self {
+            BoundFrom::Proven => "proven",
+            BoundFrom::Calibrated => "calibrated",
+            BoundFrom::Guarded => "guarded",
+        }
+    }
+
+    /// The origin a word of the text form stands for.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [BoundFrom::Proven, BoundFrom::Calibrated, BoundFrom::Guarded].into_iter().find(|b| b.name() == name)
+    }
+}
+
+/// The type of a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ty {
+    /// What an element is.
+    pub elem: Elem,
+    /// Who holds it.
+    pub sharing: Sharing,
+    /// Sizes, outermost first.
+    pub shape: Vec<Dim>,
+    /// For ring elements: the integer that stands for a value lies in (−2^bound, 2^bound). Zero otherwise.
+    pub bound: u8,
+    /// Where the bound comes from.
+    pub bound_from: BoundFrom,
+}
+
+impl Ty {
+    /// A ring type with a proven bound.
+    pub fn ring(bits: u8, scale: u8, sharing: Sharing, shape: Vec<Dim>, bound: u8) -> Ty {
+        Ty { elem: Elem::Ring { bits, scale }, sharing, shape, bound, bound_from: BoundFrom::Proven }
+    }
+
+    /// A secret bit tensor.
+    pub fn bit(shape: Vec<Dim>) -> Ty {
+        Ty { elem: Elem::Bit, sharing: Sharing::Shared, shape, bound: 0, bound_from: BoundFrom::Proven }
+    }
+
+    /// A tensor of plain numbers.
+    pub fn plain(dtype: DType, sharing: Sharing, shape: Vec<Dim>) -> Ty {
+        Ty { elem: Elem::Plain(dtype), sharing, shape, bound: 0, bound_from: BoundFrom::Proven }
+    }
+
+    /// Ring bits and scale, if the elements are ring elements.
+    pub fn as_ring(&self) -> Option<(u8, u8)> {
+        match self.elem {
+            Elem::Ring { bits, scale } => Some((bits, scale)),
+            Elem::Bit | Elem::Plain(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Elem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Elem::Ring { bits, scale } => write!(f, "ring{bits}.{scale}"),
+            Elem::Bit => write!(f, "bit"),
+            Elem::Plain(d) => write!(f, "{d}"),
+        }
+    }
+}
+
+impl fmt::Display for Ty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[", self.elem)?;
+        for (i, d) in self.shape.iter().enumerate() {
+            write!(f, "{}{d}", if i == 0 { "" } else { ", " })?;
+        }
+        write!(f, "] {}", self.sharing.name())?;
+        if self.as_ring().is_some() {
+            write!(f, " <{}", self.bound)?;
+            if self.bound_from != BoundFrom::Proven {
+                write!(f, " {}", self.bound_from.name())?;
+            }
+        }
+        Ok(())
+    }
+}
