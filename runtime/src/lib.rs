@@ -1,1 +1,6 @@
 //! Plan in; shares, protocols, kernels, transport.
+
+pub mod exec;
+pub mod prg;
+pub mod protocols;
+pub mod share;
