@@ -7,12 +7,15 @@ use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim};
 use crate::module::{Id, Module};
 use crate::op::Op;
-use crate::plain::{Data, Tensor};
+use crate::plain::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Most elements of one value: more is refused before anything is allocated.
 pub const MAX_ELEMENTS: u64 = 1 << 33;
+
+/// Most elements of one tensor of the public program.
+const PUBLIC_LIMIT: usize = 1 << 28;
 
 /// The entries that a mask keeps, row after row.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +33,7 @@ pub struct Rows {
 pub struct Bound {
     /// Values of the module's symbols.
     pub bindings: Bindings,
-    /// Values of the public program, by index.
+    /// Outputs of the public program, by index.
     pub public: Vec<Tensor>,
     /// Shape of every op's result.
     pub shapes: Vec<Vec<usize>>,
@@ -44,7 +47,15 @@ pub struct Bound {
 /// negative or beyond [`MAX_ELEMENTS`].
 pub fn bind(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)]) -> Result<Bound> {
     let mut bindings = module.dims.bind(sizes)?;
-    let public = module.public.run(&bindings, inputs)?;
+    let mut given = Vec::with_capacity(module.public.inputs.len());
+    for input in &module.public.inputs {
+        let found = inputs.iter().find(|(name, _)| *name == input.name).ok_or_else(|| {
+            Diagnostic::input("E0400", format!("public input `{}` is missing", input.name))
+                .note("give it, or let it have its default: no padding, positions from the cache's length")
+        })?;
+        given.push(found.1.clone());
+    }
+    let public = module.public.run(&bindings, &given, PUBLIC_LIMIT)?;
     let mut rows = BTreeMap::new();
     for count in &module.counts {
         let shape = concrete(&count.shape, &bindings)?;
@@ -123,20 +134,20 @@ fn ragged_of(module: &Module, bound: &Bound, id: Id) -> Result<Option<(u32, Vec<
 }
 
 fn mask_value(public: &[Tensor], value: u32) -> Result<&Tensor> {
-    public.get(value as usize).ok_or_else(|| Diagnostic::input("E0404", "mask names a public value that does not exist"))
+    public
+        .get(value as usize)
+        .ok_or_else(|| Diagnostic::input("E0404", "mask names a public value that does not exist"))
 }
 
 /// Positions that a boolean mask, broadcast to `shape`, keeps.
 fn rows_of(mask: &Tensor, shape: &[usize]) -> Result<Rows> {
-    let Data::Bool(values) = &mask.data else {
-        return Err(Diagnostic::input("E0405", "mask is not boolean"));
-    };
+    let values = mask.as_bool()?;
     let rank = shape.len();
-    let offset = rank.checked_sub(mask.shape.len());
-    let fits = |o: usize| mask.shape.iter().zip(&shape[o..]).all(|(&m, &s)| m == s || m == 1);
+    let offset = rank.checked_sub(mask.rank());
+    let fits = |o: usize| mask.shape().iter().zip(&shape[o..]).all(|(&m, &s)| m == s || m == 1);
     let Some(offset) = offset.filter(|&o| fits(o)) else {
         return Err(Diagnostic::input("E0406", "mask does not broadcast to the scores")
-            .note(format!("expected a mask for {shape:?}, found {:?}", mask.shape)));
+            .note(format!("expected a mask for {shape:?}, found {:?}", mask.shape())));
     };
     let dense: usize = shape.iter().product();
     let columns = shape.last().copied().unwrap_or(1);
@@ -146,7 +157,7 @@ fn rows_of(mask: &Tensor, shape: &[usize]) -> Result<Rows> {
     let mut strides = vec![0usize; rank];
     let mut stride = 1;
     for axis in (offset..rank).rev() {
-        let size = mask.shape[axis - offset];
+        let size = mask.shape()[axis - offset];
         strides[axis] = if size == 1 { 0 } else { stride };
         stride *= size;
     }
@@ -180,7 +191,7 @@ mod tests {
 
     #[test]
     fn causal_rows_broadcast_over_heads() {
-        let mask = Tensor { shape: vec![1, 1, 2, 3], data: Data::Bool(vec![true, true, false, true, true, true]) };
+        let mask = Tensor::bool(&[1, 1, 2, 3], vec![true, true, false, true, true, true]).expect("six elements");
         let rows = rows_of(&mask, &[1, 2, 2, 3]).expect("the mask broadcasts");
         assert_eq!(rows.lens, [2, 3, 2, 3]);
         assert_eq!(rows.keep, [0, 1, 3, 4, 5, 6, 7, 9, 10, 11]);
