@@ -1,8 +1,15 @@
 //! The contract between compiler and runtime: MPC IR, verifier, costs, reference meaning, plan file.
 
+pub mod bind;
+pub mod cost;
 pub mod diag;
 pub mod dim;
+pub mod module;
+pub mod op;
 pub mod plain;
+pub mod plan;
+pub mod schedule;
+pub mod ty;
 
 pub use diag::{Diagnostic, Kind, Result};
 pub use dim::{Bindings, Dim, Dims, Sym, SymInfo};

@@ -71,7 +71,8 @@ pub enum BoundFrom {
     Proven,
     /// Measured on calibration inputs, with a margin.
     Calibrated,
-    /// Holds only where the result is kept: elsewhere the value is garbage that a later product by zero removes.
+    /// Follows from the formula of the expansion that made the op, inside the formula's range. Outside the range the
+    /// value is garbage, which a later product by zero removes.
     Guarded,
 }
 
@@ -136,24 +137,7 @@ impl fmt::Display for Elem {
         match self {
             Elem::Ring { bits, scale } => write!(f, "ring{bits}.{scale}"),
             Elem::Bit => write!(f, "bit"),
-            Elem::Plain(d) => write!(f, "{d}"),
+            Elem::Plain(d) => f.write_str(d.name()),
         }
-    }
-}
-
-impl fmt::Display for Ty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[", self.elem)?;
-        for (i, d) in self.shape.iter().enumerate() {
-            write!(f, "{}{d}", if i == 0 { "" } else { ", " })?;
-        }
-        write!(f, "] {}", self.sharing.name())?;
-        if self.as_ring().is_some() {
-            write!(f, " <{}", self.bound)?;
-            if self.bound_from != BoundFrom::Proven {
-                write!(f, " {}", self.bound_from.name())?;
-            }
-        }
-        Ok(())
     }
 }
