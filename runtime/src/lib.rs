@@ -1,3 +1,4 @@
 //! Plan in; shares, protocols, kernels, transport.
 
 pub mod backend;
+pub mod prg;

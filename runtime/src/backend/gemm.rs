@@ -327,7 +327,8 @@ fn packed(isa: Isa, a: MatRef<'_>, b: &PackedB, first_panel: usize, mut c: Block
             for ic in steps(m, MC) {
                 pack_left(a.part(ic.clone(), pc.clone()), left);
                 for q in 0..panels {
-                    if q + 1 < panels {
+                    // With one row the panels are only streamed, and the processor fetches ahead by itself.
+                    if m > 1 && q + 1 < panels {
                         prefetch(b.panel(&pc, first_panel + q + 1));
                     }
                     let mut c = c.part(ic.start, q * NR, ic.len(), NR);

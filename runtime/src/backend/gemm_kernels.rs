@@ -111,6 +111,13 @@ pub(super) fn tile(isa: Isa, kc: usize, a: &[u64], b: &[u64], mut c: Block<'_>) 
                 }
             }
         }
+        _ if c.rows == 1 => {
+            let mut sums = [0u64; NR];
+            one_row(isa, a, b, &mut sums);
+            for (c, s) in c.row(0).iter_mut().zip(sums) {
+                *c = c.wrapping_add(s);
+            }
+        }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
             for i in (0..c.rows).step_by(4) {
@@ -155,6 +162,15 @@ fn add_sums(sums: &[[u64; 4]; 4], mut c: Block<'_>) {
 }
 
 each_isa! {
+    /// `sums += ` the products of the first row of panel `a` with panel `b`.
+    fn one_row(isa; a: &[u64], b: &[u64], sums: &mut [u64; NR]) {
+        for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
+            for (s, b) in sums.iter_mut().zip(b) {
+                *s = s.wrapping_add(a[0].wrapping_mul(*b));
+            }
+        }
+    }
+
     /// `c += x0 b0 + x1 b1 + x2 b2 + x3 b3` for four rows `b` of equal length.
     pub(super) fn axpy4(isa; x: [u64; 4], b: [&[u64]; 4], c: &mut [u64]) {
         let n = c.len();

@@ -11,8 +11,10 @@ pub(super) enum Level {
     /// Whatever the compilation target guarantees.
     Portable,
     /// AVX2.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512 with the F, DQ, VL and BW subsets.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 
@@ -39,7 +41,9 @@ impl Isa {
     pub fn available() -> Vec<Isa> {
         match Isa::best().0 {
             Level::Portable => vec![Isa(Level::Portable)],
+            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => vec![Isa(Level::Portable), Isa(Level::Avx2)],
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => vec![Isa(Level::Portable), Isa(Level::Avx2), Isa(Level::Avx512)],
         }
     }
@@ -48,7 +52,9 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
         }
     }
