@@ -1,5 +1,6 @@
 //! Plan in; shares, protocols, kernels, transport.
 
+pub mod backend;
 pub mod exec;
 pub mod prg;
 pub mod protocols;
