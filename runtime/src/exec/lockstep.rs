@@ -7,6 +7,7 @@ use ombra_ir::Result;
 use ombra_ir::cost::Traffic;
 
 use super::task::Task;
+use crate::prg::Key;
 use crate::protocols::{Cx, Keys};
 
 /// One message, between logical roles.
@@ -19,8 +20,8 @@ pub(crate) struct Sent {
 
 /// The parties' keys made from a seed.
 pub(crate) fn keys(seed: u64) -> [Rc<Keys>; 3] {
-    let prg = |i: u64| crate::prg::Prg::from_seed(seed.wrapping_mul(6) + i);
-    [0, 1, 2].map(|party| Rc::new(Keys { own: prg(party), next: prg((party + 1) % 3), private: prg(3 + party) }))
+    let key = |i: u64| Key::from_bytes((u128::from(seed) << 64 | u128::from(i)).to_le_bytes());
+    [0, 1, 2].map(|party| Rc::new(Keys::new(&key(party), &key((party + 1) % 3), &key(3 + party))))
 }
 
 /// Runs `kernel` at every role of an op with rotation `rot`. Results and messages are by role.

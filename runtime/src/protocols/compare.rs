@@ -29,12 +29,10 @@ pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8) -> Result<Bits> {
     if width == 0 || width > 64 {
         return Err(Diagnostic::internal("E0803", format!("sign of a value of {width} bits")));
     }
-    let words = plane_words(n);
     let w = usize::from(width);
     let mut propagate = sum_bits(cx, x, n, w).await?;
-    let low = (w - 1) * words;
     let generate = generate(cx, &propagate, n, w - 1).await?;
-    let mut top = Planes::new(propagate.a.split_off(low), propagate.b.split_off(low), words);
+    let mut top = propagate.split_off(w - 1);
     if w > 1 {
         top.xor(&carry(cx, generate, propagate, n).await?);
     }
@@ -44,8 +42,8 @@ pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8) -> Result<Bits> {
 /// The and of `n` shared bits.
 pub async fn and(cx: &Cx, x: &Bits, y: &Bits) -> Result<Bits> {
     let words = plane_words(x.n);
-    let x_planes = Planes::new(x.a.to_vec(), x.b.to_vec(), words);
-    let y_planes = Planes::new(y.a.to_vec(), y.b.to_vec(), words);
+    let x_planes = Planes::new(x.a.to_vec(), x.b.to_vec(), 1, words);
+    let y_planes = Planes::new(y.a.to_vec(), y.b.to_vec(), 1, words);
     let z = and_planes(cx, &x_planes, &y_planes, x.n, 0).await?;
     Ok(Bits::new(x.n, z.a, z.b))
 }
@@ -74,7 +72,7 @@ async fn sum_bits(cx: &Cx, x: &Shared, n: usize, w: usize) -> Result<Planes> {
             (third, b0)
         }
     };
-    Ok(Planes::new(a, b, words))
+    Ok(Planes::new(a, b, w, words))
 }
 
 /// Sharing of A ∧ B on the lowest `count` planes.
@@ -109,7 +107,7 @@ async fn generate(cx: &Cx, sum: &Planes, n: usize, count: usize) -> Result<Plane
             (g2, g0)
         }
     };
-    Ok(Planes::new(a, b, words))
+    Ok(Planes::new(a, b, count, words))
 }
 
 /// The carry out of the highest plane: a tree that joins neighbours; an odd highest group moves up. The lowest group
@@ -126,7 +124,7 @@ async fn carry(cx: &Cx, mut g: Planes, mut p: Planes, n: usize) -> Result<Planes
         y.append(p.pick((1..pairs).map(|q| 2 * q)));
         let mut products = and_planes(cx, &x, &y, n, level).await?;
 
-        let mut next_p = Planes::new(vec![0; p.words()], vec![0; p.words()], p.words());
+        let mut next_p = Planes::new(vec![0; p.words()], vec![0; p.words()], 1, p.words());
         next_p.append(products.split_off(pairs));
         let mut next_g = g.pick((0..pairs).map(|q| 2 * q + 1));
         next_g.xor(&products);
@@ -141,7 +139,7 @@ async fn carry(cx: &Cx, mut g: Planes, mut p: Planes, n: usize) -> Result<Planes
 }
 
 /// Plane by plane `x ∧ y`; `part` tells the calls of one op level apart.
-async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, n: usize, part: u32) -> Result<Planes> {
+async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, n: usize, part: u16) -> Result<Planes> {
     let terms = x.a.iter().zip(&x.b).zip(y.a.iter().zip(&y.b));
     let mut z: Vec<u64> = terms.map(|((xa, xb), (ya, yb))| xa & (ya ^ yb) ^ xb & ya).collect();
     cx.xor_zero_share(Purpose::And, part, &mut z);
@@ -149,5 +147,5 @@ async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, n: usize, part: u32) -> Res
     cx.send_planes((role + 2) % 3, &z, n);
     cx.round().await;
     let next = cx.take_planes((role + 1) % 3, x.count(), n)?;
-    Ok(Planes::new(z, next, x.words()))
+    Ok(Planes::new(z, next, x.count(), x.words()))
 }

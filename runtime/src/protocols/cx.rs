@@ -12,21 +12,43 @@ use std::task::Poll;
 use ombra_ir::{Diagnostic, Result};
 
 use super::wire;
-use crate::prg::{Label, Prg};
+use crate::prg::{Key, Label, Prg, UsedLabels};
 
-/// The keys of one party for one session.
+/// The keys of one party for one session. A label is used once per key: in debug builds a second use panics.
 pub struct Keys {
     /// `k_i`, shared with the party before.
-    pub own: Prg,
+    own: Stream,
     /// `k_{i+1}`, shared with the party after.
-    pub next: Prg,
+    next: Stream,
     /// Known to this party alone.
-    pub private: Prg,
+    private: Stream,
+}
+
+struct Stream {
+    prg: Prg,
+    used: RefCell<UsedLabels>,
+}
+
+impl Keys {
+    /// The generators of `k_i`, shared with the party before, of `k_{i+1}`, shared with the party after, and of a key
+    /// that no other party knows.
+    pub fn new(own: &Key, next: &Key, private: &Key) -> Self {
+        let stream = |key| Stream { prg: Prg::new(key), used: RefCell::default() };
+        Keys { own: stream(own), next: stream(next), private: stream(private) }
+    }
+}
+
+impl Stream {
+    /// The generator, for one use of `label`.
+    fn at(&self, label: Label) -> &Prg {
+        self.used.borrow_mut().claim(label);
+        &self.prg
+    }
 }
 
 /// What a stretch of randomness is for: one value for each use in a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
+#[repr(u16)]
 pub enum Purpose {
     /// Component 0 of an input.
     Input = 1,
@@ -107,7 +129,7 @@ pub struct Cx {
     rot: u8,
     op: u32,
     step: u32,
-    level: u32,
+    level: u16,
 }
 
 impl Cx {
@@ -126,7 +148,7 @@ impl Cx {
     }
 
     /// The same instance at a level of a tree: its randomness differs from that of other levels.
-    pub(super) fn at_level(&self, level: u32) -> Cx {
+    pub(super) fn at_level(&self, level: u16) -> Cx {
         Cx { level, ..self.clone() }
     }
 
@@ -134,49 +156,55 @@ impl Cx {
         usize::from((role + self.rot) % 3)
     }
 
-    fn label(&self, purpose: Purpose, part: u32) -> Label {
-        Label { op: self.op, step: self.step, purpose: purpose as u8, part: self.level << 8 | part }
+    fn label(&self, purpose: Purpose, part: u16) -> Label {
+        Label { op: self.op, step: self.step, purpose: purpose as u16, part: self.level << 8 | part }
     }
 
     /// `F(k_key, purpose, part)` in `n` words. An error where this role does not know the key.
-    pub(super) fn draw(&self, key: u8, purpose: Purpose, part: u32, n: usize) -> Result<Vec<u64>> {
+    pub(super) fn draw(&self, key: u8, purpose: Purpose, part: u16, n: usize) -> Result<Vec<u64>> {
         let mut words = vec![0; n];
-        self.key(key)?.fill_u64(self.label(purpose, part), &mut words);
+        let label = self.label(purpose, part);
+        self.key(key)?.at(label).fill_u64(label, &mut words);
         Ok(words)
     }
 
     /// Words from this party's private key.
-    pub(super) fn draw_private(&self, purpose: Purpose, part: u32, n: usize) -> Vec<u64> {
+    pub(super) fn draw_private(&self, purpose: Purpose, part: u16, n: usize) -> Vec<u64> {
         let mut words = vec![0; n];
-        self.keys.private.fill_u64(self.label(purpose, part), &mut words);
+        let label = self.label(purpose, part);
+        self.keys.private.at(label).fill_u64(label, &mut words);
         words
     }
 
     /// Adds `F(k_key, purpose)` to `words`.
     pub(super) fn add_mask(&self, key: u8, purpose: Purpose, words: &mut [u64]) -> Result<()> {
-        self.key(key)?.add_assign_u64(self.label(purpose, 0), words);
+        let label = self.label(purpose, 0);
+        self.key(key)?.at(label).add_assign_u64(label, words);
         Ok(())
     }
 
     /// Subtracts `F(k_key, purpose)` from `words`.
     pub(super) fn sub_mask(&self, key: u8, purpose: Purpose, words: &mut [u64]) -> Result<()> {
-        self.key(key)?.sub_assign_u64(self.label(purpose, 0), words);
+        let label = self.label(purpose, 0);
+        self.key(key)?.at(label).sub_assign_u64(label, words);
         Ok(())
     }
 
     /// Adds this role's term of a sharing of zero, `F(k_j) − F(k_{j+1})`.
     pub(super) fn add_zero_share(&self, purpose: Purpose, words: &mut [u64]) {
-        self.keys.own.add_assign_u64(self.label(purpose, 0), words);
-        self.keys.next.sub_assign_u64(self.label(purpose, 0), words);
+        let label = self.label(purpose, 0);
+        self.keys.own.at(label).add_assign_u64(label, words);
+        self.keys.next.at(label).sub_assign_u64(label, words);
     }
 
     /// Adds this role's term of a sharing of zero bits, `F(k_j) ⊕ F(k_{j+1})`.
-    pub(super) fn xor_zero_share(&self, purpose: Purpose, part: u32, words: &mut [u64]) {
-        self.keys.own.xor_assign_u64(self.label(purpose, part), words);
-        self.keys.next.xor_assign_u64(self.label(purpose, part), words);
+    pub(super) fn xor_zero_share(&self, purpose: Purpose, part: u16, words: &mut [u64]) {
+        let label = self.label(purpose, part);
+        self.keys.own.at(label).xor_assign_u64(label, words);
+        self.keys.next.at(label).xor_assign_u64(label, words);
     }
 
-    fn key(&self, key: u8) -> Result<&Prg> {
+    fn key(&self, key: u8) -> Result<&Stream> {
         match (key + 3 - self.role()) % 3 {
             0 => Ok(&self.keys.own),
             1 => Ok(&self.keys.next),

@@ -6,13 +6,14 @@ pub(super) struct Planes {
     pub a: Vec<u64>,
     /// Component `x_{i+1}`.
     pub b: Vec<u64>,
+    count: usize,
     words: usize,
 }
 
 impl Planes {
-    /// Planes from both components' words.
-    pub(super) fn new(a: Vec<u64>, b: Vec<u64>, words: usize) -> Self {
-        Planes { a, b, words }
+    /// `count` planes of `words` words from both components' words.
+    pub(super) fn new(a: Vec<u64>, b: Vec<u64>, count: usize, words: usize) -> Self {
+        Planes { a, b, count, words }
     }
 
     /// Words of a plane.
@@ -20,26 +21,29 @@ impl Planes {
         self.words
     }
 
-    /// Number of planes; 0 when they are empty.
+    /// Number of planes.
     pub(super) fn count(&self) -> usize {
-        self.a.len().checked_div(self.words).unwrap_or(0)
+        self.count
     }
 
     /// Copies of the planes with these numbers.
     pub(super) fn pick(&self, planes: impl Iterator<Item = usize> + Clone) -> Planes {
-        let copy = |from: &[u64]| planes.clone().flat_map(|i| &from[i * self.words..(i + 1) * self.words]).copied().collect();
-        Planes::new(copy(&self.a), copy(&self.b), self.words)
+        let copy =
+            |from: &[u64]| planes.clone().flat_map(|i| &from[i * self.words..(i + 1) * self.words]).copied().collect();
+        Planes::new(copy(&self.a), copy(&self.b), planes.clone().count(), self.words)
     }
 
     /// Adds planes at the end.
     pub(super) fn append(&mut self, mut other: Planes) {
         self.a.append(&mut other.a);
         self.b.append(&mut other.b);
+        self.count += other.count;
     }
 
     /// Takes away the planes from number `at` on.
     pub(super) fn split_off(&mut self, at: usize) -> Planes {
-        Planes::new(self.a.split_off(at * self.words), self.b.split_off(at * self.words), self.words)
+        let count = std::mem::replace(&mut self.count, at) - at;
+        Planes::new(self.a.split_off(at * self.words), self.b.split_off(at * self.words), count, self.words)
     }
 
     /// Plane by plane exclusive or.

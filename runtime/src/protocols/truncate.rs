@@ -5,9 +5,9 @@
 //! Rounds: 2, and 1 more when role 2 has a term. Bits per element: `2ℓ + 2` and `8⌈f/8⌉` of correlation, and `ℓ` more
 //! when role 2 has a term.
 //! Correlation: role 2 deals a product of two random bits, from keys but for one message.
-//! Error: the result is `⌊x / 2^f⌋` or one more. Over the shares' randomness the chance of one more is the dropped
-//! fraction, up to `2^(1−ℓ)` shifted by the carry of the low bits: the mean of `result − x / 2^f` is between 0 and
-//! `2^−f`. Which of both it is depends on the shares: the functionality is the weaker "rounded by the shares" one.
+//! Error: the result is `⌊x / 2^f⌋` or one more. Over the shares' randomness the chance of one more is `(d + 1) / 2^f`,
+//! where `d` is the dropped part `x mod 2^f`: the mean of `result − x / 2^f` is `2^−f` for every `x`. Which of both it
+//! is depends on the shares: the functionality is the weaker one that rounds by the shares.
 //! Needs `|x| < 2^(ℓ−2)`; beyond it the result is wrong by multiples of `2^(ℓ−f)`.
 //! Side channels: no branch or index on a secret.
 //!
@@ -34,7 +34,7 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
     if by == 0 || by.saturating_add(2) > bits {
         return Err(Diagnostic::internal("E0803", format!("truncation of a {bits}-bit ring by {by} bits")));
     }
-    let product_bits = by.div_ceil(8) * 8;
+    let product_bits = product_bits(by);
     match cx.role() {
         0 => {
             let mut a = own_term(cx, x, n);
@@ -50,8 +50,11 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
             if x.has_third_term() {
                 cx.sub_mask(2, Purpose::TruncateTerm, &mut b)?;
                 cx.round().await;
+                let s1 = cx.take(2, n, product_bits)?;
+                dividend_1(cx, b, Some(s1), n, bits, by).await
+            } else {
+                dividend_1(cx, b, None, n, bits, by).await
             }
-            dividend_1(cx, b, n, bits, by, product_bits).await
         }
         _ => {
             if x.has_third_term() {
@@ -109,8 +112,15 @@ async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, bits: u8, by: u8) -> Res
     Ok(Shared::new(t0, a))
 }
 
-/// Role 1 from `B` on.
-async fn dividend_1(cx: &Cx, mut b: Vec<u64>, n: usize, bits: u8, by: u8, product_bits: u8) -> Result<Shared> {
+/// Role 1 from `B` on; `s1` comes in the same round as the wrap bit unless it is there already.
+async fn dividend_1(
+    cx: &Cx,
+    mut b: Vec<u64>,
+    s1: Option<Vec<u64>>,
+    n: usize,
+    bits: u8,
+    by: u8,
+) -> Result<Shared> {
     let (mask, _, top, k) = constants(bits, by);
     let mut wrap = vec![0u64; plane_words(n)];
     for (i, b) in b.iter_mut().enumerate() {
@@ -123,7 +133,7 @@ async fn dividend_1(cx: &Cx, mut b: Vec<u64>, n: usize, bits: u8, by: u8, produc
     let t2 = cx.draw(2, Purpose::TruncateOut2, 0, n)?;
     cx.round().await;
 
-    let s1 = cx.take(2, n, product_bits)?;
+    let s1 = s1.map_or_else(|| cx.take(2, n, product_bits(by)), Ok)?;
     let d_a = cx.take_planes(0, 1, n)?;
     for (i, b) in b.iter_mut().enumerate() {
         let (da, db, rb) = (bit(&d_a, i), bit(&d_b, i), bit(&r_b, i));
@@ -139,6 +149,11 @@ async fn dividend_1(cx: &Cx, mut b: Vec<u64>, n: usize, bits: u8, by: u8, produc
     let other = cx.take(0, n, bits)?;
     b.iter_mut().zip(&other).for_each(|(y, o)| *y = y.wrapping_add(*o));
     Ok(Shared::new(b, t2))
+}
+
+/// Bits of the ring of the bit product: whole bytes, so that what is sent is uniform.
+fn product_bits(by: u8) -> u8 {
+    by.div_ceil(8) * 8
 }
 
 /// Ring mask, a quarter of the ring, the sign bit's position, and `K = 2^(ℓ−f)`.

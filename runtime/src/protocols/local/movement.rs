@@ -103,22 +103,22 @@ pub fn reduce_sum(x: &[u64], shape: &[usize], axis: usize) -> Result<Vec<u64>> {
     Ok(out)
 }
 
-/// The elements where `mask` is true.
-pub fn pack(x: &[u64], mask: &[bool]) -> Result<Vec<u64>> {
-    if x.len() != mask.len() {
-        return Err(not_packed(mask.len(), x.len()));
+/// The elements at ascending positions.
+pub fn pack(x: &[u64], keep: &[u32]) -> Result<Vec<u64>> {
+    if keep.last().is_some_and(|&last| last as usize >= x.len()) {
+        return Err(not_packed(keep.len(), x.len()));
     }
-    Ok(x.iter().zip(mask).filter(|(_, keep)| **keep).map(|(x, _)| *x).collect())
+    Ok(keep.iter().map(|&at| x[at as usize]).collect())
 }
 
-/// The packed elements where `mask` is true, zero elsewhere.
-pub fn unpack(x: &[u64], mask: &[bool]) -> Result<Vec<u64>> {
-    let kept = mask.iter().filter(|keep| **keep).count();
-    if x.len() != kept {
-        return Err(not_packed(kept, x.len()));
+/// The packed elements at ascending positions of `dense` elements, zero elsewhere.
+pub fn unpack(x: &[u64], keep: &[u32], dense: usize) -> Result<Vec<u64>> {
+    if x.len() != keep.len() || keep.last().is_some_and(|&last| last as usize >= dense) {
+        return Err(not_packed(keep.len(), x.len()));
     }
-    let mut x = x.iter();
-    Ok(mask.iter().map(|keep| if *keep { x.next().copied().unwrap_or(0) } else { 0 }).collect())
+    let mut out = vec![0; dense];
+    keep.iter().zip(x).for_each(|(&at, x)| out[at as usize] = *x);
+    Ok(out)
 }
 
 /// Sum of every row's packed entries.
@@ -218,14 +218,15 @@ mod tests {
 
     #[test]
     fn ragged_rows() {
-        let mask = [true, false, true, false, false, true];
-        let packed = pack(&iota(6), &mask).unwrap();
+        let keep = [0, 2, 5];
+        let packed = pack(&iota(6), &keep).unwrap();
         assert_eq!(packed, [0, 2, 5]);
-        assert_eq!(unpack(&packed, &mask).unwrap(), [0, 0, 2, 0, 0, 5]);
+        assert_eq!(unpack(&packed, &keep, 6).unwrap(), [0, 0, 2, 0, 0, 5]);
         assert_eq!(row_sum(&packed, &[2, 0, 1]).unwrap(), [2, 0, 5]);
         assert_eq!(row_expand(&[7, 8, 9], &[2, 0, 1]).unwrap(), [7, 7, 9]);
-        assert!(pack(&iota(5), &mask).is_err());
-        assert!(unpack(&iota(2), &mask).is_err());
+        assert!(pack(&iota(5), &keep).is_err());
+        assert!(unpack(&iota(2), &keep, 6).is_err());
+        assert!(unpack(&iota(3), &keep, 5).is_err());
         assert!(row_sum(&packed, &[2, 2]).is_err());
         assert!(row_expand(&[7], &[1, 1]).is_err());
     }

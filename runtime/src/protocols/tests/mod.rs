@@ -6,14 +6,13 @@ mod rows;
 mod transcript;
 mod truncate;
 
+use std::future::Future;
 use std::rc::Rc;
 
 use ombra_ir::cost::{RowLens, Sizes, Traffic, traffic};
 use ombra_ir::op::Op;
 
 use crate::exec::lockstep::{self, Sent};
-use std::future::Future;
-
 use crate::protocols::Cx;
 use crate::share::{Bits, Component, Shared, Sum, ring_mask};
 
