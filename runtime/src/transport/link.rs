@@ -174,14 +174,18 @@ impl Link {
     }
 
     fn push(&self, message: Message) -> Result<()> {
+        // The peer's own words, if it left any, say more than a failed write.
+        if let Some(reason) = self.inbox.end_reason(Duration::ZERO) {
+            return Err(reason);
+        }
         match &self.output {
             Output::Memory { inbox, .. } => {
                 if inbox.push(message) {
-                    return Ok(());
+                    Ok(())
+                } else {
+                    Err(gone(self.peer))
                 }
-                Err(self.inbox.end_reason(Duration::ZERO).unwrap_or_else(|| gone(self.peer)))
             }
-            // The peer's own words, if it left any, say more than the failed write.
             Output::Tls { outbox, .. } => {
                 outbox.push(self.peer, message).map_err(|error| self.inbox.end_reason(REASON).unwrap_or(error))
             }
