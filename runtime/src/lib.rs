@@ -1,1 +1,5 @@
 //! Plan in; shares, protocols, kernels, transport.
+
+pub mod config;
+pub mod keygen;
+pub mod transport;
