@@ -6,6 +6,7 @@
 
 mod check;
 mod external;
+mod extract;
 mod tensor;
 mod wire;
 mod write;
@@ -23,6 +24,7 @@ use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, 
 use external::ExternalFiles;
 
 pub use check::OPSETS;
+pub use extract::extract;
 pub use tensor::{element_size, element_type, is_floating, shape};
 pub use write::{ExternalWriter, write_model};
 
