@@ -1,3 +1,4 @@
 //! ONNX in, plan out.
 
+pub mod labels;
 pub mod onnx;
