@@ -2,4 +2,5 @@
 
 pub mod config;
 pub mod keygen;
+pub mod plaintext;
 pub mod transport;
