@@ -5,3 +5,7 @@ pub mod exec;
 pub mod prg;
 pub mod protocols;
 pub mod share;
+pub mod config;
+pub mod keygen;
+pub mod plaintext;
+pub mod transport;
