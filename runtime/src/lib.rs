@@ -1,4 +1,5 @@
 //! Plan in; shares, protocols, kernels, transport.
 
 pub mod backend;
+pub mod dpf;
 pub mod prg;
