@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod exec;
+pub mod dpf;
 pub mod prg;
 pub mod protocols;
 pub mod share;
