@@ -6,6 +6,7 @@
 pub mod compare;
 pub mod convert;
 pub mod cx;
+pub mod embed;
 pub mod input;
 pub mod local;
 mod planes;
