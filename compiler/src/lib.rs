@@ -1,1 +1,3 @@
 //! ONNX in, plan out.
+
+pub mod graph;

@@ -273,9 +273,9 @@ impl Dim {
         for term in &self.terms {
             let mut product = i128::from(term.coefficient);
             for s in &term.symbols {
-                let value = bindings.get(*s).ok_or_else(|| {
-                    Diagnostic::input("E0104", format!("symbolic size number {} has no value", s.0))
-                })?;
+                let value = bindings
+                    .get(*s)
+                    .ok_or_else(|| Diagnostic::input("E0104", format!("symbolic size number {} has no value", s.0)))?;
                 product = product.checked_mul(value.into()).ok_or_else(overflow)?;
             }
             sum = sum.checked_add(product).ok_or_else(overflow)?;
@@ -535,7 +535,10 @@ mod tests {
         let total = past.add(&seq).unwrap();
         let volume = batch.mul(&total).unwrap().mul(&Dim::constant(96)).unwrap();
         assert_eq!(dims.show(&volume.div_exact(&total).unwrap()), "96*batch");
-        assert_eq!(volume.div_exact(&batch.mul(&Dim::constant(16)).unwrap()).unwrap(), dims.parse("6*past+6*seq").unwrap());
+        assert_eq!(
+            volume.div_exact(&batch.mul(&Dim::constant(16)).unwrap()).unwrap(),
+            dims.parse("6*past+6*seq").unwrap()
+        );
         assert_eq!(Dim::constant(96).div_exact(&Dim::constant(16)).unwrap(), Dim::constant(6));
         assert_eq!(volume.div_exact(&Dim::constant(7)).unwrap_err().code, "E0102");
         assert_eq!(seq.div_exact(&past).unwrap_err().code, "E0102");

@@ -1,0 +1,76 @@
+//! Owners of values: who may know them.
+
+use super::{Graph, Op};
+
+/// The least upper bound of the operands' owners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// Everybody knows it.
+    #[default]
+    Public,
+    /// The client alone knows it.
+    Client,
+    /// The server alone knows it.
+    Server,
+    /// Nobody may see it.
+    Secret,
+}
+
+impl Owner {
+    /// The least owner that covers both.
+    pub fn join(self, other: Owner) -> Owner {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Owner::Public, b) => b,
+            (a, Owner::Public) => a,
+            _ => Owner::Secret,
+        }
+    }
+
+    /// Name as printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Owner::Public => "public",
+            Owner::Client => "client",
+            Owner::Server => "server",
+            Owner::Secret => "secret",
+        }
+    }
+}
+
+/// Sets the owner of every value: inputs by role, weights by `weight_owner` of the initializer's name, constants
+/// public, all else the join of its operands.
+pub fn propagate_owners(graph: &mut Graph, weight_owner: impl Fn(&str) -> Owner) {
+    for id in graph.topological() {
+        let operands = graph.operands(id);
+        let joined = operands
+            .iter()
+            .fold(Owner::Public, |owner, operand| graph.node(*operand).map_or(Owner::Secret, |n| owner.join(n.owner)));
+        if let Ok(node) = graph.node_mut(id) {
+            node.owner = match &node.op {
+                Op::Input { role, .. } => role.owner(node.dtype),
+                Op::Weight { name, .. } => weight_owner(name),
+                _ => joined,
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn join_is_the_lattice() {
+        let all = [Owner::Public, Owner::Client, Owner::Server, Owner::Secret];
+        for a in all {
+            assert_eq!(a.join(a), a);
+            assert_eq!(a.join(Owner::Public), a);
+            assert_eq!(a.join(Owner::Secret), Owner::Secret);
+            for b in all {
+                assert_eq!(a.join(b), b.join(a));
+            }
+        }
+        assert_eq!(Owner::Client.join(Owner::Server), Owner::Secret);
+    }
+}

@@ -1,0 +1,192 @@
+//! Operators that sum: products of matrices, running sums and reductions. Sums run in ascending index order.
+
+use super::infer::mismatch;
+use super::movement::{broadcast_shape, broadcast_walk, split_at, strides};
+use super::tensor::volume;
+use super::{Data, Reduce, Tensor};
+use crate::Result;
+
+/// A matrix operand: batch sizes, rows, columns, and the shape as given.
+struct Matrix<'a> {
+    batch: &'a [usize],
+    rows: usize,
+    cols: usize,
+}
+
+fn matrices<'a>(a: &'a [usize], b: &'a [usize]) -> Result<(Matrix<'a>, Matrix<'a>)> {
+    let left = match a {
+        [batch @ .., rows, cols] => Matrix { batch, rows: *rows, cols: *cols },
+        [cols] => Matrix { batch: &[], rows: 1, cols: *cols },
+        [] => return Err(mismatch("matmul", "an operand has no axes")),
+    };
+    let right = match b {
+        [batch @ .., rows, cols] => Matrix { batch, rows: *rows, cols: *cols },
+        [rows] => Matrix { batch: &[], rows: *rows, cols: 1 },
+        [] => return Err(mismatch("matmul", "an operand has no axes")),
+    };
+    if left.cols != right.rows {
+        return Err(mismatch("matmul", format!("shapes {a:?} and {b:?}")));
+    }
+    Ok((left, right))
+}
+
+/// The shape of the product.
+pub(super) fn matmul_shape(a: &[usize], b: &[usize]) -> Result<Vec<usize>> {
+    let (left, right) = matrices(a, b)?;
+    let mut shape = broadcast_shape("matmul", left.batch, right.batch)?;
+    if a.len() > 1 {
+        shape.push(left.rows);
+    }
+    if b.len() > 1 {
+        shape.push(right.cols);
+    }
+    Ok(shape)
+}
+
+pub(super) fn matmul(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (left, right) = matrices(x.shape(), y.shape())?;
+    let batch = broadcast_shape("matmul", left.batch, right.batch)?;
+    let pairs: Vec<(usize, usize)> =
+        broadcast_walk("matmul", left.batch, &batch)?.zip(broadcast_walk("matmul", right.batch, &batch)?).collect();
+    let data = match (x.data(), y.data()) {
+        (Data::F32(a), Data::F32(b)) => Data::F32(product(a, b, &left, &right, &pairs, |s, x, y| s + x * y)),
+        (Data::I64(a), Data::I64(b)) => {
+            Data::I64(product(a, b, &left, &right, &pairs, |s: i64, x: i64, y| s.wrapping_add(x.wrapping_mul(y))))
+        }
+        _ => return Err(mismatch("matmul", "operands of the wrong type")),
+    };
+    Tensor::new(matmul_shape(x.shape(), y.shape())?, data)
+}
+
+fn product<T: Copy + Default>(
+    a: &[T],
+    b: &[T],
+    left: &Matrix,
+    right: &Matrix,
+    pairs: &[(usize, usize)],
+    step: impl Fn(T, T, T) -> T,
+) -> Vec<T> {
+    let (n, k, m) = (left.rows, left.cols, right.cols);
+    let mut out = vec![T::default(); pairs.len() * n * m];
+    if n * m == 0 || k == 0 {
+        return out;
+    }
+    for ((i, j), block) in pairs.iter().zip(out.chunks_exact_mut(n * m)) {
+        let a = a.get(i * n * k..(i + 1) * n * k).unwrap_or(&[]);
+        let b = b.get(j * k * m..(j + 1) * k * m).unwrap_or(&[]);
+        for (row, sums) in a.chunks_exact(k).zip(block.chunks_exact_mut(m)) {
+            for (x, line) in row.iter().zip(b.chunks_exact(m)) {
+                for (sum, y) in sums.iter_mut().zip(line) {
+                    *sum = step(*sum, *x, *y);
+                }
+            }
+        }
+    }
+    out
+}
+
+pub(super) fn cum_sum(x: &Tensor, axis: usize, exclusive: bool, reverse: bool) -> Result<Tensor> {
+    let (outer, size, inner) = split_at("cum_sum", x.shape(), axis)?;
+    let data = match x.data() {
+        Data::F32(v) => Data::F32(running(v, [outer, size, inner], exclusive, reverse, |a, b| a + b)),
+        Data::I64(v) => Data::I64(running(v, [outer, size, inner], exclusive, reverse, i64::wrapping_add)),
+        Data::Bool(_) => return Err(mismatch("cum_sum", "operand of the wrong type")),
+    };
+    Tensor::new(x.shape().to_vec(), data)
+}
+
+fn running<T: Copy + Default>(
+    v: &[T],
+    [outer, size, inner]: [usize; 3],
+    exclusive: bool,
+    reverse: bool,
+    add: impl Fn(T, T) -> T,
+) -> Vec<T> {
+    let mut out = v.to_vec();
+    for o in 0..outer {
+        for i in 0..inner {
+            let mut sum = T::default();
+            for step in 0..size {
+                let s = if reverse { size - 1 - step } else { step };
+                if let Some(slot) = out.get_mut((o * size + s) * inner + i) {
+                    let next = add(sum, *slot);
+                    *slot = if exclusive { sum } else { next };
+                    sum = next;
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The shape of a reduction over ascending `axes`.
+pub(super) fn reduced_shape(shape: &[usize], axes: &[usize], keepdims: bool) -> Result<Vec<usize>> {
+    if axes.iter().any(|a| *a >= shape.len()) || !axes.windows(2).all(|w| matches!(w, [a, b] if a < b)) {
+        return Err(mismatch("reduce", format!("axes {axes:?} of shape {shape:?}")));
+    }
+    let kept = |(i, d): (usize, &usize)| match (axes.contains(&i), keepdims) {
+        (false, _) => Some(*d),
+        (true, true) => Some(1),
+        (true, false) => None,
+    };
+    Ok(shape.iter().enumerate().filter_map(kept).collect())
+}
+
+pub(super) fn reduce(kind: Reduce, x: &Tensor, axes: &[usize], keepdims: bool) -> Result<Tensor> {
+    let kept = reduced_shape(x.shape(), axes, true)?;
+    let n = volume(&kept)?;
+    let steps = strides(&kept).into_iter().zip(&kept).map(|(s, d)| if *d == 1 { 0 } else { s }).collect();
+    // For each element of x, in order, the result it belongs to.
+    let targets = super::movement::Walk::new(x.shape(), steps, 0)?;
+    let count: usize = axes.iter().filter_map(|a| x.shape().get(*a)).product();
+    let empty = || mismatch(kind.name(), "no element to reduce");
+    if count == 0 && n > 0 && matches!(kind, Reduce::Max | Reduce::Min | Reduce::Mean) {
+        return Err(empty());
+    }
+    let data = match x.data() {
+        Data::F32(v) => {
+            let mut out = match kind {
+                Reduce::Sum | Reduce::Mean => fold(v, targets, vec![0.0; n], |a, b| a + b),
+                Reduce::Prod => fold(v, targets, vec![1.0; n], |a, b| a * b),
+                Reduce::Max => {
+                    fold(v, targets, vec![f32::NEG_INFINITY; n], |a, b| if a.is_nan() || a > b { a } else { b })
+                }
+                Reduce::Min => fold(v, targets, vec![f32::INFINITY; n], |a, b| if a.is_nan() || a < b { a } else { b }),
+            };
+            if kind == Reduce::Mean {
+                out.iter_mut().for_each(|x| *x /= count as f32);
+            }
+            Data::F32(out)
+        }
+        Data::I64(v) => {
+            let mut out = match kind {
+                Reduce::Sum | Reduce::Mean => fold(v, targets, vec![0; n], i64::wrapping_add),
+                Reduce::Prod => fold(v, targets, vec![1; n], i64::wrapping_mul),
+                Reduce::Max => fold(v, targets, vec![i64::MIN; n], i64::max),
+                Reduce::Min => fold(v, targets, vec![i64::MAX; n], i64::min),
+            };
+            if kind == Reduce::Mean {
+                let count = i64::try_from(count).ok().filter(|c| *c > 0).unwrap_or(1);
+                out.iter_mut().for_each(|x| *x /= count);
+            }
+            Data::I64(out)
+        }
+        Data::Bool(v) => match kind {
+            Reduce::Max => Data::Bool(fold(v, targets, vec![false; n], |a, b| a || b)),
+            Reduce::Min => Data::Bool(fold(v, targets, vec![true; n], |a, b| a && b)),
+            Reduce::Sum | Reduce::Mean | Reduce::Prod => {
+                return Err(mismatch(kind.name(), "operand of the wrong type"));
+            }
+        },
+    };
+    Tensor::new(reduced_shape(x.shape(), axes, keepdims)?, data)
+}
+
+fn fold<T: Copy>(v: &[T], targets: impl Iterator<Item = usize>, mut out: Vec<T>, f: impl Fn(T, T) -> T) -> Vec<T> {
+    for (x, target) in v.iter().zip(targets) {
+        if let Some(slot) = out.get_mut(target) {
+            *slot = f(*slot, *x);
+        }
+    }
+    out
+}
