@@ -1,8 +1,16 @@
 //! The contract between compiler and runtime: MPC IR, verifier, costs, reference meaning, plan file.
 
+pub mod cost;
 pub mod diag;
 pub mod dim;
+pub mod infer;
+pub mod module;
+pub mod op;
 pub mod plain;
+pub mod reference;
+pub mod text;
+pub mod ty;
+pub mod verify;
 
 pub use diag::{Diagnostic, Kind, Result};
 pub use dim::{Bindings, Dim, Dims, Sym, SymInfo};

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Op {
     // Sources.
-    /// The value `value` of the module's public program. Result: plain, public.
+    /// The output `value` of the module's public program. Result: plain, public.
     Public {
-        /// Index of the value in the public program.
+        /// Index in the public program's outputs.
         value: u32,
     },
     /// A public f32 tensor rounded to the ring: `round(x · 2^scale)`. Operand: plain f32, public.
@@ -134,12 +134,13 @@ pub enum Op {
         /// The dense shape.
         shape: Vec<Dim>,
     },
-    /// Sum of every row's packed entries (operand 0; operand 1 the mask): one element a row.
+    /// Sum of every row's packed entries (operand 0; operand 1 the mask): the dense shape with size 1 on the last axis.
     RowSum {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,
     },
-    /// One element a row (operand 0) repeated over the row's packed entries (operand 1 the mask).
+    /// One element a row (operand 0, size 1 on the last axis) repeated over the row's packed entries (operand 1 the
+    /// mask).
     RowExpand {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,
@@ -169,7 +170,8 @@ pub enum Op {
         /// Ring bits.
         bits: u8,
     },
-    /// Greatest packed entry of every row (operand 0 packed, operand 1 the mask); 0 for an empty row.
+    /// Greatest packed entry of every row (operand 0 packed, operand 1 the mask), with size 1 on the last axis; 0 for an
+    /// empty row.
     RowMax {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,

@@ -1,6 +1,6 @@
 //! Types of MPC values: what an element is, who holds it, how big it is.
 
-use crate::dim::Dim;
+use crate::dim::{Dim, Dims};
 use crate::plain::DType;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -122,6 +122,19 @@ impl Ty {
         Ty { elem: Elem::Plain(dtype), sharing, shape, bound: 0, bound_from: BoundFrom::Proven }
     }
 
+    /// The type as in the text form, such as `ring64.16[batch, 96] shared <24 calibrated`.
+    pub fn show(&self, dims: &Dims) -> String {
+        let mut out = format!("{}{} {}", self.elem, dims.show_shape(&self.shape), self.sharing.name());
+        if self.as_ring().is_some() {
+            out += &format!(" <{}", self.bound);
+            if self.bound_from != BoundFrom::Proven {
+                out += " ";
+                out += self.bound_from.name();
+            }
+        }
+        out
+    }
+
     /// Ring bits and scale, if the elements are ring elements.
     pub fn as_ring(&self) -> Option<(u8, u8)> {
         match self.elem {
@@ -136,24 +149,7 @@ impl fmt::Display for Elem {
         match self {
             Elem::Ring { bits, scale } => write!(f, "ring{bits}.{scale}"),
             Elem::Bit => write!(f, "bit"),
-            Elem::Plain(d) => write!(f, "{d}"),
+            Elem::Plain(d) => f.write_str(d.name()),
         }
-    }
-}
-
-impl fmt::Display for Ty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[", self.elem)?;
-        for (i, d) in self.shape.iter().enumerate() {
-            write!(f, "{}{d}", if i == 0 { "" } else { ", " })?;
-        }
-        write!(f, "] {}", self.sharing.name())?;
-        if self.as_ring().is_some() {
-            write!(f, " <{}", self.bound)?;
-            if self.bound_from != BoundFrom::Proven {
-                write!(f, " {}", self.bound_from.name())?;
-            }
-        }
-        Ok(())
     }
 }
