@@ -4,3 +4,6 @@ pub mod config;
 pub mod keygen;
 pub mod plaintext;
 pub mod transport;
+pub mod backend;
+pub mod dpf;
+pub mod prg;
