@@ -1,3 +1,5 @@
 //! ONNX in, plan out.
 
 pub mod graph;
+pub mod import;
+pub mod onnx;
