@@ -14,7 +14,7 @@ pub mod reshare;
 pub mod reveal;
 pub mod tree;
 pub mod truncate;
-mod wire;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! Ring elements as bytes: `bits / 8` bytes an element, little endian.
 
 /// Appends the low `width` bytes of every word.
-pub(super) fn put_words(out: &mut Vec<u8>, words: impl ExactSizeIterator<Item = u64>, width: usize) {
+pub(crate) fn put_words(out: &mut Vec<u8>, words: impl ExactSizeIterator<Item = u64>, width: usize) {
     out.reserve(words.len() * width);
     if width == 8 {
         words.for_each(|w| out.extend_from_slice(&w.to_le_bytes()));
@@ -11,7 +11,7 @@ pub(super) fn put_words(out: &mut Vec<u8>, words: impl ExactSizeIterator<Item = 
 }
 
 /// Reads words of `width` bytes, 1 to 8.
-pub(super) fn get_words(bytes: &[u8], width: usize) -> Vec<u64> {
+pub(crate) fn get_words(bytes: &[u8], width: usize) -> Vec<u64> {
     bytes
         .chunks_exact(width)
         .map(|chunk| {

@@ -118,6 +118,7 @@ fn ids_outside_the_table_and_broken_keys_are_refused() {
             let (first, _) = crate::dpf::generate(1, 4, &mut |out| out.fill(1)).expect("1 is below 4");
             (1..3).for_each(|to| cx.send_bytes(to, &first.to_bytes()));
             cx.round().await;
+            cx.round().await;
             return Ok(Shared::zero());
         }
         embed(&cx, None, &Shared::new(vec![0; 4], vec![0; 4]), sizes, 1).await
