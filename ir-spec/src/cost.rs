@@ -158,6 +158,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::Sub
         | Op::Neg
         | Op::MulInt { .. }
+        | Op::AddInt { .. }
         | Op::Upscale { .. }
         | Op::SetScale { .. }
         | Op::Mul

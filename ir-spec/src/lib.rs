@@ -1,5 +1,6 @@
 //! The contract between compiler and runtime: MPC IR, verifier, costs, reference meaning, plan file.
 
+pub mod bind;
 pub mod cost;
 pub mod diag;
 pub mod dim;
@@ -7,7 +8,9 @@ pub mod infer;
 pub mod module;
 pub mod op;
 pub mod plain;
+pub mod plan;
 pub mod reference;
+pub mod schedule;
 pub mod text;
 pub mod ty;
 pub mod verify;

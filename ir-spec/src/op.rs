@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Op {
     // Sources.
-    /// The output `value` of the module's public program. Result: plain, public.
+    /// Output `value` of the module's public program. Result: plain, public.
     Public {
-        /// Index in the public program's outputs.
+        /// Index among the public program's outputs.
         value: u32,
     },
     /// A public f32 tensor rounded to the ring: `round(x · 2^scale)`. Operand: plain f32, public.
@@ -59,6 +59,11 @@ pub enum Op {
     /// `a · k` for an integer; the scale stays.
     MulInt {
         /// The factor.
+        k: i64,
+    },
+    /// `a + k` for an integer in units of the ring; the scale stays.
+    AddInt {
+        /// The summand.
         k: i64,
     },
     /// `a · 2^by` with the scale raised by `by`: the same real value, finer.
@@ -213,7 +218,7 @@ pub enum Op {
     },
     /// Softmax over the last axis of operand 0 among the entries that the public mask (operand 1) keeps.
     Softmax,
-    /// `x · Φ(x)`; the tanh form differs from it by less than the error of either expansion's fit allows for.
+    /// `x · Φ(x)`, or its tanh form, which differs from it by at most 4.8e-4.
     Gelu {
         /// The tanh form.
         tanh: bool,
@@ -283,6 +288,7 @@ impl Op {
             Op::Sub => ("sub", Local, Some(2)),
             Op::Neg => ("neg", Local, Some(1)),
             Op::MulInt { .. } => ("mul_int", Local, Some(1)),
+            Op::AddInt { .. } => ("add_int", Local, Some(1)),
             Op::Upscale { .. } => ("upscale", Local, Some(1)),
             Op::SetScale { .. } => ("set_scale", Local, Some(1)),
             Op::Mul => ("mul", Local, Some(2)),

@@ -71,7 +71,8 @@ pub enum BoundFrom {
     Proven,
     /// Measured on calibration inputs, with a margin.
     Calibrated,
-    /// Holds only where the result is kept: elsewhere the value is garbage that a later product by zero removes.
+    /// Follows from the formula of the expansion that made the op, inside the formula's range. Outside the range the
+    /// value is garbage, which a later product by zero removes.
     Guarded,
 }
 

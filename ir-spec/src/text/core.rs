@@ -16,7 +16,7 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         | Op::State { slot }
         | Op::Reveal { slot }
         | Op::SetState { slot } => vec![("slot", int((*slot).into()))],
-        Op::MulInt { k } => vec![("k", int(*k))],
+        Op::MulInt { k } | Op::AddInt { k } => vec![("k", int(*k))],
         Op::Upscale { by } | Op::Truncate { by } => vec![("by", int((*by).into()))],
         Op::SetScale { scale } => vec![("scale", int((*scale).into()))],
         Op::MatMul { trans_b } => vec![("trans_b", word(*trans_b))],
@@ -75,6 +75,7 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "sub" => Op::Sub,
         "neg" => Op::Neg,
         "mul_int" => Op::MulInt { k: a.int("k")? },
+        "add_int" => Op::AddInt { k: a.int("k")? },
         "upscale" => Op::Upscale { by: a.int("by")? },
         "set_scale" => Op::SetScale { scale: a.int("scale")? },
         "mul" => Op::Mul,

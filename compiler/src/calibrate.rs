@@ -1,0 +1,161 @@
+//! Greatest values on calibration inputs: what bounds are made from where intervals prove nothing.
+//!
+//! The graph is evaluated in single precision on given inputs, or on token sequences drawn by a fixed generator. Bounds
+//! from measurement are assumptions: they get a margin and are marked in the plan.
+
+use crate::graph::eval::{Weights, visit};
+use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId};
+use ombra_ir::plain::{DType, Data, Tensor};
+use ombra_ir::{Bindings, Diagnostic, Result};
+use std::collections::BTreeMap;
+
+/// What calibration saw, by value.
+#[derive(Clone, Debug, Default)]
+pub struct Ranges {
+    /// Greatest absolute value.
+    pub abs: BTreeMap<ValueId, f64>,
+    /// Root of the mean square.
+    pub rms: BTreeMap<ValueId, f64>,
+    /// For a norm: least and greatest row statistic, eps included.
+    pub rows: BTreeMap<ValueId, (f64, f64)>,
+    /// For a cache input: greatest absolute value of what continues it.
+    pub states: BTreeMap<ValueId, f64>,
+    /// Greatest absolute value of any private weight.
+    pub private_weights: f64,
+}
+
+/// Inputs of one evaluation, by name.
+pub type Inputs = BTreeMap<String, Tensor>;
+
+/// Measures every value on every set of inputs.
+///
+/// # Errors
+/// Inputs that the model cannot take.
+pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ranges> {
+    let mut ranges = Ranges::default();
+    let mut norms: BTreeMap<ValueId, Vec<(ValueId, f64, bool)>> = BTreeMap::new();
+    for (id, node) in graph.iter() {
+        let (eps, centred) = match node.op {
+            Op::RmsNorm { eps } => (eps, false),
+            Op::LayerNorm { eps } => (eps, true),
+            _ => continue,
+        };
+        if let Some(x) = graph.operand(id, 0) {
+            norms.entry(x).or_default().push((id, f64::from(eps), centred));
+        }
+    }
+    for inputs in sets {
+        visit(graph, weights, inputs, &mut |id, tensor| {
+            let Data::F32(values) = tensor.data() else { return };
+            let finite = || values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v));
+            let max = finite().fold(0.0, |m: f64, v| m.max(v.abs()));
+            let rms = libm::sqrt(finite().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64);
+            widen(&mut ranges.abs, id, max);
+            widen(&mut ranges.rms, id, rms);
+            if graph.node(id).is_ok_and(|n| n.owner == Owner::Server) {
+                ranges.private_weights = ranges.private_weights.max(max);
+            }
+            for &(norm, eps, centred) in norms.get(&id).into_iter().flatten() {
+                let width = tensor.shape().last().copied().unwrap_or(1).max(1);
+                for row in values.chunks_exact(width) {
+                    let stat = row_statistic(row, centred) + eps;
+                    let (low, high) = ranges.rows.entry(norm).or_insert((stat, stat));
+                    (*low, *high) = (low.min(stat), high.max(stat));
+                }
+            }
+        })?;
+    }
+    for output in &graph.outputs {
+        let (OutputRole::PresentKey { past: Some(past), .. } | OutputRole::PresentValue { past: Some(past), .. }) =
+            &output.role
+        else {
+            continue;
+        };
+        let input = graph.inputs.iter().find(|&&id| matches!(graph.op(id), Some(Op::Input { name, .. }) if name == past));
+        if let (Some(&input), Some(&max)) = (input, ranges.abs.get(&output.value)) {
+            ranges.states.insert(input, max);
+        }
+    }
+    Ok(ranges)
+}
+
+fn widen(map: &mut BTreeMap<ValueId, f64>, id: ValueId, v: f64) {
+    let entry = map.entry(id).or_insert(0.0);
+    *entry = entry.max(v);
+}
+
+fn row_statistic(row: &[f32], centred: bool) -> f64 {
+    let n = row.len() as f64;
+    let mean = if centred { row.iter().map(|&v| f64::from(v)).sum::<f64>() / n } else { 0.0 };
+    row.iter().map(|&v| (f64::from(v) - mean) * (f64::from(v) - mean)).sum::<f64>() / n
+}
+
+/// Inputs for a causal language model drawn by a fixed generator: `sets` prompts of `len` tokens, without padding or
+/// cache. Symbols other than the sequence are 1.
+///
+/// # Errors
+/// The model has no token ids, or its vocabulary is unknown.
+pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>> {
+    let vocabulary = vocabulary(graph)?;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut bindings = Bindings::new();
+    for (i, info) in graph.dims.syms.iter().enumerate() {
+        let value = match info.name.as_str() {
+            "seq" => len.min(info.max.unwrap_or(len)).max(info.min),
+            "past" => 0,
+            _ => 1.max(info.min),
+        };
+        bindings.set(ombra_ir::Sym(i as u32), value);
+    }
+    (0..sets.max(1))
+        .map(|_| {
+            let mut inputs = Inputs::new();
+            for &id in &graph.inputs {
+                let node = graph.node(id)?;
+                let Op::Input { name, role } = &node.op else { continue };
+                let shape = node.shape.iter().map(|d| d.eval_usize(&bindings)).collect::<Result<Vec<_>>>()?;
+                let n: usize = shape.iter().product();
+                let tensor = match (role, node.dtype) {
+                    (InputRole::TokenIds, _) => Tensor::i64(&shape, (0..n).map(|_| (next() % vocabulary) as i64).collect())?,
+                    (InputRole::PositionIds, _) => {
+                        let columns = shape.last().copied().unwrap_or(1).max(1);
+                        Tensor::i64(&shape, (0..n).map(|i| (i % columns) as i64).collect())?
+                    }
+                    (_, DType::I64) => Tensor::i64(&shape, vec![1; n])?,
+                    (_, DType::Bool) => Tensor::bool(&shape, vec![true; n])?,
+                    (_, DType::F32) => {
+                        let unit = |v: u64| (v >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+                        Tensor::f32(&shape, (0..n).map(|_| unit(next())).collect())?
+                    }
+                };
+                inputs.insert(name.clone(), tensor);
+            }
+            Ok(inputs)
+        })
+        .collect()
+}
+
+/// Rows of the table that token ids look up.
+fn vocabulary(graph: &Graph) -> Result<u64> {
+    let ids = graph.inputs.iter().copied().filter(|&id| {
+        matches!(graph.op(id), Some(Op::Input { role: InputRole::TokenIds, .. }))
+    });
+    for id in ids {
+        for user in graph.users(id) {
+            if let (Some(Op::Gather { axis: 0 }), Some(table)) = (graph.op(user), graph.operand(user, 0))
+                && let Some(rows) = graph.shape(table).first().and_then(|d| d.as_constant())
+                && rows > 0
+            {
+                return Ok(rows as u64);
+            }
+        }
+    }
+    Err(Diagnostic::input("E0530", "the model's vocabulary is unknown, so no calibration inputs can be drawn")
+        .note("give calibration inputs with --calibrate"))
+}

@@ -1,0 +1,183 @@
+//! Composite ops into core ops.
+//!
+//! Every expansion works on values of ring 64 and scale `f` and gives a value of the same form. Inside, functions with
+//! results near 1 are computed at the finer scale [`FINE`], so that rounding adds little to the error of the formula.
+//!
+//! Bounds marked `guarded` follow from the formula and not from intervals: inside the function's range the value is
+//! that small. Outside the range the value is garbage, and the expansion multiplies it by a zero bit.
+
+mod activation;
+mod norm;
+mod reciprocal;
+mod softmax;
+
+pub use activation::{chebyshev_fit, eval_chebyshev};
+
+use ombra_ir::infer::{push, push_source, push_within};
+use ombra_ir::module::{Id, Module, Node, Origin, Stage};
+use ombra_ir::op::{Class, Op};
+use ombra_ir::ty::{BoundFrom, Ty};
+use ombra_ir::{Diagnostic, Result};
+
+/// Fraction bits inside functions whose values stay near 1.
+pub const FINE: u8 = 26;
+
+/// Replaces every composite op; the result is at stage `expanded`.
+///
+/// # Errors
+/// A composite op whose operand has no room for its expansion, which the message names.
+pub fn expand(lowered: &Module) -> Result<Module> {
+    let mut module = Module { ops: Vec::with_capacity(lowered.ops.len() * 4), ..shell(lowered) };
+    module.stage = Stage::Expanded;
+    let mut new_ids: Vec<Id> = Vec::with_capacity(lowered.ops.len());
+    for node in &lowered.ops {
+        let args: Vec<Id> = node.args.iter().map(|a| new_ids[a.index()]).collect();
+        let id = if node.op.class() == Class::Composite {
+            composite(&mut module, node, &args).map_err(|d| d.at(node.origin.node.clone()))?
+        } else {
+            carry_over(&mut module, node, &args)?
+        };
+        new_ids.push(id);
+    }
+    Ok(module)
+}
+
+/// A node that stays: with its declared bound, or a tighter one that its new operands prove.
+fn carry_over(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
+    let bound = (node.ty.bound, node.ty.bound_from);
+    match node.op.class() {
+        Class::Source => push_source(module, node.op.clone(), node.ty.clone(), node.origin.clone()),
+        _ if matches!(node.op, Op::Encode { .. }) => {
+            push(module, node.op.clone(), args, Some(bound), node.origin.clone())
+        }
+        _ => push_within(module, node.op.clone(), args, bound, node.origin.clone()),
+    }
+}
+
+fn shell(m: &Module) -> Module {
+    Module {
+        name: m.name.clone(),
+        setting: m.setting,
+        stage: m.stage,
+        dims: m.dims.clone(),
+        counts: m.counts.clone(),
+        public: m.public.clone(),
+        inputs: m.inputs.clone(),
+        states: m.states.clone(),
+        outputs: m.outputs.clone(),
+        ops: Vec::new(),
+    }
+}
+
+fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
+    let mut origin = node.origin.clone();
+    if origin.kind.is_empty() {
+        origin.kind = node.op.name().to_string();
+    }
+    let mut e = Emit { module, origin };
+    let x = args[0];
+    let result = (node.ty.bound, node.ty.bound_from);
+    match &node.op {
+        Op::Exp => softmax::exp(&mut e, x),
+        Op::Softmax => softmax::softmax(&mut e, x, args[1]),
+        Op::Reciprocal { max_log2 } => reciprocal::reciprocal(&mut e, x, *max_log2),
+        Op::Rsqrt { min_log4, max_log4 } => {
+            let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
+            reciprocal::rsqrt(&mut e, x, range, 1.0, reciprocal::RSQRT_SCALE)
+        }
+        Op::Gelu { .. } => activation::gelu(&mut e, x, result),
+        Op::Silu => activation::silu(&mut e, x, result),
+        Op::RmsNorm { eps, min_log4, max_log4 } => {
+            let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
+            norm::rms_norm(&mut e, x, f32::from_bits(*eps), range, result)
+        }
+        Op::LayerNorm { eps, min_log4, max_log4 } => {
+            let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
+            norm::layer_norm(&mut e, x, f32::from_bits(*eps), range, result)
+        }
+        other => Err(Diagnostic::internal("E0501", format!("{} has no expansion", other.name()))),
+    }
+}
+
+/// A module under construction, with the origin that new ops get.
+pub(crate) struct Emit<'a> {
+    pub(crate) module: &'a mut Module,
+    pub(crate) origin: Origin,
+}
+
+impl Emit<'_> {
+    /// One op with its proven bound.
+    pub(crate) fn op(&mut self, op: Op, args: &[Id]) -> Result<Id> {
+        push(self.module, op, args, None, self.origin.clone())
+    }
+
+    /// One op whose result is within `2^bound` where it is used.
+    pub(crate) fn guarded(&mut self, op: Op, args: &[Id], bound: u8) -> Result<Id> {
+        self.declared(op, args, (bound, BoundFrom::Guarded))
+    }
+
+    /// One op with the tighter of its proven bound and a declared one.
+    pub(crate) fn declared(&mut self, op: Op, args: &[Id], bound: (u8, BoundFrom)) -> Result<Id> {
+        push_within(self.module, op, args, bound, self.origin.clone())
+    }
+
+    pub(crate) fn ty(&self, id: Id) -> &Ty {
+        self.module.ty(id)
+    }
+
+    /// Ring bits, fraction bits and bound of a ring value.
+    pub(crate) fn ring(&self, id: Id) -> Result<(u8, u8, u8)> {
+        let ty = self.ty(id);
+        let (bits, scale) = ty
+            .as_ring()
+            .ok_or_else(|| Diagnostic::internal("E0502", "an expansion met a value that is not a ring element"))?;
+        Ok((bits, scale, ty.bound))
+    }
+
+    /// `a · b`, truncated to scale `scale`, within `2^bound` where it is used.
+    pub(crate) fn product(&mut self, a: Id, b: Id, scale: u8, bound: u8) -> Result<Id> {
+        let product = self.op(Op::Mul, &[a, b])?;
+        self.truncate_to(product, scale, bound)
+    }
+
+    /// A value brought down to `scale`, within `2^bound` where it is used.
+    pub(crate) fn truncate_to(&mut self, x: Id, scale: u8, bound: u8) -> Result<Id> {
+        let (bits, from, found) = self.ring(x)?;
+        if found > bits - 2 {
+            let node = &mut self.module.ops[x.index()].ty;
+            node.bound = (bound + from - scale).min(bits - 2);
+            node.bound_from = BoundFrom::Guarded;
+        }
+        self.guarded(Op::Truncate { by: from - scale }, &[x], bound)
+    }
+
+    /// `x + k` for a real constant at the value's own scale.
+    pub(crate) fn add_real(&mut self, x: Id, k: f64) -> Result<Id> {
+        let (_, scale, _) = self.ring(x)?;
+        self.op(Op::AddInt { k: fixed(k, scale)? }, &[x])
+    }
+
+    /// The bit 1{x ≥ threshold} as a ring element of scale 0.
+    pub(crate) fn at_least(&mut self, x: Id, threshold: f64) -> Result<Id> {
+        let below = self.below(x, threshold)?;
+        let not = self.op(Op::Not, &[below])?;
+        let (bits, _, _) = self.ring(x)?;
+        self.op(Op::BitToRing { bits }, &[not])
+    }
+
+    /// The secret bit 1{x < threshold}.
+    pub(crate) fn below(&mut self, x: Id, threshold: f64) -> Result<Id> {
+        let difference = self.add_real(x, -threshold)?;
+        let (_, _, bound) = self.ring(difference)?;
+        self.op(Op::Msb { width: bound + 1 }, &[difference])
+    }
+}
+
+/// A real constant in fixed point.
+pub(crate) fn fixed(k: f64, scale: u8) -> Result<i64> {
+    let v = libm::round(libm::ldexp(k, i32::from(scale)));
+    if libm::fabs(v) < 9.0e18 {
+        return Ok(v as i64);
+    }
+    Err(Diagnostic::internal("E0503", format!("constant {k} does not fit at scale {scale}")))
+}

@@ -1,0 +1,253 @@
+//! Lowering of sums, products, movement, and of what is made of them.
+
+use super::{Lower, RING, magnitude_bits};
+use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::passes::fold_norms::is_ones;
+use ombra_ir::module::Id;
+use ombra_ir::op::Op as M;
+use ombra_ir::ty::Sharing;
+use ombra_ir::{Diagnostic, Dim, Result};
+
+impl Lower<'_> {
+    fn owner(&self, v: ValueId) -> Result<Owner> {
+        Ok(self.graph.node(v)?.owner)
+    }
+
+    pub(super) fn matmul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
+        let turned = turned(self.graph, b).filter(|_| !self.settled.contains_key(&b));
+        let (b, trans_b) = turned.map_or((b, false), |x| (x, true));
+        let f = self.options.f;
+        let left = if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.shares(a)? };
+        let right = if self.owner(b)? == Owner::Public { self.encode(b, f)? } else { self.shares(b)? };
+        self.value(v, M::MatMul { trans_b }, &[left, right])
+    }
+
+    /// `a ± b` at the finer of the two scales.
+    pub(super) fn add(&mut self, v: ValueId, a: ValueId, b: ValueId, minus: bool) -> Result<Id> {
+        let (pa, pb) = (self.owner(a)? == Owner::Public, self.owner(b)? == Owner::Public);
+        let scale = match (pa, pb) {
+            (false, false) => self.raw_scale(a)?.max(self.raw_scale(b)?),
+            (false, true) => self.raw_scale(a)?,
+            _ => self.raw_scale(b)?,
+        };
+        let left = self.at_scale(a, scale)?;
+        let right = self.at_scale(b, scale)?;
+        self.value(v, if minus { M::Sub } else { M::Add }, &[left, right])
+    }
+
+    fn raw_scale(&mut self, v: ValueId) -> Result<u8> {
+        let raw = self.raw(v)?;
+        Ok(self.ring(raw)?.0)
+    }
+
+    /// A value at a scale no coarser than its own.
+    fn at_scale(&mut self, v: ValueId, scale: u8) -> Result<Id> {
+        if self.owner(v)? == Owner::Public {
+            return self.encode(v, scale);
+        }
+        let raw = self.raw(v)?;
+        let (from, _) = self.ring(raw)?;
+        if from == scale { Ok(raw) } else { self.push(v, M::Upscale { by: scale - from }, &[raw]) }
+    }
+
+    pub(super) fn mul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
+        let (a, b) = if self.owner(a)? == Owner::Public { (b, a) } else { (a, b) };
+        if self.owner(b)? != Owner::Public {
+            let (left, right) = (self.shares(a)?, self.shares(b)?);
+            return self.value(v, M::Mul, &[left, right]);
+        }
+        if let Some(k) = self.scalar(b) {
+            return self.scale_by(v, a, k);
+        }
+        let f = self.options.f;
+        let factor = self.encode(b, f)?;
+        let raw = self.raw(a)?;
+        let (_, bound) = self.ring(raw)?;
+        let room = bound + self.module.ty(factor).bound <= RING - 3;
+        let left = if room { raw } else { self.shares(a)? };
+        self.value(v, M::Mul, &[left, factor])
+    }
+
+    pub(super) fn div(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
+        match self.scalar(b).filter(|&k| k != 0.0) {
+            Some(k) if self.owner(a)? != Owner::Public => self.scale_by(v, a, 1.0 / k),
+            _ => Err(Diagnostic::unsupported("E0522", "division by a value that is not a constant is not supported yet")
+                .note("expected a scalar constant, or a norm or softmax in one of its usual forms")),
+        }
+    }
+
+    /// The constant that a public value is full of.
+    fn scalar(&self, v: ValueId) -> Option<f64> {
+        let t = self.graph.constant(v)?;
+        let values = t.as_f32().ok()?;
+        let first = *values.first()?;
+        (t.rank() <= 1 && values.iter().all(|&x| x == first)).then_some(f64::from(first))
+    }
+
+    /// `a · k`: exact powers of two only move the point, integers only the size, others take a factor of 14 bits.
+    fn scale_by(&mut self, v: ValueId, a: ValueId, k: f64) -> Result<Id> {
+        let raw = self.raw(a)?;
+        let (scale, bound) = self.ring(raw)?;
+        if k == 0.0 || k != k || k.is_infinite() {
+            return Err(Diagnostic::unsupported("E0523", format!("a factor of {k} on a secret value is not supported")));
+        }
+        let log2 = libm::log2(libm::fabs(k));
+        if log2 == libm::floor(log2) && (-16.0..=16.0).contains(&log2) {
+            let moved = i32::from(scale) - log2 as i32;
+            let id = if moved >= 0 && moved <= i32::from(RING) {
+                self.push(v, M::SetScale { scale: moved as u8 }, &[raw])?
+            } else {
+                self.push(v, M::MulInt { k: libm::fabs(k) as i64 }, &[raw])?
+            };
+            let id = if k < 0.0 { self.push(v, M::Neg, &[id])? } else { id };
+            self.calibrate(v, id);
+            return Ok(id);
+        }
+        // k = m / 2^s with 14 significant bits.
+        let s = (13.0 - libm::floor(log2)).clamp(0.0, 30.0) as u8;
+        let m = libm::round(libm::ldexp(k, i32::from(s))) as i64;
+        let room = bound + magnitude_bits(libm::fabs(m as f64), 0) <= RING - 3;
+        let base = if room { raw } else { self.shares(a)? };
+        let (scale, _) = self.ring(base)?;
+        let product = self.push(v, M::MulInt { k: m }, &[base])?;
+        self.value(v, M::SetScale { scale: scale + s }, &[product])
+    }
+
+    pub(super) fn unary(&mut self, v: ValueId, x: ValueId, op: M) -> Result<Id> {
+        let x = self.shares(x)?;
+        self.value(v, op, &[x])
+    }
+
+    pub(super) fn relu(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
+        let x = self.shares(x)?;
+        let (_, bound) = self.ring(x)?;
+        let negative = self.push(v, M::Msb { width: bound + 1 }, &[x])?;
+        let keep = self.push(v, M::Not, &[negative])?;
+        let keep = self.push(v, M::BitToRing { bits: RING }, &[keep])?;
+        let product = self.push(v, M::Mul, &[x, keep])?;
+        self.value(v, M::Reshare, &[product])
+    }
+
+    pub(super) fn softmax(&mut self, v: ValueId, x: ValueId, mask: Option<ValueId>) -> Result<Id> {
+        let shape = self.graph.shape(v).to_vec();
+        let x = self.shares(x)?;
+        let mask = match mask {
+            Some(m) => self.publish(m)?,
+            None => self.all_true(v, &shape)?,
+        };
+        self.mask_count(mask, &shape)?;
+        self.value(v, M::Softmax, &[x, mask])
+    }
+
+    pub(super) fn norm(&mut self, v: ValueId, args: &[ValueId], eps: f32, centred: bool) -> Result<Id> {
+        let x = self.shares(args[0])?;
+        let (low, high) = self.options.ranges.rows.get(&v).copied().unwrap_or((1e-3, 1e3));
+        // Two powers of 4 on either side of what calibration saw.
+        let min_log4 = (libm::floor(libm::log2(low.max(f64::from(eps)).max(1e-12)) / 2.0) as i32 - 2).clamp(-20, 20) as i8;
+        let max_log4 = (libm::ceil(libm::log2(high.max(1e-9)) / 2.0) as i32 + 2).clamp(-19, 24) as i8;
+        let eps = eps.to_bits();
+        let op = if centred {
+            M::LayerNorm { eps, min_log4, max_log4 }
+        } else {
+            M::RmsNorm { eps, min_log4, max_log4 }
+        };
+        let n = self.graph.shape(v).last().and_then(Dim::as_constant).unwrap_or(1);
+        let mut id = self.push(v, op, &[x])?;
+        // |x_i| ≤ √n · rms, whatever x is.
+        let bound = magnitude_bits(libm::sqrt(n as f64) * 1.01, self.options.f);
+        let ty = &mut self.module.ops[id.index()].ty;
+        ty.bound = ty.bound.min(bound);
+        let f = self.options.f;
+        if let Some(&gamma) = args.get(1).filter(|&&g| !is_ones(self.graph, g)) {
+            id = if self.owner(gamma)? == Owner::Public {
+                let gamma = self.encode(gamma, f)?;
+                self.push(v, M::Mul, &[id, gamma])?
+            } else {
+                let gamma = self.shares(gamma)?;
+                self.push(v, M::Mul, &[id, gamma])?
+            };
+        }
+        if let Some(&beta) = args.get(2) {
+            let (scale, _) = self.ring(id)?;
+            let beta = self.at_scale(beta, scale)?;
+            id = self.push(v, M::Add, &[id, beta])?;
+        }
+        self.calibrate(v, id);
+        Ok(id)
+    }
+
+    pub(super) fn reduce(&mut self, v: ValueId, x: ValueId, axes: &[usize], keep: bool, mean: bool) -> Result<Id> {
+        let mut id = self.raw(x)?;
+        let mut n = 1.0;
+        for &axis in axes {
+            let size = self.graph.shape(x)[axis].as_constant();
+            if mean {
+                n *= size.ok_or_else(|| Diagnostic::unsupported("E0524", "a mean over an axis of unknown length"))? as f64;
+            }
+            id = self.push(v, M::ReduceSum { axis: axis as u8 }, &[id])?;
+        }
+        if mean {
+            let s = 20u8;
+            let k = libm::round(libm::ldexp(1.0 / n, i32::from(s))) as i64;
+            let (scale, _) = self.ring(id)?;
+            let product = self.push(v, M::MulInt { k }, &[id])?;
+            id = self.push(v, M::SetScale { scale: scale + s }, &[product])?;
+        }
+        if !keep {
+            id = self.push(v, M::Reshape { shape: self.graph.shape(v).to_vec() }, &[id])?;
+        }
+        self.calibrate(v, id);
+        Ok(id)
+    }
+
+    pub(super) fn concat(&mut self, v: ValueId, args: &[ValueId], axis: usize) -> Result<Id> {
+        let f = self.options.f;
+        let mut parts = Vec::with_capacity(args.len());
+        for &a in args {
+            parts.push(if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.shares(a)? });
+        }
+        self.value(v, M::Concat { axis: axis as u8 }, &parts)
+    }
+
+    pub(super) fn gather(&mut self, v: ValueId, x: ValueId, index: ValueId, axis: usize) -> Result<Id> {
+        match (self.owner(x)?, self.owner(index)?) {
+            (_, Owner::Public) => {
+                let x = self.raw(x)?;
+                let index = self.publish(index)?;
+                self.value(v, M::Gather { axis: axis as u8 }, &[x, index])
+            }
+            (Owner::Server, Owner::Client) if axis == 0 && self.graph.shape(x).len() == 2 => {
+                let ids = self.client_ints(index)?;
+                let table = self.shares(x)?;
+                self.value(v, M::Embed, &[ids, table])
+            }
+            _ => Err(Diagnostic::unsupported("E0525", "a lookup by a secret index is not supported yet")
+                .note("expected an index that is public, or the client's token ids into a private table of two axes")),
+        }
+    }
+
+    fn client_ints(&mut self, v: ValueId) -> Result<Id> {
+        let node = self.graph.node(v)?.clone();
+        let Op::Input { name, .. } = &node.op else {
+            return Err(Diagnostic::unsupported("E0526", "a lookup by computed token ids is not supported yet")
+                .note("expected the model's input_ids as they are"));
+        };
+        let slot = self.module.inputs.len() as u32;
+        self.module.inputs.push(ombra_ir::module::InputSlot {
+            name: name.clone(),
+            dtype: node.dtype,
+            shape: node.shape.clone(),
+            last_of: Vec::new(),
+        });
+        let ty = ombra_ir::ty::Ty::plain(node.dtype, Sharing::Client, node.shape);
+        self.source(v, M::ClientInts { slot }, ty)
+    }
+}
+
+/// The operand of a transpose that exchanges the last two axes and no others.
+pub(super) fn turned(graph: &Graph, v: ValueId) -> Option<ValueId> {
+    let Some(Op::Transpose { perm }) = graph.op(v) else { return None };
+    let n = perm.len();
+    let swaps = n >= 2 && perm[n - 1] == n - 2 && perm[n - 2] == n - 1 && perm[..n - 2].iter().enumerate().all(|(i, &p)| i == p);
+    swaps.then(|| graph.operand(v, 0)).flatten()
+}

@@ -1,0 +1,454 @@
+//! The typed graph's secret part into the MPC IR, at fixed point.
+//!
+//! Every secret value has a *raw* form, in which linear operations leave it: possibly a sum that only truncation ends,
+//! at a scale above `f`. Operations that need shares at scale `f` ask for the *settled* form, which is truncated once
+//! and remembered. So a product, its bias, its adapter, its residual and a rotation by public angles share one
+//! truncation. A value that anybody needs settled is settled where it is made, so that nobody truncates it again.
+//!
+//! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form or,
+//! if that would need a truncation, from the untruncated sum, reshared.
+
+mod linear;
+mod publics;
+
+use crate::calibrate::Ranges;
+use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
+use ombra_ir::infer::{push, push_within};
+use ombra_ir::module::{Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot};
+use ombra_ir::op::Op as M;
+use ombra_ir::plain::{self, DType, Tensor};
+use ombra_ir::ty::{BoundFrom, Sharing};
+use ombra_ir::{Diagnostic, Dim, Result};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Ring bits of the program.
+pub const RING: u8 = 64;
+
+/// What lowering needs to know beside the graph.
+pub struct Options<'a> {
+    /// Name of the model.
+    pub name: String,
+    /// Fraction bits.
+    pub f: u8,
+    /// Bits added to every calibrated bound.
+    pub margin: u8,
+    /// Greatest values seen on calibration inputs.
+    pub ranges: &'a Ranges,
+    /// The values of a node that depends on weights and constants alone.
+    pub statics: &'a dyn Fn(ValueId) -> Result<Tensor>,
+    /// Outputs to reveal: index in the graph's outputs, and what is revealed.
+    pub reveal: Vec<(usize, OutputKind)>,
+    /// Secret states: cache input and the output that continues it.
+    pub states: Vec<(String, String)>,
+}
+
+/// A lowered program and the weights it names.
+pub struct Lowered {
+    /// The program, at stage `lowered`.
+    pub module: Module,
+    /// Weights by name: the node that has their values, and who owns them.
+    pub weights: BTreeMap<String, (ValueId, Owner)>,
+}
+
+/// Lowers the secret part of `graph`.
+///
+/// # Errors
+/// Every node that has no lowering, all in one go.
+pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Vec<Diagnostic>> {
+    let module = Module {
+        name: options.name.clone(),
+        setting: Setting::ThreeParty,
+        stage: Stage::Lowered,
+        dims: graph.dims.clone(),
+        counts: Vec::new(),
+        public: plain::Program::default(),
+        inputs: Vec::new(),
+        states: Vec::new(),
+        outputs: Vec::new(),
+        ops: Vec::new(),
+    };
+    let mut l = Lower {
+        graph,
+        options,
+        module,
+        weights: BTreeMap::new(),
+        raw: BTreeMap::new(),
+        settled: BTreeMap::new(),
+        wants_settled: BTreeSet::new(),
+        encoded: BTreeMap::new(),
+        program: BTreeMap::new(),
+        published: BTreeMap::new(),
+    };
+    l.wants_settled = l.settled_wishes();
+    let mut errors = Vec::new();
+    for id in graph.topological() {
+        if graph.node(id).map(|n| n.owner) != Ok(Owner::Secret) {
+            continue;
+        }
+        if let Err(d) = l.secret(id) {
+            let node = graph.node(id).map(|n| n.origin.node.clone()).unwrap_or_default();
+            errors.push(d.at(node));
+        }
+    }
+    if !errors.is_empty() {
+        errors.retain(|d| d.code != SKIPPED);
+        return Err(errors);
+    }
+    l.finish().map_err(|d| vec![d])?;
+    Ok(Lowered { module: l.module, weights: l.weights })
+}
+
+/// Code of errors that follow from another one.
+const SKIPPED: &str = "E0500";
+
+struct Lower<'a> {
+    graph: &'a Graph,
+    options: Options<'a>,
+    module: Module,
+    weights: BTreeMap<String, (ValueId, Owner)>,
+    raw: BTreeMap<ValueId, Id>,
+    settled: BTreeMap<ValueId, Id>,
+    wants_settled: BTreeSet<ValueId>,
+    encoded: BTreeMap<(ValueId, u8), Id>,
+    program: BTreeMap<ValueId, plain::ValueRef>,
+    published: BTreeMap<ValueId, Id>,
+}
+
+impl Lower<'_> {
+    fn push(&mut self, v: ValueId, op: M, args: &[Id]) -> Result<Id> {
+        let origin = self.origin(v);
+        push(&mut self.module, op, args, None, origin)
+    }
+
+    fn origin(&self, v: ValueId) -> Origin {
+        let Ok(node) = self.graph.node(v) else { return Origin::default() };
+        Origin { node: node.origin.node.clone(), layer: node.origin.layer, kind: node.op.name().to_string() }
+    }
+
+    /// One op whose result is the graph's value `v`, within what calibration saw of `v`.
+    fn value(&mut self, v: ValueId, op: M, args: &[Id]) -> Result<Id> {
+        let Some(&max) = self.options.ranges.abs.get(&v) else { return self.push(v, op, args) };
+        let margin = self.options.margin;
+        let Some(scale) = self.result_scale(&op, args) else { return self.push(v, op, args) };
+        let bound = magnitude_bits(max, scale).saturating_add(margin);
+        let origin = self.origin(v);
+        push_within(&mut self.module, op, args, (bound, BoundFrom::Calibrated), origin)
+    }
+
+    /// The scale of an op's result, for ops that make a graph value.
+    fn result_scale(&self, op: &M, args: &[Id]) -> Option<u8> {
+        let scale = |i: usize| args.get(i).and_then(|&a| self.module.ty(a).as_ring()).map(|(_, s)| s);
+        match op {
+            M::Mul | M::MatMul { .. } => Some(scale(0)?.saturating_add(scale(1)?)),
+            M::Truncate { by } => scale(0)?.checked_sub(*by),
+            M::SetScale { scale } => Some(*scale),
+            M::Embed => scale(1),
+            _ => scale(0),
+        }
+    }
+
+    /// Tightens a value's bound to its calibrated one.
+    fn calibrate(&mut self, v: ValueId, id: Id) {
+        let Some(bound) = self.calibrated_bound(v, id) else { return };
+        let ty = &mut self.module.ops[id.index()].ty;
+        if bound < ty.bound {
+            ty.bound = bound;
+            ty.bound_from = BoundFrom::Calibrated;
+        }
+    }
+
+    fn calibrated_bound(&self, v: ValueId, id: Id) -> Option<u8> {
+        let (_, scale) = self.module.ty(id).as_ring()?;
+        let max = *self.options.ranges.abs.get(&v)?;
+        Some(magnitude_bits(max, scale).saturating_add(self.options.margin))
+    }
+
+    fn ring(&self, id: Id) -> Result<(u8, u8)> {
+        let ty = self.module.ty(id);
+        let (_, scale) = ty.as_ring().ok_or_else(|| Diagnostic::internal("E0510", "expected a ring value"))?;
+        Ok((scale, ty.bound))
+    }
+
+    /// The raw form of a secret value.
+    fn raw(&mut self, v: ValueId) -> Result<Id> {
+        if let Some(&id) = self.settled.get(&v).or_else(|| self.raw.get(&v)) {
+            return Ok(id);
+        }
+        if self.graph.node(v)?.owner != Owner::Secret {
+            return self.border(v);
+        }
+        Err(Diagnostic::unsupported(SKIPPED, "an operand has no lowering"))
+    }
+
+    /// The settled form: shares at scale `f`.
+    fn shares(&mut self, v: ValueId) -> Result<Id> {
+        if let Some(&id) = self.settled.get(&v) {
+            return Ok(id);
+        }
+        let raw = self.raw(v)?;
+        let id = self.settle(v, raw)?;
+        self.settled.insert(v, id);
+        Ok(id)
+    }
+
+    fn settle(&mut self, v: ValueId, raw: Id) -> Result<Id> {
+        let (scale, _) = self.ring(raw)?;
+        let shared = self.module.ty(raw).sharing == Sharing::Shared;
+        let f = self.options.f;
+        match scale.cmp(&f) {
+            std::cmp::Ordering::Greater => self.value(v, M::Truncate { by: scale - f }, &[raw]),
+            std::cmp::Ordering::Equal if shared => Ok(raw),
+            std::cmp::Ordering::Equal => self.value(v, M::Reshare, &[raw]),
+            std::cmp::Ordering::Less => {
+                let fine = self.push(v, M::Upscale { by: f - scale }, &[raw])?;
+                self.settle(v, fine)
+            }
+        }
+    }
+
+    /// A client's or server's value entering the program.
+    fn border(&mut self, v: ValueId) -> Result<Id> {
+        let node = self.graph.node(v)?.clone();
+        let id = match node.owner {
+            Owner::Server => self.weight(v)?,
+            Owner::Client => self.client_value(v)?,
+            Owner::Public | Owner::Secret => {
+                return Err(Diagnostic::internal("E0511", "a public value was taken for a private one"));
+            }
+        };
+        self.settled.insert(v, id);
+        Ok(id)
+    }
+
+    fn weight(&mut self, v: ValueId) -> Result<Id> {
+        let name = self.weight_name(v, Owner::Server)?;
+        let bound = magnitude_bits(self.options.ranges.private_weights, self.options.f) + 1;
+        let node = self.graph.node(v)?;
+        let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, node.shape.clone(), bound);
+        ty.bound_from = BoundFrom::Calibrated;
+        self.source(v, M::Weight { name }, ty)
+    }
+
+    fn client_value(&mut self, v: ValueId) -> Result<Id> {
+        // A slice of the last element of some axes is taken by the client before it shares.
+        let mut at = v;
+        let mut last_of = Vec::new();
+        while let Some(Op::Slice { axis, len, .. }) = self.graph.op(at)
+            && len.is(1)
+            && self.graph.node(at)?.origin.value.is_empty()
+        {
+            last_of.push(*axis as u8);
+            at = self.graph.operands(at)[0];
+        }
+        let node = self.graph.node(at)?.clone();
+        let name = match &node.op {
+            Op::Input { name, .. } => name.clone(),
+            _ => node.origin.value.clone(),
+        };
+        if name.is_empty() || node.dtype != DType::F32 {
+            return Err(Diagnostic::internal("E0512", "a value of the client has no name in the model"));
+        }
+        let slot = self.module.inputs.len() as u32;
+        self.module.inputs.push(InputSlot { name, dtype: node.dtype, shape: node.shape, last_of });
+        let shape = self.graph.shape(v).to_vec();
+        let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, shape, RING - 2);
+        if let Some(&max) = self.options.ranges.abs.get(&at) {
+            ty.bound = magnitude_bits(max, self.options.f) + self.options.margin;
+            ty.bound_from = BoundFrom::Calibrated;
+        }
+        self.source(v, M::Input { slot }, ty)
+    }
+
+    /// A source whose type is declared.
+    fn source(&mut self, v: ValueId, op: M, ty: ombra_ir::ty::Ty) -> Result<Id> {
+        let origin = self.origin(v);
+        ombra_ir::infer::push_source(&mut self.module, op, ty, origin)
+    }
+
+    fn weight_name(&mut self, v: ValueId, owner: Owner) -> Result<String> {
+        let name = match self.graph.op(v) {
+            Some(Op::Weight { name, transposed: false }) => name.clone(),
+            Some(Op::Weight { name, transposed: true }) => format!("{name}.transposed"),
+            _ => format!("folded.{}", v.index()),
+        };
+        self.weights.insert(name.clone(), (v, owner));
+        Ok(name)
+    }
+
+    /// The module's states, outputs and reveals.
+    fn finish(&mut self) -> Result<()> {
+        for (input, output) in self.options.states.clone() {
+            let slot = self.module.states.iter().position(|s| s.input == input);
+            let Some(out) = self.graph.outputs.iter().find(|o| o.name == output) else { continue };
+            let id = self.shares(out.value)?;
+            if let Some(slot) = slot {
+                self.push(out.value, M::SetState { slot: slot as u32 }, &[id])?;
+            }
+        }
+        for (index, kind) in self.options.reveal.clone() {
+            let output = self.graph.outputs[index].clone();
+            let slot = self.module.outputs.len() as u32;
+            self.module.outputs.push(OutputSlot { name: output.name, kind, to: Party::Client });
+            let v = output.value;
+            let revealed = match kind {
+                OutputKind::NextToken => {
+                    let scores = self.shares(v)?;
+                    let (_, bound) = self.ring(scores)?;
+                    self.push(v, M::ArgMax { width: bound + 2 }, &[scores])?
+                }
+                OutputKind::Tensor => match self.settled.get(&v) {
+                    Some(&id) => id,
+                    None => {
+                        let raw = self.raw(v)?;
+                        match self.module.ty(raw).sharing {
+                            Sharing::Shared => raw,
+                            _ => self.push(v, M::Reshare, &[raw])?,
+                        }
+                    }
+                },
+            };
+            self.push(v, M::Reveal { slot }, &[revealed])?;
+        }
+        Ok(())
+    }
+
+    /// Lowers one secret node.
+    fn secret(&mut self, v: ValueId) -> Result<()> {
+        let node = self.graph.node(v)?.clone();
+        let args = self.graph.operands(v);
+        let id = match &node.op {
+            Op::Input { name, role: InputRole::PastKey { .. } | InputRole::PastValue { .. } } => {
+                self.state(v, name.clone())?
+            }
+            Op::MatMul => self.matmul(v, args[0], args[1])?,
+            Op::Add => self.add(v, args[0], args[1], false)?,
+            Op::Sub => self.add(v, args[0], args[1], true)?,
+            Op::Mul => self.mul(v, args[0], args[1])?,
+            Op::Div => self.div(v, args[0], args[1])?,
+            Op::Neg => {
+                let x = self.raw(args[0])?;
+                self.value(v, M::Neg, &[x])?
+            }
+            Op::Pow(p) if *p == 2.0 => self.mul(v, args[0], args[0])?,
+            Op::Relu => self.relu(v, args[0])?,
+            Op::Gelu { tanh } => self.unary(v, args[0], M::Gelu { tanh: *tanh })?,
+            Op::Silu => self.unary(v, args[0], M::Silu)?,
+            Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
+            Op::Softmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], None)?,
+            Op::RmsNorm { eps } => self.norm(v, &args, *eps, false)?,
+            Op::LayerNorm { eps } => self.norm(v, &args, *eps, true)?,
+            Op::ReduceMean { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, true)?,
+            Op::ReduceSum { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, false)?,
+            Op::Reshape { shape } => {
+                let x = self.raw(args[0])?;
+                self.value(v, M::Reshape { shape: shape.clone() }, &[x])?
+            }
+            Op::Transpose { perm } => {
+                let x = self.raw(args[0])?;
+                self.value(v, M::Transpose { perm: perm.iter().map(|&p| p as u8).collect() }, &[x])?
+            }
+            Op::Slice { axis, start, len, step: 1 } => {
+                let x = self.raw(args[0])?;
+                self.value(v, M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() }, &[x])?
+            }
+            Op::Expand { shape } => {
+                let x = self.raw(args[0])?;
+                self.value(v, M::Expand { shape: shape.clone() }, &[x])?
+            }
+            Op::Concat { axis } => self.concat(v, &args, *axis)?,
+            Op::Gather { axis } => self.gather(v, args[0], args[1], *axis)?,
+            other => {
+                return Err(Diagnostic::unsupported("E0520", format!("operator {} on a secret value is not supported yet", other.name()))
+                    .note("expected one of the operators of a transformer decoder: products, sums, norms, softmax, GELU, SiLU")
+                    .note("export the model with a standard activation and norm, or make the weights before it public"));
+            }
+        };
+        self.raw.insert(v, id);
+        if self.wants_settled.contains(&v) {
+            let settled = self.settle(v, id)?;
+            self.settled.insert(v, settled);
+        }
+        Ok(())
+    }
+
+    /// Values that some user needs settled.
+    fn settled_wishes(&self) -> BTreeSet<ValueId> {
+        let mut wishes = BTreeSet::new();
+        let states: BTreeSet<&str> = self.options.states.iter().map(|(_, out)| out.as_str()).collect();
+        for o in &self.graph.outputs {
+            if states.contains(o.name.as_str()) {
+                wishes.insert(o.value);
+            }
+        }
+        for (id, node) in self.graph.iter().filter(|(_, n)| n.owner == Owner::Secret) {
+            let args = self.graph.operands(id);
+            let secret = |v: &ValueId| {
+                self.graph.node(*v).is_ok_and(|n| matches!(n.owner, Owner::Secret | Owner::Server | Owner::Client))
+            };
+            let all = match &node.op {
+                Op::MatMul | Op::Gelu { .. } | Op::Silu | Op::Relu | Op::RmsNorm { .. } | Op::LayerNorm { .. } => true,
+                Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Concat { .. } | Op::Pow(_) => true,
+                Op::Mul => args.iter().all(secret),
+                _ => false,
+            };
+            if all {
+                wishes.extend(args.iter().filter(|v| self.graph.node(**v).is_ok_and(|n| n.owner == Owner::Secret)));
+            }
+        }
+        // A transpose that only turns a product's right side is free there: its operand settles instead.
+        let turned: Vec<(ValueId, ValueId)> =
+            wishes.iter().filter_map(|&v| linear::turned(self.graph, v).map(|x| (v, x))).collect();
+        for (v, x) in turned {
+            let only_right = self.graph.users(v).iter().all(|&u| {
+                matches!(self.graph.op(u), Some(Op::MatMul)) && self.graph.operand(u, 1) == Some(v) && self.graph.operand(u, 0) != Some(v)
+            });
+            if only_right && !self.graph.is_output(v) {
+                wishes.remove(&v);
+                if self.graph.node(x).is_ok_and(|n| n.owner == Owner::Secret) {
+                    wishes.insert(x);
+                }
+            }
+        }
+        wishes
+    }
+
+    fn state(&mut self, v: ValueId, name: String) -> Result<Id> {
+        let shape = self.graph.shape(v).to_vec();
+        let output = self.options.states.iter().find(|(input, _)| *input == name).map(|(_, o)| o.clone());
+        let output = output.ok_or_else(|| {
+            Diagnostic::unsupported("E0521", format!("cache input `{name}` is secret but no output continues it"))
+                .note("expected an output that is the cache with the new keys or values appended")
+        })?;
+        let slot = self.module.states.len() as u32;
+        self.module.states.push(StateSlot { input: name, output, shape: shape.clone() });
+        let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, shape, RING - 2);
+        let max = self.options.ranges.states.get(&v).copied().unwrap_or(1024.0);
+        ty.bound = magnitude_bits(max, self.options.f) + self.options.margin;
+        ty.bound_from = BoundFrom::Calibrated;
+        self.source(v, M::State { slot }, ty)
+    }
+
+    fn mask_count(&mut self, mask: Id, shape: &[Dim]) -> Result<()> {
+        let M::Public { value } = self.module.node(mask).op else {
+            return Err(Diagnostic::internal("E0513", "a mask is not a public value"));
+        };
+        if self.module.counts.iter().any(|c| c.mask == value && c.shape == shape) {
+            return Ok(());
+        }
+        let sym = self.module.dims.symbol(&format!("kept{}", self.module.counts.len()))?;
+        let product = shape.iter().try_fold(Dim::constant(1), |p, d| p.mul(d))?;
+        let max = self.module.dims.upper(&product).and_then(|n| u64::try_from(n).ok());
+        if let Some(info) = self.module.dims.info_mut(sym) {
+            info.min = 0;
+            info.max = max;
+        }
+        self.module.counts.push(Count { sym, mask: value, shape: shape.to_vec() });
+        Ok(())
+    }
+}
+
+/// Bits of the integer that stands for a real of this size: `|x| < 2^bits`.
+pub fn magnitude_bits(max: f64, scale: u8) -> u8 {
+    let exponent = if max > 0.0 { libm::floor(libm::log2(max)) as i32 + 1 } else { 0 };
+    (exponent + i32::from(scale)).clamp(1, 120) as u8
+}

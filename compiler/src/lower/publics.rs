@@ -1,0 +1,152 @@
+//! Public values on their way into the program: constants, public weights, and what depends on lengths and masks.
+
+use super::{Lower, RING, magnitude_bits};
+use crate::graph::{Op, Owner, ValueId};
+use ombra_ir::module::Id;
+use ombra_ir::op::Op as M;
+use ombra_ir::plain::{self, Binary, DType, Tensor, Unary, ValueRef};
+use ombra_ir::ty::{BoundFrom, Sharing, Ty};
+use ombra_ir::{Diagnostic, Dim, Result};
+
+/// Constants up to this many elements travel in the plan, larger ones in the public weights file.
+const INLINE: usize = 1024;
+
+impl Lower<'_> {
+    /// A public value in the ring at a scale.
+    pub(super) fn encode(&mut self, v: ValueId, scale: u8) -> Result<Id> {
+        if let Some(&id) = self.encoded.get(&(v, scale)) {
+            return Ok(id);
+        }
+        let (bound, from) = self.public_bound(v, scale)?;
+        let id = if self.is_static(v) && self.graph.constant(v).is_none_or(|t| t.len() > INLINE) {
+            let name = self.weight_name(v, Owner::Public)?;
+            let mut ty = Ty::ring(RING, scale, Sharing::Public, self.graph.shape(v).to_vec(), bound);
+            ty.bound_from = from;
+            self.source(v, M::PublicWeight { name }, ty)?
+        } else {
+            let plain = self.publish(v)?;
+            let id = self.push(v, M::Encode { bits: RING, scale }, &[plain])?;
+            let ty = &mut self.module.ops[id.index()].ty;
+            ty.bound = bound;
+            ty.bound_from = from;
+            id
+        };
+        self.encoded.insert((v, scale), id);
+        Ok(id)
+    }
+
+    /// A public value as an output of the public program.
+    pub(super) fn publish(&mut self, v: ValueId) -> Result<Id> {
+        if let Some(&id) = self.published.get(&v) {
+            return Ok(id);
+        }
+        let value = self.program_value(v)?;
+        let id = self.publish_ref(v, value, self.graph.node(v)?.dtype, self.graph.shape(v).to_vec())?;
+        self.published.insert(v, id);
+        Ok(id)
+    }
+
+    fn publish_ref(&mut self, v: ValueId, value: ValueRef, dtype: DType, shape: Vec<Dim>) -> Result<Id> {
+        let index = self.module.public.outputs.len() as u32;
+        self.module.public.outputs.push(value);
+        self.source(v, M::Public { value: index }, Ty::plain(dtype, Sharing::Public, shape))
+    }
+
+    /// A mask that keeps everything.
+    pub(super) fn all_true(&mut self, v: ValueId, shape: &[Dim]) -> Result<Id> {
+        let op = plain::Op::ConstantOfShape { shape: shape.to_vec(), value: Tensor::bool(&[1], vec![true])? };
+        let value = self.module.public.push(op, Vec::new())?;
+        self.publish_ref(v, value, DType::Bool, shape.to_vec())
+    }
+
+    fn program_value(&mut self, v: ValueId) -> Result<ValueRef> {
+        if let Some(&value) = self.program.get(&v) {
+            return Ok(value);
+        }
+        let node = self.graph.node(v)?.clone();
+        if node.owner != Owner::Public {
+            return Err(Diagnostic::internal("E0514", "a private value was taken for a public one"));
+        }
+        let value = if let Op::Input { name, .. } = &node.op {
+            let index = self.module.public.inputs.len() as u32;
+            let input = plain::program::Input { name: name.clone(), dtype: node.dtype, shape: node.shape };
+            self.module.public.inputs.push(input);
+            ValueRef::Input(index)
+        } else if let Some(op) = node.op.to_plain() {
+            let mut args = Vec::new();
+            for a in self.graph.operands(v) {
+                args.push(self.program_value(a)?);
+            }
+            self.module.public.push(op, args)?
+        } else if self.is_static(v) {
+            let tensor = (self.options.statics)(v)?;
+            self.module.public.push(plain::Op::Constant(tensor), Vec::new())?
+        } else {
+            return Err(Diagnostic::unsupported("E0527", format!("operator {} on a public value is not supported yet", node.op.name())));
+        };
+        self.program.insert(v, value);
+        Ok(value)
+    }
+
+    /// Whether a value depends on weights and constants alone.
+    pub(super) fn is_static(&self, v: ValueId) -> bool {
+        self.graph.ancestors(v).iter().all(|&a| {
+            self.graph.node(a).is_ok_and(|n| {
+                let sized = matches!(&n.op, Op::Public(plain::Op::Sizes { .. } | plain::Op::Iota { .. }));
+                !matches!(n.op, Op::Input { .. }) && (!sized || n.shape.iter().all(|d| d.as_constant().is_some()))
+            })
+        }) && self.graph.shape(v).iter().all(|d| d.as_constant().is_some())
+            && self.graph.ancestors(v).iter().all(|&a| !symbolic(self.graph.op(a)))
+    }
+
+    /// Greatest size of a public value, at a scale, and whether that is proven.
+    fn public_bound(&self, v: ValueId, scale: u8) -> Result<(u8, BoundFrom)> {
+        if self.is_static(v) {
+            let tensor = (self.options.statics)(v)?;
+            let max = tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())));
+            return Ok((magnitude_bits(max, scale) + 1, BoundFrom::Proven));
+        }
+        match self.interval(v) {
+            Some(max) => Ok((magnitude_bits(max, scale) + 1, BoundFrom::Proven)),
+            None => {
+                let max = self.options.ranges.abs.get(&v).copied().unwrap_or(1.0);
+                Ok((magnitude_bits(max, scale) + self.options.margin, BoundFrom::Calibrated))
+            }
+        }
+    }
+
+    /// A proven greatest size, where operators show one.
+    fn interval(&self, v: ValueId) -> Option<f64> {
+        let args = self.graph.operands(v);
+        let of = |i: usize| args.get(i).and_then(|&a| self.interval(a));
+        match self.graph.op(v)? {
+            Op::Const(t) => Some(t.as_f32().ok()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())))),
+            Op::Public(plain::Op::Unary(Unary::Cos | Unary::Sin)) => Some(1.0),
+            Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs) | plain::Op::Identity) | Op::Neg => of(0),
+            Op::Public(plain::Op::Binary(Binary::Mul)) | Op::Mul => Some(of(0)? * of(1)?),
+            Op::Public(plain::Op::Binary(Binary::Add | Binary::Sub)) | Op::Add | Op::Sub => Some(of(0)? + of(1)?),
+            Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => of(0),
+            Op::Public(
+                plain::Op::Reshape { .. }
+                | plain::Op::Transpose { .. }
+                | plain::Op::Slice { .. }
+                | plain::Op::Expand { .. }
+                | plain::Op::Gather { .. },
+            ) => of(0),
+            Op::Concat { .. } | Op::Public(plain::Op::Concat { .. }) => {
+                args.iter().map(|&a| self.interval(a)).try_fold(0f64, |m, x| Some(m.max(x?)))
+            }
+            Op::Where | Op::Public(plain::Op::Where) => Some(of(1)?.max(of(2)?)),
+            _ => None,
+        }
+    }
+}
+
+fn symbolic(op: Option<&Op>) -> bool {
+    let constant = |d: &Dim| d.as_constant().is_some();
+    match op {
+        Some(Op::Public(plain::Op::Sizes { values, .. })) => !values.iter().all(constant),
+        Some(Op::Public(plain::Op::Iota { start, len, .. })) => !(constant(start) && constant(len)),
+        _ => false,
+    }
+}

@@ -1,0 +1,91 @@
+//! Writing ONNX files and external data files.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use ombra_ir::{Diagnostic, Result};
+use onnx_protobuf::tensor_proto::{DataLocation, DataType};
+use onnx_protobuf::{Message, ModelProto, StringStringEntryProto, TensorProto};
+use protobuf::Enum;
+
+/// Data of each external tensor start at a multiple of this many bytes, a page.
+const ALIGNMENT: u64 = 4096;
+
+/// Writes `proto` to `path`.
+///
+/// # Errors
+/// `E0115` when it is larger than 2 GiB or the file cannot be written.
+pub fn write_model(proto: &ModelProto, path: &Path) -> Result<()> {
+    if proto.compute_size() > i32::MAX as u64 {
+        return Err(
+            failed(path, "an ONNX file may have at most 2 GiB").note("keep the weights in an external data file")
+        );
+    }
+    let mut out = BufWriter::new(File::create(path).map_err(|e| failed(path, e))?);
+    proto.write_to_writer(&mut out).map_err(|e| failed(path, e))?;
+    out.flush().map_err(|e| failed(path, e))
+}
+
+/// A data file beside a model, to which tensors are written one after another.
+pub struct ExternalWriter {
+    out: BufWriter<File>,
+    location: String,
+    length: u64,
+}
+
+impl ExternalWriter {
+    /// Creates the file `path`. The tensors refer to it by its file name, so the model must be in the same folder.
+    ///
+    /// # Errors
+    /// `E0115` when the file cannot be created or its name is not text.
+    pub fn create(path: &Path) -> Result<Self> {
+        let location = path.file_name().and_then(|name| name.to_str());
+        let location = location.ok_or_else(|| failed(path, "the file name is not UTF-8 text"))?.to_owned();
+        let file = File::create(path).map_err(|e| failed(path, e))?;
+        Ok(ExternalWriter { out: BufWriter::with_capacity(1 << 20, file), location, length: 0 })
+    }
+
+    /// Writes single-precision `values` of shape `dims` as the tensor `name` and returns its entry for the model.
+    ///
+    /// # Errors
+    /// `E0115` when the file cannot be written.
+    pub fn push(&mut self, name: &str, dims: &[usize], values: impl Iterator<Item = f32>) -> Result<TensorProto> {
+        let lost = |e: std::io::Error| failed(Path::new(&self.location), e);
+        let padding = self.length.next_multiple_of(ALIGNMENT) - self.length;
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), padding), &mut self.out).map_err(lost)?;
+        let offset = self.length + padding;
+        let mut length = 0u64;
+        for value in values {
+            self.out.write_all(&value.to_le_bytes()).map_err(lost)?;
+            length += 4;
+        }
+        self.length = offset + length;
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
+        Ok(TensorProto {
+            name: name.into(),
+            dims: dims.iter().map(|&d| d as i64).collect(),
+            data_type: DataType::FLOAT.value(),
+            data_location: DataLocation::EXTERNAL.into(),
+            external_data: vec![
+                entry("location", self.location.clone()),
+                entry("offset", offset.to_string()),
+                entry("length", length.to_string()),
+            ],
+            ..TensorProto::default()
+        })
+    }
+
+    /// Writes what is buffered and closes the file.
+    ///
+    /// # Errors
+    /// `E0115` when the file cannot be written.
+    pub fn finish(mut self) -> Result<()> {
+        self.out.flush().map_err(|e| failed(Path::new(&self.location), e))
+    }
+}
+
+/// The error of this module.
+fn failed(path: &Path, why: impl std::fmt::Display) -> Diagnostic {
+    Diagnostic::input("E0115", format!("cannot write '{}': {why}", path.display()))
+}

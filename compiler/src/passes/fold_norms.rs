@@ -1,0 +1,104 @@
+//! A norm's scale and shift into the products that follow.
+//!
+//! `(n ∘ γ + β)·W = n·(diag(γ)·W) + β·W`. Where every use of a norm is the left side of a product with a weight whose
+//! owner covers γ's (and β's), the scaled weight is computed once, by its owner, and the norm has neither scale nor
+//! shift left: one secret product an element less when γ is private, one public factor less when it is not. A private γ
+//! is never folded into a public weight, since that would make a message-free product cost messages.
+
+use crate::graph::{Graph, Op, Origin, Owner, ValueId};
+use ombra_ir::plain::Tensor;
+use ombra_ir::{Dim, Result};
+
+/// Folds every norm that allows it; returns how many.
+pub fn fold_norms(graph: &mut Graph) -> Result<usize> {
+    let mut folded = 0;
+    for id in graph.topological() {
+        let (gamma, beta) = match graph.op(id) {
+            Some(Op::RmsNorm { .. }) => (graph.operand(id, 1), None),
+            Some(Op::LayerNorm { .. }) => (graph.operand(id, 1), graph.operand(id, 2)),
+            _ => continue,
+        };
+        let Some(gamma) = gamma else { continue };
+        if graph.node(id)?.owner != Owner::Secret || is_ones(graph, gamma) && beta.is_none() {
+            continue;
+        }
+        let mut affine = graph.node(gamma)?.owner;
+        if let Some(beta) = beta {
+            affine = affine.join(graph.node(beta)?.owner);
+        }
+        let Some(products) = products_of(graph, id, affine)? else { continue };
+        fold(graph, id, gamma, beta, &products)?;
+        folded += 1;
+    }
+    graph.remove_dead();
+    Ok(folded)
+}
+
+/// Whether a value is a constant full of ones.
+pub fn is_ones(graph: &Graph, id: ValueId) -> bool {
+    graph.constant(id).and_then(|t| t.as_f32().ok()).is_some_and(|v| v.iter().all(|&x| x == 1.0))
+}
+
+/// The products whose left side is `id`, through movement that keeps the last axis; `None` if there is any other use
+/// or a weight that must not take the scale.
+fn products_of(graph: &Graph, id: ValueId, affine: Owner) -> Result<Option<Vec<ValueId>>> {
+    if graph.is_output(id) {
+        return Ok(None);
+    }
+    let mut products = Vec::new();
+    let width = graph.shape(id).last().cloned();
+    for user in graph.users(id) {
+        let node = graph.node(user)?;
+        let rank = graph.shape(id).len();
+        match &node.op {
+            Op::MatMul => {
+                let (x, w) = (graph.operand(user, 0), graph.operand(user, 1));
+                let fits = x == Some(id) && w != Some(id);
+                let Some(w) = w.filter(|_| fits) else { return Ok(None) };
+                let owner = graph.node(w)?.owner;
+                let takes = matches!(owner, Owner::Public | Owner::Server) && owner.join(affine) == owner;
+                if !takes || graph.shape(w).len() != 2 {
+                    return Ok(None);
+                }
+                products.push(user);
+            }
+            Op::Reshape { .. } | Op::Slice { .. } if node.shape.last() == width.as_ref() => {
+                if matches!(node.op, Op::Slice { axis, .. } if axis + 1 == rank) {
+                    return Ok(None);
+                }
+                match products_of(graph, user, affine)? {
+                    Some(more) => products.extend(more),
+                    None => return Ok(None),
+                }
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(products))
+}
+
+fn fold(graph: &mut Graph, id: ValueId, gamma: ValueId, beta: Option<ValueId>, products: &[ValueId]) -> Result<()> {
+    let node = graph.node(id)?.clone();
+    let width = node.shape.last().cloned().unwrap_or_default();
+    let n = width.as_constant().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+    let ones = graph.add_const(Tensor::f32(&[n], vec![1.0; n])?, Origin::default())?;
+    let x = graph.operands(id)[0];
+    let bare = graph.add(node.op.clone(), &[x, ones], node.origin.clone())?;
+    let column = graph.add(Op::Reshape { shape: vec![width.clone(), Dim::constant(1)] }, &[gamma], Origin::default())?;
+    for &product in products {
+        let origin = graph.node(product)?.origin.clone();
+        let (left, w) = (graph.operands(product)[0], graph.operands(product)[1]);
+        let w_origin = graph.node(w)?.origin.clone();
+        let scaled = graph.add(Op::Mul, &[column, w], w_origin.clone())?;
+        let mut new = graph.add(Op::MatMul, &[left, scaled], origin.clone())?;
+        if let Some(beta) = beta {
+            let row = graph.add(Op::Reshape { shape: vec![Dim::constant(1), width.clone()] }, &[beta], Origin::default())?;
+            let shift = graph.add(Op::MatMul, &[row, w], w_origin)?;
+            let out = graph.shape(shift)[1].clone();
+            let shift = graph.add(Op::Reshape { shape: vec![out] }, &[shift], Origin::default())?;
+            new = graph.add(Op::Add, &[new, shift], origin)?;
+        }
+        graph.replace_all_uses(product, new)?;
+    }
+    graph.replace_all_uses(id, bare)
+}

@@ -1,0 +1,368 @@
+//! From a model file to a plan: the one place that knows the order of passes.
+
+use crate::assign_rotations::{Spread, assign_rotations};
+use crate::calibrate::{Inputs, Ranges, calibrate, drawn_inputs};
+use crate::expand::expand;
+use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId};
+use crate::import::{self, load_weight};
+use crate::labels::{self, Labels, Overrides, label};
+use crate::lower::{self, lower};
+use crate::onnx::{Model, extract};
+use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
+use crate::passes::fold_norms::fold_norms;
+use crate::passes::lift_reshapes::lift_reshapes;
+use crate::passes::narrow_demand::narrow_demand;
+use ombra_ir::module::{Module, OutputKind, Stage};
+use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
+use ombra_ir::ty::BoundFrom;
+use ombra_ir::{Bindings, Diagnostic, Result, plan};
+use onnx_protobuf::ModelProto;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Diagnostics of one attempt.
+pub type Errors = Vec<Diagnostic>;
+
+/// What the client learns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reveal {
+    /// The id of the next token.
+    NextToken,
+    /// The output of this name.
+    Output(String),
+}
+
+/// What the user asks for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Sizes and maxima.
+    pub sizes: import::Options,
+    /// Names that are public or private whatever their content.
+    pub overrides: Overrides,
+    /// What the client learns; empty for the default.
+    pub reveal: Vec<Reveal>,
+    /// Fraction bits.
+    pub f: u8,
+    /// Calibration inputs; drawn if there are none.
+    pub calibration: Vec<Inputs>,
+    /// How roles are spread over parties.
+    pub spread: Spread,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            sizes: import::Options::default(),
+            overrides: Overrides::default(),
+            reveal: Vec::new(),
+            f: 16,
+            calibration: Vec::new(),
+            spread: Spread::Fixed,
+        }
+    }
+}
+
+/// Bits above the greatest value seen in calibration.
+const MARGIN: u8 = 3;
+/// Tokens of a drawn calibration prompt.
+const DRAWN_LENGTH: u64 = 32;
+/// Drawn calibration prompts.
+const DRAWN_SETS: usize = 2;
+
+/// A model with owners, before anything is decided about how it runs.
+pub struct Analysed {
+    /// The graph as imported and recognised, with owners.
+    pub graph: Graph,
+    /// Owners of weights, with reasons.
+    pub labels: Labels,
+}
+
+/// A compiled model.
+pub struct Compiled {
+    /// The plan, without digests of the files beside it.
+    pub plan: Plan,
+    /// The module before expansion.
+    pub lowered: Module,
+    /// The graph that was lowered.
+    pub graph: Graph,
+    /// Weights of both files.
+    pub weights: BTreeMap<String, (ValueId, Owner)>,
+    /// The client's plaintext region.
+    pub client_model: Option<ModelProto>,
+    /// Owners of weights.
+    pub labels: Labels,
+}
+
+/// Reads a model into the graph, recognises patterns and assigns owners.
+///
+/// # Errors
+/// Everything that cannot be imported, at once.
+pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Analysed, Errors> {
+    let mut imported = import::import(model, &options.sizes)?;
+    import::recognise::recognise(&mut imported.graph).map_err(one)?;
+    let mut graph = imported.graph;
+    let mut overrides = options.overrides.clone();
+    overrides.structure.extend(structure(&graph));
+    let labels = label(model, base, &overrides).map_err(one)?;
+    assign_owners(&mut graph, |name| weight_owner(&labels, name));
+    Ok(Analysed { graph, labels })
+}
+
+fn weight_owner(labels: &Labels, name: &str) -> Owner {
+    match labels.get(name).map(|l| l.owner) {
+        Some(labels::Owner::Public) => Owner::Public,
+        Some(labels::Owner::Private) | None => Owner::Server,
+    }
+}
+
+/// Initializers that are no weights by their use: what reaches a cosine or sine.
+fn structure(graph: &Graph) -> BTreeSet<String> {
+    use ombra_ir::plain::{Op as P, Unary};
+    let mut names = BTreeSet::new();
+    for (id, node) in graph.iter() {
+        if matches!(node.op, Op::Public(P::Unary(Unary::Cos | Unary::Sin))) {
+            for a in graph.ancestors(id) {
+                if let Some(Op::Weight { name, .. }) = graph.op(a) {
+                    names.insert(name.clone());
+                }
+            }
+        }
+    }
+    names
+}
+
+/// Compiles a model for the `3pc` setting.
+///
+/// # Errors
+/// All that is wrong with the model at the first stage that refuses it.
+pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
+    let Analysed { mut graph, labels } = analyse(model, base, options)?;
+    let owner = |name: &str| weight_owner(&labels, name);
+    let reveal = reveals(&mut graph, &options.reveal)?;
+    keep_outputs(&mut graph, &reveal);
+    // Reshapes first: a sequence merged with the batch has no last position to narrow to.
+    lift_reshapes(&mut graph).map_err(one)?;
+    for &(index, kind) in &reveal {
+        if kind == OutputKind::NextToken {
+            narrow_demand(&mut graph, index, 1).map_err(one)?;
+        }
+    }
+    assign_owners(&mut graph, owner);
+    // Owners before folding: a scale goes only into weights of an owner that may know it.
+    fold_norms(&mut graph).map_err(one)?;
+    assign_owners(&mut graph, owner);
+
+    let weights = |name: &str| load_weight(model, name);
+    let sets = match &options.calibration {
+        given if !given.is_empty() => given.clone(),
+        _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
+    };
+    let ranges = calibrate(&graph, &weights, &sets).map_err(one)?;
+    let statics = |v: ValueId| static_value(&graph, &weights, v);
+    let states = secret_states(&graph);
+    let lowered = lower(
+        &graph,
+        lower::Options {
+            name: model.graph().name.clone(),
+            f: options.f,
+            margin: MARGIN,
+            ranges: &ranges,
+            statics: &statics,
+            reveal,
+            states,
+        },
+    )?;
+    let mut module = expand(&lowered.module).map_err(one)?;
+    assign_rotations(&mut module, options.spread);
+    let client_model = client_region(model, &graph, &module, &labels).map_err(one)?;
+    let plan = Plan {
+        failure_log2: failure_log2(&graph, &ranges),
+        client_model: None,
+        public_weights: FileDigest { file: String::new(), sha256: String::new() },
+        client_states: client_states_of(&graph).map_err(one)?,
+        graph_inputs: graph_inputs(&graph).map_err(one)?,
+        batch: symbol(&module, "batch"),
+        seq: symbol(&module, "seq"),
+        past: symbol(&module, "past"),
+        changes: Vec::new(),
+        module,
+    };
+    ombra_ir::verify::verify(&plan.module)?;
+    debug_assert_eq!(plan.module.stage, Stage::Scheduled);
+    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+}
+
+fn one(d: Diagnostic) -> Errors {
+    vec![d]
+}
+
+fn symbol(module: &Module, name: &str) -> Option<String> {
+    module.dims.find(name).map(|_| name.to_string())
+}
+
+/// Outputs to reveal, by index. The default is the next token for a causal language model, else every output.
+fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usize, OutputKind)>, Errors> {
+    let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
+    let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
+    if wanted.is_empty() {
+        return Ok(match causal {
+            Some(i) => vec![(i, OutputKind::NextToken)],
+            None => (0..graph.outputs.len()).map(|i| (i, OutputKind::Tensor)).collect(),
+        });
+    }
+    let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
+    let mut errors = Vec::new();
+    let mut out = Vec::new();
+    for reveal in wanted {
+        match reveal {
+            Reveal::NextToken => match causal {
+                Some(i) => out.push((i, OutputKind::NextToken)),
+                None => errors.push(
+                    Diagnostic::input("E0540", "the model has no next token to reveal")
+                        .note("expected an output `logits` of shape [batch, seq, vocabulary]")
+                        .note(format!("the model's outputs are {}", names.join(", "))),
+                ),
+            },
+            Reveal::Output(name) => match names.iter().position(|n| n == name) {
+                Some(i) => out.push((i, OutputKind::Tensor)),
+                None => errors.push(
+                    Diagnostic::input("E0541", format!("the model has no output `{name}` to reveal"))
+                        .note(format!("the model's outputs are {}", names.join(", "))),
+                ),
+            },
+        }
+    }
+    // One output may be revealed in both forms: each needs a value of its own.
+    let mut seen = BTreeSet::new();
+    for entry in &mut out {
+        if !seen.insert(entry.0) {
+            let copy = graph.outputs[entry.0].clone();
+            graph.outputs.push(copy);
+            entry.0 = graph.outputs.len() - 1;
+        }
+    }
+    if errors.is_empty() { Ok(out) } else { Err(errors) }
+}
+
+/// Drops outputs that are neither revealed nor state.
+fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
+    let kept: BTreeSet<usize> = reveal.iter().map(|&(i, _)| i).collect();
+    let mut outputs = Vec::new();
+    for (i, o) in graph.outputs.iter().enumerate() {
+        let state = matches!(
+            o.role,
+            OutputRole::PresentKey { past: Some(_), .. } | OutputRole::PresentValue { past: Some(_), .. }
+        );
+        outputs.push((kept.contains(&i) || state).then(|| o.clone()));
+    }
+    // Indices of revealed outputs must not move: dropped ones alias a kept one.
+    let filler = outputs.iter().flatten().next().cloned();
+    if let Some(filler) = filler {
+        graph.outputs = outputs.into_iter().map(|o| o.unwrap_or_else(|| crate::graph::Output { name: String::new(), role: OutputRole::Other, value: filler.value })).collect();
+    }
+    graph.remove_dead();
+}
+
+/// The value of a node that depends on weights and constants alone.
+///
+/// # Errors
+/// The weight cannot be read.
+pub fn static_value(graph: &Graph, weights: &crate::graph::eval::Weights, v: ValueId) -> Result<Tensor> {
+    if let Some(t) = graph.constant(v) {
+        return Ok(t.clone());
+    }
+    crate::graph::eval::value(graph, weights, v, &Bindings::new())
+}
+
+/// The client's plaintext region as a model of its own, checked to hold nothing private.
+fn client_region(model: &Model, graph: &Graph, module: &Module, labels: &Labels) -> Result<Option<ModelProto>> {
+    let inputs: BTreeSet<&str> = graph
+        .inputs
+        .iter()
+        .filter_map(|&id| match graph.op(id) {
+            Some(Op::Input { name, .. }) => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
+    let mut outputs: BTreeSet<String> =
+        module.inputs.iter().map(|i| i.name.clone()).filter(|n| !inputs.contains(n.as_str())).collect();
+    if outputs.is_empty() {
+        return Ok(None);
+    }
+    outputs.extend(client_states(graph).into_iter().map(|(_, output)| output));
+    let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let region = extract::extract(model, &names)?;
+    for tensor in &region.graph.initializer {
+        if labels.get(&tensor.name).is_some_and(|l| l.owner == labels::Owner::Private) {
+            return Err(Diagnostic::internal("E0542", format!("private tensor `{}` reached the client's region", tensor.name)));
+        }
+    }
+    Ok(Some(region))
+}
+
+fn client_states_of(graph: &Graph) -> Result<Vec<ClientState>> {
+    client_states(graph)
+        .into_iter()
+        .map(|(input, output)| {
+            let shape = input_shape(graph, &input)?;
+            Ok(ClientState { input, output, shape })
+        })
+        .collect()
+}
+
+fn input_shape(graph: &Graph, name: &str) -> Result<Vec<ombra_ir::Dim>> {
+    for &id in &graph.inputs {
+        let node = graph.node(id)?;
+        if matches!(&node.op, Op::Input { name: n, .. } if n == name) {
+            return Ok(node.shape.clone());
+        }
+    }
+    Err(Diagnostic::internal("E0543", format!("no input is called `{name}`")))
+}
+
+fn graph_inputs(graph: &Graph) -> Result<Vec<GraphInput>> {
+    let mut inputs = Vec::new();
+    for &id in &graph.inputs {
+        let node = graph.node(id)?;
+        let Op::Input { name, role } = &node.op else { continue };
+        let role = match role {
+            InputRole::TokenIds => plan::InputRole::TokenIds,
+            InputRole::AttentionMask => plan::InputRole::AttentionMask,
+            InputRole::PositionIds => plan::InputRole::PositionIds,
+            InputRole::PastKey { .. } | InputRole::PastValue { .. } => plan::InputRole::Past,
+            InputRole::Embeddings | InputRole::Other => plan::InputRole::Other,
+        };
+        inputs.push(GraphInput { name: name.clone(), role, dtype: node.dtype, shape: node.shape.clone() });
+    }
+    Ok(inputs)
+}
+
+/// Union bound over calibrated bounds, each value taken as sub-Gaussian with the spread that calibration measured:
+/// `P(|x| ≥ B) ≤ 2 exp(−(B/σ)²/2)` an element, at 2^20 elements a value.
+fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
+    let mut total = 0.0f64;
+    for (id, node) in graph.iter() {
+        let (Some(&max), Some(&rms)) = (ranges.abs.get(&id), ranges.rms.get(&id)) else { continue };
+        if node.owner != Owner::Secret || rms <= 0.0 {
+            continue;
+        }
+        let bound = libm::exp2(libm::floor(libm::log2(max)) + 1.0 + f64::from(MARGIN));
+        let sigmas = bound / rms;
+        total += libm::exp2(21.0 - sigmas * sigmas / 2.0 * std::f64::consts::LOG2_E);
+    }
+    if total > 0.0 { libm::log2(total) } else { -1000.0 }
+}
+
+/// Number of proven, calibrated and guarded bounds in a module.
+pub fn count_bounds(module: &Module) -> (usize, usize, usize) {
+    let count = |from| module.ops.iter().filter(|n| n.ty.as_ring().is_some() && n.ty.bound_from == from).count();
+    (count(BoundFrom::Proven), count(BoundFrom::Calibrated), count(BoundFrom::Guarded))
+}
+
+/// Raw little-endian `f32` values of a tensor.
+pub fn f32_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    match tensor.data() {
+        Data::F32(v) => Ok(v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        Data::I64(_) | Data::Bool(_) => Err(Diagnostic::internal("E0544", "a weight is not a float tensor")),
+    }
+}

@@ -1,0 +1,143 @@
+//! The plan file: a scheduled module with a format version and a digest.
+//!
+//! Layout: the magic bytes `OMBRAPLN`, a little-endian `u32` format version, the SHA-256 digest of what follows, then
+//! the plan in postcard encoding. A plan is hostile until [`decode`] and the verifier have passed it.
+
+use crate::diag::{Diagnostic, Result};
+use crate::module::Module;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// First bytes of every plan file.
+pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
+/// Version of the format; a runtime reads its own version only.
+pub const VERSION: u32 = 1;
+/// Largest plan file that is read.
+pub const MAX_BYTES: usize = 1 << 30;
+
+/// What every party gets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The program.
+    pub module: Module,
+    /// The client's plaintext region, an ONNX model, if there is one: file name in the public folder and digest.
+    pub client_model: Option<FileDigest>,
+    /// Digest of the public weights file.
+    pub public_weights: FileDigest,
+    /// Values that the client's plaintext region keeps between steps.
+    pub client_states: Vec<ClientState>,
+    /// Graph inputs as the exporter declared them.
+    pub graph_inputs: Vec<GraphInput>,
+    /// The symbols of batch, new tokens and cached tokens, by name, where the model has them.
+    pub batch: Option<String>,
+    /// New tokens of a step.
+    pub seq: Option<String>,
+    /// Cached tokens before a step.
+    pub past: Option<String>,
+    /// Logarithm to base 2 of the probability that any assumed bound fails in one step, as far as it can be bounded.
+    pub failure_log2: f64,
+    /// What changed the model's meaning, in words: approximations that were asked for.
+    pub changes: Vec<String>,
+}
+
+/// A file beside the plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest {
+    /// Name in the public folder.
+    pub file: String,
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+/// A value that the client's plaintext region keeps between steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientState {
+    /// Input of the client's model.
+    pub input: String,
+    /// Output of the client's model.
+    pub output: String,
+    /// Sizes before a step.
+    pub shape: Vec<crate::dim::Dim>,
+}
+
+/// What an input of the ONNX graph is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InputRole {
+    /// Token ids: the client's.
+    TokenIds,
+    /// 1 for a real token, 0 for padding: public.
+    AttentionMask,
+    /// Positions: public.
+    PositionIds,
+    /// A key or value cache.
+    Past,
+    /// Any other tensor of the client's.
+    Other,
+}
+
+/// An input of the ONNX graph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphInput {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub role: InputRole,
+    /// Element type.
+    pub dtype: crate::plain::DType,
+    /// Sizes.
+    pub shape: Vec<crate::dim::Dim>,
+}
+
+/// A plan as a file. The same plan gives the same bytes.
+///
+/// # Errors
+/// The plan cannot be encoded, which does not happen for a plan that the verifier passed.
+pub fn encode(plan: &Plan) -> Result<Vec<u8>> {
+    let body = postcard::to_stdvec(plan)
+        .map_err(|e| Diagnostic::internal("E0410", format!("the plan cannot be encoded: {e}")))?;
+    let mut file = Vec::with_capacity(body.len() + 44);
+    file.extend_from_slice(MAGIC);
+    file.extend_from_slice(&VERSION.to_le_bytes());
+    file.extend_from_slice(&Sha256::digest(&body));
+    file.extend_from_slice(&body);
+    Ok(file)
+}
+
+/// A plan from a file's bytes; checks length, magic, version and digest before decoding.
+///
+/// # Errors
+/// Any difference from what [`encode`] writes.
+pub fn decode(file: &[u8]) -> Result<Plan> {
+    let bad = |message: &str| Diagnostic::input("E0411", format!("not a plan file: {message}"));
+    if file.len() > MAX_BYTES {
+        return Err(bad("it is too large").note(format!("expected at most {MAX_BYTES} bytes, found {}", file.len())));
+    }
+    let (Some(magic), Some(version), Some(digest), Some(body)) =
+        (file.get(..8), file.get(8..12), file.get(12..44), file.get(44..))
+    else {
+        return Err(bad("it is cut short").note(format!("expected at least 44 bytes, found {}", file.len())));
+    };
+    if magic != MAGIC {
+        return Err(bad("its first bytes are not OMBRAPLN").note("give the plan.ombra that `ombra compile` wrote"));
+    }
+    let version = version.iter().rev().fold(0u32, |v, &b| v << 8 | u32::from(b));
+    if version != VERSION {
+        return Err(Diagnostic::input("E0412", format!("plan format {version} is not supported"))
+            .note(format!("expected format {VERSION}"))
+            .note("compile the model again with this version"));
+    }
+    if Sha256::digest(body).as_slice() != digest {
+        return Err(Diagnostic::input("E0413", "the plan file is damaged: its digest does not match")
+            .note("copy the file again or compile the model again"));
+    }
+    match postcard::take_from_bytes(body) {
+        Ok((plan, [])) => Ok(plan),
+        Ok((_, rest)) => Err(bad("bytes follow its end").note(format!("found {} more bytes", rest.len()))),
+        Err(e) => Err(bad(&format!("it cannot be decoded ({e})"))),
+    }
+}
+
+/// The digest that parties compare: SHA-256 of the whole file, in hexadecimal.
+pub fn digest(file: &[u8]) -> String {
+    Sha256::digest(file).iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,128 @@
+//! When every op of a bound module runs, and what a step costs.
+//!
+//! Time is counted in ticks. In a tick every active interactive op does one of its rounds, and what goes from one party
+//! to another is one frame. An op starts in the tick in which its last operand is ready: independent ops share rounds.
+//! The schedule follows from the module and its sizes alone, so compiler and parties agree on it.
+
+use crate::bind::Bound;
+use crate::cost::{self, RowLens, Sizes, Traffic};
+use crate::diag::Result;
+use crate::module::{Id, Module};
+use crate::op::Op;
+use crate::ty::Sharing;
+
+/// When an op runs and what it sends, by op.
+#[derive(Debug)]
+pub struct Schedule {
+    /// First tick of every op. A local op runs at the beginning of its tick.
+    pub start: Vec<u32>,
+    /// What every op sends, in logical roles.
+    pub traffic: Vec<Traffic>,
+    /// Number of ticks of the step.
+    pub ticks: u32,
+}
+
+/// Bytes and rounds of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Payload bytes that every party sends.
+    pub bytes: [u64; 3],
+    /// The longest chain of messages that wait for one another.
+    pub rounds: u32,
+}
+
+/// Schedules a bound module.
+///
+/// # Errors
+/// The module's masks do not fit its sizes.
+pub fn schedule(module: &Module, bound: &Bound) -> Result<Schedule> {
+    let mut out = Schedule { start: Vec::new(), traffic: Vec::new(), ticks: 0 };
+    for (i, node) in module.ops.iter().enumerate() {
+        let ready = node.args.iter().map(|a| out.start[a.index()] + out.traffic[a.index()].rounds).max().unwrap_or(0);
+        let traffic = traffic_of(module, bound, Id(i as u32))?;
+        out.ticks = out.ticks.max(ready + traffic.rounds);
+        out.start.push(ready);
+        out.traffic.push(traffic);
+    }
+    Ok(out)
+}
+
+/// What one op sends, in logical roles.
+///
+/// # Errors
+/// The op's mask does not fit its operand.
+pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
+    let node = module.node(id);
+    let operand = node.args.first().map(|&a| module.ty(a));
+    let ring = node.ty.as_ring().or_else(|| operand.and_then(|t| t.as_ring()));
+    let rows;
+    let lens = match &node.op {
+        Op::RowMax { .. } => {
+            rows = bound.rows(module, id)?;
+            RowLens::Listed(&rows.lens)
+        }
+        Op::ArgMax { .. } => {
+            let shape = &bound.shapes[node.args[0].index()];
+            RowLens::Equal { count: bound.len(id) as u64, len: shape.last().copied().unwrap_or(1) as u64 }
+        }
+        _ => RowLens::Equal { count: 0, len: 0 },
+    };
+    let table = node.args.get(1).map(|a| &bound.shapes[a.index()]);
+    let sizes = Sizes {
+        out: bound.len(id) as u64,
+        bits: ring.map_or(0, |(bits, _)| bits),
+        sum3: operand.is_some_and(|t| t.sharing == Sharing::Sum3),
+        rows: lens,
+        table_rows: table.and_then(|s| s.first()).map_or(0, |&v| v as u64),
+        tokens: node.args.first().map_or(0, |&a| bound.len(a) as u64),
+    };
+    Ok(cost::traffic(&node.op, &sizes))
+}
+
+impl Schedule {
+    /// Payload bytes from every party to every party, tick by tick: `frames()[tick][from][to]`.
+    pub fn frames(&self, module: &Module) -> Vec<[[u64; 3]; 3]> {
+        let mut frames = vec![[[0u64; 3]; 3]; self.ticks as usize];
+        for (i, traffic) in self.traffic.iter().enumerate() {
+            let rot = module.ops[i].rot;
+            for m in &traffic.msgs {
+                let tick = (self.start[i] + m.round) as usize;
+                frames[tick][party(m.from, rot)][party(m.to, rot)] += m.bytes;
+            }
+        }
+        frames
+    }
+
+    /// Bytes and rounds of the whole step.
+    pub fn cost(&self, module: &Module) -> Cost {
+        let mut cost = Cost::default();
+        let mut depth = [0u32; 3];
+        for frame in self.frames(module) {
+            let before = depth;
+            for from in 0..3 {
+                for to in 0..3 {
+                    cost.bytes[from] += frame[from][to];
+                    if frame[from][to] > 0 {
+                        depth[to] = depth[to].max(before[from] + 1);
+                    }
+                }
+            }
+        }
+        cost.rounds = depth.into_iter().max().unwrap_or(0);
+        cost
+    }
+
+    /// Payload bytes that every party sends in one op.
+    pub fn op_bytes(&self, module: &Module, id: Id) -> [u64; 3] {
+        let mut bytes = [0; 3];
+        for m in &self.traffic[id.index()].msgs {
+            bytes[party(m.from, module.node(id).rot)] += m.bytes;
+        }
+        bytes
+    }
+}
+
+/// The party that plays a logical role under a rotation.
+pub fn party(role: u8, rot: u8) -> usize {
+    (usize::from(role) + usize::from(rot)) % 3
+}

@@ -1,0 +1,216 @@
+//! What a party needs to take part in sessions, and the opening of connections.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ombra_ir::{Diagnostic, Result};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ServerConfig};
+use zeroize::Zeroizing;
+
+use super::link::{Link, Options};
+use super::meter::Meter;
+use super::network::Network;
+use super::party::{Party, dials};
+use super::session::{Direction, Hello, MAX_PLAN_CHARS, Purpose, Session, SessionId};
+use super::tls::{Channel, Fingerprint, Identity, client_config, server_config, tls_error};
+use crate::config::{Limits, PartyConfig};
+
+/// Time between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A party with its key, its peers and the plan it runs. Copies are cheap and share everything.
+#[derive(Clone)]
+pub struct Endpoint {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    party: Party,
+    listen: Option<String>,
+    limits: Limits,
+    plan: String,
+    network: Option<Network>,
+    /// Peers that this party connects to.
+    acceptors: BTreeMap<Party, Acceptor>,
+    /// Peers that connect to this party.
+    initiators: BTreeMap<Party, Fingerprint>,
+    accepting: Arc<ServerConfig>,
+}
+
+struct Acceptor {
+    address: String,
+    tls: Arc<ClientConfig>,
+}
+
+impl Endpoint {
+    /// Reads the key and certificate of `config`. `plan` is the digest of the plan, as text; `network` is emulated on
+    /// what this party sends.
+    pub fn new(config: &PartyConfig, plan: &str, network: Option<Network>) -> Result<Endpoint> {
+        if plan.chars().count() > MAX_PLAN_CHARS {
+            return Err(Diagnostic::internal("E0708", "the plan's digest is too long"));
+        }
+        let identity = read_identity(config)?;
+        let mut acceptors = BTreeMap::new();
+        let mut initiators = BTreeMap::new();
+        for (&peer, entry) in &config.peers {
+            if dials(peer, config.party) {
+                initiators.insert(peer, entry.fingerprint);
+                continue;
+            }
+            let address = entry.address.clone().ok_or_else(|| {
+                Diagnostic::input("E0711", format!("peers.{peer}.address is missing"))
+                    .note(format!("expected  host:port, as the {} connects to the {peer}", config.party))
+            })?;
+            acceptors.insert(peer, Acceptor { address, tls: client_config(&identity, entry.fingerprint)? });
+        }
+        let accepting = server_config(&identity, initiators.values().copied().collect())?;
+        let shared = Shared {
+            party: config.party,
+            listen: config.listen.clone(),
+            limits: config.limits,
+            plan: plan.to_owned(),
+            network,
+            acceptors,
+            initiators,
+            accepting,
+        };
+        Ok(Endpoint { shared: Arc::new(shared) })
+    }
+
+    /// The party itself.
+    pub fn party(&self) -> Party {
+        self.shared.party
+    }
+
+    /// Starts a session: connects to every peer that this party connects to.
+    pub fn open(&self, purpose: Purpose) -> Result<Session> {
+        let mut session = Session::new(self.clone(), SessionId::random()?, purpose);
+        for &peer in self.shared.acceptors.keys() {
+            if let Err(error) = session.dial(peer) {
+                session.abort(&error);
+                return Err(error);
+            }
+        }
+        Ok(session)
+    }
+
+    pub(super) fn listen_address(&self) -> Option<&str> {
+        self.shared.listen.as_deref()
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    pub(super) fn plan(&self) -> &str {
+        &self.shared.plan
+    }
+
+    /// TLS for accepted connections.
+    pub(super) fn accepting(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.shared.accepting)
+    }
+
+    /// The peers that connect to this party.
+    pub(super) fn initiators(&self) -> &BTreeMap<Party, Fingerprint> {
+        &self.shared.initiators
+    }
+
+    /// The peers that this party connects to.
+    pub(super) fn acceptors(&self) -> impl Iterator<Item = Party> {
+        self.shared.acceptors.keys().copied()
+    }
+
+    /// A link of this party over two connections.
+    pub(super) fn link(&self, peer: Party, from: Channel, to: Channel, meter: &Arc<Meter>) -> Result<Link> {
+        let Limits { receive, max_frame_bytes, .. } = self.shared.limits;
+        let network = self.shared.network;
+        Link::over(from, to, Options { peer, meter: Arc::clone(meter), receive, max_frame_bytes, network })
+    }
+
+    /// Opens both connections to `peer` for the session `id`.
+    pub(super) fn dial(&self, peer: Party, id: SessionId, purpose: Purpose, meter: &Arc<Meter>) -> Result<Link> {
+        let Some(acceptor) = self.shared.acceptors.get(&peer) else {
+            return Err(Diagnostic::input("E0711", format!("no peer {peer} that this party connects to")).note(
+                format!("help      add [peers.{peer}] with address and fingerprint to this party's configuration"),
+            ));
+        };
+        let to = self.open_channel(peer, acceptor, id, purpose, Direction::ToAcceptor)?;
+        let from = self.open_channel(peer, acceptor, id, purpose, Direction::ToInitiator)?;
+        self.link(peer, from, to, meter)
+    }
+
+    fn open_channel(
+        &self,
+        peer: Party,
+        acceptor: &Acceptor,
+        id: SessionId,
+        purpose: Purpose,
+        direction: Direction,
+    ) -> Result<Channel> {
+        let limit = self.shared.limits.connect;
+        let socket = connect(peer, &acceptor.address, limit)?;
+        let deadline = Instant::now() + limit;
+        let mut channel = Channel::open(socket, Arc::clone(&acceptor.tls), deadline)
+            .map_err(|error| tls_error(Some(peer), &error))?;
+        let hello = Hello::new(id, self.shared.party, direction, &self.shared.plan, purpose);
+        hello.introduce(&mut channel, peer)?;
+        Ok(channel)
+    }
+}
+
+/// Connects to `peer` at `address`, trying again until `limit` is over: parties start in any order.
+fn connect(peer: Party, address: &str, limit: Duration) -> Result<TcpStream> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let error = match connect_once(address, deadline) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => error,
+        };
+        if Instant::now() + RETRY >= deadline {
+            return Err(Diagnostic::peer("E0707", format!("no connection to {peer} at {address}"))
+                .note(format!("expected  a connection within {} s", limit.as_secs_f64()))
+                .note(format!("found     {error}"))
+                .note(format!("help      start {peer}, or correct peers.{peer}.address")));
+        }
+        thread::sleep(RETRY);
+    }
+}
+
+fn connect_once(address: &str, deadline: Instant) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::other("the name has no address");
+    for address in address.to_socket_addrs()? {
+        let time = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match TcpStream::connect_timeout(&address, time) {
+            Ok(socket) => {
+                socket.set_nodelay(true)?;
+                return Ok(socket);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn read_identity(config: &PartyConfig) -> Result<Identity> {
+    let wrong = |path: &Path, what: String| {
+        Diagnostic::input("E0712", what)
+            .at(path.display().to_string())
+            .note("help      make a key and certificate with `ombra-run keygen`")
+    };
+    let read = |path: &Path| {
+        fs::read(path).map(Zeroizing::new).map_err(|error| wrong(path, format!("the file cannot be read: {error}")))
+    };
+    let certificate = CertificateDer::from_pem_slice(&read(&config.certificate)?)
+        .map_err(|_| wrong(&config.certificate, "the file holds no certificate in PEM".to_owned()))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&config.key)?)
+        .map_err(|_| wrong(&config.key, "the file holds no private key in PEM".to_owned()))?;
+    Ok(Identity { certificate, key })
+}

@@ -1,0 +1,280 @@
+//! A link to one peer: two simplex connections with a thread each, or two queues in memory.
+
+use std::io::Read;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use ombra_ir::{Diagnostic, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::frame::{Frame, Kind, MAX_CONTROL_BYTES, Message, aborted, describe, gone, read_message};
+use super::meter::Meter;
+use super::network::{Network, Pacer};
+use super::party::Party;
+use super::queue::{Inbox, Outbox};
+use super::tls::{Channel, Reader, Writer};
+
+/// Payload handed to TLS, and to the emulated pipe, in one piece.
+const CHUNK_BYTES: usize = 64 << 10;
+/// Frames that have arrived and are not asked for hold at most this much memory, or one frame.
+const INBOX_BYTES: u64 = 256 << 20;
+/// A dropped link keeps sending what is queued for as long as the peer takes something this often.
+const LINGER: Duration = Duration::from_secs(2);
+/// After a failed write, time for the reader to learn why.
+const REASON: Duration = Duration::from_millis(500);
+/// Limits of links in memory.
+const MEMORY_RECEIVE: Duration = Duration::from_secs(60);
+const MEMORY_FRAME_BYTES: u64 = 1 << 30;
+
+/// What a link needs besides its connections.
+pub(super) struct Options {
+    pub peer: Party,
+    pub meter: Arc<Meter>,
+    pub receive: Duration,
+    pub max_frame_bytes: u64,
+    pub network: Option<Network>,
+}
+
+/// A link to one peer. Dropping it sends what is queued, closes the connections and ends its threads.
+pub struct Link {
+    peer: Party,
+    meter: Arc<Meter>,
+    receive: Duration,
+    max_frame_bytes: u64,
+    inbox: Arc<Inbox>,
+    output: Output,
+}
+
+enum Output {
+    Memory { own: Party, inbox: Arc<Inbox> },
+    Tls { outbox: Arc<Outbox>, sockets: [TcpStream; 2], threads: Vec<JoinHandle<()>> },
+}
+
+impl Link {
+    /// Two links joined in memory: the first is the end of the first party. Frames are not limited in time but in the wait
+    /// for them, 60 s.
+    pub fn memory_pair(first: (Party, &Arc<Meter>), second: (Party, &Arc<Meter>)) -> (Link, Link) {
+        let inboxes = [Arc::new(Inbox::new(u64::MAX)), Arc::new(Inbox::new(u64::MAX))];
+        let end = |own: Party, peer: Party, meter: &Arc<Meter>, inbox: &Arc<Inbox>, far: &Arc<Inbox>| Link {
+            peer,
+            meter: Arc::clone(meter),
+            receive: MEMORY_RECEIVE,
+            max_frame_bytes: MEMORY_FRAME_BYTES,
+            inbox: Arc::clone(inbox),
+            output: Output::Memory { own, inbox: Arc::clone(far) },
+        };
+        let [a, b] = &inboxes;
+        (end(first.0, second.0, first.1, a, b), end(second.0, first.0, second.1, b, a))
+    }
+
+    /// A link over the connection `from` the peer and the connection `to` it.
+    pub(super) fn over(from: Channel, to: Channel, options: Options) -> Result<Link> {
+        let Options { peer, meter, receive, max_frame_bytes, network } = options;
+        let refused = |error: std::io::Error| {
+            Diagnostic::new(ombra_ir::Kind::Input, "E0714", format!("the link to {peer} cannot be set up: {error}"))
+        };
+        let (reader, reading) = from.into_reader().map_err(refused)?;
+        let (writer, writing) = to.into_writer(receive).map_err(refused)?;
+        let inbox = Arc::new(Inbox::new(INBOX_BYTES.max(max_frame_bytes)));
+        let outbox = Arc::new(Outbox::new());
+        let mut link = Link {
+            peer,
+            meter,
+            receive,
+            max_frame_bytes,
+            inbox: Arc::clone(&inbox),
+            output: Output::Tls { outbox: Arc::clone(&outbox), sockets: [reading, writing], threads: Vec::new() },
+        };
+        let read = thread::Builder::new()
+            .name(format!("from {peer}"))
+            .spawn(move || read_loop(reader, &inbox, peer, max_frame_bytes))
+            .map_err(refused)?;
+        let write = thread::Builder::new().name(format!("to {peer}")).spawn(move || {
+            let outcome = write_loop(writer, &outbox, network.map(Pacer::new));
+            outbox.finish(outcome.err().map(|error| write_error(peer, receive, &error)));
+        });
+        if let Output::Tls { threads, outbox, .. } = &mut link.output {
+            threads.push(read);
+            match write {
+                Ok(write) => threads.push(write),
+                Err(error) => {
+                    outbox.finish(None);
+                    return Err(refused(error));
+                }
+            }
+        }
+        Ok(link)
+    }
+
+    /// The party at the other end.
+    pub fn peer(&self) -> Party {
+        self.peer
+    }
+
+    /// The meter this link counts in.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Queues `frame` for the peer and returns at once. The depth it carries is the meter's plus one.
+    ///
+    /// Fails when the peer is known to be gone, and on a payload above the size limit.
+    pub fn send(&self, mut frame: Frame) -> Result<()> {
+        let bytes = frame.payload.len();
+        if bytes as u64 > self.max_frame_bytes {
+            let Frame { run, op, round, .. } = frame;
+            return Err(Diagnostic::unsupported("E0709", format!("a frame to {} is too long", self.peer))
+                .note(format!("expected  at most {} bytes", self.max_frame_bytes))
+                .note(format!("found     {}", describe(run, op, round, bytes as u64)))
+                .note("help      raise limits.max_frame_bytes on every party, or run with a shorter prompt"));
+        }
+        frame.depth = self.meter.count_sent(self.peer, bytes);
+        self.push(Message { kind: Kind::Data, frame })
+    }
+
+    /// The payload and depth of the peer's next frame, which must have exactly this run, op, round and length in bytes.
+    ///
+    /// Waits for it at most the limit in which no byte arrives. Every error is final for the run.
+    pub fn recv(&self, run: u64, op: u32, round: u32, expected_len: u64) -> Result<(Vec<u8>, u32)> {
+        let message = self.inbox.pop(self.peer, self.receive)?;
+        let Frame { run: found_run, op: found_op, round: found_round, depth, ref payload } = message.frame;
+        let found_len = payload.len() as u64;
+        if message.kind != Kind::Data || (found_run, found_op, found_round, found_len) != (run, op, round, expected_len)
+        {
+            return Err(Diagnostic::peer("E0703", format!("unexpected frame from {}", self.peer))
+                .note(format!("expected  {}", describe(run, op, round, expected_len)))
+                .note(format!("found     {}", message.describe())));
+        }
+        self.meter.count_received(self.peer, payload.len(), depth);
+        Ok((message.frame.payload, depth))
+    }
+
+    /// Queues `value` as a control message of at most [`MAX_CONTROL_BYTES`] of JSON.
+    pub fn send_control<T: Serialize>(&self, value: &T) -> Result<()> {
+        self.push(Message::control(value)?)
+    }
+
+    /// The peer's next message, which must be a control message of at most `limit` bytes that holds a `T`.
+    pub fn recv_control<T: DeserializeOwned>(&self, limit: u64) -> Result<T> {
+        let message = self.inbox.pop(self.peer, self.receive)?;
+        message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
+    }
+
+    /// Tells the peer that the run failed: the code and place of `cause`, nothing else. What was queued is not sent, and
+    /// nothing can be sent after it.
+    pub fn abort(&self, cause: &Diagnostic) {
+        let message = Message::abort(cause);
+        match &self.output {
+            Output::Memory { own, inbox } => inbox.end(aborted(*own, &message)),
+            Output::Tls { outbox, .. } => outbox.replace_by(message),
+        }
+    }
+
+    fn push(&self, message: Message) -> Result<()> {
+        // The peer's own words, if it left any, say more than a failed write.
+        if let Some(reason) = self.inbox.end_reason(Duration::ZERO) {
+            return Err(reason);
+        }
+        match &self.output {
+            Output::Memory { inbox, .. } => {
+                if inbox.push(message) {
+                    Ok(())
+                } else {
+                    Err(gone(self.peer))
+                }
+            }
+            Output::Tls { outbox, .. } => {
+                outbox.push(self.peer, message).map_err(|error| self.inbox.end_reason(REASON).unwrap_or(error))
+            }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        match &mut self.output {
+            Output::Memory { own, inbox } => {
+                inbox.end(gone(*own));
+                self.inbox.abandon();
+            }
+            Output::Tls { outbox, sockets, threads } => {
+                outbox.close();
+                if !outbox.wait_done(LINGER) {
+                    outbox.kill();
+                }
+                self.inbox.abandon();
+                for socket in sockets.iter() {
+                    // Fails only when the connection is gone already.
+                    let _ = socket.shutdown(Shutdown::Both);
+                }
+                for thread in threads.drain(..) {
+                    let _ = thread.join();
+                }
+            }
+        }
+    }
+}
+
+/// Moves messages of `peer` into `inbox` until the stream ends or the link is dropped.
+fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, max_frame_bytes: u64) {
+    struct Noted<'a>(Reader, &'a Inbox);
+    impl Read for Noted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let count = self.0.read(buffer)?;
+            self.1.note_activity();
+            Ok(count)
+        }
+    }
+    let mut source = Noted(reader, inbox);
+    let end = loop {
+        match read_message(&mut source, peer, max_frame_bytes) {
+            Ok(Some(message)) if message.kind == Kind::Abort => break aborted(peer, &message),
+            Ok(Some(message)) => {
+                if !inbox.push(message) {
+                    return;
+                }
+            }
+            Ok(None) => break gone(peer),
+            Err(error) => break error,
+        }
+    };
+    inbox.end(end);
+}
+
+/// Sends the messages of `outbox`, at the pace of the emulated network if there is one.
+fn write_loop(mut writer: Writer, outbox: &Outbox, mut pacer: Option<Pacer>) -> std::io::Result<()> {
+    while let Some((enqueued, message)) = outbox.pop() {
+        let header = message.header();
+        let mut head: &[u8] = &header;
+        let mut rest: &[u8] = &message.frame.payload;
+        loop {
+            let (chunk, after) = rest.split_at(rest.len().min(CHUNK_BYTES));
+            let bytes = (head.len() + chunk.len()) as u64;
+            if let Some(pacer) = &mut pacer
+                && !outbox.sleep_until(pacer.due(enqueued, bytes))
+            {
+                return Ok(());
+            }
+            writer.write([head, chunk])?;
+            outbox.note_written(bytes);
+            (head, rest) = (&[], after);
+            if rest.is_empty() {
+                break;
+            }
+        }
+    }
+    writer.close()
+}
+
+fn write_error(peer: Party, limit: Duration, error: &std::io::Error) -> Diagnostic {
+    match error.kind() {
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+            Diagnostic::peer("E0702", format!("{peer} took no data for {} s", limit.as_secs_f64()))
+                .note("help      raise limits.receive_s in this party's configuration if the network is slow")
+        }
+        _ => gone(peer).note(format!("found     {error}")),
+    }
+}

@@ -1,0 +1,49 @@
+//! Links between parties: TCP, TLS 1.3 with pinned certificates, bounded frames, metering, link emulation.
+//!
+//! A [`Link`] joins one party to one peer. It is made of two TLS connections, one for each direction, so that no thread
+//! both reads and writes a TLS session. A writer thread and a reader thread connect them to the protocol by queues:
+//! [`Link::send`] never waits for the peer, [`Link::recv`] states exactly what it expects and fails on anything else.
+//!
+//! A [`Session`] is the links of one party for one run. The parties are ordered client, server, helper; of two parties the
+//! earlier one opens the connections and says in its hello which session they belong to. Certificates are self-signed and
+//! trusted by their SHA-256 fingerprint alone: there is no certificate authority and names mean nothing.
+//!
+//! Sizes of all messages depend on public shapes only. Every wait has a limit, and dropping a link ends its threads.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | E0701 | the peer went away |
+//! | E0702 | the peer was silent for longer than the limit |
+//! | E0703 | the peer sent another frame than the one expected |
+//! | E0704 | the peer sent something that is no frame, or one above the size limit |
+//! | E0705 | the peer aborted the run |
+//! | E0706 | TLS failed, or a certificate is not the pinned one |
+//! | E0707 | no connection to the peer |
+//! | E0708 | the session was refused |
+//! | E0709 | a frame to send is above the size limit |
+//! | E0710 | a network description is wrong |
+//! | E0711 | a party's configuration is wrong |
+//! | E0712 | a key or certificate cannot be made, read or written |
+//! | E0713 | this party cannot listen |
+//! | E0714 | a thread, socket option or random number is refused by the operating system |
+
+mod acceptor;
+mod endpoint;
+mod frame;
+mod link;
+mod meter;
+mod network;
+mod party;
+mod queue;
+mod session;
+mod tls;
+
+pub use acceptor::Acceptor;
+pub use endpoint::Endpoint;
+pub use frame::{Frame, MAX_CONTROL_BYTES};
+pub use link::Link;
+pub use meter::{Meter, Snapshot, Traffic};
+pub use network::Network;
+pub use party::{Party, dials};
+pub use session::{Purpose, Session, SessionId};
+pub use tls::Fingerprint;

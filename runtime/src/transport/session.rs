@@ -1,0 +1,249 @@
+//! Sessions: the links of one party for one run, and how two parties agree on them.
+//!
+//! The initiator opens two connections to the acceptor. On each it says hello: which session, who it is, the direction the
+//! connection will have, the digest of its plan, and what the session is for. The acceptor answers that it accepts or why
+//! it refuses. From then on the connection is simplex.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::sync::Arc;
+
+use ombra_ir::{Diagnostic, Result};
+use serde::{Deserialize, Serialize};
+
+use super::endpoint::Endpoint;
+use super::frame::{Message, gone, printable, read_message};
+use super::link::Link;
+use super::meter::Meter;
+use super::party::Party;
+use super::tls::{Channel, parse_hex};
+
+/// Largest hello and answer.
+const MAX_HELLO_BYTES: u64 = 4 << 10;
+/// Longest digest of a plan.
+pub(super) const MAX_PLAN_CHARS: usize = 128;
+/// Characters of a digest that a message shows.
+const SHOWN_CHARS: usize = 12;
+
+/// Names one session to all its parties.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId([u8; 16]);
+
+impl SessionId {
+    /// A fresh id from the operating system's random numbers.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| Diagnostic::internal("E0714", format!("no random numbers: {error}")))?;
+        Ok(SessionId(bytes))
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// To run the plan, whose digest must be the same on both sides.
+    Run,
+    /// To measure the links; no plan is needed.
+    Measure,
+}
+
+/// Which way a connection will carry frames.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Direction {
+    ToAcceptor,
+    ToInitiator,
+}
+
+/// The first message on a connection.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Hello {
+    session: String,
+    party: Party,
+    pub(super) direction: Direction,
+    plan: String,
+    pub(super) purpose: Purpose,
+}
+
+/// The acceptor's answer to a hello.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    Accepted,
+    Refused(String),
+}
+
+impl Hello {
+    pub(super) fn new(id: SessionId, party: Party, direction: Direction, plan: &str, purpose: Purpose) -> Self {
+        Hello { session: id.to_string(), party, direction, plan: plan.to_owned(), purpose }
+    }
+
+    /// Says hello to `peer` and waits for its answer.
+    pub(super) fn introduce(&self, channel: &mut Channel, peer: Party) -> Result<()> {
+        write_control(channel, peer, self)?;
+        match read_control(channel, peer)? {
+            Answer::Accepted => Ok(()),
+            Answer::Refused(why) => {
+                Err(Diagnostic::peer("E0708", format!("{peer} refused the session: {}", printable(&why, 400))))
+            }
+        }
+    }
+
+    /// Reads the hello of `peer`, which is known by its certificate, and checks it against `own`, the acceptor.
+    pub(super) fn read(channel: &mut Channel, peer: Party, own: &Endpoint) -> Result<(Hello, SessionId)> {
+        let hello: Hello = read_control(channel, peer)?;
+        let refuse = |why: String| Diagnostic::peer("E0708", why);
+        if hello.party != peer {
+            return Err(refuse(format!("the certificate of {peer} came with the name {}", hello.party)));
+        }
+        if hello.purpose == Purpose::Run && hello.plan != own.plan() {
+            let shown = |digest: &str| {
+                let text = printable(digest, SHOWN_CHARS);
+                if digest.chars().count() > SHOWN_CHARS { format!("{text}…") } else { text }
+            };
+            return Err(refuse(format!(
+                "plan digest differs: {} runs {}, {peer} sent {}",
+                own.party(),
+                shown(own.plan()),
+                shown(&hello.plan)
+            )));
+        }
+        let id = parse_hex(&hello.session).map(SessionId);
+        let id = id.ok_or_else(|| refuse("the session id is not made of 32 hexadecimal digits".to_owned()))?;
+        Ok((hello, id))
+    }
+}
+
+/// Sends `value` to `peer` while the connection is being set up.
+pub(super) fn write_control<T: Serialize>(channel: &mut Channel, peer: Party, value: &T) -> Result<()> {
+    let message = Message::control(value)?;
+    let mut bytes = message.header().to_vec();
+    bytes.extend_from_slice(&message.frame.payload);
+    channel
+        .write_all(&bytes)
+        .and_then(|()| channel.flush())
+        .map_err(|error| gone(peer).note(format!("found     {error}")))
+}
+
+fn read_control<T: for<'a> Deserialize<'a>>(channel: &mut Channel, peer: Party) -> Result<T> {
+    let message = read_message(channel, peer, 0)?.ok_or_else(|| gone(peer))?;
+    message.parse_control(peer, MAX_HELLO_BYTES)
+}
+
+/// The links of one party for one run. Dropping it closes them.
+pub struct Session {
+    party: Party,
+    id: SessionId,
+    purpose: Purpose,
+    meter: Arc<Meter>,
+    links: BTreeMap<Party, Link>,
+    endpoint: Option<Endpoint>,
+}
+
+impl Session {
+    pub(super) fn new(endpoint: Endpoint, id: SessionId, purpose: Purpose) -> Self {
+        let party = endpoint.party();
+        let (meter, links) = (Arc::new(Meter::new()), BTreeMap::new());
+        Session { party, id, purpose, meter, links, endpoint: Some(endpoint) }
+    }
+
+    /// Sessions of `parties`, each a different one, with a link in memory between every two of them. The result has the
+    /// order of `parties`.
+    pub fn in_memory(parties: &[Party]) -> Result<Vec<Session>> {
+        let id = SessionId::random()?;
+        let mut sessions: Vec<Session> = Vec::new();
+        for &party in parties {
+            let meter = Arc::new(Meter::new());
+            let mut links = BTreeMap::new();
+            for other in &mut sessions {
+                let (near, far) = Link::memory_pair((party, &meter), (other.party, &other.meter));
+                links.insert(other.party, near);
+                other.links.insert(party, far);
+            }
+            sessions.push(Session { party, id, purpose: Purpose::Run, meter, links, endpoint: None });
+        }
+        Ok(sessions)
+    }
+
+    /// The party whose session this is.
+    pub fn party(&self) -> Party {
+        self.party
+    }
+
+    /// The name of the session, the same on every party.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// What the session is for.
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// The meter that all links of this session count in.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    /// The link to `peer`.
+    pub fn link(&self, peer: Party) -> Result<&Link> {
+        self.links.get(&peer).ok_or_else(|| {
+            Diagnostic::input("E0711", format!("this session has no link to {peer}"))
+                .note(format!("help      add [peers.{peer}] to this party's configuration"))
+        })
+    }
+
+    /// Every link, in the order of the peers.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.values()
+    }
+
+    /// The links themselves, in the order of the peers.
+    pub fn into_links(self) -> Vec<Link> {
+        self.links.into_values().collect()
+    }
+
+    /// Connects to every peer that this party connects to and is not linked to yet: the server calls it on a session it
+    /// accepted. When one fails, the other peers are told.
+    pub fn join(&mut self) -> Result<()> {
+        let peers: Vec<Party> = self.endpoint.iter().flat_map(Endpoint::acceptors).collect();
+        for peer in peers {
+            if !self.links.contains_key(&peer)
+                && let Err(error) = self.dial(peer)
+            {
+                self.abort(&error);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells every peer that the run failed here: the code and place of `cause`, nothing else.
+    pub fn abort(&self, cause: &Diagnostic) {
+        for link in self.links.values() {
+            link.abort(cause);
+        }
+    }
+
+    pub(super) fn dial(&mut self, peer: Party) -> Result<()> {
+        if let Some(endpoint) = &self.endpoint {
+            let link = endpoint.dial(peer, self.id, self.purpose, &self.meter)?;
+            self.links.insert(peer, link);
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_link(&mut self, link: Link) {
+        self.links.insert(link.peer(), link);
+    }
+}
