@@ -1,7 +1,7 @@
 //! Building modules: the types and bounds that the rules prove, and what `push` refuses.
 
 use ombra_ir::dim::{Dim, Dims};
-use ombra_ir::infer::{push, push_source};
+use ombra_ir::infer::{push, push_source, push_within};
 use ombra_ir::module::{Id, InputSlot, Module, Origin, Setting, Stage};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Program};
@@ -51,6 +51,9 @@ fn bounds_are_the_proven_ones() {
     for (k, bound) in [(0, 0), (1, 20), (-1, 20), (3, 22), (4, 22), (-5, 23), (1 << 40, 60)] {
         assert_eq!(go(m, Op::MulInt { k }, &[x]), format!("ring64.16[seq, 8] shared <{bound}"), "k = {k}");
     }
+    for (k, bound) in [(0, 20), (1, 21), (-(1 << 20), 21), ((1 << 20) + 1, 22)] {
+        assert_eq!(go(m, Op::AddInt { k }, &[x]), format!("ring64.16[seq, 8] shared <{bound}"), "k = {k}");
+    }
     assert_eq!(go(m, Op::Upscale { by: 4 }, &[x]), "ring64.20[seq, 8] shared <24");
     assert_eq!(go(m, Op::SetScale { scale: 18 }, &[x]), "ring64.18[seq, 8] shared <20");
     assert_eq!(go(m, Op::Mul, &[x, x]), "ring64.32[seq, 8] sum3 <40");
@@ -89,6 +92,10 @@ fn push_refuses_what_the_verifier_would() {
     assert_eq!((error.code, error.place.as_deref()), ("E0320", Some("/add")));
     let kept = push(&mut m, Op::Add, &[x, x], Some((20, BoundFrom::Calibrated)), node("/add")).unwrap();
     assert_eq!(m.ty(kept).show(&m.dims), "ring64.16[seq, 8] shared <20 calibrated");
+    for (most, shown) in [(19, "<19 guarded"), (30, "<21")] {
+        let id = push_within(&mut m, Op::Add, &[x, x], (most, BoundFrom::Guarded), node("/add")).unwrap();
+        assert_eq!(m.ty(id).show(&m.dims), format!("ring64.16[seq, 8] shared {shown}"));
+    }
     let error = push(&mut m, Op::Upscale { by: 44 }, &[x], None, node("/up")).unwrap_err();
     assert_eq!(error.code, "E0323");
     let scaled = push(&mut m, Op::SetScale { scale: 12 }, &[x], None, node("")).unwrap();
