@@ -131,7 +131,8 @@ fn sizes_and_roles_follow_from_the_inputs() {
                 assert_eq!(graph.node(output.value).unwrap().origin.layer, Some(*layer), "{name}");
             }
         }
-        let mask = graph.iter().find(|(_, n)| matches!(n.op, Op::Input { role: InputRole::AttentionMask, .. })).unwrap().1;
+        let mask =
+            graph.iter().find(|(_, n)| matches!(n.op, Op::Input { role: InputRole::AttentionMask, .. })).unwrap().1;
         assert_eq!(graph.dims.show_shape(&mask.shape), "[batch, seq + past]", "{name}");
     }
 }

@@ -69,7 +69,8 @@ impl<'a> Context<'a> {
     /// Values made from now on come from `node`.
     pub fn enter(&mut self, node: &NodeProto) {
         let value = node.output.first().cloned().unwrap_or_default();
-        let scopes = node.metadata_props.iter().filter(|p| p.key == "pkg.torch.onnx.name_scopes").map(|p| p.value.as_str());
+        let scopes =
+            node.metadata_props.iter().filter(|p| p.key == "pkg.torch.onnx.name_scopes").map(|p| p.value.as_str());
         let names = [node.name.as_str(), value.as_str()].into_iter().chain(scopes);
         let names = names.chain(node.input.iter().map(String::as_str));
         let layer = names.filter_map(layers::layer_of_name).next();

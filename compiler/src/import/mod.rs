@@ -105,7 +105,8 @@ pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
 
 /// Imports one node; an error leaves its outputs without a value, and nodes that use those are passed over.
 fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut Vec<Diagnostic>) {
-    let label = if proto.name.is_empty() { proto.output.first().cloned().unwrap_or_default() } else { proto.name.clone() };
+    let label =
+        if proto.name.is_empty() { proto.output.first().cloned().unwrap_or_default() } else { proto.name.clone() };
     let place = format!("node {index} \"{label}\" ({})", proto.op_type);
     let inputs = proto.input.iter().map(|name| if name.is_empty() { Ok(None) } else { cx.lookup(name) });
     let inputs = match inputs.collect::<Result<Vec<_>>>() {
