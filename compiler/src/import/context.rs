@@ -56,6 +56,8 @@ pub struct Context<'a> {
     pub model: &'a Model,
     /// The graph so far.
     pub graph: Graph,
+    /// What `batch`, `seq`, `past` and other names of sizes stand for.
+    pub role_sizes: HashMap<String, Dim>,
     values: HashMap<String, Value>,
     origin: Origin,
 }
@@ -63,7 +65,13 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// Nothing is imported yet.
     pub fn new(model: &'a Model) -> Self {
-        Context { model, graph: Graph::new(), values: HashMap::new(), origin: Origin::default() }
+        Context {
+            model,
+            graph: Graph::new(),
+            role_sizes: HashMap::new(),
+            values: HashMap::new(),
+            origin: Origin::default(),
+        }
     }
 
     /// Values made from now on come from `node`.

@@ -8,6 +8,7 @@ pub mod context;
 pub mod layers;
 pub mod node;
 pub mod ops;
+pub mod recognise;
 pub mod roles;
 pub mod sizes;
 
@@ -74,6 +75,7 @@ pub fn import(model: &Model, options: &Options) -> std::result::Result<Imported,
     }
     let mut graph = cx.graph;
     graph.remove_dead();
+    graph.merge_equal().map_err(|e| vec![e])?;
     layers::spread(&mut graph);
     Ok(Imported { graph, dim_names })
 }
@@ -114,10 +116,17 @@ fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut V
         Err(e) => return errors.push(e.at(place)),
     };
     let broken = proto.input.iter().zip(&inputs).any(|(name, value)| !name.is_empty() && value.is_none());
+    cx.enter(proto);
     if broken {
+        // Its error stands further up. An operator that is not supported is still worth a report of its own.
+        let node = node::Node { proto, inputs, opset: cx.model.opset() };
+        if let Err(e) = ops::import(cx, &node)
+            && e.code == "E0250"
+        {
+            errors.push(e.at(place));
+        }
         return;
     }
-    cx.enter(proto);
     if proto.op_type == "If" {
         match branch(proto, &inputs) {
             Ok(graph) => import_branch(cx, proto, graph, index, errors),

@@ -109,9 +109,9 @@ fn declared(info: &ValueInfoProto) -> Result<(DType, Vec<Declared>)> {
 
 fn rank(role: InputRole) -> u8 {
     match role {
-        InputRole::TokenIds => 0,
-        InputRole::Embeddings => 1,
-        InputRole::PastKey { .. } | InputRole::PastValue { .. } => 2,
+        InputRole::PastKey { .. } | InputRole::PastValue { .. } => 0,
+        InputRole::TokenIds => 1,
+        InputRole::Embeddings => 2,
         InputRole::PositionIds => 3,
         InputRole::AttentionMask => 4,
         InputRole::Other => 5,
@@ -148,8 +148,18 @@ fn name_size(
     symbol(cx, options, &name, text)
 }
 
-/// The symbol `name`, or the number that `options` gives it under that name or under `text`.
+/// The size `name`: as known from another input, the number that `options` gives it under that name or under `text`,
+/// or a new symbol.
 fn symbol(cx: &mut Context, options: &Options, name: &str, text: &str) -> Result<Dim> {
+    if let Some(known) = cx.role_sizes.get(name) {
+        return Ok(known.clone());
+    }
+    let dim = fresh(cx, options, name, text)?;
+    cx.role_sizes.insert(name.into(), dim.clone());
+    Ok(dim)
+}
+
+fn fresh(cx: &mut Context, options: &Options, name: &str, text: &str) -> Result<Dim> {
     let too_large = || Diagnostic::input("E0255", format!("size `{name}` is beyond 63 bits"));
     if let Some(value) = options.dims.get(name).or_else(|| options.dims.get(text)) {
         return i64::try_from(*value).map(Dim::constant).map_err(|_| too_large());
