@@ -3,7 +3,7 @@
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::calibrate::{Inputs, Ranges, calibrate, drawn_inputs};
 use crate::expand::expand;
-use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId};
+use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId, eval};
 use crate::import::{self, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
@@ -16,7 +16,7 @@ use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::ty::BoundFrom;
-use ombra_ir::{Bindings, Diagnostic, Result, plan};
+use ombra_ir::{Diagnostic, Result, plan};
 use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,8 +98,7 @@ pub struct Compiled {
 /// # Errors
 /// Everything that cannot be imported, at once.
 pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Analysed, Errors> {
-    let mut imported = import::import(model, &options.sizes)?;
-    import::recognise::recognise(&mut imported.graph).map_err(one)?;
+    let imported = import::import(model, &options.sizes)?;
     let mut graph = imported.graph;
     let mut overrides = options.overrides.clone();
     overrides.structure.extend(structure(&graph));
@@ -158,7 +157,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
     };
     let ranges = calibrate(&graph, &weights, &sets).map_err(one)?;
-    let statics = |v: ValueId| static_value(&graph, &weights, v);
+    let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
         &graph,
@@ -258,20 +257,18 @@ fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
     // Indices of revealed outputs must not move: dropped ones alias a kept one.
     let filler = outputs.iter().flatten().next().cloned();
     if let Some(filler) = filler {
-        graph.outputs = outputs.into_iter().map(|o| o.unwrap_or_else(|| crate::graph::Output { name: String::new(), role: OutputRole::Other, value: filler.value })).collect();
+        graph.outputs = outputs
+            .into_iter()
+            .map(|o| {
+                o.unwrap_or_else(|| crate::graph::Output {
+                    name: String::new(),
+                    role: OutputRole::Other,
+                    value: filler.value,
+                })
+            })
+            .collect();
     }
     graph.remove_dead();
-}
-
-/// The value of a node that depends on weights and constants alone.
-///
-/// # Errors
-/// The weight cannot be read.
-pub fn static_value(graph: &Graph, weights: &crate::graph::eval::Weights, v: ValueId) -> Result<Tensor> {
-    if let Some(t) = graph.constant(v) {
-        return Ok(t.clone());
-    }
-    crate::graph::eval::value(graph, weights, v, &Bindings::new())
 }
 
 /// The client's plaintext region as a model of its own, checked to hold nothing private.
@@ -291,10 +288,13 @@ fn client_region(model: &Model, graph: &Graph, module: &Module, labels: &Labels)
     }
     outputs.extend(client_states(graph).into_iter().map(|(_, output)| output));
     let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
-    let region = extract::extract(model, &names)?;
+    let region = extract(model, &names)?;
     for tensor in &region.graph.initializer {
         if labels.get(&tensor.name).is_some_and(|l| l.owner == labels::Owner::Private) {
-            return Err(Diagnostic::internal("E0542", format!("private tensor `{}` reached the client's region", tensor.name)));
+            return Err(Diagnostic::internal(
+                "E0542",
+                format!("private tensor `{}` reached the client's region", tensor.name),
+            ));
         }
     }
     Ok(Some(region))

@@ -120,19 +120,20 @@ fn sizes_and_roles_follow_from_the_inputs() {
         let model = Model::read(&corpus().join(name).join("model.onnx")).unwrap();
         let graph = import(&model, &Options::default()).unwrap().graph;
         let symbols: Vec<_> = graph.dims.syms.iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(symbols, ["batch", "seq", "past"], "{name}");
+        assert_eq!(symbols, ["batch", "past", "seq"], "{name}");
         let logits = graph.outputs.iter().find(|o| o.role == OutputRole::Logits).unwrap();
         assert!(graph.dims.show_shape(graph.shape(logits.value)).starts_with("[batch, seq, "), "{name}");
         for output in &graph.outputs {
             if let OutputRole::PresentKey { layer, past } | OutputRole::PresentValue { layer, past } = &output.role {
                 let past = past.as_deref().unwrap();
                 assert!(past.starts_with(&format!("past_key_values.{layer}.")), "{name}: {past}");
-                assert_eq!(graph.dims.show(&graph.shape(output.value)[2]), "seq + past", "{name}");
+                assert_eq!(graph.dims.show(&graph.shape(output.value)[2]), "past + seq", "{name}");
                 assert_eq!(graph.node(output.value).unwrap().origin.layer, Some(*layer), "{name}");
             }
         }
-        let mask = graph.iter().find(|(_, n)| matches!(n.op, Op::Input { role: InputRole::AttentionMask, .. })).unwrap().1;
-        assert_eq!(graph.dims.show_shape(&mask.shape), "[batch, seq + past]", "{name}");
+        let mask =
+            graph.iter().find(|(_, n)| matches!(n.op, Op::Input { role: InputRole::AttentionMask, .. })).unwrap().1;
+        assert_eq!(graph.dims.show_shape(&mask.shape), "[batch, past + seq]", "{name}");
     }
 }
 

@@ -1,9 +1,9 @@
 //! Plan in; shares, protocols, kernels, transport.
 
+pub mod backend;
 pub mod config;
+pub mod dpf;
 pub mod keygen;
 pub mod plaintext;
-pub mod transport;
-pub mod backend;
-pub mod dpf;
 pub mod prg;
+pub mod transport;

@@ -37,12 +37,9 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let (_, scale, bound) = e.ring(x)?;
     let shape = e.ty(x).shape.clone();
     let columns = shape.last().ok_or_else(|| Diagnostic::internal("E0505", "softmax of a scalar"))?;
-    let max_columns = e
-        .module
-        .dims
-        .upper(columns)
-        .and_then(|n| u64::try_from(n).ok())
-        .ok_or_else(|| Diagnostic::input("E0506", "a softmax row has no greatest length").note("give --max for its sizes"))?;
+    let max_columns = e.module.dims.upper(columns).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| {
+        Diagnostic::input("E0506", "a softmax row has no greatest length").note("give --max for its sizes")
+    })?;
     let log2 = u8::try_from(max_columns.max(2).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX);
     let packed = e.op(Op::Pack, &[x, mask])?;
     let max = e.op(Op::RowMax { shape: shape.clone(), width: bound + 2 }, &[packed, mask])?;

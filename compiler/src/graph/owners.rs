@@ -1,6 +1,7 @@
 //! Owners of values: who may know them.
 
-use super::{Graph, Op};
+use super::{Graph, InputRole, Op};
+use ombra_ir::plain::DType;
 
 /// The least upper bound of the operands' owners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,9 +39,13 @@ impl Owner {
     }
 }
 
-/// Sets the owner of every value: inputs by role, weights by `weight_owner` of the initializer's name, constants
-/// public, all else the join of its operands.
-pub fn propagate_owners(graph: &mut Graph, weight_owner: impl Fn(&str) -> Owner) {
+/// Sets the owner of every value: inputs by `input_owner` of name, role and element type, weights by `weight_owner` of
+/// the initializer's name, constants public, all else the join of its operands.
+pub fn propagate_owners(
+    graph: &mut Graph,
+    input_owner: impl Fn(&str, InputRole, DType) -> Owner,
+    weight_owner: impl Fn(&str) -> Owner,
+) {
     for id in graph.topological() {
         let operands = graph.operands(id);
         let joined = operands
@@ -48,7 +53,7 @@ pub fn propagate_owners(graph: &mut Graph, weight_owner: impl Fn(&str) -> Owner)
             .fold(Owner::Public, |owner, operand| graph.node(*operand).map_or(Owner::Secret, |n| owner.join(n.owner)));
         if let Ok(node) = graph.node_mut(id) {
             node.owner = match &node.op {
-                Op::Input { role, .. } => role.owner(node.dtype),
+                Op::Input { name, role } => input_owner(name, *role, node.dtype),
                 Op::Weight { name, .. } => weight_owner(name),
                 _ => joined,
             };

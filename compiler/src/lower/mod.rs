@@ -14,7 +14,9 @@ mod publics;
 use crate::calibrate::Ranges;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
 use ombra_ir::infer::{push, push_within};
-use ombra_ir::module::{Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot};
+use ombra_ir::module::{
+    Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
+};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, DType, Tensor};
 use ombra_ir::ty::{BoundFrom, Sharing};
@@ -400,7 +402,9 @@ impl Lower<'_> {
             wishes.iter().filter_map(|&v| linear::turned(self.graph, v).map(|x| (v, x))).collect();
         for (v, x) in turned {
             let only_right = self.graph.users(v).iter().all(|&u| {
-                matches!(self.graph.op(u), Some(Op::MatMul)) && self.graph.operand(u, 1) == Some(v) && self.graph.operand(u, 0) != Some(v)
+                matches!(self.graph.op(u), Some(Op::MatMul))
+                    && self.graph.operand(u, 1) == Some(v)
+                    && self.graph.operand(u, 0) != Some(v)
             });
             if only_right && !self.graph.is_output(v) {
                 wishes.remove(&v);

@@ -59,7 +59,9 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
                 let Some(source) = flattened(graph, operands[slot]) else { continue };
                 let small = graph.shape(operands[other]);
                 let leading = small.len().saturating_sub(1);
-                if small.len() > 1 && !small[..leading].iter().all(|d| d.is(1)) || small.len() > graph.shape(source).len() {
+                if small.len() > 1 && !small[..leading].iter().all(|d| d.is(1))
+                    || small.len() > graph.shape(source).len()
+                {
                     continue;
                 }
                 let mut args = [source, source];

@@ -53,7 +53,8 @@ pub fn reshape(cx: &mut Context, node: &Node) -> Result<Value> {
             }
             shape.push(Dim::constant(1));
         } else if dim.is(0) && copy_zero {
-            let same = from.get(i).ok_or_else(|| Diagnostic::input("E0251", "the shape copies an axis that is not there"))?;
+            let same =
+                from.get(i).ok_or_else(|| Diagnostic::input("E0251", "the shape copies an axis that is not there"))?;
             shape.push(same.clone());
         } else {
             shape.push(dim);
