@@ -2,6 +2,7 @@
 
 pub mod assign_rotations;
 pub mod calibrate;
+pub mod client_region;
 pub mod expand;
 pub mod graph;
 pub mod import;

@@ -207,7 +207,7 @@ fn compile(args: &CompileArgs) -> Outcome {
         .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
         .collect();
     if let Some(path) = &args.calibrate {
-        options.calibration = ombra_compiler::npz::read(path).map_err(one)?;
+        return Err(one(not_yet(&format!("--calibrate {}", path.display()))));
     }
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
@@ -216,7 +216,7 @@ fn compile(args: &CompileArgs) -> Outcome {
         let stage = emit.split('=').next().unwrap_or_default();
         if matches!(stage, "graph" | "owners") {
             let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
-            print_to(emit, &analysed.graph.to_text())?;
+            print_to(emit, &ombra_compiler::graph::print::print(&analysed.graph))?;
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
@@ -376,8 +376,10 @@ fn explain(args: &ModelArgs) -> Outcome {
         let name = if node.origin.node.is_empty() { &node.origin.value } else { &node.origin.node };
         println!("{:<16} {:<7} {place:<26} {name}{why}", node.op.name(), node.owner.name());
     }
-    for near in &analysed.near_misses {
-        println!("near miss: {near}");
+    for found in &analysed.found {
+        if let Some(why) = &found.near_miss {
+            println!("near miss: {} at {}: {why}", found.pattern, found.origin.node);
+        }
     }
     Ok(())
 }

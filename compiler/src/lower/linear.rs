@@ -5,7 +5,7 @@ use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::is_ones;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
-use ombra_ir::ty::Sharing;
+use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 impl Lower<'_> {
@@ -159,7 +159,9 @@ impl Lower<'_> {
         // |x_i| ≤ √n · rms, whatever x is.
         let bound = magnitude_bits(libm::sqrt(n as f64) * 1.01, self.options.f);
         let ty = &mut self.module.ops[id.index()].ty;
-        ty.bound = ty.bound.min(bound);
+        if bound < ty.bound {
+            (ty.bound, ty.bound_from) = (bound, BoundFrom::Guarded);
+        }
         let f = self.options.f;
         if let Some(&gamma) = args.get(1).filter(|&&g| !is_ones(self.graph, g)) {
             id = if self.owner(gamma)? == Owner::Public {

@@ -25,11 +25,9 @@ impl Lower<'_> {
             self.source(v, M::PublicWeight { name }, ty)?
         } else {
             let plain = self.publish(v)?;
-            let id = self.push(v, M::Encode { bits: RING, scale }, &[plain])?;
-            let ty = &mut self.module.ops[id.index()].ty;
-            ty.bound = bound;
-            ty.bound_from = from;
-            id
+            let origin = self.origin(v);
+            let op = M::Encode { bits: RING, scale };
+            ombra_ir::infer::push(&mut self.module, op, &[plain], Some((bound, from)), origin)?
         };
         self.encoded.insert((v, scale), id);
         Ok(id)

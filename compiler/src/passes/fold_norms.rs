@@ -83,7 +83,9 @@ fn fold(graph: &mut Graph, id: ValueId, gamma: ValueId, beta: Option<ValueId>, p
     let n = width.as_constant().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     let ones = graph.add_const(Tensor::f32(&[n], vec![1.0; n])?, Origin::default())?;
     let x = graph.operands(id)[0];
-    let bare = graph.add(node.op.clone(), &[x, ones], node.origin.clone())?;
+    // The bare norm is no value of the model: it has no name.
+    let bare_origin = Origin { value: String::new(), ..node.origin.clone() };
+    let bare = graph.add(node.op.clone(), &[x, ones], bare_origin)?;
     let column =
         graph.add(Op::Reshape { shape: vec![width.clone(), Dim::constant(1)] }, &[gamma], Origin::default())?;
     for &product in products {
