@@ -61,3 +61,31 @@ fn logits_are_those_of_onnx_runtime() {
         }
     }
 }
+
+#[test]
+fn next_tokens_are_those_of_onnx_runtime() {
+    let only = std::env::var("OMBRA_ONLY").unwrap_or_default();
+    for &(name, base) in MODELS.iter().filter(|m| m.0.contains(&only)) {
+        let model = corpus::model(name).expect("the model is bundled");
+        let base = base.map(|b| corpus::model(b).expect("the base is bundled"));
+        let compiled =
+            compile(&model, base.as_ref(), &Options::default()).map_err(show).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for set in 0..3 {
+            let data = corpus::test_set(name, set).expect("the test set is bundled");
+            let inputs: BTreeMap<_, _> = data.inputs.into_iter().collect();
+            let outcome = plain::step(&compiled, &model, &inputs).unwrap_or_else(|e| panic!("{name} set {set}: {e}"));
+            let value = outcome.outputs[0].as_ref().expect("it is revealed");
+            let (_, got) = value.as_ring().expect("a ring value");
+            let want = &data.outputs.iter().find(|(n, _)| n == "logits").expect("the output is known").1;
+            let (batch, seq, width) = (want.shape()[0], want.shape()[1], want.shape()[2]);
+            for b in 0..batch {
+                let row = &want.as_f32().expect("floats")[(b * seq + seq - 1) * width..][..width];
+                let mut order: Vec<usize> = (0..width).collect();
+                order.sort_by(|&i, &j| row[j].total_cmp(&row[i]));
+                let margin = row[order[0]] - row[order[1]];
+                eprintln!("{name} set {set}: token {} of {:?}, margin {margin}", got[b], order[0]);
+                assert!(got[b] == order[0] as u64 || margin < 0.04, "{name} set {set}");
+            }
+        }
+    }
+}
