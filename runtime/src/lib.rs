@@ -1,1 +1,3 @@
 //! Plan in; shares, protocols, kernels, transport.
+
+pub mod plaintext;
