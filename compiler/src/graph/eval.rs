@@ -200,7 +200,7 @@ fn softmax(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Tensor> {
     let inner: usize = x.shape().iter().skip(axis + 1).product();
     let values = x.as_f32()?;
     let mut out = vec![0.0f32; values.len()];
-    let rows = if size == 0 { 0 } else { values.len() / size };
+    let rows = values.len().checked_div(size).unwrap_or(0);
     for row in 0..rows {
         let base = row / inner.max(1) * size * inner + row % inner.max(1);
         let at: Vec<usize> = (0..size)

@@ -105,6 +105,10 @@ impl Graph {
             owner = owner.join(node.owner);
         }
         let ty = infer::infer(&op, &types.iter().collect::<Vec<_>>())?;
+        if ty.shape.iter().any(|d| self.dims.upper(d).is_some_and(|u| u < 0)) {
+            let shape = self.dims.show_shape(&ty.shape);
+            return Err(Diagnostic::input("E0212", format!("{}: shape {shape} has a negative size", op.name())));
+        }
         Ok(self.insert(Node { op, dtype: ty.dtype, shape: ty.shape, owner, origin }, operands))
     }
 

@@ -213,3 +213,6 @@ pub fn dtype_of(elem_type: i32) -> Option<DType> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

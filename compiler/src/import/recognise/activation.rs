@@ -1,10 +1,10 @@
-//! GELU in both forms, and SiLU.
+//! GELU in both forms, SiLU, and arithmetic that does nothing.
 
 use std::f32::consts::{FRAC_1_SQRT_2, PI};
 
 use ombra_ir::Result;
 
-use super::{Match, both_orders, close, is_square, scalar};
+use super::{Match, both_orders, close, is_square, same, scalar};
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, Op, ValueId};
 
@@ -104,6 +104,25 @@ pub(super) fn silu(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match>
     for (x, gate) in both_orders(graph, id, &Op::Mul) {
         if graph.op(gate) == Some(&Op::Sigmoid) && graph.operand(gate, 0) == Some(x) {
             return Ok(Match::Yes(Op::Silu, vec![x]));
+        }
+    }
+    Ok(Match::No)
+}
+
+/// x · 1, x / 1, x + 0 and x - 0, as rotary scaling and adapters leave them.
+pub(super) fn neutral(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
+    let (neutral, commutes) = match graph.op(id) {
+        Some(Op::Mul) => (1.0, true),
+        Some(Op::Add) => (0.0, true),
+        Some(Op::Div) => (1.0, false),
+        Some(Op::Sub) => (0.0, false),
+        _ => return Ok(Match::No),
+    };
+    let operands = graph.operands(id);
+    let [a, b] = operands.as_slice() else { return Ok(Match::No) };
+    for (x, c) in [(*a, *b), (*b, *a)].into_iter().take(if commutes { 2 } else { 1 }) {
+        if scalar(graph, c) == Some(neutral) && graph.shape(x) == graph.shape(id) {
+            return Ok(Match::Yes(same(), vec![x]));
         }
     }
     Ok(Match::No)

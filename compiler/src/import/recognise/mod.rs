@@ -8,7 +8,7 @@ mod activation;
 mod norm;
 mod softmax;
 
-use ombra_ir::plain::Tensor;
+use ombra_ir::plain::{self, Tensor};
 use ombra_ir::{Dim, Result};
 
 use crate::graph::eval::Weights;
@@ -34,7 +34,8 @@ pub struct Pattern {
 
 /// The patterns, in the order in which they are tried: a layer norm is also an RMS norm of what is centred, and guards of
 /// a softmax are taken away after its mask is known.
-pub const PATTERNS: [Pattern; 8] = [
+pub const PATTERNS: [Pattern; 9] = [
+    Pattern { name: "neutral element", test: activation::neutral },
     Pattern { name: "layer_norm", test: norm::layer_norm },
     Pattern { name: "layer_norm without bias", test: norm::layer_norm_without_bias },
     Pattern { name: "rms_norm", test: norm::rms_norm },
@@ -74,7 +75,7 @@ pub fn recognise(graph: &mut Graph, weights: &Weights) -> Result<Vec<Found>> {
                     near.push((id, Found { pattern: pattern.name, origin, near_miss: Some(why) }));
                     continue;
                 }
-                Match::Yes(Op::Public(ombra_ir::plain::Op::Identity), operands) => {
+                Match::Yes(Op::Public(plain::Op::Identity), operands) => {
                     if let [same] = operands.as_slice() {
                         graph.replace_all_uses(id, *same)?;
                     }
@@ -129,7 +130,16 @@ fn is_square(graph: &Graph, id: ValueId, x: ValueId) -> bool {
     }
 }
 
+/// The operator that stands for its operand, for patterns that find nothing but that.
+fn same() -> Op {
+    Op::Public(plain::Op::Identity)
+}
+
 /// The size of the last axis.
 fn last_size(graph: &Graph, id: ValueId) -> Option<Dim> {
     graph.shape(id).last().cloned()
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

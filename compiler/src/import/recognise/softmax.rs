@@ -8,7 +8,7 @@ use ombra_ir::Result;
 use ombra_ir::plain::infer::broadcast;
 use ombra_ir::plain::{self, Binary, DType, Data, Tensor, Unary};
 
-use super::{Match, both_orders, scalar};
+use super::{Match, both_orders, same, scalar};
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, InputRole, Op, ValueId};
 
@@ -156,9 +156,7 @@ pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -
                 next = Some((rest, graph.add_const(bits, origin)?, None));
             } else if is_structure(graph, m) && !is_structure(graph, rest) {
                 let pure = zero_or_huge(graph, m);
-                let origin = graph.node(id)?.origin.clone();
-                let limit = graph.add_const(Tensor::scalar_f32(if pure { -1.0 } else { CUT }), origin)?;
-                let bits = public(graph, plain::Op::Binary(Binary::Greater), &[m, limit], id)?;
+                let bits = truth_values(graph, m, if pure { -1.0 } else { CUT }, id)?;
                 next = Some((rest, bits, (!pure).then_some(m)));
             } else if matches!(graph.op(m), Some(Op::Weight { .. })) {
                 near = Some("a weight with other numbers than masks have is added to the scores".to_owned());
@@ -187,6 +185,23 @@ pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -
         (false, Some(why)) => Ok(Match::Near(why)),
         (false, None) => Ok(Match::No),
     }
+}
+
+/// Where the public float `m` is above `limit`: the condition itself when `m` chooses between 0 and huge numbers.
+fn truth_values(graph: &mut Graph, m: ValueId, limit: f32, like: ValueId) -> Result<ValueId> {
+    let all = |graph: &Graph, id, test| all_elements(graph, id, test, |_, _| false);
+    if let (Some(Op::Public(plain::Op::Where)), [c, a, b]) = (graph.op(m), graph.operands(m).as_slice()) {
+        let (c, a, b) = (*c, *a, *b);
+        if all(graph, a, |x| x == 0.0) && all(graph, b, |x| x <= HUGE) {
+            return Ok(c);
+        }
+        if all(graph, b, |x| x == 0.0) && all(graph, a, |x| x <= HUGE) {
+            return public(graph, plain::Op::Unary(Unary::Not), &[c], like);
+        }
+    }
+    let origin = graph.node(like)?.origin.clone();
+    let limit = graph.add_const(Tensor::scalar_f32(limit), origin)?;
+    public(graph, plain::Op::Binary(Binary::Greater), &[m, limit], like)
 }
 
 /// The truth values of an initializer that is a mask: all its elements are 0 or huge, and one at least is huge.
@@ -235,7 +250,7 @@ pub(super) fn guard(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match
     let guards =
         graph.op(*c) == Some(&Op::IsNan) && graph.operand(*c, 0) == Some(*p) && scalar(graph, *zero) == Some(0.0);
     Ok(match (guards, graph.op(*p)) {
-        (true, Some(Op::MaskedSoftmax { .. })) => Match::Yes(Op::Public(plain::Op::Identity), vec![*p]),
+        (true, Some(Op::MaskedSoftmax { .. })) => Match::Yes(same(), vec![*p]),
         (true, _) => Match::Near("what it guards is no masked softmax".into()),
         (false, _) => Match::No,
     })
