@@ -19,11 +19,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// Those of `source`, and operands that an op cannot take.
-pub fn run(
-    module: &Module,
-    bound: &Bound,
-    source: &mut dyn FnMut(Id, &Node) -> Result<RefValue>,
-) -> Result<Outcome> {
+pub fn run(module: &Module, bound: &Bound, source: &mut dyn FnMut(Id, &Node) -> Result<RefValue>) -> Result<Outcome> {
     let mut last_use = vec![0usize; module.ops.len()];
     for (i, node) in module.ops.iter().enumerate() {
         for a in &node.args {
@@ -31,8 +27,7 @@ pub fn run(
         }
     }
     let mut values: Vec<Option<RefValue>> = Vec::with_capacity(module.ops.len());
-    let mut outcome =
-        Outcome { outputs: vec![None; module.outputs.len()], states: vec![None; module.states.len()] };
+    let mut outcome = Outcome { outputs: vec![None; module.outputs.len()], states: vec![None; module.states.len()] };
     for (i, node) in module.ops.iter().enumerate() {
         let id = Id(i as u32);
         let value = one(module, bound, id, &values, source).map_err(|d| d.at(place(module, id)))?;
@@ -41,7 +36,7 @@ pub fn run(
             Op::SetState { slot } => outcome.states[slot as usize] = Some(value.clone()),
             _ => {}
         }
-        values.push(Some(value));
+        values.push((last_use[i] > i).then_some(value));
         for a in &node.args {
             if last_use[a.index()] == i {
                 values[a.index()] = None;
@@ -68,7 +63,7 @@ fn one(
         let value = source(id, node)?;
         let expected = &bound.shapes[id.index()];
         if value.shape != *expected {
-            return Err(Diagnostic::input("E0384", "a given value has the wrong shape")
+            return Err(Diagnostic::input("E0385", "a given value has the wrong shape")
                 .note(format!("expected {expected:?}, found {:?}", value.shape)));
         }
         return Ok(value);
