@@ -189,7 +189,7 @@ fn a_module_runs_in_the_clear() {
     let x: Vec<i64> = (0..16).map(|i| (i - 8) * one / 2).collect();
     // The weights are twice the identity, and a quarter of the first feature goes to the last.
     let weight = |i: usize| {
-        if i % 9 == 0 {
+        if i.is_multiple_of(9) {
             2 * one
         } else if i == 56 {
             one / 4
