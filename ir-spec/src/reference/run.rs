@@ -36,7 +36,7 @@ pub fn run(module: &Module, bound: &Bound, source: &mut dyn FnMut(Id, &Node) -> 
             Op::SetState { slot } => outcome.states[slot as usize] = Some(value.clone()),
             _ => {}
         }
-        values.push(Some(value));
+        values.push((last_use[i] > i).then_some(value));
         for a in &node.args {
             if last_use[a.index()] == i {
                 values[a.index()] = None;
@@ -63,7 +63,7 @@ fn one(
         let value = source(id, node)?;
         let expected = &bound.shapes[id.index()];
         if value.shape != *expected {
-            return Err(Diagnostic::input("E0384", "a given value has the wrong shape")
+            return Err(Diagnostic::input("E0385", "a given value has the wrong shape")
                 .note(format!("expected {expected:?}, found {:?}", value.shape)));
         }
         return Ok(value);

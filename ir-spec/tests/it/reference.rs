@@ -178,6 +178,37 @@ fn sources_and_composites_have_no_value_here() {
     assert_eq!(try_run(Op::Expand { shape: dims(&huge) }, &[&x], &huge).unwrap_err().code, "E0384");
 }
 
+/// `y = ⌊(x · wᵀ + x) / 2^16⌋` at scale 16, and the new state, on two rows.
+#[test]
+fn a_module_runs_in_the_clear() {
+    let text = crate::files("text").into_iter().find(|(name, _)| name == "scheduled.mpcir").unwrap().1;
+    let module = ombra_ir::text::parse(&text).unwrap();
+    assert!(ombra_ir::verify::findings(&module).is_empty());
+    let bound = ombra_ir::bind::bind(&module, &[("seq", 2)], &[]).unwrap();
+    let one = 1i64 << 16;
+    let x: Vec<i64> = (0..16).map(|i| (i - 8) * one / 2).collect();
+    // The weights are twice the identity, and a quarter of the first feature goes to the last.
+    let weight = |i: usize| {
+        if i.is_multiple_of(9) {
+            2 * one
+        } else if i == 56 {
+            one / 4
+        } else {
+            0
+        }
+    };
+    let w: Vec<i64> = (0..64).map(weight).collect();
+    let mut given = |_, node: &ombra_ir::module::Node| match node.op {
+        Op::Input { .. } => Ok(ring(&[2, 8], &x)),
+        _ => Ok(ring(&[8, 8], &w)),
+    };
+    let out = ombra_ir::reference::run::run(&module, &bound, &mut given).unwrap();
+    let expected: Vec<i64> = (0..16).map(|i| 3 * x[i] + if i % 8 == 7 { x[i - 7] / 4 } else { 0 }).collect();
+    assert_eq!(out.outputs, [Some(ring(&[2, 8], &expected))]);
+    let wrong = &mut |_, _: &ombra_ir::module::Node| Ok(ring(&[1], &[0]));
+    assert_eq!(ombra_ir::reference::run::run(&module, &bound, wrong).unwrap_err().code, "E0385");
+}
+
 proptest! {
     #[test]
     fn packing_is_undone(rows in 1usize..4, columns in 1usize..5, seed in any::<u64>()) {
