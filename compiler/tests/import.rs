@@ -196,7 +196,11 @@ fn owners_follow_labels() {
         .collect();
     let mut graph = import(&model, &Options::default()).unwrap().graph;
     recognise(&mut graph, &|name| load_weight(&model, name)).unwrap();
-    propagate_owners(&mut graph, |name| if public.contains(&name) { Owner::Public } else { Owner::Server });
+    propagate_owners(
+        &mut graph,
+        |_, role, dtype| role.owner(dtype),
+        |name| if public.contains(&name) { Owner::Public } else { Owner::Server },
+    );
     let mut seen = BTreeMap::new();
     for (_, node) in graph.iter().filter(|(_, n)| matches!(n.op, Op::RmsNorm { .. })) {
         seen.entry(node.origin.layer).or_insert_with(Vec::new).push(node.owner);

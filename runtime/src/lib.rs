@@ -3,9 +3,6 @@
 pub mod backend;
 pub mod config;
 pub mod dpf;
-pub mod keygen;
-pub mod plaintext;
-pub mod prg;
 pub mod exec;
 pub mod keygen;
 pub mod plaintext;

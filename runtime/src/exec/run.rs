@@ -300,7 +300,8 @@ impl Step<'_> {
             let from = peer.index();
             let expected: usize = self.tasks.values().map(|task| task.expected(from)).sum();
             if expected > 0 {
-                frames[from] = net.recv(epoch, tick, peer, expected as u64).map_err(|error| self.waiting(error, peer))?;
+                frames[from] =
+                    net.recv(epoch, tick, peer, expected as u64).map_err(|error| self.waiting(error, peer))?;
             }
         }
         let mut taken = [0; 3];

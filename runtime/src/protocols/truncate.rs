@@ -114,14 +114,7 @@ async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, bits: u8, by: u8) -> Res
 }
 
 /// Role 1 from `B` on; `s1` comes in the same round as the wrap bit unless it is there already.
-async fn dividend_1(
-    cx: &Cx,
-    mut b: Vec<u64>,
-    s1: Option<Vec<u64>>,
-    n: usize,
-    bits: u8,
-    by: u8,
-) -> Result<Shared> {
+async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Option<Vec<u64>>, n: usize, bits: u8, by: u8) -> Result<Shared> {
     let (mask, _, top, k) = constants(bits, by);
     let mut wrap = vec![0u64; plane_words(n)];
     for (i, b) in b.iter_mut().enumerate() {
