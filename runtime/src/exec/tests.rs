@@ -1,7 +1,7 @@
 //! Whole modules between three threads over links in memory, against the reference meaning and the declared cost.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::bind::bind;
 use ombra_ir::infer::{Operand, TypeCx, infer};
@@ -157,10 +157,10 @@ fn run_party(
 ) -> Result<Vec<Seen>> {
     let mut net = LinkNet::new(session, 5);
     let keys = agree_keys(party, &mut net)?;
-    let key = agree_weight_key(party, &mut net)?;
+    let key = agree_weight_key(party, None, &mut net)?;
     let own = (party == Party::Server).then_some(own as &dyn TensorSource);
-    let weights = Rc::new(Weights::share(module, party, key.as_ref(), public, own, &mut net)?);
-    let mut run = Run::new(Rc::new(module.clone()), party, keys, weights, 1);
+    let weights = Arc::new(Weights::share(module, party, key.as_ref(), public, own, &mut net)?);
+    let mut run = Run::new(Arc::new(module.clone()), party, keys, weights, 1);
     let mut seen = Vec::new();
     for given in steps {
         session.meter().reset();

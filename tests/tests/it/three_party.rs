@@ -14,7 +14,7 @@ use ombra_runtime::exec::{LinkNet, Run, TensorSource, Weights, agree_keys, agree
 use ombra_runtime::transport::{self, Session};
 use ombra_tests::{corpus, plain};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 struct Tensors(BTreeMap<String, Tensor>);
 
@@ -64,10 +64,10 @@ fn party_step(
     let module = &compiled.plan.module;
     let mut net = LinkNet::new(session, 1);
     let keys = agree_keys(party, &mut net)?;
-    let key = agree_weight_key(party, &mut net)?;
+    let key = agree_weight_key(party, None, &mut net)?;
     let own = (party == Party::Server).then_some(tensors as &dyn TensorSource);
-    let weights = Rc::new(Weights::share(module, party, key.as_ref(), tensors, own, &mut net)?);
-    let mut run = Run::new(Rc::new(module.clone()), party, keys, weights, 1);
+    let weights = Arc::new(Weights::share(module, party, key.as_ref(), tensors, own, &mut net)?);
+    let mut run = Run::new(Arc::new(module.clone()), party, keys, weights, 1);
     let bound = plain::bind_step(compiled, inputs)?;
     let schedule = schedule(module, &bound)?;
     session.meter().reset();
