@@ -210,7 +210,7 @@ fn empty_tensors_with_huge_sizes_cost_nothing() {
     let x = i(&[1 << 40, 1 << 40, 0], &[]);
     let none = i(&[0], &[]);
     assert!(run(Op::Concat { axis: 2 }, &[&x, &x]).is_err());
-    assert!(run(Op::Gather { axis: 1 }, &[&x, &none]).is_err());
+    assert!(run(Op::Gather { axis: 1 }, &[&x, &none]).unwrap().is_empty());
     let long = i(&[1 << 40, 0], &[]);
     assert!(run(Op::Concat { axis: 1 }, &[&long, &long]).unwrap().is_empty());
     assert!(run(Op::Gather { axis: 1 }, &[&long, &none]).unwrap().is_empty());
