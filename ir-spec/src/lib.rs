@@ -4,12 +4,16 @@ pub mod bind;
 pub mod cost;
 pub mod diag;
 pub mod dim;
+pub mod infer;
 pub mod module;
 pub mod op;
 pub mod plain;
 pub mod plan;
+pub mod reference;
 pub mod schedule;
+pub mod text;
 pub mod ty;
+pub mod verify;
 
 pub use diag::{Diagnostic, Kind, Result};
 pub use dim::{Bindings, Dim, Dims, Sym, SymInfo};

@@ -160,7 +160,7 @@ pub struct OutputSlot {
 pub struct Count {
     /// The size it defines.
     pub sym: Sym,
-    /// The mask: a value of the public program.
+    /// The mask: the index of an output of the public program.
     pub mask: u32,
     /// The shape it is broadcast to.
     pub shape: Vec<Dim>,

@@ -1,6 +1,6 @@
 //! Types of MPC values: what an element is, who holds it, how big it is.
 
-use crate::dim::Dim;
+use crate::dim::{Dim, Dims};
 use crate::plain::DType;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -121,6 +121,19 @@ impl Ty {
     /// A tensor of plain numbers.
     pub fn plain(dtype: DType, sharing: Sharing, shape: Vec<Dim>) -> Ty {
         Ty { elem: Elem::Plain(dtype), sharing, shape, bound: 0, bound_from: BoundFrom::Proven }
+    }
+
+    /// The type as in the text form, such as `ring64.16[batch, 96] shared <24 calibrated`.
+    pub fn show(&self, dims: &Dims) -> String {
+        let mut out = format!("{}{} {}", self.elem, dims.show_shape(&self.shape), self.sharing.name());
+        if self.as_ring().is_some() {
+            out += &format!(" <{}", self.bound);
+            if self.bound_from != BoundFrom::Proven {
+                out += " ";
+                out += self.bound_from.name();
+            }
+        }
+        out
     }
 
     /// Ring bits and scale, if the elements are ring elements.

@@ -1,0 +1,68 @@
+//! Building modules: an op is typed at once, so that an ill-typed module cannot be built.
+
+use super::{Operand, TypeCx, Violation, check_bound, declares_bound, has_result, infer};
+use crate::diag::Result;
+use crate::module::{Id, Module, Node, Origin};
+use crate::op::Op;
+use crate::ty::{BoundFrom, Ty};
+
+/// Adds an op and returns its id.
+///
+/// `bound` replaces the proven bound; one that is smaller must be marked calibrated or guarded. `encode` needs one.
+/// Errors: the constraint that does not hold, at the ONNX node of `origin`.
+pub fn push(module: &mut Module, op: Op, args: &[Id], bound: Option<(u8, BoundFrom)>, origin: Origin) -> Result<Id> {
+    let declared = match (&op, bound) {
+        (Op::Encode { bits, scale }, Some((bound, from))) => {
+            let shape = args.first().and_then(|a| Operand::of(module, *a)).map(|x| x.ty.shape.clone());
+            let ty = Ty::ring(*bits, *scale, crate::ty::Sharing::Public, shape.unwrap_or_default(), bound);
+            Some(Ty { bound_from: from, ..ty })
+        }
+        _ => None,
+    };
+    add(module, op, args, declared, bound, origin)
+}
+
+/// Adds a source whose type the op does not say: a weight, an input or a state.
+///
+/// Errors: the constraint that does not hold.
+pub fn push_source(module: &mut Module, op: Op, ty: Ty, origin: Origin) -> Result<Id> {
+    let bound = (ty.bound, ty.bound_from);
+    add(module, op, &[], Some(ty), Some(bound), origin)
+}
+
+fn add(
+    module: &mut Module,
+    op: Op,
+    args: &[Id],
+    declared: Option<Ty>,
+    bound: Option<(u8, BoundFrom)>,
+    origin: Origin,
+) -> Result<Id> {
+    let place = || if origin.node.is_empty() { op.name().to_string() } else { origin.node.clone() };
+    let fail = |v: Violation| v.diagnostic().at(place());
+    let operand = |id: &Id| {
+        let made = module.ops.get(id.index()).filter(|n| has_result(&n.op));
+        made.and_then(|_| Operand::of(module, *id))
+            .ok_or_else(|| crate::Diagnostic::input("E0302", format!("%{} is no earlier result", id.0)).at(place()))
+    };
+    let operands = args.iter().map(operand).collect::<Result<Vec<_>>>()?;
+    let mut ty = infer(&op, &operands, declared.as_ref(), &TypeCx::of(module)).map_err(fail)?;
+    let (size, from) = bound.unwrap_or((ty.bound, BoundFrom::Proven));
+    if declares_bound(&op) {
+        ty.bound = 0;
+    }
+    check_bound(&ty, size, from).map_err(|d| d.at(place()))?;
+    if let Some(declared) = &declared
+        && (declared.elem != ty.elem || declared.sharing != ty.sharing || declared.shape != ty.shape)
+    {
+        let found = declared.show(&module.dims);
+        return Err(crate::Diagnostic::input("E0314", format!("the type {found} is declared"))
+            .note(format!("expected {}", ty.show(&module.dims)))
+            .at(place()));
+    }
+    (ty.bound, ty.bound_from) = (size, from);
+    let id = u32::try_from(module.ops.len())
+        .map_err(|_| crate::Diagnostic::input("E0301", "a module of more than 2^32 ops"))?;
+    module.ops.push(Node { op, args: args.to_vec(), ty, origin, rot: 0 });
+    Ok(Id(id))
+}

@@ -1,0 +1,179 @@
+//! Type rules of interactive and composite ops.
+
+use super::linear::with;
+use super::movement::{moved, packed, rows};
+use super::{
+    Operand, Rule, TypeCx, Violation, broadcast, describe, mask_of, not_client, ring, shared_bits, shared_ring,
+};
+use crate::dim::Dim;
+use crate::plain::DType;
+use crate::ty::{Elem, Sharing, Ty};
+
+pub(super) fn truncate(x: &Operand, by: u8) -> Rule<Ty> {
+    let (bits, scale) = secret_ring("truncate_c1", x)?;
+    if by == 0 || by > scale || by >= bits {
+        return Err(Violation::new("truncate_c2", format!("by {by}, scale {scale}, {bits} bits")));
+    }
+    if u32::from(x.ty.bound) + 2 > u32::from(bits) {
+        return Err(Violation::new("truncate_c3", format!("a bound of {} in {bits} bits", x.ty.bound)));
+    }
+    let bound = u32::from(x.ty.bound.saturating_sub(by)) + 1;
+    Ok(ring(bits, u32::from(scale) - u32::from(by), Sharing::Shared, x.ty.shape.clone(), bound))
+}
+
+pub(super) fn reshare(x: &Operand) -> Rule<Ty> {
+    secret_ring("reshare_c1", x)?;
+    Ok(Ty { sharing: Sharing::Shared, ..with(x.ty, x.ty.bound.into()) })
+}
+
+pub(super) fn msb(x: &Operand, width: u8) -> Rule<Ty> {
+    let (bits, _) = shared_ring("msb_c1", x)?;
+    if width < 2 || width > bits {
+        return Err(Violation::new("msb_c2", format!("width {width} in {bits} bits")));
+    }
+    if x.ty.bound >= width {
+        return Err(Violation::new("msb_c3", format!("a bound of {} and width {width}", x.ty.bound)));
+    }
+    Ok(Ty::bit(x.ty.shape.clone()))
+}
+
+/// `xor` and `and`: labels are those for elements and shape.
+pub(super) fn bits(cx: &TypeCx, labels: [&'static str; 2], a: &Operand, b: &Operand) -> Rule<Ty> {
+    let [element, shape] = labels;
+    shared_bits(element, a)?;
+    shared_bits(element, b)?;
+    Ok(Ty::bit(broadcast(cx, shape, &a.ty.shape, &b.ty.shape)?))
+}
+
+pub(super) fn not(x: &Operand) -> Rule<Ty> {
+    shared_bits("not_c1", x)?;
+    Ok(Ty::bit(x.ty.shape.clone()))
+}
+
+pub(super) fn bit_to_ring(x: &Operand, bits: u8) -> Rule<Ty> {
+    shared_bits("bit_to_ring_c1", x)?;
+    Ok(ring(bits, 0, Sharing::Shared, x.ty.shape.clone(), 1))
+}
+
+pub(super) fn row_max(cx: &TypeCx, x: &Operand, mask: &Operand, shape: &[Dim], width: u8) -> Rule<Ty> {
+    let (bits, _) = shared_ring("row_max_c1", x)?;
+    let mask = mask_of(["row_max_c2", "row_max_c3"], mask)?;
+    packed(cx, ["row_max_c4", "row_max_c5"], x, mask, shape)?;
+    holds_difference("row_max_c6", x.ty, width, bits)?;
+    Ok(moved(x.ty, rows(shape)))
+}
+
+pub(super) fn arg_max(cx: &TypeCx, x: &Operand, width: u8) -> Rule<Ty> {
+    let (bits, _) = shared_ring("arg_max_c1", x)?;
+    let wrong = || Violation::new("arg_max_c2", cx.dims.show_shape(&x.ty.shape));
+    let (columns, rows) = x.ty.shape.split_last().ok_or_else(wrong)?;
+    let log = cx.log2_of_max(columns).ok_or_else(wrong)?;
+    if cx.dims.lower(columns).is_none_or(|n| n < 1) {
+        return Err(wrong());
+    }
+    holds_difference("arg_max_c3", x.ty, width, bits)?;
+    Ok(ring(bits, 0, Sharing::Shared, rows.to_vec(), log))
+}
+
+/// The difference of two values below `2^bound` is below `2^(bound + 1)`.
+fn holds_difference(label: &'static str, ty: &Ty, width: u8, bits: u8) -> Rule<()> {
+    if u32::from(ty.bound) + 2 > u32::from(width) || width > bits {
+        return Err(Violation::new(label, format!("a bound of {} and width {width} in {bits} bits", ty.bound)));
+    }
+    Ok(())
+}
+
+pub(super) fn embed(ids: &Operand, table: &Operand) -> Rule<Ty> {
+    if ids.ty.elem != Elem::Plain(DType::I64) || ids.ty.sharing != Sharing::Client {
+        return Err(Violation::new("embed_c1", describe(ids.ty)));
+    }
+    shared_ring("embed_c2", table)?;
+    let [_, features] = &*table.ty.shape else {
+        return Err(Violation::new("embed_c3", format!("{} axes", table.ty.shape.len())));
+    };
+    let shape = ids.ty.shape.iter().chain([features]).cloned().collect();
+    Ok(moved(table.ty, shape))
+}
+
+pub(super) fn reveal(cx: &TypeCx, x: &Operand, slot: u32) -> Rule<Ty> {
+    if usize::try_from(slot).map_or(true, |s| s >= cx.outputs.len()) {
+        return Err(Violation::new("reveal_c1", format!("slot {slot} of {}", cx.outputs.len())));
+    }
+    shared_ring("reveal_c2", x)?;
+    Ok(with(x.ty, x.ty.bound.into()))
+}
+
+pub(super) fn set_state(cx: &TypeCx, x: &Operand, slot: u32) -> Rule<Ty> {
+    if usize::try_from(slot).map_or(true, |s| s >= cx.states.len()) {
+        return Err(Violation::new("set_state_c1", format!("slot {slot} of {}", cx.states.len())));
+    }
+    shared_ring("set_state_c2", x)?;
+    Ok(with(x.ty, x.ty.bound.into()))
+}
+
+/// Values in [0, 1].
+pub(super) fn exp(x: &Operand) -> Rule<Ty> {
+    let (_, scale) = shared_ring("exp_c1", x)?;
+    Ok(with(x.ty, u32::from(scale) + 1))
+}
+
+/// Values in (0, 1].
+pub(super) fn reciprocal(x: &Operand, max_log2: u8) -> Rule<Ty> {
+    let (_, scale) = shared_ring("reciprocal_c1", x)?;
+    if !(1..=63).contains(&max_log2) {
+        return Err(Violation::new("reciprocal_c2", format!("max_log2 = {max_log2}")));
+    }
+    Ok(with(x.ty, u32::from(scale) + 1))
+}
+
+/// Values up to `2^−min_log4`, and one bit more for the nearest bucket's parabola.
+pub(super) fn rsqrt(x: &Operand, min_log4: i8, max_log4: i8) -> Rule<Ty> {
+    let (_, scale) = shared_ring("rsqrt_c1", x)?;
+    if !is_range(min_log4, max_log4) {
+        return Err(Violation::new("rsqrt_c2", format!("{min_log4} to {max_log4}")));
+    }
+    let bound = i32::from(scale) - i32::from(min_log4) + 2;
+    Ok(with(x.ty, u32::try_from(bound).unwrap_or(1).max(1)))
+}
+
+pub(super) fn softmax(cx: &TypeCx, x: &Operand, mask: &Operand) -> Rule<Ty> {
+    let (_, scale) = shared_ring("softmax_c1", x)?;
+    mask_of(["softmax_c2", "softmax_c3"], mask)?;
+    let fits = broadcast(cx, "softmax_c4", &x.ty.shape, &mask.ty.shape)? == x.ty.shape;
+    if x.ty.shape.is_empty() || !fits {
+        return Err(Violation::new("softmax_c4", cx.dims.show_shape(&mask.ty.shape)));
+    }
+    Ok(with(x.ty, u32::from(scale) + 1))
+}
+
+/// The result's magnitude is at most the operand's, and the error of the fit takes one bit.
+pub(super) fn activation(label: &'static str, x: &Operand) -> Rule<Ty> {
+    shared_ring(label, x)?;
+    Ok(with(x.ty, u32::from(x.ty.bound) + 1))
+}
+
+/// `rms_norm` and `layer_norm`: labels are those for the operand, the axis and the attributes.
+/// The result's magnitude is at most the square root of the number of elements.
+pub(super) fn norm(cx: &TypeCx, labels: [&'static str; 3], x: &Operand, eps: u32, range: (i8, i8)) -> Rule<Ty> {
+    let [form, axis, attributes] = labels;
+    let (_, scale) = shared_ring(form, x)?;
+    let wrong = || Violation::new(axis, cx.dims.show_shape(&x.ty.shape));
+    let log = x.ty.shape.last().and_then(|d| cx.log2_of_max(d)).ok_or_else(wrong)?;
+    let eps = f32::from_bits(eps);
+    if !eps.is_finite() || eps < 0.0 || !is_range(range.0, range.1) {
+        return Err(Violation::new(attributes, format!("eps = {eps}, {} to {}", range.0, range.1)));
+    }
+    Ok(with(x.ty, u32::from(scale) + log.div_ceil(2) + 1))
+}
+
+fn is_range(min: i8, max: i8) -> bool {
+    (-32..=32).contains(&min) && max <= 32 && min < max
+}
+
+fn secret_ring(label: &'static str, x: &Operand) -> Rule<(u8, u8)> {
+    not_client(x)?;
+    match x.ty.as_ring() {
+        Some(ring) if x.ty.sharing.is_secret() => Ok(ring),
+        _ => Err(Violation::new(label, describe(x.ty))),
+    }
+}

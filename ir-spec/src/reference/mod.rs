@@ -1,0 +1,253 @@
+//! Reference meaning: what every core op computes, on concrete tensors in the clear.
+//!
+//! A ring element is the low `bits` of a `u64`, in two's complement. `truncate` is the floor; where a protocol may
+//! return one more, its result differs from this by that and nothing else. A whole module runs by evaluating its ops in
+//! order, with sources given by the caller; that is the setting `plain`.
+
+mod interactive;
+mod linear;
+mod movement;
+mod ragged;
+
+use crate::diag::{Diagnostic, Result};
+use crate::dim::{Bindings, Dim};
+use crate::op::{Class, Op};
+use crate::plain::{Data, Tensor};
+use crate::ty::{Elem, Ty};
+
+/// Most elements of one value.
+pub const MAX_ELEMENTS: usize = 1 << 31;
+
+/// A concrete value in the clear.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RefValue {
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Elements in row-major order; their number is the product of the sizes.
+    pub data: RefData,
+}
+
+/// Elements of a value in the clear.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RefData {
+    /// Ring elements.
+    Ring {
+        /// Ring bits.
+        bits: u8,
+        /// The low `bits` of every word.
+        values: Vec<u64>,
+    },
+    /// Bits.
+    Bit(Vec<bool>),
+    /// Plain numbers.
+    Plain(Data),
+}
+
+impl RefValue {
+    /// Ring elements; each is reduced to its low `bits`. An error when their number is not the product of `shape`.
+    pub fn ring(bits: u8, shape: Vec<usize>, mut values: Vec<u64>) -> Result<Self> {
+        check_len(&shape, values.len())?;
+        if bits < 64 {
+            let mask = mask(bits);
+            values.iter_mut().for_each(|v| *v &= mask);
+        }
+        Ok(RefValue { shape, data: RefData::Ring { bits, values } })
+    }
+
+    /// Bits. An error when their number is not the product of `shape`.
+    pub fn bit(shape: Vec<usize>, bits: Vec<bool>) -> Result<Self> {
+        check_len(&shape, bits.len())?;
+        Ok(RefValue { shape, data: RefData::Bit(bits) })
+    }
+
+    /// A plain tensor.
+    pub fn plain(tensor: Tensor) -> Self {
+        let (shape, data) = tensor.into_parts();
+        RefValue { shape, data: RefData::Plain(data) }
+    }
+
+    /// The reals that ring elements of `scale` stand for. An error for other elements.
+    pub fn decode(&self, scale: u8) -> Result<Vec<f64>> {
+        let (bits, values) = self.as_ring()?;
+        let unit = (-f64::from(scale)).exp2();
+        Ok(values.iter().map(|v| signed(*v, bits) as f64 * unit).collect())
+    }
+
+    /// Ring bits and elements, or an error for other elements.
+    pub fn as_ring(&self) -> Result<(u8, &[u64])> {
+        match &self.data {
+            RefData::Ring { bits, values } => Ok((*bits, values)),
+            RefData::Bit(_) | RefData::Plain(_) => Err(mismatch("expected ring elements")),
+        }
+    }
+
+    /// The bits, or an error for other elements.
+    pub fn as_bits(&self) -> Result<&[bool]> {
+        match &self.data {
+            RefData::Bit(bits) => Ok(bits),
+            RefData::Ring { .. } | RefData::Plain(_) => Err(mismatch("expected bits")),
+        }
+    }
+
+    fn as_ints(&self) -> Result<&[i64]> {
+        match &self.data {
+            RefData::Plain(Data::I64(v)) => Ok(v),
+            _ => Err(mismatch("expected integers")),
+        }
+    }
+
+    fn as_mask(&self) -> Result<&[bool]> {
+        match &self.data {
+            RefData::Plain(Data::Bool(v)) => Ok(v),
+            _ => Err(mismatch("expected truth values")),
+        }
+    }
+}
+
+/// Rounds floats to ring elements: `round(x · 2^scale)`, halves away from zero.
+///
+/// Errors: `E0381` when a value is no number, or the integer is not in (−2^bound, 2^bound).
+pub fn encode(values: &[f32], bits: u8, scale: u8, bound: u8) -> Result<Vec<u64>> {
+    let unit = f64::from(scale).exp2();
+    let limit = f64::from(bound.min(63)).exp2();
+    let mask = mask(bits);
+    let mut out = reserve(values.len())?;
+    for x in values {
+        let scaled = (f64::from(*x) * unit).round();
+        if scaled.is_nan() || scaled.abs() >= limit {
+            return Err(Diagnostic::input("E0381", "a value does not fit its declared bound")
+                .note(format!("expected less than 2^{bound} at scale {scale}"))
+                .note("calibrate on inputs like these, or give the value more bits"));
+        }
+        out.push((scaled as i64) as u64 & mask);
+    }
+    Ok(out)
+}
+
+/// The result of one op.
+///
+/// `ty` is the type of the result, `sizes` the values of its symbols. `reveal` and `set_state` return their operand.
+/// Errors: `E0380` when an operand is not what the op takes, `E0382` when the op is a source (its value is given) or
+/// composite, `E0383` when an index is out of range, `E0384` when a value is too large.
+pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<RefValue> {
+    let shape = concrete(&ty.shape, sizes)?;
+    match (op, args) {
+        (Op::Encode { bits, scale }, [x]) => {
+            let RefData::Plain(Data::F32(values)) = &x.data else {
+                return Err(mismatch("expected floats"));
+            };
+            RefValue::ring(*bits, shape, encode(values, *bits, *scale, ty.bound)?)
+        }
+        (Op::Add, [a, b]) => linear::zip(a, b, shape, u64::wrapping_add),
+        (Op::Sub, [a, b]) => linear::zip(a, b, shape, u64::wrapping_sub),
+        (Op::Mul, [a, b]) => linear::zip(a, b, shape, u64::wrapping_mul),
+        (Op::Neg, [x]) => linear::map(x, u64::wrapping_neg),
+        (Op::MulInt { k }, [x]) => linear::map(x, |v| v.wrapping_mul(*k as u64)),
+        (Op::Upscale { by }, [x]) => linear::map(x, |v| v.checked_shl(u32::from(*by)).unwrap_or(0)),
+        (Op::SetScale { .. } | Op::Reshare | Op::Reveal { .. } | Op::SetState { .. }, [x]) => Ok((*x).clone()),
+        (Op::MatMul { trans_b }, [a, b]) => linear::matmul(a, b, shape, *trans_b),
+        (Op::ReduceSum { axis }, [x]) => linear::reduce_sum(x, usize::from(*axis), shape),
+        (Op::Narrow { bits }, [x]) => linear::narrow(x, *bits),
+        (Op::Truncate { by }, [x]) => linear::truncate(x, *by),
+
+        (Op::Reshape { .. }, [x]) => movement::reshape(x, shape),
+        (Op::Transpose { perm }, [x]) => movement::transpose(x, perm, shape),
+        (Op::Slice { axis, start, .. }, [x]) => movement::slice(x, usize::from(*axis), start.eval_usize(sizes)?, shape),
+        (Op::Concat { axis }, parts) => movement::concat(parts, usize::from(*axis), shape),
+        (Op::Expand { .. }, [x]) => movement::expand(x, shape),
+        (Op::Gather { axis }, [x, index]) => movement::gather(x, index.as_ints()?, usize::from(*axis), shape),
+        (Op::Embed, [ids, table]) => movement::gather(table, ids.as_ints()?, 0, shape),
+
+        (Op::Pack, [x, mask]) => ragged::pack(x, mask, shape),
+        (Op::Unpack { .. }, [x, mask]) => ragged::unpack(x, mask, shape),
+        (Op::RowSum { shape: dense }, [x, mask]) => ragged::row_sum(x, mask, &concrete(dense, sizes)?, shape),
+        (Op::RowExpand { shape: dense }, [x, mask]) => ragged::row_expand(x, mask, &concrete(dense, sizes)?, shape),
+        (Op::RowMax { shape: dense, .. }, [x, mask]) => ragged::row_max(x, mask, &concrete(dense, sizes)?, shape),
+
+        (Op::Msb { width }, [x]) => interactive::msb(x, *width),
+        (Op::Xor, [a, b]) => interactive::zip(a, b, shape, |x, y| x ^ y),
+        (Op::And, [a, b]) => interactive::zip(a, b, shape, |x, y| x & y),
+        (Op::Not, [x]) => RefValue::bit(x.shape.clone(), x.as_bits()?.iter().map(|b| !b).collect()),
+        (Op::BitToRing { bits }, [x]) => {
+            RefValue::ring(*bits, x.shape.clone(), x.as_bits()?.iter().map(|b| u64::from(*b)).collect())
+        }
+        (Op::ArgMax { .. }, [x]) => interactive::arg_max(x, shape),
+        _ => Err(no_meaning(op, args.len())),
+    }
+}
+
+fn no_meaning(op: &Op, operands: usize) -> Diagnostic {
+    let name = op.name();
+    let why = match op.class() {
+        Class::Source => format!("the value of {name} is given, not computed"),
+        Class::Composite => format!("{name} is composite; expand it first"),
+        Class::Local | Class::Interactive => format!("{name} with {operands} operands has no meaning"),
+    };
+    Diagnostic::internal("E0382", why)
+}
+
+/// The shape for the values of its symbols.
+pub fn concrete(shape: &[Dim], sizes: &Bindings) -> Result<Vec<usize>> {
+    shape.iter().map(|d| d.eval_usize(sizes)).collect()
+}
+
+/// The integer in two's complement.
+pub fn signed(value: u64, bits: u8) -> i64 {
+    let unused = 64u32.saturating_sub(bits.into()).min(63);
+    ((value << unused) as i64) >> unused
+}
+
+/// Ones in the low `bits`.
+pub fn mask(bits: u8) -> u64 {
+    if bits >= 64 { u64::MAX } else { (1u64 << bits) - 1 }
+}
+
+/// Whether a value has the elements and the concrete shape of a type.
+pub fn fits(value: &RefValue, ty: &Ty, sizes: &Bindings) -> Result<bool> {
+    let elem = match (&value.data, ty.elem) {
+        (RefData::Ring { bits, .. }, Elem::Ring { bits: expected, .. }) => *bits == expected,
+        (RefData::Bit(_), Elem::Bit) => true,
+        (RefData::Plain(data), Elem::Plain(dtype)) => data.dtype() == dtype,
+        _ => false,
+    };
+    Ok(elem && value.shape == concrete(&ty.shape, sizes)?)
+}
+
+fn mismatch(what: impl Into<String>) -> Diagnostic {
+    Diagnostic::internal("E0380", what)
+}
+
+fn check_len(shape: &[usize], found: usize) -> Result<()> {
+    let expected = volume(shape)?;
+    if expected != found {
+        return Err(mismatch(format!("a value of shape {shape:?} has {found} elements, not {expected}")));
+    }
+    Ok(())
+}
+
+/// Number of elements of a shape. An error when it is beyond [`MAX_ELEMENTS`].
+fn volume(shape: &[usize]) -> Result<usize> {
+    let product = crate::plain::tensor::volume(shape)?;
+    if product > MAX_ELEMENTS {
+        return Err(too_large());
+    }
+    Ok(product)
+}
+
+fn too_large() -> Diagnostic {
+    Diagnostic::input("E0384", "a value is too large for this machine").note("run with shorter inputs")
+}
+
+/// An empty vector with room for `len` elements. An error when memory does not suffice.
+fn reserve<T>(len: usize) -> Result<Vec<T>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).map_err(|_| too_large())?;
+    Ok(out)
+}
+
+/// `len` copies of an element. An error when memory does not suffice.
+fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>> {
+    let mut out = reserve(len)?;
+    out.resize(len, value);
+    Ok(out)
+}

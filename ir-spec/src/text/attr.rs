@@ -1,0 +1,272 @@
+//! Attributes of ops as the text form writes them.
+
+use super::cursor::Cursor;
+use crate::diag::{Diagnostic, Result};
+use crate::dim::{Dim, Dims};
+use crate::plain::{DType, Data, Tensor};
+
+/// An attribute's value to be printed.
+pub(super) enum Attr<'a> {
+    /// An integer.
+    Int(i64),
+    /// An axis or a number of axes.
+    Index(usize),
+    /// A word: `true`, `false` or the name of an element type.
+    Word(&'static str),
+    /// The bits of a float, in hexadecimal.
+    Bits(u32),
+    /// A string.
+    Text(&'a str),
+    /// A size.
+    Size(&'a Dim),
+    /// Sizes.
+    Shape(&'a [Dim]),
+    /// Integers.
+    Ints(Vec<usize>),
+    /// A tensor of constants.
+    Tensor(&'a Tensor),
+}
+
+/// An attribute's value as it was read, before its kind is known.
+pub(super) enum Raw {
+    /// A string.
+    Text(String),
+    /// Anything up to a comma or the end.
+    Scalar(String),
+    /// A bracketed list of those.
+    List(Vec<String>),
+    /// A tensor of constants.
+    Tensor(Tensor),
+}
+
+pub(super) fn word(flag: bool) -> Attr<'static> {
+    Attr::Word(if flag { "true" } else { "false" })
+}
+
+/// Appends ` {key = value, …}`, or nothing when there is no attribute.
+pub(super) fn print(out: &mut String, dims: &Dims, attrs: &[(&str, Attr)]) {
+    for (i, (key, value)) in attrs.iter().enumerate() {
+        out.push_str(if i == 0 { " {" } else { ", " });
+        out.push_str(key);
+        out.push_str(" = ");
+        match value {
+            Attr::Int(n) => out.push_str(&n.to_string()),
+            Attr::Index(n) => out.push_str(&n.to_string()),
+            Attr::Word(w) => out.push_str(w),
+            Attr::Bits(b) => out.push_str(&format!("0x{b:08x}")),
+            Attr::Text(t) => quote(out, t),
+            Attr::Size(d) => out.push_str(&dims.show(d)),
+            Attr::Shape(s) => out.push_str(&dims.show_shape(s)),
+            Attr::Ints(v) => list(out, ['[', ']'], v.iter().map(|n| n.to_string())),
+            Attr::Tensor(t) => tensor(out, t),
+        }
+    }
+    if !attrs.is_empty() {
+        out.push('}');
+    }
+}
+
+/// Appends a string in quotes.
+pub(super) fn quote(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if c.is_control() => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+fn list(out: &mut String, ends: [char; 2], items: impl Iterator<Item = String>) {
+    let [open, close] = ends;
+    out.push(open);
+    for (i, item) in items.enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        out.push_str(&item);
+    }
+    out.push(close);
+}
+
+fn tensor(out: &mut String, t: &Tensor) {
+    out.push_str(t.dtype().name());
+    list(out, ['[', ']'], t.shape().iter().map(|d| d.to_string()));
+    match t.data() {
+        Data::F32(v) => list(out, ['(', ')'], v.iter().map(|x| float(*x))),
+        Data::I64(v) => list(out, ['(', ')'], v.iter().map(|x| x.to_string())),
+        Data::Bool(v) => list(out, ['(', ')'], v.iter().map(|x| x.to_string())),
+    }
+}
+
+/// The shortest decimal that reads back as the same float; what is no number by its bits.
+fn float(x: f32) -> String {
+    if x.is_nan() { format!("0x{:08x}", x.to_bits()) } else { format!("{x:?}") }
+}
+
+fn parse_float(text: &str) -> Option<f32> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok().map(f32::from_bits),
+        None => text.parse().ok(),
+    }
+}
+
+/// Reads a tensor after the name of its element type.
+pub(super) fn parse_tensor(c: &mut Cursor, dtype: DType) -> Result<Tensor> {
+    let at = c.pos();
+    let sizes = c.list('[', ']')?;
+    let shape = sizes.iter().map(|s| s.parse().ok()).collect::<Option<Vec<usize>>>();
+    let items = c.list('(', ')')?;
+    let data = match dtype {
+        DType::F32 => items.iter().map(|s| parse_float(s)).collect::<Option<Vec<_>>>().map(Data::F32),
+        DType::I64 => items.iter().map(|s| s.parse().ok()).collect::<Option<Vec<_>>>().map(Data::I64),
+        DType::Bool => items.iter().map(|s| s.parse().ok()).collect::<Option<Vec<_>>>().map(Data::Bool),
+    };
+    let (Some(shape), Some(data)) = (shape, data) else {
+        return Err(c.error_at(at, format!("expected sizes in [] and elements of {} in ()", dtype.name())));
+    };
+    Tensor::new(shape, data).map_err(|d| c.error_at(at, d.message))
+}
+
+/// The attributes that were read for one op; every one is taken once.
+pub(super) struct Attrs<'a> {
+    op: String,
+    dims: &'a Dims,
+    raw: Vec<(String, Raw)>,
+}
+
+impl<'a> Attrs<'a> {
+    /// Reads `{key = value, …}` if it is there.
+    pub(super) fn read(c: &mut Cursor, op: &str, dims: &'a Dims) -> Result<Self> {
+        let mut raw = Vec::new();
+        if c.eat('{') {
+            loop {
+                let key = c.word()?;
+                c.expect('=')?;
+                raw.push((key, value(c)?));
+                if !c.eat(',') {
+                    break;
+                }
+            }
+            c.expect('}')?;
+        }
+        Ok(Attrs { op: op.into(), dims, raw })
+    }
+
+    fn take(&mut self, key: &str) -> Result<Raw> {
+        let at = self.raw.iter().position(|(k, _)| k == key);
+        at.map(|at| self.raw.swap_remove(at).1).ok_or_else(|| wrong(&self.op, format!("expected an attribute `{key}`")))
+    }
+
+    fn scalar(&mut self, key: &str) -> Result<String> {
+        match self.take(key)? {
+            Raw::Scalar(s) => Ok(s),
+            _ => Err(wrong(&self.op, format!("expected a single value of `{key}`"))),
+        }
+    }
+
+    fn list(&mut self, key: &str) -> Result<Vec<String>> {
+        match self.take(key)? {
+            Raw::List(l) => Ok(l),
+            _ => Err(wrong(&self.op, format!("expected a list `{key}`"))),
+        }
+    }
+
+    /// An integer in the range of its type.
+    pub(super) fn int<T: TryFrom<i64>>(&mut self, key: &str) -> Result<T> {
+        let text = self.scalar(key)?;
+        let value = text.parse::<i64>().ok().and_then(|n| T::try_from(n).ok());
+        value.ok_or_else(|| wrong(&self.op, format!("`{key}` is out of range")))
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
+        let text = self.scalar(key)?;
+        text.parse().map_err(|_| wrong(&self.op, format!("expected true or false for `{key}`")))
+    }
+
+    /// The bits of a float.
+    pub(super) fn bits(&mut self, key: &str) -> Result<u32> {
+        let text = self.scalar(key)?;
+        let bits = text.strip_prefix("0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        bits.ok_or_else(|| wrong(&self.op, format!("expected the bits of `{key}` in hexadecimal")))
+    }
+
+    /// An element type.
+    pub(super) fn dtype(&mut self, key: &str) -> Result<DType> {
+        let text = self.scalar(key)?;
+        dtype(&text).ok_or_else(|| wrong(&self.op, format!("expected an element type for `{key}`")))
+    }
+
+    /// A string.
+    pub(super) fn text(&mut self, key: &str) -> Result<String> {
+        match self.take(key)? {
+            Raw::Text(t) => Ok(t),
+            _ => Err(wrong(&self.op, format!("expected a string for `{key}`"))),
+        }
+    }
+
+    /// A size.
+    pub(super) fn size(&mut self, key: &str) -> Result<Dim> {
+        let text = self.scalar(key)?;
+        self.dims.parse(&text).map_err(|d| wrong(&self.op, d.message))
+    }
+
+    /// Sizes.
+    pub(super) fn shape(&mut self, key: &str) -> Result<Vec<Dim>> {
+        let texts = self.list(key)?;
+        texts.iter().map(|t| self.dims.parse(t).map_err(|d| wrong(&self.op, d.message))).collect()
+    }
+
+    /// Integers in the range of their type.
+    pub(super) fn ints<T: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<T>> {
+        let texts = self.list(key)?;
+        let ints = texts.iter().map(|t| t.parse().ok()).collect::<Option<_>>();
+        ints.ok_or_else(|| wrong(&self.op, format!("`{key}` is out of range")))
+    }
+
+    /// A tensor of constants.
+    pub(super) fn tensor(&mut self, key: &str) -> Result<Tensor> {
+        match self.take(key)? {
+            Raw::Tensor(t) => Ok(t),
+            _ => Err(wrong(&self.op, format!("expected a tensor for `{key}`"))),
+        }
+    }
+
+    /// Checks that every attribute has been taken.
+    pub(super) fn end(self) -> Result<()> {
+        match self.raw.first() {
+            Some((key, _)) => Err(wrong(&self.op, format!("there is no attribute `{}`", key.escape_debug()))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn value(c: &mut Cursor) -> Result<Raw> {
+    match c.peek() {
+        Some('"') => Ok(Raw::Text(c.quoted()?)),
+        Some('[') => Ok(Raw::List(c.list('[', ']')?)),
+        _ => {
+            let text = c.until(&[',', '}', '[', '(']);
+            match dtype(&text) {
+                Some(dtype) if c.peek() == Some('[') => Ok(Raw::Tensor(parse_tensor(c, dtype)?)),
+                _ => Ok(Raw::Scalar(text)),
+            }
+        }
+    }
+}
+
+/// The element type of a name.
+pub(super) fn dtype(name: &str) -> Option<DType> {
+    [DType::F32, DType::I64, DType::Bool].into_iter().find(|d| d.name() == name)
+}
+
+/// An unknown op or a wrong attribute; the parser adds the place.
+pub(super) fn wrong(op: &str, what: String) -> Diagnostic {
+    Diagnostic::input("E0371", format!("{}: {what}", op.escape_debug()))
+}

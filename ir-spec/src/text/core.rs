@@ -1,0 +1,119 @@
+//! Attributes of the MPC ops, both ways.
+
+use super::attr::{Attr, Attrs, word, wrong};
+use crate::diag::Result;
+use crate::op::Op;
+
+/// The attributes of an op in the order of the text form.
+pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
+    let int = |n: i64| Attr::Int(n);
+    match op {
+        Op::Public { value } => vec![("value", int((*value).into()))],
+        Op::Encode { bits, scale } => vec![("bits", int((*bits).into())), ("scale", int((*scale).into()))],
+        Op::PublicWeight { name } | Op::Weight { name } => vec![("name", Attr::Text(name))],
+        Op::Input { slot }
+        | Op::ClientInts { slot }
+        | Op::State { slot }
+        | Op::Reveal { slot }
+        | Op::SetState { slot } => vec![("slot", int((*slot).into()))],
+        Op::MulInt { k } | Op::AddInt { k } => vec![("k", int(*k))],
+        Op::Upscale { by } | Op::Truncate { by } => vec![("by", int((*by).into()))],
+        Op::SetScale { scale } => vec![("scale", int((*scale).into()))],
+        Op::MatMul { trans_b } => vec![("trans_b", word(*trans_b))],
+        Op::ReduceSum { axis } | Op::Concat { axis } | Op::Gather { axis } => vec![("axis", int((*axis).into()))],
+        Op::Narrow { bits } | Op::BitToRing { bits } => vec![("bits", int((*bits).into()))],
+        Op::Reshape { shape }
+        | Op::Expand { shape }
+        | Op::Unpack { shape }
+        | Op::RowSum { shape }
+        | Op::RowExpand { shape } => vec![("shape", Attr::Shape(shape))],
+        Op::Transpose { perm } => vec![("perm", Attr::Ints(perm.iter().map(|p| usize::from(*p)).collect()))],
+        Op::Slice { axis, start, len } => {
+            vec![("axis", int((*axis).into())), ("start", Attr::Size(start)), ("len", Attr::Size(len))]
+        }
+        Op::Msb { width } | Op::ArgMax { width } => vec![("width", int((*width).into()))],
+        Op::RowMax { shape, width } => vec![("shape", Attr::Shape(shape)), ("width", int((*width).into()))],
+        Op::Reciprocal { max_log2 } => vec![("max_log2", int((*max_log2).into()))],
+        Op::Rsqrt { min_log4, max_log4 } => range(*min_log4, *max_log4),
+        Op::Gelu { tanh } => vec![("tanh", word(*tanh))],
+        Op::RmsNorm { eps, min_log4, max_log4 } | Op::LayerNorm { eps, min_log4, max_log4 } => {
+            let mut out = vec![("eps", Attr::Bits(*eps))];
+            out.extend(range(*min_log4, *max_log4));
+            out
+        }
+        Op::Add
+        | Op::Sub
+        | Op::Neg
+        | Op::Mul
+        | Op::Pack
+        | Op::Reshare
+        | Op::Xor
+        | Op::Not
+        | Op::And
+        | Op::Embed
+        | Op::Exp
+        | Op::Softmax
+        | Op::Silu => Vec::new(),
+    }
+}
+
+fn range(min: i8, max: i8) -> Vec<(&'static str, Attr<'static>)> {
+    vec![("min_log4", Attr::Int(min.into())), ("max_log4", Attr::Int(max.into()))]
+}
+
+/// The op of a name, with its attributes.
+pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
+    Ok(match name {
+        "public" => Op::Public { value: a.int("value")? },
+        "encode" => Op::Encode { bits: a.int("bits")?, scale: a.int("scale")? },
+        "public_weight" => Op::PublicWeight { name: a.text("name")? },
+        "weight" => Op::Weight { name: a.text("name")? },
+        "input" => Op::Input { slot: a.int("slot")? },
+        "client_ints" => Op::ClientInts { slot: a.int("slot")? },
+        "state" => Op::State { slot: a.int("slot")? },
+        "add" => Op::Add,
+        "sub" => Op::Sub,
+        "neg" => Op::Neg,
+        "mul_int" => Op::MulInt { k: a.int("k")? },
+        "add_int" => Op::AddInt { k: a.int("k")? },
+        "upscale" => Op::Upscale { by: a.int("by")? },
+        "set_scale" => Op::SetScale { scale: a.int("scale")? },
+        "mul" => Op::Mul,
+        "matmul" => Op::MatMul { trans_b: a.flag("trans_b")? },
+        "reduce_sum" => Op::ReduceSum { axis: a.int("axis")? },
+        "narrow" => Op::Narrow { bits: a.int("bits")? },
+        "reshape" => Op::Reshape { shape: a.shape("shape")? },
+        "transpose" => Op::Transpose { perm: a.ints("perm")? },
+        "slice" => Op::Slice { axis: a.int("axis")?, start: a.size("start")?, len: a.size("len")? },
+        "concat" => Op::Concat { axis: a.int("axis")? },
+        "expand" => Op::Expand { shape: a.shape("shape")? },
+        "gather" => Op::Gather { axis: a.int("axis")? },
+        "pack" => Op::Pack,
+        "unpack" => Op::Unpack { shape: a.shape("shape")? },
+        "row_sum" => Op::RowSum { shape: a.shape("shape")? },
+        "row_expand" => Op::RowExpand { shape: a.shape("shape")? },
+        "truncate" => Op::Truncate { by: a.int("by")? },
+        "reshare" => Op::Reshare,
+        "msb" => Op::Msb { width: a.int("width")? },
+        "xor" => Op::Xor,
+        "not" => Op::Not,
+        "and" => Op::And,
+        "bit_to_ring" => Op::BitToRing { bits: a.int("bits")? },
+        "row_max" => Op::RowMax { shape: a.shape("shape")?, width: a.int("width")? },
+        "arg_max" => Op::ArgMax { width: a.int("width")? },
+        "embed" => Op::Embed,
+        "reveal" => Op::Reveal { slot: a.int("slot")? },
+        "set_state" => Op::SetState { slot: a.int("slot")? },
+        "exp" => Op::Exp,
+        "reciprocal" => Op::Reciprocal { max_log2: a.int("max_log2")? },
+        "rsqrt" => Op::Rsqrt { min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? },
+        "softmax" => Op::Softmax,
+        "gelu" => Op::Gelu { tanh: a.flag("tanh")? },
+        "silu" => Op::Silu,
+        "rms_norm" => Op::RmsNorm { eps: a.bits("eps")?, min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? },
+        "layer_norm" => {
+            Op::LayerNorm { eps: a.bits("eps")?, min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? }
+        }
+        _ => return Err(wrong(name, "there is no such op".into())),
+    })
+}

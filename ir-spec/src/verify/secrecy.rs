@@ -1,0 +1,82 @@
+//! Secrecy flow: a secret leaves the program only through `reveal` of a declared output to the client.
+//!
+//! What a value depends on is computed here from the ops alone, not from declared types: a type that claims less
+//! secrecy than the value's origin is an error of its own. Operands of masks, indices and encodings are refused by the
+//! type rules, with codes of this group.
+
+use super::{Report, nodes};
+use crate::diag::Diagnostic;
+use crate::module::{Id, OutputKind, Party};
+use crate::op::Op;
+use crate::ty::Sharing;
+
+/// Who may know a value, judged by what it is computed from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// Everybody.
+    Public,
+    /// The client.
+    Client,
+    /// Nobody.
+    Secret,
+}
+
+pub(super) fn check(report: &mut Report) {
+    let module = report.module;
+    let mut sources: Vec<Source> = Vec::with_capacity(module.ops.len());
+    let mut tokens: Vec<bool> = Vec::with_capacity(module.ops.len());
+    let mut revealed = vec![false; module.outputs.len()];
+    for (id, node) in nodes(module) {
+        if report.is_full() {
+            return;
+        }
+        let first = node.args.first().and_then(|a| tokens.get(a.index())).copied().unwrap_or(false);
+        // Some of the elements of an `arg_max`, perhaps in another shape.
+        tokens.push(match node.op {
+            Op::ArgMax { .. } => true,
+            Op::Reshape { .. } | Op::Slice { .. } | Op::Transpose { .. } => first,
+            _ => false,
+        });
+        let of = |a: &Id| sources.get(a.index()).copied().unwrap_or(Source::Secret);
+        let joined = node.args.iter().map(of).max().unwrap_or(Source::Public);
+        let source = match node.op {
+            Op::Weight { .. } | Op::Input { .. } | Op::State { .. } => Source::Secret,
+            Op::ClientInts { .. } => Source::Client,
+            Op::Embed => Source::Secret,
+            _ => joined,
+        };
+        sources.push(source);
+        let allowed = match source {
+            Source::Public => true,
+            Source::Client => node.ty.sharing == Sharing::Client,
+            Source::Secret => node.ty.sharing.is_secret(),
+        };
+        if !allowed {
+            let found = node.ty.sharing.name();
+            let d = Diagnostic::input("E0332", format!("a value that depends on a secret is declared {found}"));
+            report.at(id, None, d.note("expected a secret form; only `reveal` of a declared output shows a value"));
+        }
+        if let Op::Reveal { slot } = node.op {
+            reveal(report, id, slot, first, &mut revealed);
+        }
+    }
+}
+
+fn reveal(report: &mut Report, id: Id, slot: u32, is_token: bool, revealed: &mut [bool]) {
+    let module = report.module;
+    let index = usize::try_from(slot).unwrap_or(usize::MAX);
+    let (Some(output), Some(done)) = (module.outputs.get(index), revealed.get_mut(index)) else { return };
+    let name = output.name.escape_debug();
+    if output.to != Party::Client {
+        let d = Diagnostic::input("E0333", format!("the output \"{name}\" goes to the {}", output.to.name()));
+        report.at(id, None, d.note("expected the client: nobody else learns a result"));
+    }
+    if *done {
+        report.at(id, None, Diagnostic::input("E0334", format!("the output \"{name}\" is revealed again")));
+    }
+    *done = true;
+    if output.kind == OutputKind::NextToken && !is_token {
+        let d = Diagnostic::input("E0335", format!("the next token \"{name}\" does not come from arg_max"));
+        report.at(id, None, d.note("expected the result of arg_max, or its elements in another shape"));
+    }
+}
