@@ -1,0 +1,66 @@
+//! Three parties in one thread, round by round: the messages of one op without any link.
+
+use std::future::Future;
+use std::rc::Rc;
+
+use ombra_ir::Result;
+use ombra_ir::cost::Traffic;
+
+use super::task::Task;
+use crate::prg::Key;
+use crate::protocols::{Cx, Keys};
+
+/// One message, between logical roles.
+pub(crate) struct Sent {
+    pub round: u32,
+    pub from: u8,
+    pub to: u8,
+    pub bytes: Vec<u8>,
+}
+
+/// The parties' keys made from a seed.
+pub(crate) fn keys(seed: u64) -> [Rc<Keys>; 3] {
+    let key = |i: u64| Key::from_bytes((u128::from(seed) << 64 | u128::from(i)).to_le_bytes());
+    [0, 1, 2].map(|party| Rc::new(Keys::new(&key(party), &key((party + 1) % 3), &key(3 + party))))
+}
+
+/// Runs `kernel` at every role of an op with rotation `rot`. Results and messages are by role.
+pub(crate) fn run<T, F, K>(seed: u64, rot: u8, traffic: &Traffic, kernel: K) -> Result<([T; 3], Vec<Sent>)>
+where
+    F: Future<Output = Result<T>> + 'static,
+    K: Fn(Cx) -> F,
+{
+    let mut tasks = Vec::new();
+    for (party, keys) in (0u8..).zip(keys(seed)) {
+        let cx = Cx::new(keys, party, rot, 7, 3);
+        tasks.push(Task::new(&cx, party, rot, traffic, kernel(cx.clone()))?);
+    }
+    let mut sent = Vec::new();
+    for round in 0.. {
+        let mut results = Vec::new();
+        for task in &mut tasks {
+            results.extend(task.poll()?);
+        }
+        if results.len() == 3 {
+            results.rotate_left(usize::from(rot));
+            let results = <[T; 3]>::try_from(results).ok().expect("there are three results");
+            return Ok((results, sent));
+        }
+        assert!(results.is_empty(), "all parties end in the same round");
+        let mut inboxes: [[Vec<u8>; 3]; 3] = Default::default();
+        for (from, task) in tasks.iter_mut().enumerate() {
+            for (to, inbox) in inboxes.iter_mut().enumerate() {
+                let bytes = task.outgoing(to)?;
+                if !bytes.is_empty() {
+                    let role = |party: usize| (party as u8 + 3 - rot) % 3;
+                    sent.push(Sent { round, from: role(from), to: role(to), bytes: bytes.clone() });
+                }
+                inbox[from] = bytes;
+            }
+        }
+        for (task, inbox) in tasks.iter_mut().zip(inboxes) {
+            task.deliver(inbox)?;
+        }
+    }
+    unreachable!("the loop ends with the tasks")
+}

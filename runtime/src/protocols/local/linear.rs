@@ -1,0 +1,163 @@
+//! Element-wise arithmetic on secrets: sums and integer multiples of any form, products of sharings.
+//!
+//! Source of the product: Araki et al., 2016/768, §3. Shapes broadcast as in ONNX. Which party holds what of a public
+//! number follows the op's roles: it is component 0 of a sharing, and role 0's term of a sum.
+
+use std::borrow::Cow;
+
+use ombra_ir::{Diagnostic, Result};
+
+use super::broadcast::{expand, zip};
+use crate::share::{Component, Shared, Sum};
+
+/// A tensor's words with its shape.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The words, or this party's part of a secret.
+    pub value: &'a Ring,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+}
+
+/// A ring element in any form, at one party.
+pub enum Ring {
+    /// Known to every party.
+    Public(Vec<u64>),
+    /// Replicated sharing.
+    Shared(Shared),
+    /// A sum over roles 0 and 1.
+    Two(Sum),
+    /// A sum over all roles.
+    Three(Sum),
+}
+
+/// `x + y` or `x − y`, element by element.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum AddSub {
+    /// `x + y`
+    Add,
+    /// `x − y`
+    Sub,
+}
+
+/// The sum or difference, in the weaker of both forms, at logical role `role` of the op.
+pub fn add_sub(role: u8, kind: AddSub, x: View<'_>, y: View<'_>, out: &[usize]) -> Result<Ring> {
+    let of = |a: Option<&[u64]>, b: Option<&[u64]>| combine(kind, (a, x.shape), (b, y.shape), out);
+    Ok(match (x.value, y.value) {
+        (Ring::Public(a), Ring::Public(b)) => Ring::Public(of(Some(a), Some(b))?.unwrap_or_default()),
+        (Ring::Public(_) | Ring::Shared(_), Ring::Public(_) | Ring::Shared(_)) => {
+            let part = |component: fn(&Shared) -> &Component, holder: bool| {
+                let words = of(part(x.value, component, holder), part(y.value, component, holder))?;
+                Ok(words.map_or(Component::Zero, Component::from))
+            };
+            Ring::Shared(Shared { a: part(|x| &x.a, role == 0)?, b: part(|x| &x.b, role == 2)? })
+        }
+        (a, b) => {
+            let (ta, tb) = (term(role, a), term(role, b));
+            let sum = Sum::new(of(ta.as_deref(), tb.as_deref())?);
+            let three = matches!(a, Ring::Three(_)) || matches!(b, Ring::Three(_));
+            if three { Ring::Three(sum) } else { Ring::Two(sum) }
+        }
+    })
+}
+
+/// A component of a sharing, or of a public number where this party holds it in that component.
+fn part(x: &Ring, component: fn(&Shared) -> &Component, holder: bool) -> Option<&[u64]> {
+    match x {
+        Ring::Shared(x) => component(x).data(),
+        Ring::Public(x) => holder.then_some(x),
+        Ring::Two(_) | Ring::Three(_) => None,
+    }
+}
+
+/// This role's term of a value read as a sum.
+fn term(role: u8, x: &Ring) -> Option<Cow<'_, [u64]>> {
+    match (x, role) {
+        (Ring::Public(x), 0) => Some(Cow::Borrowed(x)),
+        (Ring::Shared(x), 0) => sum_of(&x.a, &x.b),
+        (Ring::Shared(x), 1) => x.b.data().map(Cow::Borrowed),
+        (Ring::Public(_) | Ring::Shared(_), _) => None,
+        (Ring::Two(x) | Ring::Three(x), _) => x.data().map(Cow::Borrowed),
+    }
+}
+
+/// `x ± y` of words that may be missing, which stands for zero.
+fn combine(
+    kind: AddSub,
+    (x, xs): (Option<&[u64]>, &[usize]),
+    (y, ys): (Option<&[u64]>, &[usize]),
+    out: &[usize],
+) -> Result<Option<Vec<u64>>> {
+    let words = match (x, y, kind) {
+        (None, None, _) => return Ok(None),
+        (Some(x), None, _) => expand(x, xs, out),
+        (None, Some(y), AddSub::Add) => expand(y, ys, out),
+        (None, Some(y), AddSub::Sub) => zip((y, ys), (&[0], &[]), out, |y, _| y.wrapping_neg()),
+        (Some(x), Some(y), AddSub::Add) => zip((x, xs), (y, ys), out, u64::wrapping_add),
+        (Some(x), Some(y), AddSub::Sub) => zip((x, xs), (y, ys), out, u64::wrapping_sub),
+    };
+    words.map(Some)
+}
+
+/// `x + k` for a public integer.
+pub fn add_int(role: u8, x: View<'_>, k: i64) -> Result<Ring> {
+    let k = Ring::Public(vec![k as u64]);
+    add_sub(role, AddSub::Add, x, View { value: &k, shape: &[] }, x.shape)
+}
+
+/// The value with `f` applied to the words of every component or term: a linear map that every party applies.
+pub fn map(x: &Ring, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Ring> {
+    let component = |c: &Component| c.data().map(&f).transpose().map(|w| w.map_or(Component::Zero, Component::from));
+    let sum = |s: &Sum| s.data().map(&f).transpose().map(Sum::new);
+    Ok(match x {
+        Ring::Public(x) => Ring::Public(f(x)?),
+        Ring::Shared(x) => Ring::Shared(Shared { a: component(&x.a)?, b: component(&x.b)? }),
+        Ring::Two(x) => Ring::Two(sum(x)?),
+        Ring::Three(x) => Ring::Three(sum(x)?),
+    })
+}
+
+/// `x · k` for an integer.
+pub fn mul_int(x: &Ring, k: u64) -> Result<Ring> {
+    map(x, |words| Ok(words.iter().map(|w| w.wrapping_mul(k)).collect()))
+}
+
+/// `x ∘ y`: of two sharings a sum over all roles; a public operand keeps the other's form.
+pub fn mul(x: View<'_>, y: View<'_>, out: &[usize]) -> Result<Ring> {
+    match (x.value, y.value) {
+        (Ring::Shared(a), Ring::Shared(b)) => {
+            let product = |a: Option<&[u64]>, b: Option<&[u64]>| match (a, b) {
+                (Some(a), Some(b)) => zip((a, x.shape), (b, y.shape), out, u64::wrapping_mul).map(Some),
+                _ => Ok(None),
+            };
+            // (x_i + x_{i+1})·y_i + x_i·y_{i+1}
+            let sum = sum_of(&a.a, &a.b);
+            let first = product(sum.as_ref().map(|s| s.as_ref()), b.a.data())?;
+            let second = product(a.a.data(), b.b.data())?;
+            Ok(Ring::Three(Sum::new(add(first, second))))
+        }
+        (secret, Ring::Public(factor)) => map(secret, |words| zip((words, x.shape), (factor, y.shape), out, u64::wrapping_mul)),
+        (Ring::Public(factor), secret) => map(secret, |words| zip((words, y.shape), (factor, x.shape), out, u64::wrapping_mul)),
+        _ => Err(Diagnostic::internal("E0804", "a product with a sum that was not reshared")),
+    }
+}
+
+/// `a + b` of components, copied only where both are there.
+pub(super) fn sum_of<'a>(a: &'a Component, b: &'a Component) -> Option<Cow<'a, [u64]>> {
+    match (a.data(), b.data()) {
+        (None, None) => None,
+        (Some(x), None) | (None, Some(x)) => Some(Cow::Borrowed(x)),
+        (Some(a), Some(b)) => Some(Cow::Owned(a.iter().zip(b).map(|(a, b)| a.wrapping_add(*b)).collect())),
+    }
+}
+
+/// The sum of terms of which any may be missing.
+fn add(a: Option<Vec<u64>>, b: Option<Vec<u64>>) -> Option<Vec<u64>> {
+    match (a, b) {
+        (Some(mut a), Some(b)) => {
+            a.iter_mut().zip(&b).for_each(|(a, b)| *a = a.wrapping_add(*b));
+            Some(a)
+        }
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,66 @@
+//! Several planes of shared bits side by side, one after another in memory.
+
+/// Planes of `words` words each, at one party.
+pub(super) struct Planes {
+    /// Component `x_i`.
+    pub a: Vec<u64>,
+    /// Component `x_{i+1}`.
+    pub b: Vec<u64>,
+    count: usize,
+    words: usize,
+}
+
+impl Planes {
+    /// `count` planes of `words` words from both components' words.
+    pub(super) fn new(a: Vec<u64>, b: Vec<u64>, count: usize, words: usize) -> Self {
+        Planes { a, b, count, words }
+    }
+
+    /// Words of a plane.
+    pub(super) fn words(&self) -> usize {
+        self.words
+    }
+
+    /// Number of planes.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Copies of the planes with these numbers.
+    pub(super) fn pick(&self, planes: impl Iterator<Item = usize> + Clone) -> Planes {
+        let copy =
+            |from: &[u64]| planes.clone().flat_map(|i| &from[i * self.words..(i + 1) * self.words]).copied().collect();
+        Planes::new(copy(&self.a), copy(&self.b), planes.clone().count(), self.words)
+    }
+
+    /// Adds planes at the end.
+    pub(super) fn append(&mut self, mut other: Planes) {
+        self.a.append(&mut other.a);
+        self.b.append(&mut other.b);
+        self.count += other.count;
+    }
+
+    /// Takes away the planes from number `at` on.
+    pub(super) fn split_off(&mut self, at: usize) -> Planes {
+        let count = std::mem::replace(&mut self.count, at) - at;
+        Planes::new(self.a.split_off(at * self.words), self.b.split_off(at * self.words), count, self.words)
+    }
+
+    /// Plane by plane exclusive or.
+    pub(super) fn xor(&mut self, other: &Planes) {
+        self.a.iter_mut().zip(&other.a).for_each(|(x, y)| *x ^= y);
+        self.b.iter_mut().zip(&other.b).for_each(|(x, y)| *x ^= y);
+    }
+}
+
+/// The lowest `width` bits of every value, plane by plane.
+pub(super) fn to_planes(values: &[u64], width: usize) -> Vec<u64> {
+    let words = crate::share::plane_words(values.len());
+    let mut planes = vec![0u64; width * words];
+    for (i, v) in values.iter().enumerate() {
+        for j in 0..width {
+            planes[j * words + i / 64] |= (v >> j & 1) << (i % 64);
+        }
+    }
+    planes
+}
