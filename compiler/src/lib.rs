@@ -2,4 +2,5 @@
 
 pub mod graph;
 pub mod labels;
+pub mod import;
 pub mod onnx;

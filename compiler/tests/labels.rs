@@ -172,6 +172,7 @@ fn parts_of_the_base_are_known_in_other_arrangements() {
         single("table", &[1, 10, 40], positions[..10 * 40 * 4].to_vec()),
         single("keys", &[40, 40], keys),
         single("strange", &[127], strange),
+        single("wide", &[1, 40, 1], norm.clone()),
         single("scale", &[], 0.5f32.to_le_bytes().to_vec()),
     ]);
     let tuned = Model::from_proto(proto, Path::new("rearranged.onnx")).unwrap();
@@ -180,6 +181,7 @@ fn parts_of_the_base_are_known_in_other_arrangements() {
         ("packed", Owner::Public, "is a sequence of vectors of the base"),
         ("table", Owner::Public, "every row is a row or column of the base"),
         ("keys", Owner::Public, "every column is a row or column of the base"),
+        ("wide", Owner::Public, "equals 'model.transformer.h.1.ln_1.weight' of the base"),
         ("strange", Owner::Private, "its content is not in the base"),
         ("scale", Owner::Public, "has at most one element and is part of the structure"),
     ] {

@@ -1,1 +1,3 @@
 //! Small programs.
+
+pub mod generate;

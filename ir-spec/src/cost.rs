@@ -95,10 +95,11 @@ pub fn tree_levels(n: u64) -> u32 {
     n.max(1).next_power_of_two().trailing_zeros()
 }
 
-/// Bytes of one key of a distributed point function over `[0, domain)`: the root seed, one seed correction and two
-/// control bits (in a byte) for each of `⌈log2 domain⌉` levels, and the 64-bit output correction.
+/// Bytes of one key of a distributed point function over `[0, domain)` with two points to a leaf: the party and the
+/// root seed, for each of `⌈log2⌈domain / 2⌉⌉` levels a correction word and one bit more, and the leaf's correction.
 pub fn dpf_key_bytes(domain: u64) -> u64 {
-    16 + 17 * u64::from(tree_levels(domain)) + 8
+    let levels = u64::from(tree_levels(domain.div_ceil(2)));
+    17 + 16 * levels + levels.div_ceil(8) + 16
 }
 
 /// What `op` sends. Ops that are local, sources without messages, or composite send nothing.

@@ -92,7 +92,7 @@ fn order(a: &[Sym], b: &[Sym]) -> Ordering {
 }
 
 fn overflow() -> Diagnostic {
-    Diagnostic::input("E0101", "a symbolic size grows too large")
+    Diagnostic::input("E0201", "a symbolic size grows too large")
         .note(format!("expected at most {MAX_TERMS} terms of degree {MAX_DEGREE} with 64-bit coefficients"))
 }
 
@@ -210,10 +210,10 @@ impl Dim {
 
     /// The quotient `self / other` when it is a polynomial with integer coefficients, otherwise an error.
     pub fn div_exact(&self, other: &Dim) -> Result<Dim> {
-        let inexact = || Diagnostic::input("E0102", "a symbolic size is not a multiple of its divisor");
+        let inexact = || Diagnostic::input("E0202", "a symbolic size is not a multiple of its divisor");
         let (lead_coefficient, lead_symbols) = other.leading();
         if lead_coefficient == 0 {
-            return Err(Diagnostic::input("E0102", "a symbolic size is divided by zero"));
+            return Err(Diagnostic::input("E0202", "a symbolic size is divided by zero"));
         }
         let mut rest = self.clone();
         let mut quotient = Dim::constant(0);
@@ -264,7 +264,7 @@ impl Dim {
     /// The value with `bindings`; an error when a symbol has none, or the value is negative or beyond 64 bits.
     pub fn eval(&self, bindings: &Bindings) -> Result<u64> {
         u64::try_from(self.eval_signed(bindings)?)
-            .map_err(|_| Diagnostic::input("E0103", "a size is negative or beyond 64 bits for the given lengths"))
+            .map_err(|_| Diagnostic::input("E0203", "a size is negative or beyond 64 bits for the given lengths"))
     }
 
     /// The value with `bindings`, which may be negative; an error when a symbol has none or a product overflows.
@@ -275,7 +275,7 @@ impl Dim {
             for s in &term.symbols {
                 let value = bindings
                     .get(*s)
-                    .ok_or_else(|| Diagnostic::input("E0104", format!("symbolic size number {} has no value", s.0)))?;
+                    .ok_or_else(|| Diagnostic::input("E0204", format!("symbolic size number {} has no value", s.0)))?;
                 product = product.checked_mul(value.into()).ok_or_else(overflow)?;
             }
             sum = sum.checked_add(product).ok_or_else(overflow)?;
@@ -286,7 +286,7 @@ impl Dim {
     /// [`Dim::eval`] as an index.
     pub fn eval_usize(&self, bindings: &Bindings) -> Result<usize> {
         usize::try_from(self.eval(bindings)?)
-            .map_err(|_| Diagnostic::input("E0103", "a size is beyond the address space"))
+            .map_err(|_| Diagnostic::input("E0203", "a size is beyond the address space"))
     }
 }
 
@@ -323,11 +323,11 @@ impl Dims {
             return Ok(sym);
         }
         if !is_name(name) {
-            return Err(Diagnostic::input("E0105", format!("`{}` is no name of a size", name.escape_default()))
+            return Err(Diagnostic::input("E0205", format!("`{}` is no name of a size", name.escape_default()))
                 .note("expected a letter or `_`, then letters, digits, `_` and `.`"));
         }
         if self.syms.len() >= MAX_SYMBOLS {
-            return Err(Diagnostic::input("E0105", format!("more than {MAX_SYMBOLS} symbolic sizes")));
+            return Err(Diagnostic::input("E0205", format!("more than {MAX_SYMBOLS} symbolic sizes")));
         }
         let sym = Sym(u32::try_from(self.syms.len()).map_err(|_| overflow())?);
         self.syms.push(SymInfo { name: name.into(), min: 0, max: None });
@@ -356,14 +356,14 @@ impl Dims {
         for (name, value) in values {
             let sym = self.find(name).ok_or_else(|| {
                 let known: Vec<_> = self.syms.iter().map(|s| s.name.as_str()).collect();
-                Diagnostic::input("E0106", format!("no size is called `{name}`"))
+                Diagnostic::input("E0206", format!("no size is called `{name}`"))
                     .note(format!("known sizes: {}", known.join(", ")))
             })?;
             if let Some(info) = self.info(sym)
                 && (*value < info.min || info.max.is_some_and(|max| *value > max))
             {
                 let max = info.max.map_or("unlimited".into(), |m| m.to_string());
-                return Err(Diagnostic::input("E0106", format!("size `{name}` is {value}, out of its range"))
+                return Err(Diagnostic::input("E0206", format!("size `{name}` is {value}, out of its range"))
                     .note(format!("expected {} to {max}", info.min)));
             }
             bindings.set(sym, *value);
@@ -418,7 +418,7 @@ impl Dims {
     /// Reads what [`Dims::show`] writes: sums and differences of products of numbers and known names.
     pub fn parse(&self, text: &str) -> Result<Dim> {
         let wrong = |what: String| {
-            Diagnostic::input("E0107", what).note("expected a sum of products, such as `past + 2*seq - 1`")
+            Diagnostic::input("E0207", what).note("expected a sum of products, such as `past + 2*seq - 1`")
         };
         let mut sum = Dim::constant(0);
         let mut product: Option<Dim> = None;
@@ -525,7 +525,7 @@ mod tests {
         assert_eq!(dims.parse("seq + past").unwrap(), total);
         assert_eq!(dims.parse("2*batch*seq - 1 - seq*batch").unwrap(), dims.parse("batch*seq-1").unwrap());
         for bad in ["", "+", "seq seq", "seq +", "(seq)", "seq // 2", "9999999999999999999999", "unknown", "*seq"] {
-            assert_eq!(dims.parse(bad).unwrap_err().code, "E0107", "{bad}");
+            assert_eq!(dims.parse(bad).unwrap_err().code, "E0207", "{bad}");
         }
     }
 
@@ -540,10 +540,10 @@ mod tests {
             dims.parse("6*past+6*seq").unwrap()
         );
         assert_eq!(Dim::constant(96).div_exact(&Dim::constant(16)).unwrap(), Dim::constant(6));
-        assert_eq!(volume.div_exact(&Dim::constant(7)).unwrap_err().code, "E0102");
-        assert_eq!(seq.div_exact(&past).unwrap_err().code, "E0102");
-        assert_eq!(seq.div_exact(&Dim::constant(0)).unwrap_err().code, "E0102");
-        assert_eq!(total.add(&Dim::constant(1)).unwrap().div_exact(&total).unwrap_err().code, "E0102");
+        assert_eq!(volume.div_exact(&Dim::constant(7)).unwrap_err().code, "E0202");
+        assert_eq!(seq.div_exact(&past).unwrap_err().code, "E0202");
+        assert_eq!(seq.div_exact(&Dim::constant(0)).unwrap_err().code, "E0202");
+        assert_eq!(total.add(&Dim::constant(1)).unwrap().div_exact(&total).unwrap_err().code, "E0202");
     }
 
     #[test]
@@ -552,14 +552,14 @@ mod tests {
         let total = past.add(&seq).unwrap();
         let bindings = dims.bind(&[("past", 5), ("seq", 2)]).unwrap();
         assert_eq!(total.eval(&bindings).unwrap(), 7);
-        assert_eq!(seq.sub(&past).unwrap().eval(&bindings).unwrap_err().code, "E0103");
-        assert_eq!(total.eval(&Bindings::new()).unwrap_err().code, "E0104");
-        assert_eq!(dims.bind(&[("nothing", 1)]).unwrap_err().code, "E0106");
+        assert_eq!(seq.sub(&past).unwrap().eval(&bindings).unwrap_err().code, "E0203");
+        assert_eq!(total.eval(&Bindings::new()).unwrap_err().code, "E0204");
+        assert_eq!(dims.bind(&[("nothing", 1)]).unwrap_err().code, "E0206");
         assert_eq!((dims.lower(&total), dims.upper(&total)), (Some(0), None));
         let sym = seq.as_symbol().unwrap();
         dims.info_mut(sym).unwrap().max = Some(8);
         assert_eq!(dims.lower(&Dim::constant(10).sub(&seq).unwrap()), Some(2));
-        assert_eq!(dims.bind(&[("seq", 9)]).unwrap_err().code, "E0106");
+        assert_eq!(dims.bind(&[("seq", 9)]).unwrap_err().code, "E0206");
         assert_eq!(total.substitute(sym, &past).unwrap(), past.mul(&Dim::constant(2)).unwrap());
     }
 
@@ -567,13 +567,13 @@ mod tests {
     fn refuses_growth_and_foreign_forms() {
         let (_, batch, _, _) = table();
         let big = Dim::constant(i64::MAX);
-        assert_eq!(big.add(&Dim::constant(1)).unwrap_err().code, "E0101");
-        assert_eq!(big.mul(&batch).unwrap().mul(&big).unwrap_err().code, "E0101");
+        assert_eq!(big.add(&Dim::constant(1)).unwrap_err().code, "E0201");
+        assert_eq!(big.mul(&batch).unwrap().mul(&big).unwrap_err().code, "E0201");
         let mut power = batch.clone();
         for _ in 1..MAX_DEGREE {
             power = power.mul(&batch).unwrap();
         }
-        assert_eq!(power.mul(&batch).unwrap_err().code, "E0101");
+        assert_eq!(power.mul(&batch).unwrap_err().code, "E0201");
         let bytes = postcard::to_stdvec(&power).unwrap();
         assert_eq!(postcard::from_bytes::<Dim>(&bytes).unwrap(), power);
         let twisted = (0i64, vec![(1i64, vec![2u32, 1u32])]);

@@ -119,11 +119,6 @@ impl Bits {
     }
 }
 
-/// Words of a plane of `n` bits.
-pub fn plane_words(n: usize) -> usize {
-    n.div_ceil(64)
-}
-
 /// The words' low bits that matter in a ring of `bits`.
 pub fn ring_mask(bits: u8) -> u64 {
     u64::MAX >> 64u32.saturating_sub(u32::from(bits).max(1)).min(63)

@@ -13,7 +13,7 @@ mod softmax;
 
 pub use activation::{chebyshev_fit, eval_chebyshev};
 
-use ombra_ir::infer::push;
+use ombra_ir::infer::{push, push_source, push_within};
 use ombra_ir::module::{Id, Module, Node, Origin, Stage};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::{BoundFrom, Ty};
@@ -35,12 +35,23 @@ pub fn expand(lowered: &Module) -> Result<Module> {
         let id = if node.op.class() == Class::Composite {
             composite(&mut module, node, &args).map_err(|d| d.at(node.origin.node.clone()))?
         } else {
-            let declared = Some((node.ty.bound, node.ty.bound_from));
-            push(&mut module, node.op.clone(), &args, declared, node.origin.clone())?
+            carry_over(&mut module, node, &args)?
         };
         new_ids.push(id);
     }
     Ok(module)
+}
+
+/// A node that stays: with its declared bound, or a tighter one that its new operands prove.
+fn carry_over(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
+    let bound = (node.ty.bound, node.ty.bound_from);
+    match node.op.class() {
+        Class::Source => push_source(module, node.op.clone(), node.ty.clone(), node.origin.clone()),
+        _ if matches!(node.op, Op::Encode { .. }) => {
+            push(module, node.op.clone(), args, Some(bound), node.origin.clone())
+        }
+        _ => push_within(module, node.op.clone(), args, bound, node.origin.clone()),
+    }
 }
 
 fn shell(m: &Module) -> Module {
@@ -106,14 +117,8 @@ impl Emit<'_> {
     }
 
     /// One op with the tighter of its proven bound and a declared one.
-    pub(crate) fn declared(&mut self, op: Op, args: &[Id], (bound, from): (u8, BoundFrom)) -> Result<Id> {
-        let id = push(self.module, op, args, None, self.origin.clone())?;
-        let ty = &mut self.module.ops[id.index()].ty;
-        if bound < ty.bound {
-            ty.bound = bound;
-            ty.bound_from = from;
-        }
-        Ok(id)
+    pub(crate) fn declared(&mut self, op: Op, args: &[Id], bound: (u8, BoundFrom)) -> Result<Id> {
+        push_within(self.module, op, args, bound, self.origin.clone())
     }
 
     pub(crate) fn ty(&self, id: Id) -> &Ty {

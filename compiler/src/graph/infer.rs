@@ -11,12 +11,12 @@ use super::Op;
 /// Errors: a wrong number or type of operands, an attribute out of range, shapes that do not fit.
 /// Inputs and weights have no rule: their types are declared.
 pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
-    let wrong = |what: String| Diagnostic::input("E0112", format!("{}: {what}", op.name()));
+    let wrong = |what: String| Diagnostic::input("E0212", format!("{}: {what}", op.name()));
     let float = |x: &Type| {
         if x.dtype == DType::F32 { Ok(()) } else { Err(wrong(format!("expected f32, found {}", x.dtype.name()))) }
     };
     match (op, operands) {
-        (Op::Input { .. } | Op::Weight { .. }, _) => Err(Diagnostic::internal("E0199", "a declared type is inferred")),
+        (Op::Input { .. } | Op::Weight { .. }, _) => Err(Diagnostic::internal("E0299", "a declared type is inferred")),
         (Op::MatMul, [a, b]) => {
             float(a)?;
             float(b)?;

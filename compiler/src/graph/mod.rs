@@ -4,6 +4,7 @@
 //! the operand's slot. The graph has no cycle: a node is added after its operands, and
 //! [`Graph::replace_all_uses`] refuses a replacement that depends on what it replaces.
 
+pub mod eval;
 pub mod infer;
 pub mod op;
 pub mod owners;
@@ -205,7 +206,7 @@ impl Graph {
         let edge = self.nodes.edges_directed(user, Direction::Incoming).find(|e| *e.weight() == slot);
         let edge = edge.map(|e| (e.id(), e.source()));
         let Some((edge, old)) = edge else {
-            return Err(Diagnostic::internal("E0199", format!("value %{} has no operand {slot}", user.index())));
+            return Err(Diagnostic::internal("E0299", format!("value %{} has no operand {slot}", user.index())));
         };
         self.check_replacement(old, operand)?;
         if self.depends_on(operand, user) {
@@ -250,7 +251,7 @@ impl Graph {
         if a.dtype != b.dtype || a.shape != b.shape {
             let show = |n: &Node| format!("{}{}", n.dtype.name(), self.dims.show_shape(&n.shape));
             return Err(Diagnostic::internal(
-                "E0199",
+                "E0299",
                 format!("%{} replaces %{} of another type", new.index(), old.index()),
             )
             .note(format!("expected {}, found {}", show(a), show(b))));
@@ -320,11 +321,11 @@ impl Graph {
 }
 
 fn missing(id: ValueId) -> Diagnostic {
-    Diagnostic::internal("E0199", format!("the graph has no value %{}", id.index()))
+    Diagnostic::internal("E0299", format!("the graph has no value %{}", id.index()))
 }
 
 fn cycle(new: ValueId, user: ValueId) -> Diagnostic {
-    Diagnostic::internal("E0199", format!("%{} depends on its new user %{}", new.index(), user.index()))
+    Diagnostic::internal("E0299", format!("%{} depends on its new user %{}", new.index(), user.index()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Finding the content of one tensor among those of a base model.
 //!
 //! The base is kept as digests alone: one for each tensor and its transpose, one for each row and column. A digest covers
-//! element type and shape. Tensors are hashed row by row from the mapped files, so no second copy of a model is made.
+//! element type and shape, axes of size one apart. Tensors are hashed row by row from the mapped files, so no second copy
+//! of a model is made.
 //!
 //! Element types may differ between the two models. Base elements rounded to the type of the tuned tensor are compared bit
 //! for bit: what is equal then follows from the base alone. Where the base has the narrower type, the tuned elements are
@@ -80,7 +81,7 @@ impl Kind {
     }
 }
 
-/// A tensor's elements as a matrix of its last axis.
+/// A tensor's elements as a matrix of its last axis. Axes of size one are left out: exporters add and drop them.
 struct Matrix<'a> {
     kind: Kind,
     bytes: Cow<'a, [u8]>,
@@ -91,13 +92,13 @@ struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     fn new(model: &'a Model, tensor: &'a TensorProto, kind: Kind) -> Result<Self> {
-        let dims = shape(tensor)?;
+        let dims: Vec<usize> = shape(tensor)?.into_iter().filter(|&d| d != 1).collect();
         let columns = dims.last().copied().unwrap_or(1);
         let rows = dims.iter().rev().skip(1).product();
         Ok(Matrix { kind, bytes: model.bytes(tensor)?, dims, rows, columns })
     }
 
-    /// Visits the rows in `view`, until `visit` says no.
+    /// Visits the rows with elements of `kind`, until `visit` says no.
     fn each_row(&self, kind: Kind, mut visit: impl FnMut(&[u8]) -> bool) -> bool {
         let stride = self.columns * self.kind.width();
         if stride == 0 {
@@ -107,7 +108,7 @@ impl<'a> Matrix<'a> {
         self.bytes.chunks_exact(stride).all(|row| visit(convert(self.kind, kind, row, &mut converted)))
     }
 
-    /// Visits the columns in `view`, until `visit` says no.
+    /// Visits the columns with elements of `kind`, until `visit` says no.
     fn each_column(&self, kind: Kind, mut visit: impl FnMut(&[u8]) -> bool) -> bool {
         let width = self.kind.width();
         let stride = self.columns * width;

@@ -13,7 +13,7 @@ mod publics;
 
 use crate::calibrate::Ranges;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
-use ombra_ir::infer::push;
+use ombra_ir::infer::{push, push_within};
 use ombra_ir::module::{Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, DType, Tensor};
@@ -127,9 +127,24 @@ impl Lower<'_> {
 
     /// One op whose result is the graph's value `v`, within what calibration saw of `v`.
     fn value(&mut self, v: ValueId, op: M, args: &[Id]) -> Result<Id> {
-        let id = self.push(v, op, args)?;
-        self.calibrate(v, id);
-        Ok(id)
+        let Some(&max) = self.options.ranges.abs.get(&v) else { return self.push(v, op, args) };
+        let margin = self.options.margin;
+        let Some(scale) = self.result_scale(&op, args) else { return self.push(v, op, args) };
+        let bound = magnitude_bits(max, scale).saturating_add(margin);
+        let origin = self.origin(v);
+        push_within(&mut self.module, op, args, (bound, BoundFrom::Calibrated), origin)
+    }
+
+    /// The scale of an op's result, for ops that make a graph value.
+    fn result_scale(&self, op: &M, args: &[Id]) -> Option<u8> {
+        let scale = |i: usize| args.get(i).and_then(|&a| self.module.ty(a).as_ring()).map(|(_, s)| s);
+        match op {
+            M::Mul | M::MatMul { .. } => Some(scale(0)?.saturating_add(scale(1)?)),
+            M::Truncate { by } => scale(0)?.checked_sub(*by),
+            M::SetScale { scale } => Some(*scale),
+            M::Embed => scale(1),
+            _ => scale(0),
+        }
     }
 
     /// Tightens a value's bound to its calibrated one.

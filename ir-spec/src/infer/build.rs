@@ -19,15 +19,30 @@ pub fn push(module: &mut Module, op: Op, args: &[Id], bound: Option<(u8, BoundFr
         }
         _ => None,
     };
+    let bound = bound.map_or(Declared::Proven, |(bound, from)| Declared::Exactly(bound, from));
     add(module, op, args, declared, bound, origin)
+}
+
+/// Adds an op whose bound is the proven one or a declared one, whichever is smaller, and returns its id.
+///
+/// Errors: the constraint that does not hold, at the ONNX node of `origin`.
+pub fn push_within(module: &mut Module, op: Op, args: &[Id], bound: (u8, BoundFrom), origin: Origin) -> Result<Id> {
+    add(module, op, args, None, Declared::AtMost(bound.0, bound.1), origin)
+}
+
+/// What a caller knows of a bound.
+enum Declared {
+    Proven,
+    Exactly(u8, BoundFrom),
+    AtMost(u8, BoundFrom),
 }
 
 /// Adds a source whose type the op does not say: a weight, an input or a state.
 ///
 /// Errors: the constraint that does not hold.
 pub fn push_source(module: &mut Module, op: Op, ty: Ty, origin: Origin) -> Result<Id> {
-    let bound = (ty.bound, ty.bound_from);
-    add(module, op, &[], Some(ty), Some(bound), origin)
+    let bound = Declared::Exactly(ty.bound, ty.bound_from);
+    add(module, op, &[], Some(ty), bound, origin)
 }
 
 fn add(
@@ -35,7 +50,7 @@ fn add(
     op: Op,
     args: &[Id],
     declared: Option<Ty>,
-    bound: Option<(u8, BoundFrom)>,
+    bound: Declared,
     origin: Origin,
 ) -> Result<Id> {
     let place = || if origin.node.is_empty() { op.name().to_string() } else { origin.node.clone() };
@@ -47,7 +62,11 @@ fn add(
     };
     let operands = args.iter().map(operand).collect::<Result<Vec<_>>>()?;
     let mut ty = infer(&op, &operands, declared.as_ref(), &TypeCx::of(module)).map_err(fail)?;
-    let (size, from) = bound.unwrap_or((ty.bound, BoundFrom::Proven));
+    let (size, from) = match bound {
+        Declared::Exactly(size, from) => (size, from),
+        Declared::AtMost(size, from) if size < ty.bound => (size, from),
+        Declared::Proven | Declared::AtMost(..) => (ty.bound, BoundFrom::Proven),
+    };
     if declares_bound(&op) {
         ty.bound = 0;
     }

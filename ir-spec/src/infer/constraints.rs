@@ -56,6 +56,7 @@ pub const CONSTRAINTS: &[Constraint] = &[
     c("sub_c3", SHAPE, "the shapes broadcast"),
     c("neg_c1", ELEMENT, "the operand is a ring tensor"),
     c("mul_int_c1", ELEMENT, "the operand is a ring tensor"),
+    c("add_int_c1", ELEMENT, "the operand is a ring tensor"),
     c("upscale_c1", ELEMENT, "the operand is a ring tensor"),
     c("set_scale_c1", ELEMENT, "the operand is a ring tensor"),
     c("mul_c1", RING, "the operands are ring tensors of equal ring bits"),

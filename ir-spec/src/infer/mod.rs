@@ -11,7 +11,7 @@ mod movement;
 mod nonlinear;
 mod source;
 
-pub use build::{push, push_source};
+pub use build::{push, push_source, push_within};
 pub use constraints::{CONSTRAINTS, Constraint, constraint};
 
 pub(crate) use source::public_type;
@@ -132,6 +132,7 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::Sub, [a, b]) => linear::add(cx, ["sub_c1", "sub_c2", "sub_c3"], a, b),
         (Op::Neg, [x]) => linear::neg(x),
         (Op::MulInt { k }, [x]) => linear::mul_int(x, *k),
+        (Op::AddInt { k }, [x]) => linear::add_int(x, *k),
         (Op::Upscale { by }, [x]) => linear::upscale(x, *by),
         (Op::SetScale { scale }, [x]) => linear::set_scale(x, *scale),
         (Op::Mul, [a, b]) => linear::mul(cx, a, b),

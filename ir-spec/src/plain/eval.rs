@@ -127,7 +127,7 @@ pub fn eval(op: &Op, operands: &[&Tensor], bindings: &Bindings, limit: usize) ->
 fn check_limit(name: &str, shape: &[usize], limit: usize) -> Result<usize> {
     let n = volume(shape)?;
     if n > limit {
-        return Err(Diagnostic::input("E0113", format!("{name}: a result of shape {shape:?} is too large"))
+        return Err(Diagnostic::input("E0213", format!("{name}: a result of shape {shape:?} is too large"))
             .note(format!("expected at most {limit} elements, found {n}")));
     }
     Ok(n)

@@ -22,7 +22,7 @@ impl Type {
 
 /// The error of a wrong operand, attribute or shape.
 pub(crate) fn mismatch(op: &str, what: impl std::fmt::Display) -> Diagnostic {
-    Diagnostic::input("E0112", format!("{op}: {what}"))
+    Diagnostic::input("E0212", format!("{op}: {what}"))
 }
 
 /// The common shape of two operands: sizes are equal or one of them is 1.

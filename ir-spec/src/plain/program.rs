@@ -91,12 +91,12 @@ impl Program {
     pub fn run(&self, bindings: &Bindings, inputs: &[Tensor], limit: usize) -> Result<Vec<Tensor>> {
         if inputs.len() != self.inputs.len() {
             let (expected, found) = (self.inputs.len(), inputs.len());
-            return Err(Diagnostic::input("E0114", format!("expected {expected} public inputs, found {found}")));
+            return Err(Diagnostic::input("E0214", format!("expected {expected} public inputs, found {found}")));
         }
         for (tensor, input) in inputs.iter().zip(&self.inputs) {
             let shape = input.shape.iter().map(|d| d.eval_usize(bindings)).collect::<Result<Vec<_>>>()?;
             if tensor.dtype() != input.dtype || tensor.shape() != shape {
-                return Err(Diagnostic::input("E0114", format!("input `{}` has the wrong type or shape", input.name))
+                return Err(Diagnostic::input("E0214", format!("input `{}` has the wrong type or shape", input.name))
                     .note(format!("expected {}{shape:?}", input.dtype.name()))
                     .note(format!("found {}{:?}", tensor.dtype().name(), tensor.shape())));
             }
@@ -147,7 +147,7 @@ mod tests {
         let out = p.run(&bindings, &[mask], DEFAULT_LIMIT).unwrap();
         assert_eq!(out, [Tensor::bool(&[2, 4], vec![false, true, true, false, false, true, true, true]).unwrap()]);
         let short = Tensor::i64(&[1, 3], vec![0; 3]).unwrap();
-        assert_eq!(p.run(&bindings, &[short], DEFAULT_LIMIT).unwrap_err().code, "E0114");
+        assert_eq!(p.run(&bindings, &[short], DEFAULT_LIMIT).unwrap_err().code, "E0214");
         let bytes = postcard::to_stdvec(&p).unwrap();
         assert_eq!(postcard::from_bytes::<Program>(&bytes).unwrap(), p);
         p.nodes[0].inputs.push(ValueRef::Node(3));

@@ -99,7 +99,7 @@ pub fn volume(shape: &[usize]) -> Result<usize> {
         return Ok(0);
     }
     if overflow {
-        return Err(Diagnostic::input("E0110", format!("a tensor of shape {shape:?} has too many elements")));
+        return Err(Diagnostic::input("E0210", format!("a tensor of shape {shape:?} has too many elements")));
     }
     Ok(product)
 }
@@ -110,7 +110,7 @@ impl Tensor {
         let expected = volume(&shape)?;
         if expected != data.len() {
             let found = data.len();
-            return Err(Diagnostic::input("E0110", format!("a tensor of shape {shape:?} has {found} elements"))
+            return Err(Diagnostic::input("E0210", format!("a tensor of shape {shape:?} has {found} elements"))
                 .note(format!("expected {expected}")));
         }
         Ok(Tensor { shape, data })
@@ -209,7 +209,7 @@ impl Tensor {
     pub fn single_i64(&self) -> Result<i64> {
         match self.as_i64()? {
             [value] => Ok(*value),
-            other => Err(Diagnostic::input("E0111", format!("expected one integer, found {}", other.len()))),
+            other => Err(Diagnostic::input("E0211", format!("expected one integer, found {}", other.len()))),
         }
     }
 
@@ -228,6 +228,6 @@ impl Tensor {
 
     fn wrong(&self, expected: DType) -> Diagnostic {
         let found = self.dtype().name();
-        Diagnostic::input("E0111", format!("expected a tensor of {}, found {found}", expected.name()))
+        Diagnostic::input("E0211", format!("expected a tensor of {}, found {found}", expected.name()))
     }
 }

@@ -143,6 +143,7 @@ pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<Re
         (Op::Mul, [a, b]) => linear::zip(a, b, shape, u64::wrapping_mul),
         (Op::Neg, [x]) => linear::map(x, u64::wrapping_neg),
         (Op::MulInt { k }, [x]) => linear::map(x, |v| v.wrapping_mul(*k as u64)),
+        (Op::AddInt { k }, [x]) => linear::map(x, |v| v.wrapping_add(*k as u64)),
         (Op::Upscale { by }, [x]) => linear::map(x, |v| v.checked_shl(u32::from(*by)).unwrap_or(0)),
         (Op::SetScale { .. } | Op::Reshare | Op::Reveal { .. } | Op::SetState { .. }, [x]) => Ok((*x).clone()),
         (Op::MatMul { trans_b }, [a, b]) => linear::matmul(a, b, shape, *trans_b),

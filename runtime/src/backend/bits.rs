@@ -175,20 +175,19 @@ each_isa! {
 /// three rounds between words.
 #[inline(always)]
 fn squares<const L: usize>(x: &[u64], w: usize, stride: usize, at: usize, out: &mut [u64]) {
-    let groups = w.div_ceil(8);
     let mut squares = [[[0u64; 8]; 8]; L];
     for (square, x) in squares.iter_mut().zip(x.chunks(64)) {
         square.as_flattened_mut()[..x.len()].copy_from_slice(x);
-        exchange::<8, 4, 32>(square, groups, 0x0000_0000_ffff_ffff);
-        exchange::<8, 2, 16>(square, groups, 0x0000_ffff_0000_ffff);
-        exchange::<8, 1, 8>(square, groups, 0x00ff_00ff_00ff_00ff);
+        exchange::<8, 4, 32>(square, w.div_ceil(8), 0x0000_0000_ffff_ffff);
+        exchange::<8, 2, 16>(square, w.div_ceil(8), 0x0000_ffff_0000_ffff);
+        exchange::<8, 1, 8>(square, w.div_ceil(8), 0x00ff_00ff_00ff_00ff);
     }
-    for group in 0..groups {
-        let mut rows: [[u64; L]; 8] = std::array::from_fn(|i| std::array::from_fn(|lane| squares[lane][group][i]));
+    for first in (0..w).step_by(8) {
+        let mut rows: [[u64; L]; 8] = std::array::from_fn(|i| std::array::from_fn(|lane| squares[lane][first / 8][i]));
         exchange::<L, 4, 4>(&mut rows, 8, 0x0f0f_0f0f_0f0f_0f0f);
         exchange::<L, 2, 2>(&mut rows, 8, 0x3333_3333_3333_3333);
         exchange::<L, 1, 1>(&mut rows, 8, 0x5555_5555_5555_5555);
-        for (plane, row) in (8 * group..w).zip(&rows) {
+        for (plane, row) in (first..w).zip(&rows) {
             out[plane * stride + at..][..L].copy_from_slice(row);
         }
     }

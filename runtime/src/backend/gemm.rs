@@ -22,7 +22,7 @@ const NC: usize = 1536;
 /// Up to this many rows, B is streamed unpacked.
 const FEW_ROWS: usize = 8;
 /// Products of at most this many multiplications run on one thread.
-const SMALL: usize = 1 << 19;
+const SMALL: usize = 1 << 21;
 
 /// A read-only matrix in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
@@ -531,8 +531,9 @@ mod tests {
 
     #[test]
     fn a_product_above_the_threading_limit() {
-        let (m, k, n) = (70, 200, 90);
-        assert!(m * k * n > SMALL);
+        // The first is split by columns, the second by rows.
+        const { assert!(130 * 200 * 90 > SMALL && 900 * 300 * 20 > SMALL) };
+        let (m, k, n) = (130, 200, 90);
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
         check(MatRef::row_major(&a, m, k).expect("fits"), MatRef::row_major(&b, k, n).expect("fits"));
         let (m, k, n) = (900, 300, 20);

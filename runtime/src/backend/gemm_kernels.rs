@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::isa::{Isa, Level, each_isa};
+use super::isa::{self, Isa, each_isa};
 
 /// Rows of a register tile and of a packed panel of the left operand.
 pub(super) const MR: usize = 8;
@@ -98,7 +98,7 @@ pub(super) fn tile(isa: Isa, kc: usize, a: &[u64], b: &[u64], mut c: Block<'_>) 
     assert!(c.rows <= MR && c.cols <= NR, "a tile has at most {MR} x {NR} elements");
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => {
+        isa::Level::Avx512 => {
             // SAFETY: an `Isa` of this level exists only where the processor reports these features; the lengths
             // were checked above, and each call computes at least `c.rows` rows.
             unsafe {
@@ -119,7 +119,7 @@ pub(super) fn tile(isa: Isa, kc: usize, a: &[u64], b: &[u64], mut c: Block<'_>) 
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => {
+        isa::Level::Avx2 => {
             for i in (0..c.rows).step_by(4) {
                 for j in (0..c.cols).step_by(4) {
                     // SAFETY: an `Isa` of this level exists only where the processor reports AVX2; the lengths were

@@ -22,7 +22,8 @@ use ombra_ir::{Diagnostic, Result};
 
 use super::cx::{Cx, Purpose};
 use super::planes::{Planes, to_planes};
-use crate::share::{Bits, Shared, plane_words};
+use crate::backend::bits::words as plane_words;
+use crate::share::{Bits, Shared};
 
 /// The sign of `n` values that fit in `width` bits: 1 where negative.
 pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8) -> Result<Bits> {
@@ -30,7 +31,7 @@ pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8) -> Result<Bits> {
         return Err(Diagnostic::internal("E0803", format!("sign of a value of {width} bits")));
     }
     let w = usize::from(width);
-    let mut propagate = sum_bits(cx, x, n, w).await?;
+    let mut propagate = sum_bits(cx, x, n, width).await?;
     let generate = generate(cx, &propagate, n, w - 1).await?;
     let mut top = propagate.split_off(w - 1);
     if w > 1 {
@@ -49,25 +50,25 @@ pub async fn and(cx: &Cx, x: &Bits, y: &Bits) -> Result<Bits> {
 }
 
 /// Sharing of the bits of A ⊕ B: `(b0, b1, B)`.
-async fn sum_bits(cx: &Cx, x: &Shared, n: usize, w: usize) -> Result<Planes> {
-    let words = plane_words(n);
+async fn sum_bits(cx: &Cx, x: &Shared, n: usize, width: u8) -> Result<Planes> {
+    let (words, w) = (plane_words(n), usize::from(width));
     let (a, b) = match cx.role() {
         0 => {
             let b0 = cx.draw(0, Purpose::MsbBits, 0, w * words)?;
-            let mut b1 = to_planes(&x.both(n), w);
+            let mut b1 = to_planes(&x.both(n), width);
             b1.iter_mut().zip(&b0).for_each(|(a, b)| *a ^= b);
-            cx.send_planes(1, &b1, n);
+            cx.send_planes(1, &b1, w, n);
             cx.round().await;
             (b0, b1)
         }
         1 => {
-            let third = to_planes(&x.b.to_vec(n), w);
+            let third = to_planes(&x.b.to_vec(n), width);
             cx.round().await;
             (cx.take_planes(0, w, n)?, third)
         }
         _ => {
             let b0 = cx.draw(0, Purpose::MsbBits, 0, w * words)?;
-            let third = to_planes(&x.a.to_vec(n), w);
+            let third = to_planes(&x.a.to_vec(n), width);
             cx.round().await;
             (third, b0)
         }
@@ -91,7 +92,7 @@ async fn generate(cx: &Cx, sum: &Planes, n: usize, count: usize) -> Result<Plane
         1 => {
             let g1 = cx.draw(1, Purpose::MsbGenerate1, 0, len)?;
             let mut g2 = masked(&g1);
-            cx.send_planes(2, &g2, n);
+            cx.send_planes(2, &g2, count, n);
             cx.round().await;
             let other = cx.take_planes(2, count, n)?;
             g2.iter_mut().zip(&other).for_each(|(g, o)| *g ^= o);
@@ -100,7 +101,7 @@ async fn generate(cx: &Cx, sum: &Planes, n: usize, count: usize) -> Result<Plane
         _ => {
             let g0 = cx.draw(0, Purpose::MsbGenerate0, 0, len)?;
             let mut g2 = masked(&g0);
-            cx.send_planes(1, &g2, n);
+            cx.send_planes(1, &g2, count, n);
             cx.round().await;
             let other = cx.take_planes(1, count, n)?;
             g2.iter_mut().zip(&other).for_each(|(g, o)| *g ^= o);
@@ -144,7 +145,7 @@ async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, n: usize, part: u16) -> Res
     let mut z: Vec<u64> = terms.map(|((xa, xb), (ya, yb))| xa & (ya ^ yb) ^ xb & ya).collect();
     cx.xor_zero_share(Purpose::And, part, &mut z);
     let role = cx.role();
-    cx.send_planes((role + 2) % 3, &z, n);
+    cx.send_planes((role + 2) % 3, &z, x.count(), n);
     cx.round().await;
     let next = cx.take_planes((role + 1) % 3, x.count(), n)?;
     Ok(Planes::new(z, next, x.count(), x.words()))

@@ -12,6 +12,7 @@ use std::task::Poll;
 use ombra_ir::{Diagnostic, Result};
 
 use super::wire;
+use crate::backend::bits;
 use crate::prg::{Key, Label, Prg, UsedLabels};
 
 /// The keys of one party for one session. A label is used once per key: in debug builds a second use panics.
@@ -219,12 +220,12 @@ impl Cx {
 
     /// Sends the low `bits` of every word to a role.
     pub(super) fn send_iter(&self, to: u8, words: impl ExactSizeIterator<Item = u64>, bits: u8) {
-        wire::put_words(&mut self.port.outbox[self.party_of(to)].borrow_mut(), words, usize::from(bits / 8));
+        wire::put_words(&mut self.port.outbox[self.party_of(to)].borrow_mut(), words, usize::from(bits / 8).max(1));
     }
 
-    /// Sends planes of `n` bits to a role.
-    pub(super) fn send_planes(&self, to: u8, planes: &[u64], n: usize) {
-        wire::put_planes(&mut self.port.outbox[self.party_of(to)].borrow_mut(), planes, n);
+    /// Sends `count` planes of `n` bits to a role.
+    pub(super) fn send_planes(&self, to: u8, planes: &[u64], count: usize, n: usize) {
+        bits::planes_to_bytes(planes, n, count as u32, &mut self.port.outbox[self.party_of(to)].borrow_mut());
     }
 
     /// Sends bytes to a role.
@@ -240,13 +241,17 @@ impl Cx {
 
     /// The next `n` words of `bits` that a role sent in the round that just ended. E0802 when there are fewer.
     pub(super) fn take(&self, from: u8, n: usize, bits: u8) -> Result<Vec<u64>> {
-        let width = usize::from(bits / 8);
+        let width = usize::from(bits / 8).max(1);
         self.take_with(from, n * width, |bytes| wire::get_words(bytes, width))
     }
 
     /// The next `count` planes of `n` bits that a role sent. E0802 when there are fewer.
     pub(super) fn take_planes(&self, from: u8, count: usize, n: usize) -> Result<Vec<u64>> {
-        self.take_with(from, count * wire::plane_bytes(n), |bytes| wire::get_planes(bytes, n))
+        let mut planes = vec![0; count * bits::words(n)];
+        self.take_with(from, count * n.div_ceil(8), |bytes| {
+            bits::planes_from_bytes(bytes, n, count as u32, &mut planes)
+        })??;
+        Ok(planes)
     }
 
     /// The next `len` bytes that a role sent, read by `read`. E0802 when there are fewer.

@@ -6,6 +6,7 @@
 pub mod compare;
 pub mod convert;
 pub mod cx;
+pub mod embed;
 pub mod input;
 pub mod local;
 mod planes;
@@ -13,7 +14,7 @@ pub mod reshare;
 pub mod reveal;
 pub mod tree;
 pub mod truncate;
-mod wire;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;

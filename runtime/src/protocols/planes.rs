@@ -1,5 +1,7 @@
 //! Several planes of shared bits side by side, one after another in memory.
 
+use crate::backend::bits;
+
 /// Planes of `words` words each, at one party.
 pub(super) struct Planes {
     /// Component `x_i`.
@@ -53,14 +55,9 @@ impl Planes {
     }
 }
 
-/// The lowest `width` bits of every value, plane by plane.
-pub(super) fn to_planes(values: &[u64], width: usize) -> Vec<u64> {
-    let words = crate::share::plane_words(values.len());
-    let mut planes = vec![0u64; width * words];
-    for (i, v) in values.iter().enumerate() {
-        for j in 0..width {
-            planes[j * words + i / 64] |= (v >> j & 1) << (i % 64);
-        }
-    }
+/// The lowest `width ≤ 64` bits of every value, plane by plane.
+pub(super) fn to_planes(values: &[u64], width: u8) -> Vec<u64> {
+    let mut planes = vec![0; usize::from(width) * bits::words(values.len())];
+    bits::to_planes(values, u32::from(width), &mut planes);
     planes
 }

@@ -27,7 +27,8 @@ use ombra_ir::{Diagnostic, Result};
 
 use super::cx::{Cx, Purpose};
 use super::reshare::{Operand, own_term};
-use crate::share::{Shared, plane_words, ring_mask};
+use crate::backend::bits::words as plane_words;
+use crate::share::{Shared, ring_mask};
 
 /// The quotient of `n` elements of a ring of `bits` by `2^by`, `1 ≤ by ≤ bits − 2`.
 pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Result<Shared> {
@@ -87,7 +88,7 @@ async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, bits: u8, by: u8) -> Res
     }
     let r_a = cx.draw(0, Purpose::TruncateWrap0, 0, plane_words(n))?;
     let d_a: Vec<u64> = wrap.iter().zip(&r_a).map(|(w, r)| w ^ r).collect();
-    cx.send_planes(1, &d_a, n);
+    cx.send_planes(1, &d_a, 1, n);
     let s0 = cx.draw(0, Purpose::TruncateProduct, 0, n)?;
     let t0 = cx.draw(0, Purpose::TruncateOut0, 0, n)?;
     cx.round().await;
@@ -129,7 +130,7 @@ async fn dividend_1(
     }
     let r_b = cx.draw(2, Purpose::TruncateWrap1, 0, plane_words(n))?;
     let d_b: Vec<u64> = wrap.iter().zip(&r_b).map(|(w, r)| w ^ r).collect();
-    cx.send_planes(0, &d_b, n);
+    cx.send_planes(0, &d_b, 1, n);
     let t2 = cx.draw(2, Purpose::TruncateOut2, 0, n)?;
     cx.round().await;
 

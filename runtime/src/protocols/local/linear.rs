@@ -7,7 +7,8 @@ use std::borrow::Cow;
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::broadcast::{expand, zip};
+use super::broadcast::{expand, volume, zip};
+use super::movement;
 use crate::share::{Component, Shared, Sum};
 
 /// A tensor's words with its shape.
@@ -160,4 +161,42 @@ fn add(a: Option<Vec<u64>>, b: Option<Vec<u64>>) -> Option<Vec<u64>> {
         }
         (a, b) => a.or(b),
     }
+}
+
+/// Values one after another along `axis`, in the weakest of their forms, at logical role `role` of the op.
+pub fn concat(role: u8, parts: &[View<'_>], axis: usize) -> Result<Ring> {
+    let rank = |x: &Ring| match x {
+        Ring::Public(_) => 0,
+        Ring::Shared(_) => 1,
+        Ring::Two(_) => 2,
+        Ring::Three(_) => 3,
+    };
+    let joined = |words: Vec<Option<Cow<'_, [u64]>>>| -> Result<Option<Vec<u64>>> {
+        if words.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let filled = words.into_iter().zip(parts).map(|(words, part)| {
+            Ok((words.map_or_else(|| volume(part.shape).map(|n| Cow::Owned(vec![0; n])), Ok)?, part.shape))
+        });
+        let filled = filled.collect::<Result<Vec<_>>>()?;
+        let slices: Vec<_> = filled.iter().map(|(words, shape)| (words.as_ref(), *shape)).collect();
+        movement::concat(&slices, axis).map(Some)
+    };
+    let components = |component: fn(&Shared) -> &Component, holder: bool| {
+        joined(parts.iter().map(|x| part(x.value, component, holder).map(Cow::Borrowed)).collect())
+    };
+    Ok(match parts.iter().map(|x| rank(x.value)).max().unwrap_or(0) {
+        0 => Ring::Public(components(|x| &x.a, true)?.unwrap_or_default()),
+        1 => {
+            let component = |words: Option<Vec<u64>>| words.map_or(Component::Zero, Component::from);
+            Ring::Shared(Shared {
+                a: component(components(|x| &x.a, role == 0)?),
+                b: component(components(|x| &x.b, role == 2)?),
+            })
+        }
+        form => {
+            let sum = Sum::new(joined(parts.iter().map(|x| term(role, x.value)).collect())?);
+            if form == 2 { Ring::Two(sum) } else { Ring::Three(sum) }
+        }
+    })
 }

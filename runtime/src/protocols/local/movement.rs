@@ -190,7 +190,7 @@ mod tests {
         for (i, j, k) in (0..2).flat_map(|i| (0..3).flat_map(move |j| (0..4).map(move |k| (i, j, k)))) {
             assert_eq!(y[(k * 2 + i) * 3 + j], x[(i * 3 + j) * 4 + k]);
         }
-        assert_eq!(transpose(&[], &[0, 3], &[1, 0]).unwrap(), []);
+        assert!(transpose(&[], &[0, 3], &[1, 0]).unwrap().is_empty());
         assert!(transpose(&iota(6), &[2, 3], &[0, 2]).is_err());
         assert!(transpose(&iota(6), &[2, 3], &[0, 0]).is_err());
     }

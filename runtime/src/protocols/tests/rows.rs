@@ -1,6 +1,7 @@
 //! Greatest entries of rows and their indices.
 
 use super::*;
+use crate::protocols::embed::{Table, embed};
 use crate::protocols::tree::{arg_max, row_max};
 
 fn greatest(seed: u64, rot: u8, x: &[i64], lens: &[u32], bits: u8, width: u8) -> Vec<i64> {
@@ -65,4 +66,62 @@ fn first_greatest_of_rows() {
             }
         }
     }
+}
+
+#[test]
+fn rows_of_a_table_at_secret_ids() {
+    for (rows, columns, ids) in [(1, 3, vec![0]), (37, 5, vec![0, 36, 5, 5, -1]), (300, 4, (0..100).collect()), (2, 2, vec![])]
+    {
+        for bits in [64, 32] {
+            let mut words = Words(rows as u64);
+            let table = words.take(rows * columns);
+            let w1 = words.take(rows * columns);
+            let w2: Vec<u64> = table.iter().zip(&w1).map(|(w, w1)| w.wrapping_sub(*w1)).collect();
+            let part = |a: Option<&Vec<u64>>, b: Option<&Vec<u64>>| {
+                let component = |w: Option<&Vec<u64>>| w.map_or(Component::Zero, |w| w.clone().into());
+                Rc::new(Shared { a: component(a), b: component(b) })
+            };
+            let shared = [part(None, Some(&w1)), part(Some(&w1), Some(&w2)), part(Some(&w2), None)];
+            let tokens = ids.len();
+            let declared = Sizes { table_rows: rows as u64, tokens: tokens as u64, ..sizes(tokens * columns, bits, false) };
+            let found = run(9, 0, &Op::Embed, &declared, |cx, role| {
+                let (shared, ids) = (shared[role].clone(), (role == 0).then(|| ids.clone()));
+                let sizes = Table { rows, columns, tokens, bits };
+                async move { embed(&cx, ids.as_deref(), &shared, sizes, 1).await }
+            });
+            let expected: Vec<u64> = ids
+                .iter()
+                .flat_map(|id: &i64| {
+                    let row = id.rem_euclid(rows as i64) as usize;
+                    &table[row * columns..(row + 1) * columns]
+                })
+                .map(|w| w & ring_mask(bits))
+                .collect();
+            assert_eq!(open(&found, tokens * columns, bits), expected);
+        }
+    }
+}
+
+#[test]
+fn ids_outside_the_table_and_broken_keys_are_refused() {
+    let sizes = Table { rows: 4, columns: 1, tokens: 1, bits: 64 };
+    for id in [4, -5, i64::MIN, i64::MAX] {
+        let result = lockstep::run(1, 0, &Traffic::default(), |cx| async move {
+            embed(&cx, Some(&[id]), &Shared::zero(), sizes, 1).await
+        });
+        assert_eq!(result.err().map(|e| e.code), Some("E0806"));
+    }
+    let declared = traffic(&Op::Embed, &Sizes { table_rows: 4, tokens: 1, ..super::sizes(1, 64, false) });
+    let result = lockstep::run(1, 0, &declared, |cx| async move {
+        if cx.role() == 0 {
+            // Both keys are of the first party.
+            let (first, _) = crate::dpf::generate(1, 4, &mut |out| out.fill(1)).expect("1 is below 4");
+            (1..3).for_each(|to| cx.send_bytes(to, &first.to_bytes()));
+            cx.round().await;
+            cx.round().await;
+            return Ok(Shared::zero());
+        }
+        embed(&cx, None, &Shared::new(vec![0; 4], vec![0; 4]), sizes, 1).await
+    });
+    assert_eq!(result.err().map(|e| e.code), Some("E0807"));
 }

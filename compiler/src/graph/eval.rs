@@ -1,0 +1,220 @@
+//! The meaning of a typed graph: single-precision evaluation in the clear, one value after another.
+//!
+//! It is the reference for rewriting, and measures the ranges that fixed point needs. It is no inference engine.
+
+use std::collections::BTreeMap;
+
+use ombra_ir::plain::{self, DEFAULT_LIMIT, Data, Tensor};
+use ombra_ir::{Bindings, Diagnostic, Result};
+
+use super::{Graph, Op, ValueId};
+
+/// Gives the tensor of an initializer by its name, as it stands in the file.
+pub type Weights<'a> = dyn Fn(&str) -> Result<Tensor> + 'a;
+
+/// The values of all symbols that the shapes of `inputs` determine.
+///
+/// Errors: an input that is missing or of another type, two inputs that disagree on a size.
+pub fn bind_inputs(graph: &Graph, inputs: &BTreeMap<String, Tensor>) -> Result<Bindings> {
+    let mut bindings = Bindings::new();
+    let mut declared = Vec::new();
+    for id in &graph.inputs {
+        let node = graph.node(*id)?;
+        let Op::Input { name, .. } = &node.op else { continue };
+        let Some(tensor) = inputs.get(name) else {
+            if graph.users(*id).is_empty() {
+                continue;
+            }
+            return Err(Diagnostic::input("E0214", format!("input `{name}` is missing")));
+        };
+        let expected = || format!("expected {}{}", node.dtype.name(), graph.dims.show_shape(&node.shape));
+        let found = || format!("found {}{:?}", tensor.dtype().name(), tensor.shape());
+        let wrong = || Diagnostic::input("E0214", format!("input `{name}` has the wrong type or shape")).note(expected()).note(found());
+        if tensor.dtype() != node.dtype || tensor.rank() != node.shape.len() {
+            return Err(wrong());
+        }
+        for (dim, size) in node.shape.iter().zip(tensor.shape()) {
+            let size = *size as u64;
+            if let Some(sym) = dim.as_symbol() {
+                match bindings.get(sym) {
+                    Some(known) if known != size => return Err(wrong().note(format!("another input says {known}"))),
+                    _ => bindings.set(sym, size),
+                }
+            }
+            declared.push((dim, size, wrong()));
+        }
+    }
+    for (dim, size, error) in declared {
+        if dim.eval(&bindings)? != size {
+            return Err(error.note(format!("`{}` is {}", graph.dims.show(dim), dim.eval(&bindings)?)));
+        }
+    }
+    Ok(bindings)
+}
+
+/// The outputs, in order, for inputs by name.
+///
+/// Errors: those of [`bind_inputs`], of `weights`, and of the operators on values the model cannot take.
+pub fn evaluate(graph: &Graph, weights: &Weights, inputs: &BTreeMap<String, Tensor>) -> Result<Vec<Tensor>> {
+    let mut outputs = vec![None; graph.outputs.len()];
+    visit(graph, weights, inputs, &mut |id, tensor| {
+        for (slot, output) in outputs.iter_mut().zip(&graph.outputs) {
+            if output.value == id {
+                *slot = Some(tensor.clone());
+            }
+        }
+    })?;
+    let missing = || Diagnostic::internal("E0299", "an output was not computed");
+    outputs.into_iter().map(|o| o.ok_or_else(missing)).collect()
+}
+
+/// Evaluates every value in topological order and shows it to `see`. A value is kept as long as it has users to come.
+pub fn visit(
+    graph: &Graph,
+    weights: &Weights,
+    inputs: &BTreeMap<String, Tensor>,
+    see: &mut dyn FnMut(ValueId, &Tensor),
+) -> Result<()> {
+    let bindings = bind_inputs(graph, inputs)?;
+    let order = graph.topological();
+    let mut left: BTreeMap<ValueId, usize> = order.iter().map(|id| (*id, graph.users(*id).len())).collect();
+    let mut values: BTreeMap<ValueId, Tensor> = BTreeMap::new();
+    for id in order {
+        let node = graph.node(id)?;
+        if let Op::Input { name, .. } = &node.op
+            && !inputs.contains_key(name)
+        {
+            continue;
+        }
+        let operands = graph.operands(id);
+        let missing = || Diagnostic::internal("E0299", format!("an operand of %{} was not computed", id.index()));
+        let tensors = operands.iter().map(|o| values.get(o).ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
+        let result = apply(&node.op, &tensors, weights, inputs, &bindings);
+        let result = result.map_err(|e| e.at(format!("%{} {} \"{}\"", id.index(), node.op.name(), node.origin.node)))?;
+        let shape = node.shape.iter().map(|d| d.eval_usize(&bindings)).collect::<Result<Vec<_>>>()?;
+        if result.shape() != shape || result.dtype() != node.dtype {
+            let what = format!("%{} is {:?} but declared {shape:?}", id.index(), result.shape());
+            return Err(Diagnostic::internal("E0299", what).at(node.origin.node.clone()));
+        }
+        see(id, &result);
+        values.insert(id, result);
+        for operand in std::collections::BTreeSet::from_iter(operands) {
+            if let Some(n) = left.get_mut(&operand) {
+                *n = n.saturating_sub(1);
+                if *n == 0 {
+                    values.remove(&operand);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn apply(
+    op: &Op,
+    operands: &[&Tensor],
+    weights: &Weights,
+    inputs: &BTreeMap<String, Tensor>,
+    bindings: &Bindings,
+) -> Result<Tensor> {
+    if let Some(plain) = op.to_plain() {
+        return plain::eval(&plain, operands, bindings, DEFAULT_LIMIT);
+    }
+    let wrong = || Diagnostic::internal("E0299", format!("{} has {} operands", op.name(), operands.len()));
+    match (op, operands) {
+        (Op::Input { name, .. }, []) => inputs.get(name).cloned().ok_or_else(wrong),
+        (Op::Weight { name, transposed }, []) => {
+            let tensor = weights(name)?;
+            if !transposed {
+                return Ok(tensor);
+            }
+            let mut perm: Vec<usize> = (0..tensor.rank()).collect();
+            let last = perm.len().saturating_sub(1);
+            perm.swap(last.saturating_sub(1), last);
+            plain::eval(&plain::Op::Transpose { perm }, &[&tensor], bindings, DEFAULT_LIMIT)
+        }
+        (Op::Pow(e), [x]) => map(x, |v| libm::powf(v, *e)),
+        (Op::Tanh, [x]) => map(x, libm::tanhf),
+        (Op::Sigmoid, [x]) => map(x, sigmoid),
+        (Op::Erf, [x]) => map(x, libm::erff),
+        (Op::Relu, [x]) => map(x, |v| if v.is_nan() { v } else { v.max(0.0) }),
+        (Op::Silu, [x]) => map(x, |v| v * sigmoid(v)),
+        (Op::Gelu { tanh: false }, [x]) => map(x, |v| 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2))),
+        (Op::Gelu { tanh: true }, [x]) => {
+            let c = (2.0 / std::f32::consts::PI).sqrt();
+            map(x, |v| 0.5 * v * (1.0 + libm::tanhf(c * (v + 0.044715 * v * v * v))))
+        }
+        (Op::Softmax { axis }, [x]) => softmax(x, None, *axis),
+        (Op::MaskedSoftmax { axis }, [x, mask]) => softmax(x, Some(mask), *axis),
+        (Op::RmsNorm { eps }, [x, w]) => norm(x, w, None, *eps, false),
+        (Op::LayerNorm { eps }, [x, w]) => norm(x, w, None, *eps, true),
+        (Op::LayerNorm { eps }, [x, w, b]) => norm(x, w, Some(b), *eps, true),
+        _ => Err(wrong()),
+    }
+}
+
+fn sigmoid(v: f32) -> f32 {
+    1.0 / (1.0 + libm::expf(-v))
+}
+
+fn map(x: &Tensor, f: impl Fn(f32) -> f32) -> Result<Tensor> {
+    Tensor::f32(x.shape(), x.as_f32()?.iter().map(|v| f(*v)).collect())
+}
+
+/// Softmax along `axis`; `mask` broadcasts to `x`. Without a mask a row of -inf gives no numbers, as in ONNX.
+fn softmax(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Tensor> {
+    let mask = match mask {
+        Some(m) => {
+            let shape = x.shape().iter().map(|d| ombra_ir::Dim::from_usize(*d)).collect::<Result<_>>()?;
+            let full = plain::eval(&plain::Op::Expand { shape }, &[m], &Bindings::new(), DEFAULT_LIMIT)?;
+            match full.into_parts().1 {
+                Data::Bool(v) => Some(v),
+                _ => return Err(Diagnostic::internal("E0299", "a mask is not of type bool")),
+            }
+        }
+        None => None,
+    };
+    let size = x.shape().get(axis).copied().unwrap_or(1);
+    let inner: usize = x.shape().iter().skip(axis + 1).product();
+    let values = x.as_f32()?;
+    let mut out = vec![0.0f32; values.len()];
+    let rows = if size == 0 { 0 } else { values.len() / size };
+    for row in 0..rows {
+        let base = row / inner.max(1) * size * inner + row % inner.max(1);
+        let at: Vec<usize> = (0..size)
+            .map(|k| base + k * inner)
+            .filter(|i| mask.as_ref().is_none_or(|m| m.get(*i).copied().unwrap_or(false)))
+            .collect();
+        let get = |i: &usize| values.get(*i).copied().unwrap_or(0.0);
+        let max = at.iter().map(get).fold(f32::NEG_INFINITY, f32::max);
+        let exps: Vec<f32> = at.iter().map(|i| libm::expf(get(i) - max)).collect();
+        let sum: f32 = exps.iter().sum();
+        for (i, e) in at.iter().zip(exps) {
+            if let Some(slot) = out.get_mut(*i) {
+                *slot = e / sum;
+            }
+        }
+    }
+    Tensor::f32(x.shape(), out)
+}
+
+fn norm(x: &Tensor, w: &Tensor, b: Option<&Tensor>, eps: f32, center: bool) -> Result<Tensor> {
+    let size = x.shape().last().copied().unwrap_or(1);
+    let scale = w.as_f32()?;
+    let shift = b.map(Tensor::as_f32).transpose()?;
+    let mut out = x.as_f32()?.to_vec();
+    if size == 0 {
+        return Tensor::f32(x.shape(), out);
+    }
+    for row in out.chunks_exact_mut(size) {
+        let mean = if center { row.iter().sum::<f32>() / size as f32 } else { 0.0 };
+        row.iter_mut().for_each(|v| *v -= mean);
+        let square = row.iter().map(|v| v * v).sum::<f32>() / size as f32;
+        let root = (square + eps).sqrt();
+        row.iter_mut().zip(scale).for_each(|(v, s)| *v = *v / root * s);
+        if let Some(shift) = shift {
+            row.iter_mut().zip(shift).for_each(|(v, s)| *v += s);
+        }
+    }
+    Tensor::f32(x.shape(), out)
+}

@@ -1,0 +1,269 @@
+//! The state of an import: the graph so far, and what each ONNX value is.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use ombra_ir::plain::{self, DType, Tensor, Type};
+use ombra_ir::{Bindings, Diagnostic, Dim, Result};
+use onnx_protobuf::{NodeProto, TensorProto};
+
+use super::{layers, load_weight, sizes};
+use crate::graph::{Graph, Op, Origin, Owner, ValueId};
+use crate::onnx::{Model, element_type, is_floating, shape};
+
+/// Most elements of a tensor that is folded at compile time.
+pub const FOLD_LIMIT: usize = 1 << 24;
+
+/// What an ONNX value is at compile time.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// A value of the graph.
+    Node(ValueId),
+    /// A known tensor, not yet in the graph.
+    Const(Rc<Tensor>),
+    /// Integers that are symbolic sizes, not yet in the graph.
+    Sizes {
+        /// Shape of the tensor.
+        shape: Vec<usize>,
+        /// Its elements.
+        dims: Vec<Dim>,
+    },
+}
+
+impl Value {
+    /// A known tensor.
+    pub fn constant(tensor: Tensor) -> Self {
+        Value::Const(Rc::new(tensor))
+    }
+
+    /// The tensor, when it is known.
+    pub fn as_const(&self) -> Option<&Tensor> {
+        match self {
+            Value::Const(tensor) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// The only element as a float, when it is known.
+    pub fn scalar(&self) -> Option<f32> {
+        self.as_const()?.single_f32()
+    }
+}
+
+/// The state of an import.
+pub struct Context<'a> {
+    /// The file.
+    pub model: &'a Model,
+    /// The graph so far.
+    pub graph: Graph,
+    values: HashMap<String, Value>,
+    origin: Origin,
+}
+
+impl<'a> Context<'a> {
+    /// Nothing is imported yet.
+    pub fn new(model: &'a Model) -> Self {
+        Context { model, graph: Graph::new(), values: HashMap::new(), origin: Origin::default() }
+    }
+
+    /// Values made from now on come from `node`.
+    pub fn enter(&mut self, node: &NodeProto) {
+        let value = node.output.first().cloned().unwrap_or_default();
+        let scopes = node.metadata_props.iter().filter(|p| p.key == "pkg.torch.onnx.name_scopes").map(|p| p.value.as_str());
+        let names = [node.name.as_str(), value.as_str()].into_iter().chain(scopes);
+        let names = names.chain(node.input.iter().map(String::as_str));
+        let layer = names.filter_map(layers::layer_of_name).next();
+        self.origin = Origin { value, node: node.name.clone(), layer };
+    }
+
+    /// The origin of values made now.
+    pub fn origin(&self) -> Origin {
+        self.origin.clone()
+    }
+
+    /// Gives the ONNX value `name` a meaning.
+    pub fn define(&mut self, name: &str, value: Value) {
+        if !name.is_empty() {
+            self.values.insert(name.into(), value);
+        }
+    }
+
+    /// The meaning of the ONNX value `name`: defined before, or an initializer; `None` when it could not be imported.
+    pub fn lookup(&mut self, name: &str) -> Result<Option<Value>> {
+        if let Some(value) = self.values.get(name) {
+            return Ok(Some(value.clone()));
+        }
+        let Some(tensor) = self.model.initializer(name) else { return Ok(None) };
+        let value = self.tensor_value(name, tensor)?;
+        self.define(name, value.clone());
+        Ok(Some(value))
+    }
+
+    /// The meaning of a tensor of the file: a weight when it has two floating-point elements or more, else a constant.
+    pub fn tensor_value(&mut self, name: &str, tensor: &TensorProto) -> Result<Value> {
+        let shape = shape(tensor)?;
+        let count = plain::tensor::volume(&shape)?;
+        let kind = element_type(tensor)?;
+        if is_floating(kind) {
+            if count < 2 {
+                return Ok(Value::constant(Tensor::f32(&shape, self.model.floats(tensor)?)?));
+            }
+            let dims = shape.iter().map(|d| Dim::from_usize(*d)).collect::<Result<_>>()?;
+            let layer = layers::layer_of_name(name);
+            let origin = Origin { value: name.into(), node: String::new(), layer };
+            return Ok(Value::Node(self.graph.add_weight(name, false, dims, origin)));
+        }
+        let ints = self.model.ints(tensor)?;
+        let constant = match super::dtype_of(tensor.data_type) {
+            Some(DType::Bool) => Tensor::bool(&shape, ints.iter().map(|v| *v != 0).collect())?,
+            _ => Tensor::i64(&shape, ints)?,
+        };
+        Ok(Value::constant(constant))
+    }
+
+    /// Element type and shape of `value`.
+    pub fn ty(&self, value: &Value) -> Result<Type> {
+        let dims = |shape: &[usize]| shape.iter().map(|d| Dim::from_usize(*d)).collect::<Result<_>>();
+        Ok(match value {
+            Value::Node(id) => self.graph.node(*id)?.ty(),
+            Value::Const(tensor) => Type::new(tensor.dtype(), dims(tensor.shape())?),
+            Value::Sizes { shape, .. } => Type::new(DType::I64, dims(shape)?),
+        })
+    }
+
+    /// Shape of `value`.
+    pub fn shape(&self, value: &Value) -> Result<Vec<Dim>> {
+        Ok(self.ty(value)?.shape)
+    }
+
+    /// Who knows `value`.
+    pub fn owner(&self, value: &Value) -> Owner {
+        match value {
+            Value::Node(id) => self.graph.node(*id).map_or(Owner::Secret, |n| n.owner),
+            Value::Const(_) | Value::Sizes { .. } => Owner::Public,
+        }
+    }
+
+    /// `value` as a value of the graph.
+    pub fn materialise(&mut self, value: &Value) -> Result<ValueId> {
+        let origin = self.origin();
+        match value {
+            Value::Node(id) => Ok(*id),
+            Value::Const(tensor) => self.graph.add_const((**tensor).clone(), origin),
+            Value::Sizes { shape, dims } => {
+                let op = plain::Op::Sizes { shape: shape.clone(), values: dims.clone() };
+                self.graph.add(Op::Public(op), &[], origin)
+            }
+        }
+    }
+
+    /// Applies `op`: folded when the operands are known, an operator on public tensors when they are public, otherwise
+    /// a node of the graph.
+    ///
+    /// Errors: operands that do not fit; an operator that exists on public tensors only, with an operand that is not.
+    pub fn emit(&mut self, op: Op, operands: &[&Value]) -> Result<Value> {
+        let only_public = matches!(op, Op::Public(_));
+        let all_public = operands.iter().all(|v| self.owner(v) == Owner::Public);
+        if (only_public || all_public)
+            && let Some(plain) = op.to_plain()
+        {
+            return self.emit_public(plain, operands);
+        }
+        self.add(op, operands)
+    }
+
+    fn add(&mut self, op: Op, operands: &[&Value]) -> Result<Value> {
+        let ids = operands.iter().map(|v| self.materialise(v)).collect::<Result<Vec<_>>>()?;
+        let origin = self.origin();
+        Ok(Value::Node(self.graph.add(op, &ids, origin)?))
+    }
+
+    /// Applies `op` to public operands; see [`Context::emit`].
+    ///
+    /// Operands that depend on weights alone, such as the table of rotary frequencies, are made public with their data:
+    /// an operator that exists on public tensors only says that they are structure and no secret.
+    pub fn emit_public(&mut self, op: plain::Op, operands: &[&Value]) -> Result<Value> {
+        if operands.iter().any(|v| self.owner(v) == Owner::Secret) {
+            return Err(Diagnostic::unsupported("E0253", format!("{} of a secret value is not supported", op.name()))
+                .note("expected operands that depend on lengths, masks and positions alone"));
+        }
+        let mut public = Vec::with_capacity(operands.len());
+        for operand in operands {
+            public.push(match (operand, self.owner(operand)) {
+                (Value::Node(id), Owner::Server) => self.publish(*id)?,
+                _ => (*operand).clone(),
+            });
+        }
+        if let Some(tensors) = public.iter().map(Value::as_const).collect::<Option<Vec<_>>>() {
+            match plain::eval(&op, &tensors, &Bindings::new(), FOLD_LIMIT) {
+                Ok(tensor) => return Ok(Value::constant(tensor)),
+                // An attribute is symbolic.
+                Err(e) if e.code == "E0204" => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if let Some(value) = sizes::eval(&op, &public, &self.graph.dims) {
+            return Ok(value);
+        }
+        self.add(Op::Public(op), &public.iter().collect::<Vec<_>>())
+    }
+
+    /// A value that depends on weights and public values alone, as a public one.
+    fn publish(&mut self, id: ValueId) -> Result<Value> {
+        let node = self.graph.node(id)?.clone();
+        match node.op {
+            Op::Weight { name, transposed } => {
+                let tensor = load_weight(self.model, &name)?;
+                if tensor.len() > FOLD_LIMIT {
+                    return Err(Diagnostic::unsupported("E0253", format!("weight `{name}` is used as structure"))
+                        .note(format!("expected at most {FOLD_LIMIT} elements, found {}", tensor.len())));
+                }
+                let perm = if transposed { vec![1, 0] } else { (0..tensor.rank()).collect() };
+                self.emit_public(plain::Op::Transpose { perm }, &[&Value::constant(tensor)])
+            }
+            Op::Const(tensor) => Ok(Value::constant(tensor)),
+            _ if node.owner == Owner::Public => Ok(Value::Node(id)),
+            op => {
+                let plain = match &op {
+                    Op::Pow(e) => Some((plain::Op::Binary(plain::Binary::Pow), Some(Tensor::scalar_f32(*e)))),
+                    other => other.to_plain().map(|p| (p, None)),
+                };
+                let (plain, extra) = plain.ok_or_else(|| {
+                    Diagnostic::unsupported("E0253", format!("a table made with {} is used as structure", op.name()))
+                })?;
+                let mut operands = Vec::new();
+                for operand in self.graph.operands(id) {
+                    operands.push(self.publish(operand)?);
+                }
+                operands.extend(extra.map(Value::constant));
+                self.emit_public(plain, &operands.iter().collect::<Vec<_>>())
+            }
+        }
+    }
+
+    /// The elements of an integer value, as sizes; an error when they depend on inputs.
+    pub fn sizes(&self, value: &Value, what: &str) -> Result<Vec<Dim>> {
+        match value {
+            Value::Const(tensor) => Ok(tensor.as_i64()?.iter().map(|v| Dim::constant(*v)).collect()),
+            Value::Sizes { dims, .. } => Ok(dims.clone()),
+            Value::Node(id) => {
+                let node = self.graph.node(*id)?;
+                Err(Diagnostic::unsupported("E0254", format!("{what} depends on the elements of an input"))
+                    .note(format!("expected sizes of inputs and constants, found the result of {}", node.op.name()))
+                    .note("give the sizes it depends on with --dim, or export with that value as a constant"))
+            }
+        }
+    }
+
+    /// The elements of an integer value that must be known.
+    pub fn ints(&self, value: &Value, what: &str) -> Result<Vec<i64>> {
+        let constant = |d: Dim| {
+            d.as_constant().ok_or_else(|| {
+                let found = self.graph.dims.show(&d);
+                Diagnostic::unsupported("E0254", format!("{what} depends on a symbolic size, `{found}`"))
+                    .note("bind the size with --dim")
+            })
+        };
+        self.sizes(value, what)?.into_iter().map(constant).collect()
+    }
+}

@@ -1,0 +1,205 @@
+//! From an ONNX file to the typed graph.
+//!
+//! Shapes are resolved with symbolic sizes, arithmetic on sizes is done on polynomials, constants are folded, and what
+//! depends on lengths and masks alone stays as operators on public tensors. Every value that reaches the graph has a
+//! known type. All nodes that cannot be imported are reported together, and only those that an output needs.
+
+pub mod context;
+pub mod layers;
+pub mod node;
+pub mod ops;
+pub mod roles;
+pub mod sizes;
+
+use std::collections::{BTreeMap, HashSet};
+
+use ombra_ir::plain::{DType, Tensor};
+use ombra_ir::{Diagnostic, Dim, Result};
+use onnx_protobuf::{GraphProto, NodeProto};
+
+use crate::graph::{Graph, Output};
+use crate::onnx::{Model, each_tensor, element_type, is_floating, shape, subgraphs};
+pub use context::{Context, Value};
+
+/// What the user says about sizes and inputs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Symbolic sizes with a value, by the name in the file or by `batch`, `seq`, `past`.
+    pub dims: BTreeMap<String, u64>,
+    /// Largest values of symbolic sizes, by the same names.
+    pub max: BTreeMap<String, u64>,
+    /// Inputs that are known at compile time, by name.
+    pub constants: BTreeMap<String, Tensor>,
+}
+
+/// An imported model.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The graph, without dead nodes.
+    pub graph: Graph,
+    /// What each textual size of the file's inputs became.
+    pub dim_names: BTreeMap<String, Dim>,
+}
+
+/// Imports `model`.
+///
+/// Errors: one diagnostic for each node or input that cannot be imported.
+pub fn import(model: &Model, options: &Options) -> std::result::Result<Imported, Vec<Diagnostic>> {
+    let mut cx = Context::new(model);
+    let file = model.graph();
+    let dim_names = roles::declare_inputs(&mut cx, file, options).map_err(|e| vec![e])?;
+    let needed = needed_nodes(file);
+    let mut errors = Vec::new();
+    for (i, node) in file.node.iter().enumerate() {
+        if needed.contains(&i) {
+            import_node(&mut cx, node, i, &mut errors);
+        }
+    }
+    for output in &file.output {
+        match cx.lookup(&output.name) {
+            Ok(Some(value)) => match cx.materialise(&value) {
+                Ok(id) => {
+                    let role = roles::output_role(&cx.graph, &output.name, id);
+                    cx.graph.outputs.push(Output { name: output.name.clone(), role, value: id });
+                }
+                Err(e) => errors.push(e.at(format!("output \"{}\"", output.name))),
+            },
+            // What the output depends on was reported already.
+            Ok(None) => {}
+            Err(e) => errors.push(e),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let mut graph = cx.graph;
+    graph.remove_dead();
+    layers::spread(&mut graph);
+    Ok(Imported { graph, dim_names })
+}
+
+/// The tensor called `name`, wherever it stands in the file: an initializer or the value of a Constant node.
+pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
+    let from = |tensor: &onnx_protobuf::TensorProto| Tensor::f32(&shape(tensor)?, model.floats(tensor)?);
+    if let Some(tensor) = model.initializer(name) {
+        return from(tensor);
+    }
+    let constant = |n: &&NodeProto| n.op_type == "Constant" && n.output.first().is_some_and(|o| o == name);
+    fn find<'a>(nodes: &'a [NodeProto], is: &dyn Fn(&&NodeProto) -> bool) -> Option<&'a NodeProto> {
+        nodes.iter().find(is).or_else(|| nodes.iter().flat_map(subgraphs).find_map(|g| find(&g.node, is)))
+    }
+    if let Some(node) = find(&model.graph().node, &constant)
+        && let Some(tensor) = node.attribute.iter().find(|a| a.name == "value").and_then(|a| a.t.as_ref())
+    {
+        return from(tensor);
+    }
+    let mut found = None;
+    each_tensor(&model.proto, &mut |tensor| {
+        if tensor.name == name && found.is_none() {
+            found = Some(tensor);
+        }
+        Ok(())
+    })?;
+    from(found.ok_or_else(|| Diagnostic::internal("E0299", format!("no tensor is called `{name}`")))?)
+}
+
+/// Imports one node; an error leaves its outputs without a value, and nodes that use those are passed over.
+fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut Vec<Diagnostic>) {
+    let label = if proto.name.is_empty() { proto.output.first().cloned().unwrap_or_default() } else { proto.name.clone() };
+    let place = format!("node {index} \"{label}\" ({})", proto.op_type);
+    let inputs = proto.input.iter().map(|name| if name.is_empty() { Ok(None) } else { cx.lookup(name) });
+    let inputs = match inputs.collect::<Result<Vec<_>>>() {
+        Ok(inputs) => inputs,
+        Err(e) => return errors.push(e.at(place)),
+    };
+    let broken = proto.input.iter().zip(&inputs).any(|(name, value)| !name.is_empty() && value.is_none());
+    if broken {
+        return;
+    }
+    cx.enter(proto);
+    if proto.op_type == "If" {
+        match branch(proto, &inputs) {
+            Ok(graph) => import_branch(cx, proto, graph, index, errors),
+            Err(e) => errors.push(e.at(place)),
+        }
+        return;
+    }
+    let node = node::Node { proto, inputs, opset: cx.model.opset() };
+    match ops::import(cx, &node) {
+        Ok(values) => {
+            for (name, value) in proto.output.iter().zip(values) {
+                cx.define(name, value);
+            }
+        }
+        Err(e) => errors.push(e.at(place)),
+    }
+}
+
+/// The branch of an `If` whose condition is known.
+fn branch<'a>(proto: &'a NodeProto, inputs: &[Option<Value>]) -> Result<&'a GraphProto> {
+    let condition = match inputs.first() {
+        Some(Some(Value::Const(tensor))) => tensor.as_bool()?.first().copied(),
+        _ => None,
+    };
+    let condition = condition.ok_or_else(|| {
+        Diagnostic::unsupported("E0252", "the condition of an If depends on sizes or inputs")
+            .note("give the sizes it depends on with --dim, or export without control flow")
+    })?;
+    let name = if condition { "then_branch" } else { "else_branch" };
+    let graph = proto.attribute.iter().find(|a| a.name == name).and_then(|a| a.g.as_ref());
+    graph.ok_or_else(|| Diagnostic::input("E0251", format!("expected a graph in attribute `{name}`")))
+}
+
+fn import_branch(cx: &mut Context, proto: &NodeProto, graph: &GraphProto, index: usize, errors: &mut Vec<Diagnostic>) {
+    for tensor in &graph.initializer {
+        match cx.tensor_value(&tensor.name, tensor) {
+            Ok(value) => cx.define(&tensor.name, value),
+            Err(e) => errors.push(e.at(format!("initializer \"{}\"", tensor.name))),
+        }
+    }
+    for node in &graph.node {
+        import_node(cx, node, index, errors);
+    }
+    for (name, output) in proto.output.iter().zip(&graph.output) {
+        match cx.lookup(&output.name) {
+            Ok(Some(value)) => cx.define(name, value),
+            Ok(None) => {}
+            Err(e) => errors.push(e),
+        }
+    }
+}
+
+/// Indices of the nodes that an output needs.
+fn needed_nodes(graph: &GraphProto) -> HashSet<usize> {
+    fn uses(node: &NodeProto, out: &mut Vec<String>) {
+        out.extend(node.input.iter().cloned());
+        for inner in subgraphs(node) {
+            out.extend(inner.output.iter().map(|o| o.name.clone()));
+            inner.node.iter().for_each(|n| uses(n, out));
+        }
+    }
+    let mut wanted: HashSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+    let mut needed = HashSet::new();
+    for (i, node) in graph.node.iter().enumerate().rev() {
+        if node.output.iter().any(|o| !o.is_empty() && wanted.contains(o)) {
+            needed.insert(i);
+            let mut names = Vec::new();
+            uses(node, &mut names);
+            wanted.extend(names);
+        }
+    }
+    needed
+}
+
+/// The type that elements of an ONNX element type are converted to; `None` for strings, complex numbers and the like.
+pub fn dtype_of(elem_type: i32) -> Option<DType> {
+    let probe = onnx_protobuf::TensorProto { data_type: elem_type, ..Default::default() };
+    let kind = element_type(&probe).ok()?;
+    use onnx_protobuf::tensor_proto::DataType as D;
+    match kind {
+        D::BOOL => Some(DType::Bool),
+        D::INT8 | D::INT16 | D::INT32 | D::INT64 | D::UINT8 | D::UINT16 | D::UINT32 | D::UINT64 => Some(DType::I64),
+        kind if is_floating(kind) => Some(DType::F32),
+        _ => None,
+    }
+}

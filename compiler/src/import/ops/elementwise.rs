@@ -1,0 +1,126 @@
+//! Element-wise operators.
+
+use ombra_ir::plain::{self, Binary, Unary};
+use ombra_ir::{Diagnostic, Result};
+
+use crate::graph::{Op, Owner};
+use crate::import::node::Node;
+use crate::import::{Context, Value};
+
+/// The result of an element-wise operator; `None` when `node` is none.
+pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
+    let name = node.proto.op_type.as_str();
+    if let Some(op) = unary(name) {
+        return cx.emit(op, &[node.input(0)?]).map(Some);
+    }
+    if let Some(op) = binary(name) {
+        return cx.emit(op, &[node.input(0)?, node.input(1)?]).map(Some);
+    }
+    match name {
+        "Max" => chain(cx, node, Op::Max),
+        "Min" => chain(cx, node, Op::Min),
+        "Sum" => chain(cx, node, Op::Add),
+        "Pow" => power(cx, node),
+        "Gelu" => {
+            let tanh = match node.text("approximate", "none").as_str() {
+                "none" => false,
+                "tanh" => true,
+                other => return Err(Diagnostic::unsupported("E0251", format!("Gelu with approximation `{other}`"))),
+            };
+            cx.emit(Op::Gelu { tanh }, &[node.input(0)?])
+        }
+        "Swish" => swish(cx, node.input(0)?, node.float("alpha", 1.0)),
+        "Where" => cx.emit(Op::Where, &[node.input(0)?, node.input(1)?, node.input(2)?]),
+        "Clip" => clip(cx, node),
+        "Mod" if node.int("fmod", 0) == 0 => {
+            cx.emit_public(plain::Op::Binary(Binary::Mod), &[node.input(0)?, node.input(1)?])
+        }
+        _ => return Ok(None),
+    }
+    .map(Some)
+}
+
+fn unary(name: &str) -> Option<Op> {
+    let public = |u| Op::Public(plain::Op::Unary(u));
+    Some(match name {
+        "Neg" => Op::Neg,
+        "Sqrt" => Op::Sqrt,
+        "Reciprocal" => Op::Reciprocal,
+        "Tanh" => Op::Tanh,
+        "Sigmoid" => Op::Sigmoid,
+        "Erf" => Op::Erf,
+        "Relu" => Op::Relu,
+        "Exp" => Op::Exp,
+        "IsNaN" => Op::IsNan,
+        "Not" => public(Unary::Not),
+        "Abs" => public(Unary::Abs),
+        "Cos" => public(Unary::Cos),
+        "Sin" => public(Unary::Sin),
+        "Floor" => public(Unary::Floor),
+        _ => return None,
+    })
+}
+
+fn binary(name: &str) -> Option<Op> {
+    let public = |b| Op::Public(plain::Op::Binary(b));
+    Some(match name {
+        "Add" => Op::Add,
+        "Sub" => Op::Sub,
+        "Mul" => Op::Mul,
+        "Div" => Op::Div,
+        "And" => public(Binary::And),
+        "Or" => public(Binary::Or),
+        "Equal" => public(Binary::Equal),
+        "Less" => public(Binary::Less),
+        "LessOrEqual" => public(Binary::LessOrEqual),
+        "Greater" => public(Binary::Greater),
+        "GreaterOrEqual" => public(Binary::GreaterOrEqual),
+        _ => return None,
+    })
+}
+
+fn chain(cx: &mut Context, node: &Node, op: Op) -> Result<Value> {
+    let inputs = node.all()?;
+    let (first, rest) = inputs.split_first().ok_or_else(|| Diagnostic::input("E0251", "no inputs"))?;
+    rest.iter().try_fold((*first).clone(), |value, next| cx.emit(op.clone(), &[&value, next]))
+}
+
+fn power(cx: &mut Context, node: &Node) -> Result<Value> {
+    let (base, exponent) = (node.input(0)?, node.input(1)?);
+    if cx.owner(base) == Owner::Public {
+        return cx.emit_public(plain::Op::Binary(Binary::Pow), &[base, exponent]);
+    }
+    let value = exponent.as_const().and_then(|t| match t.data() {
+        plain::Data::F32(v) if v.len() == 1 => v.first().copied(),
+        plain::Data::I64(v) if v.len() == 1 => v.first().map(|e| *e as f32),
+        _ => None,
+    });
+    let value = value.ok_or_else(|| {
+        Diagnostic::unsupported("E0251", "a power whose exponent is not one constant").note("expected Pow(x, 2.0) or the like")
+    })?;
+    cx.emit(Op::Pow(value), &[base])
+}
+
+/// x · sigmoid(alpha · x).
+pub fn swish(cx: &mut Context, x: &Value, alpha: f32) -> Result<Value> {
+    if alpha == 1.0 {
+        return cx.emit(Op::Silu, &[x]);
+    }
+    let alpha = Value::constant(plain::Tensor::scalar_f32(alpha));
+    let scaled = cx.emit(Op::Mul, &[x, &alpha])?;
+    let gate = cx.emit(Op::Sigmoid, &[&scaled])?;
+    cx.emit(Op::Mul, &[x, &gate])
+}
+
+fn clip(cx: &mut Context, node: &Node) -> Result<Value> {
+    let mut value = node.input(0)?.clone();
+    for (slot, name, op) in [(1, "min", Op::Max), (2, "max", Op::Min)] {
+        let bound = match node.optional(slot) {
+            Some(bound) => bound.clone(),
+            None if node.has(name) => Value::constant(plain::Tensor::scalar_f32(node.float(name, 0.0))),
+            None => continue,
+        };
+        value = cx.emit(op, &[&value, &bound])?;
+    }
+    Ok(value)
+}

@@ -1,0 +1,194 @@
+//! Operators that choose elements: slices, splits, gathers, scatters.
+
+use ombra_ir::{Diagnostic, Dim, Result, plain};
+
+use crate::graph::Op;
+use crate::import::node::{Node, axis};
+use crate::import::sizes::smaller;
+use crate::import::{Context, Value};
+
+/// Elements `start`, `start + step`, … of one axis, `len` of them.
+fn piece(cx: &mut Context, value: &Value, axis: usize, start: Dim, len: Dim, step: i64) -> Result<Value> {
+    if step == 1 && start.is(0) && cx.shape(value)?.get(axis) == Some(&len) {
+        return Ok(value.clone());
+    }
+    cx.emit(Op::Slice { axis, start, len, step }, &[value])
+}
+
+pub fn slice(cx: &mut Context, node: &Node) -> Result<Value> {
+    let mut value = node.input(0)?.clone();
+    let rank = cx.shape(&value)?.len();
+    let (starts, ends) = match (node.ints("starts"), node.ints("ends")) {
+        (Some(starts), Some(ends)) => {
+            let dims = |list: &[i64]| list.iter().map(|d| Dim::constant(*d)).collect::<Vec<_>>();
+            (dims(starts), dims(ends))
+        }
+        _ => (cx.sizes(node.input(1)?, "the start")?, cx.sizes(node.input(2)?, "the end")?),
+    };
+    let axes = match (node.ints("axes"), node.optional(3)) {
+        (Some(list), _) => list.to_vec(),
+        (None, Some(value)) => cx.ints(value, "the list of axes")?,
+        (None, None) => (0i64..).take(starts.len()).collect(),
+    };
+    let steps = match node.optional(4) {
+        Some(value) => cx.ints(value, "the step")?,
+        None => vec![1; starts.len()],
+    };
+    if ends.len() != starts.len() || axes.len() != starts.len() || steps.len() != starts.len() {
+        return Err(Diagnostic::input("E0251", "starts, ends, axes and steps differ in number"));
+    }
+    for (((start, end), at), step) in starts.iter().zip(&ends).zip(&axes).zip(&steps) {
+        let at = axis(*at, rank)?;
+        let size = cx.shape(&value)?.get(at).cloned().unwrap_or_default();
+        let (start, len) = extent(cx, &size, start, end, *step)?;
+        value = piece(cx, &value, at, start, len, *step)?;
+    }
+    Ok(value)
+}
+
+/// First index and number of elements of `start:end:step` on an axis of `size`, as ONNX counts and clamps.
+fn extent(cx: &mut Context, size: &Dim, start: &Dim, end: &Dim, step: i64) -> Result<(Dim, Dim)> {
+    let one = Dim::constant(1);
+    let zero = Dim::constant(0);
+    match step {
+        0 => Err(Diagnostic::input("E0251", "a step of 0")),
+        1.. => {
+            let first = position(cx, size, start)?;
+            let last = position(cx, size, end)?;
+            let span = last.sub(&first)?;
+            let span = if span.as_constant().is_some_and(|s| s < 0) { zero } else { span };
+            let len = match (span.as_constant(), step) {
+                (_, 1) => span,
+                (Some(n), step) => Dim::constant(n.checked_add(step - 1).unwrap_or(n) / step),
+                (None, step) => span.div_exact(&Dim::constant(step))?,
+            };
+            Ok((first, len))
+        }
+        _ => {
+            let top = size.sub(&one)?;
+            let fixed = |d: &Dim| d.as_constant();
+            let first = match fixed(start) {
+                Some(s) if s < 0 && s >= -1 => top.clone(),
+                Some(s) if s < 0 => size.add(start)?,
+                _ => smaller(start, &top, &cx.graph.dims).ok_or_else(|| undecided(cx, start, size))?,
+            };
+            let before = match (fixed(end), fixed(size)) {
+                (Some(e), Some(n)) if e < 0 => Dim::constant(e.saturating_add(n).max(-1)),
+                (Some(e), None) if e < -(1 << 40) => Dim::constant(-1),
+                (Some(e), None) if e < 0 => size.add(end)?,
+                _ => end.clone(),
+            };
+            let span = first.sub(&before)?;
+            let len = match (span.as_constant(), step) {
+                (Some(n), _) if n <= 0 => zero,
+                (Some(n), step) => Dim::constant((n + (-1 - step).max(0)) / step.checked_neg().unwrap_or(i64::MAX)),
+                (None, -1) => span,
+                (None, step) => span.div_exact(&Dim::constant(step.checked_neg().unwrap_or(i64::MAX)))?,
+            };
+            Ok((first, len))
+        }
+    }
+}
+
+/// `at` as a position between 0 and `size`. A symbolic position in an axis of fixed size is taken to be within it, and
+/// the graph remembers that.
+fn position(cx: &mut Context, size: &Dim, at: &Dim) -> Result<Dim> {
+    let dims = &cx.graph.dims;
+    let from_end = match at.as_constant() {
+        Some(c) => c < 0,
+        None => dims.upper(at).is_some_and(|u| u < 0) || at.terms().iter().all(|t| t.coefficient < 0),
+    };
+    // Ends such as -2^63 mean the beginning.
+    if at.as_constant().is_some_and(|c| c < -(1 << 40)) {
+        return Ok(Dim::constant(0));
+    }
+    if at.as_constant().is_some_and(|c| c > 1 << 40) {
+        return Ok(size.clone());
+    }
+    let at = if from_end { size.add(at)? } else { at.clone() };
+    if at.as_constant().is_some_and(|c| c < 0) {
+        return Ok(Dim::constant(0));
+    }
+    if let Some(least) = smaller(&at, size, dims) {
+        return Ok(least);
+    }
+    match (at.as_constant(), size.as_constant()) {
+        (None, Some(n)) => {
+            if !cx.graph.limits.iter().any(|(d, m)| *d == at && *m <= n) {
+                cx.graph.limits.push((at.clone(), n));
+            }
+            Ok(at)
+        }
+        _ => Err(undecided(cx, &at, size)),
+    }
+}
+
+fn undecided(cx: &Context, at: &Dim, size: &Dim) -> Diagnostic {
+    let (at, size) = (cx.graph.dims.show(at), cx.graph.dims.show(size));
+    Diagnostic::unsupported("E0254", format!("whether `{at}` lies within an axis of size `{size}` depends on lengths"))
+        .note("bind a size with --dim, or give its maximum with --max")
+}
+
+pub fn split(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
+    let input = node.input(0)?;
+    let shape = cx.shape(input)?;
+    let at = axis(node.int("axis", 0), shape.len())?;
+    let size = shape.get(at).cloned().unwrap_or_default();
+    let given = match (node.ints("split"), node.optional(1)) {
+        (Some(list), _) => Some(list.iter().map(|d| Dim::constant(*d)).collect::<Vec<_>>()),
+        (None, Some(value)) => Some(cx.sizes(value, "the sizes of the parts")?),
+        (None, None) => None,
+    };
+    let count = usize::try_from(node.int("num_outputs", 0)).ok().filter(|n| *n > 0).unwrap_or(node.outputs());
+    let parts = match given {
+        Some(parts) => parts,
+        None => {
+            let n = i64::try_from(count).ok().filter(|n| (1..=1 << 20).contains(n));
+            let n = n.ok_or_else(|| Diagnostic::input("E0251", "a split into no or too many parts"))?;
+            match size.as_constant() {
+                // The last part is smaller when the size is no multiple.
+                Some(total) => {
+                    let part = (total + n - 1) / n;
+                    (0..n).map(|i| Dim::constant((total - i * part).clamp(0, part))).collect()
+                }
+                None => vec![size.div_exact(&Dim::constant(n))?; count],
+            }
+        }
+    };
+    let mut start = Dim::constant(0);
+    let mut values = Vec::with_capacity(parts.len());
+    for part in parts {
+        values.push(piece(cx, input, at, start.clone(), part.clone(), 1)?);
+        start = start.add(&part)?;
+    }
+    if start != size || values.len() < node.outputs() {
+        let (found, expected) = (cx.graph.dims.show(&start), cx.graph.dims.show(&size));
+        return Err(Diagnostic::input("E0251", format!("the parts of a split add up to `{found}`, not `{expected}`")));
+    }
+    Ok(values)
+}
+
+pub fn gather(cx: &mut Context, node: &Node) -> Result<Value> {
+    let (data, at) = (node.input(0)?, node.input(1)?);
+    let axis = axis(node.int("axis", 0), cx.shape(data)?.len())?;
+    cx.emit(Op::Gather { axis }, &[data, at])
+}
+
+pub fn gather_nd(cx: &mut Context, node: &Node) -> Result<Value> {
+    let batch_dims = usize::try_from(node.int("batch_dims", 0));
+    let batch_dims = batch_dims.map_err(|_| Diagnostic::input("E0251", "batch_dims is negative"))?;
+    cx.emit_public(plain::Op::GatherNd { batch_dims }, &[node.input(0)?, node.input(1)?])
+}
+
+pub fn gather_elements(cx: &mut Context, node: &Node) -> Result<Value> {
+    let axis = axis(node.int("axis", 0), cx.shape(node.input(0)?)?.len())?;
+    cx.emit_public(plain::Op::GatherElements { axis }, &[node.input(0)?, node.input(1)?])
+}
+
+pub fn scatter_nd(cx: &mut Context, node: &Node) -> Result<Value> {
+    if node.text("reduction", "none") != "none" {
+        return Err(Diagnostic::unsupported("E0251", "ScatterND with a reduction")
+            .note(format!("expected reduction none, found {}", node.text("reduction", ""))));
+    }
+    cx.emit_public(plain::Op::ScatterNd, &[node.input(0)?, node.input(1)?, node.input(2)?])
+}

@@ -1,0 +1,189 @@
+//! Llama: rotary positions, RMS norm, grouped heads, gated SiLU, no biases, a head of its own.
+
+use std::path::Path;
+
+use ombra_ir::{Diagnostic, Result};
+use onnx_protobuf::tensor_proto::DataType;
+use protobuf::Enum;
+
+use super::attention::{Sizes, additive_mask, append, by_token, fused, inputs, outputs, plain, sizes, split_heads};
+use super::builder::{Builder, int, ints};
+use super::random::Weights;
+use super::{Seeds, check, data_file};
+
+/// Sizes of a Llama model. The default is a small one of about 100 million parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct Llama {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the residual stream, a multiple of the number of heads.
+    pub hidden: usize,
+    /// Attention heads, a multiple of the number of key and value heads.
+    pub heads: usize,
+    /// Heads of keys and values. Fewer than `heads` gives the form with copied heads.
+    pub kv_heads: usize,
+    /// Width of the feed-forward part.
+    pub ff: usize,
+    /// Token ids.
+    pub vocab: usize,
+    /// Random weights.
+    pub seeds: Seeds,
+}
+
+impl Default for Llama {
+    fn default() -> Self {
+        Llama { layers: 12, hidden: 768, heads: 12, kv_heads: 4, ff: 2048, vocab: 32000, seeds: Seeds::default() }
+    }
+}
+
+/// Writes the model to `path` and its weights to the file with `.data` added to the name.
+///
+/// # Errors
+/// `E0900` for sizes that do not go together, `E0115` when a file cannot be written.
+pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
+    let Llama { layers, hidden, heads, kv_heads, ff, vocab, seeds } = *sizes_of;
+    check(
+        &[
+            ("--layers", layers),
+            ("--hidden", hidden),
+            ("--heads", heads),
+            ("--kv-heads", kv_heads),
+            ("--ff", ff),
+            ("--vocab", vocab),
+        ],
+        &[("--hidden", hidden, "--heads", heads), ("--heads", heads, "--kv-heads", kv_heads)],
+    )?;
+    let head = hidden / heads;
+    if head % 2 != 0 {
+        return Err(Diagnostic::input(
+            "E0900",
+            format!("a head has {head} elements, rotary positions need an even number"),
+        ));
+    }
+    let mut b = Builder::new(&data_file(path))?;
+    inputs(&mut b, layers, kv_heads, head);
+    b.enter("/model");
+    let sizes = sizes(&mut b);
+    let mask = additive_mask(&mut b, &sizes);
+    let rotary = angles(&mut b, head);
+    let name = "model.embed_tokens.weight";
+    let tokens = b.weight(name, &[vocab, hidden], &seeds.outer(name, 0.0, 0.02))?;
+    let mut x = b.node("Gather", &[&tokens, "input_ids"], vec![int("axis", 0)]);
+    let by_head = by_token(&mut b, &sizes, &[-1, head as i64]);
+    let merged = by_token(&mut b, &sizes, &[-1]);
+    let residual = 0.02 / (2.0 * layers as f32).sqrt();
+    let kv = kv_heads * head;
+    for layer in 0..layers {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        let weights = |name: &str, mean: f32, deviation: f32| seeds.layer(layer, name, mean, deviation);
+        let product = |b: &mut Builder, x: &str, part: &str, dims: [usize; 2], deviation: f32| -> Result<String> {
+            let weight = name(part);
+            b.weight(&weight, &dims, &weights(&weight, 0.0, deviation))?;
+            Ok(b.node("MatMul", &[x, &weight], vec![]))
+        };
+        b.enter(format!("/model/layers.{layer}/self_attn"));
+        let y = rms_norm(&mut b, &x, &name("input_layernorm"), hidden, &weights)?;
+        let q = product(&mut b, &y, "self_attn.q_proj", [hidden, hidden], 0.02)?;
+        let q = split_heads(&mut b, &q, &by_head);
+        let k = product(&mut b, &y, "self_attn.k_proj", [hidden, kv], 0.02)?;
+        let k = split_heads(&mut b, &k, &by_head);
+        let v = product(&mut b, &y, "self_attn.v_proj", [hidden, kv], 0.02)?;
+        let v = split_heads(&mut b, &v, &by_head);
+        let q = rotate(&mut b, &q, &rotary, head);
+        let k = rotate(&mut b, &k, &rotary, head);
+        let (k, v) = (append(&mut b, layer, "key", &k), append(&mut b, layer, "value", &v));
+        let y = if kv_heads == heads {
+            plain(&mut b, &q, &k, &v, &mask, head)
+        } else {
+            let k = copy_heads(&mut b, &k, &sizes, [kv_heads, heads, head]);
+            let v = copy_heads(&mut b, &v, &sizes, [kv_heads, heads, head]);
+            fused(&mut b, &q, &k, &v, &mask, head)
+        };
+        let y = b.node("Transpose", &[&y], vec![ints("perm", &[0, 2, 1, 3])]);
+        let y = b.node("Reshape", &[&y, &merged], vec![int("allowzero", 1)]);
+        let y = product(&mut b, &y, "self_attn.o_proj", [hidden, hidden], residual)?;
+        x = b.node("Add", &[&x, &y], vec![]);
+        b.enter(format!("/model/layers.{layer}/mlp"));
+        let y = rms_norm(&mut b, &x, &name("post_attention_layernorm"), hidden, &weights)?;
+        let gate = product(&mut b, &y, "mlp.gate_proj", [hidden, ff], 0.02)?;
+        let sigmoid = b.node("Sigmoid", &[&gate], vec![]);
+        let gate = b.node("Mul", &[&gate, &sigmoid], vec![]);
+        let up = product(&mut b, &y, "mlp.up_proj", [hidden, ff], 0.02)?;
+        let y = b.node("Mul", &[&gate, &up], vec![]);
+        let y = product(&mut b, &y, "mlp.down_proj", [ff, hidden], residual)?;
+        x = b.node("Add", &[&x, &y], vec![]);
+    }
+    b.enter("/model");
+    let weights = |name: &str, mean: f32, deviation: f32| seeds.layer(layers, name, mean, deviation);
+    let x = rms_norm(&mut b, &x, "model.norm.weight", hidden, &weights)?;
+    b.enter("/lm_head");
+    let weight = b.weight("lm_head.weight", &[hidden, vocab], &weights("lm_head.weight", 0.0, 0.02))?;
+    b.node_as("MatMul", &[&x, &weight], vec![], &["logits"]);
+    outputs(&mut b, layers, kv_heads, head, vocab);
+    b.finish(path)
+}
+
+/// Names of the cosines and sines of all rotary angles, `[batch, 1, sequence, head]`.
+struct Rotary {
+    cos: String,
+    sin: String,
+}
+
+/// The rotary angles of `position_ids`.
+fn angles(b: &mut Builder, head: usize) -> Rotary {
+    let frequency = |i: usize| 10000f64.powf(-(2.0 * i as f64) / head as f64) as f32;
+    let frequencies = b.floats(&(0..head / 2).map(frequency).collect::<Vec<_>>());
+    let (second, first) = (b.ints(&[2]), b.ints(&[1]));
+    let positions = b.node("Unsqueeze", &["position_ids", &second], vec![]);
+    let positions = b.node("Cast", &[&positions], vec![int("to", i64::from(DataType::FLOAT.value()))]);
+    let half = b.node("Mul", &[&positions, &frequencies], vec![]);
+    let angles = b.node("Concat", &[&half, &half], vec![int("axis", -1)]);
+    let [cos, sin] = ["Cos", "Sin"].map(|op| {
+        let table = b.node(op, &[&angles], vec![]);
+        b.node("Unsqueeze", &[&table, &first], vec![])
+    });
+    Rotary { cos, sin }
+}
+
+/// Turns the halves of each head of `x` by the angles of its position.
+fn rotate(b: &mut Builder, x: &str, rotary: &Rotary, head: usize) -> String {
+    let (start, middle, end) = (b.ints(&[0]), b.ints(&[head as i64 / 2]), b.ints(&[i64::MAX]));
+    let (axis, step) = (b.ints(&[3]), b.ints(&[1]));
+    let straight = b.node("Mul", &[x, &rotary.cos], vec![]);
+    let low = b.node("Slice", &[x, &start, &middle, &axis, &step], vec![]);
+    let high = b.node("Slice", &[x, &middle, &end, &axis, &step], vec![]);
+    let high = b.node("Neg", &[&high], vec![]);
+    let turned = b.node("Concat", &[&high, &low], vec![int("axis", -1)]);
+    let turned = b.node("Mul", &[&turned, &rotary.sin], vec![]);
+    b.node("Add", &[&straight, &turned], vec![])
+}
+
+/// Repeats each head of keys or values for the query heads of its group. The sizes are key heads, heads, head size.
+fn copy_heads(b: &mut Builder, x: &str, sizes: &Sizes, [kv_heads, heads, head]: [usize; 3]) -> String {
+    let (second, groups) = (b.ints(&[2]), b.ints(&[kv_heads as i64]));
+    let (copies, width, all) = (b.ints(&[(heads / kv_heads) as i64]), b.ints(&[head as i64]), b.ints(&[heads as i64]));
+    let x = b.node("Unsqueeze", &[x, &second], vec![]);
+    let shape = b.node("Concat", &[&sizes.batch, &groups, &copies, &sizes.total, &width], vec![int("axis", 0)]);
+    let x = b.node("Expand", &[&x, &shape], vec![]);
+    let shape = b.node("Concat", &[&sizes.batch, &all, &sizes.total, &width], vec![int("axis", 0)]);
+    b.node("Reshape", &[&x, &shape], vec![int("allowzero", 1)])
+}
+
+/// RMS norm with a random scale, operator by operator.
+fn rms_norm(
+    b: &mut Builder,
+    x: &str,
+    name: &str,
+    hidden: usize,
+    weights: &dyn Fn(&str, f32, f32) -> Weights,
+) -> Result<String> {
+    let scale = b.weight(name, &[hidden], &weights(name, 1.0, 0.05))?;
+    let (two, last, epsilon) = (b.float(2.0), b.ints(&[-1]), b.float(1e-6));
+    let y = b.node("Pow", &[x, &two], vec![]);
+    let y = b.node("ReduceMean", &[&y, &last], vec![int("keepdims", 1), int("noop_with_empty_axes", 0)]);
+    let y = b.node("Add", &[&y, &epsilon], vec![]);
+    let y = b.node("Sqrt", &[&y], vec![]);
+    let y = b.node("Reciprocal", &[&y], vec![]);
+    let y = b.node("Mul", &[x, &y], vec![]);
+    Ok(b.node("Mul", &[&scale, &y], vec![]))
+}

@@ -1,0 +1,68 @@
+//! ONNX models of any size with random weights, in the form that exporters give to trained ones.
+//!
+//! They stand in for checkpoints where only sizes matter: costs, time, memory. A model is written as `FILE` and
+//! `FILE.data`, the weights being in the latter. With the same seed two files have the same weights, except those of the
+//! layers from `tuned_from` on, which makes one the fine-tuned variant of the other.
+
+mod attention;
+mod builder;
+mod gpt2;
+mod llama;
+mod random;
+
+use std::path::{Path, PathBuf};
+
+use ombra_ir::{Diagnostic, Result};
+
+use random::Weights;
+
+pub use gpt2::{Gpt2, write_gpt2};
+pub use llama::{Llama, write_llama};
+
+/// Which random weights a model has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seeds {
+    /// Seed of the base.
+    pub seed: u64,
+    /// The first layer with weights of its own, as after fine-tuning; the final norm then has its own as well.
+    pub tuned_from: Option<usize>,
+}
+
+impl Seeds {
+    /// The weight `name` outside of the layers.
+    fn outer(self, name: &str, mean: f32, deviation: f32) -> Weights {
+        Weights::new(self.seed, name, mean, deviation)
+    }
+
+    /// The weight `name` of `layer`, the number of layers standing for what follows the last one.
+    fn layer(self, layer: usize, name: &str, mean: f32, deviation: f32) -> Weights {
+        let tuned = self.tuned_from.is_some_and(|first| layer >= first);
+        Weights::new(if tuned { !self.seed } else { self.seed }, name, mean, deviation)
+    }
+}
+
+/// The data file of the model at `path`.
+fn data_file(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".data");
+    name.into()
+}
+
+/// Checks that sizes are positive and `whole` is a multiple of `part`.
+fn check(sizes: &[(&str, usize)], multiples: &[(&str, usize, &str, usize)]) -> Result<()> {
+    for (name, size) in sizes {
+        if *size == 0 || *size > 1 << 24 {
+            return Err(Diagnostic::input("E0900", format!("{name} is {size}, expected a size from 1 to 2^24")));
+        }
+    }
+    for (whole, size, part, unit) in multiples {
+        if size % unit != 0 {
+            let message = format!("{whole} is {size}, expected a multiple of {part}, which is {unit}");
+            return Err(Diagnostic::input("E0900", message));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! Generated models are read, labelled and run: a prefill and a decode over its cache give what one longer prefill gives.
+
+use std::path::{Path, PathBuf};
+
+use ombra_compiler::labels::{Overrides, Owner, label};
+use ombra_compiler::onnx::{Model, extract};
+use ombra_runtime::plaintext::{PlainElements, PlainInput, PlaintextModel};
+use onnx_protobuf::Message;
+
+use super::{Gpt2, Llama, Seeds, write_gpt2, write_llama};
+
+const VOCABULARY: usize = 50;
+
+/// A folder that is removed with its owner.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("ombra-generate-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn gpt2(path: &Path, seeds: Seeds) -> Model {
+    let sizes = Gpt2 { layers: 3, hidden: 24, heads: 3, vocab: VOCABULARY, positions: 16, seeds };
+    write_gpt2(&sizes, path).unwrap();
+    Model::read(path).unwrap()
+}
+
+fn llama(path: &Path, kv_heads: usize, seeds: Seeds) -> Model {
+    let sizes = Llama { layers: 3, hidden: 24, heads: 4, kv_heads, ff: 40, vocab: VOCABULARY, seeds };
+    write_llama(&sizes, path).unwrap();
+    Model::read(path).unwrap()
+}
+
+/// A cache, or any list of tensors.
+type Tensors = Vec<(Vec<usize>, Vec<f32>)>;
+
+/// Runs tokens `from..to` of two rows over `cache`; returns logits and the new cache, as far as `model` has them. The first
+/// token of the second row is padding.
+fn step(model: &PlaintextModel, cache: &Tensors, from: usize, to: usize) -> Tensors {
+    let new = to - from;
+    let token = |row: usize, at: usize| ((7 * at + 13 * row + 3) % VOCABULARY) as i64;
+    let both = |value: &dyn Fn(usize, usize) -> i64, range: std::ops::Range<usize>| -> Vec<i64> {
+        (0..2).flat_map(|row| range.clone().map(move |at| (row, at))).map(|(row, at)| value(row, at)).collect()
+    };
+    let ids = both(&token, from..to);
+    let mask = both(&|row, at| i64::from(row == 0 || at > 0), 0..to);
+    let positions = both(&|row, at| at.saturating_sub(row) as i64, from..to);
+    let (shape, all) = ([2, new], [2, to]);
+    let mut inputs = vec![
+        ("input_ids".to_owned(), PlainInput { shape: &shape, elements: PlainElements::I64(&ids) }),
+        ("attention_mask".to_owned(), PlainInput { shape: &all, elements: PlainElements::I64(&mask) }),
+        ("position_ids".to_owned(), PlainInput { shape: &shape, elements: PlainElements::I64(&positions) }),
+    ];
+    let mut outputs = vec!["logits".to_owned()];
+    for (i, (shape, values)) in cache.iter().enumerate() {
+        let (layer, part) = (i / 2, ["key", "value"][i % 2]);
+        let elements = PlainElements::F32(values);
+        inputs.push((format!("past_key_values.{layer}.{part}"), PlainInput { shape, elements }));
+        outputs.push(format!("present.{layer}.{part}"));
+    }
+    let (known, made) = (model.inputs(), model.outputs());
+    let inputs = inputs.iter().map(|(name, input)| (name.as_str(), *input));
+    let inputs: Vec<_> = inputs.filter(|(name, _)| known.contains(name)).collect();
+    let outputs: Vec<_> = outputs.iter().map(String::as_str).filter(|name| made.contains(name)).collect();
+    model.run(&inputs, &outputs).unwrap()
+}
+
+/// Checks that steps over the cache give the logits of one run, and that these are of a sensible size.
+fn check_cache(model: &Model, heads: usize, head: usize) {
+    let names: Vec<&str> = model.graph().output.iter().map(|v| v.name.as_str()).collect();
+    let bytes = extract(model, &names).unwrap().write_to_bytes().unwrap();
+    let plain = PlaintextModel::load(bytes).unwrap().with_threads(1);
+    let empty: Tensors = vec![(vec![2, heads, 0, head], vec![]); names.len() - 1];
+    let whole = step(&plain, &empty, 0, 6);
+    let first_layers = extract(model, &["present.1.value"]).unwrap().write_to_bytes().unwrap();
+    let first_layers = PlaintextModel::load(first_layers).unwrap().with_threads(1);
+    assert!(!first_layers.inputs().contains(&"past_key_values.2.key"));
+    let (shape, values) = step(&first_layers, &empty, 0, 6).remove(0);
+    assert_eq!(shape, whole[4].0);
+    assert!(values.iter().zip(&whole[4].1).all(|(a, b)| (a - b).abs() < 1e-5));
+    let mut parts = step(&plain, &empty, 0, 3);
+    let mut logits = vec![parts.remove(0)];
+    for (from, to) in [(3, 5), (5, 6)] {
+        parts = step(&plain, &parts, from, to);
+        logits.push(parts.remove(0));
+    }
+    let (shape, expected) = &whole[0];
+    assert_eq!(shape, &[2, 6, VOCABULARY]);
+    let row = |values: &[f32], width: usize, row: usize, at: usize| -> Vec<f32> {
+        values[(row * width + at) * VOCABULARY..][..VOCABULARY].to_vec()
+    };
+    for r in 0..2 {
+        let stepped =
+            logits.iter().flat_map(|(shape, values)| (0..shape[1]).map(move |at| row(values, shape[1], r, at)));
+        for (at, found) in stepped.enumerate().skip(r) {
+            let error = found.iter().zip(row(expected, 6, r, at)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(error < 1e-3, "row {r}, token {at}: {error}");
+        }
+    }
+    let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    assert!(largest > 1e-3 && largest < 100.0, "the largest logit is {largest}");
+    let is_padding = |i: usize| i >= heads * 6 * head && (i / head).is_multiple_of(6);
+    for (i, (found, expected)) in parts.iter().zip(&whole[1..]).enumerate() {
+        assert_eq!(found.0, [2, heads, 6, head], "cache {i}");
+        let errors = found.1.iter().zip(&expected.1).map(|(a, b)| (a - b).abs()).enumerate();
+        let error = errors.filter(|(at, _)| !is_padding(*at)).map(|(_, error)| error).fold(0.0, f32::max);
+        assert!(error < 1e-3, "cache {i}: {error}");
+    }
+}
+
+#[test]
+fn gpt2_steps_like_it_runs() {
+    let folder = Folder::new("gpt2");
+    check_cache(&gpt2(&folder.0.join("m.onnx"), Seeds::default()), 3, 8);
+}
+
+#[test]
+fn llama_steps_like_it_runs_with_grouped_and_single_heads() {
+    let folder = Folder::new("llama");
+    for kv_heads in [2, 4] {
+        check_cache(&llama(&folder.0.join("m.onnx"), kv_heads, Seeds::default()), kv_heads, 6);
+    }
+}
+
+#[test]
+fn a_tuned_variant_differs_in_its_layers_alone() {
+    let folder = Folder::new("tuned");
+    let tuned = Seeds { seed: 0, tuned_from: Some(2) };
+    let (base_path, tuned_path) = (folder.0.join("base.onnx"), folder.0.join("tuned.onnx"));
+    let pairs = [
+        (gpt2(&base_path, Seeds::default()), gpt2(&tuned_path, tuned)),
+        (llama(&folder.0.join("lb.onnx"), 2, Seeds::default()), llama(&folder.0.join("lt.onnx"), 2, tuned)),
+    ];
+    for (base, tuned) in &pairs {
+        for l in label(tuned, Some(base), &Overrides::default()).unwrap().tensors {
+            let own = [".h.2.", ".layers.2.", "ln_f", "model.norm"].iter().any(|part| l.name.contains(part));
+            let head = l.name == "lm_head.weight" && l.shape[0] == 24;
+            assert_eq!(l.owner == Owner::Private, own || head, "{}", l.name);
+        }
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let path = Path::new("unwritten.onnx");
+    for sizes in [Gpt2 { heads: 7, ..Gpt2::default() }, Gpt2 { layers: 0, ..Gpt2::default() }] {
+        assert_eq!(write_gpt2(&sizes, path).unwrap_err().code, "E0900");
+    }
+    for sizes in [Llama { kv_heads: 5, ..Llama::default() }, Llama { hidden: 36, ..Llama::default() }] {
+        assert_eq!(write_llama(&sizes, path).unwrap_err().code, "E0900");
+    }
+    assert!(!path.exists());
+}

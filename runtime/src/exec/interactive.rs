@@ -1,0 +1,102 @@
+//! Ops that send messages, at one party: each becomes a [`Task`].
+
+use std::rc::Rc;
+
+use ombra_ir::Result;
+use ombra_ir::cost::Traffic;
+use ombra_ir::module::Id;
+use ombra_ir::op::Op;
+use ombra_ir::{Diagnostic, bind};
+
+use super::local::Site;
+use super::task::Task;
+use super::value::Value;
+use crate::protocols::compare::{and, msb};
+use crate::protocols::convert::bit_to_ring;
+use crate::protocols::embed::{Table, embed};
+use crate::protocols::input::input;
+use crate::protocols::local::linear::Ring;
+use crate::protocols::reshare::reshare;
+use crate::protocols::reveal::reveal;
+use crate::protocols::tree::{arg_max, row_max};
+use crate::protocols::truncate::truncate;
+use crate::protocols::Cx;
+
+/// What an interactive op ends with.
+pub(super) enum Ended {
+    /// The op's result.
+    Value(Value),
+    /// What this party learned, if it is the one that learns it.
+    Opened(Option<Vec<u64>>),
+}
+
+/// The task of an interactive op. `given` is what this party, as the client, gives to an input.
+pub(super) fn start(
+    site: Site<'_>,
+    cx: &Cx,
+    party: u8,
+    traffic: &Traffic,
+    args: Vec<Rc<Value>>,
+    given: Option<Vec<u64>>,
+) -> Result<Task<Ended>> {
+    let node = site.module.node(site.id);
+    let shape_of = |id: Id| site.bound.shapes[id.index()].clone();
+    let n = site.bound.len(site.id);
+    let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
+    let bits = node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits);
+    let (op, own, threads) = (node.op.clone(), cx.clone(), site.threads);
+    let lens = match op {
+        Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
+        _ => None,
+    };
+    let shapes: Vec<Vec<usize>> = node.args.iter().map(|&arg| shape_of(arg)).collect();
+    let kernel = async move {
+        let cx = &own;
+        let arg = |i: usize| args.get(i).ok_or_else(|| Diagnostic::internal("E0811", "an op has too few operands"));
+        let shared = match &op {
+            Op::Input { .. } => input(cx, given, n, bits).await?,
+            Op::Truncate { by } => truncate(cx, arg(0)?.operand()?, n, bits, *by).await?,
+            Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
+            Op::BitToRing { bits } => bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
+            Op::RowMax { width, .. } => {
+                let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
+                row_max(cx, arg(0)?.shared()?, lens, bits, *width).await?
+            }
+            Op::ArgMax { width } => {
+                let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
+                arg_max(cx, arg(0)?.shared()?, n, len, bits, *width).await?
+            }
+            Op::Embed => {
+                let ids = match &**arg(0)? {
+                    Value::Ids(ids) => ids.as_deref(),
+                    _ => return Err(Diagnostic::internal("E0811", "a lookup has no ids")),
+                };
+                let [id_shape, table_shape] = shapes.as_slice() else {
+                    return Err(Diagnostic::internal("E0811", "a lookup has two operands"));
+                };
+                let rows = table_shape.first().copied().unwrap_or(0);
+                let sizes = Table {
+                    rows,
+                    columns: table_shape.get(1..).map_or(1, |rest| rest.iter().product()),
+                    tokens: id_shape.iter().product(),
+                    bits,
+                };
+                embed(cx, ids, arg(1)?.shared()?, sizes, threads).await?
+            }
+            Op::Msb { width } => {
+                return msb(cx, arg(0)?.shared()?, n, *width).await.map(|x| Ended::Value(Value::Bits(x)));
+            }
+            Op::And => {
+                let (x, y) = (arg(0)?.bits()?, arg(1)?.bits()?);
+                if x.n != y.n {
+                    return Err(Diagnostic::internal("E0811", "an `and` of bits of two shapes"));
+                }
+                return and(cx, x, y).await.map(|x| Ended::Value(Value::Bits(x)));
+            }
+            Op::Reveal { .. } => return reveal(cx, arg(0)?.shared()?, n, bits).await.map(Ended::Opened),
+            _ => return Err(Diagnostic::internal("E0815", format!("{} has no interactive kernel", op.name()))),
+        };
+        Ok(Ended::Value(Value::Ring(Ring::Shared(shared))))
+    };
+    Task::new(cx, party, node.rot, traffic, kernel).map_err(|error| error.at(bind::place(site.module, site.id)))
+}

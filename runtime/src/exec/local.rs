@@ -1,0 +1,179 @@
+//! Ops that send nothing, at one party.
+
+use std::rc::Rc;
+
+use ombra_ir::bind::Bound;
+use ombra_ir::module::{Id, Module};
+use ombra_ir::op::{Class, Op};
+use ombra_ir::reference::encode;
+use ombra_ir::{Diagnostic, Result};
+
+use super::value::Value;
+use crate::backend::bits as planes;
+use crate::protocols::local::broadcast::{broadcast_shape, expand, volume};
+use crate::protocols::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, map, mul, mul_int};
+use crate::protocols::local::matmul::matmul;
+use crate::protocols::local::movement;
+use crate::share::Bits;
+
+/// Where an op runs.
+#[derive(Clone, Copy)]
+pub(super) struct Site<'a> {
+    pub module: &'a Module,
+    pub bound: &'a Bound,
+    pub id: Id,
+    /// This party's logical role in the op.
+    pub role: u8,
+    /// Threads of a product.
+    pub threads: usize,
+}
+
+impl Site<'_> {
+    fn shape(&self) -> &[usize] {
+        &self.bound.shapes[self.id.index()]
+    }
+
+    fn operand_shape(&self, i: usize) -> Result<&[usize]> {
+        let arg = self.module.node(self.id).args.get(i).ok_or_else(missing)?;
+        Ok(&self.bound.shapes[arg.index()])
+    }
+}
+
+/// The result of a local op that is no source.
+pub(super) fn run(site: Site<'_>, args: &[Rc<Value>]) -> Result<Rc<Value>> {
+    let op = &site.module.node(site.id).op;
+    let arg = |i: usize| args.get(i).ok_or_else(missing);
+    // The same words under another type: a narrower ring is the same words too, of which fewer bits matter.
+    if matches!(op, Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. }) {
+        return arg(0).cloned();
+    }
+    if let Value::Bits(_) = &**arg(0)? {
+        return run_on_bits(site, op, args).map(|bits| Rc::new(Value::Bits(bits)));
+    }
+    let view = |i: usize| Ok(View { value: arg(i)?.ring()?, shape: site.operand_shape(i)? });
+    let ring = match op {
+        Op::Encode { bits, scale } => {
+            let tensor = arg(0)?.plain(site.bound)?;
+            Ring::Public(encode(tensor.as_f32()?, *bits, *scale, site.module.ty(site.id).bound)?)
+        }
+        Op::Add => add_sub(site.role, AddSub::Add, view(0)?, view(1)?, site.shape())?,
+        Op::Sub => add_sub(site.role, AddSub::Sub, view(0)?, view(1)?, site.shape())?,
+        Op::Neg => mul_int(arg(0)?.ring()?, u64::MAX)?,
+        Op::MulInt { k } => mul_int(arg(0)?.ring()?, *k as u64)?,
+        Op::AddInt { k } => add_int(site.role, view(0)?, *k)?,
+        Op::Upscale { by } => mul_int(arg(0)?.ring()?, 1u64.checked_shl(u32::from(*by)).unwrap_or(0))?,
+        Op::Mul => mul(view(0)?, view(1)?, site.shape())?,
+        Op::MatMul { trans_b } => matmul(site.role, view(0)?, view(1)?, *trans_b, site.threads)?,
+        Op::Concat { axis } => {
+            let parts = (0..args.len()).map(view).collect::<Result<Vec<_>>>()?;
+            concat(site.role, &parts, usize::from(*axis))?
+        }
+        _ => {
+            let index = args.get(1);
+            map(arg(0)?.ring()?, |words| move_words(site, op, words, index))?
+        }
+    };
+    Ok(Rc::new(Value::Ring(ring)))
+}
+
+/// A linear map of the words of one operand.
+fn move_words(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Rc<Value>>) -> Result<Vec<u64>> {
+    let shape = site.operand_shape(0)?;
+    let rows = || site.bound.rows(site.module, site.id);
+    match op {
+        Op::ReduceSum { axis } => movement::reduce_sum(words, shape, usize::from(*axis)),
+        Op::Transpose { perm } => movement::transpose(words, shape, perm),
+        Op::Slice { axis, start, .. } => {
+            let axis = usize::from(*axis);
+            let start = start.eval_usize(&site.bound.bindings)?;
+            let len = site.shape().get(axis).copied().unwrap_or(0);
+            movement::slice(words, shape, axis, start, len)
+        }
+        Op::Expand { .. } => expand(words, shape, site.shape()),
+        Op::Gather { axis } => {
+            let indices = index.ok_or_else(missing)?.plain(site.bound)?;
+            movement::gather(words, shape, usize::from(*axis), indices.as_i64()?)
+        }
+        Op::Pack => movement::pack(words, &rows()?.keep),
+        Op::Unpack { .. } => rows().and_then(|rows| movement::unpack(words, &rows.keep, rows.dense)),
+        Op::RowSum { .. } => movement::row_sum(words, &rows()?.lens),
+        Op::RowExpand { .. } => movement::row_expand(words, &rows()?.lens),
+        _ => Err(unsupported(op)),
+    }
+}
+
+fn run_on_bits(site: Site<'_>, op: &Op, args: &[Rc<Value>]) -> Result<Bits> {
+    let operand = |i: usize| args.get(i).ok_or_else(missing)?.bits();
+    let x = operand(0)?;
+    match op {
+        Op::Not => {
+            // The complement is that of component 0, which role 0 holds as `a` and role 2 as `b`.
+            let flipped = |plane: &[u64], flip: bool| {
+                let mut plane = plane.to_vec();
+                if flip {
+                    planes::not_assign(&mut plane, x.n);
+                }
+                plane
+            };
+            Ok(Bits::new(x.n, flipped(&x.a, site.role == 0), flipped(&x.b, site.role == 2)))
+        }
+        Op::Xor => {
+            let y = operand(1)?;
+            let (xs, ys) = (site.operand_shape(0)?, site.operand_shape(1)?);
+            if xs == ys {
+                let xor = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x ^ y).collect();
+                return Ok(Bits::new(x.n, xor(&x.a, &y.a), xor(&x.b, &y.b)));
+            }
+            let out = broadcast_shape(xs, ys)?;
+            let wide = |x: &Bits, shape: &[usize]| map_bits(x, volume(&out)?, |words| expand(words, shape, &out));
+            let (mut x, y) = (wide(x, xs)?, wide(y, ys)?);
+            planes::xor_assign(&mut x.a, &y.a);
+            planes::xor_assign(&mut x.b, &y.b);
+            Ok(x)
+        }
+        Op::Concat { axis } => {
+            let n = volume(site.shape())?;
+            let side = |component: fn(&Bits) -> &[u64]| -> Result<Vec<u64>> {
+                let parts = (0..args.len())
+                    .map(|i| operand(i).map(|x| unpacked(component(x), x.n)))
+                    .collect::<Result<Vec<_>>>()?;
+                let shapes = (0..args.len()).map(|i| site.operand_shape(i)).collect::<Result<Vec<_>>>()?;
+                let parts: Vec<_> = parts.iter().map(Vec::as_slice).zip(shapes).collect();
+                movement::concat(&parts, usize::from(*axis)).map(|words| packed(&words))
+            };
+            Ok(Bits::new(n, side(|x| &x.a)?, side(|x| &x.b)?))
+        }
+        Op::ReduceSum { .. } | Op::RowSum { .. } => Err(unsupported(op)),
+        _ => map_bits(x, volume(site.shape())?, |words| move_words(site, op, words, args.get(1))),
+    }
+}
+
+/// The bits with `f` applied to each component as words 0 and 1.
+fn map_bits(x: &Bits, n: usize, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Bits> {
+    let side = |plane: &[u64]| f(&unpacked(plane, x.n)).map(|words| packed(&words));
+    Ok(Bits::new(n, side(&x.a)?, side(&x.b)?))
+}
+
+fn unpacked(plane: &[u64], n: usize) -> Vec<u64> {
+    let mut words = vec![0; n];
+    planes::from_planes(plane, &mut words);
+    words
+}
+
+fn packed(words: &[u64]) -> Vec<u64> {
+    let mut plane = vec![0; planes::words(words.len())];
+    planes::to_planes(words, 1, &mut plane);
+    plane
+}
+
+fn missing() -> Diagnostic {
+    Diagnostic::internal("E0811", "an op has too few operands")
+}
+
+fn unsupported(op: &Op) -> Diagnostic {
+    let what = match op.class() {
+        Class::Composite => "is composite and was not expanded",
+        Class::Source | Class::Local | Class::Interactive => "has no kernel for these operands",
+    };
+    Diagnostic::internal("E0815", format!("{} {what}", op.name()))
+}

@@ -1,0 +1,54 @@
+//! How a run's messages reach the peers.
+
+use ombra_ir::Result;
+use ombra_ir::module::Party;
+
+use crate::transport::{self, Frame, Session};
+
+/// Messages between the parties of a run. The sizes of all messages are known to both ends.
+///
+/// An epoch is a step of the run, or one of the set-up phases; a tick is a round of all ops under way.
+pub trait Net {
+    /// Sends `payload` to a party without waiting for it.
+    fn send(&mut self, epoch: u32, tick: u32, to: Party, payload: Vec<u8>) -> Result<()>;
+
+    /// The payload of exactly `len` bytes that a party sends in that tick.
+    fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>>;
+}
+
+/// Epoch of the agreement on keys.
+pub(super) const KEYS_EPOCH: u32 = u32::MAX;
+/// Epoch of the sharing of weights.
+pub(super) const WEIGHTS_EPOCH: u32 = u32::MAX - 1;
+
+/// The links of a session. The frame's op is the epoch, its round the tick.
+pub struct LinkNet<'a> {
+    session: &'a Session,
+    run: u64,
+}
+
+impl<'a> LinkNet<'a> {
+    /// Messages of run `run` over the links of `session`.
+    pub fn new(session: &'a Session, run: u64) -> Self {
+        LinkNet { session, run }
+    }
+}
+
+impl Net for LinkNet<'_> {
+    fn send(&mut self, epoch: u32, tick: u32, to: Party, payload: Vec<u8>) -> Result<()> {
+        self.session.link(link_party(to))?.send(Frame::new(self.run, epoch, tick, payload))
+    }
+
+    fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>> {
+        let (payload, _) = self.session.link(link_party(from))?.recv(self.run, epoch, tick, len)?;
+        Ok(payload)
+    }
+}
+
+fn link_party(party: Party) -> transport::Party {
+    match party {
+        Party::Client => transport::Party::Client,
+        Party::Server => transport::Party::Server,
+        Party::Helper => transport::Party::Helper,
+    }
+}

@@ -1,0 +1,352 @@
+//! The steps of a session at one party.
+//!
+//! Time goes in ticks. At the beginning of a tick, ops whose last round has ended give their results, then the ops that
+//! the schedule starts in it run (local ones) or send their first messages (interactive ones). What all ops under way
+//! send to a peer is one frame. Values are freed at their last use; state slots and weights stay between steps.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use ombra_ir::bind::{Bound, concrete, place};
+use ombra_ir::module::{Id, Module, Party};
+use ombra_ir::op::{Class, Op};
+use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::reference::{encode, signed};
+use ombra_ir::schedule::Schedule;
+use ombra_ir::{Diagnostic, Result};
+
+use super::interactive::{self, Ended};
+use super::local::{self, Site};
+use super::net::Net;
+use super::setup::Weights;
+use super::task::Task;
+use super::value::Value;
+use crate::protocols::local::linear::Ring;
+use crate::protocols::{Cx, Keys};
+use crate::share::Shared;
+
+/// One party's side of a session.
+pub struct Run {
+    module: Rc<Module>,
+    party: Party,
+    keys: Rc<Keys>,
+    weights: Rc<Weights>,
+    threads: usize,
+    states: Vec<Option<Kept>>,
+    step: u32,
+    failed: bool,
+}
+
+/// Content of a state slot.
+#[derive(Clone)]
+struct Kept {
+    value: Rc<Value>,
+    shape: Vec<usize>,
+}
+
+/// What a step gave.
+#[derive(Default)]
+pub struct StepResult {
+    /// What this party learned, in order of the plan's ops.
+    pub opened: Vec<Opened>,
+    /// Payload bytes that this party sent, by op.
+    pub sent: Vec<u64>,
+}
+
+/// An output that was opened to this party. It has no `Debug`.
+pub struct Opened {
+    /// Index in the module's outputs.
+    pub slot: u32,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Fraction bits.
+    pub scale: u8,
+    /// Integers in two's complement.
+    pub values: Vec<i64>,
+}
+
+impl Opened {
+    /// The reals that the integers stand for.
+    pub fn reals(&self) -> Vec<f64> {
+        let unit = (-f64::from(self.scale)).exp2();
+        self.values.iter().map(|v| *v as f64 * unit).collect()
+    }
+}
+
+/// One step under way.
+struct Step<'a> {
+    module: &'a Module,
+    bound: &'a Bound,
+    schedule: &'a Schedule,
+    values: Vec<Option<Rc<Value>>>,
+    uses: Vec<u32>,
+    tasks: BTreeMap<Id, Task<Ended>>,
+    kept: Vec<(u32, Kept)>,
+    result: StepResult,
+}
+
+impl Run {
+    /// The side of `party` of a session that runs the verified `module` with `threads` threads for products.
+    pub fn new(module: Rc<Module>, party: Party, keys: Keys, weights: Rc<Weights>, threads: usize) -> Self {
+        let states = vec![None; module.states.len()];
+        Run { module, party, keys: Rc::new(keys), weights, threads, states, step: 0, failed: false }
+    }
+
+    /// Runs one step of the bound and scheduled module. The client gives `inputs`, one for each input slot; the other
+    /// parties give none.
+    ///
+    /// # Errors
+    /// An input that is missing, of another shape, or beyond its bound; a peer that fails; E0808 after an earlier error:
+    /// randomness of a failed step must not be used again.
+    pub fn step(
+        &mut self,
+        bound: &Bound,
+        schedule: &Schedule,
+        inputs: &[Tensor],
+        net: &mut dyn Net,
+    ) -> Result<StepResult> {
+        if self.failed || self.step >= super::net::WEIGHTS_EPOCH {
+            return Err(Diagnostic::internal("E0808", "the session has ended").note("start a new session"));
+        }
+        let epoch = self.step;
+        self.step += 1;
+        self.failed = true;
+        let module = Rc::clone(&self.module);
+        let count = module.ops.len();
+        let mut uses = vec![0u32; count];
+        module.ops.iter().flat_map(|node| &node.args).for_each(|arg| uses[arg.index()] += 1);
+        let mut step = Step {
+            module: &module,
+            bound,
+            schedule,
+            values: vec![None; count],
+            uses,
+            tasks: BTreeMap::new(),
+            kept: Vec::new(),
+            result: StepResult { opened: Vec::new(), sent: vec![0; count] },
+        };
+        let mut starts = vec![Vec::new(); schedule.ticks as usize + 1];
+        for (i, &tick) in schedule.start.iter().enumerate() {
+            starts[tick as usize].push(Id(i as u32));
+        }
+        for (tick, ids) in (0u32..).zip(starts) {
+            step.end_rounds()?;
+            for id in ids {
+                self.begin(&mut step, id, epoch, inputs).map_err(|error| error.at(place(&module, id)))?;
+            }
+            if tick < schedule.ticks {
+                step.exchange(self.party, epoch, tick, net)?;
+            }
+        }
+        if !step.tasks.is_empty() {
+            return Err(Diagnostic::internal("E0816", "ops are under way after the last tick of the schedule"));
+        }
+        for (slot, kept) in step.kept {
+            if let Some(state) = self.states.get_mut(slot as usize) {
+                *state = Some(kept);
+            }
+        }
+        self.failed = false;
+        Ok(step.result)
+    }
+
+    /// Runs a local op, or an interactive one up to the end of its first round.
+    fn begin(&self, step: &mut Step<'_>, id: Id, epoch: u32, inputs: &[Tensor]) -> Result<()> {
+        let node = step.module.node(id);
+        let party = self.party.index() as u8;
+        let role = (party + 3 - node.rot % 3) % 3;
+        let args = node.args.iter().map(|&arg| step.take(arg)).collect::<Result<Vec<_>>>()?;
+        let site = Site { module: step.module, bound: step.bound, id, role, threads: self.threads };
+        let value = match &node.op {
+            Op::Public { value } => Rc::new(Value::Plain(*value)),
+            Op::PublicWeight { .. } | Op::Weight { .. } => self.weights.get(id)?,
+            Op::ClientInts { slot } => Rc::new(Value::Ids(self.client_ints(step.bound, *slot, inputs)?)),
+            Op::State { slot } => self.state(step.bound, id, *slot)?,
+            Op::SetState { slot } => {
+                let value = args.into_iter().next().ok_or_else(missing)?;
+                let shape = step.bound.shapes[id.index()].clone();
+                step.kept.push((*slot, Kept { value, shape }));
+                Rc::new(Value::Done)
+            }
+            op if op.class() == Class::Interactive || matches!(op, Op::Input { .. }) => {
+                let given = match op {
+                    Op::Input { slot } => self.client_floats(step, id, *slot, inputs)?,
+                    _ => None,
+                };
+                let cx = Cx::new(Rc::clone(&self.keys), party, node.rot, id.0, epoch);
+                let traffic = step.schedule.traffic.get(id.index()).ok_or_else(missing)?;
+                let mut task = interactive::start(site, &cx, party, traffic, args, given)?;
+                match task.poll()? {
+                    Some(ended) => step.end(id, ended),
+                    None => _ = step.tasks.insert(id, task),
+                }
+                return Ok(());
+            }
+            _ => local::run(site, &args)?,
+        };
+        step.put(id, value);
+        Ok(())
+    }
+
+    /// The client's tensor for an input slot, cut to the last element of the slot's cut axes; `None` at other parties.
+    fn client_input(&self, bound: &Bound, slot: u32, inputs: &[Tensor]) -> Result<Option<Tensor>> {
+        if self.party != Party::Client {
+            return Ok(None);
+        }
+        let index = slot as usize;
+        let (Some(slot), Some(tensor)) = (self.module.inputs.get(index), inputs.get(index)) else {
+            return Err(Diagnostic::input("E0817", "the client gives one tensor for every input of the plan")
+                .note(format!("expected  {} tensors", self.module.inputs.len()))
+                .note(format!("found     {}", inputs.len())));
+        };
+        let expected = concrete(&slot.shape, &bound.bindings)?;
+        if tensor.shape() != expected || tensor.dtype() != slot.dtype {
+            return Err(Diagnostic::input("E0817", format!("input `{}` has another type", slot.name))
+                .note(format!("expected  {} of shape {expected:?}", slot.dtype.name()))
+                .note(format!("found     {} of shape {:?}", tensor.dtype().name(), tensor.shape())));
+        }
+        slot.last_of.iter().try_fold(tensor.clone(), |tensor, &axis| last_of(tensor, usize::from(axis))).map(Some)
+    }
+
+    fn client_ints(&self, bound: &Bound, slot: u32, inputs: &[Tensor]) -> Result<Option<Vec<i64>>> {
+        self.client_input(bound, slot, inputs)?.map(|tensor| tensor.as_i64().map(<[i64]>::to_vec)).transpose()
+    }
+
+    fn client_floats(&self, step: &Step<'_>, id: Id, slot: u32, inputs: &[Tensor]) -> Result<Option<Vec<u64>>> {
+        let Some(tensor) = self.client_input(step.bound, slot, inputs)? else { return Ok(None) };
+        let ty = step.module.ty(id);
+        let (bits, scale) = ty.as_ring().ok_or_else(missing)?;
+        encode(tensor.as_f32()?, bits, scale, ty.bound).map(Some)
+    }
+
+    /// The content of a state slot; an empty one before the first step that sets it.
+    fn state(&self, bound: &Bound, id: Id, slot: u32) -> Result<Rc<Value>> {
+        let expected = &bound.shapes[id.index()];
+        match self.states.get(slot as usize) {
+            Some(Some(kept)) if kept.shape == *expected => Ok(Rc::clone(&kept.value)),
+            Some(None) if expected.contains(&0) => Ok(Rc::new(Value::Ring(Ring::Shared(Shared::zero())))),
+            found => {
+                let found = found.and_then(Option::as_ref).map(|kept| &kept.shape);
+                Err(Diagnostic::internal("E0818", "a state slot has another shape than the step expects")
+                    .note(format!("expected  {expected:?}"))
+                    .note(format!("found     {found:?}")))
+            }
+        }
+    }
+}
+
+impl Step<'_> {
+    /// An operand; it is freed here at its last use.
+    fn take(&mut self, id: Id) -> Result<Rc<Value>> {
+        let slot = &mut self.values[id.index()];
+        let uses = &mut self.uses[id.index()];
+        *uses = uses.saturating_sub(1);
+        let value = if *uses == 0 { slot.take() } else { slot.clone() };
+        value.ok_or_else(|| Diagnostic::internal("E0816", "an op runs before its operand"))
+    }
+
+    fn put(&mut self, id: Id, value: Rc<Value>) {
+        if self.uses[id.index()] > 0 {
+            self.values[id.index()] = Some(value);
+        }
+    }
+
+    /// Stores what an interactive op ended with.
+    fn end(&mut self, id: Id, ended: Ended) {
+        match ended {
+            Ended::Value(value) => self.put(id, Rc::new(value)),
+            Ended::Opened(Some(words)) => {
+                let node = self.module.node(id);
+                let operand = node.args.first().and_then(|&arg| self.module.ty(arg).as_ring());
+                let (bits, scale) = operand.unwrap_or((64, 0));
+                if let Op::Reveal { slot } = node.op {
+                    let shape = self.bound.shapes[id.index()].clone();
+                    let values = words.iter().map(|w| signed(*w, bits)).collect();
+                    self.result.opened.push(Opened { slot, shape, scale, values });
+                }
+            }
+            Ended::Opened(None) => {}
+        }
+    }
+
+    /// Lets every op under way read what arrived and send its next messages.
+    fn end_rounds(&mut self) -> Result<()> {
+        for (id, mut task) in std::mem::take(&mut self.tasks) {
+            match task.poll().map_err(|error| error.at(place(self.module, id)))? {
+                Some(ended) => self.end(id, ended),
+                None => _ = self.tasks.insert(id, task),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one frame to every peer and gives what the peers sent to the ops.
+    fn exchange(&mut self, party: Party, epoch: u32, tick: u32, net: &mut dyn Net) -> Result<()> {
+        let own = party.index();
+        let peers = Party::ALL.into_iter().filter(|peer| *peer != party);
+        for peer in peers.clone() {
+            let mut frame = Vec::new();
+            for (&id, task) in &mut self.tasks {
+                let bytes = task.outgoing(peer.index()).map_err(|error| error.at(place(self.module, id)))?;
+                self.result.sent[id.index()] += bytes.len() as u64;
+                if frame.is_empty() { frame = bytes } else { frame.extend_from_slice(&bytes) }
+            }
+            if !frame.is_empty() {
+                net.send(epoch, tick, peer, frame).map_err(|error| self.waiting(error, peer))?;
+            }
+        }
+        let mut frames: [Vec<u8>; 3] = Default::default();
+        for peer in peers {
+            let from = peer.index();
+            let expected: usize = self.tasks.values().map(|task| task.expected(from)).sum();
+            if expected > 0 {
+                frames[from] = net.recv(epoch, tick, peer, expected as u64).map_err(|error| self.waiting(error, peer))?;
+            }
+        }
+        let mut taken = [0; 3];
+        for (&id, task) in &mut self.tasks {
+            let mut messages: [Vec<u8>; 3] = Default::default();
+            for from in (0..3).filter(|from| *from != own) {
+                let end = taken[from] + task.expected(from);
+                messages[from] = frames[from].get(taken[from]..end).unwrap_or(&[]).to_vec();
+                taken[from] = end;
+            }
+            task.deliver(messages).map_err(|error| error.at(place(self.module, id)))?;
+        }
+        Ok(())
+    }
+
+    /// An error of the link to `peer`, with the first op that waits for it.
+    fn waiting(&self, error: Diagnostic, peer: Party) -> Diagnostic {
+        let from = peer.index();
+        let id = self.tasks.iter().find(|(_, task)| task.expected(from) > 0).or(self.tasks.iter().next());
+        match id {
+            Some((&id, _)) => error.at(format!("{}, with {}", place(self.module, id), peer.name())),
+            None => error,
+        }
+    }
+}
+
+/// The last element of a tensor along an axis, which stays with size 1.
+fn last_of(tensor: Tensor, axis: usize) -> Result<Tensor> {
+    fn cut<T: Copy>(x: &[T], size: usize, inner: usize) -> Vec<T> {
+        if size * inner == 0 {
+            return Vec::new();
+        }
+        x.chunks_exact(size * inner).flat_map(|block| &block[(size - 1) * inner..]).copied().collect()
+    }
+    let (mut shape, data) = tensor.into_parts();
+    let Some(&size) = shape.get(axis) else { return Err(missing()) };
+    let inner = shape[axis + 1..].iter().product();
+    shape[axis] = size.min(1);
+    let data = match data {
+        Data::F32(x) => Data::F32(cut(&x, size, inner)),
+        Data::I64(x) => Data::I64(cut(&x, size, inner)),
+        Data::Bool(x) => Data::Bool(cut(&x, size, inner)),
+    };
+    Tensor::new(shape, data)
+}
+
+fn missing() -> Diagnostic {
+    Diagnostic::internal("E0811", "an op has too few operands or attributes out of range")
+}
