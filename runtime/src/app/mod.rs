@@ -17,6 +17,7 @@
 //! | E1013 | a report or other result cannot be written |
 
 pub mod client;
+pub mod command;
 pub mod folder;
 pub mod inputs;
 pub mod local;
