@@ -71,7 +71,8 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
         else {
             continue;
         };
-        let input = graph.inputs.iter().find(|&&id| matches!(graph.op(id), Some(Op::Input { name, .. }) if name == past));
+        let input =
+            graph.inputs.iter().find(|&&id| matches!(graph.op(id), Some(Op::Input { name, .. }) if name == past));
         if let (Some(&input), Some(&max)) = (input, ranges.abs.get(&output.value)) {
             ranges.states.insert(input, max);
         }
@@ -122,7 +123,9 @@ pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>>
                 let shape = node.shape.iter().map(|d| d.eval_usize(&bindings)).collect::<Result<Vec<_>>>()?;
                 let n: usize = shape.iter().product();
                 let tensor = match (role, node.dtype) {
-                    (InputRole::TokenIds, _) => Tensor::i64(&shape, (0..n).map(|_| (next() % vocabulary) as i64).collect())?,
+                    (InputRole::TokenIds, _) => {
+                        Tensor::i64(&shape, (0..n).map(|_| (next() % vocabulary) as i64).collect())?
+                    }
                     (InputRole::PositionIds, _) => {
                         let columns = shape.last().copied().unwrap_or(1).max(1);
                         Tensor::i64(&shape, (0..n).map(|i| (i % columns) as i64).collect())?
@@ -143,9 +146,11 @@ pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>>
 
 /// Rows of the table that token ids look up.
 fn vocabulary(graph: &Graph) -> Result<u64> {
-    let ids = graph.inputs.iter().copied().filter(|&id| {
-        matches!(graph.op(id), Some(Op::Input { role: InputRole::TokenIds, .. }))
-    });
+    let ids = graph
+        .inputs
+        .iter()
+        .copied()
+        .filter(|&id| matches!(graph.op(id), Some(Op::Input { role: InputRole::TokenIds, .. })));
     for id in ids {
         for user in graph.users(id) {
             if let (Some(Op::Gather { axis: 0 }), Some(table)) = (graph.op(user), graph.operand(user, 0))

@@ -5,7 +5,7 @@
 
 use ombra_ir::bind::{self, Bound};
 use ombra_ir::module::{Id, Module};
-use ombra_ir::op::{Class, Op};
+use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::schedule::{Cost, schedule, traffic_of};
@@ -140,8 +140,9 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
     let sizes = complete_sizes(plan, given);
     if let Some(name) = given.keys().find(|k| !sizes.contains_key(*k)) {
         let known = sizes.keys().cloned().collect::<Vec<_>>().join(", ");
-        return Err(Diagnostic::input("E0550", format!("the plan has no size `{name}`"))
-            .note(format!("its sizes are {known}")));
+        return Err(
+            Diagnostic::input("E0550", format!("the plan has no size `{name}`")).note(format!("its sizes are {known}"))
+        );
     }
     let pairs: Vec<(&str, u64)> = sizes.iter().map(|(n, &v)| (n.as_str(), v)).collect();
     let bound = bind::bind(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
@@ -234,7 +235,12 @@ impl Report {
         let each = self.bytes.iter().map(|(p, &b)| format!("{p} {}", size(b))).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "step    {} rounds, {} sent ({each})", self.rounds, size(self.total_bytes()));
         let _ = writeln!(out, "set-up  {} sent once", size(self.setup_bytes));
-        let _ = writeln!(out, "work    {} secret by secret, {} by public factors", count(self.macs.secret), count(self.macs.public));
+        let _ = writeln!(
+            out,
+            "work    {} secret by secret, {} by public factors",
+            count(self.macs.secret),
+            count(self.macs.public)
+        );
         let b = &self.bounds;
         let _ = writeln!(
             out,
@@ -247,7 +253,13 @@ impl Report {
             let key = match by {
                 By::Op => format!("%{} {} [{}] {}", op.id, op.op, join(&op.dims), op.origin),
                 By::Layer => op.layer.map_or("outside layers".into(), |l| format!("layer {l}")),
-                By::Kind => if op.kind.is_empty() { op.op.into() } else { op.kind.clone() },
+                By::Kind => {
+                    if op.kind.is_empty() {
+                        op.op.into()
+                    } else {
+                        op.kind.clone()
+                    }
+                }
             };
             match groups.iter_mut().find(|g| g.0 == key && by != By::Op) {
                 Some(g) => {

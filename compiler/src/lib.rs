@@ -1,6 +1,15 @@
 //! ONNX in, plan out.
 
+pub mod assign_rotations;
+pub mod calibrate;
+pub mod client_region;
+pub mod expand;
 pub mod graph;
-pub mod labels;
 pub mod import;
+pub mod inspect;
+pub mod labels;
+pub mod lower;
 pub mod onnx;
+pub mod output;
+pub mod passes;
+pub mod pipeline;

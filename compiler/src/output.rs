@@ -4,10 +4,11 @@
 //! depends on a private weight leaves.
 
 use crate::graph::Owner;
+use crate::graph::eval::static_value;
 use crate::import::load_weight;
 use crate::onnx::Model;
 use crate::onnx::write_model;
-use crate::pipeline::{Compiled, f32_bytes, static_value};
+use crate::pipeline::{Compiled, f32_bytes};
 use ombra_ir::plan::{self, FileDigest};
 use ombra_ir::{Diagnostic, Result};
 use safetensors::tensor::{Dtype, TensorView};

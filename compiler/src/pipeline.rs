@@ -2,12 +2,13 @@
 
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::calibrate::{Inputs, Ranges, calibrate, drawn_inputs};
+use crate::client_region;
 use crate::expand::expand;
-use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId};
+use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId, eval};
 use crate::import::{self, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
-use crate::onnx::{Model, extract};
+use crate::onnx::Model;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
@@ -16,7 +17,7 @@ use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::ty::BoundFrom;
-use ombra_ir::{Bindings, Diagnostic, Result, plan};
+use ombra_ir::{Diagnostic, Result, plan};
 use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,6 +63,10 @@ impl Default for Options {
     }
 }
 
+/// Greatest batch where the user gives none.
+const DEFAULT_BATCH: u64 = 8;
+/// Greatest number of new or cached tokens where the user gives none.
+const DEFAULT_LENGTH: u64 = 2048;
 /// Bits above the greatest value seen in calibration.
 const MARGIN: u8 = 3;
 /// Tokens of a drawn calibration prompt.
@@ -75,6 +80,8 @@ pub struct Analysed {
     pub graph: Graph,
     /// Owners of weights, with reasons.
     pub labels: Labels,
+    /// What was recognised, in full or in part.
+    pub found: Vec<import::recognise::Found>,
 }
 
 /// A compiled model.
@@ -99,13 +106,17 @@ pub struct Compiled {
 /// Everything that cannot be imported, at once.
 pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Analysed, Errors> {
     let mut imported = import::import(model, &options.sizes)?;
-    import::recognise::recognise(&mut imported.graph).map_err(one)?;
+    let found =
+        import::recognise::recognise(&mut imported.graph, &|name: &str| load_weight(model, name)).map_err(one)?;
     let mut graph = imported.graph;
+    for info in &mut graph.dims.syms {
+        info.max.get_or_insert(if info.name == "batch" { DEFAULT_BATCH } else { DEFAULT_LENGTH });
+    }
     let mut overrides = options.overrides.clone();
     overrides.structure.extend(structure(&graph));
     let labels = label(model, base, &overrides).map_err(one)?;
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
-    Ok(Analysed { graph, labels })
+    Ok(Analysed { graph, labels, found })
 }
 
 fn weight_owner(labels: &Labels, name: &str) -> Owner {
@@ -136,7 +147,7 @@ fn structure(graph: &Graph) -> BTreeSet<String> {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
-    let Analysed { mut graph, labels } = analyse(model, base, options)?;
+    let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
     keep_outputs(&mut graph, &reveal);
@@ -158,7 +169,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
     };
     let ranges = calibrate(&graph, &weights, &sets).map_err(one)?;
-    let statics = |v: ValueId| static_value(&graph, &weights, v);
+    let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
         &graph,
@@ -174,7 +185,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     )?;
     let mut module = expand(&lowered.module).map_err(one)?;
     assign_rotations(&mut module, options.spread);
-    let client_model = client_region(model, &graph, &module, &labels).map_err(one)?;
+    let client_model = client_region::build(model, &graph, &module, &labels).map_err(one)?;
     let plan = Plan {
         failure_log2: failure_log2(&graph, &ranges),
         client_model: None,
@@ -258,46 +269,18 @@ fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
     // Indices of revealed outputs must not move: dropped ones alias a kept one.
     let filler = outputs.iter().flatten().next().cloned();
     if let Some(filler) = filler {
-        graph.outputs = outputs.into_iter().map(|o| o.unwrap_or_else(|| crate::graph::Output { name: String::new(), role: OutputRole::Other, value: filler.value })).collect();
+        graph.outputs = outputs
+            .into_iter()
+            .map(|o| {
+                o.unwrap_or_else(|| crate::graph::Output {
+                    name: String::new(),
+                    role: OutputRole::Other,
+                    value: filler.value,
+                })
+            })
+            .collect();
     }
     graph.remove_dead();
-}
-
-/// The value of a node that depends on weights and constants alone.
-///
-/// # Errors
-/// The weight cannot be read.
-pub fn static_value(graph: &Graph, weights: &crate::graph::eval::Weights, v: ValueId) -> Result<Tensor> {
-    if let Some(t) = graph.constant(v) {
-        return Ok(t.clone());
-    }
-    crate::graph::eval::value(graph, weights, v, &Bindings::new())
-}
-
-/// The client's plaintext region as a model of its own, checked to hold nothing private.
-fn client_region(model: &Model, graph: &Graph, module: &Module, labels: &Labels) -> Result<Option<ModelProto>> {
-    let inputs: BTreeSet<&str> = graph
-        .inputs
-        .iter()
-        .filter_map(|&id| match graph.op(id) {
-            Some(Op::Input { name, .. }) => Some(name.as_str()),
-            _ => None,
-        })
-        .collect();
-    let mut outputs: BTreeSet<String> =
-        module.inputs.iter().map(|i| i.name.clone()).filter(|n| !inputs.contains(n.as_str())).collect();
-    if outputs.is_empty() {
-        return Ok(None);
-    }
-    outputs.extend(client_states(graph).into_iter().map(|(_, output)| output));
-    let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
-    let region = extract::extract(model, &names)?;
-    for tensor in &region.graph.initializer {
-        if labels.get(&tensor.name).is_some_and(|l| l.owner == labels::Owner::Private) {
-            return Err(Diagnostic::internal("E0542", format!("private tensor `{}` reached the client's region", tensor.name)));
-        }
-    }
-    Ok(Some(region))
 }
 
 fn client_states_of(graph: &Graph) -> Result<Vec<ClientState>> {

@@ -1,1 +1,5 @@
-//! Test harness.
+//! The test harness: models of the corpus, compiled and run in the clear or between parties, beside what ONNX Runtime
+//! computed.
+
+pub mod corpus;
+pub mod plain;

@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "ombra", version, about = "Compiles an ONNX language model into a plan for secure multi-party computation")]
+#[command(
+    name = "ombra",
+    version,
+    about = "Compiles an ONNX language model into a plan for secure multi-party computation"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -203,7 +207,7 @@ fn compile(args: &CompileArgs) -> Outcome {
         .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
         .collect();
     if let Some(path) = &args.calibrate {
-        options.calibration = ombra_compiler::npz::read(path).map_err(one)?;
+        return Err(one(not_yet(&format!("--calibrate {}", path.display()))));
     }
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
@@ -212,7 +216,7 @@ fn compile(args: &CompileArgs) -> Outcome {
         let stage = emit.split('=').next().unwrap_or_default();
         if matches!(stage, "graph" | "owners") {
             let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
-            print_to(emit, &analysed.graph.to_text())?;
+            print_to(emit, &ombra_compiler::graph::print::print(&analysed.graph))?;
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
@@ -226,8 +230,7 @@ fn compile(args: &CompileArgs) -> Outcome {
             _ => {}
         }
     }
-    let digest =
-        output::write(&mut compiled, &model, args.tokenizer.as_deref(), &args.output).map_err(one)?;
+    let digest = output::write(&mut compiled, &model, args.tokenizer.as_deref(), &args.output).map_err(one)?;
     let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
     eprint!("{}", report.text(inspect::By::Kind));
     println!("{digest}");
@@ -248,18 +251,25 @@ fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
         if !["graph", "owners", "lowered", "expanded", "scheduled"].contains(&stage) {
-            errors.push(not_yet(&format!("--emit {stage}")).note("expected graph, owners, lowered, expanded or scheduled"));
+            errors.push(
+                not_yet(&format!("--emit {stage}")).note("expected graph, owners, lowered, expanded or scheduled"),
+            );
         }
     }
     if !(8..=20).contains(&args.fixed_point) {
-        errors.push(Diagnostic::input("E0561", format!("--fixed-point {} is out of range", args.fixed_point)).note("expected 8 to 20"));
+        errors.push(
+            Diagnostic::input("E0561", format!("--fixed-point {} is out of range", args.fixed_point))
+                .note("expected 8 to 20"),
+        );
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 fn print_to(emit: &str, text: &str) -> Outcome {
     match emit.split_once('=') {
-        Some((_, file)) => std::fs::write(file, text).map_err(|e| one(Diagnostic::input("E0547", format!("cannot write {file}: {e}")))),
+        Some((_, file)) => {
+            std::fs::write(file, text).map_err(|e| one(Diagnostic::input("E0547", format!("cannot write {file}: {e}"))))
+        }
         None => {
             print!("{text}");
             Ok(())
@@ -277,15 +287,18 @@ fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect
         "cost": report,
     });
     let text = serde_json::to_string_pretty(&json).map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?;
-    std::fs::write(path, text + "\n").map_err(|e| one(Diagnostic::input("E0547", format!("cannot write {}: {e}", path.display()))))
+    std::fs::write(path, text + "\n")
+        .map_err(|e| one(Diagnostic::input("E0547", format!("cannot write {}: {e}", path.display()))))
 }
 
 fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
     let candidates = [path.join("public").join(output::PLAN), path.join(output::PLAN), path.to_path_buf()];
     let file = candidates.iter().find(|p| p.is_file()).ok_or_else(|| {
-        one(Diagnostic::input("E0563", format!("{} holds no plan", path.display())).note("expected a folder that `ombra compile` wrote, or a plan.ombra"))
+        one(Diagnostic::input("E0563", format!("{} holds no plan", path.display()))
+            .note("expected a folder that `ombra compile` wrote, or a plan.ombra"))
     })?;
-    let bytes = std::fs::read(file).map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
+    let bytes = std::fs::read(file)
+        .map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
     let plan = plan::decode(&bytes).map_err(one)?;
     verify::verify(&plan.module)?;
     Ok(plan)
@@ -309,7 +322,11 @@ fn inspect_plan(args: &InspectArgs) -> Outcome {
         ("text", Some(other)) => print!("{}", inspect::compare(&report, &other)),
         ("json", other) => {
             let reports: Vec<&inspect::Report> = std::iter::once(&report).chain(other.as_ref()).collect();
-            let text = if reports.len() == 1 { serde_json::to_string_pretty(reports[0]) } else { serde_json::to_string_pretty(&reports) };
+            let text = if reports.len() == 1 {
+                serde_json::to_string_pretty(reports[0])
+            } else {
+                serde_json::to_string_pretty(&reports)
+            };
             println!("{}", text.map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?);
         }
         (format, _) => return Err(one(not_yet(&format!("--format {format}")).note("expected text or json"))),
@@ -318,12 +335,14 @@ fn inspect_plan(args: &InspectArgs) -> Outcome {
 }
 
 fn check(file: &Path) -> Outcome {
-    let bytes = std::fs::read(file).map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
+    let bytes = std::fs::read(file)
+        .map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
     let module = if bytes.starts_with(plan::MAGIC) {
         plan::decode(&bytes).map_err(one)?.module
     } else {
         let source = std::str::from_utf8(&bytes).map_err(|_| {
-            one(Diagnostic::input("E0564", format!("{} is neither a plan nor text", file.display())).note("expected plan.ombra or an .mpcir file"))
+            one(Diagnostic::input("E0564", format!("{} is neither a plan nor text", file.display()))
+                .note("expected plan.ombra or an .mpcir file"))
         })?;
         text::parse(source).map_err(one)?
     };
@@ -348,15 +367,19 @@ fn explain(args: &ModelArgs) -> Outcome {
             ombra_compiler::graph::Op::Weight { name, .. } => analysed
                 .labels
                 .get(name)
-                .map(|l| format!("  ({}{})", l.why, l.readable.as_ref().map_or(String::new(), |r| format!("; used by {r}"))))
+                .map(|l| {
+                    format!("  ({}{})", l.why, l.readable.as_ref().map_or(String::new(), |r| format!("; used by {r}")))
+                })
                 .unwrap_or_default(),
             _ => String::new(),
         };
         let name = if node.origin.node.is_empty() { &node.origin.value } else { &node.origin.node };
         println!("{:<16} {:<7} {place:<26} {name}{why}", node.op.name(), node.owner.name());
     }
-    for near in &analysed.near_misses {
-        println!("near miss: {near}");
+    for found in &analysed.found {
+        if let Some(why) = &found.near_miss {
+            println!("near miss: {} at {}: {why}", found.pattern, found.origin.node);
+        }
     }
     Ok(())
 }

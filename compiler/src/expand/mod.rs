@@ -148,6 +148,9 @@ impl Emit<'_> {
             node.bound = (bound + from - scale).min(bits - 2);
             node.bound_from = BoundFrom::Guarded;
         }
+        if from == scale {
+            return self.guarded(Op::Reshare, &[x], bound);
+        }
         self.guarded(Op::Truncate { by: from - scale }, &[x], bound)
     }
 

@@ -65,7 +65,7 @@ fn normalise(e: &mut Emit, x: Id, n: u64, eps: f32, mean: Range4, result: (u8, B
     let (result_bound, from) = result;
     let id = e.truncate_to(product, scale, result_bound)?;
     let ty = &mut e.module.ops[id.index()].ty;
-    if ty.bound_from == BoundFrom::Guarded {
+    if ty.bound_from == BoundFrom::Guarded && from == BoundFrom::Calibrated {
         ty.bound_from = from;
     }
     Ok(id)

@@ -68,9 +68,8 @@ pub(super) fn rsqrt(e: &mut Emit, x: Id, range: Range4, gain: f64, out_scale: u8
             fixed(libm::ldexp(1.0, -2 * j), factor_scale)
         }
     };
-    let steps = |root: bool| -> Result<Vec<i64>> {
-        js.iter().map(|&j| Ok(power(j, root)? - power(j - 1, root)?)).collect()
-    };
+    let steps =
+        |root: bool| -> Result<Vec<i64>> { js.iter().map(|&j| Ok(power(j, root)? - power(j - 1, root)?)).collect() };
     let min = i32::from(range.min);
     let bits_of = |k: i64| (64 - k.unsigned_abs().leading_zeros()) as u8;
     let compared = compare_all(e, x, &thresholds)?;

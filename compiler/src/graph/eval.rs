@@ -29,7 +29,11 @@ pub fn bind_inputs(graph: &Graph, inputs: &BTreeMap<String, Tensor>) -> Result<B
         };
         let expected = || format!("expected {}{}", node.dtype.name(), graph.dims.show_shape(&node.shape));
         let found = || format!("found {}{:?}", tensor.dtype().name(), tensor.shape());
-        let wrong = || Diagnostic::input("E0214", format!("input `{name}` has the wrong type or shape")).note(expected()).note(found());
+        let wrong = || {
+            Diagnostic::input("E0214", format!("input `{name}` has the wrong type or shape"))
+                .note(expected())
+                .note(found())
+        };
         if tensor.dtype() != node.dtype || tensor.rank() != node.shape.len() {
             return Err(wrong());
         }
@@ -90,7 +94,8 @@ pub fn visit(
         let missing = || Diagnostic::internal("E0299", format!("an operand of %{} was not computed", id.index()));
         let tensors = operands.iter().map(|o| values.get(o).ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
         let result = apply(&node.op, &tensors, weights, inputs, &bindings);
-        let result = result.map_err(|e| e.at(format!("%{} {} \"{}\"", id.index(), node.op.name(), node.origin.node)))?;
+        let result =
+            result.map_err(|e| e.at(format!("%{} {} \"{}\"", id.index(), node.op.name(), node.origin.node)))?;
         let shape = node.shape.iter().map(|d| d.eval_usize(&bindings)).collect::<Result<Vec<_>>>()?;
         if result.shape() != shape || result.dtype() != node.dtype {
             let what = format!("%{} is {:?} but declared {shape:?}", id.index(), result.shape());
@@ -108,6 +113,21 @@ pub fn visit(
         }
     }
     Ok(())
+}
+
+/// One value that depends on weights and constants alone.
+///
+/// Errors: those of `weights`, and of operators that need an input or a size.
+pub fn static_value(graph: &Graph, weights: &Weights, id: ValueId) -> Result<Tensor> {
+    let mut values: BTreeMap<ValueId, Tensor> = BTreeMap::new();
+    let needed = graph.ancestors(id);
+    for at in graph.topological().into_iter().filter(|v| needed.contains(v)) {
+        let operands = graph.operands(at);
+        let tensors: Vec<&Tensor> = operands.iter().filter_map(|o| values.get(o)).collect();
+        let result = apply(&graph.node(at)?.op, &tensors, weights, &BTreeMap::new(), &Bindings::new())?;
+        values.insert(at, result);
+    }
+    values.remove(&id).ok_or_else(|| Diagnostic::internal("E0299", "a static value was not computed"))
 }
 
 fn apply(
@@ -139,7 +159,9 @@ fn apply(
         (Op::Erf, [x]) => map(x, libm::erff),
         (Op::Relu, [x]) => map(x, |v| if v.is_nan() { v } else { v.max(0.0) }),
         (Op::Silu, [x]) => map(x, |v| v * sigmoid(v)),
-        (Op::Gelu { tanh: false }, [x]) => map(x, |v| 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2))),
+        (Op::Gelu { tanh: false }, [x]) => {
+            map(x, |v| 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2)))
+        }
         (Op::Gelu { tanh: true }, [x]) => {
             let c = (2.0 / std::f32::consts::PI).sqrt();
             map(x, |v| 0.5 * v * (1.0 + libm::tanhf(c * (v + 0.044715 * v * v * v))))
@@ -178,7 +200,7 @@ fn softmax(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Tensor> {
     let inner: usize = x.shape().iter().skip(axis + 1).product();
     let values = x.as_f32()?;
     let mut out = vec![0.0f32; values.len()];
-    let rows = if size == 0 { 0 } else { values.len() / size };
+    let rows = values.len().checked_div(size).unwrap_or(0);
     for row in 0..rows {
         let base = row / inner.max(1) * size * inner + row % inner.max(1);
         let at: Vec<usize> = (0..size)

@@ -22,6 +22,9 @@ use petgraph::visit::EdgeRef;
 pub use op::{InputRole, Op, OutputRole};
 pub use owners::{Owner, propagate_owners};
 
+/// Largest constant that [`Graph::merge_equal`] compares.
+const MERGED_ELEMENTS: usize = 64;
+
 /// A value, which is a node.
 pub type ValueId = NodeIndex<u32>;
 
@@ -102,6 +105,10 @@ impl Graph {
             owner = owner.join(node.owner);
         }
         let ty = infer::infer(&op, &types.iter().collect::<Vec<_>>())?;
+        if ty.shape.iter().any(|d| self.dims.upper(d).is_some_and(|u| u < 0)) {
+            let shape = self.dims.show_shape(&ty.shape);
+            return Err(Diagnostic::input("E0212", format!("{}: shape {shape} has a negative size", op.name())));
+        }
         Ok(self.insert(Node { op, dtype: ty.dtype, shape: ty.shape, owner, origin }, operands))
     }
 
@@ -303,6 +310,32 @@ impl Graph {
             }
         }
         order
+    }
+
+    /// Lets nodes with the same operator, attributes and operands be one, the first of them. Returns how many went.
+    pub fn merge_equal(&mut self) -> Result<usize> {
+        let mut first: BTreeMap<(String, Vec<ValueId>), ValueId> = BTreeMap::new();
+        let before = self.len();
+        for id in self.topological() {
+            let node = self.node(id)?;
+            let large = matches!(&node.op, Op::Const(t) if t.len() > MERGED_ELEMENTS);
+            if large || matches!(node.op, Op::Input { .. }) {
+                continue;
+            }
+            // The debug form of an operator names all its attributes, and floats to the bit but for NaN.
+            let key = (format!("{:?}", node.op), self.operands(id));
+            match first.get(&key) {
+                Some(same) => {
+                    let same = *same;
+                    self.replace_all_uses(id, same)?;
+                    self.nodes.remove_node(id);
+                }
+                None => {
+                    first.insert(key, id);
+                }
+            }
+        }
+        Ok(before - self.len())
     }
 
     /// Removes every node that no output needs, inputs excepted. Returns how many.

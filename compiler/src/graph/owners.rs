@@ -1,6 +1,11 @@
 //! Owners of values: who may know them.
 
-use super::{Graph, Op};
+use std::collections::BTreeSet;
+
+use ombra_ir::Dim;
+use ombra_ir::plain::{self, DType};
+
+use super::{Graph, InputRole, Op, ValueId};
 
 /// The least upper bound of the operands' owners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,21 +43,42 @@ impl Owner {
     }
 }
 
-/// Sets the owner of every value: inputs by role, weights by `weight_owner` of the initializer's name, constants
-/// public, all else the join of its operands.
-pub fn propagate_owners(graph: &mut Graph, weight_owner: impl Fn(&str) -> Owner) {
+/// Sets the owner of every value: inputs by `input_owner` of name, role and element type, weights by `weight_owner` of
+/// the initializer's name, constants public, all else the join of its operands.
+pub fn propagate_owners(
+    graph: &mut Graph,
+    input_owner: impl Fn(&str, InputRole, DType) -> Owner,
+    weight_owner: impl Fn(&str) -> Owner,
+) {
+    let mut fixed: BTreeSet<ValueId> = BTreeSet::new();
     for id in graph.topological() {
         let operands = graph.operands(id);
         let joined = operands
             .iter()
             .fold(Owner::Public, |owner, operand| graph.node(*operand).map_or(Owner::Secret, |n| owner.join(n.owner)));
-        if let Ok(node) = graph.node_mut(id) {
-            node.owner = match &node.op {
-                Op::Input { role, .. } => role.owner(node.dtype),
-                Op::Weight { name, .. } => weight_owner(name),
-                _ => joined,
-            };
+        let Ok(node) = graph.node_mut(id) else { continue };
+        let sized = !node.shape.iter().all(|d| d.as_constant().is_some());
+        if !sized && !is_given(&node.op) && operands.iter().all(|o| fixed.contains(o)) {
+            fixed.insert(id);
         }
+        node.owner = match &node.op {
+            Op::Input { name, role } => input_owner(name, *role, node.dtype),
+            Op::Weight { name, .. } => weight_owner(name),
+            // The server computes its values once, before inputs and sizes are known.
+            _ if joined == Owner::Server && !fixed.contains(&id) => Owner::Secret,
+            _ => joined,
+        };
+    }
+}
+
+/// Whether the value comes with a run: an input, or a number that depends on sizes.
+fn is_given(op: &Op) -> bool {
+    let symbolic = |d: &Dim| d.as_constant().is_none();
+    match op {
+        Op::Input { .. } => true,
+        Op::Public(plain::Op::Sizes { values, .. }) => values.iter().any(symbolic),
+        Op::Public(plain::Op::Iota { start, len, .. }) => symbolic(start) || symbolic(len),
+        _ => false,
     }
 }
 

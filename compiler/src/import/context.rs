@@ -56,6 +56,8 @@ pub struct Context<'a> {
     pub model: &'a Model,
     /// The graph so far.
     pub graph: Graph,
+    /// What `batch`, `seq`, `past` and other names of sizes stand for.
+    pub role_sizes: HashMap<String, Dim>,
     values: HashMap<String, Value>,
     origin: Origin,
 }
@@ -63,13 +65,20 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// Nothing is imported yet.
     pub fn new(model: &'a Model) -> Self {
-        Context { model, graph: Graph::new(), values: HashMap::new(), origin: Origin::default() }
+        Context {
+            model,
+            graph: Graph::new(),
+            role_sizes: HashMap::new(),
+            values: HashMap::new(),
+            origin: Origin::default(),
+        }
     }
 
     /// Values made from now on come from `node`.
     pub fn enter(&mut self, node: &NodeProto) {
         let value = node.output.first().cloned().unwrap_or_default();
-        let scopes = node.metadata_props.iter().filter(|p| p.key == "pkg.torch.onnx.name_scopes").map(|p| p.value.as_str());
+        let scopes =
+            node.metadata_props.iter().filter(|p| p.key == "pkg.torch.onnx.name_scopes").map(|p| p.value.as_str());
         let names = [node.name.as_str(), value.as_str()].into_iter().chain(scopes);
         let names = names.chain(node.input.iter().map(String::as_str));
         let layer = names.filter_map(layers::layer_of_name).next();

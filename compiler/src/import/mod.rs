@@ -8,6 +8,7 @@ pub mod context;
 pub mod layers;
 pub mod node;
 pub mod ops;
+pub mod recognise;
 pub mod roles;
 pub mod sizes;
 
@@ -74,6 +75,7 @@ pub fn import(model: &Model, options: &Options) -> std::result::Result<Imported,
     }
     let mut graph = cx.graph;
     graph.remove_dead();
+    graph.merge_equal().map_err(|e| vec![e])?;
     layers::spread(&mut graph);
     Ok(Imported { graph, dim_names })
 }
@@ -105,7 +107,8 @@ pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
 
 /// Imports one node; an error leaves its outputs without a value, and nodes that use those are passed over.
 fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut Vec<Diagnostic>) {
-    let label = if proto.name.is_empty() { proto.output.first().cloned().unwrap_or_default() } else { proto.name.clone() };
+    let label =
+        if proto.name.is_empty() { proto.output.first().cloned().unwrap_or_default() } else { proto.name.clone() };
     let place = format!("node {index} \"{label}\" ({})", proto.op_type);
     let inputs = proto.input.iter().map(|name| if name.is_empty() { Ok(None) } else { cx.lookup(name) });
     let inputs = match inputs.collect::<Result<Vec<_>>>() {
@@ -113,10 +116,17 @@ fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut V
         Err(e) => return errors.push(e.at(place)),
     };
     let broken = proto.input.iter().zip(&inputs).any(|(name, value)| !name.is_empty() && value.is_none());
+    cx.enter(proto);
     if broken {
+        // Its error stands further up. An operator that is not supported is still worth a report of its own.
+        let node = node::Node { proto, inputs, opset: cx.model.opset() };
+        if let Err(e) = ops::import(cx, &node)
+            && e.code == "E0250"
+        {
+            errors.push(e.at(place));
+        }
         return;
     }
-    cx.enter(proto);
     if proto.op_type == "If" {
         match branch(proto, &inputs) {
             Ok(graph) => import_branch(cx, proto, graph, index, errors),
@@ -203,3 +213,6 @@ pub fn dtype_of(elem_type: i32) -> Option<DType> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,10 @@ fn known_input(name: &str, tensor: &Tensor, ty: &Type) -> Result<Tensor> {
     let fits = |(dim, size): (&Dim, &usize)| dim.as_constant().is_none_or(|d| usize::try_from(d) == Ok(*size));
     let same = tensor.dtype() == ty.dtype && tensor.rank() == ty.shape.len();
     if !same || !ty.shape.iter().zip(tensor.shape()).all(fits) {
-        return Err(Diagnostic::input("E0255", format!("the value given for input `{name}` has another type or shape")));
+        return Err(Diagnostic::input(
+            "E0255",
+            format!("the value given for input `{name}` has another type or shape"),
+        ));
     }
     Ok(tensor.clone())
 }
@@ -106,9 +109,9 @@ fn declared(info: &ValueInfoProto) -> Result<(DType, Vec<Declared>)> {
 
 fn rank(role: InputRole) -> u8 {
     match role {
-        InputRole::TokenIds => 0,
-        InputRole::Embeddings => 1,
-        InputRole::PastKey { .. } | InputRole::PastValue { .. } => 2,
+        InputRole::PastKey { .. } | InputRole::PastValue { .. } => 0,
+        InputRole::TokenIds => 1,
+        InputRole::Embeddings => 2,
         InputRole::PositionIds => 3,
         InputRole::AttentionMask => 4,
         InputRole::Other => 5,
@@ -145,8 +148,18 @@ fn name_size(
     symbol(cx, options, &name, text)
 }
 
-/// The symbol `name`, or the number that `options` gives it under that name or under `text`.
+/// The size `name`: as known from another input, the number that `options` gives it under that name or under `text`,
+/// or a new symbol.
 fn symbol(cx: &mut Context, options: &Options, name: &str, text: &str) -> Result<Dim> {
+    if let Some(known) = cx.role_sizes.get(name) {
+        return Ok(known.clone());
+    }
+    let dim = fresh(cx, options, name, text)?;
+    cx.role_sizes.insert(name.into(), dim.clone());
+    Ok(dim)
+}
+
+fn fresh(cx: &mut Context, options: &Options, name: &str, text: &str) -> Result<Dim> {
     let too_large = || Diagnostic::input("E0255", format!("size `{name}` is beyond 63 bits"));
     if let Some(value) = options.dims.get(name).or_else(|| options.dims.get(text)) {
         return i64::try_from(*value).map(Dim::constant).map_err(|_| too_large());
@@ -162,7 +175,8 @@ fn symbol(cx: &mut Context, options: &Options, name: &str, text: &str) -> Result
 
 /// `text` as the name of a symbol.
 fn sanitise(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).take(64).collect();
+    let clean: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).take(64).collect();
     if clean.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') { clean } else { format!("d_{clean}") }
 }
 
@@ -202,7 +216,10 @@ pub fn input_role(name: &str, dtype: DType, axes: usize) -> InputRole {
 
 /// Layer, and whether keys rather than values, of a name such as `past_key_values.3.key` or `present_3_value`.
 fn cache_part(name: &str) -> Option<(u32, bool)> {
-    let rest = name.strip_prefix("past_key_values").or_else(|| name.strip_prefix("past")).or_else(|| name.strip_prefix("present"))?;
+    let rest = name
+        .strip_prefix("past_key_values")
+        .or_else(|| name.strip_prefix("past"))
+        .or_else(|| name.strip_prefix("present"))?;
     let digits: String = rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     let layer = digits.parse().ok()?;
     if rest.contains("key") {

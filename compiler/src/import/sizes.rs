@@ -13,9 +13,12 @@ const LIMIT: usize = 4096;
 /// The result of `op`, when the operands are sizes or constants and it can be said symbolically.
 pub fn eval(op: &Op, operands: &[Value], dims: &Dims) -> Option<Value> {
     match op {
-        Op::Identity | Op::Reshape { .. } | Op::Expand { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Tile { .. } => {
-            moved(op, operands, 1)
-        }
+        Op::Identity
+        | Op::Reshape { .. }
+        | Op::Expand { .. }
+        | Op::Transpose { .. }
+        | Op::Slice { .. }
+        | Op::Tile { .. } => moved(op, operands, 1),
         Op::Cast { to: plain::DType::I64 } => moved(&Op::Identity, operands, 1),
         Op::Concat { .. } => moved(op, operands, operands.len()),
         Op::Gather { .. } | Op::GatherNd { .. } | Op::GatherElements { .. } => moved(op, operands, 1),

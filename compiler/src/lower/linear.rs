@@ -5,7 +5,7 @@ use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::is_ones;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
-use ombra_ir::ty::Sharing;
+use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 impl Lower<'_> {
@@ -71,8 +71,10 @@ impl Lower<'_> {
     pub(super) fn div(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
         match self.scalar(b).filter(|&k| k != 0.0) {
             Some(k) if self.owner(a)? != Owner::Public => self.scale_by(v, a, 1.0 / k),
-            _ => Err(Diagnostic::unsupported("E0522", "division by a value that is not a constant is not supported yet")
-                .note("expected a scalar constant, or a norm or softmax in one of its usual forms")),
+            _ => {
+                Err(Diagnostic::unsupported("E0522", "division by a value that is not a constant is not supported yet")
+                    .note("expected a scalar constant, or a norm or softmax in one of its usual forms"))
+            }
         }
     }
 
@@ -89,7 +91,10 @@ impl Lower<'_> {
         let raw = self.raw(a)?;
         let (scale, bound) = self.ring(raw)?;
         if k == 0.0 || k != k || k.is_infinite() {
-            return Err(Diagnostic::unsupported("E0523", format!("a factor of {k} on a secret value is not supported")));
+            return Err(Diagnostic::unsupported(
+                "E0523",
+                format!("a factor of {k} on a secret value is not supported"),
+            ));
         }
         let log2 = libm::log2(libm::fabs(k));
         if log2 == libm::floor(log2) && (-16.0..=16.0).contains(&log2) {
@@ -143,20 +148,20 @@ impl Lower<'_> {
         let x = self.shares(args[0])?;
         let (low, high) = self.options.ranges.rows.get(&v).copied().unwrap_or((1e-3, 1e3));
         // Two powers of 4 on either side of what calibration saw.
-        let min_log4 = (libm::floor(libm::log2(low.max(f64::from(eps)).max(1e-12)) / 2.0) as i32 - 2).clamp(-20, 20) as i8;
+        let min_log4 =
+            (libm::floor(libm::log2(low.max(f64::from(eps)).max(1e-12)) / 2.0) as i32 - 2).clamp(-20, 20) as i8;
         let max_log4 = (libm::ceil(libm::log2(high.max(1e-9)) / 2.0) as i32 + 2).clamp(-19, 24) as i8;
         let eps = eps.to_bits();
-        let op = if centred {
-            M::LayerNorm { eps, min_log4, max_log4 }
-        } else {
-            M::RmsNorm { eps, min_log4, max_log4 }
-        };
+        let op =
+            if centred { M::LayerNorm { eps, min_log4, max_log4 } } else { M::RmsNorm { eps, min_log4, max_log4 } };
         let n = self.graph.shape(v).last().and_then(Dim::as_constant).unwrap_or(1);
         let mut id = self.push(v, op, &[x])?;
         // |x_i| ≤ √n · rms, whatever x is.
         let bound = magnitude_bits(libm::sqrt(n as f64) * 1.01, self.options.f);
         let ty = &mut self.module.ops[id.index()].ty;
-        ty.bound = ty.bound.min(bound);
+        if bound < ty.bound {
+            (ty.bound, ty.bound_from) = (bound, BoundFrom::Guarded);
+        }
         let f = self.options.f;
         if let Some(&gamma) = args.get(1).filter(|&&g| !is_ones(self.graph, g)) {
             id = if self.owner(gamma)? == Owner::Public {
@@ -182,7 +187,8 @@ impl Lower<'_> {
         for &axis in axes {
             let size = self.graph.shape(x)[axis].as_constant();
             if mean {
-                n *= size.ok_or_else(|| Diagnostic::unsupported("E0524", "a mean over an axis of unknown length"))? as f64;
+                n *= size.ok_or_else(|| Diagnostic::unsupported("E0524", "a mean over an axis of unknown length"))?
+                    as f64;
             }
             id = self.push(v, M::ReduceSum { axis: axis as u8 }, &[id])?;
         }
@@ -248,6 +254,9 @@ impl Lower<'_> {
 pub(super) fn turned(graph: &Graph, v: ValueId) -> Option<ValueId> {
     let Some(Op::Transpose { perm }) = graph.op(v) else { return None };
     let n = perm.len();
-    let swaps = n >= 2 && perm[n - 1] == n - 2 && perm[n - 2] == n - 1 && perm[..n - 2].iter().enumerate().all(|(i, &p)| i == p);
+    let swaps = n >= 2
+        && perm[n - 1] == n - 2
+        && perm[n - 2] == n - 1
+        && perm[..n - 2].iter().enumerate().all(|(i, &p)| i == p);
     swaps.then(|| graph.operand(v, 0)).flatten()
 }

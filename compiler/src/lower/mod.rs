@@ -12,9 +12,12 @@ mod linear;
 mod publics;
 
 use crate::calibrate::Ranges;
+use crate::client_region;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
 use ombra_ir::infer::{push, push_within};
-use ombra_ir::module::{Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot};
+use ombra_ir::module::{
+    Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
+};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, DType, Tensor};
 use ombra_ir::ty::{BoundFrom, Sharing};
@@ -241,13 +244,9 @@ impl Lower<'_> {
             at = self.graph.operands(at)[0];
         }
         let node = self.graph.node(at)?.clone();
-        let name = match &node.op {
-            Op::Input { name, .. } => name.clone(),
-            _ => node.origin.value.clone(),
-        };
-        if name.is_empty() || node.dtype != DType::F32 {
-            return Err(Diagnostic::internal("E0512", "a value of the client has no name in the model"));
-        }
+        let name = client_region::name_of(self.graph, at)
+            .filter(|_| node.dtype == DType::F32)
+            .ok_or_else(|| Diagnostic::internal("E0512", "a value of the client has no name in the model"))?;
         let slot = self.module.inputs.len() as u32;
         self.module.inputs.push(InputSlot { name, dtype: node.dtype, shape: node.shape, last_of });
         let shape = self.graph.shape(v).to_vec();
@@ -400,7 +399,9 @@ impl Lower<'_> {
             wishes.iter().filter_map(|&v| linear::turned(self.graph, v).map(|x| (v, x))).collect();
         for (v, x) in turned {
             let only_right = self.graph.users(v).iter().all(|&u| {
-                matches!(self.graph.op(u), Some(Op::MatMul)) && self.graph.operand(u, 1) == Some(v) && self.graph.operand(u, 0) != Some(v)
+                matches!(self.graph.op(u), Some(Op::MatMul))
+                    && self.graph.operand(u, 1) == Some(v)
+                    && self.graph.operand(u, 0) != Some(v)
             });
             if only_right && !self.graph.is_output(v) {
                 wishes.remove(&v);

@@ -25,11 +25,9 @@ impl Lower<'_> {
             self.source(v, M::PublicWeight { name }, ty)?
         } else {
             let plain = self.publish(v)?;
-            let id = self.push(v, M::Encode { bits: RING, scale }, &[plain])?;
-            let ty = &mut self.module.ops[id.index()].ty;
-            ty.bound = bound;
-            ty.bound_from = from;
-            id
+            let origin = self.origin(v);
+            let op = M::Encode { bits: RING, scale };
+            ombra_ir::infer::push(&mut self.module, op, &[plain], Some((bound, from)), origin)?
         };
         self.encoded.insert((v, scale), id);
         Ok(id)
@@ -82,7 +80,10 @@ impl Lower<'_> {
             let tensor = (self.options.statics)(v)?;
             self.module.public.push(plain::Op::Constant(tensor), Vec::new())?
         } else {
-            return Err(Diagnostic::unsupported("E0527", format!("operator {} on a public value is not supported yet", node.op.name())));
+            return Err(Diagnostic::unsupported(
+                "E0527",
+                format!("operator {} on a public value is not supported yet", node.op.name()),
+            ));
         };
         self.program.insert(v, value);
         Ok(value)
@@ -125,7 +126,9 @@ impl Lower<'_> {
             Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs) | plain::Op::Identity) | Op::Neg => of(0),
             Op::Public(plain::Op::Binary(Binary::Mul)) | Op::Mul => Some(of(0)? * of(1)?),
             Op::Public(plain::Op::Binary(Binary::Add | Binary::Sub)) | Op::Add | Op::Sub => Some(of(0)? + of(1)?),
-            Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => of(0),
+            Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => {
+                of(0)
+            }
             Op::Public(
                 plain::Op::Reshape { .. }
                 | plain::Op::Transpose { .. }

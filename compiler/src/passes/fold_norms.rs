@@ -83,8 +83,11 @@ fn fold(graph: &mut Graph, id: ValueId, gamma: ValueId, beta: Option<ValueId>, p
     let n = width.as_constant().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     let ones = graph.add_const(Tensor::f32(&[n], vec![1.0; n])?, Origin::default())?;
     let x = graph.operands(id)[0];
-    let bare = graph.add(node.op.clone(), &[x, ones], node.origin.clone())?;
-    let column = graph.add(Op::Reshape { shape: vec![width.clone(), Dim::constant(1)] }, &[gamma], Origin::default())?;
+    // The bare norm is no value of the model: it has no name.
+    let bare_origin = Origin { value: String::new(), ..node.origin.clone() };
+    let bare = graph.add(node.op.clone(), &[x, ones], bare_origin)?;
+    let column =
+        graph.add(Op::Reshape { shape: vec![width.clone(), Dim::constant(1)] }, &[gamma], Origin::default())?;
     for &product in products {
         let origin = graph.node(product)?.origin.clone();
         let (left, w) = (graph.operands(product)[0], graph.operands(product)[1]);
@@ -92,7 +95,8 @@ fn fold(graph: &mut Graph, id: ValueId, gamma: ValueId, beta: Option<ValueId>, p
         let scaled = graph.add(Op::Mul, &[column, w], w_origin.clone())?;
         let mut new = graph.add(Op::MatMul, &[left, scaled], origin.clone())?;
         if let Some(beta) = beta {
-            let row = graph.add(Op::Reshape { shape: vec![Dim::constant(1), width.clone()] }, &[beta], Origin::default())?;
+            let row =
+                graph.add(Op::Reshape { shape: vec![Dim::constant(1), width.clone()] }, &[beta], Origin::default())?;
             let shift = graph.add(Op::MatMul, &[row, w], w_origin)?;
             let out = graph.shape(shift)[1].clone();
             let shift = graph.add(Op::Reshape { shape: vec![out] }, &[shift], Origin::default())?;

@@ -3,9 +3,9 @@
 //! Exporters flatten `[batch, seq, k]` to `[batch·seq, k]` around a product with a weight. A product with a matrix, and
 //! an element-wise operation with a vector along the last axis or a scalar, commute with any reshape that keeps the last
 //! axis; moved behind them, two reshapes meet and cancel, and the sequence stays an axis of its own, which later
-//! passes need. Nothing is computed that was not, and no owner changes.
+//! passes need. Nothing is computed that was not, and no owner changes. Only secret values move.
 
-use crate::graph::{Graph, Op, ValueId};
+use crate::graph::{Graph, Op, Owner, ValueId};
 use ombra_ir::Result;
 
 /// Moves reshapes behind products and merges neighbours, until nothing changes.
@@ -25,6 +25,9 @@ pub fn lift_reshapes(graph: &mut Graph) -> Result<()> {
 fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
     let Some(op) = graph.op(id).cloned() else { return Ok(false) };
     if graph.users(id).is_empty() && !graph.is_output(id) {
+        return Ok(false);
+    }
+    if graph.node(id)?.owner != Owner::Secret {
         return Ok(false);
     }
     let operands = graph.operands(id);
@@ -59,7 +62,9 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
                 let Some(source) = flattened(graph, operands[slot]) else { continue };
                 let small = graph.shape(operands[other]);
                 let leading = small.len().saturating_sub(1);
-                if small.len() > 1 && !small[..leading].iter().all(|d| d.is(1)) || small.len() > graph.shape(source).len() {
+                if small.len() > 1 && !small[..leading].iter().all(|d| d.is(1))
+                    || small.len() > graph.shape(source).len()
+                {
                     continue;
                 }
                 let mut args = [source, source];

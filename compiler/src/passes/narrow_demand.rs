@@ -3,9 +3,10 @@
 //! Demand flows backwards from the outputs. Where every user of a value asks for the last element of one axis only, the
 //! value is computed for that element only; where a value is needed whole by somebody (keys and values are), the others
 //! get a slice of it. For a decoder this leaves the last layer's query, attention rows, MLP, the final norm and the
-//! head with one position, and everything before whole. Values that are revealed do not change.
+//! head with one position, and everything before whole. Values that are revealed do not change. Values of one owner are
+//! only sliced: what the client computes keeps the names it has in the model.
 
-use crate::graph::{Graph, Op, Origin, ValueId};
+use crate::graph::{Graph, Op, Origin, Owner, ValueId};
 use ombra_ir::{Dim, Result};
 use std::collections::BTreeMap;
 
@@ -42,6 +43,7 @@ pub fn narrow_demand(graph: &mut Graph, output: usize, axis: usize) -> Result<Va
             let wanted = match need {
                 Need::Nothing => Need::Nothing,
                 Need::Whole => Need::Whole,
+                Need::Last(_) if graph.node(id)?.owner != Owner::Secret => Need::Whole,
                 Need::Last(axis) => request(graph, id, slot, operand, axis)?,
             };
             let entry = needs.entry(operand).or_insert(Need::Nothing);
@@ -52,7 +54,7 @@ pub fn narrow_demand(graph: &mut Graph, output: usize, axis: usize) -> Result<Va
     for &id in &order {
         let Some(&Need::Last(axis)) = needs.get(&id) else { continue };
         let node = graph.node(id)?.clone();
-        let new = if !carries(graph, id, axis)? {
+        let new = if node.owner != Owner::Secret || !carries(graph, id, axis)? {
             slice_last(graph, id, axis)?
         } else {
             let mut args = Vec::new();

@@ -45,14 +45,7 @@ pub fn push_source(module: &mut Module, op: Op, ty: Ty, origin: Origin) -> Resul
     add(module, op, &[], Some(ty), bound, origin)
 }
 
-fn add(
-    module: &mut Module,
-    op: Op,
-    args: &[Id],
-    declared: Option<Ty>,
-    bound: Declared,
-    origin: Origin,
-) -> Result<Id> {
+fn add(module: &mut Module, op: Op, args: &[Id], declared: Option<Ty>, bound: Declared, origin: Origin) -> Result<Id> {
     let place = || if origin.node.is_empty() { op.name().to_string() } else { origin.node.clone() };
     let fail = |v: Violation| v.diagnostic().at(place());
     let operand = |id: &Id| {

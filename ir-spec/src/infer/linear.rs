@@ -28,7 +28,8 @@ pub(super) fn mul_int(x: &Operand, k: i64) -> Rule<Ty> {
 
 pub(super) fn add_int(x: &Operand, k: i64) -> Rule<Ty> {
     ring_of("add_int_c1", x)?;
-    let bound = if k == 0 { x.ty.bound.into() } else { u32::from(x.ty.bound).max(ceil_log2(k.unsigned_abs().into())) + 1 };
+    let bound =
+        if k == 0 { x.ty.bound.into() } else { u32::from(x.ty.bound).max(ceil_log2(k.unsigned_abs().into())) + 1 };
     Ok(with(x.ty, bound))
 }
 

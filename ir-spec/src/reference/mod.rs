@@ -8,6 +8,7 @@ mod interactive;
 mod linear;
 mod movement;
 mod ragged;
+pub mod run;
 
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim};

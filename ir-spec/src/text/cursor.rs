@@ -147,16 +147,15 @@ impl<'a> Cursor<'a> {
                 '\\' => match chars.next() {
                     Some((_, c @ ('"' | '\\'))) => out.push(c),
                     Some((at, 'u')) => {
-                        let digits = self.text.get(start + at + 1..).and_then(|t| t.strip_prefix('{'));
-                        let hex = digits.and_then(|t| t.get(..6.min(t.len())).or(t.get(..1)));
-                        let end = hex.and_then(|t| t.find('}'));
-                        let code = hex.zip(end).and_then(|(t, end)| t.get(..end));
+                        let tail = self.text.get(start + at + 1..).and_then(|t| t.strip_prefix('{')).unwrap_or("");
+                        let end = tail.bytes().take(6).take_while(u8::is_ascii_hexdigit).count();
+                        let code = tail.get(..end).filter(|_| tail.as_bytes().get(end) == Some(&b'}'));
                         let c = code.and_then(|t| u32::from_str_radix(t, 16).ok()).and_then(char::from_u32);
-                        let (Some(c), Some(end)) = (c, end) else {
+                        let Some(c) = c else {
                             return Err(self.error_at(start + i, "expected a character's number such as \\u{a}"));
                         };
                         out.push(c);
-                        // The brace and the digits are one byte each.
+                        // The braces and the digits are one byte each.
                         for _ in 0..end + 2 {
                             chars.next();
                         }

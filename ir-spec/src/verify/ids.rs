@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{MAX_ELEMENTS, MAX_NAME, MAX_OPERANDS, MAX_OPS, MAX_RANK, MAX_SLOTS, Report, nodes};
+use super::{MAX_ELEMENTS, MAX_NAME, MAX_OPERANDS, MAX_OPS, MAX_RANK, MAX_SLOTS, Report, nodes, public};
 use crate::diag::Diagnostic;
 use crate::dim::{Dim, Dims, MAX_DEGREE, MAX_SYMBOLS, MAX_TERMS, Sym};
 use crate::infer::{Violation, has_result, public_type};
@@ -19,7 +19,9 @@ pub(super) fn check(report: &mut Report) {
     if let Err(d) = symbols(&module.dims) {
         report.declared(d);
     }
-    public(report, module);
+    if let Err(d) = public::check(module) {
+        report.declared(d);
+    }
     if !report.found.is_empty() {
         return;
     }
@@ -53,7 +55,7 @@ pub(super) fn check(report: &mut Report) {
     }
 }
 
-fn limit(what: &str, most: usize) -> Diagnostic {
+pub(super) fn limit(what: &str, most: usize) -> Diagnostic {
     Diagnostic::input("E0301", format!("{what} is beyond the limit")).note(format!("expected at most {most}"))
 }
 
@@ -137,19 +139,6 @@ fn attribute_shape(op: &Op) -> Option<&[Dim]> {
         | Op::RowExpand { shape }
         | Op::RowMax { shape, .. } => Some(shape),
         _ => None,
-    }
-}
-
-fn public(report: &mut Report, module: &Module) {
-    let program = &module.public;
-    let shapes = program.inputs.iter().map(|i| &i.shape).chain(program.nodes.iter().map(|n| &n.shape));
-    let symbols = shapes.flatten().flat_map(Dim::terms).flat_map(|t| &t.symbols);
-    if program.nodes.len() > MAX_OPS || program.inputs.len() > MAX_SLOTS {
-        report.declared(limit("the number of ops or inputs of the public program", MAX_OPS.min(MAX_SLOTS)));
-    } else if symbols.into_iter().any(|s| module.dims.info(*s).is_none()) {
-        report.declared(Diagnostic::input("E0308", "the public program uses undeclared symbols"));
-    } else if let Err(d) = program.check() {
-        report.declared(Diagnostic::input("E0308", format!("the public program is ill-formed: {}", d.message)));
     }
 }
 

@@ -11,7 +11,7 @@
 //!    - `E0305` sizes use declared symbols with maxima, and are never negative or too large.
 //!    - `E0306` counts define a symbol each, by a public mask that broadcasts to their shape.
 //!    - `E0307` slots have different names and consistent declarations.
-//!    - `E0308` the public program is well-typed.
+//!    - `E0308` the public program is well-typed, and no size in it waits for a count.
 //! 2. Types and shapes ([`types`]): every op is typed again by [`crate::infer::infer`], with the constraint's label.
 //!    - `E0310` elements, `E0311` ring bits and scales, `E0312` shapes, `E0313` attributes, `E0315` sharing forms.
 //!    - `E0314` the declared type is the one that follows.
@@ -44,6 +44,7 @@
 //! indices of a `gather` are in range, that a public program ends in time, and that a plan's costs are right.
 
 mod ids;
+mod public;
 mod secrecy;
 mod stage;
 mod types;

@@ -11,6 +11,7 @@ use ombra_ir::{Diagnostic, bind};
 use super::local::Site;
 use super::task::Task;
 use super::value::Value;
+use crate::protocols::Cx;
 use crate::protocols::compare::{and, msb};
 use crate::protocols::convert::bit_to_ring;
 use crate::protocols::embed::{Table, embed};
@@ -20,7 +21,6 @@ use crate::protocols::reshare::reshare;
 use crate::protocols::reveal::reveal;
 use crate::protocols::tree::{arg_max, row_max};
 use crate::protocols::truncate::truncate;
-use crate::protocols::Cx;
 
 /// What an interactive op ends with.
 pub(super) enum Ended {

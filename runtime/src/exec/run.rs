@@ -47,7 +47,7 @@ struct Kept {
 /// What a step gave.
 #[derive(Default)]
 pub struct StepResult {
-    /// What this party learned, in order of the plan's ops.
+    /// What this party learned, in order of the outputs' slots.
     pub opened: Vec<Opened>,
     /// Payload bytes that this party sent, by op.
     pub sent: Vec<u64>,
@@ -147,6 +147,7 @@ impl Run {
             }
         }
         self.failed = false;
+        step.result.opened.sort_by_key(|opened| opened.slot);
         Ok(step.result)
     }
 
@@ -300,7 +301,8 @@ impl Step<'_> {
             let from = peer.index();
             let expected: usize = self.tasks.values().map(|task| task.expected(from)).sum();
             if expected > 0 {
-                frames[from] = net.recv(epoch, tick, peer, expected as u64).map_err(|error| self.waiting(error, peer))?;
+                frames[from] =
+                    net.recv(epoch, tick, peer, expected as u64).map_err(|error| self.waiting(error, peer))?;
             }
         }
         let mut taken = [0; 3];

@@ -81,9 +81,8 @@ async fn generate(cx: &Cx, sum: &Planes, n: usize, count: usize) -> Result<Plane
     let words = plane_words(n);
     let len = count * words;
     // At role 1 this is b1 ∧ B, at role 2 b0 ∧ B.
-    let masked = |mask: &[u64]| -> Vec<u64> {
-        sum.a.iter().zip(&sum.b).zip(mask).map(|((a, b), mask)| a & b ^ mask).collect()
-    };
+    let masked =
+        |mask: &[u64]| -> Vec<u64> { sum.a.iter().zip(&sum.b).zip(mask).map(|((a, b), mask)| a & b ^ mask).collect() };
     let (a, b) = match cx.role() {
         0 => {
             cx.round().await;

@@ -61,11 +61,7 @@ pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, wi
         if let Some((low, high)) = &index_pairs {
             term.extend(select_term(&less, low, high));
         }
-        let mut chosen = if term.is_empty() {
-            Shared::zero()
-        } else {
-            reshare_three(&cx, term, bits).await?
-        };
+        let mut chosen = if term.is_empty() { Shared::zero() } else { reshare_three(&cx, term, bits).await? };
         let chosen_indices = split_off(&mut chosen, values);
         indices = Some(match (&indices, &index_pairs) {
             (Some(indices), Some((low, _))) => indices.next(low, &chosen_indices),
@@ -109,8 +105,7 @@ fn first_indices(cx: &Cx, rows: &Rows, less: &Shared) -> Rows {
         for q in 0..len.div_ceil(2) {
             // A public number is component 0, which role 0 holds as `a` and role 2 as `b`.
             let public = 2 * q as u64;
-            let (bit_a, bit_b) =
-                if 2 * q + 1 < len { (a.next().unwrap_or(0), b.next().unwrap_or(0)) } else { (0, 0) };
+            let (bit_a, bit_b) = if 2 * q + 1 < len { (a.next().unwrap_or(0), b.next().unwrap_or(0)) } else { (0, 0) };
             next.a.push(bit_a.wrapping_add(if role == 0 { public } else { 0 }));
             next.b.push(bit_b.wrapping_add(if role == 2 { public } else { 0 }));
         }

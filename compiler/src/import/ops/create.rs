@@ -51,7 +51,8 @@ pub fn range(cx: &mut Context, node: &Node) -> Result<Value> {
     };
     let (start, limit, step) = (single(start, "the start")?, single(limit, "the limit")?, single(step, "the step")?);
     let step_value = step.as_constant().filter(|s| *s != 0);
-    let step_value = step_value.ok_or_else(|| Diagnostic::unsupported("E0254", "the step depends on a symbolic size"))?;
+    let step_value =
+        step_value.ok_or_else(|| Diagnostic::unsupported("E0254", "the step depends on a symbolic size"))?;
     let len = limit.sub(&start)?.div_exact(&step)?;
     cx.emit_public(plain::Op::Iota { start, len, step: step_value }, &[])
 }

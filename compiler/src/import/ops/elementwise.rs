@@ -96,7 +96,8 @@ fn power(cx: &mut Context, node: &Node) -> Result<Value> {
         _ => None,
     });
     let value = value.ok_or_else(|| {
-        Diagnostic::unsupported("E0251", "a power whose exponent is not one constant").note("expected Pow(x, 2.0) or the like")
+        Diagnostic::unsupported("E0251", "a power whose exponent is not one constant")
+            .note("expected Pow(x, 2.0) or the like")
     })?;
     cx.emit(Op::Pow(value), &[base])
 }

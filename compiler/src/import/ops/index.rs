@@ -68,7 +68,7 @@ fn extent(cx: &mut Context, size: &Dim, start: &Dim, end: &Dim, step: i64) -> Re
             let top = size.sub(&one)?;
             let fixed = |d: &Dim| d.as_constant();
             let first = match fixed(start) {
-                Some(s) if s < 0 && s >= -1 => top.clone(),
+                Some(-1) => top.clone(),
                 Some(s) if s < 0 => size.add(start)?,
                 _ => smaller(start, &top, &cx.graph.dims).ok_or_else(|| undecided(cx, start, size))?,
             };

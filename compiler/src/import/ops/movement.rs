@@ -53,14 +53,15 @@ pub fn reshape(cx: &mut Context, node: &Node) -> Result<Value> {
             }
             shape.push(Dim::constant(1));
         } else if dim.is(0) && copy_zero {
-            let same = from.get(i).ok_or_else(|| Diagnostic::input("E0251", "the shape copies an axis that is not there"))?;
+            let same =
+                from.get(i).ok_or_else(|| Diagnostic::input("E0251", "the shape copies an axis that is not there"))?;
             shape.push(same.clone());
         } else {
             shape.push(dim);
         }
     }
     if let Some(slot) = open.and_then(|i| shape.get(i).map(|_| i)) {
-        let rest = product(&shape)?.div_exact(&Dim::constant(1))?;
+        let rest = product(&shape)?;
         let size = product(&from)?.div_exact(&rest).map_err(|e| {
             let (from, to) = (cx.graph.dims.show_shape(&from), cx.graph.dims.show_shape(&shape));
             e.note(format!("the size -1 of a reshape from {from} to {to}, where it stands as 1"))
@@ -123,10 +124,16 @@ pub fn unsqueeze(cx: &mut Context, node: &Node) -> Result<Value> {
 pub fn transpose(cx: &mut Context, node: &Node) -> Result<Value> {
     let input = node.input(0)?;
     let rank = cx.shape(input)?.len();
-    let perm = match node.ints("perm") {
+    let perm: Vec<usize> = match node.ints("perm") {
         Some(list) => list.iter().map(|a| axis(*a, rank)).collect::<Result<_>>()?,
         None => (0..rank).rev().collect(),
     };
+    if perm.len() != rank {
+        let found = perm.len();
+        return Err(
+            Diagnostic::input("E0251", format!("a permutation of {found} axes")).note(format!("expected {rank}"))
+        );
+    }
     transpose_by(cx, input, perm)
 }
 

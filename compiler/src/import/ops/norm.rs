@@ -13,8 +13,11 @@ pub fn softmax(cx: &mut Context, node: &Node) -> Result<Value> {
     let rank = cx.shape(input)?.len();
     let axis = axis(node.int("axis", if node.opset < 13 { 1 } else { -1 }), rank)?;
     if node.opset < 13 && axis + 1 != rank {
-        return Err(Diagnostic::unsupported("E0251", format!("Softmax of operator set {} along axis {axis}", node.opset))
-            .note("expected the last axis; export with operator set 13 or later"));
+        return Err(Diagnostic::unsupported(
+            "E0251",
+            format!("Softmax of operator set {} along axis {axis}", node.opset),
+        )
+        .note("expected the last axis; export with operator set 13 or later"));
     }
     cx.emit(Op::Softmax { axis }, &[input])
 }

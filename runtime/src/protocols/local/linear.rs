@@ -137,8 +137,12 @@ pub fn mul(x: View<'_>, y: View<'_>, out: &[usize]) -> Result<Ring> {
             let second = product(a.a.data(), b.b.data())?;
             Ok(Ring::Three(Sum::new(add(first, second))))
         }
-        (secret, Ring::Public(factor)) => map(secret, |words| zip((words, x.shape), (factor, y.shape), out, u64::wrapping_mul)),
-        (Ring::Public(factor), secret) => map(secret, |words| zip((words, y.shape), (factor, x.shape), out, u64::wrapping_mul)),
+        (secret, Ring::Public(factor)) => {
+            map(secret, |words| zip((words, x.shape), (factor, y.shape), out, u64::wrapping_mul))
+        }
+        (Ring::Public(factor), secret) => {
+            map(secret, |words| zip((words, y.shape), (factor, x.shape), out, u64::wrapping_mul))
+        }
         _ => Err(Diagnostic::internal("E0804", "a product with a sum that was not reshared")),
     }
 }

@@ -76,7 +76,8 @@ fn sums_and_differences_of_all_forms() {
             let mut words = Words(11);
             let (x, y) = (words.take(6), words.take(3));
             let (a, b) = (given(&x, x_form, &mut words), given(&y, y_form, &mut words));
-            for (kind, f) in [(AddSub::Add, u64::wrapping_add as fn(u64, u64) -> u64), (AddSub::Sub, u64::wrapping_sub)] {
+            for (kind, f) in [(AddSub::Add, u64::wrapping_add as fn(u64, u64) -> u64), (AddSub::Sub, u64::wrapping_sub)]
+            {
                 let sum = |role: usize| {
                     let (a, b) = (View { value: &a[role], shape: xs }, View { value: &b[role], shape: ys });
                     add_sub(role as u8, kind, a, b, out).unwrap()
@@ -115,7 +116,8 @@ fn products_of_elements() {
             let (found, form) = value([0, 1, 2].map(|role| product(role).unwrap()), 6);
             let expected: Vec<u64> = (0..6).map(|i| x[i].wrapping_mul(y[i / 3])).collect();
             assert_eq!(found, expected, "{x_form:?} {y_form:?}");
-            let both_shared = weaker(x_form, y_form) == Form::Shared && x_form != Form::Public && y_form != Form::Public;
+            let both_shared =
+                weaker(x_form, y_form) == Form::Shared && x_form != Form::Public && y_form != Form::Public;
             assert_eq!(form, if both_shared { Form::Three } else { weaker(x_form, y_form) });
         }
     }
@@ -148,8 +150,7 @@ fn matrix_products_of_all_forms() {
                 continue;
             }
             let (found, form) = value([0, 1, 2].map(|role| product(role).unwrap()), 2 * m * n);
-            let expected: Vec<u64> =
-                x.chunks(m * k).flat_map(|x| plain_product(x, &y, (m, k, n), trans_b)).collect();
+            let expected: Vec<u64> = x.chunks(m * k).flat_map(|x| plain_product(x, &y, (m, k, n), trans_b)).collect();
             assert_eq!(found, expected, "{x_form:?} {y_form:?} {trans_b}");
             let secret = |f: Form| f != Form::Public;
             let expected = match (secret(x_form), secret(y_form)) {

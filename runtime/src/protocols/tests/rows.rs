@@ -57,7 +57,8 @@ fn first_greatest_of_rows() {
         for (rot, bits) in [(0u8, 64), (1, 32), (2, 40)] {
             for range in [3, 1 << 16] {
                 let mut words = Words(len as u64 + u64::from(rot));
-                let x: Vec<i64> = (0..count * len).map(|_| (words.next() % (2 * range)) as i64 - range as i64).collect();
+                let x: Vec<i64> =
+                    (0..count * len).map(|_| (words.next() % (2 * range)) as i64 - range as i64).collect();
                 let expected: Vec<u64> = x
                     .chunks(len)
                     .map(|row| row.iter().position(|v| Some(v) == row.iter().max()).unwrap_or(0) as u64)
@@ -70,7 +71,8 @@ fn first_greatest_of_rows() {
 
 #[test]
 fn rows_of_a_table_at_secret_ids() {
-    for (rows, columns, ids) in [(1, 3, vec![0]), (37, 5, vec![0, 36, 5, 5, -1]), (300, 4, (0..100).collect()), (2, 2, vec![])]
+    for (rows, columns, ids) in
+        [(1, 3, vec![0]), (37, 5, vec![0, 36, 5, 5, -1]), (300, 4, (0..100).collect()), (2, 2, vec![])]
     {
         for bits in [64, 32] {
             let mut words = Words(rows as u64);
@@ -83,7 +85,8 @@ fn rows_of_a_table_at_secret_ids() {
             };
             let shared = [part(None, Some(&w1)), part(Some(&w1), Some(&w2)), part(Some(&w2), None)];
             let tokens = ids.len();
-            let declared = Sizes { table_rows: rows as u64, tokens: tokens as u64, ..sizes(tokens * columns, bits, false) };
+            let declared =
+                Sizes { table_rows: rows as u64, tokens: tokens as u64, ..sizes(tokens * columns, bits, false) };
             let found = run(9, 0, &Op::Embed, &declared, |cx, role| {
                 let (shared, ids) = (shared[role].clone(), (role == 0).then(|| ids.clone()));
                 let sizes = Table { rows, columns, tokens, bits };

@@ -59,9 +59,8 @@ const SECRETS: [u64; 2] = [0, (1 << 62) - 1];
 #[test]
 fn sizes_and_order_do_not_depend_on_secrets() {
     for op in ops() {
-        let shapes = SECRETS.map(|x| {
-            messages(&op, x, 1).iter().map(|m| (m.round, m.from, m.to, m.bytes.len())).collect::<Vec<_>>()
-        });
+        let shapes = SECRETS
+            .map(|x| messages(&op, x, 1).iter().map(|m| (m.round, m.from, m.to, m.bytes.len())).collect::<Vec<_>>());
         assert_eq!(shapes[0], shapes[1], "{}", op.name());
     }
 }

@@ -1,0 +1,120 @@
+//! A compiled model in the clear, in one process, with everything a run is given.
+
+use ombra_compiler::graph::eval::{self, static_value};
+use ombra_compiler::import::load_weight;
+use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::Compiled;
+use ombra_ir::bind::{Bound, bind};
+use ombra_ir::module::{Id, Node};
+use ombra_ir::op::Op;
+use ombra_ir::plain::Tensor;
+use ombra_ir::reference::run::{Outcome, run};
+use ombra_ir::reference::{RefValue, encode};
+use ombra_ir::{Diagnostic, Result};
+use std::collections::BTreeMap;
+
+/// A step's sizes from the shapes of its inputs.
+///
+/// # Errors
+/// Inputs that the model does not have or that disagree.
+pub fn sizes(compiled: &Compiled, inputs: &BTreeMap<String, Tensor>) -> Result<Vec<(String, u64)>> {
+    let bindings = eval::bind_inputs(&compiled.graph, inputs)?;
+    let module = &compiled.plan.module;
+    Ok(module
+        .dims
+        .syms
+        .iter()
+        .enumerate()
+        .filter_map(|(i, info)| Some((info.name.clone(), bindings.get(ombra_ir::Sym(i as u32))?)))
+        .collect())
+}
+
+/// Binds the plan's module to the inputs of one step.
+///
+/// # Errors
+/// Inputs that the plan cannot take.
+pub fn bind_step(compiled: &Compiled, inputs: &BTreeMap<String, Tensor>) -> Result<Bound> {
+    let sizes = sizes(compiled, inputs)?;
+    let pairs: Vec<(&str, u64)> = sizes.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let given: Vec<(String, Tensor)> = inputs.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
+    bind(&compiled.plan.module, &pairs, &given)
+}
+
+/// Runs one step in the clear.
+///
+/// # Errors
+/// Inputs that the plan cannot take.
+pub fn step(compiled: &Compiled, model: &Model, inputs: &BTreeMap<String, Tensor>) -> Result<Outcome> {
+    let bound = bind_step(compiled, inputs)?;
+    let weights = |name: &str| load_weight(model, name);
+    // What the client computes in plaintext: every value of its region, by ONNX name.
+    let wanted: Vec<String> = compiled.plan.module.inputs.iter().map(|i| i.name.clone()).collect();
+    let mut known: BTreeMap<String, Tensor> = inputs.clone();
+    let mut found = BTreeMap::new();
+    eval::visit(&compiled.graph, &weights, inputs, &mut |id, tensor| {
+        if let Ok(node) = compiled.graph.node(id)
+            && node.owner == ombra_compiler::graph::Owner::Client
+            && let Some(name) = ombra_compiler::client_region::name_of(&compiled.graph, id)
+            && wanted.contains(&name)
+        {
+            found.insert(name, tensor.clone());
+        }
+    })?;
+    known.extend(found);
+    let mut source = |id: Id, node: &Node| source_value(compiled, &weights, &bound, &known, id, node);
+    run(&compiled.plan.module, &bound, &mut source)
+}
+
+fn source_value(
+    compiled: &Compiled,
+    weights: &eval::Weights,
+    bound: &Bound,
+    known: &BTreeMap<String, Tensor>,
+    id: Id,
+    node: &Node,
+) -> Result<RefValue> {
+    let module = &compiled.plan.module;
+    let missing = |name: &str| Diagnostic::input("E0000", format!("`{name}` is not given"));
+    let ring = |t: &Tensor| -> Result<RefValue> {
+        let (bits, scale) = node.ty.as_ring().ok_or_else(|| missing("ring"))?;
+        RefValue::ring(bits, t.shape().to_vec(), encode(t.as_f32()?, bits, scale, node.ty.bound)?)
+    };
+    match &node.op {
+        Op::Weight { name } | Op::PublicWeight { name } => {
+            let &(v, _) = compiled.weights.get(name).ok_or_else(|| missing(name))?;
+            ring(&static_value(&compiled.graph, weights, v)?)
+        }
+        Op::Input { slot } => {
+            let input = &module.inputs[*slot as usize];
+            let tensor = known.get(&input.name).ok_or_else(|| missing(&input.name))?;
+            ring(&last_of(tensor, &bound.shapes[id.index()])?)
+        }
+        Op::ClientInts { slot } => {
+            let input = &module.inputs[*slot as usize];
+            Ok(RefValue::plain(known.get(&input.name).ok_or_else(|| missing(&input.name))?.clone()))
+        }
+        Op::State { slot } => {
+            let state = &module.states[*slot as usize];
+            ring(known.get(&state.input).ok_or_else(|| missing(&state.input))?)
+        }
+        other => Err(Diagnostic::internal("E0000", format!("{} is no source", other.name()))),
+    }
+}
+
+/// The last elements along every axis that `shape` has with size 1.
+fn last_of(tensor: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let mut out = tensor.clone();
+    for (axis, &size) in shape.iter().enumerate() {
+        let have = out.shape()[axis];
+        if size == 1 && have > 1 {
+            let op = ombra_ir::plain::Op::Slice {
+                axis,
+                start: ombra_ir::Dim::constant(have as i64 - 1),
+                len: ombra_ir::Dim::constant(1),
+                step: 1,
+            };
+            out = ombra_ir::plain::eval(&op, &[&out], &ombra_ir::Bindings::new(), ombra_ir::plain::DEFAULT_LIMIT)?;
+        }
+    }
+    Ok(out)
+}
