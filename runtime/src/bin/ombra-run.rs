@@ -8,6 +8,10 @@ use ombra_ir::{Diagnostic, Kind, Result};
 use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, run_client, serve_party};
 use ombra_runtime::transport::Party;
 
+/// Steps allocate and free tensors of the same sizes again and again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs a plan that `ombra compile` made between client, server and helper.
 #[derive(Parser)]
 #[command(name = "ombra-run", version)]
