@@ -69,8 +69,9 @@ impl Keep {
                 weights: None,
             }),
             Party::Helper => Ok(Keep::Helper(None)),
-            Party::Client => Err(Diagnostic::input("E1006", "the client does not serve")
-                .note("help      use `generate` or `infer`")),
+            Party::Client => {
+                Err(Diagnostic::input("E1006", "the client does not serve").note("help      use `generate` or `infer`"))
+            }
         }
     }
 }
@@ -112,15 +113,16 @@ fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize
     request.check(plan)?;
     let mut phases = Phases::new(session);
     let weights = phases.run(|| match keep {
-        Keep::Server { file, key, epoch, weights } => {
-            server_weights(folder, session, file, key, epoch, weights)
-        }
+        Keep::Server { file, key, epoch, weights } => server_weights(folder, session, file, key, epoch, weights),
         Keep::Helper(held) => helper_weights(folder, session, held),
     })?;
     let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
-    for index in 0..request.steps() {
-        if client.recv_control::<Next>(CONTROL)? == Next::End {
-            break;
+    for index in 0.. {
+        // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
+        match client.recv_control(CONTROL)? {
+            Next::End => break,
+            Next::Step if index < request.steps() => {}
+            Next::Step => return Err(senseless(Party::Client, "more steps than it asked for")),
         }
         let step = request.step(plan, index)?;
         let step = program::prepare(engine.module(), &step.sizes, &step.public)?;
