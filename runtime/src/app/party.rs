@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::PlanFolder;
 use super::program;
 use super::request::Request;
-use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, senseless};
+use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, role, senseless};
 use super::weights::Weights as File;
 use crate::exec::Weights;
 use crate::prg::Key;
@@ -151,7 +151,7 @@ fn server_weights(
     match kept {
         Some(weights) if held => Ok(Rc::clone(weights)),
         _ => {
-            let own = super::session::role(Party::Server);
+            let own = role(Party::Server);
             let module = &folder.plan.module;
             let made = Weights::share(module, own, Some(key), &folder.public_weights, Some(file), &mut net(session))?;
             Ok(Rc::clone(kept.insert(Rc::new(made))))
@@ -173,7 +173,7 @@ fn helper_weights(
     }
     // The old sharing goes first: two of them may not fit into memory.
     *kept = None;
-    let own = super::session::role(Party::Helper);
+    let own = role(Party::Helper);
     let module = &folder.plan.module;
     let weights = Rc::new(Weights::share(module, own, None, &folder.public_weights, None, &mut net(session))?);
     *kept = Some((epoch, Rc::clone(&weights)));
@@ -189,7 +189,7 @@ pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(
     let key = <[u8; 16]>::try_from(key).map_err(|_| senseless(Party::Server, "a key of another length"))?;
     session.meter().reset();
     let key = Key::from_bytes(key);
-    let own = super::session::role(Party::Client);
+    let own = role(Party::Client);
     let module = &folder.plan.module;
     let weights = Weights::share(module, own, Some(&key), &folder.public_weights, None, &mut net(session))?;
     Ok((Rc::new(weights), sends))
