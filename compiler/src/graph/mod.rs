@@ -234,11 +234,17 @@ impl Graph {
         }
         self.check_replacement(old, new)?;
         let cone = self.ancestors(new);
-        let edges: Vec<_> =
-            self.nodes.edges_directed(old, Direction::Outgoing).map(|e| (e.id(), e.target(), *e.weight())).collect();
-        if let Some((_, user, _)) = edges.iter().find(|(_, user, _)| *user != new && cone.contains(user)) {
-            return Err(cycle(new, *user));
+        if let Some(user) = self.users(old).into_iter().find(|user| *user != new && cone.contains(user)) {
+            return Err(cycle(new, user));
         }
+        self.redirect(old, new);
+        Ok(())
+    }
+
+    /// Lets every user of `old` but `new`, and every output that is `old`, use `new`.
+    fn redirect(&mut self, old: ValueId, new: ValueId) {
+        let edges = self.nodes.edges_directed(old, Direction::Outgoing);
+        let edges: Vec<_> = edges.map(|e| (e.id(), e.target(), *e.weight())).collect();
         for (edge, user, slot) in edges {
             if user != new {
                 self.nodes.remove_edge(edge);
@@ -250,7 +256,6 @@ impl Graph {
                 output.value = new;
             }
         }
-        Ok(())
     }
 
     fn check_replacement(&self, old: ValueId, new: ValueId) -> Result<()> {
@@ -326,8 +331,9 @@ impl Graph {
             let key = (format!("{:?}", node.op), self.operands(id));
             match first.get(&key) {
                 Some(same) => {
+                    // The same operator on the same operands: no cycle and no other type.
                     let same = *same;
-                    self.replace_all_uses(id, same)?;
+                    self.redirect(id, same);
                     self.nodes.remove_node(id);
                 }
                 None => {

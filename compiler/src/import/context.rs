@@ -59,6 +59,7 @@ pub struct Context<'a> {
     /// What `batch`, `seq`, `past` and other names of sizes stand for.
     pub role_sizes: HashMap<String, Dim>,
     values: HashMap<String, Value>,
+    published: HashMap<ValueId, Value>,
     origin: Origin,
 }
 
@@ -70,6 +71,7 @@ impl<'a> Context<'a> {
             graph: Graph::new(),
             role_sizes: HashMap::new(),
             values: HashMap::new(),
+            published: HashMap::new(),
             origin: Origin::default(),
         }
     }
@@ -219,6 +221,19 @@ impl<'a> Context<'a> {
 
     /// A value that depends on weights and public values alone, as a public one.
     fn publish(&mut self, id: ValueId) -> Result<Value> {
+        // Nodes are added after their operands, so ascending ids are an order of evaluation.
+        for at in self.graph.ancestors(id) {
+            if !self.published.contains_key(&at) {
+                let value = self.publish_one(at)?;
+                self.published.insert(at, value);
+            }
+        }
+        let missing = || Diagnostic::internal("E0299", "a published value is missing");
+        self.published.get(&id).cloned().ok_or_else(missing)
+    }
+
+    /// [`Context::publish`] for a node whose operands are published.
+    fn publish_one(&mut self, id: ValueId) -> Result<Value> {
         let node = self.graph.node(id)?.clone();
         match node.op {
             Op::Weight { name, transposed } => {
@@ -240,11 +255,8 @@ impl<'a> Context<'a> {
                 let (plain, extra) = plain.ok_or_else(|| {
                     Diagnostic::unsupported("E0253", format!("a table made with {} is used as structure", op.name()))
                 })?;
-                let mut operands = Vec::new();
-                for operand in self.graph.operands(id) {
-                    operands.push(self.publish(operand)?);
-                }
-                operands.extend(extra.map(Value::constant));
+                let published = self.graph.operands(id).into_iter().filter_map(|o| self.published.get(&o).cloned());
+                let operands: Vec<Value> = published.chain(extra.map(Value::constant)).collect();
                 self.emit_public(plain, &operands.iter().collect::<Vec<_>>())
             }
         }

@@ -209,8 +209,18 @@ impl Lower<'_> {
     pub(super) fn concat(&mut self, v: ValueId, args: &[ValueId], axis: usize) -> Result<Id> {
         let f = self.options.f;
         let mut parts = Vec::with_capacity(args.len());
-        for &a in args {
-            parts.push(if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.shares(a)? });
+        if args.iter().all(|&a| stays_raw(self.graph, a)) {
+            let mut scale = 0;
+            for &a in args {
+                scale = scale.max(self.raw_scale(a)?);
+            }
+            for &a in args {
+                parts.push(self.at_scale(a, scale)?);
+            }
+        } else {
+            for &a in args {
+                parts.push(if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.shares(a)? });
+            }
         }
         self.value(v, M::Concat { axis: axis as u8 }, &parts)
     }
@@ -248,6 +258,11 @@ impl Lower<'_> {
         let ty = ombra_ir::ty::Ty::plain(node.dtype, Sharing::Client, node.shape);
         self.source(v, M::ClientInts { slot }, ty)
     }
+}
+
+/// Whether a value is secret and computed by the program, so that its raw form may be an unfinished sum.
+pub(super) fn stays_raw(graph: &Graph, v: ValueId) -> bool {
+    graph.node(v).is_ok_and(|n| n.owner == Owner::Secret && !matches!(n.op, Op::Input { .. }))
 }
 
 /// The operand of a transpose that exchanges the last two axes and no others.

@@ -386,7 +386,9 @@ impl Lower<'_> {
             };
             let all = match &node.op {
                 Op::MatMul | Op::Gelu { .. } | Op::Silu | Op::Relu | Op::RmsNorm { .. } | Op::LayerNorm { .. } => true,
-                Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Concat { .. } | Op::Pow(_) => true,
+                Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Pow(_) => true,
+                // A cache is settled, so what continues it is too.
+                Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
                 Op::Mul => args.iter().all(secret),
                 _ => false,
             };

@@ -34,7 +34,7 @@ pub fn eval(op: &Op, operands: &[&Tensor], bindings: &Bindings, limit: usize) ->
             let len = len.eval_usize(bindings)?;
             bounded(&[len])?;
             let start = start.eval_signed(bindings)?;
-            let at = |i: usize| i64::try_from(start + i as i128 * i128::from(*step)).ok();
+            let at = |i: usize| i64::try_from(start.checked_add(i as i128 * i128::from(*step))?).ok();
             let data: Option<Vec<_>> = (0..len).map(at).collect();
             Tensor::i64(&[len], data.ok_or_else(|| mismatch(name, "an element is beyond 64 bits"))?)
         }

@@ -206,6 +206,25 @@ fn makes_values_from_sizes() {
 }
 
 #[test]
+fn empty_tensors_with_huge_sizes_cost_nothing() {
+    let x = i(&[1 << 40, 1 << 40, 0], &[]);
+    let none = i(&[0], &[]);
+    assert!(run(Op::Concat { axis: 2 }, &[&x, &x]).is_err());
+    assert!(run(Op::Gather { axis: 1 }, &[&x, &none]).unwrap().is_empty());
+    let long = i(&[1 << 40, 0], &[]);
+    assert!(run(Op::Concat { axis: 1 }, &[&long, &long]).unwrap().is_empty());
+    assert!(run(Op::Gather { axis: 1 }, &[&long, &none]).unwrap().is_empty());
+    assert!(run(Op::CumSum { axis: 1, exclusive: false, reverse: false }, &[&long]).unwrap().is_empty());
+    assert!(run(Op::Transpose { perm: vec![2, 1, 0] }, &[&x]).unwrap().is_empty());
+    assert!(run(Op::Binary(Binary::Add), &[&x, &x]).unwrap().is_empty());
+    assert!(run(Op::MatMul, &[&i(&[1 << 40, 0, 5], &[]), &i(&[5, 0], &[])]).unwrap().is_empty());
+    assert!(run(Op::MatMul, &[&i(&[0, 1 << 40, 0], &[]), &i(&[0, 1 << 40], &[])]).unwrap().is_empty());
+    assert!(run(Op::GatherNd { batch_dims: 0 }, &[&i(&[3, 0], &[]), &i(&[1 << 50, 0], &[])]).unwrap().is_empty());
+    let sum = Op::Reduce { kind: Reduce::Sum, axes: vec![0, 1], keepdims: false };
+    assert!(run(sum, &[&x]).unwrap().is_empty());
+}
+
+#[test]
 fn refuses_wrong_numbers_of_operands_and_oversized_results() {
     let x = i(&[1 << 9, 1], &vec![0; 1 << 9]);
     let y = i(&[1, 1 << 9], &vec![0; 1 << 9]);

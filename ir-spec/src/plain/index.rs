@@ -22,6 +22,8 @@ pub(super) fn gather_shape(x: &Tensor, at: &Tensor, axis: usize) -> Result<Vec<u
 pub(super) fn gather(x: &Tensor, at: &Tensor, axis: usize) -> Result<Tensor> {
     let (outer, size, inner) = split_at("gather", x.shape(), axis)?;
     let rows = at.as_i64()?.iter().map(|i| resolve("gather", *i, size)).collect::<Result<Vec<_>>>()?;
+    // Sizes of a tensor without elements say nothing about the work.
+    let outer = if rows.is_empty() || inner == 0 { 0 } else { outer };
     let indices = (0..outer).flat_map(|o| rows.iter().map(move |r| (o * size + r) * inner));
     let data = select(x.data(), indices.flat_map(|base| base..base + inner), "gather")?;
     Tensor::new(gather_shape(x, at, axis)?, data)
@@ -45,6 +47,9 @@ fn tuple_starts(op: &str, shape: &[usize], at: &Tensor, batch_dims: usize) -> Re
     let item = shape.get(batch_dims..).unwrap_or(&[]);
     let item_len = volume(item)?;
     let slice = volume(item.get(tuple..).unwrap_or(&[]))?;
+    if slice == 0 {
+        return Ok((Vec::new(), 0));
+    }
     let steps = strides(item);
     let lead = at.shape().split_last().map_or(&[][..], |(_, lead)| lead);
     let tuples = volume(lead)?;

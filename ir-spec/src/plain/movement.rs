@@ -148,7 +148,10 @@ pub(super) fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
         *slot = total;
     }
     fn join<T: Copy>(parts: &[&[T]], rows: &[usize], outer: usize) -> Vec<T> {
-        let mut out = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
+        let total = parts.iter().map(|p| p.len()).sum();
+        let mut out = Vec::with_capacity(total);
+        // Sizes of a tensor without elements say nothing about the work.
+        let outer = if total == 0 { 0 } else { outer };
         for o in 0..outer {
             for (part, row) in parts.iter().zip(rows) {
                 out.extend_from_slice(part.get(o * row..(o + 1) * row).unwrap_or(&[]));
@@ -169,10 +172,10 @@ pub(super) fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
 pub(super) fn slice(x: &Tensor, axis: usize, start: i128, len: usize, step: i64) -> Result<Tensor> {
     let wrong = |what: String| mismatch("slice", what);
     let (_, size, _) = split_at("slice", x.shape(), axis)?;
-    let last = start + (len as i128 - 1) * i128::from(step);
+    let last = (len as i128 - 1).checked_mul(step.into()).and_then(|span| span.checked_add(start));
     let inside = |i: i128| 0 <= i && i < size as i128;
-    if step == 0 || (len > 0 && !(inside(start) && inside(last))) {
-        return Err(wrong(format!("indices {start} to {last} of an axis of size {size}")));
+    if step == 0 || (len > 0 && !(inside(start) && last.is_some_and(inside))) {
+        return Err(wrong(format!("{len} indices from {start} by {step} of an axis of size {size}")));
     }
     let mut shape = x.shape().to_vec();
     if let Some(slot) = shape.get_mut(axis) {

@@ -45,9 +45,15 @@ pub(super) fn matmul_shape(a: &[usize], b: &[usize]) -> Result<Vec<usize>> {
 
 pub(super) fn matmul(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (left, right) = matrices(x.shape(), y.shape())?;
+    let shape = matmul_shape(x.shape(), y.shape())?;
     let batch = broadcast_shape("matmul", left.batch, right.batch)?;
-    let pairs: Vec<(usize, usize)> =
-        broadcast_walk("matmul", left.batch, &batch)?.zip(broadcast_walk("matmul", right.batch, &batch)?).collect();
+    let pairs: Vec<(usize, usize)> = match volume(&shape)? {
+        // Sizes of a tensor without elements say nothing about the work.
+        0 => Vec::new(),
+        _ => {
+            broadcast_walk("matmul", left.batch, &batch)?.zip(broadcast_walk("matmul", right.batch, &batch)?).collect()
+        }
+    };
     let data = match (x.data(), y.data()) {
         (Data::F32(a), Data::F32(b)) => Data::F32(product(a, b, &left, &right, &pairs, |s, x, y| s + x * y)),
         (Data::I64(a), Data::I64(b)) => {
@@ -55,7 +61,7 @@ pub(super) fn matmul(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         }
         _ => return Err(mismatch("matmul", "operands of the wrong type")),
     };
-    Tensor::new(matmul_shape(x.shape(), y.shape())?, data)
+    Tensor::new(shape, data)
 }
 
 fn product<T: Copy + Default>(
@@ -67,8 +73,11 @@ fn product<T: Copy + Default>(
     step: impl Fn(T, T, T) -> T,
 ) -> Vec<T> {
     let (n, k, m) = (left.rows, left.cols, right.cols);
+    if pairs.is_empty() {
+        return Vec::new();
+    }
     let mut out = vec![T::default(); pairs.len() * n * m];
-    if n * m == 0 || k == 0 {
+    if k == 0 {
         return out;
     }
     for ((i, j), block) in pairs.iter().zip(out.chunks_exact_mut(n * m)) {
@@ -103,6 +112,9 @@ fn running<T: Copy + Default>(
     add: impl Fn(T, T) -> T,
 ) -> Vec<T> {
     let mut out = v.to_vec();
+    if v.is_empty() {
+        return out;
+    }
     for o in 0..outer {
         for i in 0..inner {
             let mut sum = T::default();
@@ -138,7 +150,7 @@ pub(super) fn reduce(kind: Reduce, x: &Tensor, axes: &[usize], keepdims: bool) -
     let steps = strides(&kept).into_iter().zip(&kept).map(|(s, d)| if *d == 1 { 0 } else { s }).collect();
     // For each element of x, in order, the result it belongs to.
     let targets = super::movement::Walk::new(x.shape(), steps, 0)?;
-    let count: usize = axes.iter().filter_map(|a| x.shape().get(*a)).product();
+    let count = axes.iter().filter_map(|a| x.shape().get(*a)).fold(1usize, |n, d| n.saturating_mul(*d));
     let empty = || mismatch(kind.name(), "no element to reduce");
     if count == 0 && n > 0 && matches!(kind, Reduce::Max | Reduce::Min | Reduce::Mean) {
         return Err(empty());

@@ -38,76 +38,80 @@ fn public(graph: &mut Graph, op: plain::Op, operands: &[ValueId], like: ValueId)
     graph.add(Op::Public(op), operands, origin)
 }
 
-/// Whether every element that `test` sees in a movement, choice or constant passes it; `leaf` decides the rest.
-fn all_elements(graph: &Graph, id: ValueId, test: fn(f32) -> bool, leaf: fn(&Graph, ValueId) -> bool) -> bool {
-    let each = |list: &[ValueId]| list.iter().all(|o| all_elements(graph, *o, test, leaf));
+/// Nodes that a proof about the elements of a mask may look at.
+const PROOF_STEPS: usize = 1000;
+
+/// A claim about every element of a value.
+#[derive(Clone, Copy, PartialEq)]
+enum Claim {
+    Zero,
+    Huge,
+    ZeroOrHuge,
+    ZeroOrOne,
+}
+
+impl Claim {
+    fn holds(self, x: f32) -> bool {
+        match self {
+            Claim::Zero => x == 0.0,
+            Claim::Huge => x <= HUGE,
+            Claim::ZeroOrHuge => x == 0.0 || x <= HUGE,
+            Claim::ZeroOrOne => x == 0.0 || x == 1.0,
+        }
+    }
+}
+
+/// Whether `claim` is known of every element of `id`, from constants, choices, movements and casts.
+fn known(graph: &Graph, id: ValueId, claim: Claim) -> bool {
+    let mut left = PROOF_STEPS;
+    prove(graph, id, claim, &mut left)
+}
+
+fn prove(graph: &Graph, id: ValueId, claim: Claim, left: &mut usize) -> bool {
+    if *left == 0 {
+        return false;
+    }
+    *left -= 1;
     let operands = graph.operands(id);
-    let known = match (graph.op(id), operands.as_slice()) {
-        (Some(Op::Const(t)), _) => t.as_f32().is_ok_and(|v| v.iter().all(|x| test(*x))),
-        (Some(Op::Public(op)), operands) => match (op, operands) {
-            (plain::Op::ConstantOfShape { value, .. }, _) => value.single_f32().is_some_and(test),
-            (plain::Op::Where, [_, a, b]) => each(&[*a, *b]),
-            (plain::Op::ScatterNd, [x, _, update]) => each(&[*x, *update]),
-            (plain::Op::Trilu { .. }, [x]) => test(0.0) && each(&[*x]),
-            (
-                plain::Op::Identity
-                | plain::Op::Reshape { .. }
-                | plain::Op::Expand { .. }
-                | plain::Op::Transpose { .. }
-                | plain::Op::Slice { .. }
-                | plain::Op::Tile { .. },
-                [x],
-            ) => each(&[*x]),
-            (plain::Op::Gather { .. } | plain::Op::GatherNd { .. } | plain::Op::GatherElements { .. }, [x, _]) => {
-                each(&[*x])
-            }
-            (plain::Op::Concat { .. } | plain::Op::Binary(Binary::Max | Binary::Min), all) => each(all),
-            _ => false,
-        },
-        _ => false,
+    let mut each = |list: &[ValueId], claim| list.iter().all(|o| prove(graph, *o, claim, left));
+    let op = match graph.op(id) {
+        Some(Op::Const(t)) => return t.as_f32().is_ok_and(|v| v.iter().all(|x| claim.holds(*x))),
+        // An attention mask is 0 or 1, by its meaning.
+        Some(Op::Input { role, .. }) => return claim == Claim::ZeroOrOne && *role == InputRole::AttentionMask,
+        Some(Op::Public(op)) => op,
+        _ => return false,
     };
-    known || leaf(graph, id)
-}
-
-/// Whether every element of `id` is 0 or huge.
-fn zero_or_huge(graph: &Graph, id: ValueId) -> bool {
-    all_elements(
-        graph,
-        id,
-        |x| x == 0.0 || x <= HUGE,
-        |graph, id| match (graph.op(id), graph.operands(id).as_slice()) {
-            (Some(Op::Public(plain::Op::Binary(Binary::Add))), [a, b]) => {
-                zero_or_huge(graph, *a) && zero_or_huge(graph, *b)
-            }
-            (Some(Op::Public(plain::Op::Binary(Binary::Mul))), [a, b]) => {
-                let one_way = |a, b| zero_or_huge(graph, a) && zero_or_one(graph, b);
-                one_way(*a, *b) || one_way(*b, *a)
-            }
-            _ => false,
-        },
-    )
-}
-
-/// Whether every element of `id` is 0 or 1. An attention mask is, by its meaning.
-fn zero_or_one(graph: &Graph, id: ValueId) -> bool {
-    all_elements(
-        graph,
-        id,
-        |x| x == 0.0 || x == 1.0,
-        |graph, id| match (graph.op(id), graph.operands(id).as_slice()) {
-            (Some(Op::Public(plain::Op::Cast { .. })), [x]) => {
-                graph.node(*x).is_ok_and(|n| n.dtype == DType::Bool) || zero_or_one(graph, *x)
-            }
-            (Some(Op::Public(plain::Op::Binary(Binary::Sub))), [one, x]) => {
-                scalar(graph, *one) == Some(1.0) && zero_or_one(graph, *x)
-            }
-            (Some(Op::Public(plain::Op::Reshape { .. } | plain::Op::Expand { .. } | plain::Op::Slice { .. })), [x]) => {
-                zero_or_one(graph, *x)
-            }
-            (Some(Op::Input { role, .. }), _) => *role == InputRole::AttentionMask,
-            _ => false,
-        },
-    )
+    match (op, operands.as_slice()) {
+        (plain::Op::ConstantOfShape { value, .. }, _) => value.single_f32().is_some_and(|x| claim.holds(x)),
+        (plain::Op::Where, [_, a, b]) => each(&[*a, *b], claim),
+        (plain::Op::ScatterNd, [x, _, update]) => each(&[*x, *update], claim),
+        (plain::Op::Trilu { .. }, [x]) => claim.holds(0.0) && each(&[*x], claim),
+        (
+            plain::Op::Identity
+            | plain::Op::Reshape { .. }
+            | plain::Op::Expand { .. }
+            | plain::Op::Transpose { .. }
+            | plain::Op::Slice { .. }
+            | plain::Op::Tile { .. },
+            [x],
+        ) => each(&[*x], claim),
+        (plain::Op::Gather { .. } | plain::Op::GatherNd { .. } | plain::Op::GatherElements { .. }, [x, _]) => {
+            each(&[*x], claim)
+        }
+        (plain::Op::Concat { .. } | plain::Op::Binary(Binary::Max | Binary::Min), all) => each(all, claim),
+        (plain::Op::Cast { .. }, [x]) if claim == Claim::ZeroOrOne => {
+            graph.node(*x).is_ok_and(|n| n.dtype == DType::Bool) || each(&[*x], claim)
+        }
+        (plain::Op::Binary(Binary::Sub), [one, x]) if claim == Claim::ZeroOrOne => {
+            scalar(graph, *one) == Some(1.0) && each(&[*x], claim)
+        }
+        (plain::Op::Binary(Binary::Add), both) if claim == Claim::ZeroOrHuge => each(both, claim),
+        (plain::Op::Binary(Binary::Mul), [a, b]) if claim == Claim::ZeroOrHuge => {
+            (each(&[*a], claim) && each(&[*b], Claim::ZeroOrOne))
+                || (each(&[*b], claim) && each(&[*a], Claim::ZeroOrOne))
+        }
+        _ => false,
+    }
 }
 
 /// Scores and axis of a softmax, and the mask it has already.
@@ -155,7 +159,7 @@ pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -
                 let origin = graph.node(id)?.origin.clone();
                 next = Some((rest, graph.add_const(bits, origin)?, None));
             } else if is_structure(graph, m) && !is_structure(graph, rest) {
-                let pure = zero_or_huge(graph, m);
+                let pure = known(graph, m, Claim::ZeroOrHuge);
                 let bits = truth_values(graph, m, if pure { -1.0 } else { CUT }, id)?;
                 next = Some((rest, bits, (!pure).then_some(m)));
             } else if matches!(graph.op(m), Some(Op::Weight { .. })) {
@@ -189,13 +193,12 @@ pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -
 
 /// Where the public float `m` is above `limit`: the condition itself when `m` chooses between 0 and huge numbers.
 fn truth_values(graph: &mut Graph, m: ValueId, limit: f32, like: ValueId) -> Result<ValueId> {
-    let all = |graph: &Graph, id, test| all_elements(graph, id, test, |_, _| false);
     if let (Some(Op::Public(plain::Op::Where)), [c, a, b]) = (graph.op(m), graph.operands(m).as_slice()) {
         let (c, a, b) = (*c, *a, *b);
-        if all(graph, a, |x| x == 0.0) && all(graph, b, |x| x <= HUGE) {
+        if known(graph, a, Claim::Zero) && known(graph, b, Claim::Huge) {
             return Ok(c);
         }
-        if all(graph, b, |x| x == 0.0) && all(graph, a, |x| x <= HUGE) {
+        if known(graph, b, Claim::Zero) && known(graph, a, Claim::Huge) {
             return public(graph, plain::Op::Unary(Unary::Not), &[c], like);
         }
     }
@@ -228,7 +231,7 @@ pub(super) fn chosen_mask(graph: &mut Graph, id: ValueId, _: &Weights) -> Result
     if !is_structure(graph, c) {
         return Ok(Match::Near("the condition depends on more than lengths, masks and positions".into()));
     }
-    let huge = |id| all_elements(graph, id, |x| x <= HUGE, |_, _| false);
+    let huge = |id| known(graph, id, Claim::Huge);
     let (rest, negate) = if huge(b) {
         (a, false)
     } else if huge(a) {
