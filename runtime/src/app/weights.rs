@@ -99,10 +99,25 @@ impl Weights {
     }
 }
 
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
 impl TensorSource for Weights {
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let (shape, bytes) = self.bytes(name)?;
-        Ok((shape.to_vec(), bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
+        Ok((shape.to_vec(), floats(bytes)))
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.bytes(name).map(|(shape, _)| shape.to_vec())
+    }
+
+    fn elements(&self, name: &str, start: usize, len: usize) -> Result<Vec<f32>> {
+        let (_, bytes) = self.bytes(name)?;
+        let range = start.checked_mul(4).zip(start.checked_add(len).and_then(|end| end.checked_mul(4)));
+        let bytes = range.and_then(|(from, to)| bytes.get(from..to));
+        bytes.map(floats).ok_or_else(|| self.wrong(name, "has fewer elements than its sizes say"))
     }
 }
 
