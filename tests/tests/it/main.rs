@@ -1,3 +1,4 @@
-//! End-to-end tests.
+//! End-to-end tests and rules of the repository.
 
 mod plain;
+mod repository;
