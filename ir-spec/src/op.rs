@@ -139,13 +139,12 @@ pub enum Op {
         /// The dense shape.
         shape: Vec<Dim>,
     },
-    /// Sum of every row's packed entries (operand 0; operand 1 the mask): the dense shape with size 1 on the last axis.
+    /// Sum of every row's packed entries (operand 0; operand 1 the mask): one element a row.
     RowSum {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,
     },
-    /// One element a row (operand 0, size 1 on the last axis) repeated over the row's packed entries (operand 1 the
-    /// mask).
+    /// One element a row (operand 0) repeated over the row's packed entries (operand 1 the mask).
     RowExpand {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,
@@ -175,8 +174,7 @@ pub enum Op {
         /// Ring bits.
         bits: u8,
     },
-    /// Greatest packed entry of every row (operand 0 packed, operand 1 the mask), with size 1 on the last axis; 0 for an
-    /// empty row.
+    /// Greatest packed entry of every row (operand 0 packed, operand 1 the mask); 0 for an empty row.
     RowMax {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,

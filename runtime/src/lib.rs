@@ -1,5 +1,6 @@
 //! Plan in; shares, protocols, kernels, transport.
 
+pub mod app;
 pub mod backend;
 pub mod config;
 pub mod dpf;

@@ -1,2 +1,238 @@
-//! The runtime.
-fn main() {}
+//! `ombra-run`: runs a compiled plan between parties.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ombra_ir::{Diagnostic, Kind, Result};
+use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, run_client, serve_party};
+use ombra_runtime::transport::Party;
+
+/// Runs a plan that `ombra compile` made between client, server and helper.
+#[derive(Parser)]
+#[command(name = "ombra-run", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run all parties as processes on this machine, over TCP and TLS.
+    Local {
+        /// The folder that the compiler wrote.
+        dir: PathBuf,
+        #[command(flatten)]
+        prompt: Prompt,
+        #[command(flatten)]
+        tensors: Tensors,
+        /// Inputs and expected outputs as input_K.pb and output_K.pb: run and compare.
+        #[arg(long, value_name = "FOLDER", conflicts_with_all = ["prompt", "tokens", "input"])]
+        test_data: Option<PathBuf>,
+        /// Also run in the clear and compare.
+        #[arg(long)]
+        verify: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Make a key and a certificate, and print its fingerprint.
+    Keygen {
+        /// client, server or helper.
+        #[arg(long, value_name = "NAME")]
+        party: String,
+        /// Where key.pem and cert.pem are written.
+        #[arg(short, value_name = "DIR")]
+        output: PathBuf,
+    },
+    /// Serve sessions, one after another.
+    Serve {
+        /// The folder that the compiler wrote; the helper needs its public part only.
+        dir: PathBuf,
+        /// server or helper.
+        #[arg(long, value_name = "NAME")]
+        party: String,
+        /// This party's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// End when standard input does.
+        #[arg(long, hide = true)]
+        end_with_input: bool,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
+    /// Generate text as the client.
+    Generate {
+        /// The folder that the compiler wrote; its public part suffices.
+        dir: PathBuf,
+        /// The client's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        prompt: Prompt,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Run one step on given inputs as the client.
+    Infer {
+        /// The folder that the compiler wrote; its public part suffices.
+        dir: PathBuf,
+        /// The client's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        tensors: Tensors,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Measure this machine and its links.
+    Measure {
+        /// This party's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct Prompt {
+    /// The prompt as text.
+    #[arg(long, value_name = "TEXT", conflicts_with = "tokens")]
+    prompt: Option<String>,
+    /// The prompt as token ids, such as 1,2,3.
+    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "input")]
+    tokens: Vec<i64>,
+    /// Most tokens to generate.
+    #[arg(short = 'n', value_name = "N", default_value_t = 16)]
+    count: u64,
+    /// A token id that ends the text, repeatable.
+    #[arg(long, value_name = "ID")]
+    stop_token: Vec<i64>,
+}
+
+#[derive(Args)]
+struct Tensors {
+    /// An input tensor from an .npy or .pb file, repeatable.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file, conflicts_with = "prompt")]
+    input: Vec<(String, PathBuf)>,
+    /// Where outputs are written, each as NAME.npy.
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct ServeCommon {
+    /// Emulated links: none, lan, wan or BANDWIDTH,RTT.
+    #[arg(long, default_value = "none")]
+    network: String,
+    /// Threads of a matrix product; one for each core by default.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Where kernels run.
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    backend: Backend,
+}
+
+#[derive(Args)]
+struct Common {
+    #[command(flatten)]
+    serve: ServeCommon,
+    /// Where the report is written as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// This machine's processor.
+    Cpu,
+    /// A graphics processor.
+    Gpu,
+}
+
+fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), PathBuf::from(file))),
+        _ => Err("expected NAME=FILE".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            match error.kind {
+                Kind::Input | Kind::Unsupported => ExitCode::from(2),
+                Kind::Peer | Kind::Internal => ExitCode::from(1),
+            }
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Keygen { party, output } => make_keys(party.parse()?, &output),
+        Command::Serve { dir, party, config, end_with_input, common } => {
+            let party: Party = party.parse()?;
+            let threads = threads(&common)?;
+            serve_party(&dir, party, &config, &common.network, threads, end_with_input)
+        }
+        Command::Local { dir, prompt, tensors, test_data, verify, common } => {
+            let given = match (test_data, tensors.input.is_empty()) {
+                (Some(folder), _) => Given::TestData(folder),
+                (None, false) => Given::Inputs(tensors.input),
+                (None, true) => prompt_given(&prompt)?,
+            };
+            client(dir, Peers::Local, given, prompt, tensors.output_dir, verify, common)
+        }
+        Command::Generate { dir, config, prompt, common } => {
+            let given = prompt_given(&prompt)?;
+            client(dir, Peers::Configured(config), given, prompt, None, false, common)
+        }
+        Command::Infer { dir, config, tensors, common } => {
+            if tensors.input.is_empty() {
+                return Err(Diagnostic::input("E1006", "no inputs are given").note("help      add --input NAME=FILE"));
+            }
+            let none = Prompt { prompt: None, tokens: Vec::new(), count: 1, stop_token: Vec::new() };
+            let given = Given::Inputs(tensors.input);
+            client(dir, Peers::Configured(config), given, none, tensors.output_dir, false, common)
+        }
+        Command::Measure { .. } => Err(Diagnostic::unsupported("E1012", "measuring is not supported yet")),
+    }
+}
+
+fn prompt_given(prompt: &Prompt) -> Result<Given> {
+    match &prompt.prompt {
+        Some(text) => Ok(Given::Prompt(text.clone())),
+        None if !prompt.tokens.is_empty() => Ok(Given::Tokens(prompt.tokens.clone())),
+        None => Err(Diagnostic::input("E1006", "nothing to run on is given")
+            .note("help      add --prompt, --tokens, --input or --test-data where the command has it")),
+    }
+}
+
+fn client(
+    folder: PathBuf,
+    peers: Peers,
+    given: Given,
+    prompt: Prompt,
+    output_dir: Option<PathBuf>,
+    verify: bool,
+    common: Common,
+) -> Result<()> {
+    let threads = threads(&common.serve)?;
+    let (count, stop) = (prompt.count, prompt.stop_token);
+    let (report, network) = (common.report, common.serve.network);
+    run_client(&ClientRun { folder, peers, given, count, stop, output_dir, verify, report, threads, network })
+}
+
+/// Number of threads, once the options that are not built have been refused.
+fn threads(common: &ServeCommon) -> Result<usize> {
+    if common.backend == Backend::Gpu {
+        return Err(Diagnostic::unsupported("E1012", "the backend `gpu` is not supported yet")
+            .note("expected  --backend cpu"));
+    }
+    match common.threads {
+        Some(0) => Err(Diagnostic::input("E1012", "no run without threads").note("expected  --threads 1 or more")),
+        Some(count) => Ok(count),
+        None => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+    }
+}

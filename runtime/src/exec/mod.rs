@@ -27,6 +27,8 @@ pub mod net;
 pub mod run;
 pub mod setup;
 pub mod task;
+#[cfg(test)]
+mod tests;
 pub mod value;
 
 pub use net::{LinkNet, Net};

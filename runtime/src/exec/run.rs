@@ -47,7 +47,7 @@ struct Kept {
 /// What a step gave.
 #[derive(Default)]
 pub struct StepResult {
-    /// What this party learned, in order of the plan's ops.
+    /// What this party learned, in order of the outputs' slots.
     pub opened: Vec<Opened>,
     /// Payload bytes that this party sent, by op.
     pub sent: Vec<u64>,
@@ -147,6 +147,7 @@ impl Run {
             }
         }
         self.failed = false;
+        step.result.opened.sort_by_key(|opened| opened.slot);
         Ok(step.result)
     }
 

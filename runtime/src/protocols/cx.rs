@@ -53,7 +53,7 @@ impl Stream {
 pub enum Purpose {
     /// Component 0 of an input.
     Input = 1,
-    /// Mask of role 2's term in a truncation.
+    /// What refreshes the terms of a truncation.
     TruncateTerm,
     /// Mask of role 0's wrap bit.
     TruncateWrap0,

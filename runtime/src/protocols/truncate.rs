@@ -12,7 +12,9 @@
 //! Side channels: no branch or index on a secret.
 //!
 //! ```text
-//!   A at role 0, B at role 1, A + B = x mod 2^ℓ
+//!   A at role 0, B at role 1, A + B = x mod 2^ℓ, refreshed:
+//!     three terms: role 2 sends Z_2 + F(k_2) to role 0; A = Z_0 + Z_2 + F(k_2), B = Z_1 − F(k_2)
+//!     two terms: A = Z_0 + F(k_1), B = Z_1 − F(k_1), so that a zero term does not make the rounding constant
 //!   role 0: a = 1{ (A − 2^(ℓ−2)) mod 2^ℓ ≥ 2^(ℓ−1) },  c = 1{ A ≥ 2^(ℓ−2) }
 //!   role 1: b = 1{ B ≥ 2^(ℓ−1) }
 //!   p0 + p1 = a·b,  y0 = (A ≫ f) − 2^(ℓ−f)·(c + p0) + 1,  y1 = (B ≫ f) − 2^(ℓ−f)·p1
@@ -43,6 +45,8 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
                 cx.round().await;
                 let z2 = cx.take(2, n, bits)?;
                 a.iter_mut().zip(&z2).for_each(|(a, z)| *a = a.wrapping_add(*z));
+            } else {
+                cx.add_mask(1, Purpose::TruncateTerm, &mut a)?;
             }
             dividend_0(cx, a, n, bits, by).await
         }
@@ -54,6 +58,7 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
                 let s1 = cx.take(2, n, product_bits)?;
                 dividend_1(cx, b, Some(s1), n, bits, by).await
             } else {
+                cx.sub_mask(1, Purpose::TruncateTerm, &mut b)?;
                 dividend_1(cx, b, None, n, bits, by).await
             }
         }

@@ -110,6 +110,23 @@ fn rounding_is_not_biased() {
     }
 }
 
+/// The same where one party holds the whole value, as after a product of a fresh input and a public matrix.
+#[test]
+fn rounding_of_a_single_term_is_not_biased() {
+    let (bits, by, n) = (64, 12, 6000);
+    for (rot, holder) in [(0, 0), (1, 1)] {
+        let value = (7i64 << by) + (1 << (by - 1));
+        let sizes = sizes(n, bits, false);
+        let shares = run(21, rot, &Op::Truncate { by }, &sizes, |cx, role| {
+            let sum = Sum::new((role == holder).then(|| vec![value as u64; n]));
+            async move { truncate(&cx, Operand::Two(&sum), n, bits, by).await }
+        });
+        let up = rounding(&vec![value as u64; n], &open(&shares, n, bits), bits, by).iter().sum::<i64>();
+        let chance = up as f64 / n as f64;
+        assert!((chance - 0.5).abs() < 0.03, "rounded up with chance {chance}");
+    }
+}
+
 #[test]
 fn impossible_divisors_are_refused() {
     let declared = traffic(&Op::Truncate { by: 63 }, &sizes(1, 64, false));

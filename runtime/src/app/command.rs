@@ -1,0 +1,286 @@
+//! The commands of `ombra-run`: what each does with its options.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ombra_ir::plain::Data;
+use ombra_ir::{Diagnostic, Result};
+use serde_json::json;
+
+use super::client::{self, Options, Outcome, Prepared, Task};
+use super::folder::PlanFolder;
+use super::inputs::Named;
+use super::local::{LocalParties, READY, end_with_input};
+use super::party::{Keep, serve};
+use super::report::Report;
+use super::test_data::{self, TestSet};
+use super::text::{Text, TextStream};
+use super::{tensor_file, verify};
+use crate::config::PartyConfig;
+use crate::keygen;
+use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose};
+
+/// Where the server and the helper of a client's run are.
+pub enum Peers {
+    /// Processes that this one starts.
+    Local,
+    /// As the client's configuration says.
+    Configured(PathBuf),
+}
+
+/// What the client gives to a run.
+pub enum Given {
+    /// A prompt as text.
+    Prompt(String),
+    /// A prompt as tokens.
+    Tokens(Vec<i64>),
+    /// Inputs by name, each in a file.
+    Inputs(Vec<(String, PathBuf)>),
+    /// A folder of inputs and expected outputs.
+    TestData(PathBuf),
+}
+
+/// A run of the client.
+pub struct ClientRun {
+    /// The plan folder.
+    pub folder: PathBuf,
+    /// The other parties.
+    pub peers: Peers,
+    /// What is given.
+    pub given: Given,
+    /// Most tokens to generate.
+    pub count: u64,
+    /// Tokens that end the text.
+    pub stop: Vec<i64>,
+    /// Where outputs are written as `.npy`.
+    pub output_dir: Option<PathBuf>,
+    /// Whether to run in the clear too and compare.
+    pub verify: bool,
+    /// Where the report is written.
+    pub report: Option<PathBuf>,
+    /// Threads of every party on this machine.
+    pub threads: usize,
+    /// The emulated network, as text.
+    pub network: String,
+}
+
+/// Makes a key and a certificate for `party` in `folder` and prints the fingerprint.
+///
+/// # Errors
+/// `E0712`.
+pub fn make_keys(party: Party, folder: &Path) -> Result<()> {
+    let fingerprint = keygen::generate(party, folder)?;
+    print(&format!("{fingerprint}\n"))
+}
+
+/// Serves sessions as `party` for ever.
+///
+/// # Errors
+/// What keeps it from serving at all; errors of one session go to standard error.
+pub fn serve_party(
+    folder: &Path,
+    party: Party,
+    config: &Path,
+    network: &str,
+    threads: usize,
+    with_input: bool,
+) -> Result<()> {
+    if with_input {
+        end_with_input()?;
+    }
+    let config = PartyConfig::read(config)?;
+    if config.party != party {
+        return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
+            .note(format!("expected  party = \"{party}\"")));
+    }
+    let network = Network::parse(network)?;
+    let folder = PlanFolder::open(folder)?;
+    let mut keep = Keep::new(party, &folder)?;
+    let endpoint = Endpoint::new(&config, &folder.digest, network)?;
+    let complain = move |error: Diagnostic| eprintln!("{party}: {error}");
+    let acceptor = Acceptor::bind(&endpoint, complain)?;
+    print(&format!("{READY} {party} at {}\n", acceptor.address()))?;
+    serve(&folder, &acceptor, &mut keep, threads, complain);
+    Ok(())
+}
+
+/// Runs the client: generates or infers, prints the result, compares and reports.
+///
+/// # Errors
+/// What the run failed with; `E1010` when measured costs are not the predicted ones, after everything is written.
+pub fn run_client(run: &ClientRun) -> Result<()> {
+    let network = Network::parse(&run.network)?;
+    let folder = PlanFolder::open(&run.folder)?;
+    if run.verify {
+        // A missing file is better known before the run than after it.
+        folder.server_weights()?;
+    }
+    let mut expected = None;
+    let mut text = None;
+    let task = match &run.given {
+        Given::Prompt(prompt) => {
+            let opened = Text::open(&folder)?;
+            let tokens = opened.tokens(prompt)?;
+            text = Some(opened);
+            Task::Generate { prompt: tokens, count: run.count, stop: run.stop.clone() }
+        }
+        Given::Tokens(tokens) => Task::Generate { prompt: tokens.clone(), count: run.count, stop: run.stop.clone() },
+        Given::Inputs(files) => Task::Infer { inputs: read_inputs(files)? },
+        Given::TestData(set) => {
+            let TestSet { inputs, outputs } = TestSet::read(set)?;
+            expected = Some(outputs);
+            Task::Infer { inputs }
+        }
+    };
+    let generates = matches!(task, Task::Generate { .. });
+    let task = Prepared::new(&folder, task)?;
+    let outcome = connect_and_run(run, network, &folder, task, text.as_ref())?;
+
+    let shown = network.map_or("none".to_owned(), |_| run.network.clone());
+    let mut report = client::report(&folder, &outcome, run.threads, shown);
+    if let Some(text) = &text {
+        let mut stream = text.stream();
+        outcome.tokens.iter().try_for_each(|&token| stream.push(token).map(drop))?;
+        report.text = Some(stream.whole()?);
+    }
+    if let Some(folder) = &run.output_dir {
+        outcome.outputs.iter().try_for_each(|(name, tensor)| tensor_file::write(folder, name, tensor))?;
+    } else if !generates {
+        print_outputs(&outcome.outputs)?;
+    }
+    if run.verify {
+        report.verify = Some(verify::compare(&folder, &outcome)?);
+    }
+    if let Some(expected) = &expected {
+        report.test_data = Some(test_data::compare(&folder, &outcome, expected)?);
+    }
+    print_comparisons(&report)?;
+    if let Some(path) = &run.report {
+        report.write(path)?;
+    }
+    report.check_costs()
+}
+
+fn connect_and_run(
+    run: &ClientRun,
+    network: Option<Network>,
+    folder: &PlanFolder,
+    task: Prepared,
+    text: Option<&Text>,
+) -> Result<Outcome> {
+    // Ends the processes when the run is over.
+    let local;
+    let config = match &run.peers {
+        Peers::Local => {
+            local = LocalParties::start(&run.folder, &run.network, run.threads)?;
+            local.client.clone()
+        }
+        Peers::Configured(path) => PartyConfig::read(path)?,
+    };
+    if config.party != Party::Client {
+        return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
+            .note("expected  party = \"client\""));
+    }
+    let endpoint = Endpoint::new(&config, &folder.digest, network)?;
+    let session = endpoint.open(Purpose::Run)?;
+    let progress = Progress::new();
+    let mut stream = text.map(Text::stream);
+    let mut printed = 0;
+    let generates = matches!(run.given, Given::Prompt(_) | Given::Tokens(_));
+    let mut on_token = |token: i64| {
+        printed += 1;
+        progress.token(printed);
+        show_token(&progress, stream.as_mut(), token, printed)
+    };
+    let options = Options { threads: run.threads, keep_steps: run.verify, on_token: &mut on_token };
+    let outcome = client::run(folder, &session, task, options);
+    progress.end();
+    if generates && printed > 0 {
+        print("\n")?;
+    }
+    outcome
+}
+
+fn show_token(progress: &Progress, stream: Option<&mut TextStream<'_>>, token: i64, printed: u64) -> Result<()> {
+    let text = match stream {
+        Some(stream) => stream.push(token)?,
+        None if printed == 1 => token.to_string(),
+        None => format!(" {token}"),
+    };
+    progress.aside(|| print(&text))
+}
+
+fn read_inputs(files: &[(String, PathBuf)]) -> Result<Vec<Named>> {
+    files.iter().map(|(name, path)| Ok((name.clone(), tensor_file::read(path)?.1))).collect()
+}
+
+/// One line of JSON for each output.
+fn print_outputs(outputs: &[Named]) -> Result<()> {
+    for (name, tensor) in outputs {
+        let data = match tensor.data() {
+            Data::F32(values) => json!(values),
+            Data::I64(values) => json!(values),
+            Data::Bool(values) => json!(values),
+        };
+        print(&format!("{}\n", json!({ "name": name, "shape": tensor.shape(), "data": data })))?;
+    }
+    Ok(())
+}
+
+fn print_comparisons(report: &Report) -> Result<()> {
+    if let Some(verify) = &report.verify {
+        print(&format!("{}\n", json!({ "verify": verify })))?;
+    }
+    if let Some(test_data) = &report.test_data {
+        print(&format!("{}\n", json!({ "test_data": test_data })))?;
+    }
+    Ok(())
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+        .map_err(|error| Diagnostic::input("E1013", format!("the result cannot be written: {error}")))
+}
+
+/// A spinner on standard error while a run lasts; nothing where that is no terminal.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new() -> Progress {
+        if !std::io::stderr().is_terminal() {
+            return Progress(None);
+        }
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+            bar.set_style(style);
+        }
+        bar.set_message("running");
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Progress(Some(bar))
+    }
+
+    fn token(&self, count: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(format!("{count} tokens"));
+        }
+    }
+
+    /// Writes to standard output while the spinner is away.
+    fn aside(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        match &self.0 {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

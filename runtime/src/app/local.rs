@@ -1,0 +1,122 @@
+//! Server and helper as processes on this machine, for a run in which every party is here.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use ombra_ir::{Diagnostic, Result};
+
+use crate::config::PartyConfig;
+use crate::keygen::write_local_set;
+use crate::transport::{Party, SessionId};
+
+/// What a serving process writes on standard output once it accepts sessions.
+pub const READY: &str = "ready";
+
+/// Server and helper under way. Dropping it ends them and removes their keys.
+pub struct LocalParties {
+    /// The client's configuration.
+    pub client: PartyConfig,
+    _running: Running,
+}
+
+/// Processes, and the folder that holds their keys.
+struct Running {
+    children: Vec<Child>,
+    folder: PathBuf,
+}
+
+impl LocalParties {
+    /// Makes keys and starts server and helper of the plan folder `plan` with this program, and waits until they accept
+    /// sessions. `network` is the link emulation as text.
+    ///
+    /// # Errors
+    /// `E1011`, and those of [`write_local_set`].
+    pub fn start(plan: &Path, network: &str, threads: usize) -> Result<LocalParties> {
+        let folder = env::temp_dir().join(format!("ombra-{}", SessionId::random()?));
+        make_private(&folder)?;
+        // From here on whatever ends this function removes the folder.
+        let mut running = Running { children: Vec::new(), folder };
+        let [client, server, helper] = write_local_set(&running.folder)?;
+        let client = PartyConfig::read(&client)?;
+        let program = env::current_exe().map_err(|error| failed("this program", &error))?;
+        for (party, config) in [(Party::Helper, helper), (Party::Server, server)] {
+            let child = Command::new(&program)
+                .arg("serve")
+                .arg(plan)
+                .args(["--party", party.name(), "--network", network, "--threads", &threads.to_string()])
+                .arg("--config")
+                .arg(config)
+                .arg("--end-with-input")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .map_err(|error| failed(party.name(), &error))?;
+            running.wait_ready(child, party)?;
+        }
+        Ok(LocalParties { client, _running: running })
+    }
+}
+
+impl Running {
+    /// Takes a process over and waits for its first line.
+    fn wait_ready(&mut self, mut child: Child, party: Party) -> Result<()> {
+        let output = child.stdout.take();
+        self.children.push(child);
+        let mut line = String::new();
+        if let Some(output) = output {
+            BufReader::new(output).read_line(&mut line).map_err(|error| failed(party.name(), &error))?;
+        }
+        if line.starts_with(READY) {
+            return Ok(());
+        }
+        Err(Diagnostic::input("E1011", format!("the {party} ended before it accepted sessions"))
+            .note("help      its own error stands above"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // Both fail only for a process that has ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Ends this process when its standard input does: a party that another process started dies with it.
+///
+/// # Errors
+/// `E1011` when there is no thread to watch with.
+pub fn end_with_input() -> Result<()> {
+    let watch = || {
+        let mut input = std::io::stdin().lock();
+        let mut buffer = [0; 256];
+        while input.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        std::process::exit(0);
+    };
+    let thread = thread::Builder::new().name("parent".to_owned()).spawn(watch);
+    thread.map(drop).map_err(|error| failed("the watch over standard input", &error))
+}
+
+fn failed(what: &str, error: &std::io::Error) -> Diagnostic {
+    Diagnostic::new(ombra_ir::Kind::Internal, "E1011", format!("{what} cannot be started: {error}"))
+}
+
+/// A folder that only its owner may enter.
+fn make_private(folder: &Path) -> Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt;
+        builder.mode(0o700);
+    }
+    builder.create(folder).map_err(|error| {
+        Diagnostic::input("E1011", format!("{} cannot be made: {error}", folder.display()))
+    })
+}

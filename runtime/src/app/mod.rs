@@ -1,0 +1,38 @@
+//! What stands between the executor and the user: plan folders, sessions of three parties, files, reports.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | E1001 | a plan folder lacks a file, or a file cannot be read |
+//! | E1002 | a file of the plan folder is not the one the plan was made with |
+//! | E1003 | a weights file does not hold what the plan needs |
+//! | E1004 | the plan is not fit to be run |
+//! | E1005 | a tensor file cannot be read or written |
+//! | E1006 | an input is missing, unknown, or has the wrong type, size or range |
+//! | E1007 | a request asks for more than the plan allows |
+//! | E1008 | a peer's message during a session makes no sense |
+//! | E1009 | the tokenizer is missing or fails |
+//! | E1010 | measured and predicted costs differ |
+//! | E1011 | a party's process on this machine cannot be started or ended early |
+//! | E1012 | an option is not supported yet |
+//! | E1013 | a report or other result cannot be written |
+
+pub mod client;
+pub mod command;
+pub mod folder;
+pub mod inputs;
+pub mod local;
+pub mod party;
+pub mod region;
+pub mod report;
+pub mod program;
+pub mod request;
+pub mod session;
+pub mod tensor_file;
+pub mod test_data;
+pub mod text;
+pub mod verify;
+pub mod weights;
+
+pub use folder::PlanFolder;
+pub use report::Report;
+pub use request::Request;

@@ -1,0 +1,206 @@
+//! The server's and the helper's side: sessions one after another, with weights that are shared once.
+
+use std::rc::Rc;
+
+use ombra_ir::{Diagnostic, Result};
+use serde::{Deserialize, Serialize};
+
+use super::folder::PlanFolder;
+use super::program;
+use super::request::Request;
+use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, senseless};
+use super::weights::Weights as File;
+use crate::exec::Weights;
+use crate::prg::Key;
+use crate::transport::{Acceptor, Frame, Party, Purpose, Session, SessionId};
+
+/// Number of the run, and the place among its frames, of the key of the weights.
+const KEY_FRAME: (u64, u32, u32) = (1, u32::MAX - 2, 0);
+
+/// Which sharing of the weights the server has, sent to the helper.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Offer {
+    epoch: String,
+}
+
+/// Whether the helper holds its part, sent to the server.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Held {
+    held: bool,
+}
+
+/// Whether the server sends the helper its part in this session, sent to the client before the key.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sharing {
+    sends: bool,
+}
+
+/// What a serving party keeps between sessions.
+pub enum Keep {
+    /// The server's.
+    Server {
+        /// The private weights.
+        file: File,
+        /// The key of client and server, from which component 1 of every weight follows.
+        key: Key,
+        /// The name of the sharing that the key makes.
+        epoch: String,
+        /// Both components that the server holds, once they were made.
+        weights: Option<Rc<Weights>>,
+    },
+    /// The helper's: the name of the sharing and the components, once they have come.
+    Helper(Option<(String, Rc<Weights>)>),
+}
+
+impl Keep {
+    /// What `party` keeps at the start of its process.
+    ///
+    /// # Errors
+    /// Those of [`PlanFolder::server_weights`], and `E1006` for the client, which does not serve.
+    pub fn new(party: Party, folder: &PlanFolder) -> Result<Keep> {
+        match party {
+            Party::Server => Ok(Keep::Server {
+                file: folder.server_weights()?,
+                key: Key::random()?,
+                epoch: SessionId::random()?.to_string(),
+                weights: None,
+            }),
+            Party::Helper => Ok(Keep::Helper(None)),
+            Party::Client => Err(Diagnostic::input("E1006", "the client does not serve")
+                .note("help      use `generate` or `infer`")),
+        }
+    }
+}
+
+/// Serves the sessions of `acceptor`, one after another and for ever. `failed` is told about every session that failed.
+pub fn serve(
+    folder: &PlanFolder,
+    acceptor: &Acceptor,
+    keep: &mut Keep,
+    threads: usize,
+    mut failed: impl FnMut(Diagnostic),
+) {
+    while let Some(mut session) = acceptor.next(None) {
+        let served = session.join().and_then(|()| serve_session(folder, &session, keep, threads));
+        if let Err(error) = served {
+            failed(error);
+        }
+    }
+}
+
+/// Serves one session to its end. When it fails, the peers are told.
+///
+/// # Errors
+/// Whatever ended the session.
+pub fn serve_session(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize) -> Result<()> {
+    guarded(session, || {
+        if session.purpose() != Purpose::Run {
+            return Err(Diagnostic::unsupported("E1012", "measuring links is not supported yet"));
+        }
+        steps(folder, session, keep, threads)
+    })
+}
+
+fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize) -> Result<()> {
+    let client = session.link(Party::Client)?;
+    let plan = &folder.plan;
+    let keys = keys(session)?;
+    let request: Request = client.recv_control(CONTROL)?;
+    request.check(plan)?;
+    let mut phases = Phases::new(session);
+    let weights = phases.run(|| match keep {
+        Keep::Server { file, key, epoch, weights } => {
+            server_weights(folder, session, file, key, epoch, weights)
+        }
+        Keep::Helper(held) => helper_weights(folder, session, held),
+    })?;
+    let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
+    for index in 0..request.steps() {
+        if client.recv_control::<Next>(CONTROL)? == Next::End {
+            break;
+        }
+        let step = request.step(plan, index)?;
+        let step = program::prepare(engine.module(), &step.sizes, &step.public)?;
+        phases.run(|| engine.step(&step, &[]))?;
+    }
+    client.send_control(&phases.end())
+}
+
+/// The server's components; the helper gets its part unless it holds it, and the client the key.
+fn server_weights(
+    folder: &PlanFolder,
+    session: &Session,
+    file: &File,
+    key: &Key,
+    epoch: &str,
+    kept: &mut Option<Rc<Weights>>,
+) -> Result<Rc<Weights>> {
+    let (client, helper) = (session.link(Party::Client)?, session.link(Party::Helper)?);
+    helper.send_control(&Offer { epoch: epoch.to_owned() })?;
+    let Held { held } = helper.recv_control(CONTROL)?;
+    client.send_control(&Sharing { sends: !held })?;
+    let (run, op, round) = KEY_FRAME;
+    client.send(Frame::new(run, op, round, key.bytes().to_vec()))?;
+    // The key is not part of the cost of the weights: what is counted begins here.
+    session.meter().reset();
+    match kept {
+        Some(weights) if held => Ok(Rc::clone(weights)),
+        _ => {
+            let own = super::session::role(Party::Server);
+            let module = &folder.plan.module;
+            let made = Weights::share(module, own, Some(key), &folder.public_weights, Some(file), &mut net(session))?;
+            Ok(Rc::clone(kept.insert(Rc::new(made))))
+        }
+    }
+}
+
+fn helper_weights(
+    folder: &PlanFolder,
+    session: &Session,
+    kept: &mut Option<(String, Rc<Weights>)>,
+) -> Result<Rc<Weights>> {
+    let server = session.link(Party::Server)?;
+    let Offer { epoch } = server.recv_control(CONTROL)?;
+    let held = kept.as_ref().filter(|(other, _)| *other == epoch).map(|(_, weights)| Rc::clone(weights));
+    server.send_control(&Held { held: held.is_some() })?;
+    if let Some(weights) = held {
+        return Ok(weights);
+    }
+    // The old sharing goes first: two of them may not fit into memory.
+    *kept = None;
+    let own = super::session::role(Party::Helper);
+    let module = &folder.plan.module;
+    let weights = Rc::new(Weights::share(module, own, None, &folder.public_weights, None, &mut net(session))?);
+    *kept = Some((epoch, Rc::clone(&weights)));
+    Ok(weights)
+}
+
+/// The client's components of the weights, and whether the server sends the helper its part in this session.
+pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(Rc<Weights>, bool)> {
+    let server = session.link(Party::Server)?;
+    let Sharing { sends } = server.recv_control(CONTROL)?;
+    let (run, op, round) = KEY_FRAME;
+    let (key, _) = server.recv(run, op, round, 16)?;
+    let key = <[u8; 16]>::try_from(key).map_err(|_| senseless(Party::Server, "a key of another length"))?;
+    session.meter().reset();
+    let key = Key::from_bytes(key);
+    let own = super::session::role(Party::Client);
+    let module = &folder.plan.module;
+    let weights = Weights::share(module, own, Some(&key), &folder.public_weights, None, &mut net(session))?;
+    Ok((Rc::new(weights), sends))
+}
+
+/// What the others measured, once they have ended.
+pub(super) fn peer_stats(session: &Session, phases: usize) -> Result<[Stats; 2]> {
+    let mut all = [Stats::default(), Stats::default()];
+    for (stats, peer) in all.iter_mut().zip([Party::Server, Party::Helper]) {
+        *stats = session.link(peer)?.recv_control(CONTROL)?;
+        if stats.phases.len() != phases {
+            return Err(senseless(peer, "measurements of another number of phases"));
+        }
+    }
+    Ok(all)
+}

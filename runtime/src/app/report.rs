@@ -1,0 +1,164 @@
+//! What a run reports: predicted and measured costs beside one another, and what came out.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use ombra_ir::plan::Plan;
+use ombra_ir::ty::BoundFrom;
+use ombra_ir::{Diagnostic, Result};
+use serde::{Deserialize, Serialize};
+
+/// The report of one run, as JSON.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of the program.
+    pub ombra: String,
+    /// Name of the setting.
+    pub setting: String,
+    /// Digest of the plan.
+    pub plan_digest: String,
+    /// Where the client's kernels ran.
+    pub backend: String,
+    /// Threads of the client.
+    pub threads: usize,
+    /// The emulated network.
+    pub network: String,
+    /// Generated tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Vec<i64>>,
+    /// Generated tokens as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The phases in their order.
+    pub phases: Vec<Phase>,
+    /// Largest resident memory of every party, in bytes.
+    pub peak_rss_bytes: BTreeMap<String, u64>,
+    /// Bounds that the plan rests on.
+    pub bounds: Bounds,
+    /// What changed the model's meaning, in words.
+    pub changes: Vec<String>,
+    /// Comparison with a run in the clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+    /// Comparison with given outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_data: Option<TestData>,
+}
+
+/// One phase of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Phase {
+    /// `setup`, `state`, `prefill`, `decode` or `infer`.
+    pub name: String,
+    /// The step's sizes.
+    pub dims: BTreeMap<String, u64>,
+    /// Seconds at the client.
+    pub seconds: f64,
+    /// The longest chain of messages that wait for one another.
+    pub rounds: Pair,
+    /// Payload bytes that every party sends.
+    pub bytes: BTreeMap<String, Pair>,
+    /// Payload bytes that were sent before the inputs were known, by party.
+    pub offline_bytes: BTreeMap<String, Pair>,
+}
+
+/// A predicted and a measured number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    /// From the cost formulas.
+    pub predicted: u64,
+    /// From the transport.
+    pub measured: u64,
+}
+
+/// Bounds of a plan.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Logarithm to base 2 of the probability that an assumed bound fails in one step.
+    pub failure_log2: f64,
+    /// Bounds that were measured.
+    pub calibrated: usize,
+    /// Bounds that follow from others.
+    pub proven: usize,
+    /// Bounds that hold inside the range of a formula.
+    pub guarded: usize,
+}
+
+/// Comparison with a run in the clear.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Verify {
+    /// Greatest difference between outputs that are tensors.
+    pub max_abs_error: f64,
+    /// Part of the tokens that are the same; 1 when the plan reveals none.
+    pub token_agreement: f64,
+}
+
+/// Comparison with given outputs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TestData {
+    /// One entry for each output that was revealed and given.
+    pub outputs: Vec<Compared>,
+}
+
+/// Comparison of one output.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Compared {
+    /// Its name.
+    pub name: String,
+    /// Greatest difference, for a tensor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_abs_error: Option<f64>,
+    /// Part of the tokens that are the same, for a next token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_agreement: Option<f64>,
+}
+
+impl Bounds {
+    /// Counts the bounds of a plan.
+    pub fn of(plan: &Plan) -> Bounds {
+        let mut bounds = Bounds { failure_log2: plan.failure_log2, ..Bounds::default() };
+        for node in plan.module.ops.iter().filter(|node| node.ty.as_ring().is_some()) {
+            match node.ty.bound_from {
+                BoundFrom::Proven => bounds.proven += 1,
+                BoundFrom::Calibrated => bounds.calibrated += 1,
+                BoundFrom::Guarded => bounds.guarded += 1,
+            }
+        }
+        bounds
+    }
+}
+
+impl Report {
+    /// The error of the first phase whose measured costs are not the predicted ones.
+    ///
+    /// # Errors
+    /// `E1010`.
+    pub fn check_costs(&self) -> Result<()> {
+        for phase in &self.phases {
+            let bytes = phase.bytes.iter().chain(&phase.offline_bytes).map(|(party, pair)| (party.as_str(), *pair));
+            for (what, pair) in std::iter::once(("rounds", phase.rounds)).chain(bytes) {
+                if pair.predicted != pair.measured {
+                    return Err(Diagnostic::internal("E1010", "measured costs are not the predicted ones")
+                        .at(format!("phase {}, {what}", phase.name))
+                        .note(format!("expected  {}", pair.predicted))
+                        .note(format!("found     {}", pair.measured))
+                        .note("this is a bug of ombra: the result is right, its declared cost is not"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the report as JSON to `path`.
+    ///
+    /// # Errors
+    /// `E1013`.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string());
+        let written = text.and_then(|text| fs::write(path, text + "\n").map_err(|error| error.to_string()));
+        written.map_err(|why| {
+            Diagnostic::input("E1013", format!("the report cannot be written: {why}")).at(path.display().to_string())
+        })
+    }
+}

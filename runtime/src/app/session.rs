@@ -1,0 +1,164 @@
+//! What all parties of a session do: keys, weights, steps, and what they measure.
+//!
+//! 1. Every party draws a pair key and sends it to the party before it.
+//! 2. The client sends its [`Request`] to the others, which check it against the plan.
+//! 3. The server says which sharing of its weights it has; a helper that does not hold it gets it once more. The client
+//!    gets the key from which its part follows.
+//! 4. Before every step the client says whether there is one; then all bind the module alike and run it.
+//! 5. The others send what they measured to the client.
+
+use std::fs;
+use std::rc::Rc;
+use std::time::Instant;
+
+use ombra_ir::module::{Module, Party as Role};
+use ombra_ir::plain::Tensor;
+use ombra_ir::{Diagnostic, Result};
+use serde::{Deserialize, Serialize};
+
+use super::folder::PlanFolder;
+use super::program::{self, Step};
+use super::request::Request;
+use crate::exec::{LinkNet, Opened, Run, Weights, agree_keys};
+use crate::protocols::Keys;
+use crate::transport::{Party, Session};
+
+/// Largest control message of a session in bytes.
+pub(super) const CONTROL: u64 = crate::transport::MAX_CONTROL_BYTES;
+/// The number of the only run of a session.
+const RUN: u64 = 1;
+
+/// What the client says before every step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Next {
+    /// One more step.
+    Step,
+    /// The session is over.
+    End,
+}
+
+/// What one party measured in one phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// Largest depth of a message that it received.
+    pub depth: u32,
+    /// Payload bytes that it sent.
+    pub bytes: u64,
+    /// Seconds that the phase took.
+    pub seconds: f64,
+}
+
+/// What one party measured in a session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stats {
+    /// The phases in their order: set-up, then every step.
+    pub phases: Vec<Measured>,
+    /// Largest resident memory of the process, in bytes.
+    pub peak_rss: u64,
+}
+
+/// Measures one phase after the other.
+pub(super) struct Phases<'a> {
+    session: &'a Session,
+    stats: Stats,
+}
+
+impl<'a> Phases<'a> {
+    pub(super) fn new(session: &'a Session) -> Self {
+        Phases { session, stats: Stats::default() }
+    }
+
+    /// Does `work` as a phase of its own.
+    pub(super) fn run<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.session.meter().reset();
+        let start = Instant::now();
+        let result = work()?;
+        let seen = self.session.meter().snapshot();
+        let seconds = start.elapsed().as_secs_f64();
+        self.stats.phases.push(Measured { depth: seen.depth, bytes: seen.sent_bytes(), seconds });
+        Ok(result)
+    }
+
+    /// All phases, and the memory of the process.
+    pub(super) fn end(mut self) -> Stats {
+        self.stats.peak_rss = peak_rss();
+        self.stats
+    }
+}
+
+/// The executor's side of a session at one party.
+pub(super) struct Engine<'a> {
+    session: &'a Session,
+    module: Rc<Module>,
+    run: Run,
+}
+
+impl<'a> Engine<'a> {
+    pub(super) fn new(
+        session: &'a Session,
+        folder: &PlanFolder,
+        request: &Request,
+        keys: Keys,
+        weights: Rc<Weights>,
+        threads: usize,
+    ) -> Result<Self> {
+        let module = if request.gives_states() {
+            program::with_given_states(&folder.plan.module)?
+        } else {
+            Rc::new(folder.plan.module.clone())
+        };
+        let run = Run::new(Rc::clone(&module), role(session.party()), keys, weights, threads);
+        Ok(Engine { session, module, run })
+    }
+
+    /// The module that the session runs.
+    pub(super) fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// Runs a prepared step; the client gives `inputs`.
+    pub(super) fn step(&mut self, step: &Step, inputs: &[Tensor]) -> Result<Vec<Opened>> {
+        let mut net = LinkNet::new(self.session, RUN);
+        self.run.step(&step.bound, &step.schedule, inputs, &mut net).map(|result| result.opened)
+    }
+}
+
+/// Fresh pair keys of a session.
+pub(super) fn keys(session: &Session) -> Result<Keys> {
+    agree_keys(role(session.party()), &mut LinkNet::new(session, RUN))
+}
+
+/// The messages of the set-up.
+pub(super) fn net(session: &Session) -> LinkNet<'_> {
+    LinkNet::new(session, RUN)
+}
+
+/// The party as the plan calls it.
+pub(super) fn role(party: Party) -> Role {
+    match party {
+        Party::Client => Role::Client,
+        Party::Server => Role::Server,
+        Party::Helper => Role::Helper,
+    }
+}
+
+/// Does `work`; when it fails, the peers are told.
+pub(super) fn guarded<T>(session: &Session, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    work().inspect_err(|error| session.abort(error))
+}
+
+/// The error of a peer whose message makes no sense.
+pub(super) fn senseless(peer: Party, what: &str) -> Diagnostic {
+    Diagnostic::peer("E1008", format!("{peer} sent {what}")).note("help      run the same version on every party")
+}
+
+/// Largest resident memory of this process in bytes, 0 where the system does not say.
+pub fn peak_rss() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|text| text.trim().parse().ok());
+    kilobytes.map_or(0, |kilobytes: u64| kilobytes.saturating_mul(1024))
+}

@@ -1,0 +1,185 @@
+//! The run again in the clear, in one process, from the private weights: the reference meaning of the plan.
+
+use std::collections::BTreeMap;
+
+use ombra_ir::bind::{Bound, concrete};
+use ombra_ir::module::{Id, Module, OutputKind};
+use ombra_ir::op::Op;
+use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::reference::{self, RefValue, encode};
+use ombra_ir::{Bindings, Diagnostic, Result, bind};
+
+use super::client::Outcome;
+use super::folder::PlanFolder;
+use super::inputs::find;
+use super::program;
+use super::report::Verify;
+use crate::exec::TensorSource;
+
+/// Runs every step of `outcome` in the clear, on the same inputs, and compares what was revealed. The private weights
+/// are taken from the plan folder, so this works only where the provider's files are.
+///
+/// # Errors
+/// `E1001`, `E1003` without the private weights, and those of [`reference::eval`].
+pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
+    let own = folder.server_weights()?;
+    let given;
+    let module = if outcome.request.gives_states() {
+        given = program::with_given_states(&folder.plan.module)?;
+        &*given
+    } else {
+        &folder.plan.module
+    };
+    let mut clear = Clear { module, public: &folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
+    clear.states.resize_with(module.states.len(), || None);
+    let (mut error, mut tokens, mut same) = (0f64, 0u64, 0u64);
+    for step in &outcome.steps {
+        let prepared = program::prepare(module, &step.inputs.sizes, &step.inputs.public)?;
+        for (slot, value, scale) in clear.step(&prepared.bound, &step.given)? {
+            let output = module.outputs.get(slot as usize).ok_or_else(broken)?;
+            let found = find(&step.outputs, &output.name).ok_or_else(broken)?;
+            let expected = value.decode(scale)?;
+            match (output.kind, found.data()) {
+                (OutputKind::NextToken, Data::I64(found)) => {
+                    tokens += expected.len() as u64;
+                    same += found.iter().zip(&expected).filter(|(found, expected)| **found as f64 == **expected).count() as u64;
+                }
+                (OutputKind::Tensor, Data::F32(found)) => {
+                    let differences = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
+                    error = differences.fold(error, f64::max);
+                }
+                _ => return Err(broken()),
+            }
+        }
+    }
+    Ok(Verify { max_abs_error: error, token_agreement: if tokens == 0 { 1.0 } else { same as f64 / tokens as f64 } })
+}
+
+/// A run in the clear: weights are read once, states stay between steps.
+struct Clear<'a> {
+    module: &'a Module,
+    public: &'a dyn TensorSource,
+    own: &'a dyn TensorSource,
+    weights: BTreeMap<Id, RefValue>,
+    states: Vec<Option<RefValue>>,
+}
+
+impl Clear<'_> {
+    /// What a step reveals: output slot, value and scale.
+    fn step(&mut self, bound: &Bound, given: &[Tensor]) -> Result<Vec<(u32, RefValue, u8)>> {
+        let module = self.module;
+        let mut last = vec![0usize; module.ops.len()];
+        for (index, node) in module.ops.iter().enumerate() {
+            for arg in &node.args {
+                *last.get_mut(arg.index()).ok_or_else(broken)? = index;
+            }
+        }
+        let mut values: Vec<Option<RefValue>> = vec![None; module.ops.len()];
+        let mut revealed = Vec::new();
+        let mut kept = Vec::new();
+        for (index, node) in module.ops.iter().enumerate() {
+            let id = Id(u32::try_from(index).map_err(|_| broken())?);
+            let value = match &node.op {
+                Op::PublicWeight { .. } | Op::Weight { .. } => {
+                    if !self.weights.contains_key(&id) {
+                        let weight = self.weight(id)?;
+                        self.weights.insert(id, weight);
+                    }
+                    continue;
+                }
+                op => {
+                    let operand = |arg: &Id| self.weights.get(arg).or(values.get(arg.index())?.as_ref());
+                    let args: Vec<&RefValue> =
+                        node.args.iter().map(|arg| operand(arg).ok_or_else(broken)).collect::<Result<_>>()?;
+                    self.value(id, op, &args, bound, given).map_err(|error| error.at(bind::place(module, id)))?
+                }
+            };
+            match node.op {
+                Op::Reveal { slot } => {
+                    let operand = node.args.first().and_then(|&arg| module.ty(arg).as_ring());
+                    revealed.push((slot, value, operand.map_or(0, |(_, scale)| scale)));
+                }
+                Op::SetState { slot } => kept.push((slot, value)),
+                _ => *values.get_mut(index).ok_or_else(broken)? = Some(value),
+            }
+            for arg in node.args.iter().filter(|arg| last.get(arg.index()) == Some(&index)) {
+                *values.get_mut(arg.index()).ok_or_else(broken)? = None;
+            }
+        }
+        for (slot, value) in kept {
+            *self.states.get_mut(slot as usize).ok_or_else(broken)? = Some(value);
+        }
+        Ok(revealed)
+    }
+
+    fn value(&self, id: Id, op: &Op, args: &[&RefValue], bound: &Bound, given: &[Tensor]) -> Result<RefValue> {
+        let ty = self.module.ty(id);
+        match op {
+            Op::Public { value } => bound.public.get(*value as usize).cloned().map(RefValue::plain).ok_or_else(broken),
+            Op::Input { slot } | Op::ClientInts { slot } => {
+                let tensor = given.get(*slot as usize).ok_or_else(broken)?.clone();
+                let declared = self.module.inputs.get(*slot as usize).ok_or_else(broken)?;
+                let mut tensor = tensor;
+                for &axis in &declared.last_of {
+                    tensor = last_of(&tensor, usize::from(axis))?;
+                }
+                match ty.as_ring() {
+                    Some((bits, scale)) => {
+                        let words = encode(tensor.as_f32()?, bits, scale, ty.bound)?;
+                        RefValue::ring(bits, tensor.shape().to_vec(), words)
+                    }
+                    None => Ok(RefValue::plain(tensor)),
+                }
+            }
+            Op::State { slot } => match self.states.get(*slot as usize) {
+                Some(Some(value)) => Ok(value.clone()),
+                _ => {
+                    let (bits, _) = ty.as_ring().ok_or_else(broken)?;
+                    RefValue::ring(bits, concrete(&ty.shape, &bound.bindings)?, Vec::new())
+                }
+            },
+            _ => reference::eval(op, args, ty, &bound.bindings),
+        }
+    }
+
+    fn weight(&self, id: Id) -> Result<RefValue> {
+        let (source, name) = match &self.module.node(id).op {
+            Op::Weight { name } => (self.own, name),
+            Op::PublicWeight { name } => (self.public, name),
+            _ => return Err(broken()),
+        };
+        let ty = self.module.ty(id);
+        let (bits, scale) = ty.as_ring().ok_or_else(broken)?;
+        let (shape, elements) = source.tensor(name)?;
+        if shape != concrete(&ty.shape, &Bindings::default())? {
+            return Err(broken());
+        }
+        RefValue::ring(bits, shape, encode(&elements, bits, scale, ty.bound)?)
+    }
+}
+
+/// The last element of a tensor along an axis, which stays with size 1.
+fn last_of(tensor: &Tensor, axis: usize) -> Result<Tensor> {
+    let mut shape = tensor.shape().to_vec();
+    let size = shape.get(axis).copied().filter(|&size| size > 0).ok_or_else(broken)?;
+    let inner: usize = shape.iter().skip(axis + 1).product();
+    let outer: usize = shape.iter().take(axis).product();
+    let places = (0..outer).flat_map(|block| {
+        let start = (block * size + size - 1) * inner;
+        start..start + inner
+    });
+    let data = match tensor.data() {
+        Data::F32(values) => Data::F32(places.filter_map(|place| values.get(place).copied()).collect()),
+        Data::I64(values) => Data::I64(places.filter_map(|place| values.get(place).copied()).collect()),
+        Data::Bool(values) => Data::Bool(places.filter_map(|place| values.get(place).copied()).collect()),
+    };
+    if let Some(size) = shape.get_mut(axis) {
+        *size = 1;
+    }
+    Tensor::new(shape, data)
+}
+
+fn broken() -> Diagnostic {
+    Diagnostic::internal("E1004", "the plan cannot be run in the clear")
+        .note("it should have been refused when the folder was opened: report this")
+}

@@ -1,0 +1,429 @@
+//! Whole modules between three threads over links in memory, against the reference meaning and the declared cost.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use ombra_ir::bind::bind;
+use ombra_ir::infer::{Operand, TypeCx, infer};
+use ombra_ir::module::*;
+use ombra_ir::op::Op;
+use ombra_ir::plain::{DType, Tensor};
+use ombra_ir::reference::{self, RefValue};
+use ombra_ir::schedule::{Cost, schedule};
+use ombra_ir::ty::{BoundFrom, Elem, Sharing, Ty};
+use ombra_ir::{Diagnostic, Dim, Dims, Result, plain};
+
+use super::*;
+use crate::transport::{self, Session};
+
+/// A module under construction; types are inferred.
+struct Build(Module);
+
+impl Build {
+    fn new(sizes: &[(&str, u64)]) -> (Build, Vec<Dim>) {
+        let mut dims = Dims::default();
+        let symbols = sizes
+            .iter()
+            .map(|(name, max)| {
+                let sym = dims.symbol(name).unwrap();
+                let info = dims.info_mut(sym).unwrap();
+                (info.min, info.max) = (0, Some(*max));
+                Dim::from(sym)
+            })
+            .collect();
+        let module = Module {
+            name: "test".into(),
+            setting: Setting::ThreeParty,
+            stage: Stage::Scheduled,
+            dims,
+            counts: Vec::new(),
+            public: plain::Program::default(),
+            inputs: Vec::new(),
+            states: Vec::new(),
+            outputs: Vec::new(),
+            ops: Vec::new(),
+        };
+        (Build(module), symbols)
+    }
+
+    fn input(&mut self, dtype: DType, shape: &[Dim], last_of: &[u8]) -> u32 {
+        let name = format!("in{}", self.0.inputs.len());
+        self.0.inputs.push(InputSlot { name, dtype, shape: shape.to_vec(), last_of: last_of.to_vec() });
+        self.0.inputs.len() as u32 - 1
+    }
+
+    /// A public input and the op that names it.
+    fn public(&mut self, name: &str, dtype: DType, shape: &[Dim]) -> Id {
+        let index = self.0.public.inputs.len() as u32;
+        self.0.public.inputs.push(plain::Input { name: name.into(), dtype, shape: shape.to_vec() });
+        self.0.public.outputs.push(plain::ValueRef::Input(index));
+        self.op(Op::Public { value: index }, &[])
+    }
+
+    fn output(&mut self, kind: OutputKind) -> u32 {
+        let name = format!("out{}", self.0.outputs.len());
+        self.0.outputs.push(OutputSlot { name, kind, to: Party::Client });
+        self.0.outputs.len() as u32 - 1
+    }
+
+    fn op(&mut self, op: Op, args: &[Id]) -> Id {
+        self.declared(op, args, None, 0)
+    }
+
+    fn rotated(&mut self, rot: u8, op: Op, args: &[Id]) -> Id {
+        self.declared(op, args, None, rot)
+    }
+
+    fn ring(&mut self, op: Op, (bits, scale): (u8, u8), sharing: Sharing, shape: &[Dim], bound: u8) -> Id {
+        self.declared(op, &[], Some(Ty::ring(bits, scale, sharing, shape.to_vec(), bound)), 0)
+    }
+
+    fn declared(&mut self, op: Op, args: &[Id], declared: Option<Ty>, rot: u8) -> Id {
+        let operands: Vec<Operand> = args.iter().map(|id| Operand::of(&self.0, *id).unwrap()).collect();
+        let ty = infer(&op, &operands, declared.as_ref(), &TypeCx::of(&self.0))
+            .unwrap_or_else(|violation| panic!("{}: {}", op.name(), violation.message));
+        let origin = Origin { node: format!("node{}", self.0.ops.len()), ..Origin::default() };
+        self.0.ops.push(Node { op, args: args.to_vec(), ty, origin, rot });
+        Id(self.0.ops.len() as u32 - 1)
+    }
+
+    /// Declares a smaller bound than the proven one.
+    fn calibrated(&mut self, id: Id, bound: u8) {
+        let ty = &mut self.0.ops[id.index()].ty;
+        (ty.bound, ty.bound_from) = (bound, BoundFrom::Calibrated);
+    }
+
+    fn done(self) -> Module {
+        if let Err(errors) = ombra_ir::verify::verify(&self.0) {
+            panic!("{errors:#?}");
+        }
+        self.0
+    }
+}
+
+/// Tensors by name.
+#[derive(Clone, Default)]
+struct Tensors(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl TensorSource for Tensors {
+    fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+        self.0.get(name).cloned().ok_or_else(|| Diagnostic::input("E0000", "no such tensor"))
+    }
+}
+
+/// What a step is given.
+#[derive(Clone)]
+struct Given {
+    sizes: Vec<(&'static str, u64)>,
+    public: Vec<(String, Tensor)>,
+    client: Vec<Tensor>,
+}
+
+/// What one party has after a step.
+struct Seen {
+    opened: Vec<(u32, Vec<f64>)>,
+    sent: Vec<u64>,
+    meter: transport::Snapshot,
+}
+
+/// Runs the steps at three threads; by party and step.
+fn run_parties(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors) -> Vec<Result<Vec<Seen>>> {
+    let sessions = Session::in_memory(&transport::Party::ALL).unwrap();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = Party::ALL
+            .into_iter()
+            .zip(sessions)
+            .map(|(party, session)| {
+                scope.spawn(move || {
+                    let result = run_party(module, steps, public, own, party, &session);
+                    if let Err(error) = &result {
+                        session.abort(error);
+                    }
+                    result
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn run_party(
+    module: &Module,
+    steps: &[Given],
+    public: &Tensors,
+    own: &Tensors,
+    party: Party,
+    session: &Session,
+) -> Result<Vec<Seen>> {
+    let mut net = LinkNet::new(session, 5);
+    let keys = agree_keys(party, &mut net)?;
+    let key = agree_weight_key(party, &mut net)?;
+    let own = (party == Party::Server).then_some(own as &dyn TensorSource);
+    let weights = Rc::new(Weights::share(module, party, key.as_ref(), public, own, &mut net)?);
+    let mut run = Run::new(Rc::new(module.clone()), party, keys, weights, 1);
+    let mut seen = Vec::new();
+    for given in steps {
+        session.meter().reset();
+        let bound = bind(module, &given.sizes, &given.public)?;
+        let schedule = schedule(module, &bound)?;
+        let client = if party == Party::Client { given.client.as_slice() } else { &[] };
+        let result = run.step(&bound, &schedule, client, &mut net)?;
+        seen.push(Seen {
+            opened: result.opened.iter().map(|o| (o.slot, o.reals())).collect(),
+            sent: result.sent,
+            meter: session.meter().snapshot(),
+        });
+    }
+    Ok(seen)
+}
+
+/// Runs the steps in the clear; by step, what is revealed.
+fn run_reference(module: &Module, steps: &[Given], weights: &Tensors) -> Vec<Vec<(u32, Vec<f64>)>> {
+    let mut states: BTreeMap<u32, RefValue> = BTreeMap::new();
+    let mut all = Vec::new();
+    for given in steps {
+        let bound = bind(module, &given.sizes, &given.public).unwrap();
+        let mut values: Vec<RefValue> = Vec::new();
+        let mut revealed = Vec::new();
+        let mut kept = Vec::new();
+        for (i, node) in module.ops.iter().enumerate() {
+            let shape = bound.shapes[i].clone();
+            let encoded = |x: &[f32]| {
+                let (bits, scale) = node.ty.as_ring().unwrap();
+                let words = reference::encode(x, bits, scale, node.ty.bound).unwrap();
+                RefValue::ring(bits, shape.clone(), words).unwrap()
+            };
+            let args: Vec<&RefValue> = node.args.iter().map(|id| &values[id.index()]).collect();
+            let value = match &node.op {
+                Op::Public { value } => RefValue::plain(bound.public[*value as usize].clone()),
+                Op::PublicWeight { name } | Op::Weight { name } => encoded(&weights.0[name].1),
+                Op::Input { slot } => {
+                    let x = given.client[*slot as usize].as_f32().unwrap();
+                    // Cut slots of the tests cut the first axis.
+                    encoded(&x[x.len() - shape.iter().product::<usize>()..])
+                }
+                Op::ClientInts { slot } => RefValue::plain(given.client[*slot as usize].clone()),
+                Op::State { slot } => {
+                    let Elem::Ring { bits, .. } = node.ty.elem else { panic!("states are of ring elements") };
+                    states.get(slot).cloned().unwrap_or_else(|| RefValue::ring(bits, shape.clone(), vec![]).unwrap())
+                }
+                op => reference::eval(op, &args, &node.ty, &bound.bindings).unwrap(),
+            };
+            match node.op {
+                Op::Reveal { slot } => {
+                    let scale = module.ty(node.args[0]).as_ring().unwrap().1;
+                    revealed.push((slot, value.decode(scale).unwrap()));
+                }
+                Op::SetState { slot } => kept.push((slot, value.clone())),
+                _ => {}
+            }
+            values.push(value);
+        }
+        states.extend(kept);
+        all.push(revealed);
+    }
+    all
+}
+
+/// Runs the steps, compares what the client learns with the reference to `tolerance`, and bytes and rounds with the
+/// declared ones.
+fn check(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors, tolerance: f64) {
+    let parties: Vec<Vec<Seen>> = run_parties(module, steps, public, own).into_iter().map(|r| r.unwrap()).collect();
+    let mut weights = public.clone();
+    weights.0.extend(own.0.clone());
+    for (step, expected) in run_reference(module, steps, &weights).iter().enumerate() {
+        let found = &parties[0][step].opened;
+        assert_eq!(found.iter().map(|o| o.0).collect::<Vec<_>>(), expected.iter().map(|o| o.0).collect::<Vec<_>>());
+        for ((slot, found), (_, expected)) in found.iter().zip(expected) {
+            assert_eq!(found.len(), expected.len());
+            for (i, (x, y)) in found.iter().zip(expected).enumerate() {
+                assert!((x - y).abs() <= tolerance, "step {step}, output {slot}, element {i}: {x} for {y}");
+            }
+        }
+        assert!(parties[1][step].opened.is_empty() && parties[2][step].opened.is_empty());
+
+        let bound = bind(module, &steps[step].sizes, &steps[step].public).unwrap();
+        let schedule = schedule(module, &bound).unwrap();
+        let mut measured = Cost::default();
+        for (party, seen) in parties.iter().map(|steps| &steps[step]).enumerate() {
+            measured.bytes[party] = seen.meter.sent_bytes();
+            measured.rounds = measured.rounds.max(seen.meter.depth);
+            for (i, sent) in seen.sent.iter().enumerate() {
+                assert_eq!(*sent, schedule.op_bytes(module, Id(i as u32))[party], "op {i} at party {party}");
+            }
+        }
+        assert_eq!(measured, schedule.cost(module));
+    }
+}
+
+fn floats(shape: &[usize], from: f32, step: f32) -> Tensor {
+    let n = shape.iter().product::<usize>();
+    Tensor::f32(shape, (0..n).map(|i| from + step * (i * 7 % 11) as f32).collect()).unwrap()
+}
+
+fn weight(tensors: &mut Tensors, name: &str, shape: &[usize], from: f32, step: f32) -> String {
+    let tensor = floats(shape, from, step);
+    tensors.0.insert(name.into(), (shape.to_vec(), tensor.as_f32().unwrap().to_vec()));
+    name.into()
+}
+
+/// Embedding, products with public and private weights, a cache, causal rows: three steps with a growing cache.
+#[test]
+fn attention_like_block_with_a_cache() {
+    let (mut public, mut own) = (Tensors::default(), Tensors::default());
+    let (mut b, dims) = Build::new(&[("seq", 8), ("past", 16)]);
+    let (seq, past, four) = (dims[0].clone(), dims[1].clone(), Dim::from(4));
+    let all = past.add(&seq).unwrap();
+    b.0.states.push(StateSlot {
+        input: "past".into(),
+        output: "present".into(),
+        shape: vec![past.clone(), four.clone()],
+    });
+    let slot = b.input(DType::I64, std::slice::from_ref(&seq), &[]);
+    let ids = b.op(Op::ClientInts { slot }, &[]);
+    let dense = vec![seq.clone(), all.clone()];
+    let mask = b.public("mask", DType::Bool, &dense);
+    let count = b.0.dims.symbol("kept").unwrap();
+    b.0.dims.info_mut(count).unwrap().max = Some(200);
+    b.0.counts.push(Count { sym: count, mask: 0, shape: dense.clone() });
+
+    let table = weight(&mut own, "table", &[10, 4], -1.0, 0.25);
+    let table = b.ring(Op::Weight { name: table }, (64, 12), Sharing::Shared, &[Dim::from(10), four.clone()], 16);
+    let embedded = b.op(Op::Embed, &[ids, table]);
+    let slot = b.input(DType::F32, &[seq.clone(), four.clone()], &[]);
+    let given = b.ring(Op::Input { slot }, (64, 12), Sharing::Shared, &[seq.clone(), four.clone()], 16);
+    let x = b.rotated(1, Op::Add, &[embedded, given]);
+    let w = weight(&mut public, "w", &[4, 4], -0.5, 0.125);
+    let w = b.ring(Op::PublicWeight { name: w }, (64, 12), Sharing::Public, &[four.clone(), four.clone()], 13);
+    let product = b.rotated(1, Op::MatMul { trans_b: false }, &[x, w]);
+    let x = b.rotated(1, Op::Truncate { by: 12 }, &[product]);
+    let q = weight(&mut own, "q", &[4, 4], 0.5, -0.1);
+    let q = b.ring(Op::Weight { name: q }, (64, 12), Sharing::Shared, &[four.clone(), four.clone()], 13);
+    let product = b.rotated(2, Op::MatMul { trans_b: true }, &[x, q]);
+    let query = b.rotated(2, Op::Truncate { by: 12 }, &[product]);
+    let before = b.ring(Op::State { slot: 0 }, (64, 12), Sharing::Shared, &[past, four.clone()], 21);
+    let keys = b.op(Op::Concat { axis: 0 }, &[before, x]);
+    b.op(Op::SetState { slot: 0 }, &[keys]);
+    let scores = b.rotated(1, Op::MatMul { trans_b: true }, &[query, keys]);
+    let scores = b.rotated(1, Op::Truncate { by: 14 }, &[scores]);
+    let scores = b.op(Op::SetScale { scale: 12 }, &[scores]);
+    b.calibrated(scores, 18);
+    let packed = b.rotated(2, Op::Pack, &[scores, mask]);
+    let greatest = b.rotated(2, Op::RowMax { shape: dense.clone(), width: 30 }, &[packed, mask]);
+    let wide = b.op(Op::RowExpand { shape: dense.clone() }, &[greatest, mask]);
+    let below = b.op(Op::Sub, &[packed, wide]);
+    let square = b.rotated(1, Op::Mul, &[below, below]);
+    let square = b.rotated(1, Op::Truncate { by: 12 }, &[square]);
+    let sums = b.op(Op::RowSum { shape: dense.clone() }, &[square, mask]);
+    let spread = b.op(Op::Unpack { shape: dense }, &[square, mask]);
+    let mixed = b.rotated(2, Op::MatMul { trans_b: false }, &[spread, keys]);
+    let mixed = b.rotated(2, Op::Reshare, &[mixed]);
+    for value in [greatest, sums, mixed] {
+        let slot = b.output(OutputKind::Tensor);
+        b.op(Op::Reveal { slot }, &[value]);
+    }
+    let module = b.done();
+
+    let step = |seq: usize, past: usize| {
+        let mask = (0..seq * (past + seq)).map(|i| i % (past + seq) <= past + i / (past + seq)).collect();
+        Given {
+            sizes: vec![("seq", seq as u64), ("past", past as u64)],
+            public: vec![("mask".into(), Tensor::bool(&[seq, past + seq], mask).unwrap())],
+            client: vec![
+                Tensor::i64(&[seq], (0..seq as i64).map(|i| (i * 3 + 9) % 10).collect()).unwrap(),
+                floats(&[seq, 4], 0.3, -0.07),
+            ],
+        }
+    };
+    let steps = [step(5, 0), step(1, 5), step(1, 6)];
+    check(&module, &steps, &public, &own, 0.02);
+}
+
+/// Comparisons, bits, movement and constants on a small ring: no truncation, so results are exact.
+#[test]
+fn exact_ops_on_a_small_ring() {
+    let (public, own) = (Tensors::default(), Tensors::default());
+    let (mut b, dims) = Build::new(&[("seq", 8)]);
+    let (seq, six) = (dims[0].clone(), Dim::from(6));
+    let slot = b.input(DType::F32, &[seq.clone(), six.clone()], &[]);
+    let x = b.ring(Op::Input { slot }, (40, 4), Sharing::Shared, &[seq.clone(), six.clone()], 12);
+    let slot = b.input(DType::F32, &[seq.clone(), six.clone()], &[0]);
+    let last = b.ring(Op::Input { slot }, (40, 4), Sharing::Shared, &[Dim::from(1), six.clone()], 12);
+    let order = b.public("order", DType::I64, &[Dim::from(4)]);
+    let factor = b.public("factor", DType::F32, std::slice::from_ref(&six));
+    let factor = {
+        let ty = Ty::ring(40, 2, Sharing::Public, vec![six.clone()], 8);
+        b.declared(Op::Encode { bits: 40, scale: 2 }, &[factor], Some(ty), 0)
+    };
+    let y = b.op(Op::Sub, &[x, last]);
+    let negative = b.rotated(1, Op::Msb { width: 20 }, &[y]);
+    let other = b.rotated(2, Op::Msb { width: 20 }, &[x]);
+    let bit_last = b.rotated(2, Op::Msb { width: 20 }, &[last]);
+    let positive = b.rotated(1, Op::Not, &[negative]);
+    let both = b.rotated(2, Op::And, &[positive, other]);
+    let either = b.rotated(1, Op::Xor, &[both, bit_last]);
+    let columns = b.op(Op::Gather { axis: 1 }, &[either, order]);
+    let turned = b.op(Op::Transpose { perm: vec![1, 0] }, &[columns]);
+    let ones = b.rotated(1, Op::BitToRing { bits: 40 }, &[turned]);
+    let sums = b.op(Op::ReduceSum { axis: 0 }, &[ones]);
+    let scaled = b.op(Op::Mul, &[y, factor]);
+    let scaled = b.rotated(2, Op::AddInt { k: -5 }, &[scaled]);
+    let scaled = b.op(Op::Neg, &[scaled]);
+    let fine = b.op(Op::Upscale { by: 3 }, &[scaled]);
+    let fine = b.op(Op::MulInt { k: -3 }, &[fine]);
+    let narrow = b.op(Op::Narrow { bits: 32 }, &[fine]);
+    let part = b.op(Op::Slice { axis: 1, start: Dim::from(1), len: Dim::from(4) }, &[narrow]);
+    let flat = b.op(Op::Reshape { shape: vec![seq.mul(&Dim::from(4)).unwrap()] }, &[part]);
+    let wide = b.op(Op::Expand { shape: vec![Dim::from(2), seq.clone(), Dim::from(4)] }, &[part]);
+    let squares = b.rotated(1, Op::Mul, &[x, y]);
+    let squares = b.rotated(1, Op::Reshare, &[squares]);
+    let index = b.rotated(2, Op::ArgMax { width: 30 }, &[squares]);
+    for (value, kind) in [
+        (sums, OutputKind::Tensor),
+        (flat, OutputKind::Tensor),
+        (wide, OutputKind::Tensor),
+        (index, OutputKind::NextToken),
+    ] {
+        let slot = b.output(kind);
+        b.op(Op::Reveal { slot }, &[value]);
+    }
+    let module = b.done();
+    let step = |seq: usize| Given {
+        sizes: vec![("seq", seq as u64)],
+        public: vec![
+            ("order".into(), Tensor::i64(&[4], vec![5, 0, 0, 3]).unwrap()),
+            ("factor".into(), floats(&[6], -2.0, 0.75)),
+        ],
+        client: vec![floats(&[seq, 6], 2.0, -0.5), floats(&[seq, 6], -1.0, 0.25)],
+    };
+    check(&module, &[step(3), step(8), step(1)], &public, &own, 0.0);
+}
+
+/// A weight of the wrong shape, a missing client tensor: every party ends with one error.
+#[test]
+fn every_party_ends_when_one_fails() {
+    let mut own = Tensors::default();
+    let (mut b, _) = Build::new(&[]);
+    let shape = [Dim::from(3)];
+    let name = weight(&mut own, "w", &[3], 0.0, 0.5);
+    let w = b.ring(Op::Weight { name }, (64, 8), Sharing::Shared, &shape, 12);
+    let slot = b.input(DType::F32, &shape, &[]);
+    let x = b.ring(Op::Input { slot }, (64, 8), Sharing::Shared, &shape, 12);
+    let sum = b.op(Op::Add, &[x, w]);
+    let slot = b.output(OutputKind::Tensor);
+    b.op(Op::Reveal { slot }, &[sum]);
+    let module = b.done();
+    let given = |client: Vec<Tensor>| [Given { sizes: vec![], public: vec![], client }];
+    let public = Tensors::default();
+    check(&module, &given(vec![floats(&[3], 1.0, 0.5)]), &public, &own, 0.0);
+
+    let codes = |steps: &[Given], own: &Tensors| -> Vec<&str> {
+        run_parties(&module, steps, &public, own).into_iter().map(|r| r.err().map_or("", |e| e.code)).collect()
+    };
+    // The helper waits for nothing in this step.
+    assert_eq!(codes(&given(vec![]), &own), ["E0817", "E0705", ""]);
+    assert_eq!(codes(&given(vec![floats(&[2], 1.0, 0.5)]), &own), ["E0817", "E0705", ""]);
+    assert_eq!(codes(&given(vec![floats(&[3], 1e9, 0.5)]), &own), ["E0381", "E0705", ""]);
+    own.0.insert("w".into(), (vec![2], vec![0.0; 2]));
+    assert_eq!(codes(&given(vec![floats(&[3], 1.0, 0.5)]), &own), ["E0705", "E0813", "E0705"]);
+}
