@@ -1,9 +1,10 @@
-//! What compiled models cost, to the byte and the round, compared with `benchmarks/counts/`.
+//! What compiled models cost, to the byte and the round, compared with `benchmarks/counts/` and
+//! with the table in README.md.
 //!
 //! The transport measures what these formulas declare, so a changed file is a changed cost of a run. Every file holds
-//! one plan at several sizes. `OMBRA_BLESS=1 cargo test -p ombra-bench` writes the files anew; read the difference.
+//! one plan at several sizes. `OMBRA_BLESS=1 cargo test -p ombra-bench` writes both anew; read the difference.
 
-use ombra_compiler::inspect::{Report, inspect};
+use ombra_compiler::inspect::{Report, inspect, size};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use std::collections::BTreeMap;
@@ -41,25 +42,32 @@ fn read(name: &str) -> Model {
     Model::read(&models.join(name).join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-fn counts(case: &Case) -> String {
+fn compiled(case: &Case) -> Compiled {
     let (model, base) = (read(case.model), case.base.map(read));
-    let compiled = compile(&model, base.as_ref(), &Options::default())
-        .unwrap_or_else(|errors| panic!("{}: {}", case.model, errors.iter().map(|e| format!("{e}\n")).collect::<String>()));
+    compile(&model, base.as_ref(), &Options::default()).unwrap_or_else(|errors| {
+        panic!("{}: {}", case.model, errors.iter().map(|e| format!("{e}\n")).collect::<String>())
+    })
+}
+
+fn counts(case: &Case, compiled: &Compiled) -> String {
     let base = case.base.unwrap_or("none");
     let mut out = format!("model {}\nbase {base}\nreveal next-token\n", case.model);
     for &(name, seq, past) in STEPS {
         out.push('\n');
-        step(&mut out, &compiled, name, seq, past);
+        let _ = writeln!(out, "{name} seq={seq} past={past}");
+        step(&mut out, &report(compiled, seq, past));
     }
     out
 }
 
-fn step(out: &mut String, compiled: &Compiled, name: &str, seq: u64, past: u64) {
+fn report(compiled: &Compiled, seq: u64, past: u64) -> Report {
     let plan = &compiled.plan;
     let symbol = |symbol: &Option<String>| symbol.clone().expect("models of the corpus have both sizes");
     let given = BTreeMap::from([(symbol(&plan.seq), seq), (symbol(&plan.past), past)]);
-    let report = inspect(plan, &given).unwrap_or_else(|e| panic!("{name} seq={seq} past={past}: {e}"));
-    let _ = writeln!(out, "{name} seq={seq} past={past}");
+    inspect(plan, &given).unwrap_or_else(|e| panic!("seq={seq} past={past}: {e}"))
+}
+
+fn step(out: &mut String, report: &Report) {
     let _ = writeln!(out, "  rounds {}", report.rounds);
     for party in ["client", "server", "helper"] {
         let _ = writeln!(out, "  bytes {party} {}", report.bytes[party]);
@@ -69,7 +77,7 @@ fn step(out: &mut String, compiled: &Compiled, name: &str, seq: u64, past: u64) 
     let _ = writeln!(out, "  macs public {}", report.macs.public);
     let _ = writeln!(out, "  ops {}", report.ops.len());
     let _ = writeln!(out, "  {:<24} {:>8} {:>12}", "kind", "sending", "bytes");
-    for (kind, (ops, bytes)) in kinds(&report) {
+    for (kind, (ops, bytes)) in kinds(report) {
         let _ = writeln!(out, "  {kind:<24} {ops:>8} {bytes:>12}");
     }
 }
@@ -91,7 +99,7 @@ fn costs_of_models_are_those_on_file() {
     let mut wrong = Vec::new();
     for case in CASES {
         let path = folder().join(format!("{}.txt", case.file));
-        let found = counts(case);
+        let found = counts(case, &compiled(case));
         if bless {
             std::fs::write(&path, &found).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         }
@@ -112,6 +120,44 @@ fn costs_of_models_are_those_on_file() {
     );
 }
 
+/// The table of README.md between two comments: bytes of all parties, and rounds.
+fn table() -> String {
+    let mut out = String::from(
+        "| model | public | set-up | prompt of 32: bytes | rounds | next token: bytes | rounds |\n|---|---|---|---|---|---|---|\n",
+    );
+    for case in CASES {
+        let compiled = compiled(case);
+        let (prompt, token) = (report(&compiled, 32, 0), report(&compiled, 1, 32));
+        let public = if case.base.is_some() { "what is in the base" } else { "nothing" };
+        let _ = writeln!(
+            out,
+            "| `{}` | {public} | {} | {} | {} | {} | {} |",
+            case.model,
+            size(prompt.setup_bytes),
+            size(prompt.total_bytes()),
+            prompt.rounds,
+            size(token.total_bytes()),
+            token.rounds
+        );
+    }
+    out
+}
+
+#[test]
+fn the_readme_has_these_costs() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(&path).expect("README.md is there");
+    let (before, rest) = readme.split_once("<!-- counts -->\n").expect("README.md has the table's begin");
+    let (found, after) = rest.split_once("<!-- end of counts -->").expect("README.md has the table's end");
+    let expected = table();
+    if std::env::var_os("OMBRA_BLESS").is_some() {
+        let text = format!("{before}<!-- counts -->\n{expected}<!-- end of counts -->{after}");
+        std::fs::write(&path, text).expect("README.md can be written");
+    } else {
+        assert_eq!(found, expected, "if the change of cost is meant: OMBRA_BLESS=1 cargo test -p ombra-bench");
+    }
+}
+
 #[test]
 fn every_file_belongs_to_a_case() {
     for entry in std::fs::read_dir(folder()).expect("the folder is part of the repository").flatten() {
@@ -125,9 +171,7 @@ fn every_file_belongs_to_a_case() {
 
 #[test]
 fn every_byte_belongs_to_a_party_and_to_a_kind() {
-    let compiled = compile(&read("llama-trained/frozen"), Some(&read("llama-trained/base")), &Options::default())
-        .unwrap_or_else(|errors| panic!("{}", errors[0]));
-    let report = inspect(&compiled.plan, &BTreeMap::new()).expect("default sizes are allowed");
+    let report = report(&compiled(&CASES[0]), 5, 3);
     let by_kind: u64 = kinds(&report).values().map(|k| k.1).sum();
     assert_eq!(by_kind, report.total_bytes());
     assert!(report.rounds > 0 && by_kind > 0);

@@ -1,6 +1,6 @@
 //! Compiles a bundled model in three ways, runs each between three processes on this machine, and compares.
 //!
-//! `cargo run --release --bin quickstart`
+//! `cargo run --release --bin quickstart`, or with a prompt of your own as its argument.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,8 @@ fn main() -> ExitCode {
     // The client starts server and helper as processes of this program.
     let result = match args.first().map(String::as_str) {
         Some("serve") => serve::serve(&args[1..]).map_err(|e| vec![e]),
-        _ => show::show(),
+        Some(prompt) => show::show(prompt),
+        None => show::show(show::PROMPT),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

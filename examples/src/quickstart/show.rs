@@ -18,8 +18,8 @@ use ombra_runtime::app::text::Text;
 use super::plaintext;
 use super::table::{Column, table};
 
-/// The prompt, which only the client knows.
-const PROMPT: &str = "This License";
+/// The prompt where the user gives none.
+pub const PROMPT: &str = "This License";
 /// Tokens to generate.
 const COUNT: u64 = 16;
 
@@ -58,29 +58,31 @@ fn one(error: Diagnostic) -> Errors {
     vec![error]
 }
 
-/// Shows every variant, then the table.
+/// Shows every variant, then the table. Only the client learns `prompt`.
 ///
 /// # Errors
 /// The first failure, or a token or a cost that is not the expected one.
-pub fn show() -> Result<(), Errors> {
+pub fn show(prompt: &str) -> Result<(), Errors> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let models = root.join("tests/data/models/llama-trained");
     println!("A LLaMA of 0.5 million parameters answers a prompt that only the client knows,");
     println!("with weights that only the server knows. A helper holds shares of both and learns neither.");
     let columns: Vec<Column> =
-        VARIANTS.iter().map(|v| variant(v, &models, &root.join("out/quickstart"))).collect::<Result<_, _>>()?;
+        VARIANTS.iter().map(|v| variant(v, prompt, &models, &root.join("out/quickstart"))).collect::<Result<_, _>>()?;
     println!("\n{}", table(&columns));
     println!("Bytes are those of all parties; rounds are the longest chain of messages that wait for one another.");
     println!("The plans are in out/quickstart: `ombra inspect out/quickstart/frozen` shows where the costs are.");
     match columns.iter().find(|c| c.agreeing() < c.expected.len()) {
         None => Ok(()),
-        Some(c) => Err(one(Diagnostic::internal("E0593", format!("{}: tokens differ from those in the clear", c.name))
-            .note(format!("expected  {:?}", c.expected))
-            .note(format!("found     {:?}", c.report.tokens.as_deref().unwrap_or_default())))),
+        Some(c) => {
+            Err(one(Diagnostic::internal("E0593", format!("{}: tokens differ from those in the clear", c.name))
+                .note(format!("expected  {:?}", c.expected))
+                .note(format!("found     {:?}", c.report.tokens.as_deref().unwrap_or_default()))))
+        }
     }
 }
 
-fn variant(variant: &Variant, models: &Path, out: &Path) -> Result<Column, Errors> {
+fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<Column, Errors> {
     println!("\n== {}: {}", variant.name, variant.what);
     let path = models.join(variant.model).join("model.onnx");
     let model = Model::read(&path).map_err(one)?;
@@ -91,12 +93,12 @@ fn variant(variant: &Variant, models: &Path, out: &Path) -> Result<Column, Error
     println!("{}", where_it_runs(&compiled));
 
     let opened = PlanFolder::open(&folder).map_err(one)?;
-    let prompt = Text::open(&opened).and_then(|text| text.tokens(PROMPT)).map_err(one)?;
+    let prompt = Text::open(&opened).and_then(|tokenizer| tokenizer.tokens(text)).map_err(one)?;
     println!("{}", prediction(&compiled, prompt.len() as u64).map_err(one)?);
     let expected = plaintext::generate(&path, &opened.plan, &prompt, COUNT as usize).map_err(one)?;
 
-    print!("client, server and helper over TLS: {PROMPT}");
-    let report = run(&folder).map_err(one)?;
+    print!("client, server and helper over TLS: {text}");
+    let report = run(&folder, text).map_err(one)?;
     Ok(Column { name: variant.name, expected, report })
 }
 
@@ -143,13 +145,13 @@ fn prediction(compiled: &Compiled, prompt: u64) -> ombra_ir::Result<String> {
 }
 
 /// Runs a plan between this process and two more, and gives the report.
-fn run(folder: &Path) -> ombra_ir::Result<Report> {
+fn run(folder: &Path, prompt: &str) -> ombra_ir::Result<Report> {
     let path: PathBuf = folder.join("report.json");
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(3));
     run_client(&ClientRun {
         folder: folder.to_path_buf(),
         peers: Peers::Local,
-        given: Given::Prompt(PROMPT.to_string()),
+        given: Given::Prompt(prompt.to_string()),
         count: COUNT,
         stop: Vec::new(),
         output_dir: None,

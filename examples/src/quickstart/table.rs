@@ -48,7 +48,7 @@ fn step(report: &Report, name: &str) -> [String; 3] {
     [
         beside(predicted, measured, &size),
         beside(last.rounds.predicted, last.rounds.measured, &|n| n.to_string()),
-        format!("{seconds:.2} s"),
+        if seconds < 1.0 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.2} s") },
     ]
 }
 
@@ -114,7 +114,7 @@ mod tests {
         let text = table(&[column(1500)]);
         assert!(text.contains("2 of 3"), "{text}");
         assert!(text.contains("1.50 kB = predicted") && text.contains("7 = predicted"), "{text}");
-        assert!(text.contains("1.00 s") && text.contains("0.50 s"), "{text}");
+        assert!(text.contains("1.00 s") && text.contains("500 ms"), "{text}");
     }
 
     #[test]

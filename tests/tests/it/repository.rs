@@ -22,6 +22,7 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Where `unsafe` may stand, each with its reason.
 const UNSAFE: &[(&str, &str)] = &[
     ("compiler/src/onnx/external.rs", "maps files of tensors into memory"),
+    ("runtime/src/app/weights.rs", "maps files of weights into memory"),
     ("runtime/src/backend/gemm_kernels.rs", "vector instructions"),
     ("runtime/src/backend/isa.rs", "calls kernels after asking for their instructions"),
     ("runtime/src/prg/aes.rs", "AES instructions"),
@@ -204,7 +205,8 @@ fn dependencies_go_one_way() {
 
 #[test]
 fn the_compiler_has_no_sockets_clocks_threads_or_randomness() {
-    let words = ["std::net", "std::thread", "std::time", "getrandom", "Instant", "SystemTime", "rayon"].map(String::from);
+    let words =
+        ["std::net", "std::thread", "std::time", "getrandom", "Instant", "SystemTime", "rayon"].map(String::from);
     let sources = files_ending(".rs");
     let own = |f: &&String| f.starts_with("compiler/src/") || f.starts_with("ir-spec/src/");
     none(lines_with(&sources.iter().filter(own).cloned().collect::<Vec<_>>(), &words));
