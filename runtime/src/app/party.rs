@@ -1,6 +1,6 @@
 //! The server's and the helper's side: sessions one after another, with weights that are shared once.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
@@ -49,10 +49,10 @@ pub enum Keep {
         /// The name of the sharing that the key makes.
         epoch: String,
         /// Both components that the server holds, once they were made.
-        weights: Option<Rc<Weights>>,
+        weights: Option<Arc<Weights>>,
     },
     /// The helper's: the name of the sharing and the components, once they have come.
-    Helper(Option<(String, Rc<Weights>)>),
+    Helper(Option<(String, Arc<Weights>)>),
 }
 
 impl Keep {
@@ -136,8 +136,8 @@ fn server_weights(
     file: &File,
     key: &Key,
     epoch: &str,
-    kept: &mut Option<Rc<Weights>>,
-) -> Result<Rc<Weights>> {
+    kept: &mut Option<Arc<Weights>>,
+) -> Result<Arc<Weights>> {
     let (client, helper) = (session.link(Party::Client)?, session.link(Party::Helper)?);
     helper.send_control(&Offer { epoch: epoch.to_owned() })?;
     let Held { held } = helper.recv_control(CONTROL)?;
@@ -147,12 +147,12 @@ fn server_weights(
     // The key is not part of the cost of the weights: what is counted begins here.
     session.meter().reset();
     match kept {
-        Some(weights) if held => Ok(Rc::clone(weights)),
+        Some(weights) if held => Ok(Arc::clone(weights)),
         _ => {
             let own = super::session::role(Party::Server);
             let module = &folder.plan.module;
             let made = Weights::share(module, own, Some(key), &folder.public_weights, Some(file), &mut net(session))?;
-            Ok(Rc::clone(kept.insert(Rc::new(made))))
+            Ok(Arc::clone(kept.insert(Arc::new(made))))
         }
     }
 }
@@ -160,11 +160,11 @@ fn server_weights(
 fn helper_weights(
     folder: &PlanFolder,
     session: &Session,
-    kept: &mut Option<(String, Rc<Weights>)>,
-) -> Result<Rc<Weights>> {
+    kept: &mut Option<(String, Arc<Weights>)>,
+) -> Result<Arc<Weights>> {
     let server = session.link(Party::Server)?;
     let Offer { epoch } = server.recv_control(CONTROL)?;
-    let held = kept.as_ref().filter(|(other, _)| *other == epoch).map(|(_, weights)| Rc::clone(weights));
+    let held = kept.as_ref().filter(|(other, _)| *other == epoch).map(|(_, weights)| Arc::clone(weights));
     server.send_control(&Held { held: held.is_some() })?;
     if let Some(weights) = held {
         return Ok(weights);
@@ -173,13 +173,13 @@ fn helper_weights(
     *kept = None;
     let own = super::session::role(Party::Helper);
     let module = &folder.plan.module;
-    let weights = Rc::new(Weights::share(module, own, None, &folder.public_weights, None, &mut net(session))?);
-    *kept = Some((epoch, Rc::clone(&weights)));
+    let weights = Arc::new(Weights::share(module, own, None, &folder.public_weights, None, &mut net(session))?);
+    *kept = Some((epoch, Arc::clone(&weights)));
     Ok(weights)
 }
 
 /// The client's components of the weights, and whether the server sends the helper its part in this session.
-pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(Rc<Weights>, bool)> {
+pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(Arc<Weights>, bool)> {
     let server = session.link(Party::Server)?;
     let Sharing { sends } = server.recv_control(CONTROL)?;
     let (run, op, round) = KEY_FRAME;
@@ -190,7 +190,7 @@ pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(
     let own = super::session::role(Party::Client);
     let module = &folder.plan.module;
     let weights = Weights::share(module, own, Some(&key), &folder.public_weights, None, &mut net(session))?;
-    Ok((Rc::new(weights), sends))
+    Ok((Arc::new(weights), sends))
 }
 
 /// What the others measured, once they have ended.

@@ -1,6 +1,6 @@
 //! The program of a session: the plan's module, and one step of it with its sizes known.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::bind::{Bound, bind};
 use ombra_ir::module::{InputSlot, Module};
@@ -38,7 +38,7 @@ pub fn prepare(module: &Module, sizes: &[(String, u64)], public: &[(String, Tens
 ///
 /// # Errors
 /// `E1004` when the module has too many inputs.
-pub fn with_given_states(module: &Module) -> Result<Rc<Module>> {
+pub fn with_given_states(module: &Module) -> Result<Arc<Module>> {
     let mut module = module.clone();
     let first = module.inputs.len();
     for state in &module.states {
@@ -54,7 +54,7 @@ pub fn with_given_states(module: &Module) -> Result<Rc<Module>> {
             (node.op, node.rot) = (Op::Input { slot }, 0);
         }
     }
-    Ok(Rc::new(module))
+    Ok(Arc::new(module))
 }
 
 /// What it costs to share the private weights once: the server sends every one of them to the helper in one message

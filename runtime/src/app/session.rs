@@ -8,7 +8,7 @@
 //! 5. The others send what they measured to the client.
 
 use std::fs;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ombra_ir::module::{Module, Party as Role};
@@ -92,7 +92,7 @@ impl<'a> Phases<'a> {
 /// The executor's side of a session at one party.
 pub(super) struct Engine<'a> {
     session: &'a Session,
-    module: Rc<Module>,
+    module: Arc<Module>,
     run: Run,
 }
 
@@ -102,15 +102,15 @@ impl<'a> Engine<'a> {
         folder: &PlanFolder,
         request: &Request,
         keys: Keys,
-        weights: Rc<Weights>,
+        weights: Arc<Weights>,
         threads: usize,
     ) -> Result<Self> {
         let module = if request.gives_states() {
             program::with_given_states(&folder.plan.module)?
         } else {
-            Rc::new(folder.plan.module.clone())
+            Arc::new(folder.plan.module.clone())
         };
-        let run = Run::new(Rc::clone(&module), role(session.party()), keys, weights, threads);
+        let run = Run::new(Arc::clone(&module), role(session.party()), keys, weights, threads);
         Ok(Engine { session, module, run })
     }
 

@@ -1,6 +1,6 @@
 //! Ops that send messages, at one party: each becomes a [`Task`].
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::Result;
 use ombra_ir::cost::Traffic;
@@ -36,7 +36,7 @@ pub(super) fn start(
     cx: &Cx,
     party: u8,
     traffic: &Traffic,
-    args: Vec<Rc<Value>>,
+    args: Vec<Arc<Value>>,
     given: Option<Vec<u64>>,
 ) -> Result<Task<Ended>> {
     let node = site.module.node(site.id);

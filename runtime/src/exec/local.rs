@@ -1,6 +1,6 @@
 //! Ops that send nothing, at one party.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::bind::Bound;
 use ombra_ir::module::{Id, Module};
@@ -40,7 +40,7 @@ impl Site<'_> {
 }
 
 /// The result of a local op that is no source.
-pub(super) fn run(site: Site<'_>, args: &[Rc<Value>]) -> Result<Rc<Value>> {
+pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
     let op = &site.module.node(site.id).op;
     let arg = |i: usize| args.get(i).ok_or_else(missing);
     // The same words under another type: a narrower ring is the same words too, of which fewer bits matter.
@@ -48,7 +48,7 @@ pub(super) fn run(site: Site<'_>, args: &[Rc<Value>]) -> Result<Rc<Value>> {
         return arg(0).cloned();
     }
     if let Value::Bits(_) = &**arg(0)? {
-        return run_on_bits(site, op, args).map(|bits| Rc::new(Value::Bits(bits)));
+        return run_on_bits(site, op, args).map(|bits| Arc::new(Value::Bits(bits)));
     }
     let view = |i: usize| Ok(View { value: arg(i)?.ring()?, shape: site.operand_shape(i)? });
     let ring = match op {
@@ -73,11 +73,11 @@ pub(super) fn run(site: Site<'_>, args: &[Rc<Value>]) -> Result<Rc<Value>> {
             map(arg(0)?.ring()?, |words| move_words(site, op, words, index))?
         }
     };
-    Ok(Rc::new(Value::Ring(ring)))
+    Ok(Arc::new(Value::Ring(ring)))
 }
 
 /// A linear map of the words of one operand.
-fn move_words(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Rc<Value>>) -> Result<Vec<u64>> {
+fn move_words(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Arc<Value>>) -> Result<Vec<u64>> {
     let shape = site.operand_shape(0)?;
     let rows = || site.bound.rows(site.module, site.id);
     match op {
@@ -102,7 +102,7 @@ fn move_words(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Rc<Value>>)
     }
 }
 
-fn run_on_bits(site: Site<'_>, op: &Op, args: &[Rc<Value>]) -> Result<Bits> {
+fn run_on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<Bits> {
     let operand = |i: usize| args.get(i).ok_or_else(missing)?.bits();
     let x = operand(0)?;
     match op {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::bind::{Bound, concrete, place};
 use ombra_ir::module::{Id, Module, Party};
@@ -27,10 +28,10 @@ use crate::share::Shared;
 
 /// One party's side of a session.
 pub struct Run {
-    module: Rc<Module>,
+    module: Arc<Module>,
     party: Party,
     keys: Rc<Keys>,
-    weights: Rc<Weights>,
+    weights: Arc<Weights>,
     threads: usize,
     states: Vec<Option<Kept>>,
     step: u32,
@@ -40,7 +41,7 @@ pub struct Run {
 /// Content of a state slot.
 #[derive(Clone)]
 struct Kept {
-    value: Rc<Value>,
+    value: Arc<Value>,
     shape: Vec<usize>,
 }
 
@@ -78,7 +79,7 @@ struct Step<'a> {
     module: &'a Module,
     bound: &'a Bound,
     schedule: &'a Schedule,
-    values: Vec<Option<Rc<Value>>>,
+    values: Vec<Option<Arc<Value>>>,
     uses: Vec<u32>,
     tasks: BTreeMap<Id, Task<Ended>>,
     kept: Vec<(u32, Kept)>,
@@ -87,7 +88,7 @@ struct Step<'a> {
 
 impl Run {
     /// The side of `party` of a session that runs the verified `module` with `threads` threads for products.
-    pub fn new(module: Rc<Module>, party: Party, keys: Keys, weights: Rc<Weights>, threads: usize) -> Self {
+    pub fn new(module: Arc<Module>, party: Party, keys: Keys, weights: Arc<Weights>, threads: usize) -> Self {
         let states = vec![None; module.states.len()];
         Run { module, party, keys: Rc::new(keys), weights, threads, states, step: 0, failed: false }
     }
@@ -111,7 +112,7 @@ impl Run {
         let epoch = self.step;
         self.step += 1;
         self.failed = true;
-        let module = Rc::clone(&self.module);
+        let module = Arc::clone(&self.module);
         let count = module.ops.len();
         let mut uses = vec![0u32; count];
         module.ops.iter().flat_map(|node| &node.args).for_each(|arg| uses[arg.index()] += 1);
@@ -159,15 +160,15 @@ impl Run {
         let args = node.args.iter().map(|&arg| step.take(arg)).collect::<Result<Vec<_>>>()?;
         let site = Site { module: step.module, bound: step.bound, id, role, threads: self.threads };
         let value = match &node.op {
-            Op::Public { value } => Rc::new(Value::Plain(*value)),
+            Op::Public { value } => Arc::new(Value::Plain(*value)),
             Op::PublicWeight { .. } | Op::Weight { .. } => self.weights.get(id)?,
-            Op::ClientInts { slot } => Rc::new(Value::Ids(self.client_ints(step.bound, *slot, inputs)?)),
+            Op::ClientInts { slot } => Arc::new(Value::Ids(self.client_ints(step.bound, *slot, inputs)?)),
             Op::State { slot } => self.state(step.bound, id, *slot)?,
             Op::SetState { slot } => {
                 let value = args.into_iter().next().ok_or_else(missing)?;
                 let shape = step.bound.shapes[id.index()].clone();
                 step.kept.push((*slot, Kept { value, shape }));
-                Rc::new(Value::Done)
+                Arc::new(Value::Done)
             }
             op if op.class() == Class::Interactive || matches!(op, Op::Input { .. }) => {
                 let given = match op {
@@ -221,11 +222,11 @@ impl Run {
     }
 
     /// The content of a state slot; an empty one before the first step that sets it.
-    fn state(&self, bound: &Bound, id: Id, slot: u32) -> Result<Rc<Value>> {
+    fn state(&self, bound: &Bound, id: Id, slot: u32) -> Result<Arc<Value>> {
         let expected = &bound.shapes[id.index()];
         match self.states.get(slot as usize) {
-            Some(Some(kept)) if kept.shape == *expected => Ok(Rc::clone(&kept.value)),
-            Some(None) if expected.contains(&0) => Ok(Rc::new(Value::Ring(Ring::Shared(Shared::zero())))),
+            Some(Some(kept)) if kept.shape == *expected => Ok(Arc::clone(&kept.value)),
+            Some(None) if expected.contains(&0) => Ok(Arc::new(Value::Ring(Ring::Shared(Shared::zero())))),
             found => {
                 let found = found.and_then(Option::as_ref).map(|kept| &kept.shape);
                 Err(Diagnostic::internal("E0818", "a state slot has another shape than the step expects")
@@ -238,7 +239,7 @@ impl Run {
 
 impl Step<'_> {
     /// An operand; it is freed here at its last use.
-    fn take(&mut self, id: Id) -> Result<Rc<Value>> {
+    fn take(&mut self, id: Id) -> Result<Arc<Value>> {
         let slot = &mut self.values[id.index()];
         let uses = &mut self.uses[id.index()];
         *uses = uses.saturating_sub(1);
@@ -246,7 +247,7 @@ impl Step<'_> {
         value.ok_or_else(|| Diagnostic::internal("E0816", "an op runs before its operand"))
     }
 
-    fn put(&mut self, id: Id, value: Rc<Value>) {
+    fn put(&mut self, id: Id, value: Arc<Value>) {
         if self.uses[id.index()] > 0 {
             self.values[id.index()] = Some(value);
         }
@@ -255,7 +256,7 @@ impl Step<'_> {
     /// Stores what an interactive op ended with.
     fn end(&mut self, id: Id, ended: Ended) {
         match ended {
-            Ended::Value(value) => self.put(id, Rc::new(value)),
+            Ended::Value(value) => self.put(id, Arc::new(value)),
             Ended::Opened(Some(words)) => {
                 let node = self.module.node(id);
                 let operand = node.args.first().and_then(|&arg| self.module.ty(arg).as_ring());

@@ -5,7 +5,7 @@
 //! Keys travel over links that are encrypted and authenticated.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::bind::{concrete, place};
 use ombra_ir::module::{Id, Module, Party};
@@ -39,12 +39,15 @@ pub fn agree_keys(party: Party, net: &mut dyn Net) -> Result<Keys> {
     Ok(Keys::new(&own, &next, &Key::random()?))
 }
 
-/// A fresh key for the weights, known to client and server; the helper has `None`.
-pub fn agree_weight_key(party: Party, net: &mut dyn Net) -> Result<Option<Key>> {
+/// The key of the weights, which client and server know and the helper does not. The server gives the key that its
+/// weights are shared under already, or `None` for a fresh one; the others give `None`.
+///
+/// A key is for one plan and one weights file: under the same key, the helper would learn the difference of two.
+pub fn agree_weight_key(party: Party, kept: Option<Key>, net: &mut dyn Net) -> Result<Option<Key>> {
     match party {
         Party::Client => receive_key(Party::Server, 1, net).map(Some),
         Party::Server => {
-            let key = Key::random()?;
+            let key = kept.map_or_else(Key::random, Ok)?;
             net.send(KEYS_EPOCH, 1, Party::Client, key.bytes().to_vec())?;
             Ok(Some(key))
         }
@@ -67,15 +70,16 @@ fn after(party: Party) -> Party {
     Party::ALL[(party.index() + 1) % 3]
 }
 
-/// The weights of a module at one party, by op. They serve any number of steps.
+/// The weights of a module at one party, by op. They serve any number of sessions: with the same key, a new client
+/// makes its part alone, without a message.
 #[derive(Default)]
 pub struct Weights {
-    values: BTreeMap<Id, Rc<Value>>,
+    values: BTreeMap<Id, Arc<Value>>,
 }
 
 impl Weights {
     /// Loads the public weights and shares the server's, `w = 0 + F(k) + (w − F(k))`: the server sends the last term to
-    /// the helper. `own` is the server's file, `key` the key of client and server.
+    /// the helper; the client neither sends nor receives. `own` is the server's file, `key` the key of client and server.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape than the plan says, or beyond its bound; a peer that fails.
@@ -156,17 +160,17 @@ impl Weights {
                 Ok(Value::Ring(Ring::Shared(shared)))
             };
             let value = match known.get(&(name, secret, node.ty.as_ring())) {
-                Some(value) => Rc::clone(value),
-                None => Rc::new(load().map_err(|error| error.at(place(module, id)))?),
+                Some(value) => Arc::clone(value),
+                None => Arc::new(load().map_err(|error| error.at(place(module, id)))?),
             };
-            known.insert((name, secret, node.ty.as_ring()), Rc::clone(&value));
+            known.insert((name, secret, node.ty.as_ring()), Arc::clone(&value));
             weights.values.insert(id, value);
         }
         Ok(weights)
     }
 
     /// The value of a weight op. E0814 when it was not loaded.
-    pub(super) fn get(&self, id: Id) -> Result<Rc<Value>> {
+    pub(super) fn get(&self, id: Id) -> Result<Arc<Value>> {
         self.values
             .get(&id)
             .cloned()

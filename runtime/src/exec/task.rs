@@ -36,7 +36,7 @@ impl<T> Task<T> {
     ) -> Result<Self> {
         let mut sizes = vec![[[0usize; 3]; 3]; traffic.rounds as usize];
         for msg in &traffic.msgs {
-            let party_of = |role: u8| usize::from((role + rot) % 3);
+            let party_of = |role: u8| usize::from((role % 3 + rot % 3) % 3);
             let size = sizes
                 .get_mut(msg.round as usize)
                 .map(|round| &mut round[party_of(msg.from)][party_of(msg.to)])

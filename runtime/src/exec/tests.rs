@@ -1,7 +1,7 @@
 //! Whole modules between three threads over links in memory, against the reference meaning and the declared cost.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::bind::bind;
 use ombra_ir::infer::{Operand, TypeCx, infer};
@@ -126,8 +126,51 @@ struct Seen {
     meter: transport::Snapshot,
 }
 
+/// What a party does wrong in the first step's third tick.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Fault {
+    None,
+    Truncated,
+    Oversized,
+    Reordered,
+}
+
+/// Links with a fault of the sender.
+struct Faulty<'a> {
+    links: LinkNet<'a>,
+    fault: Fault,
+}
+
+impl Net for Faulty<'_> {
+    fn send(&mut self, epoch: u32, tick: u32, to: Party, mut payload: Vec<u8>) -> Result<()> {
+        let here = epoch == 0 && tick == 2;
+        match self.fault {
+            Fault::Truncated if here => _ = payload.pop(),
+            Fault::Oversized if here => payload.push(0),
+            Fault::Reordered if here => return self.links.send(epoch, tick + 1, to, payload),
+            _ => {}
+        }
+        self.links.send(epoch, tick, to, payload)
+    }
+
+    fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>> {
+        self.links.recv(epoch, tick, from, len)
+    }
+}
+
 /// Runs the steps at three threads; by party and step.
 fn run_parties(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors) -> Vec<Result<Vec<Seen>>> {
+    run_faulty(module, steps, public, own, Fault::None)
+}
+
+/// Runs the steps at three threads of which the server has a fault.
+fn run_faulty(
+    module: &Module,
+    steps: &[Given],
+    public: &Tensors,
+    own: &Tensors,
+    fault: Fault,
+) -> Vec<Result<Vec<Seen>>> {
     let sessions = Session::in_memory(&transport::Party::ALL).unwrap();
     std::thread::scope(|scope| {
         let threads: Vec<_> = Party::ALL
@@ -135,7 +178,7 @@ fn run_parties(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors
             .zip(sessions)
             .map(|(party, session)| {
                 scope.spawn(move || {
-                    let result = run_party(module, steps, public, own, party, &session);
+                    let result = run_party(module, steps, public, own, (party, fault), &session);
                     if let Err(error) = &result {
                         session.abort(error);
                     }
@@ -152,15 +195,16 @@ fn run_party(
     steps: &[Given],
     public: &Tensors,
     own: &Tensors,
-    party: Party,
+    (party, fault): (Party, Fault),
     session: &Session,
 ) -> Result<Vec<Seen>> {
-    let mut net = LinkNet::new(session, 5);
+    let fault = if party == Party::Server { fault } else { Fault::None };
+    let mut net = Faulty { links: LinkNet::new(session, 5), fault };
     let keys = agree_keys(party, &mut net)?;
-    let key = agree_weight_key(party, &mut net)?;
+    let key = agree_weight_key(party, None, &mut net)?;
     let own = (party == Party::Server).then_some(own as &dyn TensorSource);
-    let weights = Rc::new(Weights::share(module, party, key.as_ref(), public, own, &mut net)?);
-    let mut run = Run::new(Rc::new(module.clone()), party, keys, weights, 1);
+    let weights = Arc::new(Weights::share(module, party, key.as_ref(), public, own, &mut net)?);
+    let mut run = Run::new(Arc::new(module.clone()), party, keys, weights, 1);
     let mut seen = Vec::new();
     for given in steps {
         session.meter().reset();
@@ -426,4 +470,30 @@ fn every_party_ends_when_one_fails() {
     assert_eq!(codes(&given(vec![floats(&[3], 1e9, 0.5)]), &own), ["E0381", "E0705", ""]);
     own.0.insert("w".into(), (vec![2], vec![0.0; 2]));
     assert_eq!(codes(&given(vec![floats(&[3], 1.0, 0.5)]), &own), ["E0705", "E0813", "E0705"]);
+}
+
+/// A message of a wrong size or in a wrong round ends the run at every party, in an error that names op and peer.
+#[test]
+fn faulty_messages_end_the_run() {
+    let none = Tensors::default();
+    let (mut b, _) = Build::new(&[]);
+    let shape = [Dim::from(70)];
+    let slot = b.input(DType::F32, &shape, &[]);
+    let x = b.ring(Op::Input { slot }, (64, 8), Sharing::Shared, &shape, 12);
+    let squares = b.rotated(1, Op::Mul, &[x, x]);
+    let y = b.rotated(1, Op::Truncate { by: 8 }, &[squares]);
+    let y = b.rotated(2, Op::Truncate { by: 4 }, &[y]);
+    let slot = b.output(OutputKind::Tensor);
+    b.op(Op::Reveal { slot }, &[y]);
+    let module = b.done();
+    let given = [Given { sizes: vec![], public: vec![], client: vec![floats(&[70], 1.0, 0.5)] }];
+    check(&module, &given, &none, &none, 0.1);
+    for fault in [Fault::Truncated, Fault::Oversized, Fault::Reordered] {
+        let errors = run_faulty(&module, &given, &none, &none, fault);
+        let errors: Vec<Diagnostic> = errors.into_iter().map(|r| r.err().unwrap()).collect();
+        let found = errors.iter().find(|e| e.code == "E0703").unwrap_or_else(|| panic!("{fault:?}: {errors:?}"));
+        let place = found.place.clone().unwrap_or_default();
+        assert!(place.contains("truncate of node2") && place.ends_with("with server"), "{place}");
+        assert!(errors.iter().all(|e| ["E0703", "E0705", "E0701"].contains(&e.code)), "{fault:?}: {errors:?}");
+    }
 }

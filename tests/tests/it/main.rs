@@ -2,3 +2,4 @@
 
 mod plain;
 mod repository;
+mod three_party;
