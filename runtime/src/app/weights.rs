@@ -54,9 +54,8 @@ impl Weights {
         // prevent; every element is a float for any bit pattern, so a change gives other numbers, or a signal when the
         // file is cut.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
-        let (header_bytes, header) = SafeTensors::read_metadata(&map).map_err(|error| {
-            Diagnostic::input("E1003", format!("not a safetensors file: {error}")).at(name.clone())
-        })?;
+        let (header_bytes, header) = SafeTensors::read_metadata(&map)
+            .map_err(|error| Diagnostic::input("E1003", format!("not a safetensors file: {error}")).at(name.clone()))?;
         let start = header_bytes.saturating_add(LENGTH_BYTES);
         Ok(Weights { map, start, header, name })
     }
@@ -70,10 +69,9 @@ impl Weights {
         if shape == wanted.shape {
             return Ok(());
         }
-        Err(self.wrong(&wanted.name, "has another shape than the plan says").note(format!(
-            "expected  {:?}, found {shape:?}",
-            wanted.shape
-        )))
+        Err(self
+            .wrong(&wanted.name, "has another shape than the plan says")
+            .note(format!("expected  {:?}, found {shape:?}", wanted.shape)))
     }
 
     /// Shape and bytes of the elements of a weight.
@@ -136,9 +134,8 @@ fn wanted(module: &Module, name: impl Fn(&Op) -> Option<&String>) -> Result<Vec<
         let sizes = node.ty.shape.iter().map(|dim| dim.as_constant().and_then(|size| usize::try_from(size).ok()));
         let shape: Vec<usize> = sizes.collect::<Option<_>>().ok_or_else(|| wrong("has no fixed size"))?;
         let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-        let elements = elements
-            .filter(|&elements| elements as u64 <= MAX_ELEMENTS)
-            .ok_or_else(|| wrong("is too large"))?;
+        let elements =
+            elements.filter(|&elements| elements as u64 <= MAX_ELEMENTS).ok_or_else(|| wrong("is too large"))?;
         all.push(Wanted { op: Id(index), name: name.clone(), shape, elements, ring });
     }
     Ok(all)
