@@ -7,6 +7,7 @@
 use ombra_compiler::inspect::{Report, inspect, size};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
+use ombra_ir::plan;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -167,6 +168,12 @@ fn every_file_belongs_to_a_case() {
             "counts/{name} belongs to no case: remove it"
         );
     }
+}
+
+#[test]
+fn the_same_model_gives_the_same_plan() {
+    let encoded = || plan::encode(&compiled(&CASES[1]).plan).expect("a compiled plan can be encoded");
+    assert!(encoded() == encoded(), "two plans of one model differ");
 }
 
 #[test]
