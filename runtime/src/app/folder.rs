@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::sync::Arc;
 use std::path::{Component, Path, PathBuf};
 
 use ombra_ir::module::Stage;
@@ -30,7 +31,7 @@ pub struct PlanFolder {
     /// The digest that parties compare.
     pub digest: String,
     /// Public weights, which have all that the module names.
-    pub public_weights: Weights,
+    pub public_weights: Arc<Weights>,
     /// The module's private weights.
     pub private: Vec<Wanted>,
 }
@@ -56,7 +57,7 @@ impl PlanFolder {
         let weights = Weights::open(&checked_file(&public, &plan.public_weights)?)?;
         public_weights(&plan.module)?.iter().try_for_each(|wanted| weights.check(wanted))?;
         let private = private_weights(&plan.module)?;
-        Ok(PlanFolder { root, public, plan, digest, public_weights: weights, private })
+        Ok(PlanFolder { root, public, plan, digest, public_weights: Arc::new(weights), private })
     }
 
     /// The provider's weights, which have all that the module names.

@@ -10,7 +10,7 @@ use super::program;
 use super::request::Request;
 use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, role, senseless};
 use super::weights::Weights as File;
-use crate::exec::Weights;
+use crate::exec::{TensorSource, Weights};
 use crate::prg::Key;
 use crate::transport::{Acceptor, Frame, Party, Purpose, Session, SessionId};
 
@@ -43,7 +43,7 @@ pub enum Keep {
     /// The server's.
     Server {
         /// The private weights.
-        file: File,
+        file: Arc<File>,
         /// The key of client and server, from which component 1 of every weight follows.
         key: Key,
         /// The name of the sharing that the key makes.
@@ -63,7 +63,7 @@ impl Keep {
     pub fn new(party: Party, folder: &PlanFolder) -> Result<Keep> {
         match party {
             Party::Server => Ok(Keep::Server {
-                file: folder.server_weights()?,
+                file: Arc::new(folder.server_weights()?),
                 key: Key::random()?,
                 epoch: SessionId::random()?.to_string(),
                 weights: None,
@@ -135,7 +135,7 @@ fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize
 fn server_weights(
     folder: &PlanFolder,
     session: &Session,
-    file: &File,
+    file: &Arc<File>,
     key: &Key,
     epoch: &str,
     kept: &mut Option<Arc<Weights>>,
@@ -153,7 +153,7 @@ fn server_weights(
         _ => {
             let own = role(Party::Server);
             let module = &folder.plan.module;
-            let made = Weights::share(module, own, Some(key), &folder.public_weights, Some(file), &mut net(session))?;
+            let made = Weights::share(module, own, Some(key), public(folder), Some(Arc::clone(file) as Arc<dyn TensorSource>), &mut net(session))?;
             Ok(Arc::clone(kept.insert(Arc::new(made))))
         }
     }
@@ -175,7 +175,7 @@ fn helper_weights(
     *kept = None;
     let own = role(Party::Helper);
     let module = &folder.plan.module;
-    let weights = Arc::new(Weights::share(module, own, None, &folder.public_weights, None, &mut net(session))?);
+    let weights = Arc::new(Weights::share(module, own, None, public(folder), None, &mut net(session))?);
     *kept = Some((epoch, Arc::clone(&weights)));
     Ok(weights)
 }
@@ -191,7 +191,7 @@ pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(
     let key = Key::from_bytes(key);
     let own = role(Party::Client);
     let module = &folder.plan.module;
-    let weights = Weights::share(module, own, Some(&key), &folder.public_weights, None, &mut net(session))?;
+    let weights = Weights::share(module, own, Some(&key), public(folder), None, &mut net(session))?;
     Ok((Arc::new(weights), sends))
 }
 
@@ -205,4 +205,8 @@ pub(super) fn peer_stats(session: &Session, phases: usize) -> Result<[Stats; 2]>
         }
     }
     Ok(all)
+}
+
+fn public(folder: &PlanFolder) -> Arc<dyn TensorSource> {
+    Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>
 }

@@ -31,7 +31,7 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
         &folder.plan.module
     };
     let mut clear =
-        Clear { module, public: &folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
+        Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
     clear.states.resize_with(module.states.len(), || None);
     let (mut error, mut tokens, mut same) = (0f64, 0u64, 0u64);
     for step in &outcome.steps {

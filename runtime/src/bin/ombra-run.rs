@@ -156,6 +156,7 @@ fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
 }
 
 fn main() -> ExitCode {
+    ombra_runtime::memory::keep_freed_blocks();
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -157,11 +157,12 @@ impl Run {
         let node = step.module.node(id);
         let party = self.party.index() as u8;
         let role = (party + 3 - node.rot % 3) % 3;
-        let args = node.args.iter().map(|&arg| step.take(arg)).collect::<Result<Vec<_>>>()?;
+        let args = node.args.iter().map(|&arg| self.operand(step, arg)).collect::<Result<Vec<_>>>()?;
         let site = Site { module: step.module, bound: step.bound, id, role, threads: self.threads };
         let value = match &node.op {
             Op::Public { value } => Arc::new(Value::Plain(*value)),
-            Op::PublicWeight { .. } | Op::Weight { .. } => self.weights.get(id)?,
+            // Made when an op takes it.
+            Op::PublicWeight { .. } | Op::Weight { .. } => return Ok(()),
             Op::ClientInts { slot } => Arc::new(Value::Ids(self.client_ints(step.bound, *slot, inputs)?)),
             Op::State { slot } => self.state(step.bound, id, *slot)?,
             Op::SetState { slot } => {
@@ -188,6 +189,14 @@ impl Run {
         };
         step.put(id, value);
         Ok(())
+    }
+
+    /// An operand of an op: a weight, or an earlier result.
+    fn operand(&self, step: &mut Step<'_>, id: Id) -> Result<Arc<Value>> {
+        match step.module.node(id).op {
+            Op::PublicWeight { .. } | Op::Weight { .. } => self.weights.get(id),
+            _ => step.take(id),
+        }
     }
 
     /// The client's tensor for an input slot, cut to the last element of the slot's cut axes; `None` at other parties.

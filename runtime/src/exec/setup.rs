@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ombra_ir::bind::{concrete, place};
-use ombra_ir::module::{Id, Module, Party};
+use ombra_ir::module::{Id, Module, Node, Party};
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode;
 use ombra_ir::{Bindings, Diagnostic, Result};
@@ -24,9 +24,11 @@ use crate::share::{Component, Shared};
 
 /// Elements of a weight in one message.
 const CHUNK: usize = 1 << 20;
+/// Weights of at most this many elements are stored by every party.
+const SMALL: usize = 1 << 14;
 
 /// Where tensors come from: the public weights file, or the server's own.
-pub trait TensorSource {
+pub trait TensorSource: Send + Sync {
     /// Shape and elements of the tensor with this name. An error when there is none, or it holds no floats.
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)>;
 }
@@ -72,14 +74,39 @@ fn after(party: Party) -> Party {
 
 /// The weights of a module at one party, by op. They serve any number of sessions: with the same key, a new client
 /// makes its part alone, without a message.
-#[derive(Default)]
+///
+/// Only what cannot be made again is stored: the helper's terms, and small weights. The client's terms come from the
+/// key and the server's from the key and its file whenever an op needs them, so that memory holds one weight at a time.
 pub struct Weights {
-    values: BTreeMap<Id, Arc<Value>>,
+    held: BTreeMap<Id, Held>,
+    prg: Option<Prg>,
+    public: Arc<dyn TensorSource>,
+    own: Option<Arc<dyn TensorSource>>,
+}
+
+/// How one weight is held.
+#[derive(Clone)]
+enum Held {
+    Stored(Arc<Value>),
+    Made(Recipe),
+}
+
+/// What a weight is made from.
+#[derive(Clone)]
+struct Recipe {
+    name: String,
+    secret: bool,
+    shape: Vec<usize>,
+    n: usize,
+    bits: u8,
+    scale: u8,
+    bound: u8,
+    label: Label,
 }
 
 impl Weights {
-    /// Loads the public weights and shares the server's, `w = 0 + F(k) + (w − F(k))`: the server sends the last term to
-    /// the helper; the client neither sends nor receives. `own` is the server's file, `key` the key of client and server.
+    /// Shares the server's weights, `w = 0 + F(k) + (w − F(k))`: the server sends the last term to the helper; the
+    /// client neither sends nor receives. `own` is the server's file, `key` the key of client and server.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape than the plan says, or beyond its bound; a peer that fails.
@@ -87,13 +114,23 @@ impl Weights {
         module: &Module,
         party: Party,
         key: Option<&Key>,
-        public: &dyn TensorSource,
-        own: Option<&dyn TensorSource>,
+        public: Arc<dyn TensorSource>,
+        own: Option<Arc<dyn TensorSource>>,
         net: &mut dyn Net,
     ) -> Result<Weights> {
-        let prg = key.map(Prg::new);
-        let mut weights = Weights::default();
-        let mut known = BTreeMap::new();
+        let consistent = match party {
+            Party::Client => key.is_some(),
+            Party::Server => key.is_some() && own.is_some(),
+            Party::Helper => key.is_none(),
+        };
+        if !consistent {
+            return Err(Diagnostic::internal(
+                "E0814",
+                "client and server share weights with a key, the server with its own weights file",
+            ));
+        }
+        let mut weights = Weights { held: BTreeMap::new(), prg: key.map(Prg::new), public, own };
+        let mut known: BTreeMap<(&String, bool, Option<(u8, u8)>), Held> = BTreeMap::new();
         let mut tick = 0;
         for (i, node) in module.ops.iter().enumerate() {
             let id = Id(i as u32);
@@ -102,80 +139,95 @@ impl Weights {
                 Op::Weight { name } => (name, true),
                 _ => continue,
             };
-            let mut load = || -> Result<Value> {
-                let (bits, scale) = node.ty.as_ring().ok_or_else(not_a_ring)?;
-                let shape = concrete(&node.ty.shape, &Bindings::default())?;
-                let read = |source: &dyn TensorSource| -> Result<Vec<u64>> {
-                    let (found, elements) = source.tensor(name)?;
-                    if found != shape || elements.len() != volume(&shape)? {
-                        return Err(Diagnostic::input("E0813", format!("tensor `{name}` has another shape"))
-                            .note(format!("expected  {shape:?}"))
-                            .note(format!("found     {found:?} and {} elements", elements.len()))
-                            .note("use the weights file that belongs to the plan"));
-                    }
-                    encode(&elements, bits, scale, node.ty.bound)
-                };
-                if !secret {
-                    return Ok(Value::Ring(Ring::Public(read(public)?)));
+            let of = (name, secret, node.ty.as_ring());
+            let held = match known.get(&of) {
+                Some(held) => held.clone(),
+                None => {
+                    let recipe = recipe(node, id, name, secret)?;
+                    let held = weights.hold(party, recipe, &mut tick, net);
+                    held.map_err(|error| error.at(place(module, id)))?
                 }
-                let n = volume(&shape)?;
-                let label = Label { op: id.0, step: 0, purpose: Purpose::Weight as u16, part: 0 };
-                let shared = match (party, &prg, own) {
-                    (Party::Client, Some(prg), _) => {
-                        let mut w1 = vec![0; n];
-                        prg.fill_u64(label, &mut w1);
-                        Shared { a: Component::Zero, b: w1.into() }
-                    }
-                    (Party::Server, Some(prg), Some(own)) => {
-                        let mut w2 = read(own)?;
-                        let mut w1 = vec![0; n];
-                        prg.fill_u64(label, &mut w1);
-                        w2.iter_mut().zip(&w1).for_each(|(w, r)| *w = w.wrapping_sub(*r));
-                        for chunk in w2.chunks(CHUNK) {
-                            let mut payload = Vec::new();
-                            wire::put_words(&mut payload, chunk.iter().copied(), usize::from(bits / 8));
-                            net.send(WEIGHTS_EPOCH, tick, Party::Helper, payload)?;
-                            tick += 1;
-                        }
-                        Shared::new(w1, w2)
-                    }
-                    (Party::Helper, None, _) => {
-                        let mut w2 = Vec::new();
-                        while w2.len() < n {
-                            let width = usize::from(bits / 8);
-                            let bytes = CHUNK.min(n - w2.len()) * width;
-                            let payload = net.recv(WEIGHTS_EPOCH, tick, Party::Server, bytes as u64)?;
-                            w2.extend(wire::get_words(&payload, width));
-                            tick += 1;
-                        }
-                        Shared { a: w2.into(), b: Component::Zero }
-                    }
-                    _ => {
-                        return Err(Diagnostic::internal(
-                            "E0814",
-                            "client and server share weights with a key, the server with its own weights file",
-                        ));
-                    }
-                };
-                Ok(Value::Ring(Ring::Shared(shared)))
             };
-            let value = match known.get(&(name, secret, node.ty.as_ring())) {
-                Some(value) => Arc::clone(value),
-                None => Arc::new(load().map_err(|error| error.at(place(module, id)))?),
-            };
-            known.insert((name, secret, node.ty.as_ring()), Arc::clone(&value));
-            weights.values.insert(id, value);
+            known.insert(of, held.clone());
+            weights.held.insert(id, held);
         }
         Ok(weights)
     }
 
-    /// The value of a weight op. E0814 when it was not loaded.
-    pub(super) fn get(&self, id: Id) -> Result<Arc<Value>> {
-        self.values
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| Diagnostic::internal("E0814", "a weight was not loaded before the run"))
+    /// Sends or receives what a weight needs, and stores it where it must be.
+    fn hold(&self, party: Party, recipe: Recipe, tick: &mut u32, net: &mut dyn Net) -> Result<Held> {
+        let width = usize::from(recipe.bits / 8);
+        if party == Party::Helper && recipe.secret {
+            let mut w2 = Vec::new();
+            while w2.len() < recipe.n {
+                let bytes = CHUNK.min(recipe.n - w2.len()) * width;
+                let payload = net.recv(WEIGHTS_EPOCH, *tick, Party::Server, bytes as u64)?;
+                w2.extend(wire::get_words(&payload, width));
+                *tick += 1;
+            }
+            let shared = Shared { a: w2.into(), b: Component::Zero };
+            return Ok(Held::Stored(Arc::new(Value::Ring(Ring::Shared(shared)))));
+        }
+        let made = (party == Party::Server && recipe.secret || recipe.n <= SMALL).then(|| self.make(&recipe));
+        let made = made.transpose()?;
+        if let (Party::Server, true, Some(Value::Ring(Ring::Shared(shared)))) = (party, recipe.secret, &made) {
+            for chunk in shared.b.data().unwrap_or(&[]).chunks(CHUNK) {
+                let mut payload = Vec::new();
+                wire::put_words(&mut payload, chunk.iter().copied(), width);
+                net.send(WEIGHTS_EPOCH, *tick, Party::Helper, payload)?;
+                *tick += 1;
+            }
+        }
+        Ok(match made {
+            Some(value) if recipe.n <= SMALL => Held::Stored(Arc::new(value)),
+            _ => Held::Made(recipe),
+        })
     }
+
+    fn make(&self, recipe: &Recipe) -> Result<Value> {
+        let read = |source: &Arc<dyn TensorSource>| -> Result<Vec<u64>> {
+            let (found, elements) = source.tensor(&recipe.name)?;
+            if found != recipe.shape || elements.len() != recipe.n {
+                return Err(Diagnostic::input("E0813", format!("tensor `{}` has another shape", recipe.name))
+                    .note(format!("expected  {:?}", recipe.shape))
+                    .note(format!("found     {found:?} and {} elements", elements.len()))
+                    .note("use the weights file that belongs to the plan"));
+            }
+            encode(&elements, recipe.bits, recipe.scale, recipe.bound)
+        };
+        if !recipe.secret {
+            return Ok(Value::Ring(Ring::Public(read(&self.public)?)));
+        }
+        let prg = self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"))?;
+        let mut w1 = vec![0; recipe.n];
+        prg.fill_u64(recipe.label, &mut w1);
+        let shared = match &self.own {
+            None => Shared { a: Component::Zero, b: w1.into() },
+            Some(own) => {
+                let mut w2 = read(own)?;
+                crate::backend::elementwise::sub_assign(&mut w2, &w1);
+                Shared::new(w1, w2)
+            }
+        };
+        Ok(Value::Ring(Ring::Shared(shared)))
+    }
+
+    /// The value of a weight op. E0814 when it was not shared.
+    pub(super) fn get(&self, id: Id) -> Result<Arc<Value>> {
+        match self.held.get(&id) {
+            Some(Held::Stored(value)) => Ok(Arc::clone(value)),
+            Some(Held::Made(recipe)) => self.make(recipe).map(Arc::new),
+            None => Err(Diagnostic::internal("E0814", "a weight was not shared before the run")),
+        }
+    }
+}
+
+fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {
+    let (bits, scale) = node.ty.as_ring().ok_or_else(not_a_ring)?;
+    let shape = concrete(&node.ty.shape, &Bindings::default())?;
+    let n = volume(&shape)?;
+    let label = Label { op: id.0, step: 0, purpose: Purpose::Weight as u16, part: 0 };
+    Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound: node.ty.bound, label })
 }
 
 fn not_a_ring() -> Diagnostic {

@@ -202,8 +202,8 @@ fn run_party(
     let mut net = Faulty { links: LinkNet::new(session, 5), fault };
     let keys = agree_keys(party, &mut net)?;
     let key = agree_weight_key(party, None, &mut net)?;
-    let own = (party == Party::Server).then_some(own as &dyn TensorSource);
-    let weights = Arc::new(Weights::share(module, party, key.as_ref(), public, own, &mut net)?);
+    let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
+    let weights = Arc::new(Weights::share(module, party, key.as_ref(), Arc::new(public.clone()), own, &mut net)?);
     let mut run = Run::new(Arc::new(module.clone()), party, keys, weights, 1);
     let mut seen = Vec::new();
     for given in steps {

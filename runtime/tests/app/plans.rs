@@ -146,7 +146,11 @@ pub fn linear(region: bool) -> Folder {
     let product = build.op(Op::MatMul { trans_b: false }, &[x, w], Some(42));
     let y = build.op(Op::Truncate { by: 16 }, &[product], None);
     build.reveal("y", OutputKind::Tensor, y);
-    let graph = vec![graph_input("x", InputRole::Other, DType::F32, &shape)];
+    let mask = [Dim::from(1), build.seq.clone()];
+    let graph = vec![
+        graph_input("x", InputRole::Other, DType::F32, &shape),
+        graph_input("attention_mask", InputRole::AttentionMask, DType::I64, &mask),
+    ];
     let nodes = vec![node("Add", &["x", "x"], "doubled", &[])];
     let model = region.then(|| model(nodes, &[("x", DataType::FLOAT)], &["doubled"]));
     let weights = [("w", vec![WIDTH, VOCABULARY], weights(WIDTH, VOCABULARY, head))];

@@ -9,7 +9,7 @@ use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::{Phase, Report};
 use ombra_runtime::app::request::Request;
-use ombra_runtime::app::{PlanFolder, verify};
+use ombra_runtime::app::{PlanFolder, test_data, verify};
 use ombra_runtime::transport::{Party, Session};
 
 use super::plans::{self, MAX, VOCABULARY, WIDTH, continuation, head, table};
@@ -120,6 +120,28 @@ fn floats_come_out_as_the_product_with_the_private_weights() {
         }
         let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
         assert!(verify.max_abs_error <= 1.0 / 65536.0, "{}", verify.max_abs_error);
+    }
+}
+
+#[test]
+fn expected_outputs_are_compared_where_the_mask_keeps_them() {
+    let folder = plans::linear(false);
+    let open = PlanFolder::open(&folder.0).unwrap();
+    let mut expected: Vec<f32> =
+        (0..2 * VOCABULARY).map(|index| (0..WIDTH).map(|k| 0.5 * head(k, index % VOCABULARY)).sum::<f32>()).collect();
+    expected[0] = 99.0;
+    for (mask, compared) in [(vec![0, 1], 0.0), (vec![1, 1], 99.0)] {
+        let inputs = vec![
+            ("x".to_owned(), Tensor::f32(&[2, WIDTH], vec![0.5; 2 * WIDTH]).unwrap()),
+            ("attention_mask".to_owned(), Tensor::i64(&[1, 2], mask).unwrap()),
+        ];
+        let outcome = succeed(&folder.0, Task::Infer { inputs });
+        let wanted = ("y".to_owned(), Tensor::f32(&[2, VOCABULARY], expected.clone()).unwrap());
+        let found = test_data::compare(&open, &outcome, &[wanted]).unwrap().outputs;
+        let error = found[0].max_abs_error.unwrap();
+        assert!((error - compared).abs() < 10.0 && (error < 1e-3) == (compared == 0.0), "{error}");
+        let other = ("y".to_owned(), Tensor::f32(&[VOCABULARY, 2], expected.clone()).unwrap());
+        assert_eq!(test_data::compare(&open, &outcome, &[other]).err().map(|error| error.code), Some("E1005"));
     }
 }
 

@@ -16,6 +16,7 @@ use ombra_tests::{corpus, plain};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+#[derive(Clone)]
 struct Tensors(BTreeMap<String, Tensor>);
 
 impl TensorSource for Tensors {
@@ -65,8 +66,8 @@ fn party_step(
     let mut net = LinkNet::new(session, 1);
     let keys = agree_keys(party, &mut net)?;
     let key = agree_weight_key(party, None, &mut net)?;
-    let own = (party == Party::Server).then_some(tensors as &dyn TensorSource);
-    let weights = Arc::new(Weights::share(module, party, key.as_ref(), tensors, own, &mut net)?);
+    let own = (party == Party::Server).then(|| Arc::new(tensors.clone()) as Arc<dyn TensorSource>);
+    let weights = Arc::new(Weights::share(module, party, key.as_ref(), Arc::new(tensors.clone()), own, &mut net)?);
     let mut run = Run::new(Arc::new(module.clone()), party, keys, weights, 1);
     let bound = plain::bind_step(compiled, inputs)?;
     let schedule = schedule(module, &bound)?;
