@@ -1,4 +1,5 @@
-//! End-to-end tests.
+//! End-to-end tests and rules of the repository.
 
 mod plain;
+mod repository;
 mod three_party;
