@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::sync::Arc;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use ombra_ir::module::Stage;
 use ombra_ir::plan::{self, FileDigest, Plan};

@@ -153,7 +153,14 @@ fn server_weights(
         _ => {
             let own = role(Party::Server);
             let module = &folder.plan.module;
-            let made = Weights::share(module, own, Some(key), public(folder), Some(Arc::clone(file) as Arc<dyn TensorSource>), &mut net(session))?;
+            let made = Weights::share(
+                module,
+                own,
+                Some(key),
+                public(folder),
+                Some(Arc::clone(file) as Arc<dyn TensorSource>),
+                &mut net(session),
+            )?;
             Ok(Arc::clone(kept.insert(Arc::new(made))))
         }
     }
