@@ -5,8 +5,10 @@
 use std::process::ExitCode;
 
 use ombra_examples::quickstart::{serve, show};
+use ombra_runtime::memory::keep_freed_blocks;
 
 fn main() -> ExitCode {
+    keep_freed_blocks();
     let args: Vec<String> = std::env::args().skip(1).collect();
     // The client starts server and helper as processes of this program.
     let result = match args.first().map(String::as_str) {

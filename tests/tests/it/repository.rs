@@ -25,6 +25,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("runtime/src/app/weights.rs", "maps files of weights into memory"),
     ("runtime/src/backend/gemm_kernels.rs", "vector instructions"),
     ("runtime/src/backend/isa.rs", "calls kernels after asking for their instructions"),
+    ("runtime/src/memory.rs", "tells the allocator to keep freed blocks"),
     ("runtime/src/prg/aes.rs", "AES instructions"),
 ];
 /// Hosts that files may name: standards, papers, the public index of crates.
