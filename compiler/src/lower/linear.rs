@@ -90,7 +90,7 @@ impl Lower<'_> {
     fn scale_by(&mut self, v: ValueId, a: ValueId, k: f64) -> Result<Id> {
         let raw = self.raw(a)?;
         let (scale, bound) = self.ring(raw)?;
-        if k == 0.0 || k != k || k.is_infinite() {
+        if k == 0.0 || !k.is_finite() {
             return Err(Diagnostic::unsupported(
                 "E0523",
                 format!("a factor of {k} on a secret value is not supported"),

@@ -78,13 +78,14 @@ fn next_tokens_are_those_of_onnx_runtime() {
             let (_, got) = value.as_ring().expect("a ring value");
             let want = &data.outputs.iter().find(|(n, _)| n == "logits").expect("the output is known").1;
             let (batch, seq, width) = (want.shape()[0], want.shape()[1], want.shape()[2]);
-            for b in 0..batch {
+            assert_eq!(got.len(), batch, "{name} set {set}");
+            for (b, token) in got.iter().enumerate() {
                 let row = &want.as_f32().expect("floats")[(b * seq + seq - 1) * width..][..width];
                 let mut order: Vec<usize> = (0..width).collect();
                 order.sort_by(|&i, &j| row[j].total_cmp(&row[i]));
                 let margin = row[order[0]] - row[order[1]];
-                eprintln!("{name} set {set}: token {} of {:?}, margin {margin}", got[b], order[0]);
-                assert!(got[b] == order[0] as u64 || margin < 0.04, "{name} set {set}");
+                eprintln!("{name} set {set}: token {token} of {:?}, margin {margin}", order[0]);
+                assert!(*token == order[0] as u64 || margin < 0.04, "{name} set {set}");
             }
         }
     }
