@@ -126,7 +126,7 @@ impl Lower<'_> {
     pub(super) fn relu(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let x = self.shares(x)?;
         let (_, bound) = self.ring(x)?;
-        let negative = self.push(v, M::Msb { width: bound + 1 }, &[x])?;
+        let negative = self.push(v, M::Msb { width: bound + 1, drop: 0 }, &[x])?;
         let keep = self.push(v, M::Not, &[negative])?;
         let keep = self.push(v, M::BitToRing { bits: RING }, &[keep])?;
         let product = self.push(v, M::Mul, &[x, keep])?;
