@@ -274,7 +274,15 @@ mod tests {
     use super::*;
 
     fn sizes(out: u64, sum3: bool) -> Sizes<'static> {
-        Sizes { out, bits: 64, from_bits: 64, sum3, rows: RowLens::Equal { count: 0, len: 0 }, table_rows: 0, tokens: 0 }
+        Sizes {
+            out,
+            bits: 64,
+            from_bits: 64,
+            sum3,
+            rows: RowLens::Equal { count: 0, len: 0 },
+            table_rows: 0,
+            tokens: 0,
+        }
     }
 
     /// The cost table of the protocol reference, §7, at sizes where planes fill whole bytes.

@@ -8,58 +8,75 @@
 //!
 //! Errors of the fit: GELU, T = 4, degree 7: 1.7e-4, tail 1.3e-4. SiLU, T = 8, degree 11: 2e-4, tail 2.7e-3.
 
-use super::{Emit, FINE, fixed};
+use super::{Emit, fixed, ring_for};
 use ombra_ir::Result;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::ty::BoundFrom;
 
+/// How one function is computed: `T = 2^log2_t`, ring and fraction bits inside.
+#[derive(Clone, Copy)]
+struct Form {
+    log2_t: u8,
+    ring: u8,
+    fine: u8,
+}
+
+/// Rounding inside is multiplied by T and by the steepness of the polynomials, so the wider range has more bits.
+const GELU: Form = Form { log2_t: 2, ring: 40, fine: 18 };
+const SILU: Form = Form { log2_t: 3, ring: 48, fine: 22 };
+/// Fraction bits of the input that decide the branch: both branches agree near the border.
+const BRANCH_FRACTION: u8 = 8;
 /// Fraction bits of the coefficients.
-const COEFFICIENT: u8 = 14;
+const COEFFICIENT: u8 = 18;
 
 /// The Gauss error function's activation `x · Φ(x)`.
 pub(super) fn gelu(e: &mut Emit, x: Id, result: (u8, BoundFrom)) -> Result<Id> {
     let even = |x: f64| x * 0.5 * libm::erf(x * std::f64::consts::FRAC_1_SQRT_2);
-    gated(e, x, 2, &chebyshev_fit(even, 4.0, 7), result)
+    gated(e, x, GELU, &chebyshev_fit(even, 4.0, 7), result)
 }
 
 /// `x · σ(x)`.
 pub(super) fn silu(e: &mut Emit, x: Id, result: (u8, BoundFrom)) -> Result<Id> {
     let even = |x: f64| x * 0.5 * libm::tanh(x * 0.5);
-    gated(e, x, 3, &chebyshev_fit(even, 8.0, 11), result)
+    gated(e, x, SILU, &chebyshev_fit(even, 8.0, 11), result)
 }
 
-/// 0 below −T, `x/2 + g` inside, `x` from T on, where `T = 2^log2_t`.
-fn gated(e: &mut Emit, x: Id, log2_t: u8, series: &[f64], result: (u8, BoundFrom)) -> Result<Id> {
-    let (bits, scale, bound) = e.ring(x)?;
-    let t = f64::from(1u32 << log2_t);
-    let low = e.below(x, -t)?;
-    let not_high = e.below(x, t)?;
+/// 0 below −T, `x/2 + g` inside, `x` from T on.
+fn gated(e: &mut Emit, x: Id, form: Form, series: &[f64], result: (u8, BoundFrom)) -> Result<Id> {
+    let (outer, scale, bound) = e.ring(x)?;
+    let bits = form.ring.max(ring_for(bound)).min(outer);
+    let x = e.narrow(x, bits)?;
+    let t = f64::from(1u32 << form.log2_t);
+    let drop = scale.saturating_sub(BRANCH_FRACTION);
+    let low = e.below(x, -t, drop)?;
+    let not_high = e.below(x, t, drop)?;
     let low = e.op(Op::BitToRing { bits }, &[low])?;
     let not_high = e.op(Op::BitToRing { bits }, &[not_high])?;
-    let inside = inside(e, x, log2_t, series)?;
+    let inside = inside(e, x, form, series)?;
     let minus = e.op(Op::Neg, &[not_high])?;
     let high = e.guarded(Op::AddInt { k: 1 }, &[minus], 1)?;
     let middle = e.guarded(Op::Sub, &[not_high, low], 1)?;
     let upper = e.op(Op::Mul, &[x, high])?;
     let inner = e.op(Op::Mul, &[inside, middle])?;
     let sum = e.op(Op::Add, &[upper, inner])?;
-    let proven = bound.max(scale + log2_t) + 1;
+    let proven = bound.max(scale + form.log2_t) + 1;
     let from = if result.0 < proven { result.1 } else { BoundFrom::Guarded };
-    e.declared(Op::Reshare, &[sum], (result.0.min(proven), from))
+    e.widen(sum, outer, (result.0.min(proven), from))
 }
 
-/// `x/2 + Σ a_k T_k(2(x/T)² − 1)` at the scale of `x`.
-fn inside(e: &mut Emit, x: Id, log2_t: u8, a: &[f64]) -> Result<Id> {
+/// `x/2 + Σ a_k T_k(2(x/T)² − 1)` at the scale of `x`. Inside, everything is divided by T and so at most 1.
+fn inside(e: &mut Emit, x: Id, form: Form, a: &[f64]) -> Result<Id> {
+    let Form { log2_t, fine, .. } = form;
     let (_, scale, _) = e.ring(x)?;
     // s: x² read with scale raised by log2(T²) − 1 is 2 (x/T)².
-    let square = e.op(Op::Mul, &[x, x])?;
+    let square = e.guarded(Op::Mul, &[x, x], 2 * scale + 2 * log2_t)?;
     let read = e.op(Op::SetScale { scale: 2 * scale + 2 * log2_t - 1 }, &[square])?;
-    let shifted = e.add_real(read, -1.0)?;
-    let shifted = tighten(e, shifted, 2 * scale + 2 * log2_t);
-    let s = e.truncate_to(shifted, FINE, FINE + 1)?;
-    let mut basis = Basis { t: vec![None, Some(s)] };
-    let mut a = a.to_vec();
+    let shifted =
+        e.guarded(Op::AddInt { k: fixed(-1.0, 2 * scale + 2 * log2_t - 1)? }, &[read], 2 * scale + 2 * log2_t)?;
+    let s = e.truncate_to(shifted, fine, fine + 1)?;
+    let mut basis = Basis { fine, t: vec![None, Some(s)] };
+    let mut a: Vec<f64> = a.iter().map(|c| c / f64::from(1u32 << log2_t)).collect();
     let mut parts: Vec<Id> = Vec::new();
     for split in [8usize, 4] {
         if a.len() <= split {
@@ -73,30 +90,32 @@ fn inside(e: &mut Emit, x: Id, log2_t: u8, a: &[f64]) -> Result<Id> {
             a[split - j] -= c;
         }
         let q = linear(e, &mut basis, &quotient)?;
-        let q = e.truncate_to(q, FINE, FINE + 4)?;
+        let q = e.truncate_to(q, fine, fine)?;
         let m = basis.get(e, split)?;
-        parts.push(e.op(Op::Mul, &[q, m])?);
+        parts.push(e.guarded(Op::Mul, &[q, m], 2 * fine)?);
     }
     let low = linear(e, &mut basis, &a)?;
-    parts.push(e.op(Op::Upscale { by: FINE - COEFFICIENT }, &[low])?);
-    let fine = e.op(Op::Upscale { by: 2 * FINE - 1 - scale }, &[x])?;
-    parts.push(e.op(Op::SetScale { scale: 2 * FINE }, &[fine])?);
+    parts.push(e.guarded(Op::Upscale { by: fine - COEFFICIENT }, &[low], 2 * fine)?);
+    let half = e.guarded(Op::Upscale { by: 2 * fine - 1 - log2_t - scale }, &[x], 2 * fine - 1)?;
+    parts.push(e.op(Op::SetScale { scale: 2 * fine }, &[half])?);
     let mut sum = parts[0];
     for &part in &parts[1..] {
-        sum = e.guarded(Op::Add, &[sum, part], 2 * FINE + log2_t + 2)?;
+        sum = e.guarded(Op::Add, &[sum, part], 2 * fine + 1)?;
     }
-    e.truncate_to(sum, scale, scale + log2_t + 1)
+    let read = e.op(Op::SetScale { scale: 2 * fine - log2_t }, &[sum])?;
+    e.truncate_to(read, scale, scale + log2_t + 1)
 }
 
-/// `Σ_k c_k T_k` at scale `FINE + COEFFICIENT`; `T_0 = 1`.
+/// `Σ_k c_k T_k` at scale `fine + COEFFICIENT`; `T_0 = 1`.
 fn linear(e: &mut Emit, basis: &mut Basis, c: &[f64]) -> Result<Id> {
+    let fine = basis.fine;
     let mut sum = None;
     for (k, &coefficient) in c.iter().enumerate().skip(1) {
         let t = basis.get(e, k)?;
-        let term = e.op(Op::MulInt { k: fixed(coefficient, COEFFICIENT)? }, &[t])?;
+        let term = e.guarded(Op::MulInt { k: fixed(coefficient, COEFFICIENT)? }, &[t], fine + COEFFICIENT)?;
         sum = Some(match sum {
             None => term,
-            Some(s) => e.op(Op::Add, &[s, term])?,
+            Some(s) => e.guarded(Op::Add, &[s, term], fine + COEFFICIENT)?,
         });
     }
     let sum = match sum {
@@ -106,17 +125,19 @@ fn linear(e: &mut Emit, basis: &mut Basis, c: &[f64]) -> Result<Id> {
             e.op(Op::MulInt { k: 0 }, &[t])?
         }
     };
-    let read = e.op(Op::SetScale { scale: FINE + COEFFICIENT }, &[sum])?;
-    e.add_real(read, c[0])
+    let read = e.op(Op::SetScale { scale: fine + COEFFICIENT }, &[sum])?;
+    e.guarded(Op::AddInt { k: fixed(c[0], fine + COEFFICIENT)? }, &[read], fine + COEFFICIENT)
 }
 
 /// Chebyshev polynomials of one value, made when first asked for.
 struct Basis {
+    fine: u8,
     t: Vec<Option<Id>>,
 }
 
 impl Basis {
     fn get(&mut self, e: &mut Emit, k: usize) -> Result<Id> {
+        let fine = self.fine;
         if self.t.len() <= k {
             self.t.resize(k + 1, None);
         }
@@ -127,27 +148,18 @@ impl Basis {
         let (i, j) = (k.div_ceil(2), k / 2);
         let (ti, tj) = (self.get(e, i)?, self.get(e, j)?);
         let product = e.op(Op::Mul, &[ti, tj])?;
-        let twice = e.op(Op::SetScale { scale: 2 * FINE - 1 }, &[product])?;
+        let twice = e.op(Op::SetScale { scale: 2 * fine - 1 }, &[product])?;
         let shifted = if i == j {
-            e.guarded(Op::AddInt { k: -(1i64 << (2 * FINE - 1)) }, &[twice], 2 * FINE)?
+            e.guarded(Op::AddInt { k: -(1i64 << (2 * fine - 1)) }, &[twice], 2 * fine)?
         } else {
             let t1 = self.get(e, 1)?;
-            let fine = e.op(Op::Upscale { by: FINE - 1 }, &[t1])?;
-            e.guarded(Op::Sub, &[twice, fine], 2 * FINE)?
+            let t1 = e.guarded(Op::Upscale { by: fine - 1 }, &[t1], 2 * fine - 1)?;
+            e.guarded(Op::Sub, &[twice, t1], 2 * fine)?
         };
-        let id = e.truncate_to(shifted, FINE, FINE + 1)?;
+        let id = e.truncate_to(shifted, fine, fine + 1)?;
         self.t[k] = Some(id);
         Ok(id)
     }
-}
-
-fn tighten(e: &mut Emit, x: Id, bound: u8) -> Id {
-    let ty = &mut e.module.ops[x.index()].ty;
-    if bound < ty.bound {
-        ty.bound = bound;
-        ty.bound_from = BoundFrom::Guarded;
-    }
-    x
 }
 
 /// Coefficients of the Chebyshev series of degree `degree` in `s = 2(x/t)² − 1` nearest to an even function on

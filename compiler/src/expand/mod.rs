@@ -144,9 +144,18 @@ impl Emit<'_> {
     pub(crate) fn truncate_to(&mut self, x: Id, scale: u8, bound: u8) -> Result<Id> {
         let (bits, from, found) = self.ring(x)?;
         if found > bits - 2 {
+            // What the formula says of the result holds before the division too.
+            let before = bound.saturating_add(from - scale);
+            if before > bits - 2 {
+                return Err(Diagnostic::input(
+                    "E0510",
+                    format!("a value of {before} bits does not fit a ring of {bits} bits"),
+                )
+                .note(format!("expected at most {} bits at scale {from}", bits - 2))
+                .note("calibrate on inputs that are typical for the model, or use fewer fraction bits"));
+            }
             let node = &mut self.module.ops[x.index()].ty;
-            node.bound = (bound + from - scale).min(bits - 2);
-            node.bound_from = BoundFrom::Guarded;
+            (node.bound, node.bound_from) = (before, BoundFrom::Guarded);
         }
         if from == scale {
             return self.guarded(Op::Reshare, &[x], bound);
@@ -160,20 +169,41 @@ impl Emit<'_> {
         self.op(Op::AddInt { k: fixed(k, scale)? }, &[x])
     }
 
-    /// The bit 1{x ≥ threshold} as a ring element of scale 0.
-    pub(crate) fn at_least(&mut self, x: Id, threshold: f64) -> Result<Id> {
-        let below = self.below(x, threshold)?;
+    /// The bit 1{x ≥ threshold} as a ring element of scale 0, blurred below `2^drop` units above the threshold.
+    pub(crate) fn at_least(&mut self, x: Id, threshold: f64, drop: u8) -> Result<Id> {
+        let below = self.below(x, threshold, drop)?;
         let not = self.op(Op::Not, &[below])?;
         let (bits, _, _) = self.ring(x)?;
         self.op(Op::BitToRing { bits }, &[not])
     }
 
-    /// The secret bit 1{x < threshold}.
-    pub(crate) fn below(&mut self, x: Id, threshold: f64) -> Result<Id> {
+    /// The secret bit 1{x < threshold}, blurred below `2^drop` units above the threshold.
+    pub(crate) fn below(&mut self, x: Id, threshold: f64, drop: u8) -> Result<Id> {
         let difference = self.add_real(x, -threshold)?;
         let (_, _, bound) = self.ring(difference)?;
-        self.op(Op::Msb { width: bound + 1, drop: 0 }, &[difference])
+        self.op(Op::Msb { width: bound + 1 + u8::from(drop > 0), drop }, &[difference])
     }
+
+    /// The value in a ring of `bits`, if it is in a larger one.
+    pub(crate) fn narrow(&mut self, x: Id, bits: u8) -> Result<Id> {
+        let (from, _, _) = self.ring(x)?;
+        if from <= bits { Ok(x) } else { self.op(Op::Narrow { bits }, &[x]) }
+    }
+
+    /// The value in a ring of `bits`: extended from a smaller one, reshared if it is a sum.
+    pub(crate) fn widen(&mut self, x: Id, bits: u8, bound: (u8, BoundFrom)) -> Result<Id> {
+        let (from, _, _) = self.ring(x)?;
+        if from < bits {
+            return self.declared(Op::Extend { bits }, &[x], bound);
+        }
+        self.declared(Op::Reshare, &[x], bound)
+    }
+}
+
+/// The smallest ring of whole bytes, from 32 bits up, that has room for values below `2^bound` and their sums and
+/// divisions.
+pub(crate) fn ring_for(bound: u8) -> u8 {
+    (bound.saturating_add(3).div_ceil(8) * 8).clamp(32, 64)
 }
 
 /// A real constant in fixed point.

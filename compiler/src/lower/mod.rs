@@ -293,6 +293,9 @@ impl Lower<'_> {
                 OutputKind::NextToken => {
                     let scores = self.shares(v)?;
                     let (_, bound) = self.ring(scores)?;
+                    // Only the order of the scores matters: the smallest ring holds it.
+                    let bits = crate::expand::ring_for(bound);
+                    let scores = if bits < RING { self.push(v, M::Narrow { bits }, &[scores])? } else { scores };
                     self.push(v, M::ArgMax { width: bound + 2 }, &[scores])?
                 }
                 OutputKind::Tensor => match self.settled.get(&v) {
