@@ -1,4 +1,4 @@
 //! End-to-end tests.
 
+mod models;
 mod plain;
-mod three_party;
