@@ -1,3 +1,4 @@
 //! Small programs.
 
 pub mod generate;
+pub mod quickstart;

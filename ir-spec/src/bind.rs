@@ -161,7 +161,7 @@ fn rows_of(mask: &Tensor, shape: &[usize]) -> Result<Rows> {
         strides[axis] = if size == 1 { 0 } else { stride };
         stride *= size;
     }
-    let row_count = if columns == 0 { 0 } else { dense / columns };
+    let row_count = dense.checked_div(columns).unwrap_or(0);
     let column_stride = strides.last().copied().unwrap_or(0);
     let mut rows = Rows { keep: Vec::new(), lens: Vec::with_capacity(row_count), dense };
     let mut index = vec![0usize; rank.saturating_sub(1)];

@@ -6,6 +6,7 @@ pub mod config;
 pub mod dpf;
 pub mod exec;
 pub mod keygen;
+pub mod memory;
 pub mod plaintext;
 pub mod prg;
 pub mod protocols;

@@ -95,6 +95,11 @@ impl Sum {
         self.term.as_ref().map(|term| term.as_slice())
     }
 
+    /// The term's words, taken out.
+    pub fn into_words(self) -> Option<Vec<u64>> {
+        self.term.map(|mut term| std::mem::take(&mut *term))
+    }
+
     /// The sum with `f` applied to the term: a linear map that every party applies.
     pub fn map(&self, f: impl FnOnce(&[u64]) -> Vec<u64>) -> Self {
         Sum::new(self.data().map(f))

@@ -6,5 +6,4 @@ pub mod corpus;
 pub mod logits;
 pub mod parties;
 pub mod plain;
-pub mod processes;
 pub mod reference;

@@ -39,3 +39,12 @@ pub fn max_error(got: &[f64], want: &Tensor, mask: Option<&Tensor>) -> Result<f6
     let differences = got.iter().zip(values).enumerate().filter(|(index, _)| counted(index / width));
     Ok(differences.map(|(_, (g, w))| (g - f64::from(*w)).abs()).fold(0.0, f64::max))
 }
+
+/// The greatest difference between rows of logits; infinite for another number of them.
+pub fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    if a.len() != b.len() || a.iter().zip(b).any(|(a, b)| a.len() != b.len()) {
+        return f64::INFINITY;
+    }
+    let values = a.iter().zip(b).flat_map(|(a, b)| a.iter().zip(b));
+    values.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
+}

@@ -1,10 +1,10 @@
 //! Three parties in three threads over links in memory, from a plan folder, with everything that passed between them.
 
 use ombra_ir::module::{Id, Module, Party};
-use ombra_ir::plain::DType;
+use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::schedule::Cost;
 use ombra_ir::{Diagnostic, Result};
-use ombra_runtime::app::inputs::Named;
+use ombra_runtime::app::inputs::{Named, infer_request};
 use ombra_runtime::app::region::Region;
 use ombra_runtime::app::{PlanFolder, Request, program};
 use ombra_runtime::exec::{LinkNet, Net, Opened, Run, TensorSource, Weights, agree_keys, agree_weight_key};
@@ -190,4 +190,18 @@ pub fn costs(folder: &PlanFolder, request: &Request, sides: &[Side; 3], index: u
         }
     }
     Ok(costs)
+}
+
+/// Logits of token rows of equal length in one step of a plan that reveals them, row after row.
+///
+/// # Errors
+/// As [`run`].
+pub fn secret_logits(folder: &PlanFolder, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>> {
+    let ids = Tensor::i64(&[rows.len(), rows.first().map_or(0, Vec::len)], rows.concat())?;
+    let (request, given) = infer_request(&folder.plan, vec![("input_ids".into(), ids)])?;
+    let sides = run(folder, &request, &[given])?;
+    let missing = || Diagnostic::internal("E0000", "no logits are revealed");
+    let opened = sides[0].steps.first().and_then(|step| step.opened.first()).ok_or_else(missing)?;
+    let width = opened.shape.last().copied().unwrap_or(1).max(1);
+    Ok(opened.reals().chunks_exact(width).map(|row| row.iter().map(|v| *v as f32).collect()).collect())
 }

@@ -127,7 +127,8 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
     let mut phases = Phases::new(session);
     let (weights, sends) = phases.run(|| client_weights(folder, session))?;
-    let mut named = vec![("setup", Vec::new(), if sends { program::setup_cost(&folder.private) } else { Cost::default() })];
+    let mut named =
+        vec![("setup", Vec::new(), if sends { program::setup_cost(&folder.private) } else { Cost::default() })];
     let mut region = Region::open(folder, options.threads)?;
     let mut engine = Engine::new(session, folder, &request, keys, weights, options.threads)?;
     let slots: Vec<(String, DType)> =
@@ -135,7 +136,6 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let slots: Vec<(&str, DType)> = slots.iter().map(|(name, dtype)| (name.as_str(), *dtype)).collect();
     let mut all = Vec::new();
     let mut outputs = Vec::new();
-    let mut taken = 0;
     for index in 0..request.steps() {
         let inputs = request.step(plan, index)?;
         let mut known = given.clone();
@@ -151,7 +151,6 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
         let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public)?;
         let slots = region.step(plan, &slots, &step.bound.bindings, &known)?;
         tell(Next::Step)?;
-        taken += 1;
         let opened = phases.run(|| engine.step(&step, &slots))?;
         outputs = opened.into_iter().map(|opened| output(folder, opened)).collect::<Result<Vec<_>>>()?;
         named.push((inputs.name, inputs.sizes.clone(), step.cost));
@@ -170,9 +169,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
             }
         }
     }
-    if taken < request.steps() {
-        tell(Next::End)?;
-    }
+    tell(Next::End)?;
     let [server, helper] = peer_stats(session, named.len())?;
     let stats = [phases.end(), server, helper];
     let tokens = tokens.split_off(prompt);
@@ -205,7 +202,8 @@ fn phase(name: &str, sizes: Vec<(String, u64)>, cost: &Cost, index: usize, stats
 /// A revealed output as a tensor: ids of tokens as integers, all else as floats.
 fn output(folder: &PlanFolder, opened: Opened) -> Result<Named> {
     let slot = folder.plan.module.outputs.get(opened.slot as usize);
-    let slot = slot.ok_or_else(|| Diagnostic::internal("E1004", "an output is revealed that the plan does not name"))?;
+    let slot =
+        slot.ok_or_else(|| Diagnostic::internal("E1004", "an output is revealed that the plan does not name"))?;
     let data = match slot.kind {
         OutputKind::NextToken => Data::I64(opened.values),
         OutputKind::Tensor => Data::F32(opened.reals().into_iter().map(|value| value as f32).collect()),

@@ -170,20 +170,22 @@ fn connect_and_run(
     task: Prepared,
     text: Option<&Text>,
 ) -> Result<Outcome> {
-    // Ends the processes when the run is over.
-    let local;
-    let config = match &run.peers {
+    // Dropped, and its processes ended, when the run is over.
+    let (config, local) = match &run.peers {
         Peers::Local => {
-            local = LocalParties::start(&run.folder, &run.network, run.threads)?;
-            local.client.clone()
+            let local = LocalParties::start(&run.folder, &run.network, run.threads)?;
+            (local.client.clone(), Some(local))
         }
-        Peers::Configured(path) => PartyConfig::read(path)?,
+        Peers::Configured(path) => (PartyConfig::read(path)?, None),
     };
     if config.party != Party::Client {
         return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
             .note("expected  party = \"client\""));
     }
     let endpoint = Endpoint::new(&config, &folder.digest, network)?;
+    if let Some(local) = &local {
+        local.remove_keys();
+    }
     let session = endpoint.open(Purpose::Run)?;
     let progress = Progress::new();
     let mut stream = text.map(Text::stream);

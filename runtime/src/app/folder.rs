@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::sync::Arc;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use ombra_ir::module::Stage;
 use ombra_ir::plan::{self, FileDigest, Plan};
@@ -54,12 +54,10 @@ impl PlanFolder {
         let digest = plan::digest(&bytes);
         drop(bytes);
         check_module(&plan).map_err(|error| error.at(place))?;
-        let public_weights = Weights::open(&checked_file(&public, &plan.public_weights)?)?;
-        for wanted in public_weights_of(&plan)? {
-            public_weights.check(&wanted)?;
-        }
+        let weights = Weights::open(&checked_file(&public, &plan.public_weights)?)?;
+        public_weights(&plan.module)?.iter().try_for_each(|wanted| weights.check(wanted))?;
         let private = private_weights(&plan.module)?;
-        Ok(PlanFolder { root, public, plan, digest, public_weights: Arc::new(public_weights), private })
+        Ok(PlanFolder { root, public, plan, digest, public_weights: Arc::new(weights), private })
     }
 
     /// The provider's weights, which have all that the module names.
@@ -98,10 +96,6 @@ impl PlanFolder {
         let path = self.public.join(TOKENIZER_FILE);
         if path.is_file() { read_bounded(&path, MAX_TOKENIZER_BYTES).map(Some) } else { Ok(None) }
     }
-}
-
-fn public_weights_of(plan: &Plan) -> Result<Vec<Wanted>> {
-    public_weights(&plan.module)
 }
 
 fn check_module(plan: &Plan) -> Result<()> {

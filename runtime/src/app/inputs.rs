@@ -4,7 +4,7 @@ use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{GraphInput, InputRole, Plan};
 use ombra_ir::{Diagnostic, Result};
 
-use super::request::{Request, is_public};
+use super::request::{Request, is_public, out_of_range};
 
 /// A tensor by its name. The client's own are secret: no message shows elements.
 pub type Named = (String, Tensor);
@@ -72,7 +72,7 @@ pub fn token_ids(plan: &Plan, tokens: &[i64]) -> Result<Named> {
 /// Checks given inputs, converts their elements, finds the sizes, and says which of them the other parties see.
 ///
 /// # Errors
-/// `E1006`.
+/// `E1006`, and `E1007` for a size out of range.
 pub fn infer_request(plan: &Plan, given: Vec<Named>) -> Result<(Request, Vec<Named>)> {
     let mut typed: Vec<Named> = Vec::with_capacity(given.len());
     for (name, tensor) in given {
@@ -130,7 +130,7 @@ fn sizes_of(plan: &Plan, given: &[Named]) -> Result<Vec<(String, u64)>> {
         }
     }
     let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-    let bindings = dims.bind(&named)?;
+    let bindings = dims.bind(&named).map_err(out_of_range)?;
     for (name, tensor) in given {
         let input = graph_input(plan, name)?;
         let expected: Vec<usize> = input.shape.iter().map(|dim| dim.eval_usize(&bindings)).collect::<Result<_>>()?;

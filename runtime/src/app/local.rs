@@ -20,7 +20,7 @@ pub const READY: &str = "ready";
 pub struct LocalParties {
     /// The client's configuration.
     pub client: PartyConfig,
-    _running: Running,
+    running: Running,
 }
 
 /// Processes, and the folder that holds their keys.
@@ -57,11 +57,21 @@ impl LocalParties {
                 .map_err(|error| failed(party.name(), &error))?;
             running.wait_ready(child, party)?;
         }
-        Ok(LocalParties { client, _running: running })
+        Ok(LocalParties { client, running })
+    }
+
+    /// Removes the files of keys and configurations, once every party has read its own.
+    pub fn remove_keys(&self) {
+        self.running.remove_keys();
     }
 }
 
 impl Running {
+    /// The folder is this process's own, with a random name: what is left of it after an error here harms nobody.
+    fn remove_keys(&self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+
     /// Takes a process over and waits for its first line.
     fn wait_ready(&mut self, mut child: Child, party: Party) -> Result<()> {
         let output = child.stdout.take();
@@ -85,7 +95,7 @@ impl Drop for Running {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.folder);
+        self.remove_keys();
     }
 }
 
@@ -116,7 +126,7 @@ fn make_private(folder: &Path) -> Result<()> {
         use std::os::unix::fs::DirBuilderExt;
         builder.mode(0o700);
     }
-    builder.create(folder).map_err(|error| {
-        Diagnostic::input("E1011", format!("{} cannot be made: {error}", folder.display()))
-    })
+    builder
+        .create(folder)
+        .map_err(|error| Diagnostic::input("E1011", format!("{} cannot be made: {error}", folder.display())))
 }

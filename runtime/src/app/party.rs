@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::PlanFolder;
 use super::program;
 use super::request::Request;
-use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, senseless};
+use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, role, senseless};
 use super::weights::Weights as File;
 use crate::exec::{TensorSource, Weights};
 use crate::prg::Key;
@@ -69,8 +69,9 @@ impl Keep {
                 weights: None,
             }),
             Party::Helper => Ok(Keep::Helper(None)),
-            Party::Client => Err(Diagnostic::input("E1006", "the client does not serve")
-                .note("help      use `generate` or `infer`")),
+            Party::Client => {
+                Err(Diagnostic::input("E1006", "the client does not serve").note("help      use `generate` or `infer`"))
+            }
         }
     }
 }
@@ -112,15 +113,16 @@ fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize
     request.check(plan)?;
     let mut phases = Phases::new(session);
     let weights = phases.run(|| match keep {
-        Keep::Server { file, key, epoch, weights } => {
-            server_weights(folder, session, file, key, epoch, weights)
-        }
+        Keep::Server { file, key, epoch, weights } => server_weights(folder, session, file, key, epoch, weights),
         Keep::Helper(held) => helper_weights(folder, session, held),
     })?;
     let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
-    for index in 0..request.steps() {
-        if client.recv_control::<Next>(CONTROL)? == Next::End {
-            break;
+    for index in 0.. {
+        // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
+        match client.recv_control(CONTROL)? {
+            Next::End => break,
+            Next::Step if index < request.steps() => {}
+            Next::Step => return Err(senseless(Party::Client, "more steps than it asked for")),
         }
         let step = request.step(plan, index)?;
         let step = program::prepare(engine.module(), &step.sizes, &step.public)?;
@@ -149,9 +151,16 @@ fn server_weights(
     match kept {
         Some(weights) if held => Ok(Arc::clone(weights)),
         _ => {
-            let own = super::session::role(Party::Server);
+            let own = role(Party::Server);
             let module = &folder.plan.module;
-            let made = Weights::share(module, own, Some(key), public(folder), Some(Arc::clone(file) as Arc<dyn TensorSource>), &mut net(session))?;
+            let made = Weights::share(
+                module,
+                own,
+                Some(key),
+                public(folder),
+                Some(Arc::clone(file) as Arc<dyn TensorSource>),
+                &mut net(session),
+            )?;
             Ok(Arc::clone(kept.insert(Arc::new(made))))
         }
     }
@@ -171,7 +180,7 @@ fn helper_weights(
     }
     // The old sharing goes first: two of them may not fit into memory.
     *kept = None;
-    let own = super::session::role(Party::Helper);
+    let own = role(Party::Helper);
     let module = &folder.plan.module;
     let weights = Arc::new(Weights::share(module, own, None, public(folder), None, &mut net(session))?);
     *kept = Some((epoch, Arc::clone(&weights)));
@@ -187,7 +196,7 @@ pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(
     let key = <[u8; 16]>::try_from(key).map_err(|_| senseless(Party::Server, "a key of another length"))?;
     session.meter().reset();
     let key = Key::from_bytes(key);
-    let own = super::session::role(Party::Client);
+    let own = role(Party::Client);
     let module = &folder.plan.module;
     let weights = Weights::share(module, own, Some(&key), public(folder), None, &mut net(session))?;
     Ok((Arc::new(weights), sends))

@@ -36,7 +36,8 @@ impl Region {
         bindings: &Bindings,
         given: &[Named],
     ) -> Result<Vec<Tensor>> {
-        let wanted: Vec<&str> = slots.iter().map(|(name, _)| *name).filter(|name| find(given, name).is_none()).collect();
+        let wanted: Vec<&str> =
+            slots.iter().map(|(name, _)| *name).filter(|name| find(given, name).is_none()).collect();
         let mut computed = match &self.model {
             Some(model) => run(model, plan, &mut self.states, &wanted, bindings, given)?,
             None => Vec::new(),
@@ -94,6 +95,7 @@ fn run(
         found.push(((*name).to_owned(), Tensor::f32(&shape, values)?));
     }
     let outputs = found.split_off(wanted.len());
-    *states = plan.client_states.iter().zip(outputs).map(|(state, (_, tensor))| (state.input.clone(), tensor)).collect();
+    *states =
+        plan.client_states.iter().zip(outputs).map(|(state, (_, tensor))| (state.input.clone(), tensor)).collect();
     Ok(found)
 }

@@ -162,3 +162,26 @@ impl Report {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_difference_between_predicted_and_measured_costs_is_an_error() {
+        let same = Pair { predicted: 7, measured: 7 };
+        let other = Pair { predicted: 7, measured: 8 };
+        let bytes = |pair| BTreeMap::from([("client".to_owned(), same), ("server".to_owned(), pair)]);
+        let phase = |rounds, sent, offline| Phase {
+            rounds,
+            bytes: bytes(sent),
+            offline_bytes: bytes(offline),
+            ..Phase::default()
+        };
+        let check = |phase| Report { phases: vec![Phase::default(), phase], ..Report::default() }.check_costs();
+        assert_eq!(check(phase(same, same, same)), Ok(()));
+        for wrong in [phase(other, same, same), phase(same, other, same), phase(same, same, other)] {
+            assert_eq!(check(wrong).map_err(|error| error.code), Err("E1010"));
+        }
+    }
+}

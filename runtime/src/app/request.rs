@@ -1,7 +1,7 @@
 //! What a client asks for: generation from a prompt, or one step on given inputs. Sizes and public inputs only.
 
-use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::plain::{DType, Data, Tensor, tensor::volume};
+use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use serde::{Deserialize, Serialize};
 
@@ -78,9 +78,11 @@ impl Request {
                     return Err(wrong("a request gives more sizes than the plan has".to_owned()));
                 }
                 for (index, (name, _)) in sizes.iter().enumerate() {
-                    let defined = plan.module.counts.iter().any(|count| {
-                        plan.module.dims.info(count.sym).is_some_and(|info| info.name == *name)
-                    });
+                    let defined = plan
+                        .module
+                        .counts
+                        .iter()
+                        .any(|count| plan.module.dims.info(count.sym).is_some_and(|info| info.name == *name));
                     if defined || sizes.iter().take(index).any(|(other, _)| other == name) {
                         return Err(wrong(format!("the size `{}` cannot be given", name.escape_debug())));
                     }
@@ -95,7 +97,7 @@ impl Request {
         for step in [0, self.steps().saturating_sub(1)] {
             let sizes = self.sizes(plan, step);
             let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-            plan.module.dims.bind(&named).map_err(|error| Diagnostic { code: "E1007", ..error })?;
+            plan.module.dims.bind(&named).map_err(out_of_range)?;
         }
         Ok(())
     }
@@ -123,8 +125,7 @@ impl Request {
     pub fn step(&self, plan: &Plan, step: u64) -> Result<StepInputs> {
         let sizes = self.sizes(plan, step);
         let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-        let bindings =
-            plan.module.dims.bind(&named).map_err(|error| Diagnostic { code: "E1007", ..error })?;
+        let bindings = plan.module.dims.bind(&named).map_err(out_of_range)?;
         let (name, given): (_, &[(String, Tensor)]) = match self {
             Request::Generate { .. } if step > 0 && plan.past.is_some() => ("decode", &[]),
             Request::Generate { .. } => ("prefill", &[]),
@@ -132,6 +133,12 @@ impl Request {
         };
         Ok(StepInputs { name, public: public_inputs(plan, &bindings, given)?, sizes })
     }
+}
+
+/// The error of sizes that the plan was not made for.
+pub(super) fn out_of_range(error: Diagnostic) -> Diagnostic {
+    Diagnostic { code: "E1007", ..error }
+        .note("help      use a shorter prompt or fewer new tokens, or compile with a larger `--max`")
 }
 
 /// Whether `name` is an input that every party knows.

@@ -107,9 +107,10 @@ fn greatest(tensor: &Tensor, scores: &[f32]) -> Result<Vec<i64>> {
     let mut tokens = Vec::with_capacity(batch);
     for sequence in scores.chunks_exact((seq * vocabulary).max(1)) {
         let last = sequence.rchunks_exact(vocabulary.max(1)).next().unwrap_or_default();
-        let best = last.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (index, &score)| {
-            if score > best.1 { (index, score) } else { best }
-        });
+        let best = last
+            .iter()
+            .enumerate()
+            .fold((0, f32::NEG_INFINITY), |best, (index, &score)| if score > best.1 { (index, score) } else { best });
         tokens.push(best.0 as i64);
     }
     Ok(tokens)

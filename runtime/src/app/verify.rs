@@ -30,7 +30,8 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
     } else {
         &folder.plan.module
     };
-    let mut clear = Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
+    let mut clear =
+        Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
     clear.states.resize_with(module.states.len(), || None);
     let (mut error, mut tokens, mut same) = (0f64, 0u64, 0u64);
     for step in &outcome.steps {
@@ -42,7 +43,8 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
             match (output.kind, found.data()) {
                 (OutputKind::NextToken, Data::I64(found)) => {
                     tokens += expected.len() as u64;
-                    same += found.iter().zip(&expected).filter(|(found, expected)| **found as f64 == **expected).count() as u64;
+                    same += found.iter().zip(&expected).filter(|(found, expected)| **found as f64 == **expected).count()
+                        as u64;
                 }
                 (OutputKind::Tensor, Data::F32(found)) => {
                     let differences = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());

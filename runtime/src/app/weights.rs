@@ -54,9 +54,8 @@ impl Weights {
         // prevent; every element is a float for any bit pattern, so a change gives other numbers, or a signal when the
         // file is cut.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
-        let (header_bytes, header) = SafeTensors::read_metadata(&map).map_err(|error| {
-            Diagnostic::input("E1003", format!("not a safetensors file: {error}")).at(name.clone())
-        })?;
+        let (header_bytes, header) = SafeTensors::read_metadata(&map)
+            .map_err(|error| Diagnostic::input("E1003", format!("not a safetensors file: {error}")).at(name.clone()))?;
         let start = header_bytes.saturating_add(LENGTH_BYTES);
         Ok(Weights { map, start, header, name })
     }
@@ -70,10 +69,9 @@ impl Weights {
         if shape == wanted.shape {
             return Ok(());
         }
-        Err(self.wrong(&wanted.name, "has another shape than the plan says").note(format!(
-            "expected  {:?}, found {shape:?}",
-            wanted.shape
-        )))
+        Err(self
+            .wrong(&wanted.name, "has another shape than the plan says")
+            .note(format!("expected  {:?}, found {shape:?}", wanted.shape)))
     }
 
     /// Shape and bytes of the elements of a weight.
@@ -101,10 +99,25 @@ impl Weights {
     }
 }
 
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
 impl TensorSource for Weights {
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let (shape, bytes) = self.bytes(name)?;
-        Ok((shape.to_vec(), bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
+        Ok((shape.to_vec(), floats(bytes)))
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.bytes(name).map(|(shape, _)| shape.to_vec())
+    }
+
+    fn elements(&self, name: &str, start: usize, len: usize) -> Result<Vec<f32>> {
+        let (_, bytes) = self.bytes(name)?;
+        let range = start.checked_mul(4).zip(start.checked_add(len).and_then(|end| end.checked_mul(4)));
+        let bytes = range.and_then(|(from, to)| bytes.get(from..to));
+        bytes.map(floats).ok_or_else(|| self.wrong(name, "has fewer elements than its sizes say"))
     }
 }
 
@@ -136,9 +149,8 @@ fn wanted(module: &Module, name: impl Fn(&Op) -> Option<&String>) -> Result<Vec<
         let sizes = node.ty.shape.iter().map(|dim| dim.as_constant().and_then(|size| usize::try_from(size).ok()));
         let shape: Vec<usize> = sizes.collect::<Option<_>>().ok_or_else(|| wrong("has no fixed size"))?;
         let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-        let elements = elements
-            .filter(|&elements| elements as u64 <= MAX_ELEMENTS)
-            .ok_or_else(|| wrong("is too large"))?;
+        let elements =
+            elements.filter(|&elements| elements as u64 <= MAX_ELEMENTS).ok_or_else(|| wrong("is too large"))?;
         all.push(Wanted { op: Id(index), name: name.clone(), shape, elements, ring });
     }
     Ok(all)

@@ -8,10 +8,6 @@ use ombra_ir::{Diagnostic, Kind, Result};
 use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, run_client, serve_party};
 use ombra_runtime::transport::Party;
 
-/// Steps allocate and free tensors of the same sizes again and again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Runs a plan that `ombra compile` made between client, server and helper.
 #[derive(Parser)]
 #[command(name = "ombra-run", version)]
@@ -31,7 +27,7 @@ enum Command {
         #[command(flatten)]
         tensors: Tensors,
         /// Inputs and expected outputs as input_K.pb and output_K.pb: run and compare.
-        #[arg(long, value_name = "FOLDER", conflicts_with_all = ["prompt", "tokens", "input"])]
+        #[arg(long, value_name = "FOLDER")]
         test_data: Option<PathBuf>,
         /// Also run in the clear and compare.
         #[arg(long)]
@@ -99,10 +95,10 @@ enum Command {
 #[derive(Args)]
 struct Prompt {
     /// The prompt as text.
-    #[arg(long, value_name = "TEXT", conflicts_with = "tokens")]
+    #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// The prompt as token ids, such as 1,2,3.
-    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "input")]
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
     tokens: Vec<i64>,
     /// Most tokens to generate.
     #[arg(short = 'n', value_name = "N", default_value_t = 16)]
@@ -115,7 +111,7 @@ struct Prompt {
 #[derive(Args)]
 struct Tensors {
     /// An input tensor from an .npy or .pb file, repeatable.
-    #[arg(long, value_name = "NAME=FILE", value_parser = named_file, conflicts_with = "prompt")]
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     input: Vec<(String, PathBuf)>,
     /// Where outputs are written, each as NAME.npy.
     #[arg(long, value_name = "DIR")]
@@ -160,6 +156,7 @@ fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
 }
 
 fn main() -> ExitCode {
+    ombra_runtime::memory::keep_freed_blocks();
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -180,36 +177,39 @@ fn run(command: Command) -> Result<()> {
             let threads = threads(&common)?;
             serve_party(&dir, party, &config, &common.network, threads, end_with_input)
         }
-        Command::Local { dir, prompt, tensors, test_data, verify, common } => {
-            let given = match (test_data, tensors.input.is_empty()) {
-                (Some(folder), _) => Given::TestData(folder),
-                (None, false) => Given::Inputs(tensors.input),
-                (None, true) => prompt_given(&prompt)?,
-            };
+        Command::Local { dir, mut prompt, tensors, test_data, verify, common } => {
+            let given = given(prompt.prompt.take(), std::mem::take(&mut prompt.tokens), tensors.input, test_data)?;
             client(dir, Peers::Local, given, prompt, tensors.output_dir, verify, common)
         }
-        Command::Generate { dir, config, prompt, common } => {
-            let given = prompt_given(&prompt)?;
+        Command::Generate { dir, config, mut prompt, common } => {
+            let given = given(prompt.prompt.take(), std::mem::take(&mut prompt.tokens), Vec::new(), None)?;
             client(dir, Peers::Configured(config), given, prompt, None, false, common)
         }
         Command::Infer { dir, config, tensors, common } => {
-            if tensors.input.is_empty() {
-                return Err(Diagnostic::input("E1006", "no inputs are given").note("help      add --input NAME=FILE"));
-            }
             let none = Prompt { prompt: None, tokens: Vec::new(), count: 1, stop_token: Vec::new() };
-            let given = Given::Inputs(tensors.input);
+            let given = given(None, Vec::new(), tensors.input, None)?;
             client(dir, Peers::Configured(config), given, none, tensors.output_dir, false, common)
         }
         Command::Measure { .. } => Err(Diagnostic::unsupported("E1012", "measuring is not supported yet")),
     }
 }
 
-fn prompt_given(prompt: &Prompt) -> Result<Given> {
-    match &prompt.prompt {
-        Some(text) => Ok(Given::Prompt(text.clone())),
-        None if !prompt.tokens.is_empty() => Ok(Given::Tokens(prompt.tokens.clone())),
-        None => Err(Diagnostic::input("E1006", "nothing to run on is given")
-            .note("help      add --prompt, --tokens, --input or --test-data where the command has it")),
+/// The one thing that is given to run on.
+fn given(
+    prompt: Option<String>,
+    tokens: Vec<i64>,
+    inputs: Vec<(String, PathBuf)>,
+    test_data: Option<PathBuf>,
+) -> Result<Given> {
+    let tokens = Some(tokens).filter(|tokens| !tokens.is_empty()).map(Given::Tokens);
+    let inputs = Some(inputs).filter(|inputs| !inputs.is_empty()).map(Given::Inputs);
+    let all = [prompt.map(Given::Prompt), tokens, inputs, test_data.map(Given::TestData)];
+    let mut all = all.into_iter().flatten();
+    let help = "help      give one of --prompt, --tokens, --input and --test-data, where the command has it";
+    match (all.next(), all.next()) {
+        (Some(given), None) => Ok(given),
+        (None, _) => Err(Diagnostic::input("E1006", "nothing to run on is given").note(help)),
+        (Some(_), Some(_)) => Err(Diagnostic::input("E1006", "more than one thing to run on is given").note(help)),
     }
 }
 
@@ -231,8 +231,9 @@ fn client(
 /// Number of threads, once the options that are not built have been refused.
 fn threads(common: &ServeCommon) -> Result<usize> {
     if common.backend == Backend::Gpu {
-        return Err(Diagnostic::unsupported("E1012", "the backend `gpu` is not supported yet")
-            .note("expected  --backend cpu"));
+        return Err(
+            Diagnostic::unsupported("E1012", "the backend `gpu` is not supported yet").note("expected  --backend cpu")
+        );
     }
     match common.threads {
         Some(0) => Err(Diagnostic::input("E1012", "no run without threads").note("expected  --threads 1 or more")),

@@ -9,18 +9,20 @@ use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, bind};
 
 use super::local::Site;
+use super::setup::Matrix;
 use super::task::Task;
 use super::value::Value;
 use crate::protocols::Cx;
 use crate::protocols::compare::{and, msb};
 use crate::protocols::convert::bit_to_ring;
-use crate::protocols::embed::{Table, embed};
+use crate::protocols::embed::{Rows, Table, embed};
 use crate::protocols::input::input;
 use crate::protocols::local::linear::Ring;
 use crate::protocols::reshare::reshare;
 use crate::protocols::reveal::reveal;
 use crate::protocols::tree::{arg_max, row_max};
 use crate::protocols::truncate::truncate;
+use crate::share::Shared;
 
 /// What an interactive op ends with.
 pub(super) enum Ended {
@@ -81,7 +83,16 @@ pub(super) fn start(
                     tokens: id_shape.iter().product(),
                     bits,
                 };
-                embed(cx, ids, arg(1)?.shared()?, sizes, threads).await?
+                let table = arg(1)?;
+                let block = |start: usize, count: usize| match &**table {
+                    Value::Matrix(matrix) => shared_block(matrix, start, count),
+                    value => rows_of(value.shared()?, start, count, sizes.columns),
+                };
+                let at_once = match &**table {
+                    Value::Matrix(matrix) => matrix.block_rows(),
+                    _ => rows.max(1),
+                };
+                embed(cx, ids, &Rows { block: &block, at_once }, sizes, threads).await?
             }
             Op::Msb { width } => {
                 return msb(cx, arg(0)?.shared()?, n, *width).await.map(|x| Ended::Value(Value::Bits(x)));
@@ -99,4 +110,17 @@ pub(super) fn start(
         Ok(Ended::Value(Value::Ring(Ring::Shared(shared))))
     };
     Task::new(cx, party, node.rot, traffic, kernel).map_err(|error| error.at(bind::place(site.module, site.id)))
+}
+
+fn shared_block(matrix: &Matrix, start: usize, count: usize) -> Result<Shared> {
+    match matrix.block(start, count)? {
+        Ring::Shared(shared) => Ok(shared),
+        _ => Err(Diagnostic::internal("E0811", "a lookup in a table that is not secret")),
+    }
+}
+
+/// Rows of a table that is stored whole.
+fn rows_of(table: &Shared, start: usize, count: usize, columns: usize) -> Result<Shared> {
+    let (from, to) = (start * columns, (start + count) * columns);
+    Ok(table.map(|words| words.get(from..to).unwrap_or(&[]).to_vec()))
 }

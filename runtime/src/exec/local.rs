@@ -8,8 +8,10 @@ use ombra_ir::op::{Class, Op};
 use ombra_ir::reference::encode;
 use ombra_ir::{Diagnostic, Result};
 
+use super::setup::Matrix;
 use super::value::Value;
 use crate::backend::bits as planes;
+use crate::backend::elementwise;
 use crate::protocols::local::broadcast::{broadcast_shape, expand, volume};
 use crate::protocols::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, map, mul, mul_int};
 use crate::protocols::local::matmul::matmul;
@@ -50,6 +52,9 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
     if let Value::Bits(_) = &**arg(0)? {
         return run_on_bits(site, op, args).map(|bits| Arc::new(Value::Bits(bits)));
     }
+    if let (Op::MatMul { trans_b }, Some(Value::Matrix(matrix))) = (op, args.get(1).map(|v| &**v)) {
+        return matmul_in_blocks(site, arg(0)?.ring()?, matrix, *trans_b).map(|ring| Arc::new(Value::Ring(ring)));
+    }
     let view = |i: usize| Ok(View { value: arg(i)?.ring()?, shape: site.operand_shape(i)? });
     let ring = match op {
         Op::Encode { bits, scale } => {
@@ -74,6 +79,44 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         }
     };
     Ok(Arc::new(Value::Ring(ring)))
+}
+
+/// `x · w` for a weight that is made block by block: blocks of `w`'s rows meet blocks of `x`'s columns, or give blocks of
+/// the result's columns where `w` is given with its axes exchanged.
+fn matmul_in_blocks(site: Site<'_>, x: &Ring, w: &Matrix, trans_b: bool) -> Result<Ring> {
+    let shape = site.operand_shape(0)?;
+    let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
+    let mut form = None;
+    let mut words: Option<Vec<u64>> = None;
+    let step = w.block_rows();
+    // One empty block at least, which gives the form of the result.
+    for start in (0..w.rows.max(1)).step_by(step) {
+        let count = step.min(w.rows - start);
+        let block = w.block(start, count)?;
+        let right = View { value: &block, shape: &[count, w.columns] };
+        let product = if trans_b || count == w.rows {
+            matmul(site.role, View { value: x, shape }, right, trans_b, site.threads)?
+        } else {
+            let mut narrow = shape.to_vec();
+            narrow[axis] = count;
+            let left = map(x, |words| movement::slice(words, shape, axis, start, count))?;
+            matmul(site.role, View { value: &left, shape: &narrow }, right, false, site.threads)?
+        };
+        let (kind, part) = product.into_term();
+        form = Some(kind);
+        let Some(part) = part else { continue };
+        match &mut words {
+            None if count == w.rows || !trans_b => words = Some(part),
+            Some(sum) if !trans_b => elementwise::add_assign(sum, &part),
+            _ => {
+                let all = words.get_or_insert_with(|| vec![0; part.len() / count.max(1) * w.rows]);
+                for (out, row) in all.chunks_exact_mut(w.rows).zip(part.chunks_exact(count)) {
+                    out[start..start + count].copy_from_slice(row);
+                }
+            }
+        }
+    }
+    form.map(|kind| kind.with(words)).ok_or_else(missing)
 }
 
 /// A linear map of the words of one operand.

@@ -157,7 +157,11 @@ impl Run {
         let node = step.module.node(id);
         let party = self.party.index() as u8;
         let role = (party + 3 - node.rot % 3) % 3;
-        let args = node.args.iter().map(|&arg| self.operand(step, arg)).collect::<Result<Vec<_>>>()?;
+        let mut args = Vec::with_capacity(node.args.len());
+        for (i, &arg) in node.args.iter().enumerate() {
+            let in_blocks = i == 1 && matches!(node.op, Op::MatMul { .. } | Op::Embed);
+            args.push(self.operand(step, arg, in_blocks)?);
+        }
         let site = Site { module: step.module, bound: step.bound, id, role, threads: self.threads };
         let value = match &node.op {
             Op::Public { value } => Arc::new(Value::Plain(*value)),
@@ -192,9 +196,9 @@ impl Run {
     }
 
     /// An operand of an op: a weight, or an earlier result.
-    fn operand(&self, step: &mut Step<'_>, id: Id) -> Result<Arc<Value>> {
+    fn operand(&self, step: &mut Step<'_>, id: Id, in_blocks: bool) -> Result<Arc<Value>> {
         match step.module.node(id).op {
-            Op::PublicWeight { .. } | Op::Weight { .. } => self.weights.get(id),
+            Op::PublicWeight { .. } | Op::Weight { .. } => self.weights.get(id, in_blocks),
             _ => step.take(id),
         }
     }

@@ -24,6 +24,8 @@ use crate::share::{Component, Shared};
 
 /// Elements of a weight in one message.
 const CHUNK: usize = 1 << 20;
+/// Elements of a weight that are made at once: two components of them stay in the second cache.
+const BLOCK: usize = 1 << 17;
 /// Weights of at most this many elements are stored by every party.
 const SMALL: usize = 1 << 14;
 
@@ -31,6 +33,23 @@ const SMALL: usize = 1 << 14;
 pub trait TensorSource: Send + Sync {
     /// Shape and elements of the tensor with this name. An error when there is none, or it holds no floats.
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)>;
+
+    /// Shape of that tensor.
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.tensor(name).map(|(shape, _)| shape)
+    }
+
+    /// Elements `start..start + len` of that tensor. An error when there are fewer.
+    fn elements(&self, name: &str, start: usize, len: usize) -> Result<Vec<f32>> {
+        let (_, elements) = self.tensor(name)?;
+        let end = start.saturating_add(len);
+        elements.get(start..end).map(<[f32]>::to_vec).ok_or_else(|| short(name))
+    }
+}
+
+fn short(name: &str) -> Diagnostic {
+    Diagnostic::input("E0813", format!("tensor `{name}` has fewer elements than its shape"))
+        .note("use the weights file that belongs to the plan")
 }
 
 /// Fresh pair keys, by one message from every party to the one before it.
@@ -144,6 +163,7 @@ impl Weights {
                 Some(held) => held.clone(),
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
+                    weights.check(party, &recipe)?;
                     let held = weights.hold(party, recipe, &mut tick, net);
                     held.map_err(|error| error.at(place(module, id)))?
                 }
@@ -152,6 +172,22 @@ impl Weights {
             weights.held.insert(id, held);
         }
         Ok(weights)
+    }
+
+    /// Checks the shape of a tensor that this party has a file for.
+    fn check(&self, party: Party, recipe: &Recipe) -> Result<()> {
+        let source = match recipe.secret {
+            false => &self.public,
+            true if party == Party::Server => self.own.as_ref().unwrap_or(&self.public),
+            true => return Ok(()),
+        };
+        let found = source.shape(&recipe.name)?;
+        if found == recipe.shape {
+            return Ok(());
+        }
+        Err(Diagnostic::input("E0813", format!("tensor `{}` has another shape", recipe.name))
+            .note(format!("expected  {:?}, found {found:?}", recipe.shape))
+            .note("use the weights file that belongs to the plan"))
     }
 
     /// Sends or receives what a weight needs, and stores it where it must be.
@@ -185,22 +221,24 @@ impl Weights {
     }
 
     fn make(&self, recipe: &Recipe) -> Result<Value> {
+        self.block(recipe, 0, recipe.n).map(Value::Ring)
+    }
+
+    /// Elements `start..start + len` of a weight.
+    fn block(&self, recipe: &Recipe, start: usize, len: usize) -> Result<Ring> {
         let read = |source: &Arc<dyn TensorSource>| -> Result<Vec<u64>> {
-            let (found, elements) = source.tensor(&recipe.name)?;
-            if found != recipe.shape || elements.len() != recipe.n {
-                return Err(Diagnostic::input("E0813", format!("tensor `{}` has another shape", recipe.name))
-                    .note(format!("expected  {:?}", recipe.shape))
-                    .note(format!("found     {found:?} and {} elements", elements.len()))
-                    .note("use the weights file that belongs to the plan"));
+            let elements = source.elements(&recipe.name, start, len)?;
+            if elements.len() != len {
+                return Err(short(&recipe.name));
             }
             encode(&elements, recipe.bits, recipe.scale, recipe.bound)
         };
         if !recipe.secret {
-            return Ok(Value::Ring(Ring::Public(read(&self.public)?)));
+            return Ok(Ring::Public(read(&self.public)?));
         }
         let prg = self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"))?;
-        let mut w1 = vec![0; recipe.n];
-        prg.fill_u64(recipe.label, &mut w1);
+        let mut w1 = vec![0; len];
+        prg.fill_u64_at(recipe.label, start as u64, &mut w1);
         let shared = match &self.own {
             None => Shared { a: Component::Zero, b: w1.into() },
             Some(own) => {
@@ -209,16 +247,48 @@ impl Weights {
                 Shared::new(w1, w2)
             }
         };
-        Ok(Value::Ring(Ring::Shared(shared)))
+        Ok(Ring::Shared(shared))
     }
 
-    /// The value of a weight op. E0814 when it was not shared.
-    pub(super) fn get(&self, id: Id) -> Result<Arc<Value>> {
+    /// The value of a weight op; a matrix that is not stored stays to be made in blocks if `in_blocks` says that the op
+    /// that takes it can do with that. E0814 when it was not shared.
+    pub(super) fn get(self: &Arc<Self>, id: Id, in_blocks: bool) -> Result<Arc<Value>> {
         match self.held.get(&id) {
             Some(Held::Stored(value)) => Ok(Arc::clone(value)),
-            Some(Held::Made(recipe)) => self.make(recipe).map(Arc::new),
+            Some(Held::Made(recipe)) => match (in_blocks, recipe.shape.as_slice()) {
+                (true, &[rows, columns]) => {
+                    let (weights, recipe) = (Arc::clone(self), recipe.clone());
+                    Ok(Arc::new(Value::Matrix(Matrix { weights, recipe, rows, columns })))
+                }
+                _ => self.make(recipe).map(Arc::new),
+            },
             None => Err(Diagnostic::internal("E0814", "a weight was not shared before the run")),
         }
+    }
+}
+
+/// A weight matrix that is made block by block.
+pub struct Matrix {
+    weights: Arc<Weights>,
+    recipe: Recipe,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+}
+
+impl Matrix {
+    /// Rows that one block should have.
+    pub fn block_rows(&self) -> usize {
+        (BLOCK / self.columns.max(1)).max(1)
+    }
+
+    /// `count` rows from `start` on.
+    ///
+    /// # Errors
+    /// The weights file has become unreadable.
+    pub fn block(&self, start: usize, count: usize) -> Result<Ring> {
+        self.weights.block(&self.recipe, start * self.columns, count * self.columns)
     }
 }
 

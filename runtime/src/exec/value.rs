@@ -4,6 +4,7 @@ use ombra_ir::bind::Bound;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 
+use super::setup::Matrix;
 use crate::protocols::local::linear::Ring;
 use crate::protocols::reshare::Operand;
 use crate::share::{Bits, Shared};
@@ -16,6 +17,8 @@ pub enum Value {
     Ids(Option<Vec<i64>>),
     /// Ring elements.
     Ring(Ring),
+    /// A weight matrix that is made block by block.
+    Matrix(Matrix),
     /// Shared bits.
     Bits(Bits),
     /// Nothing: the op is an output.

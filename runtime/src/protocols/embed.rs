@@ -42,35 +42,37 @@ pub struct Table {
     pub bits: u8,
 }
 
+/// A table that is made block by block.
+pub struct Rows<'a> {
+    /// The sharing of `count` rows from `start` on.
+    pub block: &'a dyn Fn(usize, usize) -> Result<Shared>,
+    /// Rows that one block should have.
+    pub at_once: usize,
+}
+
 /// The rows of `table` at `ids`, which role 0 alone gives; a negative id counts from the end.
 ///
 /// # Errors
 /// E0806 when an id is out of range, E0807 when a peer's key is none.
-pub async fn embed(cx: &Cx, ids: Option<&[i64]>, table: &Shared, sizes: Table, threads: usize) -> Result<Shared> {
+pub async fn embed(cx: &Cx, ids: Option<&[i64]>, table: &Rows<'_>, sizes: Table, threads: usize) -> Result<Shared> {
     let Table { rows, columns, tokens, bits } = sizes;
     let mut term = vec![0u64; volume(&[tokens, columns])?];
     match (cx.role(), ids) {
-        (0, Some(ids)) if ids.len() == tokens && table.a.data().is_none() => {
+        (0, Some(ids)) if ids.len() == tokens => {
             send_keys(cx, ids, rows)?;
-            if let (Some(words), true) = (table.b.data(), columns > 0) {
-                for (&id, out) in ids.iter().zip(term.chunks_exact_mut(columns)) {
-                    let at = row_index(id, rows)? * columns;
-                    let row = words.get(at..at + columns).ok_or_else(|| not_a_table(sizes))?;
-                    out.copy_from_slice(row);
+            for (&id, out) in ids.iter().zip(term.chunks_exact_mut(columns.max(1))) {
+                let row = (table.block)(row_index(id, rows)?, 1)?;
+                match (row.a.data(), row.b.data()) {
+                    (None, Some(words)) if words.len() == out.len() => out.copy_from_slice(words),
+                    _ => return Err(not_a_table(sizes)),
                 }
             }
             cx.round().await;
         }
         (1 | 2, None) => {
-            let words = if cx.role() == 1 { table.b.data() } else { table.a.data() };
             cx.round().await;
             let keys = take_keys(cx, tokens, rows)?;
-            if let (Some(words), true) = (words, columns > 0) {
-                if words.len() != volume(&[rows, columns])? {
-                    return Err(not_a_table(sizes));
-                }
-                multiply(&keys, words, sizes, &mut term, threads)?;
-            }
+            multiply(cx.role(), &keys, table, sizes, &mut term, threads)?;
         }
         _ => return Err(not_a_table(sizes)),
     }
@@ -104,16 +106,26 @@ fn take_keys(cx: &Cx, tokens: usize, rows: usize) -> Result<Vec<DpfKey>> {
         .collect()
 }
 
-/// Adds the product of the expanded keys and a table component to `out`.
-fn multiply(keys: &[DpfKey], words: &[u64], sizes: Table, out: &mut [u64], threads: usize) -> Result<()> {
+/// Adds the product of the expanded keys and this role's component of the table to `out`.
+fn multiply(role: u8, keys: &[DpfKey], table: &Rows<'_>, sizes: Table, out: &mut [u64], threads: usize) -> Result<()> {
     let Table { rows, columns, .. } = sizes;
+    if columns == 0 {
+        return Ok(());
+    }
     let mut units = vec![0u64; volume(&[keys.len().min(BATCH), rows])?];
     for (keys, out) in keys.chunks(BATCH).zip(out.chunks_mut(BATCH * columns)) {
         for (key, unit) in keys.iter().zip(units.chunks_exact_mut(rows.max(1))) {
             dpf::eval_full(key, rows, unit)?;
         }
-        let left = MatRef::row_major(&units, keys.len(), rows)?;
-        gemm_acc(left, MatRef::row_major(words, rows, columns)?, out, threads);
+        for start in (0..rows).step_by(table.at_once) {
+            let count = table.at_once.min(rows - start);
+            let block = (table.block)(start, count)?;
+            let component = if role == 1 { &block.b } else { &block.a };
+            let words =
+                component.data().filter(|words| words.len() == count * columns).ok_or_else(|| not_a_table(sizes))?;
+            let left = MatRef::new(units.get(start..).unwrap_or(&[]), keys.len(), count, rows, 1)?;
+            gemm_acc(left, MatRef::row_major(words, count, columns)?, out, threads);
+        }
     }
     units.zeroize();
     Ok(())

@@ -1,8 +1,11 @@
-//! End-to-end tests.
+//! End-to-end tests and rules of the repository.
 
 mod determinism;
+mod lengths;
 mod models;
 mod plain;
 mod quality;
+mod repository;
 mod savings;
 mod secrecy_of_files;
+mod secrecy_of_frames;

@@ -4,13 +4,12 @@
 //! tokens are nearly equal does not spoil those after it. A step counts where the reference's margin is more than twice
 //! the error of a logit, measured on the same tokens.
 
-use ombra_ir::plain::Tensor;
 use ombra_runtime::app::Request;
-use ombra_runtime::app::inputs::{infer_request, token_ids};
+use ombra_runtime::app::inputs::token_ids;
 use ombra_tests::built::{Built, build, logits};
 use ombra_tests::corpus::{self, long};
-use ombra_tests::logits::greatest;
-use ombra_tests::parties;
+use ombra_tests::logits::{difference, greatest};
+use ombra_tests::parties::{self, secret_logits};
 use ombra_tests::reference::Reference;
 
 const VARIANTS: [(&str, Option<&str>); 5] = [
@@ -20,24 +19,6 @@ const VARIANTS: [(&str, Option<&str>); 5] = [
     ("llama-trained/lora", Some("llama-trained/base")),
     ("llama-trained/full", Some("llama-trained/base")),
 ];
-
-/// Logits of token rows of equal length in one step, row after row.
-fn secret_logits(built: &Built, rows: &[Vec<i64>]) -> Vec<Vec<f32>> {
-    let shape = [rows.len(), rows[0].len()];
-    let ids = Tensor::i64(&shape, rows.concat()).expect("rows are of equal length");
-    let (request, given) = infer_request(&built.plan.plan, vec![("input_ids".into(), ids)]).expect("ids fit");
-    let sides = parties::run(&built.plan, &request, &[given]).unwrap_or_else(|e| panic!("{e}"));
-    let opened = &sides[0].steps[0].opened[0];
-    let width = *opened.shape.last().expect("logits have axes");
-    opened.reals().chunks_exact(width).map(|row| row.iter().map(|v| *v as f32).collect()).collect()
-}
-
-/// The greatest difference between logits.
-fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let rows = a.iter().zip(b).flat_map(|(a, b)| a.iter().zip(b));
-    rows.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
-}
 
 /// Steps at which the secret run gives the reference's token, and those where margins were too small to count.
 struct Agreement {
@@ -74,7 +55,7 @@ fn continuations_are_those_of_onnx_runtime() {
         for greedy in corpus::quality(name).expect("it is bundled").greedy {
             let tokens = [greedy.prompt.as_slice(), &greedy.new].concat();
             let clear = reference.logits(&tokens).expect("rten runs it");
-            error = error.max(difference(&secret_logits(&all, &[tokens]), &clear));
+            error = error.max(difference(&secret_logits(&all.plan, &[tokens]).expect("it runs"), &clear));
             let agreement = forced(name, &next, &greedy.prompt, &greedy.new, &greedy.margins, error);
             same += agreement.same;
             close += agreement.close;
@@ -97,7 +78,7 @@ fn long_continuations_are_those_of_the_model_in_the_clear() {
             let (new, margins) = reference.greedy(&greedy.prompt, count).expect("rten runs it");
             let tokens = [greedy.prompt.as_slice(), &new].concat();
             let clear = reference.logits(&tokens).expect("rten runs it");
-            error = error.max(difference(&secret_logits(&all, &[tokens]), &clear));
+            error = error.max(difference(&secret_logits(&all.plan, &[tokens]).expect("it runs"), &clear));
             let agreement = forced(name, &next, &greedy.prompt, &new, &margins, error);
             same += agreement.same;
             close += agreement.close;
@@ -132,7 +113,7 @@ fn accuracy_is_that_of_the_model_in_the_clear() {
             }
             let (mut secret, mut clear, mut total, mut error) = (0, 0, 0, 0f64);
             for batch in rows.chunks(8) {
-                let logits = secret_logits(&all, batch);
+                let logits = secret_logits(&all.plan, batch).expect("it runs");
                 secret += right(batch, &logits);
                 let known: Vec<_> = batch.iter().flat_map(|row| reference.logits(row).expect("rten runs it")).collect();
                 clear += right(batch, &known);

@@ -32,6 +32,40 @@ pub enum Ring {
     Three(Sum),
 }
 
+/// A form of which a party holds at most one vector of words.
+#[derive(Clone, Copy)]
+pub enum Term {
+    /// Known to every party.
+    Public,
+    /// A sum over roles 0 and 1.
+    Two,
+    /// A sum over all roles.
+    Three,
+}
+
+impl Term {
+    /// The value of this form with these words; no words stand for zeros.
+    pub fn with(self, words: Option<Vec<u64>>) -> Ring {
+        match self {
+            Term::Public => Ring::Public(words.unwrap_or_default()),
+            Term::Two => Ring::Two(Sum::new(words)),
+            Term::Three => Ring::Three(Sum::new(words)),
+        }
+    }
+}
+
+impl Ring {
+    /// The form and the words of a product. A sharing, which no product is, counts as a sum without words.
+    pub fn into_term(self) -> (Term, Option<Vec<u64>>) {
+        match self {
+            Ring::Public(words) => (Term::Public, Some(words)),
+            Ring::Two(sum) => (Term::Two, sum.into_words()),
+            Ring::Three(sum) => (Term::Three, sum.into_words()),
+            Ring::Shared(_) => (Term::Three, None),
+        }
+    }
+}
+
 /// `x + y` or `x − y`, element by element.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum AddSub {

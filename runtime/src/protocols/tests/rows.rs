@@ -1,7 +1,7 @@
 //! Greatest entries of rows and their indices.
 
 use super::*;
-use crate::protocols::embed::{Table, embed};
+use crate::protocols::embed::{Rows, Table, embed};
 use crate::protocols::tree::{arg_max, row_max};
 
 fn greatest(seed: u64, rot: u8, x: &[i64], lens: &[u32], bits: u8, width: u8) -> Vec<i64> {
@@ -90,7 +90,12 @@ fn rows_of_a_table_at_secret_ids() {
             let found = run(9, 0, &Op::Embed, &declared, |cx, role| {
                 let (shared, ids) = (shared[role].clone(), (role == 0).then(|| ids.clone()));
                 let sizes = Table { rows, columns, tokens, bits };
-                async move { embed(&cx, ids.as_deref(), &shared, sizes, 1).await }
+                async move {
+                    let block =
+                        |start, count| Ok(shared.map(|w| w[start * columns..(start + count) * columns].to_vec()));
+                    // Blocks of two rows.
+                    embed(&cx, ids.as_deref(), &Rows { block: &block, at_once: 2 }, sizes, 1).await
+                }
             });
             let expected: Vec<u64> = ids
                 .iter()
@@ -110,7 +115,8 @@ fn ids_outside_the_table_and_broken_keys_are_refused() {
     let sizes = Table { rows: 4, columns: 1, tokens: 1, bits: 64 };
     for id in [4, -5, i64::MIN, i64::MAX] {
         let result = lockstep::run(1, 0, &Traffic::default(), |cx| async move {
-            embed(&cx, Some(&[id]), &Shared::zero(), sizes, 1).await
+            let block = |_, _| Ok(Shared::zero());
+            embed(&cx, Some(&[id]), &Rows { block: &block, at_once: 4 }, sizes, 1).await
         });
         assert_eq!(result.err().map(|e| e.code), Some("E0806"));
     }
@@ -124,7 +130,8 @@ fn ids_outside_the_table_and_broken_keys_are_refused() {
             cx.round().await;
             return Ok(Shared::zero());
         }
-        embed(&cx, None, &Shared::new(vec![0; 4], vec![0; 4]), sizes, 1).await
+        let block = |_, count| Ok(Shared::new(vec![0; count], vec![0; count]));
+        embed(&cx, None, &Rows { block: &block, at_once: 4 }, sizes, 1).await
     });
     assert_eq!(result.err().map(|e| e.code), Some("E0807"));
 }

@@ -1,0 +1,26 @@
+//! Compiles a bundled model in three ways, runs each between three processes on this machine, and compares.
+//!
+//! `cargo run --release --bin quickstart`, or with a prompt of your own as its argument.
+
+use std::process::ExitCode;
+
+use ombra_examples::quickstart::{serve, show};
+use ombra_runtime::memory::keep_freed_blocks;
+
+fn main() -> ExitCode {
+    keep_freed_blocks();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    // The client starts server and helper as processes of this program.
+    let result = match args.first().map(String::as_str) {
+        Some("serve") => serve::serve(&args[1..]).map_err(|e| vec![e]),
+        Some(prompt) => show::show(prompt),
+        None => show::show(show::PROMPT),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(errors) => {
+            errors.iter().for_each(|e| eprintln!("{e}"));
+            ExitCode::FAILURE
+        }
+    }
+}

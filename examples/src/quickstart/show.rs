@@ -1,0 +1,166 @@
+//! Compile, predict, run, compare: for three variants of one small trained model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use ombra_compiler::graph::Owner;
+use ombra_compiler::inspect::{self, By};
+use ombra_compiler::labels;
+use ombra_compiler::onnx::Model;
+use ombra_compiler::output;
+use ombra_compiler::pipeline::{Compiled, Options, compile};
+use ombra_ir::Diagnostic;
+use ombra_runtime::app::PlanFolder;
+use ombra_runtime::app::command::{ClientRun, Given, Peers, run_client};
+use ombra_runtime::app::report::Report;
+use ombra_runtime::app::text::Text;
+
+use super::plaintext;
+use super::table::{Column, table};
+
+/// The prompt where the user gives none.
+pub const PROMPT: &str = "This License";
+/// Tokens to generate.
+const COUNT: u64 = 16;
+
+/// One way to protect a model.
+struct Variant {
+    name: &'static str,
+    what: &'static str,
+    model: &'static str,
+    public_base: bool,
+}
+
+const VARIANTS: [Variant; 3] = [
+    Variant {
+        name: "frozen",
+        what: "the last two of four layers were fine-tuned; the rest is that of the public base model",
+        model: "frozen",
+        public_base: true,
+    },
+    Variant {
+        name: "lora",
+        what: "low-rank adapters in every layer; all other weights are those of the public base model",
+        model: "lora",
+        public_base: true,
+    },
+    Variant {
+        name: "nothing public",
+        what: "the model of `frozen` compiled without a base: every weight is private",
+        model: "frozen",
+        public_base: false,
+    },
+];
+
+type Errors = Vec<Diagnostic>;
+
+fn one(error: Diagnostic) -> Errors {
+    vec![error]
+}
+
+/// Shows every variant, then the table. Only the client learns `prompt`.
+///
+/// # Errors
+/// The first failure, or a token or a cost that is not the expected one.
+pub fn show(prompt: &str) -> Result<(), Errors> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let models = root.join("tests/data/models/llama-trained");
+    println!("A LLaMA of 0.5 million parameters answers a prompt that only the client knows,");
+    println!("with weights that only the server knows. A helper holds shares of both and learns neither.");
+    let columns: Vec<Column> =
+        VARIANTS.iter().map(|v| variant(v, prompt, &models, &root.join("out/quickstart"))).collect::<Result<_, _>>()?;
+    println!("\n{}", table(&columns));
+    println!("Bytes are those of all parties; rounds are the longest chain of messages that wait for one another.");
+    println!("The plans are in out/quickstart: `ombra inspect out/quickstart/frozen` shows where the costs are.");
+    match columns.iter().find(|c| c.agreeing() < c.expected.len()) {
+        None => Ok(()),
+        Some(c) => {
+            Err(one(Diagnostic::internal("E0593", format!("{}: tokens differ from those in the clear", c.name))
+                .note(format!("expected  {:?}", c.expected))
+                .note(format!("found     {:?}", c.report.tokens.as_deref().unwrap_or_default()))))
+        }
+    }
+}
+
+fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<Column, Errors> {
+    println!("\n== {}: {}", variant.name, variant.what);
+    let path = models.join(variant.model).join("model.onnx");
+    let model = Model::read(&path).map_err(one)?;
+    let base = variant.public_base.then(|| Model::read(&models.join("base/model.onnx"))).transpose().map_err(one)?;
+    let mut compiled = compile(&model, base.as_ref(), &Options::default())?;
+    let folder = out.join(variant.name.replace(' ', "-"));
+    output::write(&mut compiled, &model, Some(&models.join("tokenizer.json")), &folder).map_err(one)?;
+    println!("{}", where_it_runs(&compiled));
+
+    let opened = PlanFolder::open(&folder).map_err(one)?;
+    let prompt = Text::open(&opened).and_then(|tokenizer| tokenizer.tokens(text)).map_err(one)?;
+    println!("{}", prediction(&compiled, prompt.len() as u64).map_err(one)?);
+    let expected = plaintext::generate(&path, &opened.plan, &prompt, COUNT as usize).map_err(one)?;
+
+    print!("client, server and helper over TLS: {text}");
+    let report = run(&folder, text).map_err(one)?;
+    Ok(Column { name: variant.name, expected, report })
+}
+
+/// Which weights and layers need no secure computation.
+fn where_it_runs(compiled: &Compiled) -> String {
+    let numbers = |owner: labels::Owner| {
+        let own = compiled.labels.tensors.iter().filter(|label| label.owner == owner);
+        let (mut tensors, mut parameters) = (0, 0usize);
+        for label in own {
+            tensors += 1;
+            parameters += label.shape.iter().product::<usize>();
+        }
+        format!("{parameters} parameters in {tensors} tensors")
+    };
+    let (mut all, mut secret) = (BTreeSet::new(), BTreeSet::new());
+    for (_, node) in compiled.graph.iter() {
+        let Some(layer) = node.origin.layer else { continue };
+        all.insert(layer);
+        if node.owner == Owner::Secret {
+            secret.insert(layer);
+        }
+    }
+    let list = |layers: &mut dyn Iterator<Item = &u32>| {
+        let names: Vec<String> = layers.map(u32::to_string).collect();
+        if names.is_empty() { "none".to_string() } else { names.join(", ") }
+    };
+    format!(
+        "public weights   {}\nprivate weights  {}\nlayers           {} at the client in the clear; {} under MPC",
+        numbers(labels::Owner::Public),
+        numbers(labels::Owner::Private),
+        list(&mut all.difference(&secret)),
+        list(&mut secret.iter()),
+    )
+}
+
+/// What the plan says the prompt will cost.
+fn prediction(compiled: &Compiled, prompt: u64) -> ombra_ir::Result<String> {
+    let sizes = compiled.plan.seq.iter().map(|name| (name.clone(), prompt)).collect::<BTreeMap<_, _>>();
+    let report = inspect::inspect(&compiled.plan, &sizes)?;
+    // The first line names the model, the last ones list every kind.
+    let text = report.text(By::Kind);
+    let lines: Vec<&str> = text.lines().skip(1).take_while(|line| !line.starts_with("client")).collect();
+    Ok(format!("predicted for the {prompt} tokens of the prompt:\n  {}", lines.join("\n  ")))
+}
+
+/// Runs a plan between this process and two more, and gives the report.
+fn run(folder: &Path, prompt: &str) -> ombra_ir::Result<Report> {
+    let path: PathBuf = folder.join("report.json");
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(3));
+    run_client(&ClientRun {
+        folder: folder.to_path_buf(),
+        peers: Peers::Local,
+        given: Given::Prompt(prompt.to_string()),
+        count: COUNT,
+        stop: Vec::new(),
+        output_dir: None,
+        verify: false,
+        report: Some(path.clone()),
+        threads,
+        network: "none".to_string(),
+    })?;
+    let unreadable = |what: String| Diagnostic::internal("E0594", format!("the report cannot be read: {what}"));
+    let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))
+}

@@ -1,0 +1,10 @@
+//! Plans through the whole runtime: folders, sessions of three parties, processes, reports.
+
+#[path = "app/folders.rs"]
+mod folders;
+#[path = "app/plans.rs"]
+mod plans;
+#[path = "app/processes.rs"]
+mod processes;
+#[path = "app/sessions.rs"]
+mod sessions;

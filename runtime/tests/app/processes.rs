@@ -1,0 +1,302 @@
+//! Parties as processes of `ombra-run`, over loopback TCP and TLS.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use ombra_ir::plain::Tensor;
+use ombra_runtime::app::report::Report;
+use ombra_runtime::app::{PlanFolder, Request, tensor_file};
+use ombra_runtime::config::PartyConfig;
+use ombra_runtime::keygen::write_local_set;
+use ombra_runtime::transport::{Endpoint, Party, Purpose};
+
+use super::plans::{self, Folder, VOCABULARY, WIDTH, continuation, head};
+
+fn ombra_run() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_ombra-run"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn succeeded(output: Output) -> String {
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn report(path: &Path) -> Report {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn local_generates_verifies_and_reports() {
+    let folder = plans::cached();
+    let path = folder.join("report.json");
+    let output = ombra_run()
+        .arg("local")
+        .arg(&folder.0)
+        .args(["--tokens", "3,1,4", "-n", "3", "--verify", "--threads", "1", "--report"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let printed = succeeded(output);
+    let expected = continuation(&[3, 1, 4], 3);
+    let line = expected.iter().map(i64::to_string).collect::<Vec<_>>().join(" ");
+    assert_eq!(printed.lines().next(), Some(line.as_str()));
+
+    let report = report(&path);
+    assert_eq!(report.tokens, Some(expected));
+    assert_eq!((report.setting.as_str(), report.backend.as_str(), report.threads), ("3pc", "cpu", 1));
+    assert_eq!(report.plan_digest, PlanFolder::open(&folder.0).unwrap().digest);
+    assert_eq!(report.network, "none");
+    let names: Vec<&str> = report.phases.iter().map(|phase| phase.name.as_str()).collect();
+    assert_eq!(names, ["setup", "prefill", "decode", "decode"]);
+    for party in ["client", "server", "helper"] {
+        assert!(report.peak_rss_bytes[party] > 1 << 20, "{party}");
+        assert!(report.phases.iter().skip(1).all(|phase| phase.bytes[party].measured > 0), "{party}");
+    }
+    report.check_costs().unwrap();
+    assert_eq!(report.verify.unwrap().token_agreement, 1.0);
+    assert!(report.bounds.calibrated > 0 && report.bounds.proven > 0);
+}
+
+#[test]
+fn local_infers_from_files_and_compares_with_test_data() {
+    let folder = plans::linear(true);
+    let x: Vec<f32> = (0..2 * WIDTH).map(|index| index as f32 / 8.0).collect();
+    let y = |index: usize| -> f32 {
+        (0..WIDTH).map(|k| 2.0 * x[index / VOCABULARY * WIDTH + k] * head(k, index % VOCABULARY)).sum()
+    };
+    let expected: Vec<f32> = (0..2 * VOCABULARY).map(y).collect();
+    let input = folder.join("x.npy");
+    fs::write(&input, tensor_file::to_npy(&Tensor::f32(&[2, WIDTH], x.clone()).unwrap())).unwrap();
+    let out = folder.join("out");
+    let output = ombra_run()
+        .arg("local")
+        .arg(folder.join("public"))
+        .arg("--input")
+        .arg(format!("x={}", input.display()))
+        .arg("--output-dir")
+        .arg(&out)
+        .args(["--network", "10Gbps,0.1ms", "--threads", "1"])
+        .output()
+        .unwrap();
+    assert_eq!(succeeded(output), "");
+    let (_, found) = tensor_file::read(&out.join("y.npy")).unwrap();
+    assert_eq!(found.shape(), [2, VOCABULARY]);
+    let near = |found: &[f32]| found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3);
+    assert!(near(found.as_f32().unwrap()));
+
+    let set = folder.join("set");
+    fs::create_dir(&set).unwrap();
+    save_proto(&set.join("input_0.pb"), "x", &[2, WIDTH], &x);
+    save_proto(&set.join("output_0.pb"), "y", &[2, VOCABULARY], &expected);
+    let path = folder.join("report.json");
+    let output = ombra_run()
+        .arg("local")
+        .arg(&folder.0)
+        .arg("--test-data")
+        .arg(&set)
+        .arg("--report")
+        .arg(&path)
+        .args(["--threads", "1"])
+        .output()
+        .unwrap();
+    assert!(succeeded(output).contains("test_data"));
+    let compared = report(&path).test_data.unwrap().outputs;
+    assert_eq!((compared.len(), compared[0].name.as_str()), (1, "y"));
+    assert!(compared[0].max_abs_error.unwrap() < 1e-3);
+}
+
+fn save_proto(path: &Path, name: &str, shape: &[usize], values: &[f32]) {
+    use onnx_protobuf::Message;
+    let mut proto = onnx_protobuf::TensorProto::new();
+    (proto.name, proto.data_type) = (name.to_owned(), 1);
+    proto.dims = shape.iter().map(|&size| size as i64).collect();
+    proto.raw_data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    fs::write(path, proto.write_to_bytes().unwrap()).unwrap();
+}
+
+#[test]
+fn a_prompt_as_text_gives_text() {
+    let folder = plans::cached();
+    let tokenizer = r#"{ "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "unk_token": "a",
+                   "vocab": { "a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5 } } }"#;
+    fs::write(folder.join("public/tokenizer.json"), tokenizer).unwrap();
+    let path = folder.join("report.json");
+    let output = ombra_run()
+        .arg("local")
+        .arg(&folder.0)
+        .args(["--prompt", "d b e", "-n", "3", "--threads", "1", "--report"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let words: Vec<&str> =
+        continuation(&[3, 1, 4], 3).iter().map(|&token| ["a", "b", "c", "d", "e", "f"][token as usize]).collect();
+    let expected = words.join(" ");
+    assert_eq!(succeeded(output).trim_end(), expected);
+    assert_eq!(report(&path).text.as_deref(), Some(expected.as_str()));
+}
+
+#[test]
+fn a_serving_process_ends_with_its_standard_input() {
+    let plan = plans::cached();
+    let (_keys, [_, _, helper]) = configurations();
+    let mut serving = Serving::start(&plan.0, Party::Helper, &helper);
+    drop(serving.0.stdin.take());
+    assert!(serving.0.wait().unwrap().success());
+}
+
+/// A serving process, ended with the test.
+struct Serving(Child);
+
+impl Serving {
+    fn start(plan: &Path, party: Party, config: &Path) -> Serving {
+        let mut child = ombra_run()
+            .arg("serve")
+            .arg(plan)
+            .args(["--party", party.name(), "--threads", "1", "--end-with-input"])
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ready"), "{line}");
+        Serving(child)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Configurations in a folder of their own.
+fn configurations() -> (Folder, [PathBuf; 3]) {
+    let folder = Folder::new();
+    let paths = write_local_set(&folder.join("keys")).unwrap();
+    (folder, paths)
+}
+
+/// Bytes that the server sends to share its weights, in a run of the client that must give the right tokens.
+fn client_run(plan: &Folder, config: &Path) -> u64 {
+    let path = plan.join("client-report.json");
+    let output = ombra_run()
+        .arg("generate")
+        .arg(plan.join("public"))
+        .arg("--config")
+        .arg(config)
+        .args(["--tokens", "3,1,4", "-n", "2", "--threads", "1", "--report"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let tokens = continuation(&[3, 1, 4], 2);
+    assert_eq!(succeeded(output), format!("{} {}\n", tokens[0], tokens[1]));
+    report(&path).phases[0].bytes["server"].measured
+}
+
+#[test]
+fn serving_parties_outlive_clients_and_each_other() {
+    let plan = plans::cached();
+    let (_keys, [client, server, helper]) = configurations();
+    let second = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start(&plan.0, Party::Server, &server);
+    let all = 8 * 2 * (VOCABULARY * WIDTH) as u64;
+    assert_eq!(client_run(&plan, &client), all);
+    assert_eq!(client_run(&plan, &client), 0, "the helper holds its part");
+
+    // A client that goes away in the middle of a session, and one that sends something else than a request.
+    let folder = PlanFolder::open(&plan.0).unwrap();
+    let endpoint = Endpoint::new(&PartyConfig::read(&client).unwrap(), &folder.digest, None).unwrap();
+    for says_something in [false, true] {
+        let session = endpoint.open(Purpose::Run).unwrap();
+        let key = ombra_runtime::transport::Frame::new(1, u32::MAX, 0, vec![0; 16]);
+        session.link(Party::Helper).unwrap().send(key).unwrap();
+        for peer in [Party::Server, Party::Helper] {
+            let link = session.link(peer).unwrap();
+            if says_something {
+                link.send_control(&"hello").unwrap();
+            } else {
+                link.send_control(&Request::Generate { prompt: 3, batch: 1, steps: 2 }).unwrap();
+            }
+        }
+        drop(session);
+        assert_eq!(client_run(&plan, &client), 0);
+    }
+
+    drop(second);
+    let _third = Serving::start(&plan.0, Party::Helper, &helper);
+    assert_eq!(client_run(&plan, &client), all, "a new helper holds nothing");
+    assert_eq!(client_run(&plan, &client), 0);
+}
+
+#[test]
+fn another_plan_is_refused_by_the_serving_parties() {
+    let (plan, other) = (plans::cached(), plans::client_cached());
+    let (_keys, [client, server, helper]) = configurations();
+    let _helper = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start(&plan.0, Party::Server, &server);
+    let output = ombra_run()
+        .arg("generate")
+        .arg(&other.0)
+        .arg("--config")
+        .arg(&client)
+        .args(["--tokens", "1", "-n", "1"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("plan digest differs"), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty());
+    client_run(&plan, &client);
+}
+
+#[test]
+fn wrong_commands_exit_with_2() {
+    let plan = plans::cached();
+    let directory = plan.0.display().to_string();
+    for (arguments, expected) in [
+        (&["local", "DIR"][..], "nothing to run on"),
+        (&["local", "DIR", "--tokens", "1", "--backend", "gpu"], "not supported yet"),
+        (&["local", "DIR", "--tokens", "1", "--threads", "0"], "threads"),
+        (&["local", "DIR", "--tokens", "1", "--network", "fast"], "network"),
+        (&["local", "DIR", "--prompt", "hello"], "tokenizer"),
+        (&["local", "DIR", "--prompt", "hello", "--tokens", "1"], "more than one"),
+        (&["local", "DIR", "--tokens", "1,x"], "invalid value"),
+        (&["local", "DIR/nothing", "--tokens", "1"], "cannot be read"),
+        (&["local", "DIR", "--input", "x"], "NAME=FILE"),
+        (&["local", "DIR", "--test-data", "DIR/nothing"], "no test data"),
+        (&["serve", "DIR", "--party", "dealer", "--config", "x"], "not supported yet"),
+        (&["keygen", "--party", "provider", "-o", "DIR/keys"], "unknown party"),
+        (&["measure"], "not supported yet"),
+        (&["run"], "unrecognized subcommand"),
+    ] {
+        let arguments: Vec<String> = arguments.iter().map(|text| text.replace("DIR", &directory)).collect();
+        let output = ombra_run().args(&arguments).output().unwrap();
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
+        assert!(errors.contains(expected), "{arguments:?}: {errors}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn keygen_prints_the_fingerprint_of_what_it_writes() {
+    let folder = Folder::new();
+    let keys = folder.join("keys");
+    let printed = succeeded(ombra_run().args(["keygen", "--party", "server", "-o"]).arg(&keys).output().unwrap());
+    assert_eq!(printed.trim().len(), 64);
+    assert!(keys.join("key.pem").is_file() && keys.join("cert.pem").is_file());
+    let again = ombra_run().args(["keygen", "--party", "server", "-o"]).arg(&keys).output().unwrap();
+    assert_eq!(again.status.code(), Some(2));
+}

@@ -1,0 +1,231 @@
+//! Sessions of three threads over links in memory.
+
+use std::path::Path;
+use std::thread;
+
+use ombra_ir::plain::Tensor;
+use ombra_ir::{Diagnostic, Result};
+use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
+use ombra_runtime::app::party::{Keep, serve_session};
+use ombra_runtime::app::report::{Phase, Report};
+use ombra_runtime::app::request::Request;
+use ombra_runtime::app::{PlanFolder, test_data, verify};
+use ombra_runtime::transport::{Party, Session};
+
+use super::plans::{self, MAX, VOCABULARY, WIDTH, continuation, head, table};
+
+/// Runs `task` with fresh parties. The result of the client, the server and the helper.
+fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
+    let mut sessions = Session::in_memory(&Party::ALL).unwrap();
+    let peers: Vec<_> = sessions
+        .drain(1..)
+        .map(|session| {
+            let folder = folder.to_path_buf();
+            thread::spawn(move || {
+                let folder = PlanFolder::open(&folder).unwrap();
+                let mut keep = Keep::new(session.party(), &folder).unwrap();
+                serve_session(&folder, &session, &mut keep, 1)
+            })
+        })
+        .collect();
+    let folder = PlanFolder::open(folder).unwrap();
+    let session = sessions.remove(0);
+    let outcome = Prepared::new(&folder, task).and_then(|task| {
+        client::run(&folder, &session, task, Options { threads: 1, keep_steps: true, on_token: &mut |_| Ok(()) })
+    });
+    drop(session);
+    let peers: Vec<_> = peers.into_iter().map(|peer| peer.join().unwrap()).collect();
+    (outcome, peers.try_into().unwrap())
+}
+
+fn succeed(folder: &Path, task: Task) -> Outcome {
+    let (outcome, peers) = run(folder, task);
+    let outcome = outcome.unwrap();
+    assert_eq!(peers, [Ok(()), Ok(())]);
+    let report = Report { phases: outcome.phases.clone(), ..Report::default() };
+    report.check_costs().unwrap();
+    let bytes = |phase: &Phase| phase.bytes.values().map(|pair| pair.measured).sum::<u64>();
+    assert!(outcome.phases.iter().all(|phase| bytes(phase) > 0 && phase.rounds.measured > 0));
+    outcome
+}
+
+fn generate(prompt: &[i64], count: u64) -> Task {
+    Task::Generate { prompt: prompt.to_vec(), count, stop: vec![] }
+}
+
+#[test]
+fn tokens_are_generated_from_a_shared_cache() {
+    let folder = plans::cached();
+    let outcome = succeed(&folder.0, generate(&[3, 1, 4], 5));
+    assert_eq!(outcome.tokens, continuation(&[3, 1, 4], 5));
+    let names: Vec<&str> = outcome.phases.iter().map(|phase| phase.name.as_str()).collect();
+    assert_eq!(names, ["setup", "prefill", "decode", "decode", "decode", "decode"]);
+    assert_eq!(outcome.phases[0].bytes["server"].measured, 8 * 2 * (VOCABULARY * WIDTH) as u64);
+    assert_eq!((outcome.phases[5].dims["seq"], outcome.phases[5].dims["past"]), (1, 6));
+    let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
+    assert_eq!((verify.token_agreement, verify.max_abs_error), (1.0, 0.0));
+}
+
+#[test]
+fn tokens_are_generated_from_a_cache_in_the_clear() {
+    let folder = plans::client_cached();
+    let outcome = succeed(&folder.0, generate(&[2, 5], 4));
+    assert_eq!(outcome.tokens, continuation(&[2, 5], 4));
+    let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
+    assert_eq!(verify.token_agreement, 1.0);
+}
+
+#[test]
+fn a_stop_token_ends_the_session_early() {
+    let folder = plans::cached();
+    let all = continuation(&[3, 1, 4], 6);
+    let stop = *all.last().unwrap();
+    let until = all.iter().position(|token| *token == stop).unwrap() + 1;
+    let task = Task::Generate { prompt: vec![3, 1, 4], count: 6, stop: vec![stop] };
+    assert_eq!(succeed(&folder.0, task).tokens, all[..until]);
+    let first = Task::Generate { prompt: vec![3, 1, 4], count: 6, stop: vec![all[0]] };
+    assert_eq!(succeed(&folder.0, first).tokens, all[..1]);
+}
+
+#[test]
+fn a_given_cache_continues_where_it_was_made() {
+    let folder = plans::cached();
+    let (old, new) = ([3, 1, 4, 0], [2i64]);
+    let rows = old.iter().flat_map(|&token| (0..WIDTH).map(move |column| table(token, column))).collect();
+    let inputs = vec![
+        ("input_ids".to_owned(), Tensor::i64(&[1, 1], new.to_vec()).unwrap()),
+        ("past.rows".to_owned(), Tensor::f32(&[1, 4, WIDTH], rows).unwrap()),
+    ];
+    let outcome = succeed(&folder.0, Task::Infer { inputs });
+    assert_eq!(outcome.outputs[0].1.as_i64().unwrap(), continuation(&[3, 1, 4, 0, 2], 1));
+    assert_eq!(outcome.phases[1].dims["past"], 4);
+    let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
+    assert_eq!(verify.token_agreement, 1.0);
+}
+
+#[test]
+fn floats_come_out_as_the_product_with_the_private_weights() {
+    for region in [false, true] {
+        let folder = plans::linear(region);
+        let x: Vec<f32> = (0..3 * WIDTH).map(|index| index as f32 / 4.0 - 1.0).collect();
+        let inputs = vec![("x".to_owned(), Tensor::f32(&[3, WIDTH], x.clone()).unwrap())];
+        let outcome = succeed(&folder.0, Task::Infer { inputs });
+        let (name, y) = &outcome.outputs[0];
+        assert_eq!((name.as_str(), y.shape()), ("y", &[3, VOCABULARY][..]));
+        let factor = if region { 2.0 } else { 1.0 };
+        for (index, found) in y.as_f32().unwrap().iter().enumerate() {
+            let (row, column) = (index / VOCABULARY, index % VOCABULARY);
+            let expected: f32 = (0..WIDTH).map(|k| factor * x[row * WIDTH + k] * head(k, column)).sum();
+            assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+        }
+        let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
+        assert!(verify.max_abs_error <= 1.0 / 65536.0, "{}", verify.max_abs_error);
+    }
+}
+
+#[test]
+fn expected_outputs_are_compared_where_the_mask_keeps_them() {
+    let folder = plans::linear(false);
+    let open = PlanFolder::open(&folder.0).unwrap();
+    let mut expected: Vec<f32> =
+        (0..2 * VOCABULARY).map(|index| (0..WIDTH).map(|k| 0.5 * head(k, index % VOCABULARY)).sum::<f32>()).collect();
+    expected[0] = 99.0;
+    for (mask, compared) in [(vec![0, 1], 0.0), (vec![1, 1], 99.0)] {
+        let inputs = vec![
+            ("x".to_owned(), Tensor::f32(&[2, WIDTH], vec![0.5; 2 * WIDTH]).unwrap()),
+            ("attention_mask".to_owned(), Tensor::i64(&[1, 2], mask).unwrap()),
+        ];
+        let outcome = succeed(&folder.0, Task::Infer { inputs });
+        let wanted = ("y".to_owned(), Tensor::f32(&[2, VOCABULARY], expected.clone()).unwrap());
+        let found = test_data::compare(&open, &outcome, &[wanted]).unwrap().outputs;
+        let error = found[0].max_abs_error.unwrap();
+        assert!((error - compared).abs() < 10.0 && (error < 1e-3) == (compared == 0.0), "{error}");
+        let other = ("y".to_owned(), Tensor::f32(&[VOCABULARY, 2], expected.clone()).unwrap());
+        assert_eq!(test_data::compare(&open, &outcome, &[other]).err().map(|error| error.code), Some("E1005"));
+    }
+}
+
+#[test]
+fn wrong_inputs_are_refused_before_anything_is_sent() {
+    let folder = plans::linear(false);
+    let open = PlanFolder::open(&folder.0).unwrap();
+    let refused = |name: &str, tensor: Tensor| {
+        let inputs = vec![(name.to_owned(), tensor)];
+        Prepared::new(&open, Task::Infer { inputs }).err().map(|error| error.code)
+    };
+    let floats = |shape: &[usize]| Tensor::f32(shape, vec![0.0; shape.iter().product()]).unwrap();
+    assert_eq!(refused("x", floats(&[2, WIDTH])), None);
+    assert_eq!(refused("z", floats(&[2, WIDTH])), Some("E1006"));
+    assert_eq!(refused("x", floats(&[2, WIDTH + 1])), Some("E1006"));
+    assert_eq!(refused("x", floats(&[WIDTH])), Some("E1006"));
+    assert_eq!(refused("x", floats(&[MAX as usize + 1, WIDTH])), Some("E1007"));
+    assert_eq!(refused("x", Tensor::bool(&[1, WIDTH], vec![true; WIDTH]).unwrap()), None);
+    let code = Prepared::new(&open, generate(&[1], 1)).err().map(|error| error.code);
+    assert_eq!(code, Some("E1006"));
+    let cached = plans::cached();
+    let open = PlanFolder::open(&cached.0).unwrap();
+    for (prompt, count) in [(vec![], 1), (vec![1; MAX as usize + 1], 1), (vec![1], MAX + 2), (vec![1], 0)] {
+        let code = Prepared::new(&open, generate(&prompt, count)).err().map(|error| error.code);
+        assert_eq!(code, Some("E1007"), "{prompt:?} {count}");
+    }
+}
+
+#[test]
+fn a_value_beyond_its_bound_ends_the_session_at_every_party() {
+    let folder = plans::linear(false);
+    let inputs = vec![("x".to_owned(), Tensor::f32(&[1, WIDTH], vec![100.0; WIDTH]).unwrap())];
+    let (outcome, peers) = run(&folder.0, Task::Infer { inputs });
+    assert_eq!(outcome.err().map(|error| error.code), Some("E0381"));
+    assert_eq!(peers.map(|peer| peer.unwrap_err().code), ["E0705", "E0705"]);
+}
+
+#[test]
+fn a_token_out_of_the_vocabulary_ends_the_session_at_every_party() {
+    let folder = plans::cached();
+    let (outcome, peers) = run(&folder.0, generate(&[VOCABULARY as i64], 1));
+    assert!(outcome.is_err());
+    assert_eq!(peers.map(|peer| peer.unwrap_err().code), ["E0705", "E0705"]);
+}
+
+/// The errors of server and helper when a client that keeps to no rules asks for `request`.
+fn ask(folder: &Path, request: &Request) -> Vec<Diagnostic> {
+    let mut sessions = Session::in_memory(&Party::ALL).unwrap();
+    let client = sessions.remove(0);
+    let peers = sessions.into_iter().map(|session| {
+        let folder = folder.to_path_buf();
+        thread::spawn(move || {
+            let folder = PlanFolder::open(&folder).unwrap();
+            serve_session(&folder, &session, &mut Keep::new(session.party(), &folder).unwrap(), 1).unwrap_err()
+        })
+    });
+    let peers: Vec<_> = peers.collect();
+    let key = ombra_runtime::transport::Frame::new(1, u32::MAX, 0, vec![0; 16]);
+    client.link(Party::Helper).unwrap().send(key).unwrap();
+    for peer in [Party::Server, Party::Helper] {
+        client.link(peer).unwrap().send_control(request).unwrap();
+    }
+    peers.into_iter().map(|peer| peer.join().unwrap()).collect()
+}
+
+#[test]
+fn requests_beyond_the_plan_are_refused_by_server_and_helper() {
+    let folder = plans::cached();
+    let size = |name: &str, value| (name.to_owned(), value);
+    let infer = |sizes, public| Request::Infer { sizes, public, states: true };
+    let mask = Tensor::i64(&[1], vec![1]).unwrap();
+    for request in [
+        Request::Generate { prompt: MAX + 1, batch: 1, steps: 1 },
+        Request::Generate { prompt: 1, batch: 1, steps: MAX + 2 },
+        Request::Generate { prompt: u64::MAX, batch: u64::MAX, steps: u64::MAX },
+        Request::Generate { prompt: 0, batch: 0, steps: 0 },
+        infer(vec![size("seq", u64::MAX)], vec![]),
+        infer(vec![size("seq", 1), size("seq", 1)], vec![]),
+        infer(vec![size("unknown", 1)], vec![]),
+        infer(vec![size("seq", 1)], vec![("input_ids".to_owned(), mask)]),
+    ] {
+        let errors = ask(&folder.0, &request);
+        // Whoever refuses first tells the other, who may learn of it before it comes to the request.
+        assert!(errors.iter().any(|error| error.code == "E1007"), "{request:?}: {errors:?}");
+        assert!(errors.iter().all(|error| ["E1007", "E0705"].contains(&error.code)), "{request:?}: {errors:?}");
+    }
+}
