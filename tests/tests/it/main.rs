@@ -1,6 +1,8 @@
 //! End-to-end tests and rules of the repository.
 
+mod damage;
 mod determinism;
+mod faults;
 mod lengths;
 mod models;
 mod plain;
