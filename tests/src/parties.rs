@@ -11,6 +11,9 @@ use ombra_runtime::exec::{LinkNet, Net, Opened, Run, TensorSource, Weights, agre
 use ombra_runtime::transport::{self, Session, Snapshot};
 use std::sync::Arc;
 
+/// The code of the error that stands for a panic of a party: no other error has it.
+pub const PANIC: &str = "E0001";
+
 /// A frame that one party sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
@@ -89,7 +92,7 @@ pub fn run(folder: &PlanFolder, request: &Request, given: &[Vec<Named>]) -> Resu
                 })
             })
             .collect();
-        let panicked = || Diagnostic::internal("E0000", "a party panicked");
+        let panicked = || Diagnostic::internal(PANIC, "a party panicked");
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(panicked()))).collect::<Vec<_>>()
     });
     // A party that was told of another's error says less than that other.
