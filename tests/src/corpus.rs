@@ -1,8 +1,8 @@
 //! The bundled corpus: `tests/data/models`.
 
 use ombra_compiler::onnx::{Model, shape};
-use ombra_ir::{Diagnostic, Result};
 use ombra_ir::plain::Tensor;
+use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::tensor_file;
 use onnx_protobuf::{Message, TensorProto};
 use std::path::PathBuf;
@@ -72,8 +72,7 @@ pub fn test_set(name: &str, set: usize) -> Result<TestSet> {
         for i in 0.. {
             let path = dir.join(format!("{kind}_{i}.pb"));
             let Ok(bytes) = std::fs::read(&path) else { break };
-            let proto = TensorProto::parse_from_bytes(&bytes)
-                .map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
+            let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
             tensors.push((proto.name.clone(), tensor(&model, &proto)?));
         }
         Ok(tensors)
@@ -129,8 +128,7 @@ pub struct Quality {
 pub fn quality(name: &str) -> Result<Quality> {
     let path = folder(name).join("eval.json");
     let text = std::fs::read_to_string(&path).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
     let family = name.split('/').next().unwrap_or_default();
     let accuracy = ["licences", "pydoc"].into_iter().filter_map(|set| {
         let set = &json[set];
