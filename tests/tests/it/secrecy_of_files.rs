@@ -22,12 +22,17 @@ const TUNED: [&str; 9] = [
 /// Bytes of a window: four numbers.
 const WINDOW: usize = 16;
 
-/// All windows of the files of a folder, at every byte.
+/// All windows of some bytes, at every byte.
+fn windows(bytes: &[u8]) -> impl Iterator<Item = [u8; WINDOW]> {
+    bytes.windows(WINDOW).map(|window| window.try_into().expect("it has the length of a window"))
+}
+
+/// All windows of the files of a folder.
 fn windows_of(folder: &Path) -> HashSet<[u8; WINDOW]> {
     let mut found = HashSet::new();
     for entry in std::fs::read_dir(folder).expect("the folder exists") {
         let bytes = std::fs::read(entry.expect("it can be listed").path()).expect("it can be read");
-        found.extend(bytes.array_windows::<WINDOW>());
+        found.extend(windows(&bytes));
     }
     found
 }
@@ -56,14 +61,14 @@ fn count(names: &BTreeSet<String>, model: &Model, public: &HashSet<[u8; WINDOW]>
     let mut count = Count { tensors: names.len(), ..Count::default() };
     for name in names {
         for bytes in forms(model, name) {
-            for window in bytes.array_windows::<WINDOW>() {
+            for window in windows(&bytes) {
                 // The same number four times, such as the ones of an untouched scale.
                 if window[4..] == window[..WINDOW - 4] {
                     count.constant += 1;
                     continue;
                 }
                 count.windows += 1;
-                count.found += usize::from(public.contains(window));
+                count.found += usize::from(public.contains(&window));
             }
         }
     }
