@@ -104,8 +104,7 @@ fn append_norm(region: &mut ModelProto, graph: &Graph, id: ValueId, name: &str, 
     g.node.push(node("Sqrt", &[&of("sum")], &of("root")));
     g.node.push(node("Div", &[&from, &of("root")], name));
     let mut output = ValueInfoProto { name: name.into(), ..Default::default() };
-    let mut tensor = type_proto::Tensor::default();
-    tensor.elem_type = tensor_proto::DataType::FLOAT as i32;
+    let tensor = type_proto::Tensor { elem_type: tensor_proto::DataType::FLOAT as i32, ..Default::default() };
     output.type_.mut_or_insert_default().set_tensor_type(tensor);
     g.output.push(output);
     Ok(())

@@ -37,6 +37,8 @@ pub struct Sizes<'a> {
     pub out: u64,
     /// Ring bits of the operand and of the result, where they are ring elements.
     pub bits: u8,
+    /// Ring bits of operand 0 where it has another ring than the result, for `extend`.
+    pub from_bits: u8,
     /// Whether operand 0 is a sum over all three parties (`sum3`).
     pub sum3: bool,
     /// Row lengths, for `row_max`; for `arg_max` one row of the axis' length for each result element.
@@ -112,14 +114,18 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.send(0, 0, 1, s.out * eb);
             t.rounds = 1;
         }
-        Op::Truncate { by } => t.truncate(s.out, eb, u64::from(by.div_ceil(8)), s.sum3),
+        Op::Truncate { by } => t.divide(s.out, (eb, eb), u64::from(by.div_ceil(8)), s.sum3),
+        Op::Extend { .. } => {
+            let from = u64::from(s.from_bits) / 8;
+            t.divide(s.out, (from, eb), eb.saturating_sub(from), s.sum3);
+        }
         Op::Reshare => t.reshare(s.out * eb, s.sum3),
-        Op::Msb { width } => t.msb(s.out, *width),
+        Op::Msb { width, drop } => t.msb(s.out, width - drop),
         Op::And => t.and(plane_bytes(s.out)),
         Op::BitToRing { .. } => t.bit_to_ring(s.out * eb),
-        Op::RowMax { width, .. } => {
+        Op::RowMax { width, drop, .. } => {
             for pairs in s.rows.pairs_by_level() {
-                t.msb(pairs, *width);
+                t.msb(pairs, width - drop);
                 t.bit_to_ring(pairs * eb);
                 t.reshare(pairs * eb, true);
             }
@@ -205,16 +211,16 @@ impl Traffic {
 
     /// Role 2's term goes to role 0 (`sum3` only, one round earlier), the bit-product correlation to role 1; roles 0
     /// and 1 exchange masked wrap bits, then masked results.
-    fn truncate(&mut self, n: u64, eb: u64, correlation: u64, sum3: bool) {
+    fn divide(&mut self, n: u64, (from, to): (u64, u64), correlation: u64, sum3: bool) {
         if sum3 {
-            self.send(0, 2, 0, n * eb);
+            self.send(0, 2, 0, n * from);
         }
         self.send(0, 2, 1, n * correlation);
         self.rounds += u32::from(sum3);
         self.send(0, 0, 1, plane_bytes(n));
         self.send(0, 1, 0, plane_bytes(n));
-        self.send(1, 0, 1, n * eb);
-        self.send(1, 1, 0, n * eb);
+        self.send(1, 0, 1, n * to);
+        self.send(1, 1, 0, n * to);
         self.rounds += 2;
     }
 
@@ -268,7 +274,7 @@ mod tests {
     use super::*;
 
     fn sizes(out: u64, sum3: bool) -> Sizes<'static> {
-        Sizes { out, bits: 64, sum3, rows: RowLens::Equal { count: 0, len: 0 }, table_rows: 0, tokens: 0 }
+        Sizes { out, bits: 64, from_bits: 64, sum3, rows: RowLens::Equal { count: 0, len: 0 }, table_rows: 0, tokens: 0 }
     }
 
     /// The cost table of the protocol reference, §7, at sizes where planes fill whole bytes.
@@ -283,7 +289,7 @@ mod tests {
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, false), (192, 2));
         for (w, bits) in [(64, 544), (48, 400), (40, 328), (32, 259), (28, 223), (24, 187), (20, 151), (16, 118)] {
             let rounds = 2 + tree_levels(w - 1);
-            assert_eq!(per_element(&Op::Msb { width: w as u8 }, false), (bits, rounds), "width {w}");
+            assert_eq!(per_element(&Op::Msb { width: w as u8, drop: 0 }, false), (bits, rounds), "width {w}");
         }
     }
 

@@ -158,10 +158,17 @@ pub enum Op {
     },
     /// A sum turned into shares.
     Reshare,
+    /// The same value in a larger ring. Operand: any secret form with `bound ≤ bits − 2` of its own ring.
+    Extend {
+        /// The new ring bits.
+        bits: u8,
+    },
     /// The sign bit of a value that fits in `width` bits: 1 where it is negative.
     Msb {
-        /// Bits that hold the value in two's complement: `bound ≤ width − 1`.
+        /// Bits that hold the value in two's complement: `bound ≤ width − 1`, or `width − 2` where bits are dropped.
         width: u8,
+        /// Low bits that are not looked at: values in `[0, 2^drop)` may count as negative.
+        drop: u8,
     },
     /// Exclusive or of bits (local).
     Xor,
@@ -180,6 +187,8 @@ pub enum Op {
         shape: Vec<Dim>,
         /// Bits that hold the difference of two entries.
         width: u8,
+        /// Low bits that comparisons do not look at: at every level of the tree the result may fall short by `2^drop`.
+        drop: u8,
     },
     /// Index of the greatest element along the last axis, which is dropped; scale 0.
     ArgMax {
@@ -305,6 +314,7 @@ impl Op {
             Op::RowExpand { .. } => ("row_expand", Local, Some(2)),
             Op::Truncate { .. } => ("truncate", Interactive, Some(1)),
             Op::Reshare => ("reshare", Interactive, Some(1)),
+            Op::Extend { .. } => ("extend", Interactive, Some(1)),
             Op::Msb { .. } => ("msb", Interactive, Some(1)),
             Op::Xor => ("xor", Local, Some(2)),
             Op::Not => ("not", Local, Some(1)),

@@ -71,6 +71,7 @@ pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
     let sizes = Sizes {
         out: bound.len(id) as u64,
         bits: ring.map_or(0, |(bits, _)| bits),
+        from_bits: operand.and_then(|t| t.as_ring()).map_or(0, |(bits, _)| bits),
         sum3: operand.is_some_and(|t| t.sharing == Sharing::Sum3),
         rows: lens,
         table_rows: table.and_then(|s| s.first()).map_or(0, |&v| v as u64),

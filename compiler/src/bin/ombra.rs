@@ -27,7 +27,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Compile a model into a plan folder.
-    Compile(CompileArgs),
+    Compile(Box<CompileArgs>),
     /// Show what a plan costs and where.
     Inspect(InspectArgs),
     /// Verify a plan or an `.mpcir` file.

@@ -213,10 +213,11 @@ fn weighted_least_squares(grid: &[(f64, f64)], weights: &[f64], n: usize) -> Vec
     for i in 0..n {
         let pivot = (i..n).max_by(|&a, &b| libm::fabs(m[a][i]).total_cmp(&libm::fabs(m[b][i]))).unwrap_or(i);
         m.swap(i, pivot);
-        for r in i + 1..n {
-            let factor = m[r][i] / m[i][i];
-            for c in i..=n {
-                m[r][c] -= factor * m[i][c];
+        let (above, below) = m.split_at_mut(i + 1);
+        for row in below {
+            let factor = row[i] / above[i][i];
+            for (x, y) in row[i..].iter_mut().zip(&above[i][i..]) {
+                *x -= factor * y;
             }
         }
     }

@@ -172,7 +172,7 @@ impl Emit<'_> {
     pub(crate) fn below(&mut self, x: Id, threshold: f64) -> Result<Id> {
         let difference = self.add_real(x, -threshold)?;
         let (_, _, bound) = self.ring(difference)?;
-        self.op(Op::Msb { width: bound + 1 }, &[difference])
+        self.op(Op::Msb { width: bound + 1, drop: 0 }, &[difference])
     }
 }
 

@@ -143,7 +143,7 @@ fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64]) -> Result<Compared> {
     }
     let all = e.op(Op::Concat { axis: shape.len() as u8 }, &columns)?;
     let (bits, _, bound) = e.ring(all)?;
-    let below = e.op(Op::Msb { width: bound + 1 }, &[all])?;
+    let below = e.op(Op::Msb { width: bound + 1, drop: 0 }, &[all])?;
     let not = e.op(Op::Not, &[below])?;
     let ring = e.op(Op::BitToRing { bits }, &[not])?;
     Ok(Compared { bits: Some(ring), shape, like: x })

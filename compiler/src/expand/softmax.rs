@@ -55,7 +55,7 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     })?;
     let log2 = u8::try_from(max_columns.max(2).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX);
     let packed = e.op(Op::Pack, &[x, mask])?;
-    let max = e.op(Op::RowMax { shape: shape.clone(), width: bound + 2 }, &[packed, mask])?;
+    let max = e.op(Op::RowMax { shape: shape.clone(), width: bound + 2, drop: 0 }, &[packed, mask])?;
     let max_each = e.op(Op::RowExpand { shape: shape.clone() }, &[max, mask])?;
     let below = e.op(Op::Sub, &[packed, max_each])?;
     let exp = exp(e, below)?;

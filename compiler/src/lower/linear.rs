@@ -90,7 +90,7 @@ impl Lower<'_> {
     fn scale_by(&mut self, v: ValueId, a: ValueId, k: f64) -> Result<Id> {
         let raw = self.raw(a)?;
         let (scale, bound) = self.ring(raw)?;
-        if k == 0.0 || k != k || k.is_infinite() {
+        if k == 0.0 || !k.is_finite() {
             return Err(Diagnostic::unsupported(
                 "E0523",
                 format!("a factor of {k} on a secret value is not supported"),
@@ -126,7 +126,7 @@ impl Lower<'_> {
     pub(super) fn relu(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let x = self.shares(x)?;
         let (_, bound) = self.ring(x)?;
-        let negative = self.push(v, M::Msb { width: bound + 1 }, &[x])?;
+        let negative = self.push(v, M::Msb { width: bound + 1, drop: 0 }, &[x])?;
         let keep = self.push(v, M::Not, &[negative])?;
         let keep = self.push(v, M::BitToRing { bits: RING }, &[keep])?;
         let product = self.push(v, M::Mul, &[x, keep])?;

@@ -11,7 +11,7 @@ use crate::ty::{Elem, Sharing, Ty};
 
 pub(super) fn truncate(x: &Operand, by: u8) -> Rule<Ty> {
     let (bits, scale) = secret_ring("truncate_c1", x)?;
-    if by == 0 || by > scale || by >= bits {
+    if by == 0 || by > scale || u32::from(by) + 2 > u32::from(bits) {
         return Err(Violation::new("truncate_c2", format!("by {by}, scale {scale}, {bits} bits")));
     }
     if u32::from(x.ty.bound) + 2 > u32::from(bits) {
@@ -26,12 +26,23 @@ pub(super) fn reshare(x: &Operand) -> Rule<Ty> {
     Ok(Ty { sharing: Sharing::Shared, ..with(x.ty, x.ty.bound.into()) })
 }
 
-pub(super) fn msb(x: &Operand, width: u8) -> Rule<Ty> {
-    let (bits, _) = shared_ring("msb_c1", x)?;
-    if width < 2 || width > bits {
-        return Err(Violation::new("msb_c2", format!("width {width} in {bits} bits")));
+pub(super) fn extend(x: &Operand, to: u8) -> Rule<Ty> {
+    let (bits, scale) = secret_ring("extend_c1", x)?;
+    if to <= bits {
+        return Err(Violation::new("extend_c2", format!("from {bits} to {to} bits")));
     }
-    if x.ty.bound >= width {
+    if u32::from(x.ty.bound) + 2 > u32::from(bits) {
+        return Err(Violation::new("extend_c3", format!("a bound of {} in {bits} bits", x.ty.bound)));
+    }
+    Ok(ring(to, scale.into(), Sharing::Shared, x.ty.shape.clone(), x.ty.bound.into()))
+}
+
+pub(super) fn msb(x: &Operand, width: u8, drop: u8) -> Rule<Ty> {
+    let (bits, _) = shared_ring("msb_c1", x)?;
+    if width > bits || u32::from(drop) + 2 > u32::from(width) {
+        return Err(Violation::new("msb_c2", format!("width {width}, {drop} dropped, in {bits} bits")));
+    }
+    if x.ty.bound.saturating_add(u8::from(drop > 0)) >= width {
         return Err(Violation::new("msb_c3", format!("a bound of {} and width {width}", x.ty.bound)));
     }
     Ok(Ty::bit(x.ty.shape.clone()))
@@ -55,11 +66,14 @@ pub(super) fn bit_to_ring(x: &Operand, bits: u8) -> Rule<Ty> {
     Ok(ring(bits, 0, Sharing::Shared, x.ty.shape.clone(), 1))
 }
 
-pub(super) fn row_max(cx: &TypeCx, x: &Operand, mask: &Operand, shape: &[Dim], width: u8) -> Rule<Ty> {
+pub(super) fn row_max(cx: &TypeCx, x: &Operand, mask: &Operand, shape: &[Dim], (width, drop): (u8, u8)) -> Rule<Ty> {
     let (bits, _) = shared_ring("row_max_c1", x)?;
     let mask = mask_of(["row_max_c2", "row_max_c3"], mask)?;
     packed(cx, ["row_max_c4", "row_max_c5"], x, mask, shape)?;
-    holds_difference("row_max_c6", x.ty, width, bits)?;
+    if u32::from(drop) + 2 > u32::from(width) {
+        return Err(Violation::new("row_max_c6", format!("width {width} and {drop} dropped")));
+    }
+    holds_difference("row_max_c6", x.ty, width.saturating_sub(u8::from(drop > 0)), bits)?;
     Ok(moved(x.ty, rows(shape)))
 }
 

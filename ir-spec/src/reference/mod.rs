@@ -170,7 +170,12 @@ pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<Re
         (Op::RowExpand { shape: dense }, [x, mask]) => ragged::row_expand(x, mask, &concrete(dense, sizes)?, shape),
         (Op::RowMax { shape: dense, .. }, [x, mask]) => ragged::row_max(x, mask, &concrete(dense, sizes)?, shape),
 
-        (Op::Msb { width }, [x]) => interactive::msb(x, *width),
+        (Op::Extend { bits }, [x]) => {
+            let (from, values) = x.as_ring()?;
+            let values = values.iter().map(|v| signed(*v, from) as u64).collect();
+            RefValue::ring(*bits, x.shape.clone(), values)
+        }
+        (Op::Msb { width, .. }, [x]) => interactive::msb(x, *width),
         (Op::Xor, [a, b]) => interactive::zip(a, b, shape, |x, y| x ^ y),
         (Op::And, [a, b]) => interactive::zip(a, b, shape, |x, y| x & y),
         (Op::Not, [x]) => RefValue::bit(x.shape.clone(), x.as_bits()?.iter().map(|b| !b).collect()),

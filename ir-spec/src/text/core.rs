@@ -21,7 +21,7 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         Op::SetScale { scale } => vec![("scale", int((*scale).into()))],
         Op::MatMul { trans_b } => vec![("trans_b", word(*trans_b))],
         Op::ReduceSum { axis } | Op::Concat { axis } | Op::Gather { axis } => vec![("axis", int((*axis).into()))],
-        Op::Narrow { bits } | Op::BitToRing { bits } => vec![("bits", int((*bits).into()))],
+        Op::Narrow { bits } | Op::BitToRing { bits } | Op::Extend { bits } => vec![("bits", int((*bits).into()))],
         Op::Reshape { shape }
         | Op::Expand { shape }
         | Op::Unpack { shape }
@@ -31,8 +31,11 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         Op::Slice { axis, start, len } => {
             vec![("axis", int((*axis).into())), ("start", Attr::Size(start)), ("len", Attr::Size(len))]
         }
-        Op::Msb { width } | Op::ArgMax { width } => vec![("width", int((*width).into()))],
-        Op::RowMax { shape, width } => vec![("shape", Attr::Shape(shape)), ("width", int((*width).into()))],
+        Op::Msb { width, drop } => vec![("width", int((*width).into())), ("drop", int((*drop).into()))],
+        Op::ArgMax { width } => vec![("width", int((*width).into()))],
+        Op::RowMax { shape, width, drop } => {
+            vec![("shape", Attr::Shape(shape)), ("width", int((*width).into())), ("drop", int((*drop).into()))]
+        }
         Op::Reciprocal { max_log2 } => vec![("max_log2", int((*max_log2).into()))],
         Op::Rsqrt { min_log4, max_log4 } => range(*min_log4, *max_log4),
         Op::Gelu { tanh } => vec![("tanh", word(*tanh))],
@@ -94,12 +97,13 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "row_expand" => Op::RowExpand { shape: a.shape("shape")? },
         "truncate" => Op::Truncate { by: a.int("by")? },
         "reshare" => Op::Reshare,
-        "msb" => Op::Msb { width: a.int("width")? },
+        "extend" => Op::Extend { bits: a.int("bits")? },
+        "msb" => Op::Msb { width: a.int("width")?, drop: a.int("drop")? },
         "xor" => Op::Xor,
         "not" => Op::Not,
         "and" => Op::And,
         "bit_to_ring" => Op::BitToRing { bits: a.int("bits")? },
-        "row_max" => Op::RowMax { shape: a.shape("shape")?, width: a.int("width")? },
+        "row_max" => Op::RowMax { shape: a.shape("shape")?, width: a.int("width")?, drop: a.int("drop")? },
         "arg_max" => Op::ArgMax { width: a.int("width")? },
         "embed" => Op::Embed,
         "reveal" => Op::Reveal { slot: a.int("slot")? },

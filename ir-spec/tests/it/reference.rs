@@ -126,12 +126,12 @@ fn ragged_rows() {
     let rows = [2, 3, 1];
     let sums = run(Op::RowSum { shape: dims(&dense) }, &[&packed, &m], &rows);
     assert_eq!(sums, ring(&rows, &[1, 5, 24, -1, -5, -24]));
-    let greatest = run(Op::RowMax { shape: dims(&dense), width: 8 }, &[&packed, &m], &rows);
+    let greatest = run(Op::RowMax { shape: dims(&dense), width: 8, drop: 0 }, &[&packed, &m], &rows);
     assert_eq!(greatest, ring(&rows, &[1, 5, 9, -1, -5, -7]));
     let spread = run(Op::RowExpand { shape: dims(&dense) }, &[&greatest, &m], &[10]);
     assert_eq!(spread, ring(&[10], &[1, 5, 9, 9, 9, -1, -5, -7, -7, -7]));
     let none = mask(&[2], &[0, 0]);
-    let empty = run(Op::RowMax { shape: dims(&[2, 2]), width: 8 }, &[&ring(&[0], &[]), &none], &[2, 1]);
+    let empty = run(Op::RowMax { shape: dims(&[2, 2]), width: 8, drop: 0 }, &[&ring(&[0], &[]), &none], &[2, 1]);
     assert_eq!(empty, ring(&[2, 1], &[0, 0]));
     assert_eq!(try_run(Op::Pack, &[&x, &m], &[9]).unwrap_err().code, "E0380");
     assert_eq!(try_run(Op::RowSum { shape: dims(&[3, 3]) }, &[&packed, &m], &[3, 1]).unwrap_err().code, "E0380");
@@ -140,8 +140,8 @@ fn ragged_rows() {
 #[test]
 fn bits_and_comparisons() {
     let x = in_ring(16, &[4], &[-3, 0, 5, -128]);
-    assert_eq!(run(Op::Msb { width: 8 }, &[&x], &[4]), bits(&[4], &[1, 0, 0, 1]));
-    assert_eq!(run(Op::Msb { width: 16 }, &[&x], &[4]), bits(&[4], &[1, 0, 0, 1]));
+    assert_eq!(run(Op::Msb { width: 8, drop: 0 }, &[&x], &[4]), bits(&[4], &[1, 0, 0, 1]));
+    assert_eq!(run(Op::Msb { width: 16, drop: 0 }, &[&x], &[4]), bits(&[4], &[1, 0, 0, 1]));
     let (a, b) = (bits(&[2, 2], &[0, 0, 1, 1]), bits(&[2], &[0, 1]));
     assert_eq!(run(Op::Xor, &[&a, &b], &[2, 2]), bits(&[2, 2], &[0, 1, 1, 0]));
     assert_eq!(run(Op::And, &[&a, &b], &[2, 2]), bits(&[2, 2], &[0, 0, 0, 1]));

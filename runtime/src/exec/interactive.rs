@@ -21,7 +21,7 @@ use crate::protocols::local::linear::Ring;
 use crate::protocols::reshare::reshare;
 use crate::protocols::reveal::reveal;
 use crate::protocols::tree::{arg_max, row_max};
-use crate::protocols::truncate::truncate;
+use crate::protocols::truncate::{extend, truncate};
 use crate::share::Shared;
 
 /// What an interactive op ends with.
@@ -60,9 +60,13 @@ pub(super) fn start(
             Op::Truncate { by } => truncate(cx, arg(0)?.operand()?, n, bits, *by).await?,
             Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
             Op::BitToRing { bits } => bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
-            Op::RowMax { width, .. } => {
+            Op::Extend { bits } => {
+                let from = operand_ring.map_or(64, |(bits, _)| bits);
+                extend(cx, arg(0)?.operand()?, n, from, *bits).await?
+            }
+            Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
-                row_max(cx, arg(0)?.shared()?, lens, bits, *width).await?
+                row_max(cx, arg(0)?.shared()?, lens, bits, (*width, *drop)).await?
             }
             Op::ArgMax { width } => {
                 let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
@@ -94,8 +98,8 @@ pub(super) fn start(
                 };
                 embed(cx, ids, &Rows { block: &block, at_once }, sizes, threads).await?
             }
-            Op::Msb { width } => {
-                return msb(cx, arg(0)?.shared()?, n, *width).await.map(|x| Ended::Value(Value::Bits(x)));
+            Op::Msb { width, drop } => {
+                return msb(cx, arg(0)?.shared()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::And => {
                 let (x, y) = (arg(0)?.bits()?, arg(1)?.bits()?);

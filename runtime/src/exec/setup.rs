@@ -149,7 +149,8 @@ impl Weights {
             ));
         }
         let mut weights = Weights { held: BTreeMap::new(), prg: key.map(Prg::new), public, own };
-        let mut known: BTreeMap<(&String, bool, Option<(u8, u8)>), Held> = BTreeMap::new();
+        // By name, whether it is secret, and ring.
+        let mut known = BTreeMap::new();
         let mut tick = 0;
         for (i, node) in module.ops.iter().enumerate() {
             let id = Id(i as u32);
@@ -159,8 +160,8 @@ impl Weights {
                 _ => continue,
             };
             let of = (name, secret, node.ty.as_ring());
-            let held = match known.get(&of) {
-                Some(held) => held.clone(),
+            let held: Held = match known.get(&of) {
+                Some(held) => Held::clone(held),
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
                     weights.check(party, &recipe)?;

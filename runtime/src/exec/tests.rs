@@ -353,7 +353,7 @@ fn attention_like_block_with_a_cache() {
     let scores = b.op(Op::SetScale { scale: 12 }, &[scores]);
     b.calibrated(scores, 18);
     let packed = b.rotated(2, Op::Pack, &[scores, mask]);
-    let greatest = b.rotated(2, Op::RowMax { shape: dense.clone(), width: 30 }, &[packed, mask]);
+    let greatest = b.rotated(2, Op::RowMax { shape: dense.clone(), width: 30, drop: 0 }, &[packed, mask]);
     let wide = b.op(Op::RowExpand { shape: dense.clone() }, &[greatest, mask]);
     let below = b.op(Op::Sub, &[packed, wide]);
     let square = b.rotated(1, Op::Mul, &[below, below]);
@@ -400,9 +400,9 @@ fn exact_ops_on_a_small_ring() {
         b.declared(Op::Encode { bits: 40, scale: 2 }, &[factor], Some(ty), 0)
     };
     let y = b.op(Op::Sub, &[x, last]);
-    let negative = b.rotated(1, Op::Msb { width: 20 }, &[y]);
-    let other = b.rotated(2, Op::Msb { width: 20 }, &[x]);
-    let bit_last = b.rotated(2, Op::Msb { width: 20 }, &[last]);
+    let negative = b.rotated(1, Op::Msb { width: 20, drop: 0 }, &[y]);
+    let other = b.rotated(2, Op::Msb { width: 20, drop: 0 }, &[x]);
+    let bit_last = b.rotated(2, Op::Msb { width: 20, drop: 0 }, &[last]);
     let positive = b.rotated(1, Op::Not, &[negative]);
     let both = b.rotated(2, Op::And, &[positive, other]);
     let either = b.rotated(1, Op::Xor, &[both, bit_last]);

@@ -3,7 +3,7 @@
 //! Source: and after Araki et al., 2016/768, §2; carry of a two-term sum by a tree of generate and propagate bits
 //! (Brent and Kung, 1982), where the terms are `x0 + x1` at role 0 and `x2` at roles 1 and 2.
 //! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
-//! Rounds: `⌈log2(w − 1)⌉ + 2` for a width of `w` bits, 1 for `and`.
+//! Rounds: `⌈log2(w − 1)⌉ + 2` for a width of `w` bits that are looked at, 1 for `and`.
 //! Bits per element: `w + 2(w − 1)` and 3 for each and of the tree; 3 for `and`.
 //! Side channels: bit planes throughout; no branch or index on a secret.
 //!
@@ -25,13 +25,14 @@ use super::planes::{Planes, to_planes};
 use crate::backend::bits::words as plane_words;
 use crate::share::{Bits, Shared};
 
-/// The sign of `n` values that fit in `width` bits: 1 where negative.
-pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8) -> Result<Bits> {
-    if width == 0 || width > 64 {
+/// The sign of `n` values that fit in `width` bits: 1 where negative. The lowest `drop` bits of both terms are left out,
+/// with their carry: values in `[0, 2^drop)` may count as negative, depending on the shares.
+pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8, drop: u8) -> Result<Bits> {
+    if width > 64 || drop >= width {
         return Err(Diagnostic::internal("E0803", format!("sign of a value of {width} bits")));
     }
-    let w = usize::from(width);
-    let mut propagate = sum_bits(cx, x, n, width).await?;
+    let w = usize::from(width - drop);
+    let mut propagate = sum_bits(cx, x, n, (width, drop)).await?;
     let generate = generate(cx, &propagate, n, w - 1).await?;
     let mut top = propagate.split_off(w - 1);
     if w > 1 {
@@ -50,25 +51,26 @@ pub async fn and(cx: &Cx, x: &Bits, y: &Bits) -> Result<Bits> {
 }
 
 /// Sharing of the bits of A ⊕ B: `(b0, b1, B)`.
-async fn sum_bits(cx: &Cx, x: &Shared, n: usize, width: u8) -> Result<Planes> {
-    let (words, w) = (plane_words(n), usize::from(width));
+async fn sum_bits(cx: &Cx, x: &Shared, n: usize, (width, drop): (u8, u8)) -> Result<Planes> {
+    let (words, w) = (plane_words(n), usize::from(width - drop));
+    let to_planes = |words: &[u64]| to_planes(words, width, drop);
     let (a, b) = match cx.role() {
         0 => {
             let b0 = cx.draw(0, Purpose::MsbBits, 0, w * words)?;
-            let mut b1 = to_planes(&x.both(n), width);
+            let mut b1 = to_planes(&x.both(n));
             b1.iter_mut().zip(&b0).for_each(|(a, b)| *a ^= b);
             cx.send_planes(1, &b1, w, n);
             cx.round().await;
             (b0, b1)
         }
         1 => {
-            let third = to_planes(&x.b.to_vec(n), width);
+            let third = to_planes(&x.b.to_vec(n));
             cx.round().await;
             (cx.take_planes(0, w, n)?, third)
         }
         _ => {
             let b0 = cx.draw(0, Purpose::MsbBits, 0, w * words)?;
-            let third = to_planes(&x.a.to_vec(n), width);
+            let third = to_planes(&x.a.to_vec(n));
             cx.round().await;
             (third, b0)
         }

@@ -55,9 +55,10 @@ impl Planes {
     }
 }
 
-/// The lowest `width ≤ 64` bits of every value, plane by plane.
-pub(super) fn to_planes(values: &[u64], width: u8) -> Vec<u64> {
+/// Bits `drop .. width ≤ 64` of every value, plane by plane.
+pub(super) fn to_planes(values: &[u64], width: u8, drop: u8) -> Vec<u64> {
     let mut planes = vec![0; usize::from(width) * bits::words(values.len())];
     bits::to_planes(values, u32::from(width), &mut planes);
+    planes.drain(..usize::from(drop) * bits::words(values.len()));
     planes
 }

@@ -26,8 +26,8 @@ struct Rows {
 }
 
 /// The greatest of every row of `x`, whose rows of `lens` entries lie one after another; 0 for an empty row.
-/// The difference of two entries of a row fits in `width` bits.
-pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: u8) -> Result<Shared> {
+/// The difference of two entries of a row fits in `width.0` bits, of which the lowest `width.1` are not compared.
+pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8)) -> Result<Shared> {
     let mut rows = rows_of(x, lens)?;
     let mut level = 0;
     while rows.any_pair() {
@@ -54,7 +54,7 @@ pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, wi
         let cx = cx.at_level(level);
         let last = rows.lens.iter().all(|&len| len <= 2);
         let (low, high) = rows.pairs();
-        let less = less_than(&cx, &low, &high, bits, width).await?;
+        let less = less_than(&cx, &low, &high, bits, (width, 0)).await?;
         let mut term = if last { Vec::new() } else { select_term(&less, &low, &high) };
         let values = term.len();
         let index_pairs = indices.as_ref().map(Rows::pairs);
@@ -74,11 +74,11 @@ pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, wi
 }
 
 /// Sharing of 1 where `low < high`.
-async fn less_than(cx: &Cx, low: &Rows, high: &Rows, bits: u8, width: u8) -> Result<Shared> {
+async fn less_than(cx: &Cx, low: &Rows, high: &Rows, bits: u8, (width, drop): (u8, u8)) -> Result<Shared> {
     let n = low.a.len();
     let minus = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x.wrapping_sub(*y)).collect::<Vec<_>>();
     let difference = Shared::new(minus(&low.a, &high.a), minus(&low.b, &high.b));
-    let sign = msb(cx, &difference, n, width).await?;
+    let sign = msb(cx, &difference, n, width, drop).await?;
     bit_to_ring(cx, &sign, bits).await
 }
 

@@ -1,4 +1,4 @@
-//! Division by a power of two.
+//! Division by a power of two, and values in a larger ring.
 //!
 //! Source: wrap count with a quarter-range bound after Guo et al., 2025/200; resharing after Araki et al., 2016/768.
 //! Parties and adversary: three, one semi-honest corruption.
@@ -37,7 +37,40 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
     if by == 0 || by.saturating_add(2) > bits {
         return Err(Diagnostic::internal("E0803", format!("truncation of a {bits}-bit ring by {by} bits")));
     }
-    let product_bits = product_bits(by);
+    divide(cx, x, n, Division { bits, by, out: bits }).await
+}
+
+/// The same `n` elements of a ring of `bits` in one of `out > bits` bits, exactly: the wrap of `A + B`, which has the
+/// weight `2^bits`, is taken away. Bits per element: `2·out + (out − bits) + 2`, and `bits` more when role 2 has a term.
+pub async fn extend(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, out: u8) -> Result<Shared> {
+    if bits < 8 || out <= bits || out > 64 {
+        return Err(Diagnostic::internal("E0803", format!("extension of a {bits}-bit ring to {out} bits")));
+    }
+    divide(cx, x, n, Division { bits, by: 0, out }).await
+}
+
+/// `x / 2^by` for `x` in a ring of `bits`, as an element of a ring of `out` bits.
+#[derive(Clone, Copy)]
+struct Division {
+    bits: u8,
+    by: u8,
+    out: u8,
+}
+
+impl Division {
+    /// Bits of the ring of the bit product: whole bytes, so that what is sent is uniform.
+    fn product_bits(self) -> u8 {
+        (self.out - (self.bits - self.by)).div_ceil(8) * 8
+    }
+
+    /// Ring mask, a quarter of the ring, the sign bit's position, and the weight of the wrap, `2^(bits − by)`.
+    fn constants(self) -> (u64, u64, u32, u64) {
+        (ring_mask(self.bits), 1 << (self.bits - 2), u32::from(self.bits - 1), 1 << (self.bits - self.by))
+    }
+}
+
+async fn divide(cx: &Cx, x: Operand<'_>, n: usize, division: Division) -> Result<Shared> {
+    let (bits, product_bits) = (division.bits, division.product_bits());
     match cx.role() {
         0 => {
             let mut a = own_term(cx, x, n);
@@ -48,7 +81,7 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
             } else {
                 cx.add_mask(1, Purpose::TruncateTerm, &mut a)?;
             }
-            dividend_0(cx, a, n, bits, by).await
+            dividend_0(cx, a, n, division).await
         }
         1 => {
             let mut b = own_term(cx, x, n);
@@ -56,10 +89,10 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
                 cx.sub_mask(2, Purpose::TruncateTerm, &mut b)?;
                 cx.round().await;
                 let s1 = cx.take(2, n, product_bits)?;
-                dividend_1(cx, b, Some(s1), n, bits, by).await
+                dividend_1(cx, b, Some(s1), n, division).await
             } else {
                 cx.sub_mask(1, Purpose::TruncateTerm, &mut b)?;
-                dividend_1(cx, b, None, n, bits, by).await
+                dividend_1(cx, b, None, n, division).await
             }
         }
         _ => {
@@ -84,8 +117,11 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
 }
 
 /// Role 0 from `A` on.
-async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, bits: u8, by: u8) -> Result<Shared> {
-    let (mask, quarter, top, k) = constants(bits, by);
+async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, division: Division) -> Result<Shared> {
+    let (mask, quarter, top, k) = division.constants();
+    let Division { by, out, .. } = division;
+    // One more makes the rounding centred; without rounding there is none.
+    let one = u64::from(by > 0);
     let mut wrap = vec![0u64; plane_words(n)];
     for (i, a) in a.iter_mut().enumerate() {
         *a &= mask;
@@ -107,20 +143,21 @@ async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, bits: u8, by: u8) -> Res
             .wrapping_add((db & ra).wrapping_mul(keep_a))
             .wrapping_add(keep_a.wrapping_mul(keep_b).wrapping_mul(s0[i]));
         let c = u64::from(*a >= quarter);
-        let y0 = (*a >> by).wrapping_sub(k.wrapping_mul(c.wrapping_add(p0))).wrapping_add(1);
+        let y0 = (*a >> by).wrapping_sub(k.wrapping_mul(c.wrapping_add(p0))).wrapping_add(one);
         *a = y0.wrapping_sub(t0[i]);
     }
-    cx.send(1, &a, bits);
+    cx.send(1, &a, out);
     cx.round().await;
 
-    let other = cx.take(1, n, bits)?;
+    let other = cx.take(1, n, out)?;
     a.iter_mut().zip(&other).for_each(|(y, o)| *y = y.wrapping_add(*o));
     Ok(Shared::new(t0, a))
 }
 
 /// Role 1 from `B` on; `s1` comes in the same round as the wrap bit unless it is there already.
-async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Option<Vec<u64>>, n: usize, bits: u8, by: u8) -> Result<Shared> {
-    let (mask, _, top, k) = constants(bits, by);
+async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Option<Vec<u64>>, n: usize, division: Division) -> Result<Shared> {
+    let (mask, _, top, k) = division.constants();
+    let Division { by, out, .. } = division;
     let mut wrap = vec![0u64; plane_words(n)];
     for (i, b) in b.iter_mut().enumerate() {
         *b &= mask;
@@ -132,7 +169,7 @@ async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Option<Vec<u64>>, n: usize, bi
     let t2 = cx.draw(2, Purpose::TruncateOut2, 0, n)?;
     cx.round().await;
 
-    let s1 = s1.map_or_else(|| cx.take(2, n, product_bits(by)), Ok)?;
+    let s1 = s1.map_or_else(|| cx.take(2, n, division.product_bits()), Ok)?;
     let d_a = cx.take_planes(0, 1, n)?;
     for (i, b) in b.iter_mut().enumerate() {
         let (da, db, rb) = (bit(&d_a, i), bit(&d_b, i), bit(&r_b, i));
@@ -142,22 +179,12 @@ async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Option<Vec<u64>>, n: usize, bi
         let y1 = (*b >> by).wrapping_sub(k.wrapping_mul(p1));
         *b = y1.wrapping_sub(t2[i]);
     }
-    cx.send(0, &b, bits);
+    cx.send(0, &b, out);
     cx.round().await;
 
-    let other = cx.take(0, n, bits)?;
+    let other = cx.take(0, n, out)?;
     b.iter_mut().zip(&other).for_each(|(y, o)| *y = y.wrapping_add(*o));
     Ok(Shared::new(b, t2))
-}
-
-/// Bits of the ring of the bit product: whole bytes, so that what is sent is uniform.
-fn product_bits(by: u8) -> u8 {
-    by.div_ceil(8) * 8
-}
-
-/// Ring mask, a quarter of the ring, the sign bit's position, and `K = 2^(ℓ−f)`.
-fn constants(bits: u8, by: u8) -> (u64, u64, u32, u64) {
-    (ring_mask(bits), 1 << (bits - 2), u32::from(bits - 1), 1 << (bits - by))
 }
 
 fn bit(plane: &[u64], i: usize) -> u64 {

@@ -5,11 +5,15 @@ use crate::protocols::compare::{and, msb};
 use crate::protocols::convert::bit_to_ring;
 
 fn signs(seed: u64, rot: u8, x: &[u64], width: u8) -> Vec<bool> {
+    rough_signs(seed, rot, x, width, 0)
+}
+
+fn rough_signs(seed: u64, rot: u8, x: &[u64], width: u8, drop: u8) -> Vec<bool> {
     let n = x.len();
     let shared = share(x, &mut Words(seed));
-    let bits = run(seed, rot, &Op::Msb { width }, &sizes(n, 64, false), |cx, role| {
+    let bits = run(seed, rot, &Op::Msb { width, drop }, &sizes(n, 64, false), |cx, role| {
         let shared = shared[role].clone();
-        async move { msb(&cx, &shared, n, width).await }
+        async move { msb(&cx, &shared, n, width, drop).await }
     });
     open_bits(&bits)
 }
@@ -39,6 +43,26 @@ fn signs_of_wide_values() {
             assert_eq!(signs(4, rot, &x, width), expected, "width {width} rotation {rot}");
         }
     }
+}
+
+#[test]
+fn dropped_bits_blur_the_sign_above_zero_only() {
+    let (width, drop) = (12u8, 4u8);
+    // All values of one bit less than the width.
+    let x: Vec<i64> = (-1024..1024).collect();
+    let words: Vec<u64> = x.iter().map(|v| *v as u64).collect();
+    let mut blurred = 0;
+    for seed in 0..6 {
+        let found = rough_signs(seed, (seed % 3) as u8, &words, width, drop);
+        for (v, negative) in x.iter().zip(found) {
+            if (0..16).contains(v) {
+                blurred += usize::from(negative);
+            } else {
+                assert_eq!(negative, *v < 0, "{v}");
+            }
+        }
+    }
+    assert!(blurred > 0, "the shares decide inside the blurred range");
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn open_bits(shares: &[Bits; 3]) -> Vec<bool> {
 
 fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
     let rows = RowLens::Equal { count: 0, len: 0 };
-    Sizes { out: out as u64, bits, sum3, rows, table_rows: 0, tokens: 0 }
+    Sizes { out: out as u64, bits, from_bits: bits, sum3, rows, table_rows: 0, tokens: 0 }
 }
 
 /// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;

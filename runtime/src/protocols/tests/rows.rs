@@ -8,10 +8,10 @@ fn greatest(seed: u64, rot: u8, x: &[i64], lens: &[u32], bits: u8, width: u8) ->
     let words: Vec<u64> = x.iter().map(|v| *v as u64).collect();
     let shared = share(&words, &mut Words(seed));
     let sizes = Sizes { rows: RowLens::Listed(lens), ..sizes(lens.len(), bits, false) };
-    let op = Op::RowMax { shape: Vec::new(), width };
+    let op = Op::RowMax { shape: Vec::new(), width, drop: 0 };
     let shares = run(seed, rot, &op, &sizes, |cx, role| {
         let (shared, lens) = (shared[role].clone(), lens.to_vec());
-        async move { row_max(&cx, &shared, &lens, bits, width).await }
+        async move { row_max(&cx, &shared, &lens, bits, (width, 0)).await }
     });
     open(&shares, lens.len(), bits).iter().map(|v| signed(*v, bits)).collect()
 }

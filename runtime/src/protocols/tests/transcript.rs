@@ -28,10 +28,10 @@ fn messages(op: &Op, x: u64, seed: u64) -> Vec<Sent> {
             match op {
                 Op::Truncate { by } => truncate(&cx, Operand::Three(&sum), N, 64, by).await.map(drop),
                 Op::Reshare => reshare(&cx, Operand::Three(&sum), N, 64).await.map(drop),
-                Op::Msb { width } => msb(&cx, &shared, N, width).await.map(drop),
+                Op::Msb { width, drop: low } => msb(&cx, &shared, N, width, low).await.map(drop),
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
-                Op::RowMax { width, .. } => row_max(&cx, &shared, &[N as u32 / 2; 2], 64, width).await.map(drop),
+                Op::RowMax { width, .. } => row_max(&cx, &shared, &[N as u32 / 2; 2], 64, (width, 0)).await.map(drop),
                 Op::ArgMax { width } => arg_max(&cx, &shared, 2, N / 2, 64, width).await.map(drop),
                 _ => input(&cx, (role == 0).then_some(x), N, 64).await.map(drop),
             }
@@ -44,10 +44,10 @@ fn ops() -> Vec<Op> {
     vec![
         Op::Truncate { by: 16 },
         Op::Reshare,
-        Op::Msb { width: 40 },
+        Op::Msb { width: 40, drop: 6 },
         Op::And,
         Op::BitToRing { bits: 64 },
-        Op::RowMax { shape: Vec::new(), width: 30 },
+        Op::RowMax { shape: Vec::new(), width: 30, drop: 0 },
         Op::ArgMax { width: 30 },
         Op::Input { slot: 0 },
     ]

@@ -4,7 +4,7 @@ use super::*;
 use crate::protocols::input::input;
 use crate::protocols::reshare::{Operand, reshare};
 use crate::protocols::reveal::reveal;
-use crate::protocols::truncate::truncate;
+use crate::protocols::truncate::{extend, truncate};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
@@ -32,6 +32,36 @@ fn truncated(seed: u64, rot: u8, x: &[u64], form: Form, bits: u8, by: u8) -> Vec
         }
     });
     open(&shares, n, bits)
+}
+
+#[test]
+fn values_keep_their_size_in_a_larger_ring() {
+    for (from, to) in [(8u8, 16u8), (32, 64), (40, 64), (48, 56)] {
+        let quarter = 1i64 << (from - 2);
+        let mut words = Words(u64::from(from));
+        let mut x = vec![0, 1, -1, quarter - 1, 1 - quarter];
+        x.extend((0..95).map(|_| signed(words.next(), from - 2)));
+        let x: Vec<u64> = x.iter().map(|v| *v as u64).collect();
+        let n = x.len();
+        for (rot, form) in [(0, Form::Shared), (1, Form::Two), (2, Form::Three), (1, Form::Three)] {
+            let sizes = Sizes { from_bits: from, ..sizes(n, to, form == Form::Three) };
+            let shared = share(&x, &mut words);
+            let sum = terms(&x, form == Form::Three, &mut words);
+            let shares = run(3, rot, &Op::Extend { bits: to }, &sizes, |cx, role| {
+                let (shared, sum) = (shared[role].clone(), sum[role].clone());
+                async move {
+                    let operand = match form {
+                        Form::Shared => Operand::Shared(&shared),
+                        Form::Two => Operand::Two(&sum),
+                        Form::Three => Operand::Three(&sum),
+                    };
+                    extend(&cx, operand, n, from, to).await
+                }
+            });
+            let expected: Vec<u64> = x.iter().map(|v| *v & ring_mask(to)).collect();
+            assert_eq!(open(&shares, n, to), expected, "from {from} to {to} bits");
+        }
+    }
 }
 
 /// Result less floor of each value, 0 or 1.
