@@ -1,10 +1,43 @@
 //! The bundled corpus: `tests/data/models`.
 
 use ombra_compiler::onnx::{Model, shape};
-use ombra_ir::Result;
 use ombra_ir::plain::Tensor;
+use ombra_ir::{Diagnostic, Result};
+use ombra_runtime::app::tensor_file;
 use onnx_protobuf::{Message, TensorProto};
 use std::path::PathBuf;
+
+/// Every model of the corpus that runs in tests, and its base where it has one.
+pub const MODELS: &[(&str, Option<&str>)] = &[
+    ("llama-trained/base", None),
+    ("llama-trained/frozen", Some("llama-trained/base")),
+    ("llama-trained/frozen-headmerge", Some("llama-trained/base")),
+    ("llama-trained/lora", Some("llama-trained/base")),
+    ("llama-trained/full", Some("llama-trained/base")),
+    ("llama-pair/base", None),
+    ("llama-pair/frozen", Some("llama-pair/base")),
+    ("llama-pair/lora", Some("llama-pair/base")),
+    ("llama-pair/full", Some("llama-pair/base")),
+    ("gpt2-pair/base", None),
+    ("gpt2-pair/frozen", Some("gpt2-pair/base")),
+    ("gpt2-pair/lora", Some("gpt2-pair/base")),
+    ("gpt2-pair/full", Some("gpt2-pair/base")),
+    ("llama-torchscript-op17", None),
+    ("llama-gqa-dynamo-op18", None),
+    ("gpt2-optimum-past", None),
+    ("gpt2-dynamo-op20-cached", None),
+];
+
+/// The models whose names contain the environment variable `OMBRA_ONLY`; all without it.
+pub fn selected() -> Vec<(&'static str, Option<&'static str>)> {
+    let only = std::env::var("OMBRA_ONLY").unwrap_or_default();
+    MODELS.iter().copied().filter(|(name, _)| name.contains(&only)).collect()
+}
+
+/// Whether the long variants of tests run: the environment variable `OMBRA_LONG` is 1.
+pub fn long() -> bool {
+    std::env::var("OMBRA_LONG").is_ok_and(|value| value == "1")
+}
 
 /// A folder of the corpus.
 pub fn folder(name: &str) -> PathBuf {
@@ -39,8 +72,7 @@ pub fn test_set(name: &str, set: usize) -> Result<TestSet> {
         for i in 0.. {
             let path = dir.join(format!("{kind}_{i}.pb"));
             let Ok(bytes) = std::fs::read(&path) else { break };
-            let proto = TensorProto::parse_from_bytes(&bytes)
-                .map_err(|e| ombra_ir::Diagnostic::input("E0000", e.to_string()))?;
+            let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
             tensors.push((proto.name.clone(), tensor(&model, &proto)?));
         }
         Ok(tensors)
@@ -59,4 +91,56 @@ pub fn tensor(model: &Model, proto: &TensorProto) -> Result<Tensor> {
         9 => Tensor::bool(&shape, model.ints(proto)?.into_iter().map(|v| v != 0).collect()),
         _ => Tensor::i64(&shape, model.ints(proto)?),
     }
+}
+
+/// The rows of token ids in a `.pb` file of the corpus.
+///
+/// # Errors
+/// The file holds no integers of two axes.
+pub fn token_rows(file: &str) -> Result<Vec<Vec<i64>>> {
+    let (_, tensor) = tensor_file::read(&folder(file))?;
+    let width = tensor.shape().last().copied().unwrap_or(1).max(1);
+    Ok(tensor.as_i64()?.chunks_exact(width).map(<[i64]>::to_vec).collect())
+}
+
+/// A greedy continuation as ONNX Runtime computed it.
+pub struct Greedy {
+    /// The prompt.
+    pub prompt: Vec<i64>,
+    /// What follows.
+    pub new: Vec<i64>,
+    /// How far the second best token was, at every step.
+    pub margins: Vec<f64>,
+}
+
+/// What is known about the quality of a trained model.
+pub struct Quality {
+    /// Part of the next tokens that are right, by the file of token rows.
+    pub accuracy: Vec<(String, f64)>,
+    /// Greedy continuations.
+    pub greedy: Vec<Greedy>,
+}
+
+/// The `eval.json` of a trained model.
+///
+/// # Errors
+/// The file is missing or has another form.
+pub fn quality(name: &str) -> Result<Quality> {
+    let path = folder(name).join("eval.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
+    let family = name.split('/').next().unwrap_or_default();
+    let accuracy = ["licences", "pydoc"].into_iter().filter_map(|set| {
+        let set = &json[set];
+        Some((format!("{family}/{}", set["tokens"].as_str()?), set["top1_accuracy"].as_f64()?))
+    });
+    let ints = |value: &serde_json::Value| -> Vec<i64> {
+        value.as_array().into_iter().flatten().filter_map(serde_json::Value::as_i64).collect()
+    };
+    let greedy = json["greedy"].as_array().into_iter().flatten().map(|entry| Greedy {
+        prompt: ints(&entry["prompt_ids"]),
+        new: ints(&entry["new_ids"]),
+        margins: entry["margin_to_second"].as_array().into_iter().flatten().filter_map(|v| v.as_f64()).collect(),
+    });
+    Ok(Quality { accuracy: accuracy.collect(), greedy: greedy.collect() })
 }

@@ -1,5 +1,13 @@
 //! End-to-end tests and rules of the repository.
 
+mod damage;
+mod determinism;
+mod faults;
+mod lengths;
+mod models;
 mod plain;
+mod quality;
 mod repository;
-mod three_party;
+mod savings;
+mod secrecy_of_files;
+mod secrecy_of_frames;

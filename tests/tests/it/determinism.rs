@@ -1,0 +1,50 @@
+//! The same model compiled again gives the same files, in this process and in another.
+
+use ombra_tests::built::{Folder, build};
+use ombra_tests::corpus;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+/// The content of every file below a folder, by relative path.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for part in ["public", "server"] {
+        for entry in std::fs::read_dir(folder.join(part)).expect("both folders are written") {
+            let path = entry.expect("it can be listed").path();
+            let name = path.file_name().expect("a file").to_string_lossy();
+            found.insert(format!("{part}/{name}"), std::fs::read(&path).expect("it can be read"));
+        }
+    }
+    found
+}
+
+/// Compiles in a process of its own.
+fn compile_elsewhere(name: &str, base: Option<&str>, output: &Path) {
+    let model = |name: &str| corpus::folder(name).join("model.onnx");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tested-ombra"));
+    command.arg("compile").arg(model(name)).arg("-o").arg(output);
+    if let Some(base) = base {
+        command.arg("--base").arg(model(base));
+    }
+    let done = command.output().expect("the compiler starts");
+    assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn compiling_again_gives_the_same_files() {
+    for (name, base) in corpus::selected() {
+        let first = build(name, base, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let first = files(first.folder.path());
+        let second = build(name, base, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let elsewhere = Folder::new().expect("there is room");
+        compile_elsewhere(name, base, elsewhere.path());
+        for (how, other) in [("again", files(second.folder.path())), ("in another process", files(elsewhere.path()))] {
+            assert_eq!(first.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>(), "{name} {how}");
+            for (file, bytes) in &first {
+                assert!(bytes == &other[file], "{name}: {file} is another when compiled {how}");
+            }
+        }
+        assert!(first.len() >= 3, "{name}: plan and two weight files");
+    }
+}

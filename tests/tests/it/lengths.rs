@@ -1,0 +1,73 @@
+//! One plan serves prompts of any length and many steps, session after session.
+
+use ombra_runtime::app::PlanFolder;
+use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
+use ombra_runtime::app::party::{Keep, serve_session};
+use ombra_runtime::transport::{Party, Session};
+use ombra_tests::built::{build, logits};
+use ombra_tests::corpus;
+use ombra_tests::logits::{difference, greatest};
+use ombra_tests::parties::secret_logits;
+use ombra_tests::reference::Reference;
+
+/// One session of the application between three threads; server and helper keep their weights for the next one.
+fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompt: &[i64], count: u64) -> Outcome {
+    let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
+    let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
+    let task = Prepared::new(folder, Task::Generate { prompt: prompt.to_vec(), count, stop: Vec::new() });
+    let task = task.expect("the plan generates");
+    std::thread::scope(|scope| {
+        let serving = [(to_server, server), (to_helper, helper)]
+            .map(|(session, keep)| scope.spawn(move || serve_session(folder, &session, keep, 1)));
+        let mut told = Vec::new();
+        let mut on_token = |token| {
+            told.push(token);
+            Ok(())
+        };
+        let options = Options { threads: 1, keep_steps: false, on_token: &mut on_token };
+        let outcome = client::run(folder, &to_client, task, options).unwrap_or_else(|e| panic!("client: {e}"));
+        for thread in serving {
+            thread.join().expect("no party panics").unwrap_or_else(|e| panic!("{e}"));
+        }
+        assert_eq!(told, outcome.tokens);
+        outcome
+    })
+}
+
+#[test]
+fn one_plan_serves_prompts_of_all_lengths() {
+    let name = "llama-trained/frozen";
+    let base = Some("llama-trained/base");
+    let next = build(name, base, Vec::new()).expect("it compiles");
+    let all = build(name, base, logits()).expect("it compiles");
+    let reference = Reference::load(name, &next.plan.plan).expect("rten loads it");
+    let text = &corpus::token_rows("llama-trained/eval_pydoc.pb").expect("rows are bundled")[1];
+    let mut server = Keep::new(Party::Server, &next.plan).expect("it has its weights");
+    let mut helper = Keep::new(Party::Helper, &next.plan).expect("it needs nothing");
+    for (session, length) in [1, 7, 32].into_iter().enumerate() {
+        let prompt = &text[..length];
+        let outcome = generate(&next.plan, &mut server, &mut helper, prompt, 65);
+        assert_eq!((outcome.tokens.len(), outcome.phases.len()), (65, 66), "a prefill, then 64 steps");
+        for phase in &outcome.phases {
+            assert_eq!(phase.rounds.measured, phase.rounds.predicted, "{} {:?}", phase.name, phase.dims);
+            for (party, bytes) in &phase.bytes {
+                assert_eq!(bytes.measured, bytes.predicted, "{} {:?} {party}", phase.name, phase.dims);
+            }
+        }
+        assert_eq!(outcome.phases[0].bytes["server"].measured > 0, session == 0, "weights are shared once");
+
+        // Every token against the model in the clear after the same tokens.
+        let tokens = [prompt, &outcome.tokens].concat();
+        let clear = reference.logits(&tokens).expect("rten runs it");
+        let secret = secret_logits(&all.plan, std::slice::from_ref(&tokens)).expect("it runs");
+        let error = difference(&secret, &clear);
+        let mut same = 0;
+        for (index, token) in outcome.tokens.iter().enumerate() {
+            let (expected, margin) = greatest(&clear[length - 1 + index]);
+            same += usize::from(expected as i64 == *token);
+            assert!(expected as i64 == *token || margin <= 2.0 * error, "prompt of {length}: step {index}");
+        }
+        println!("prompt of {length}: {same} of {} tokens equal, error {error:.5}", outcome.tokens.len());
+        assert!(same >= 60, "prompt of {length}: {same} tokens equal");
+    }
+}
