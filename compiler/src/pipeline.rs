@@ -159,11 +159,11 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         }
     }
     assign_owners(&mut graph, owner);
+    let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
-    fold_norms(&mut graph).map_err(one)?;
+    fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
     assign_owners(&mut graph, owner);
 
-    let weights = |name: &str| load_weight(model, name);
     let sets = match &options.calibration {
         given if !given.is_empty() => given.clone(),
         _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,

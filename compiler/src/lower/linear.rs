@@ -2,7 +2,7 @@
 
 use super::{Lower, RING, magnitude_bits};
 use crate::graph::{Graph, Op, Owner, ValueId};
-use crate::passes::fold_norms::is_ones;
+use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 use ombra_ir::ty::{BoundFrom, Sharing};
@@ -14,12 +14,25 @@ impl Lower<'_> {
     }
 
     pub(super) fn matmul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
-        let turned = turned(self.graph, b).filter(|_| !self.settled.contains_key(&b));
+        let turned = match turned(self.graph, b).filter(|_| !self.settled.contains_key(&b)) {
+            Some(x) => Some(x),
+            None => self.tied_table(b)?,
+        };
         let (b, trans_b) = turned.map_or((b, false), |x| (x, true));
         let f = self.options.f;
         let left = if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.shares(a)? };
         let right = if self.owner(b)? == Owner::Public { self.encode(b, f)? } else { self.shares(b)? };
         self.value(v, M::MatMul { trans_b }, &[left, right])
+    }
+
+    /// The private embedding table that a private weight is the transpose of: a tied head is shared and stored once.
+    fn tied_table(&mut self, w: ValueId) -> Result<Option<ValueId>> {
+        if let Some(&known) = self.tied.get(&w) {
+            return Ok(known);
+        }
+        let found = tied_table(self.graph, w, self.options.statics)?;
+        self.tied.insert(w, found);
+        Ok(found)
     }
 
     /// `a ± b` at the finer of the two scales.

@@ -81,6 +81,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         encoded: BTreeMap::new(),
         program: BTreeMap::new(),
         published: BTreeMap::new(),
+        tied: BTreeMap::new(),
     };
     l.wants_settled = l.settled_wishes();
     let mut errors = Vec::new();
@@ -115,6 +116,7 @@ struct Lower<'a> {
     encoded: BTreeMap<(ValueId, u8), Id>,
     program: BTreeMap<ValueId, plain::ValueRef>,
     published: BTreeMap<ValueId, Id>,
+    tied: BTreeMap<ValueId, Option<ValueId>>,
 }
 
 impl Lower<'_> {

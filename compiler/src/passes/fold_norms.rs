@@ -3,14 +3,16 @@
 //! `(n ∘ γ + β)·W = n·(diag(γ)·W) + β·W`. Where every use of a norm is the left side of a product with a weight whose
 //! owner covers γ's (and β's), the scaled weight is computed once, by its owner, and the norm has neither scale nor
 //! shift left: one secret product an element less when γ is private, one public factor less when it is not. A private γ
-//! is never folded into a public weight, since that would make a message-free product cost messages.
+//! is never folded into a public weight, since that would make a message-free product cost messages, nor is any scale
+//! folded into a head that is tied to the private embedding table, since that would make a second copy of the largest
+//! weight.
 
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Dim, Result};
 
 /// Folds every norm that allows it; returns how many.
-pub fn fold_norms(graph: &mut Graph) -> Result<usize> {
+pub fn fold_norms(graph: &mut Graph, statics: Statics) -> Result<usize> {
     let mut folded = 0;
     for id in graph.topological() {
         let (gamma, beta) = match graph.op(id) {
@@ -26,12 +28,38 @@ pub fn fold_norms(graph: &mut Graph) -> Result<usize> {
         if let Some(beta) = beta {
             affine = affine.join(graph.node(beta)?.owner);
         }
-        let Some(products) = products_of(graph, id, affine)? else { continue };
+        let Some(products) = products_of(graph, id, affine, statics)? else { continue };
         fold(graph, id, gamma, beta, &products)?;
         folded += 1;
     }
     graph.remove_dead();
     Ok(folded)
+}
+
+/// Gives the value of a node that depends on weights and constants alone.
+pub type Statics<'a> = &'a dyn Fn(&Graph, ValueId) -> Result<Tensor>;
+
+/// The private embedding table that a private weight is the transpose of, to the bit: a tied head.
+pub fn tied_table(graph: &Graph, w: ValueId, statics: &dyn Fn(ValueId) -> Result<Tensor>) -> Result<Option<ValueId>> {
+    if graph.node(w)?.owner != Owner::Server || graph.shape(w).len() != 2 {
+        return Ok(None);
+    }
+    let reversed: Vec<Dim> = graph.shape(w).iter().rev().cloned().collect();
+    for (id, node) in graph.iter() {
+        let table = graph.operand(id, 0).filter(|_| matches!(node.op, Op::Gather { axis: 0 }));
+        let Some(table) = table.filter(|&t| t != w && graph.shape(t) == reversed) else { continue };
+        if graph.node(table)?.owner != Owner::Server {
+            continue;
+        }
+        let (t, head) = (statics(table)?, statics(w)?);
+        let columns = head.shape()[1];
+        let (t, head) = (t.as_f32()?, head.as_f32()?);
+        let rows = head.len().checked_div(columns).unwrap_or(0);
+        if (0..rows).all(|r| (0..columns).all(|c| t[c * rows + r].to_bits() == head[r * columns + c].to_bits())) {
+            return Ok(Some(table));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a value is a constant full of ones.
@@ -41,7 +69,7 @@ pub fn is_ones(graph: &Graph, id: ValueId) -> bool {
 
 /// The products whose left side is `id`, through movement that keeps the last axis; `None` if there is any other use
 /// or a weight that must not take the scale.
-fn products_of(graph: &Graph, id: ValueId, affine: Owner) -> Result<Option<Vec<ValueId>>> {
+fn products_of(graph: &Graph, id: ValueId, affine: Owner, statics: Statics) -> Result<Option<Vec<ValueId>>> {
     if graph.is_output(id) {
         return Ok(None);
     }
@@ -57,7 +85,7 @@ fn products_of(graph: &Graph, id: ValueId, affine: Owner) -> Result<Option<Vec<V
                 let Some(w) = w.filter(|_| fits) else { return Ok(None) };
                 let owner = graph.node(w)?.owner;
                 let takes = matches!(owner, Owner::Public | Owner::Server) && owner.join(affine) == owner;
-                if !takes || graph.shape(w).len() != 2 {
+                if !takes || graph.shape(w).len() != 2 || tied_table(graph, w, &|v| statics(graph, v))?.is_some() {
                     return Ok(None);
                 }
                 products.push(user);
@@ -66,7 +94,7 @@ fn products_of(graph: &Graph, id: ValueId, affine: Owner) -> Result<Option<Vec<V
                 if matches!(node.op, Op::Slice { axis, .. } if axis + 1 == rank) {
                     return Ok(None);
                 }
-                match products_of(graph, user, affine)? {
+                match products_of(graph, user, affine, statics)? {
                     Some(more) => products.extend(more),
                     None => return Ok(None),
                 }
