@@ -42,21 +42,21 @@ fn normalise(e: &mut Emit, x: Id, n: u64, eps: f32, mean: Range4, result: (u8, B
         min: small(libm::floor(f64::from(mean.min) + log4)),
         max: small(libm::ceil(f64::from(mean.max) + log4)),
     };
-    let squares = e.op(Op::Mul, &[x, x])?;
-    let sum = e.op(Op::ReduceSum { axis: last_axis(e, x) }, &[squares])?;
-    let with_eps = e.add_real(sum, f64::from(eps) * n as f64)?;
+    // The calibrated range bounds the sum, and so every square in it.
     let bound = u8::try_from(i32::from(2 * scale) + 2 * i32::from(range.max)).unwrap_or(u8::MAX);
-    let with_eps = clamp_bound(e, with_eps, bound.min(bits - 2));
+    if bound > bits - 2 {
+        return Err(too_wide(mean));
+    }
+    let calibrated = (bound, BoundFrom::Calibrated);
+    let squares = e.declared(Op::Mul, &[x, x], calibrated)?;
+    let sum = e.declared(Op::ReduceSum { axis: last_axis(e, x) }, &[squares], calibrated)?;
+    let with_eps = e.declared(Op::AddInt { k: fixed(f64::from(eps) * n as f64, 2 * scale)? }, &[sum], calibrated)?;
     // Room for the factor 4^−e beside the value in one product.
     let room = i32::from(bits) - 4 - (2 * (i32::from(range.max) - 1)).max(0);
     let wanted = 16 - 2 * i32::from(range.min);
     let stat_scale = u8::try_from(wanted.clamp(12, i32::from(2 * scale)).min(room)).unwrap_or(0);
     if i32::from(stat_scale) < wanted.min(i32::from(2 * scale)) - 4 {
-        return Err(Diagnostic::input(
-            "E0508",
-            format!("a norm's variance ranges from 4^{} to 4^{}: too wide for the ring", mean.min, mean.max),
-        )
-        .note("calibrate on inputs that are typical for the model"));
+        return Err(too_wide(mean));
     }
     let stat_bound = u8::try_from(i32::from(stat_scale) + 2 * i32::from(range.max)).unwrap_or(bits - 2);
     let stat = e.truncate_to(with_eps, stat_scale, stat_bound.min(bits - 2))?;
@@ -71,13 +71,9 @@ fn normalise(e: &mut Emit, x: Id, n: u64, eps: f32, mean: Range4, result: (u8, B
     Ok(id)
 }
 
-fn clamp_bound(e: &mut Emit, x: Id, bound: u8) -> Id {
-    let ty = &mut e.module.ops[x.index()].ty;
-    if bound < ty.bound {
-        ty.bound = bound;
-        ty.bound_from = BoundFrom::Calibrated;
-    }
-    x
+fn too_wide(mean: Range4) -> Diagnostic {
+    let message = format!("a norm's variance ranges from 4^{} to 4^{}: too wide for the ring", mean.min, mean.max);
+    Diagnostic::input("E0508", message).note("calibrate on inputs that are typical for the model")
 }
 
 fn last_axis(e: &Emit, x: Id) -> u8 {

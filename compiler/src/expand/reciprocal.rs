@@ -24,6 +24,11 @@ pub(super) struct Range4 {
 ///
 /// Below 1 the factor is 1 and the steps still converge for `x > 0.1`; at 0 the result stays below 4.
 pub(super) fn reciprocal(e: &mut Emit, x: Id, max_log2: u8) -> Result<Id> {
+    if max_log2 > FINE {
+        return Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{max_log2} entries is too long"))
+            .note(format!("expected at most 2^{FINE} entries"))
+            .note("give --max for the sizes of the model"));
+    }
     let thresholds: Vec<f64> = (1..max_log2).map(|j| libm::ldexp(1.0, i32::from(j))).collect();
     // 2^−e = 1 − Σ c_j 2^−j
     let steps: Vec<i64> = (1..max_log2).map(|j| -(1i64 << (FINE - j))).collect();
@@ -47,7 +52,8 @@ pub(super) fn reciprocal(e: &mut Emit, x: Id, max_log2: u8) -> Result<Id> {
 
 /// `gain / √x` at scale `out_scale` for `x` in `range`; error 1.2e-6 relative plus rounding.
 ///
-/// Below the range the bucket's parabola is used as it is: the result stays below `1.34 · gain / 2^min`.
+/// Below the range the steps start too far away: the result is then of the right sign and size only down to a quarter of
+/// `4^min`, and arbitrary further down. The range is calibrated with two powers of 4 to spare on either side.
 pub(super) fn rsqrt(e: &mut Emit, x: Id, range: Range4, gain: f64, out_scale: u8) -> Result<Id> {
     let (bits, scale, _) = e.ring(x)?;
     let factor_scale = u8::try_from((2 * (i32::from(range.max) - 1)).max(0)).unwrap_or(u8::MAX);
