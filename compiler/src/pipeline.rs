@@ -4,8 +4,8 @@ use crate::assign_rotations::{Spread, assign_rotations};
 use crate::calibrate::{Inputs, Ranges, calibrate, drawn_inputs};
 use crate::client_region;
 use crate::expand::expand;
-use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId, eval};
-use crate::import::{self, load_weight};
+use crate::graph::{Graph, InputRole, Node, Op, OutputRole, Owner, ValueId, eval};
+use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
 use crate::onnx::Model;
@@ -106,17 +106,72 @@ pub struct Compiled {
 /// Everything that cannot be imported, at once.
 pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Analysed, Errors> {
     let mut imported = import::import(model, &options.sizes)?;
+    let before = weights_of(&imported.graph);
     let found =
         import::recognise::recognise(&mut imported.graph, &|name: &str| load_weight(model, name)).map_err(one)?;
-    let mut graph = imported.graph;
+    let (mut graph, mut published) = (imported.graph, imported.published);
     for info in &mut graph.dims.syms {
         info.max.get_or_insert(if info.name == "batch" { DEFAULT_BATCH } else { DEFAULT_LENGTH });
     }
+    let after = weights_of(&graph);
+    for tensor in before.difference(&after) {
+        if import::recognise::is_mask(&load_weight(model, tensor).map_err(one)?) {
+            let (tensor, node) = (tensor.clone(), "softmax".into());
+            published.insert(Published { tensor, node, op: MASK, integer: false });
+        }
+    }
     let mut overrides = options.overrides.clone();
-    overrides.structure.extend(structure(&graph));
+    overrides.structure.extend(structure(&published, &after));
+    overrides.integers.extend(published.iter().filter(|p| p.integer).map(|p| p.tensor.clone()));
     let labels = label(model, base, &overrides).map_err(one)?;
+    check_published(&published, &labels)?;
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
     Ok(Analysed { graph, labels, found })
+}
+
+/// The use of a weight that only says by 0 and huge negative numbers which positions count.
+const MASK: &str = "a mask";
+
+/// Names of the weights that `graph` uses.
+fn weights_of(graph: &Graph) -> BTreeSet<String> {
+    let name = |node: &Node| match &node.op {
+        Op::Weight { name, .. } => Some(name.clone()),
+        _ => None,
+    };
+    graph.iter().filter_map(|(_, node)| name(node)).collect()
+}
+
+/// Names of published tensors that are no weights by their use: angles and masks, as long as `weights`, what the graph
+/// uses otherwise, has none of them.
+fn structure(published: &BTreeSet<Published>, weights: &BTreeSet<String>) -> BTreeSet<String> {
+    let is_structure = |p: &Published| !p.integer && matches!(p.op, "cos" | "sin" | MASK);
+    let other: BTreeSet<&str> = published.iter().filter(|p| !is_structure(p)).map(|p| p.tensor.as_str()).collect();
+    let names = published.iter().map(|p| &p.tensor);
+    names.filter(|n| !other.contains(n.as_str()) && !weights.contains(*n)).cloned().collect()
+}
+
+/// Refuses a model whose private tensors would stand in the plan in the clear: one error a tensor.
+fn check_published(published: &BTreeSet<Published>, labels: &Labels) -> std::result::Result<(), Errors> {
+    let mut errors: BTreeMap<&str, Diagnostic> = BTreeMap::new();
+    for p in published {
+        let why = match labels.get(&p.tensor) {
+            Some(label) if label.owner == labels::Owner::Public => continue,
+            Some(label) => label.why.as_str(),
+            None => "it has no label",
+        };
+        let error = if p.integer {
+            Diagnostic::unsupported("E0257", format!("`{}`: integer weights are not supported yet", p.tensor))
+                .note(format!("{} makes floating-point numbers from it", p.op))
+                .note("export with floating-point weights")
+        } else {
+            let message = format!("private tensor `{}` would be published: it is used by {}", p.tensor, p.op);
+            Diagnostic::unsupported("E0256", message)
+                .note("expected operators that run under MPC on private tensors, such as products and sums")
+        };
+        let error = error.at(p.node.clone()).note(format!("it is private: {why}"));
+        errors.entry(&p.tensor).or_insert(error.note("if everybody may know it, name it with --public"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.into_values().collect()) }
 }
 
 fn weight_owner(labels: &Labels, name: &str) -> Owner {
@@ -124,22 +179,6 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
         Some(labels::Owner::Public) => Owner::Public,
         Some(labels::Owner::Private) | None => Owner::Server,
     }
-}
-
-/// Initializers that are no weights by their use: what reaches a cosine or sine.
-fn structure(graph: &Graph) -> BTreeSet<String> {
-    use ombra_ir::plain::{Op as P, Unary};
-    let mut names = BTreeSet::new();
-    for (id, node) in graph.iter() {
-        if matches!(node.op, Op::Public(P::Unary(Unary::Cos | Unary::Sin))) {
-            for a in graph.ancestors(id) {
-                if let Some(Op::Weight { name, .. }) = graph.op(a) {
-                    names.insert(name.clone());
-                }
-            }
-        }
-    }
-    names
 }
 
 /// Compiles a model for the `3pc` setting.
