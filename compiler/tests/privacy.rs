@@ -6,7 +6,8 @@ use std::path::Path;
 use ombra_compiler::graph::{Op, Owner};
 use ombra_compiler::labels;
 use ombra_compiler::onnx::Model;
-use ombra_compiler::pipeline::{Options, analyse};
+use ombra_compiler::pipeline::{Options, analyse, compile};
+use ombra_compiler::{import::load_weight, output};
 use ombra_ir::Diagnostic;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_proto::DataType;
@@ -219,4 +220,50 @@ fn few_integers_and_positions_are_structure() {
     assert_eq!(errors(&positions, &Options::default()), []);
     let few = model(vec![], vec![bytes("w", &[12, 1], |i| i * i)], product());
     assert_eq!(errors(&few, &Options::default()), []);
+}
+/// A folder of its own for one test, removed at the end.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("ombra-privacy-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn corpus(name: &str) -> Model {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");
+    Model::read(&models.join(name).join("model.onnx")).unwrap()
+}
+
+#[test]
+fn a_private_tensor_in_a_public_file_stops_the_compiler() {
+    let (tuned, base) = (corpus("llama-trained/lora"), corpus("llama-trained/base"));
+    let folder = Folder::new("leak");
+    let mut compiled = compile(&tuned, Some(&base), &Options::default()).unwrap_or_else(|e| panic!("{e:?}"));
+    output::write(&mut compiled, &tuned, None, &folder.0).unwrap();
+    assert!(folder.0.join("public/plan.ombra").exists());
+    let labels = compiled.labels.tensors.clone();
+    let private = labels.iter().find(|l| l.owner == labels::Owner::Private && l.shape.len() == 2).unwrap();
+    let tensor = load_weight(&tuned, &private.name).unwrap();
+    let (values, columns) = (tensor.as_f32().unwrap(), tensor.shape()[1]);
+    let row: Vec<u8> = values.iter().take(600).flat_map(|v| v.to_le_bytes()).collect();
+    let column: Vec<u8> = values.iter().step_by(columns).flat_map(|v| v.to_le_bytes()).collect();
+    for stolen in [row, column] {
+        let file = folder.0.join("tokenizer");
+        std::fs::write(&file, [vec![7; 33], stolen].concat()).unwrap();
+        let error = output::write(&mut compiled, &tuned, Some(&file), &folder.0).unwrap_err();
+        assert_eq!(error.code, "E0549", "{error}");
+        assert!(error.message.contains(&private.name), "{error}");
+        assert!(!folder.0.join("public/plan.ombra").exists());
+        assert!(!folder.0.join("public/tokenizer.json").exists());
+    }
 }

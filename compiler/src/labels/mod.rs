@@ -147,7 +147,7 @@ fn patterns(patterns: &[String], option: &str) -> Result<Vec<GlobMatcher>> {
 }
 
 /// Names and tensors of the initializers and `Constant` nodes of `model` that are floating, or integer and `wanted`.
-fn tensors_of<'a>(model: &'a Model, wanted: &dyn Fn(&str) -> bool) -> Vec<(String, Cow<'a, TensorProto>)> {
+pub(crate) fn tensors_of<'a>(model: &'a Model, wanted: &dyn Fn(&str) -> bool) -> Vec<(String, Cow<'a, TensorProto>)> {
     let mut found = Vec::new();
     collect_graph(model.graph(), &mut found);
     model.proto.functions.iter().for_each(|f| collect_nodes(&f.node, &mut found));
