@@ -4,7 +4,7 @@ use crate::assign_rotations::{Spread, assign_rotations};
 use crate::calibrate::{Inputs, Ranges, calibrate, drawn_inputs};
 use crate::client_region;
 use crate::expand::expand;
-use crate::graph::{Graph, InputRole, Node, Op, OutputRole, Owner, ValueId, eval};
+use crate::graph::{Graph, InputRole, Node, Op, Output, OutputRole, Owner, ValueId, eval};
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
@@ -14,10 +14,10 @@ use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::narrow_demand;
 use ombra_ir::module::{Module, OutputKind, Stage};
-use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::ty::BoundFrom;
-use ombra_ir::{Diagnostic, Result, plan};
+use ombra_ir::{Diagnostic, Dim, Result, plan};
 use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -201,6 +201,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     fold_norms(&mut graph).map_err(one)?;
     assign_owners(&mut graph, owner);
+    check_inputs(&graph)?;
 
     let weights = |name: &str| load_weight(model, name);
     let sets = match &options.calibration {
@@ -234,6 +235,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         batch: symbol(&module, "batch"),
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
+        limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
         module,
     };
@@ -250,17 +252,27 @@ fn symbol(module: &Module, name: &str) -> Option<String> {
     module.dims.find(name).map(|_| name.to_string())
 }
 
-/// Outputs to reveal, by index. The default is the next token for a causal language model, else every output.
+/// Outputs to reveal, by index. The default is the next token for a causal language model, else every output
+/// but hidden states and caches.
 fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usize, OutputKind)>, Errors> {
+    let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
     let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
     if wanted.is_empty() {
         return Ok(match causal {
             Some(i) => vec![(i, OutputKind::NextToken)],
-            None => (0..graph.outputs.len()).map(|i| (i, OutputKind::Tensor)).collect(),
+            None => {
+                let results = (0..graph.outputs.len()).filter(|&i| is_result(&graph.outputs[i]));
+                let results: Vec<_> = results.map(|i| (i, OutputKind::Tensor)).collect();
+                if results.is_empty() {
+                    return Err(one(Diagnostic::input("E0551", "the model has no output that is revealed by default")
+                        .note("hidden states and caches are revealed only when they are asked for")
+                        .note(format!("name one with --reveal; the model's outputs are {}", names.join(", ")))));
+                }
+                results
+            }
         });
     }
-    let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     let mut errors = Vec::new();
     let mut out = Vec::new();
     for reveal in wanted {
@@ -294,6 +306,42 @@ fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usi
     if errors.is_empty() { Ok(out) } else { Err(errors) }
 }
 
+/// Whether an output is a result of the model: neither a cache nor a hidden state.
+fn is_result(output: &Output) -> bool {
+    output.role == OutputRole::Logits
+        || output.role == OutputRole::Other && !output.name.to_ascii_lowercase().contains("hidden_state")
+}
+
+/// Refuses inputs of the client's that decide what happens under MPC, such as masks: the program's course is public.
+/// Integers that look up rows are no such thing.
+fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
+    let mut names = BTreeSet::new();
+    for (id, node) in graph.iter().filter(|(_, node)| node.owner == Owner::Secret) {
+        for (slot, operand) in graph.operands(id).into_iter().enumerate() {
+            let found = graph.node(operand).map_err(one)?;
+            let looks_up = slot == 1 && matches!(node.op, Op::Gather { .. });
+            if found.dtype == DType::F32 || found.owner != Owner::Client || looks_up {
+                continue;
+            }
+            for a in graph.ancestors(operand) {
+                if let Some(Op::Input { name, role: InputRole::Other }) = graph.op(a) {
+                    names.insert(name.clone());
+                }
+            }
+        }
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let error = |name: String| {
+        let message = format!("input `{name}` is the client's, but decides what happens under MPC");
+        Diagnostic::unsupported("E0259", message)
+            .note("expected a mask or positions whose contents server and helper may learn")
+            .note(format!("if they may learn them, say so with --public-input {name}"))
+    };
+    Err(names.into_iter().map(error).collect())
+}
+
 /// Drops outputs that are neither revealed nor state.
 fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
     let kept: BTreeSet<usize> = reveal.iter().map(|&(i, _)| i).collect();
@@ -310,16 +358,16 @@ fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
     if let Some(filler) = filler {
         graph.outputs = outputs
             .into_iter()
-            .map(|o| {
-                o.unwrap_or_else(|| crate::graph::Output {
-                    name: String::new(),
-                    role: OutputRole::Other,
-                    value: filler.value,
-                })
-            })
+            .map(|o| o.unwrap_or_else(|| Output { name: String::new(), role: OutputRole::Other, value: filler.value }))
             .collect();
     }
     graph.remove_dead();
+}
+
+/// Sizes that the plan takes to be at most a number.
+fn limits(graph: &Graph) -> Result<Vec<(Dim, u64)>> {
+    let negative = |_| Diagnostic::internal("E0543", "a size is taken to be negative");
+    graph.limits.iter().map(|(dim, most)| Ok((dim.clone(), u64::try_from(*most).map_err(negative)?))).collect()
 }
 
 fn client_states_of(graph: &Graph) -> Result<Vec<ClientState>> {
@@ -332,7 +380,7 @@ fn client_states_of(graph: &Graph) -> Result<Vec<ClientState>> {
         .collect()
 }
 
-fn input_shape(graph: &Graph, name: &str) -> Result<Vec<ombra_ir::Dim>> {
+fn input_shape(graph: &Graph, name: &str) -> Result<Vec<Dim>> {
     for &id in &graph.inputs {
         let node = graph.node(id)?;
         if matches!(&node.op, Op::Input { name: n, .. } if n == name) {
@@ -352,14 +400,17 @@ fn graph_inputs(graph: &Graph) -> Result<Vec<GraphInput>> {
             InputRole::AttentionMask => plan::InputRole::AttentionMask,
             InputRole::PositionIds => plan::InputRole::PositionIds,
             InputRole::PastKey { .. } | InputRole::PastValue { .. } => plan::InputRole::Past,
-            InputRole::Embeddings | InputRole::Other => plan::InputRole::Other,
+            InputRole::Embeddings | InputRole::Public | InputRole::Other => plan::InputRole::Other,
         };
         inputs.push(GraphInput { name: name.clone(), role, dtype: node.dtype, shape: node.shape.clone() });
     }
     Ok(inputs)
 }
 
-/// Union bound over calibrated bounds, each value taken as sub-Gaussian with the spread that calibration measured:
+/// Exponent of probabilities that are told from zero no more.
+const LEAST_LOG2: f64 = -1000.0;
+
+/// Union bound over calibrated bounds, its exponent rounded up to a whole number, each value taken as sub-Gaussian with the spread that calibration measured:
 /// `P(|x| ≥ B) ≤ 2 exp(−(B/σ)²/2)` an element, at 2^20 elements a value.
 fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
     let mut total = 0.0f64;
@@ -372,7 +423,8 @@ fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
         let sigmas = bound / rms;
         total += libm::exp2(21.0 - sigmas * sigmas / 2.0 * std::f64::consts::LOG2_E);
     }
-    if total > 0.0 { libm::log2(total) } else { -1000.0 }
+    // The measured spread stands in the plan as one whole number.
+    if total > 0.0 { libm::ceil(libm::log2(total)).max(LEAST_LOG2) } else { LEAST_LOG2 }
 }
 
 /// Number of proven, calibrated and guarded bounds in a module.

@@ -3,12 +3,16 @@
 
 use std::path::Path;
 
+use ombra_compiler::calibrate::Inputs;
 use ombra_compiler::graph::{Op, Owner};
+use ombra_compiler::import::load_weight;
+use ombra_compiler::inspect::{By, inspect};
 use ombra_compiler::labels;
 use ombra_compiler::onnx::Model;
-use ombra_compiler::pipeline::{Options, analyse, compile};
-use ombra_compiler::{import::load_weight, output};
+use ombra_compiler::output;
+use ombra_compiler::pipeline::{Compiled, Options, Reveal, analyse, compile};
 use ombra_ir::Diagnostic;
+use ombra_ir::plain::Tensor;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_proto::DataType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
@@ -42,9 +46,11 @@ fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
 }
 
 fn cast(input: &str, output: &str, to: DataType) -> NodeProto {
-    let (type_, i) = (AttributeType::INT.into(), to as i64);
-    let to = AttributeProto { name: "to".into(), i, type_, ..Default::default() };
-    NodeProto { attribute: vec![to], ..node("Cast", &[input], output) }
+    NodeProto { attribute: vec![int("to", to as i64)], ..node("Cast", &[input], output) }
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), i, type_: AttributeType::INT.into(), ..Default::default() }
 }
 
 fn constant(attribute: AttributeProto, output: &str) -> NodeProto {
@@ -80,9 +86,18 @@ fn bytes(name: &str, dims: &[i64], value: impl Fn(i32) -> i32) -> TensorProto {
 
 /// A model with inputs `x [batch, seq, 12]` and `extra`, and the output `y`.
 fn model(extra: Vec<ValueInfoProto>, initializer: Vec<TensorProto>, nodes: Vec<NodeProto>) -> Model {
+    with_outputs(extra, initializer, nodes, &["y"])
+}
+
+fn with_outputs(
+    extra: Vec<ValueInfoProto>,
+    initializer: Vec<TensorProto>,
+    nodes: Vec<NodeProto>,
+    outputs: &[&str],
+) -> Model {
     let mut input = vec![info("x", DataType::FLOAT, &["batch", "seq", "12"])];
     input.extend(extra);
-    let output = vec![ValueInfoProto { name: "y".into(), ..Default::default() }];
+    let output = outputs.iter().map(|name| ValueInfoProto { name: name.to_string(), ..Default::default() }).collect();
     let graph = GraphProto { input, initializer, node: nodes, output, ..Default::default() };
     let opset = OperatorSetIdProto { version: 18, ..Default::default() };
     let proto =
@@ -221,6 +236,99 @@ fn few_integers_and_positions_are_structure() {
     let few = model(vec![], vec![bytes("w", &[12, 1], |i| i * i)], product());
     assert_eq!(errors(&few, &Options::default()), []);
 }
+/// Compiles a model on `x [1, 3, 12]` and the given other inputs.
+fn compiled(model: &Model, other: &[(&str, Tensor)], mut options: Options) -> Result<Compiled, Vec<Diagnostic>> {
+    let mut inputs = Inputs::from([("x".to_owned(), Tensor::f32(&[1, 3, 12], trained(36)).unwrap())]);
+    inputs.extend(other.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())));
+    options.calibration = vec![inputs];
+    compile(model, None, &options)
+}
+
+#[test]
+fn a_mask_is_the_clients_until_it_is_declared_public() {
+    let keep = Tensor::bool(&[1, 3, 12], vec![true; 36]).unwrap();
+    let masked = |name: &str| {
+        let huge = TensorProto { float_data: vec![-1e30], ..weight("huge", &[]) };
+        let nodes = vec![
+            node("MatMul", &["x", "w"], "s"),
+            node("Where", &[name, "s", "huge"], "m"),
+            NodeProto { attribute: vec![int("axis", -1)], ..node("Softmax", &["m"], "y") },
+        ];
+        let mask = info(name, DataType::BOOL, &["batch", "seq", "12"]);
+        model(vec![mask], vec![weight("w", &[12, 12]), huge], nodes)
+    };
+    let m = masked("keep");
+    let errors = compiled(&m, &[("keep", keep.clone())], Options::default()).err().unwrap();
+    assert_eq!(errors[0].code, "E0259", "{errors:?}");
+    assert!(errors[0].notes.iter().any(|n| n.contains("--public-input keep")), "{errors:?}");
+    let mut options = Options::default();
+    options.sizes.public_inputs.insert("keep".into());
+    let done = compiled(&m, &[("keep", keep)], options.clone()).unwrap_or_else(|e| panic!("{e:?}"));
+    let report = inspect(&done.plan, &Default::default()).unwrap();
+    assert_eq!(
+        (report.public_inputs.as_slice(), report.revealed.as_slice()),
+        (&["keep".into()][..], &["y".into()][..])
+    );
+    let text = report.text(By::Kind);
+    assert!(text.contains("client  learns y\n"), "{text}");
+    assert!(text.contains("others  learn the contents of keep, lengths, and the number of generated tokens"), "{text}");
+    options.sizes.public_inputs.insert("no_such_input".into());
+    assert_eq!(analyse(&m, None, &options).err().unwrap()[0].code, "E0255");
+}
+
+#[test]
+fn tokens_and_caches_cannot_be_declared_public() {
+    let model = corpus("gpt2-optimum-past");
+    for name in ["input_ids", "past_key_values.0.key"] {
+        let mut options = Options::default();
+        options.sizes.public_inputs.insert(name.into());
+        let errors = analyse(&model, None, &options).err().unwrap();
+        assert_eq!(errors[0].code, "E0255", "{name}: {errors:?}");
+    }
+}
+
+#[test]
+fn hidden_states_and_caches_are_revealed_on_request_alone() {
+    let nodes = || {
+        vec![
+            node("MatMul", &["x", "w"], "scores"),
+            node("Add", &["scores", "b"], "last_hidden_state"),
+            node("Mul", &["scores", "b"], "present.0.key"),
+        ]
+    };
+    let weights = || vec![weight("w", &[12, 12]), weight("b", &[12])];
+    let revealed = |outputs: &[&str], options: Options| {
+        compiled(&with_outputs(vec![], weights(), nodes(), outputs), &[], options)
+            .map(|c| c.plan.module.outputs.iter().map(|o| o.name.clone()).collect::<Vec<_>>())
+    };
+    let all = ["last_hidden_state", "scores", "present.0.key"];
+    assert_eq!(revealed(&all, Options::default()).unwrap_or_else(|e| panic!("{e:?}")), ["scores"]);
+    assert_eq!(revealed(&["last_hidden_state"], Options::default()).unwrap_err()[0].code, "E0551");
+    let asked = Options { reveal: vec![Reveal::Output("last_hidden_state".into())], ..Options::default() };
+    assert_eq!(revealed(&all, asked).unwrap_or_else(|e| panic!("{e:?}")), ["last_hidden_state"]);
+}
+
+#[test]
+fn the_failure_probability_is_one_whole_number() {
+    let m = model(vec![], vec![weight("w", &[12, 12])], vec![node("MatMul", &["x", "w"], "y")]);
+    let plan = compiled(&m, &[], Options::default()).unwrap_or_else(|e| panic!("{e:?}")).plan;
+    assert!(plan.failure_log2 < -1.0 && plan.failure_log2 > -1000.0, "{}", plan.failure_log2);
+    assert_eq!(plan.failure_log2.fract(), 0.0);
+}
+
+#[test]
+fn sizes_beyond_the_models_tables_are_refused() {
+    let model = corpus("llama-torchscript-op17");
+    let mut plan = compile(&model, None, &Options::default()).unwrap_or_else(|e| panic!("{e:?}")).plan;
+    println!("LIMITS {:?}", plan.limits);
+    let seq = plan.module.dims.find("seq").unwrap();
+    plan.limits.push((seq.into(), 20));
+    assert_eq!(inspect(&plan, &[("seq".to_owned(), 20)].into()).unwrap().dims["seq"], 20);
+    let error = inspect(&plan, &[("seq".to_owned(), 21)].into()).unwrap_err();
+    assert_eq!(error.code, "E0407", "{error}");
+    assert_eq!(inspect(&plan, &Default::default()).unwrap().dims["seq"], 16, "the default fits");
+}
+
 /// A folder of its own for one test, removed at the end.
 struct Folder(std::path::PathBuf);
 

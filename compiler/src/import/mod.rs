@@ -34,6 +34,8 @@ pub struct Options {
     pub max: BTreeMap<String, u64>,
     /// Inputs that are known at compile time, by name.
     pub constants: BTreeMap<String, Tensor>,
+    /// Inputs that are public, by name: everybody learns their contents.
+    pub public_inputs: BTreeSet<String>,
 }
 
 /// An imported model.

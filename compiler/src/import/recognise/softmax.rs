@@ -21,7 +21,9 @@ const CUT: f32 = -1.0e30;
 fn is_structure(graph: &Graph, id: ValueId) -> bool {
     graph.ancestors(id).into_iter().all(|a| match graph.op(a) {
         Some(Op::Const(_) | Op::Public(_)) => true,
-        Some(Op::Input { role, .. }) => matches!(role, InputRole::AttentionMask | InputRole::PositionIds),
+        Some(Op::Input { role, .. }) => {
+            matches!(role, InputRole::AttentionMask | InputRole::PositionIds | InputRole::Public)
+        }
         _ => false,
     })
 }
