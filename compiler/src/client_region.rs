@@ -2,17 +2,20 @@
 //!
 //! It is cut out of the tuned model by the names of the values that enter the MPC program and of the caches that the
 //! client keeps. Values that folding made, norms without scale and shift, have no name there: their few nodes are
-//! appended. Every initializer of the region is checked to be public before anything is written.
+//! appended. Every tensor of the region, wherever in it, is checked to be public before anything is written.
 
 use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::import::{constant_tensor, dtype_of};
 use crate::labels::{self, Labels};
-use crate::onnx::{Model, extract};
+use crate::onnx::{Model, extract, shape, subgraphs};
 use crate::passes::assign_owners::client_states;
 use crate::passes::fold_norms::is_ones;
 use ombra_ir::module::Module;
+use ombra_ir::plain::DType;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::{
-    AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_proto, tensor_proto, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_proto, tensor_proto,
+    type_proto,
 };
 use std::collections::BTreeSet;
 
@@ -57,16 +60,92 @@ pub fn build(model: &Model, graph: &Graph, module: &Module, labels: &Labels) -> 
     }
     let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let mut region = extract(model, &names)?;
+    drop_unused_functions(&mut region);
+    check_public(&region, labels)?;
     for (id, name) in norms {
         append_norm(&mut region, graph, id, &name, model.opset())?;
     }
-    for tensor in &region.graph.initializer {
-        if labels.get(&tensor.name).is_some_and(|l| l.owner == labels::Owner::Private) {
-            let message = format!("private tensor `{}` reached the client's region", tensor.name);
-            return Err(Diagnostic::internal("E0542", message));
+    Ok(Some(region))
+}
+
+/// Elements from which on an integer tensor where labels do not look may be a weight.
+const INTEGER_WEIGHT: usize = 64;
+
+/// Removes local functions that no node of the region calls.
+fn drop_unused_functions(region: &mut ModelProto) {
+    let mut used: BTreeSet<(String, String)> = BTreeSet::new();
+    calls(&region.graph.node, &mut used);
+    loop {
+        let before = used.len();
+        for function in &region.functions {
+            if used.contains(&(function.domain.clone(), function.name.clone())) {
+                calls(&function.node, &mut used);
+            }
+        }
+        if used.len() == before {
+            break;
         }
     }
-    Ok(Some(region))
+    region.functions.retain(|f| used.contains(&(f.domain.clone(), f.name.clone())));
+}
+
+/// Adds domain and name of the operators of `nodes`.
+fn calls(nodes: &[NodeProto], used: &mut BTreeSet<(String, String)>) {
+    for node in nodes {
+        used.insert((node.domain.clone(), node.op_type.clone()));
+        subgraphs(node).for_each(|graph| calls(&graph.node, used));
+    }
+}
+
+/// Checks that every tensor of `region` is public: initializers, `Constant` nodes and other attributes, in subgraphs and
+/// functions too. What has no label counts as private when it may be a weight.
+fn check_public(region: &ModelProto, labels: &Labels) -> Result<()> {
+    check_graph(&region.graph, labels, false)?;
+    region.functions.iter().try_for_each(|f| check_nodes(&f.node, labels, true))
+}
+
+fn check_graph(graph: &GraphProto, labels: &Labels, inner: bool) -> Result<()> {
+    graph.initializer.iter().try_for_each(|t| check_tensor(&t.name, t, labels, inner))?;
+    if let Some(sparse) = graph.sparse_initializer.first() {
+        return Err(reached(&sparse.values.name));
+    }
+    check_nodes(&graph.node, labels, inner)
+}
+
+fn check_nodes(nodes: &[NodeProto], labels: &Labels, inner: bool) -> Result<()> {
+    for node in nodes {
+        subgraphs(node).try_for_each(|graph| check_graph(graph, labels, true))?;
+        let name = node.output.first().map_or("", String::as_str);
+        if let Some(tensor) = constant_tensor(node) {
+            check_tensor(name, &tensor, labels, inner)?;
+            continue;
+        }
+        for attribute in &node.attribute {
+            let mut tensors = attribute.t.iter().chain(&attribute.tensors);
+            tensors.try_for_each(|t| check_tensor("", t, labels, true))?;
+            let sparse = attribute.sparse_tensor.is_some() || !attribute.sparse_tensors.is_empty();
+            if sparse || attribute.floats.len() > 1 {
+                return Err(reached(name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks one tensor, called `name` by labels. Those of the main graph went through the importer, which found the
+/// integers that are weights; what stands in subgraphs and functions, `inner`, may be in a branch that it did not take.
+fn check_tensor(name: &str, tensor: &TensorProto, labels: &Labels, inner: bool) -> Result<()> {
+    let count: usize = shape(tensor)?.iter().product();
+    let private = match labels.get(name) {
+        Some(label) => label.owner == labels::Owner::Private,
+        None if dtype_of(tensor.data_type) == Some(DType::F32) => count > 1,
+        None => inner && count >= INTEGER_WEIGHT,
+    };
+    if private { Err(reached(name)) } else { Ok(()) }
+}
+
+fn reached(name: &str) -> Diagnostic {
+    Diagnostic::internal("E0542", format!("private tensor `{name}` reached the client's region"))
 }
 
 /// `x / √(mean(x²) + eps)`, of the centred `x` for a layer norm, in primitive operators.
@@ -134,4 +213,82 @@ fn mean(input: &str, output: &str, axis: &str, opset: i64) -> NodeProto {
         });
     }
     node
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::labels::Label;
+    use onnx_protobuf::FunctionProto;
+
+    fn floats(name: &str, count: usize) -> TensorProto {
+        TensorProto {
+            name: name.into(),
+            dims: vec![count as i64],
+            data_type: tensor_proto::DataType::FLOAT as i32,
+            float_data: vec![0.5; count],
+            ..Default::default()
+        }
+    }
+
+    fn labels(list: &[(&str, labels::Owner)]) -> Labels {
+        let label = |&(name, owner): &(&str, labels::Owner)| Label {
+            name: name.into(),
+            shape: vec![],
+            owner,
+            why: String::new(),
+            readable: None,
+        };
+        Labels { tensors: list.iter().map(label).collect() }
+    }
+
+    fn region(initializer: Vec<TensorProto>, node: Vec<NodeProto>) -> ModelProto {
+        let graph = GraphProto { initializer, node, ..Default::default() };
+        ModelProto { graph: Some(graph).into(), ..Default::default() }
+    }
+
+    fn holding(op: &str, name: &str, tensor: TensorProto) -> NodeProto {
+        let value = AttributeProto { name: "value".into(), t: Some(tensor).into(), ..Default::default() };
+        NodeProto { attribute: vec![value], ..node(op, &[], name) }
+    }
+
+    #[test]
+    fn only_labelled_public_tensors_pass() {
+        let known = labels(&[("a", labels::Owner::Private), ("b", labels::Owner::Public)]);
+        let check = |r: &ModelProto| check_public(r, &known);
+        assert!(check(&region(vec![floats("b", 8), floats("c", 1)], vec![])).is_ok());
+        for name in ["a", "c"] {
+            assert!(check(&region(vec![floats(name, 8)], vec![])).is_err(), "{name} as initializer");
+            assert!(
+                check(&region(vec![], vec![holding("Constant", name, floats("", 8))])).is_err(),
+                "{name} in a node"
+            );
+            let branch = region(vec![floats(name, 8)], vec![]).graph.unwrap();
+            let branch = AttributeProto { name: "then_branch".into(), g: Some(branch).into(), ..Default::default() };
+            let both = NodeProto { attribute: vec![branch], ..node("If", &["x"], "y") };
+            assert!(check(&region(vec![], vec![both])).is_err(), "{name} in a branch");
+        }
+        assert!(check(&region(vec![], vec![holding("Strange", "b", floats("b", 8))])).is_err());
+    }
+
+    #[test]
+    fn functions_that_nothing_calls_are_dropped() {
+        let function = |name: &str, node: Vec<NodeProto>| FunctionProto {
+            name: name.into(),
+            domain: "local".into(),
+            node,
+            ..Default::default()
+        };
+        let call = |name: &str| NodeProto { domain: "local".into(), ..node(name, &["x"], "y") };
+        let mut r = region(vec![], vec![call("outer")]);
+        r.functions = vec![
+            function("inner", vec![holding("Constant", "w", floats("", 8))]),
+            function("other", vec![]),
+            function("outer", vec![call("inner")]),
+        ];
+        drop_unused_functions(&mut r);
+        let names: Vec<&str> = r.functions.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(names, ["inner", "outer"]);
+        assert!(check_public(&r, &Labels::default()).is_err());
+    }
 }

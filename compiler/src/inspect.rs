@@ -4,13 +4,13 @@
 //! padding, positions that follow the cache. They equal what the transport counts.
 
 use ombra_ir::bind::{self, Bound};
-use ombra_ir::module::{Id, Module};
+use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::schedule::{Cost, schedule, traffic_of};
 use ombra_ir::ty::{BoundFrom, Sharing};
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Result, Sym};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -24,6 +24,10 @@ pub struct Report {
     pub setting: &'static str,
     /// Sizes the costs are for.
     pub dims: BTreeMap<String, u64>,
+    /// What the client learns: names of outputs, or `next token`.
+    pub revealed: Vec<String>,
+    /// Inputs whose contents every party learns.
+    pub public_inputs: Vec<String>,
     /// Longest chain of messages of a step.
     pub rounds: u32,
     /// Payload bytes that every party sends in a step.
@@ -113,12 +117,13 @@ pub fn default_public_inputs(plan: &Plan, sizes: &[(&str, u64)]) -> Result<Vec<(
     Ok(inputs)
 }
 
-/// Sizes for a plan from what the user gave: what is missing is batch 1, 32 new tokens, no cache.
+/// Sizes for a plan from what the user gave: what is missing is batch 1, 32 new tokens or as
+/// many as fit, no cache.
 pub fn complete_sizes(plan: &Plan, given: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let counted: Vec<_> = plan.module.counts.iter().map(|c| c.sym).collect();
     let mut sizes = BTreeMap::new();
     for (i, info) in plan.module.dims.syms.iter().enumerate() {
-        if counted.contains(&ombra_ir::Sym(i as u32)) {
+        if counted.contains(&Sym(i as u32)) {
             continue;
         }
         let default = match Some(&info.name) {
@@ -127,6 +132,16 @@ pub fn complete_sizes(plan: &Plan, given: &BTreeMap<String, u64>) -> BTreeMap<St
             _ => 1,
         };
         sizes.insert(info.name.clone(), given.get(&info.name).copied().unwrap_or(default));
+    }
+    // Fewer new tokens where the model's tables are shorter.
+    let fits = |sizes: &BTreeMap<String, u64>| {
+        let pairs: Vec<(&str, u64)> = sizes.iter().map(|(n, &v)| (n.as_str(), v)).collect();
+        plan.module.dims.bind(&pairs).is_ok_and(|bindings| plan.check_limits(&bindings).is_ok())
+    };
+    if let Some(seq) = plan.seq.as_ref().filter(|seq| !given.contains_key(*seq)) {
+        while sizes.get(seq).is_some_and(|&n| n > 1) && !fits(&sizes) {
+            sizes.entry(seq.clone()).and_modify(|n| *n /= 2);
+        }
     }
     sizes
 }
@@ -145,6 +160,7 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
         );
     }
     let pairs: Vec<(&str, u64)> = sizes.iter().map(|(n, &v)| (n.as_str(), v)).collect();
+    plan.check_limits(&module.dims.bind(&pairs)?)?;
     let bound = bind::bind(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
     let plan_schedule = schedule(module, &bound)?;
     let Cost { bytes, rounds } = plan_schedule.cost(module);
@@ -182,6 +198,15 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
         model: module.name.clone(),
         setting: module.setting.name(),
         dims: sizes,
+        revealed: module
+            .outputs
+            .iter()
+            .map(|o| match o.kind {
+                OutputKind::NextToken => "next token".into(),
+                OutputKind::Tensor => o.name.clone(),
+            })
+            .collect(),
+        public_inputs: module.public.inputs.iter().map(|i| i.name.clone()).collect(),
         rounds,
         bytes: ombra_ir::module::Party::ALL.iter().map(|p| (p.name(), bytes[p.index()])).collect(),
         setup_bytes,
@@ -247,7 +272,12 @@ impl Report {
             "bounds  {} proven, {} calibrated, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
             b.proven, b.calibrated, b.guarded, b.failure_log2
         );
-        let _ = writeln!(out, "client  learns the declared outputs; server and helper learn sizes only\n");
+        let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
+        let contents = match self.public_inputs.as_slice() {
+            [] => String::new(),
+            names => format!("the contents of {}, ", names.join(" and ")),
+        };
+        let _ = writeln!(out, "others  learn {contents}lengths, and the number of generated tokens\n");
         let mut groups: Vec<(String, u64, u64, u32)> = Vec::new();
         for op in self.ops.iter().filter(|o| o.bytes > 0 || o.macs > 0) {
             let key = match by {

@@ -8,6 +8,7 @@ pub mod graph;
 pub mod import;
 pub mod inspect;
 pub mod labels;
+pub mod leak;
 pub mod lower;
 pub mod onnx;
 pub mod output;

@@ -1,11 +1,12 @@
 //! A compiled model as files: `public/` for everybody, `server/` for the provider alone.
 //!
 //! Before anything is written, every tensor that would go to `public/` is checked against the owners: nothing that
-//! depends on a private weight leaves.
+//! depends on a private weight leaves. What was written is then searched for pieces of private tensors.
 
 use crate::graph::Owner;
 use crate::graph::eval::static_value;
 use crate::import::load_weight;
+use crate::leak::Pieces;
 use crate::onnx::Model;
 use crate::onnx::write_model;
 use crate::pipeline::{Compiled, f32_bytes};
@@ -30,7 +31,8 @@ pub const TOKENIZER: &str = "tokenizer.json";
 /// Writes all files of a compiled model into `folder`; returns the plan's digest.
 ///
 /// # Errors
-/// A file cannot be written or a weight cannot be read.
+/// A file cannot be written or a weight cannot be read. `E0549`, an internal error, when a piece of a private tensor
+/// stands in a file of `public/`: what was written there is removed.
 pub fn write(compiled: &mut Compiled, model: &Model, tokenizer: Option<&Path>, folder: &Path) -> Result<String> {
     let (public, server) = (folder.join("public"), folder.join("server"));
     for dir in [&public, &server] {
@@ -54,7 +56,30 @@ pub fn write(compiled: &mut Compiled, model: &Model, tokenizer: Option<&Path>, f
     let bytes = plan::encode(&compiled.plan)?;
     let path = public.join(PLAN);
     fs::write(&path, &bytes).map_err(|e| failed(&path, &e))?;
+    if let Err(leak) = search(&Pieces::new(model, &compiled.labels)?, &public) {
+        for file in [PLAN, CLIENT_MODEL, WEIGHTS, TOKENIZER].map(|file| public.join(file)) {
+            if file.exists() {
+                fs::remove_file(&file).map_err(|e| failed(&file, &e))?;
+            }
+        }
+        return Err(leak);
+    }
     Ok(plan::digest(&bytes))
+}
+
+/// Searches every file of the folder `public` for pieces of private tensors.
+fn search(pieces: &Pieces, public: &Path) -> Result<()> {
+    for entry in fs::read_dir(public).map_err(|e| failed(public, &e))? {
+        let path = entry.map_err(|e| failed(public, &e))?.path();
+        if path.is_file()
+            && let Some(name) = pieces.find(&path)?
+        {
+            let message = format!("a part of the private tensor `{name}` stands in {}", path.display());
+            return Err(Diagnostic::internal("E0549", message)
+                .note("the public files were removed; this is a fault of the compiler"));
+        }
+    }
+    Ok(())
 }
 
 fn write_weights(compiled: &Compiled, model: &Model, owner: Owner, path: &Path) -> Result<()> {

@@ -4,8 +4,8 @@ use crate::assign_rotations::{Spread, assign_rotations};
 use crate::calibrate::{Inputs, Ranges, calibrate, drawn_inputs};
 use crate::client_region;
 use crate::expand::expand;
-use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId, eval};
-use crate::import::{self, load_weight};
+use crate::graph::{Graph, InputRole, Node, Op, Output, OutputRole, Owner, ValueId, eval};
+use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
 use crate::onnx::Model;
@@ -14,10 +14,10 @@ use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::narrow_demand;
 use ombra_ir::module::{Module, OutputKind, Stage};
-use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::ty::BoundFrom;
-use ombra_ir::{Diagnostic, Result, plan};
+use ombra_ir::{Diagnostic, Dim, Result, plan};
 use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,17 +106,72 @@ pub struct Compiled {
 /// Everything that cannot be imported, at once.
 pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Analysed, Errors> {
     let mut imported = import::import(model, &options.sizes)?;
+    let before = weights_of(&imported.graph);
     let found =
         import::recognise::recognise(&mut imported.graph, &|name: &str| load_weight(model, name)).map_err(one)?;
-    let mut graph = imported.graph;
+    let (mut graph, mut published) = (imported.graph, imported.published);
     for info in &mut graph.dims.syms {
         info.max.get_or_insert(if info.name == "batch" { DEFAULT_BATCH } else { DEFAULT_LENGTH });
     }
+    let after = weights_of(&graph);
+    for tensor in before.difference(&after) {
+        if import::recognise::is_mask(&load_weight(model, tensor).map_err(one)?) {
+            let (tensor, node) = (tensor.clone(), "softmax".into());
+            published.insert(Published { tensor, node, op: MASK, integer: false });
+        }
+    }
     let mut overrides = options.overrides.clone();
-    overrides.structure.extend(structure(&graph));
+    overrides.structure.extend(structure(&published, &after));
+    overrides.integers.extend(published.iter().filter(|p| p.integer).map(|p| p.tensor.clone()));
     let labels = label(model, base, &overrides).map_err(one)?;
+    check_published(&published, &labels)?;
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
     Ok(Analysed { graph, labels, found })
+}
+
+/// The use of a weight that only says by 0 and huge negative numbers which positions count.
+const MASK: &str = "a mask";
+
+/// Names of the weights that `graph` uses.
+fn weights_of(graph: &Graph) -> BTreeSet<String> {
+    let name = |node: &Node| match &node.op {
+        Op::Weight { name, .. } => Some(name.clone()),
+        _ => None,
+    };
+    graph.iter().filter_map(|(_, node)| name(node)).collect()
+}
+
+/// Names of published tensors that are no weights by their use: angles and masks, as long as `weights`, what the graph
+/// uses otherwise, has none of them.
+fn structure(published: &BTreeSet<Published>, weights: &BTreeSet<String>) -> BTreeSet<String> {
+    let is_structure = |p: &Published| !p.integer && matches!(p.op, "cos" | "sin" | MASK);
+    let other: BTreeSet<&str> = published.iter().filter(|p| !is_structure(p)).map(|p| p.tensor.as_str()).collect();
+    let names = published.iter().map(|p| &p.tensor);
+    names.filter(|n| !other.contains(n.as_str()) && !weights.contains(*n)).cloned().collect()
+}
+
+/// Refuses a model whose private tensors would stand in the plan in the clear: one error a tensor.
+fn check_published(published: &BTreeSet<Published>, labels: &Labels) -> std::result::Result<(), Errors> {
+    let mut errors: BTreeMap<&str, Diagnostic> = BTreeMap::new();
+    for p in published {
+        let why = match labels.get(&p.tensor) {
+            Some(label) if label.owner == labels::Owner::Public => continue,
+            Some(label) => label.why.as_str(),
+            None => "it has no label",
+        };
+        let error = if p.integer {
+            Diagnostic::unsupported("E0257", format!("`{}`: integer weights are not supported yet", p.tensor))
+                .note(format!("{} makes floating-point numbers from it", p.op))
+                .note("export with floating-point weights")
+        } else {
+            let message = format!("private tensor `{}` would be published: it is used by {}", p.tensor, p.op);
+            Diagnostic::unsupported("E0256", message)
+                .note("expected operators that run under MPC on private tensors, such as products and sums")
+        };
+        let error = error.at(p.node.clone()).note(format!("it is private: {why}"));
+        errors.entry(&p.tensor).or_insert(error.note("if everybody may know it, name it with --public"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.into_values().collect()) }
 }
 
 fn weight_owner(labels: &Labels, name: &str) -> Owner {
@@ -124,22 +179,6 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
         Some(labels::Owner::Public) => Owner::Public,
         Some(labels::Owner::Private) | None => Owner::Server,
     }
-}
-
-/// Initializers that are no weights by their use: what reaches a cosine or sine.
-fn structure(graph: &Graph) -> BTreeSet<String> {
-    use ombra_ir::plain::{Op as P, Unary};
-    let mut names = BTreeSet::new();
-    for (id, node) in graph.iter() {
-        if matches!(node.op, Op::Public(P::Unary(Unary::Cos | Unary::Sin))) {
-            for a in graph.ancestors(id) {
-                if let Some(Op::Weight { name, .. }) = graph.op(a) {
-                    names.insert(name.clone());
-                }
-            }
-        }
-    }
-    names
 }
 
 /// Compiles a model for the `3pc` setting.
@@ -163,6 +202,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
     assign_owners(&mut graph, owner);
+    check_inputs(&graph)?;
 
     let sets = match &options.calibration {
         given if !given.is_empty() => given.clone(),
@@ -195,6 +235,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         batch: symbol(&module, "batch"),
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
+        limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
         module,
     };
@@ -211,17 +252,27 @@ fn symbol(module: &Module, name: &str) -> Option<String> {
     module.dims.find(name).map(|_| name.to_string())
 }
 
-/// Outputs to reveal, by index. The default is the next token for a causal language model, else every output.
+/// Outputs to reveal, by index. The default is the next token for a causal language model, else every output
+/// but hidden states and caches.
 fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usize, OutputKind)>, Errors> {
+    let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
     let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
     if wanted.is_empty() {
         return Ok(match causal {
             Some(i) => vec![(i, OutputKind::NextToken)],
-            None => (0..graph.outputs.len()).map(|i| (i, OutputKind::Tensor)).collect(),
+            None => {
+                let results = (0..graph.outputs.len()).filter(|&i| is_result(&graph.outputs[i]));
+                let results: Vec<_> = results.map(|i| (i, OutputKind::Tensor)).collect();
+                if results.is_empty() {
+                    return Err(one(Diagnostic::input("E0551", "the model has no output that is revealed by default")
+                        .note("hidden states and caches are revealed only when they are asked for")
+                        .note(format!("name one with --reveal; the model's outputs are {}", names.join(", ")))));
+                }
+                results
+            }
         });
     }
-    let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     let mut errors = Vec::new();
     let mut out = Vec::new();
     for reveal in wanted {
@@ -255,6 +306,42 @@ fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usi
     if errors.is_empty() { Ok(out) } else { Err(errors) }
 }
 
+/// Whether an output is a result of the model: neither a cache nor a hidden state.
+fn is_result(output: &Output) -> bool {
+    output.role == OutputRole::Logits
+        || output.role == OutputRole::Other && !output.name.to_ascii_lowercase().contains("hidden_state")
+}
+
+/// Refuses inputs of the client's that decide what happens under MPC, such as masks: the program's course is public.
+/// Integers that look up rows are no such thing.
+fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
+    let mut names = BTreeSet::new();
+    for (id, node) in graph.iter().filter(|(_, node)| node.owner == Owner::Secret) {
+        for (slot, operand) in graph.operands(id).into_iter().enumerate() {
+            let found = graph.node(operand).map_err(one)?;
+            let looks_up = slot == 1 && matches!(node.op, Op::Gather { .. });
+            if found.dtype == DType::F32 || found.owner != Owner::Client || looks_up {
+                continue;
+            }
+            for a in graph.ancestors(operand) {
+                if let Some(Op::Input { name, role: InputRole::Other }) = graph.op(a) {
+                    names.insert(name.clone());
+                }
+            }
+        }
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let error = |name: String| {
+        let message = format!("input `{name}` is the client's, but decides what happens under MPC");
+        Diagnostic::unsupported("E0259", message)
+            .note("expected a mask or positions whose contents server and helper may learn")
+            .note(format!("if they may learn them, say so with --public-input {name}"))
+    };
+    Err(names.into_iter().map(error).collect())
+}
+
 /// Drops outputs that are neither revealed nor state.
 fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
     let kept: BTreeSet<usize> = reveal.iter().map(|&(i, _)| i).collect();
@@ -271,16 +358,16 @@ fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
     if let Some(filler) = filler {
         graph.outputs = outputs
             .into_iter()
-            .map(|o| {
-                o.unwrap_or_else(|| crate::graph::Output {
-                    name: String::new(),
-                    role: OutputRole::Other,
-                    value: filler.value,
-                })
-            })
+            .map(|o| o.unwrap_or_else(|| Output { name: String::new(), role: OutputRole::Other, value: filler.value }))
             .collect();
     }
     graph.remove_dead();
+}
+
+/// Sizes that the plan takes to be at most a number.
+fn limits(graph: &Graph) -> Result<Vec<(Dim, u64)>> {
+    let negative = |_| Diagnostic::internal("E0543", "a size is taken to be negative");
+    graph.limits.iter().map(|(dim, most)| Ok((dim.clone(), u64::try_from(*most).map_err(negative)?))).collect()
 }
 
 fn client_states_of(graph: &Graph) -> Result<Vec<ClientState>> {
@@ -293,7 +380,7 @@ fn client_states_of(graph: &Graph) -> Result<Vec<ClientState>> {
         .collect()
 }
 
-fn input_shape(graph: &Graph, name: &str) -> Result<Vec<ombra_ir::Dim>> {
+fn input_shape(graph: &Graph, name: &str) -> Result<Vec<Dim>> {
     for &id in &graph.inputs {
         let node = graph.node(id)?;
         if matches!(&node.op, Op::Input { name: n, .. } if n == name) {
@@ -313,14 +400,17 @@ fn graph_inputs(graph: &Graph) -> Result<Vec<GraphInput>> {
             InputRole::AttentionMask => plan::InputRole::AttentionMask,
             InputRole::PositionIds => plan::InputRole::PositionIds,
             InputRole::PastKey { .. } | InputRole::PastValue { .. } => plan::InputRole::Past,
-            InputRole::Embeddings | InputRole::Other => plan::InputRole::Other,
+            InputRole::Embeddings | InputRole::Public | InputRole::Other => plan::InputRole::Other,
         };
         inputs.push(GraphInput { name: name.clone(), role, dtype: node.dtype, shape: node.shape.clone() });
     }
     Ok(inputs)
 }
 
-/// Union bound over calibrated bounds, each value taken as sub-Gaussian with the spread that calibration measured:
+/// Exponent of probabilities that are told from zero no more.
+const LEAST_LOG2: f64 = -1000.0;
+
+/// Union bound over calibrated bounds, its exponent rounded up to a whole number, each value taken as sub-Gaussian with the spread that calibration measured:
 /// `P(|x| ≥ B) ≤ 2 exp(−(B/σ)²/2)` an element, at 2^20 elements a value.
 fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
     let mut total = 0.0f64;
@@ -333,7 +423,8 @@ fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
         let sigmas = bound / rms;
         total += libm::exp2(21.0 - sigmas * sigmas / 2.0 * std::f64::consts::LOG2_E);
     }
-    if total > 0.0 { libm::log2(total) } else { -1000.0 }
+    // The measured spread stands in the plan as one whole number.
+    if total > 0.0 { libm::ceil(libm::log2(total)).max(LEAST_LOG2) } else { LEAST_LOG2 }
 }
 
 /// Number of proven, calibrated and guarded bounds in a module.

@@ -197,6 +197,7 @@ fn overrides_decide_in_their_order() {
         public: vec!["model.*.norm.weight".into(), "*inv_freq".into()],
         private: vec!["*norm.weight".into()],
         structure: ["model.base_model.model.model.embed_tokens.weight".into()].into(),
+        ..Overrides::default()
     };
     let labels = label(&tuned, None, &overrides).unwrap();
     let owner = |name: &str| labels.get(&format!("model.base_model.model.model.{name}")).unwrap().owner;

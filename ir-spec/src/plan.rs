@@ -4,6 +4,7 @@
 //! the plan in postcard encoding. A plan is hostile until [`decode`] and the verifier have passed it.
 
 use crate::diag::{Diagnostic, Result};
+use crate::dim::{Bindings, Dim};
 use crate::module::Module;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -34,10 +35,32 @@ pub struct Plan {
     pub seq: Option<String>,
     /// Cached tokens before a step.
     pub past: Option<String>,
+    /// Sizes that the model takes to be at most a number, as it cuts tables of that length to them. Nothing in the module
+    /// says so: see [`Plan::check_limits`].
+    pub limits: Vec<(Dim, u64)>,
     /// Logarithm to base 2 of the probability that any assumed bound fails in one step, as far as it can be bounded.
     pub failure_log2: f64,
     /// What changed the model's meaning, in words: approximations that were asked for.
     pub changes: Vec<String>,
+}
+
+impl Plan {
+    /// Checks the sizes of a step against what the model takes for granted.
+    ///
+    /// # Errors
+    /// `E0407` for a size beyond its limit; a symbol without a value.
+    pub fn check_limits(&self, sizes: &Bindings) -> Result<()> {
+        for (dim, most) in &self.limits {
+            let found = dim.eval(sizes)?;
+            if found > *most {
+                let dim = self.module.dims.show(dim);
+                return Err(Diagnostic::input("E0407", format!("`{dim}` is {found}, more than the model allows"))
+                    .note(format!("expected at most {most}: the model's tables have no more entries"))
+                    .note("use a shorter prompt or fewer new tokens"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A file beside the plan.
@@ -57,7 +80,7 @@ pub struct ClientState {
     /// Output of the client's model.
     pub output: String,
     /// Sizes before a step.
-    pub shape: Vec<crate::dim::Dim>,
+    pub shape: Vec<Dim>,
 }
 
 /// What an input of the ONNX graph is.
@@ -85,7 +108,7 @@ pub struct GraphInput {
     /// Element type.
     pub dtype: crate::plain::DType,
     /// Sizes.
-    pub shape: Vec<crate::dim::Dim>,
+    pub shape: Vec<Dim>,
 }
 
 /// A plan as a file. The same plan gives the same bytes.

@@ -64,6 +64,9 @@ struct ModelArgs {
     /// Initializers that are private, by name; wins over everything.
     #[arg(long, value_name = "GLOB")]
     private: Vec<String>,
+    /// Inputs whose contents every party may learn, by name; repeatable.
+    #[arg(long, value_name = "NAME")]
+    public_input: Vec<String>,
     /// Bind a symbolic size.
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     dim: Vec<(String, u64)>,
@@ -189,6 +192,7 @@ fn options(args: &ModelArgs) -> Options {
         sizes: import::Options {
             dims: args.dim.iter().cloned().collect(),
             max: args.max.iter().cloned().collect(),
+            public_inputs: args.public_input.iter().cloned().collect(),
             ..import::Options::default()
         },
         overrides: Overrides { public: args.public.clone(), private: args.private.clone(), ..Overrides::default() },

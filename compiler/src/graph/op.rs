@@ -26,16 +26,22 @@ pub enum InputRole {
     },
     /// Embeddings in place of tokens: the client's.
     Embeddings,
-    /// Any other: the client's.
+    /// Declared public by the user: everybody learns its contents.
+    Public,
+    /// Any other, whatever its element type: the client's.
     Other,
 }
 
 impl InputRole {
-    /// Who knows an input of this role and element type.
-    pub fn owner(self, dtype: DType) -> Owner {
-        match (self, dtype) {
-            (InputRole::AttentionMask | InputRole::PositionIds, _) | (InputRole::Other, DType::Bool) => Owner::Public,
-            _ => Owner::Client,
+    /// Who knows an input of this role; the element type says nothing about that.
+    pub fn owner(self, _: DType) -> Owner {
+        match self {
+            InputRole::AttentionMask | InputRole::PositionIds | InputRole::Public => Owner::Public,
+            InputRole::TokenIds
+            | InputRole::PastKey { .. }
+            | InputRole::PastValue { .. }
+            | InputRole::Embeddings
+            | InputRole::Other => Owner::Client,
         }
     }
 
@@ -48,6 +54,7 @@ impl InputRole {
             InputRole::PastKey { .. } => "past_key",
             InputRole::PastValue { .. } => "past_value",
             InputRole::Embeddings => "embeddings",
+            InputRole::Public => "public",
             InputRole::Other => "other",
         }
     }

@@ -1,6 +1,6 @@
 //! The state of an import: the graph so far, and what each ONNX value is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use ombra_ir::plain::{self, DType, Tensor, Type};
@@ -13,6 +13,25 @@ use crate::onnx::{Model, element_type, is_floating, shape};
 
 /// Most elements of a tensor that is folded at compile time.
 pub const FOLD_LIMIT: usize = 1 << 24;
+/// Elements from which on an integer tensor may be a weight. Shapes, axes and other structure have fewer.
+const INTEGER_WEIGHT: usize = 64;
+
+/// Names of integer tensors of the file that a value was made from, as far as they may be weights.
+pub type Sources = BTreeSet<Rc<str>>;
+
+/// A tensor of the file that the importer put in the clear, because an operator that exists on public tensors alone
+/// uses it. Whether it may be public is known after labels only: whoever labels has to check.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Published {
+    /// Name of the initializer, or of the output of the `Constant` node.
+    pub tensor: String,
+    /// The node that uses it, by name or by output.
+    pub node: String,
+    /// The operator that needs it in the clear.
+    pub op: &'static str,
+    /// Its elements are integers or truth values from which floating-point numbers are made.
+    pub integer: bool,
+}
 
 /// What an ONNX value is at compile time.
 #[derive(Clone, Debug)]
@@ -20,7 +39,12 @@ pub enum Value {
     /// A value of the graph.
     Node(ValueId),
     /// A known tensor, not yet in the graph.
-    Const(Rc<Tensor>),
+    Const {
+        /// Its elements.
+        tensor: Rc<Tensor>,
+        /// The integer tensors it was made from.
+        from: Sources,
+    },
     /// Integers that are symbolic sizes, not yet in the graph.
     Sizes {
         /// Shape of the tensor.
@@ -33,13 +57,13 @@ pub enum Value {
 impl Value {
     /// A known tensor.
     pub fn constant(tensor: Tensor) -> Self {
-        Value::Const(Rc::new(tensor))
+        Value::Const { tensor: Rc::new(tensor), from: Sources::new() }
     }
 
     /// The tensor, when it is known.
     pub fn as_const(&self) -> Option<&Tensor> {
         match self {
-            Value::Const(tensor) => Some(tensor),
+            Value::Const { tensor, .. } => Some(tensor),
             _ => None,
         }
     }
@@ -58,8 +82,11 @@ pub struct Context<'a> {
     pub graph: Graph,
     /// What `batch`, `seq`, `past` and other names of sizes stand for.
     pub role_sizes: HashMap<String, Dim>,
+    /// What was put in the clear so far.
+    pub in_the_clear: BTreeSet<Published>,
     values: HashMap<String, Value>,
     published: HashMap<ValueId, Value>,
+    sources: HashMap<ValueId, Sources>,
     origin: Origin,
 }
 
@@ -70,8 +97,10 @@ impl<'a> Context<'a> {
             model,
             graph: Graph::new(),
             role_sizes: HashMap::new(),
+            in_the_clear: BTreeSet::new(),
             values: HashMap::new(),
             published: HashMap::new(),
+            sources: HashMap::new(),
             origin: Origin::default(),
         }
     }
@@ -111,12 +140,17 @@ impl<'a> Context<'a> {
     }
 
     /// The meaning of a tensor of the file: a weight when it has two floating-point elements or more, else a constant.
+    ///
+    /// A constant of one floating-point element is noted as put in the clear. Large integer tensors are constants that
+    /// know where they come from, so that it is noted when floating-point numbers are made from them; those that are one
+    /// arithmetic progression, such as positions, hold nothing but two numbers and are structure.
     pub fn tensor_value(&mut self, name: &str, tensor: &TensorProto) -> Result<Value> {
         let shape = shape(tensor)?;
         let count = plain::tensor::volume(&shape)?;
         let kind = element_type(tensor)?;
         if is_floating(kind) {
             if count < 2 {
+                self.note(name, "a constant of one element", false);
                 return Ok(Value::constant(Tensor::f32(&shape, self.model.floats(tensor)?)?));
             }
             let dims = shape.iter().map(|d| Dim::from_usize(*d)).collect::<Result<_>>()?;
@@ -125,11 +159,31 @@ impl<'a> Context<'a> {
             return Ok(Value::Node(self.graph.add_weight(name, false, dims, origin)));
         }
         let ints = self.model.ints(tensor)?;
+        let weight = !name.is_empty() && count >= INTEGER_WEIGHT && !is_progression(&ints);
         let constant = match super::dtype_of(tensor.data_type) {
             Some(DType::Bool) => Tensor::bool(&shape, ints.iter().map(|v| *v != 0).collect())?,
             _ => Tensor::i64(&shape, ints)?,
         };
-        Ok(Value::constant(constant))
+        let from = weight.then(|| name.into()).into_iter().collect();
+        Ok(Value::Const { tensor: Rc::new(constant), from })
+    }
+
+    /// Remembers that `op` of the present node needs `tensor` in the clear.
+    fn note(&mut self, tensor: &str, op: &'static str, integer: bool) {
+        if !tensor.is_empty() {
+            let Origin { node, value, .. } = &self.origin;
+            let node = if node.is_empty() { value } else { node }.clone();
+            self.in_the_clear.insert(Published { tensor: tensor.into(), node, op, integer });
+        }
+    }
+
+    /// The integer tensors that `value` was made from.
+    fn sources(&self, value: &Value) -> Sources {
+        match value {
+            Value::Const { from, .. } => from.clone(),
+            Value::Node(id) => self.sources.get(id).cloned().unwrap_or_default(),
+            Value::Sizes { .. } => Sources::new(),
+        }
     }
 
     /// Element type and shape of `value`.
@@ -137,7 +191,7 @@ impl<'a> Context<'a> {
         let dims = |shape: &[usize]| shape.iter().map(|d| Dim::from_usize(*d)).collect::<Result<_>>();
         Ok(match value {
             Value::Node(id) => self.graph.node(*id)?.ty(),
-            Value::Const(tensor) => Type::new(tensor.dtype(), dims(tensor.shape())?),
+            Value::Const { tensor, .. } => Type::new(tensor.dtype(), dims(tensor.shape())?),
             Value::Sizes { shape, .. } => Type::new(DType::I64, dims(shape)?),
         })
     }
@@ -151,7 +205,7 @@ impl<'a> Context<'a> {
     pub fn owner(&self, value: &Value) -> Owner {
         match value {
             Value::Node(id) => self.graph.node(*id).map_or(Owner::Secret, |n| n.owner),
-            Value::Const(_) | Value::Sizes { .. } => Owner::Public,
+            Value::Const { .. } | Value::Sizes { .. } => Owner::Public,
         }
     }
 
@@ -160,7 +214,13 @@ impl<'a> Context<'a> {
         let origin = self.origin();
         match value {
             Value::Node(id) => Ok(*id),
-            Value::Const(tensor) => self.graph.add_const((**tensor).clone(), origin),
+            Value::Const { tensor, from } => {
+                let id = self.graph.add_const((**tensor).clone(), origin)?;
+                if !from.is_empty() {
+                    self.sources.insert(id, from.clone());
+                }
+                Ok(id)
+            }
             Value::Sizes { shape, dims } => {
                 let op = plain::Op::Sizes { shape: shape.clone(), values: dims.clone() };
                 self.graph.add(Op::Public(op), &[], origin)
@@ -186,13 +246,20 @@ impl<'a> Context<'a> {
     fn add(&mut self, op: Op, operands: &[&Value]) -> Result<Value> {
         let ids = operands.iter().map(|v| self.materialise(v)).collect::<Result<Vec<_>>>()?;
         let origin = self.origin();
-        Ok(Value::Node(self.graph.add(op, &ids, origin)?))
+        let id = self.graph.add(op, &ids, origin)?;
+        if self.graph.node(id)?.dtype != DType::F32 {
+            let from: Sources = operands.iter().flat_map(|v| self.sources(v)).collect();
+            if !from.is_empty() {
+                self.sources.insert(id, from);
+            }
+        }
+        Ok(Value::Node(id))
     }
 
     /// Applies `op` to public operands; see [`Context::emit`].
     ///
-    /// Operands that depend on weights alone, such as the table of rotary frequencies, are made public with their data:
-    /// an operator that exists on public tensors only says that they are structure and no secret.
+    /// Operands that depend on weights alone, such as the table of rotary frequencies, are put in the clear with their
+    /// data, and noted: whether their labels allow that is checked when there are labels.
     pub fn emit_public(&mut self, op: plain::Op, operands: &[&Value]) -> Result<Value> {
         if operands.iter().any(|v| self.owner(v) == Owner::Secret) {
             return Err(Diagnostic::unsupported("E0253", format!("{} of a secret value is not supported", op.name()))
@@ -201,28 +268,61 @@ impl<'a> Context<'a> {
         let mut public = Vec::with_capacity(operands.len());
         for operand in operands {
             public.push(match (operand, self.owner(operand)) {
-                (Value::Node(id), Owner::Server) => self.publish(*id)?,
+                (Value::Node(id), Owner::Server) => self.publish(*id, op.name())?,
                 _ => (*operand).clone(),
             });
         }
+        self.apply_public(op, &public)
+    }
+
+    /// Applies `op` to operands that nothing private is in.
+    fn apply_public(&mut self, op: plain::Op, public: &[Value]) -> Result<Value> {
+        let name = op.name();
+        // What a choice is made by is structure: masks are.
+        let skipped = usize::from(matches!(op, plain::Op::Where));
+        let from: Sources = public.iter().flat_map(|v| self.sources(v)).collect();
+        let result = self.folded(op, public, &from)?;
+        if !from.is_empty() && self.ty(&result)?.dtype == DType::F32 {
+            for operand in public.iter().skip(skipped) {
+                for tensor in self.sources(operand) {
+                    self.note(&tensor, name, true);
+                }
+            }
+        }
+        Ok(result)
+    }
+
+    /// `op` of `public`: evaluated where operands are known, else a node. Integers made from those in `from` stay known
+    /// to be.
+    fn folded(&mut self, op: plain::Op, public: &[Value], from: &Sources) -> Result<Value> {
         if let Some(tensors) = public.iter().map(Value::as_const).collect::<Option<Vec<_>>>() {
             match plain::eval(&op, &tensors, &Bindings::new(), FOLD_LIMIT) {
-                Ok(tensor) => return Ok(Value::constant(tensor)),
+                Ok(tensor) => {
+                    let from = if tensor.dtype() == DType::F32 { Sources::new() } else { from.clone() };
+                    return Ok(Value::Const { tensor: Rc::new(tensor), from });
+                }
                 // An attribute is symbolic.
                 Err(e) if e.code == "E0204" => {}
                 Err(e) => return Err(e),
             }
         }
-        if let Some(value) = sizes::eval(&op, &public, &self.graph.dims) {
+        // Sizes have no memory of where they come from.
+        if from.is_empty()
+            && let Some(value) = sizes::eval(&op, public, &self.graph.dims)
+        {
             return Ok(value);
         }
         self.add(Op::Public(op), &public.iter().collect::<Vec<_>>())
     }
 
-    /// A value that depends on weights and public values alone, as a public one.
-    fn publish(&mut self, id: ValueId) -> Result<Value> {
+    /// A value that depends on weights and public values alone, as a public one, for an operator `op`.
+    fn publish(&mut self, id: ValueId, op: &'static str) -> Result<Value> {
         // Nodes are added after their operands, so ascending ids are an order of evaluation.
         for at in self.graph.ancestors(id) {
+            if let Some(Op::Weight { name, .. }) = self.graph.op(at) {
+                let name = name.clone();
+                self.note(&name, op, false);
+            }
             if !self.published.contains_key(&at) {
                 let value = self.publish_one(at)?;
                 self.published.insert(at, value);
@@ -243,9 +343,12 @@ impl<'a> Context<'a> {
                         .note(format!("expected at most {FOLD_LIMIT} elements, found {}", tensor.len())));
                 }
                 let perm = if transposed { vec![1, 0] } else { (0..tensor.rank()).collect() };
-                self.emit_public(plain::Op::Transpose { perm }, &[&Value::constant(tensor)])
+                self.apply_public(plain::Op::Transpose { perm }, &[Value::constant(tensor)])
             }
-            Op::Const(tensor) => Ok(Value::constant(tensor)),
+            Op::Const(tensor) => {
+                let from = self.sources.get(&id).cloned().unwrap_or_default();
+                Ok(Value::Const { tensor: Rc::new(tensor), from })
+            }
             _ if node.owner == Owner::Public => Ok(Value::Node(id)),
             op => {
                 let plain = match &op {
@@ -257,7 +360,7 @@ impl<'a> Context<'a> {
                 })?;
                 let published = self.graph.operands(id).into_iter().filter_map(|o| self.published.get(&o).cloned());
                 let operands: Vec<Value> = published.chain(extra.map(Value::constant)).collect();
-                self.emit_public(plain, &operands.iter().collect::<Vec<_>>())
+                self.apply_public(plain, &operands)
             }
         }
     }
@@ -265,7 +368,7 @@ impl<'a> Context<'a> {
     /// The elements of an integer value, as sizes; an error when they depend on inputs.
     pub fn sizes(&self, value: &Value, what: &str) -> Result<Vec<Dim>> {
         match value {
-            Value::Const(tensor) => Ok(tensor.as_i64()?.iter().map(|v| Dim::constant(*v)).collect()),
+            Value::Const { tensor, .. } => Ok(tensor.as_i64()?.iter().map(|v| Dim::constant(*v)).collect()),
             Value::Sizes { dims, .. } => Ok(dims.clone()),
             Value::Node(id) => {
                 let node = self.graph.node(*id)?;
@@ -287,4 +390,14 @@ impl<'a> Context<'a> {
         };
         self.sizes(value, what)?.into_iter().map(constant).collect()
     }
+}
+
+/// Whether neighbours differ by one and the same number.
+fn is_progression(values: &[i64]) -> bool {
+    let mut steps = values.windows(2).map(|w| match w {
+        [a, b] => b.checked_sub(*a),
+        _ => None,
+    });
+    let first = steps.next().flatten();
+    first.is_some() && steps.all(|s| s == first)
 }

@@ -12,15 +12,18 @@ pub mod recognise;
 pub mod roles;
 pub mod sizes;
 
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::{Diagnostic, Dim, Result};
-use onnx_protobuf::{GraphProto, NodeProto};
+use onnx_protobuf::tensor_proto::DataType;
+use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
+use protobuf::Enum;
 
 use crate::graph::{Graph, Output};
-use crate::onnx::{Model, each_tensor, element_type, is_floating, shape, subgraphs};
-pub use context::{Context, Value};
+use crate::onnx::{Model, attribute, each_tensor, element_type, is_default_domain, is_floating, shape, subgraphs};
+pub use context::{Context, Published, Value};
 
 /// What the user says about sizes and inputs.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Options {
     pub max: BTreeMap<String, u64>,
     /// Inputs that are known at compile time, by name.
     pub constants: BTreeMap<String, Tensor>,
+    /// Inputs that are public, by name: everybody learns their contents.
+    pub public_inputs: BTreeSet<String>,
 }
 
 /// An imported model.
@@ -40,6 +45,8 @@ pub struct Imported {
     pub graph: Graph,
     /// What each textual size of the file's inputs became.
     pub dim_names: BTreeMap<String, Dim>,
+    /// Tensors of the file that the graph holds in the clear, with the operators that need them so.
+    pub published: BTreeSet<Published>,
 }
 
 /// Imports `model`.
@@ -73,16 +80,16 @@ pub fn import(model: &Model, options: &Options) -> std::result::Result<Imported,
     if !errors.is_empty() {
         return Err(errors);
     }
-    let mut graph = cx.graph;
+    let (mut graph, published) = (cx.graph, cx.in_the_clear);
     graph.remove_dead();
     graph.merge_equal().map_err(|e| vec![e])?;
     layers::spread(&mut graph);
-    Ok(Imported { graph, dim_names })
+    Ok(Imported { graph, dim_names, published })
 }
 
 /// The tensor called `name`, wherever it stands in the file: an initializer or the value of a Constant node.
 pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
-    let from = |tensor: &onnx_protobuf::TensorProto| Tensor::f32(&shape(tensor)?, model.floats(tensor)?);
+    let from = |tensor: &TensorProto| Tensor::f32(&shape(tensor)?, model.floats(tensor)?);
     if let Some(tensor) = model.initializer(name) {
         return from(tensor);
     }
@@ -90,10 +97,8 @@ pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
     fn find<'a>(nodes: &'a [NodeProto], is: &dyn Fn(&&NodeProto) -> bool) -> Option<&'a NodeProto> {
         nodes.iter().find(is).or_else(|| nodes.iter().flat_map(subgraphs).find_map(|g| find(&g.node, is)))
     }
-    if let Some(node) = find(&model.graph().node, &constant)
-        && let Some(tensor) = node.attribute.iter().find(|a| a.name == "value").and_then(|a| a.t.as_ref())
-    {
-        return from(tensor);
+    if let Some(tensor) = find(&model.graph().node, &constant).and_then(constant_tensor) {
+        return from(&tensor);
     }
     let mut found = None;
     each_tensor(&model.proto, &mut |tensor| {
@@ -103,6 +108,34 @@ pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
         Ok(())
     })?;
     from(found.ok_or_else(|| Diagnostic::internal("E0299", format!("no tensor is called `{name}`")))?)
+}
+
+/// The tensor that a `Constant` node gives, whatever attribute holds it; `None` for other nodes.
+pub fn constant_tensor(node: &NodeProto) -> Option<Cow<'_, TensorProto>> {
+    if !is_default_domain(&node.domain) || node.op_type != "Constant" {
+        return None;
+    }
+    let made = |kind: DataType, count: Option<usize>| TensorProto {
+        name: node.output.first().cloned().unwrap_or_default(),
+        data_type: kind.value(),
+        dims: count.and_then(|n| i64::try_from(n).ok()).into_iter().collect(),
+        ..TensorProto::default()
+    };
+    let of = |name: &str| attribute(node, name);
+    if let Some(tensor) = of("value").and_then(|a| a.t.as_ref()) {
+        Some(Cow::Borrowed(tensor))
+    } else if let Some(a) = of("value_ints") {
+        let int64_data = a.ints.clone();
+        Some(Cow::Owned(TensorProto { int64_data, ..made(DataType::INT64, Some(a.ints.len())) }))
+    } else if let Some(a) = of("value_floats") {
+        let float_data = a.floats.clone();
+        Some(Cow::Owned(TensorProto { float_data, ..made(DataType::FLOAT, Some(a.floats.len())) }))
+    } else if let Some(a) = of("value_int") {
+        Some(Cow::Owned(TensorProto { int64_data: vec![a.i], ..made(DataType::INT64, None) }))
+    } else {
+        let a = of("value_float")?;
+        Some(Cow::Owned(TensorProto { float_data: vec![a.f], ..made(DataType::FLOAT, None) }))
+    }
 }
 
 /// Imports one node; an error leaves its outputs without a value, and nodes that use those are passed over.
@@ -148,7 +181,7 @@ fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut V
 /// The branch of an `If` whose condition is known.
 fn branch<'a>(proto: &'a NodeProto, inputs: &[Option<Value>]) -> Result<&'a GraphProto> {
     let condition = match inputs.first() {
-        Some(Some(Value::Const(tensor))) => tensor.as_bool()?.first().copied(),
+        Some(Some(Value::Const { tensor, .. })) => tensor.as_bool()?.first().copied(),
         _ => None,
     };
     let condition = condition.ok_or_else(|| {

@@ -27,8 +27,19 @@ pub fn declare_inputs(cx: &mut Context, file: &GraphProto, options: &Options) ->
     for info in &file.input {
         if cx.model.initializer(&info.name).is_none() {
             let (dtype, sizes) = declared(info)?;
-            inputs.push((info.name.as_str(), input_role(&info.name, dtype, sizes.len()), dtype, sizes));
+            let role = input_role(&info.name, dtype, sizes.len());
+            let role = if options.public_inputs.contains(&info.name) {
+                declared_public(&info.name, dtype, role)?
+            } else {
+                role
+            };
+            inputs.push((info.name.as_str(), role, dtype, sizes));
         }
+    }
+    if let Some(unknown) = options.public_inputs.iter().find(|name| inputs.iter().all(|(known, ..)| known != name)) {
+        let known: Vec<&str> = inputs.iter().map(|(name, ..)| *name).collect();
+        return Err(Diagnostic::input("E0255", format!("the model has no input `{unknown}` to be public"))
+            .note(format!("its inputs are {}", known.join(", "))));
     }
     let cached = inputs.iter().any(|(_, role, ..)| is_past(*role));
     let mut names: BTreeMap<String, Dim> = BTreeMap::new();
@@ -114,7 +125,7 @@ fn rank(role: InputRole) -> u8 {
         InputRole::Embeddings => 2,
         InputRole::PositionIds => 3,
         InputRole::AttentionMask => 4,
-        InputRole::Other => 5,
+        InputRole::Public | InputRole::Other => 5,
     }
 }
 
@@ -133,7 +144,7 @@ fn name_size(
     cached: bool,
 ) -> Result<Dim> {
     let by_role = match (role, axis) {
-        (InputRole::Other, _) => None,
+        (InputRole::Public | InputRole::Other, _) => None,
         (InputRole::AttentionMask, 1) if axes == 2 => {
             let seq = symbol(cx, options, "seq", text)?;
             return if cached { symbol(cx, options, "past", text)?.add(&seq) } else { Ok(seq) };
@@ -205,12 +216,40 @@ pub fn input_role(name: &str, dtype: DType, axes: usize) -> InputRole {
         InputRole::Embeddings
     } else if dtype == DType::I64 && (lower.contains("input_ids") || lower == "tokens" || lower == "token_ids") {
         InputRole::TokenIds
-    } else if lower.contains("attention_mask") || lower == "mask" {
+    } else if dtype != DType::F32 && is_named(&lower, "attention_mask") {
         InputRole::AttentionMask
-    } else if lower.contains("position_ids") || lower == "positions" {
+    } else if dtype == DType::I64 && is_named(&lower, "position_ids") {
         InputRole::PositionIds
     } else {
         InputRole::Other
+    }
+}
+
+/// Whether `name` is `word`, with other words joined to it by `_` or `.` at most.
+fn is_named(name: &str, word: &str) -> bool {
+    let joins = |c: char| matches!(c, '_' | '.');
+    name.split_once(word).is_some_and(|(before, after)| {
+        (before.is_empty() || before.ends_with(joins)) && (after.is_empty() || after.starts_with(joins))
+    })
+}
+
+/// The role of an input that would have `role` and that the user calls public. The meaning of a mask or of positions is
+/// taken from names that would not make them public by themselves.
+fn declared_public(name: &str, dtype: DType, role: InputRole) -> Result<InputRole> {
+    let lower = name.to_ascii_lowercase();
+    match role {
+        InputRole::AttentionMask | InputRole::PositionIds => Ok(role),
+        InputRole::Other if dtype != DType::F32 && (lower == "mask" || lower.contains("attention_mask")) => {
+            Ok(InputRole::AttentionMask)
+        }
+        InputRole::Other if dtype == DType::I64 && (lower == "positions" || lower.contains("position_ids")) => {
+            Ok(InputRole::PositionIds)
+        }
+        InputRole::Other | InputRole::Public => Ok(InputRole::Public),
+        InputRole::TokenIds | InputRole::Embeddings | InputRole::PastKey { .. } | InputRole::PastValue { .. } => Err(
+            Diagnostic::input("E0255", format!("input `{name}` cannot be public: it is the client's {}", role.name()))
+                .note("expected a mask, positions or another input that says nothing about the prompt's text"),
+        ),
     }
 }
 
@@ -264,6 +303,14 @@ mod tests {
         assert_eq!(input_role("attention_mask", DType::I64, 2), InputRole::AttentionMask);
         assert_eq!(input_role("position_ids", DType::I64, 2), InputRole::PositionIds);
         assert_eq!(input_role("pixel_values", DType::F32, 4), InputRole::Other);
+        assert_eq!(input_role("decoder.attention_mask", DType::Bool, 2), InputRole::AttentionMask);
+        assert_eq!(input_role("attention_mask_1", DType::I64, 2), InputRole::AttentionMask);
+        for name in ["mask", "positions", "noattention_masked", "attention_masks", "myposition_ids"] {
+            assert_eq!(input_role(name, DType::I64, 2), InputRole::Other, "{name}");
+        }
+        for name in ["attention_mask", "position_ids"] {
+            assert_eq!(input_role(name, DType::F32, 2), InputRole::Other, "{name}");
+        }
     }
 
     #[test]

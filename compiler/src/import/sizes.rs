@@ -52,7 +52,7 @@ pub fn eval(op: &Op, operands: &[Value], dims: &Dims) -> Option<Value> {
 pub fn as_sizes(value: &Value) -> Option<(Vec<usize>, Vec<Dim>)> {
     match value {
         Value::Sizes { shape, dims } => Some((shape.clone(), dims.clone())),
-        Value::Const(tensor) if tensor.len() <= LIMIT => {
+        Value::Const { tensor, .. } if tensor.len() <= LIMIT => {
             let values = tensor.as_i64().ok()?.iter().map(|v| Dim::constant(*v)).collect();
             Some((tensor.shape().to_vec(), values))
         }

@@ -39,25 +39,46 @@ struct View {
     rounds_tuned: bool,
 }
 
-/// A floating element type.
+/// An element type: floating, or an integer type, whose elements are compared as they are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     Half,
     Brain,
     Single,
     Double,
+    Bool,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
 }
 
 impl Kind {
-    /// The kind of `tensor`, if it is floating.
+    /// All kinds.
+    const ALL: [Kind; 13] = [
+        Kind::Half,
+        Kind::Brain,
+        Kind::Single,
+        Kind::Double,
+        Kind::Bool,
+        Kind::Int8,
+        Kind::Int16,
+        Kind::Int32,
+        Kind::Int64,
+        Kind::Uint8,
+        Kind::Uint16,
+        Kind::Uint32,
+        Kind::Uint64,
+    ];
+
+    /// The kind of `tensor`, if its elements can be read.
     pub(super) fn of(tensor: &TensorProto) -> Option<Kind> {
-        match element_type(tensor).ok()? {
-            DataType::FLOAT16 => Some(Kind::Half),
-            DataType::BFLOAT16 => Some(Kind::Brain),
-            DataType::FLOAT => Some(Kind::Single),
-            DataType::DOUBLE => Some(Kind::Double),
-            _ => None,
-        }
+        let element = element_type(tensor).ok()?;
+        Kind::ALL.into_iter().find(|kind| kind.element() == element)
     }
 
     /// ONNX's name of the kind.
@@ -67,6 +88,15 @@ impl Kind {
             Kind::Brain => DataType::BFLOAT16,
             Kind::Single => DataType::FLOAT,
             Kind::Double => DataType::DOUBLE,
+            Kind::Bool => DataType::BOOL,
+            Kind::Int8 => DataType::INT8,
+            Kind::Int16 => DataType::INT16,
+            Kind::Int32 => DataType::INT32,
+            Kind::Int64 => DataType::INT64,
+            Kind::Uint8 => DataType::UINT8,
+            Kind::Uint16 => DataType::UINT16,
+            Kind::Uint32 => DataType::UINT32,
+            Kind::Uint64 => DataType::UINT64,
         }
     }
 
@@ -75,9 +105,19 @@ impl Kind {
         element_size(self.element()).unwrap_or(1)
     }
 
+    /// Whether elements are floating-point numbers.
+    pub(super) fn is_floating(self) -> bool {
+        matches!(self, Kind::Half | Kind::Brain | Kind::Single | Kind::Double)
+    }
+
+    /// Whether elements of this kind can be brought to `other`.
+    fn converts_to(self, other: Kind) -> bool {
+        self == other || self.is_floating() && other.is_floating()
+    }
+
     /// Whether every value of `other` is one of this kind, but not the other way round.
     fn is_wider_than(self, other: Kind) -> bool {
-        self.width() > other.width()
+        self.converts_to(other) && self.width() > other.width()
     }
 }
 
@@ -188,17 +228,20 @@ fn convert<'a>(from: Kind, to: Kind, elements: &'a [u8], out: &'a mut Vec<u8>) -
         Kind::Brain => out.extend(bf16::from_f32(value).to_le_bytes()),
         Kind::Single => out.extend(value.to_le_bytes()),
         Kind::Double => out.extend(f64::from(value).to_le_bytes()),
+        // No view asks for other elements than floating ones.
+        _ => {}
     };
     match from {
         Kind::Half => elements.as_chunks().0.iter().for_each(|e| put(f16::from_le_bytes(*e).to_f32())),
         Kind::Brain => elements.as_chunks().0.iter().for_each(|e| put(bf16::from_le_bytes(*e).to_f32())),
         Kind::Single => elements.as_chunks().0.iter().for_each(|e| put(f32::from_le_bytes(*e))),
         Kind::Double => elements.as_chunks().0.iter().for_each(|e| put(f64::from_le_bytes(*e) as f32)),
+        _ => {}
     }
     out
 }
 
-/// Digests of the floating tensors of a base model.
+/// Digests of the tensors of a base model.
 pub(super) struct Content<'a> {
     base: &'a Model,
     tensors: Vec<(String, Cow<'a, TensorProto>, Kind)>,
@@ -250,6 +293,10 @@ impl<'a> Content<'a> {
                 return Ok(Some(why));
             }
         }
+        // Rows of a few small integers are equal by chance.
+        if !kind.is_floating() {
+            return Ok(None);
+        }
         let vectors = match self.vectors.take() {
             Some(vectors) => vectors,
             None => self.collect_vectors()?,
@@ -271,7 +318,7 @@ impl<'a> Content<'a> {
     /// Digests of all rows, columns and vectors of the base.
     fn collect_vectors(&self) -> Result<Vectors> {
         let mut vectors = Vectors::default();
-        for (_, tensor, kind) in &self.tensors {
+        for (_, tensor, kind) in self.tensors.iter().filter(|(.., kind)| kind.is_floating()) {
             let matrix = Matrix::new(self.base, tensor, *kind)?;
             if matrix.dims.len() == 1 && matrix.columns >= SHORTEST {
                 vectors.lengths.insert(matrix.columns);
@@ -295,7 +342,8 @@ impl<'a> Content<'a> {
 
 /// How a base tensor of `kind` is compared with tuned tensors of the kinds in `tuned`.
 fn base_views(kind: Kind, tuned: &BTreeSet<Kind>) -> Vec<View> {
-    let mut views: Vec<View> = tuned.iter().map(|&kind| View { kind, rounds_tuned: false }).collect();
+    let fitting = tuned.iter().filter(|tuned| kind.converts_to(**tuned));
+    let mut views: Vec<View> = fitting.map(|&kind| View { kind, rounds_tuned: false }).collect();
     if tuned.iter().any(|t| t.is_wider_than(kind)) {
         views.push(View { kind, rounds_tuned: true });
     }

@@ -3,8 +3,8 @@
 //! Names change from one export to the next, contents do not. A tensor is public when its content stands in the base
 //! model: as a tensor, as its transpose, as rows or columns that all stand there, or, for a vector, as base vectors one
 //! after another. Whatever nothing makes public is private, the safe direction: a public weight taken for private costs
-//! time, the other error gives the provider's weight away. Numbers of one element and integer tensors are structure of
-//! the graph and public. Equality itself shows which tensors were left as they were.
+//! time, the other error gives the provider's weight away. Numbers of one element are structure of the graph and public,
+//! and so are integer tensors, but for those that earlier passes found to be used as weights. Equality itself shows which tensors were left as they were.
 
 mod content;
 
@@ -13,11 +13,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use globset::{GlobBuilder, GlobMatcher};
 use ombra_ir::{Diagnostic, Result};
-use onnx_protobuf::tensor_proto::DataType;
 use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
-use protobuf::Enum;
 
-use crate::onnx::{Model, is_default_domain, shape, subgraphs};
+use crate::import::constant_tensor;
+use crate::onnx::{Model, shape, subgraphs};
 use content::{Content, Kind};
 
 /// Who owns a weight.
@@ -44,7 +43,7 @@ pub struct Label {
     pub readable: Option<String>,
 }
 
-/// The owners of the floating tensors of a model, in order of name.
+/// The owners of the floating tensors of a model and of its integer weights, in order of name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
     /// One entry for each name.
@@ -52,7 +51,8 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// The label of the tensor called `name`; none for integers and for names that are no tensor.
+    /// The label of the tensor called `name`; none for integers that are structure and for names that are no
+    /// tensor.
     pub fn get(&self, name: &str) -> Option<&Label> {
         let at = self.tensors.binary_search_by(|label| label.name.as_str().cmp(name)).ok()?;
         self.tensors.get(at)
@@ -68,30 +68,34 @@ pub struct Overrides {
     pub private: Vec<String>,
     /// Names of tensors that are no weights by their use, such as rotary tables and masks.
     pub structure: BTreeSet<String>,
+    /// Names of integer tensors that are weights by their use: floating-point numbers are made from them.
+    pub integers: BTreeSet<String>,
 }
 
-/// Labels the floating tensors of `tuned`: initializers and `Constant` nodes, those of subgraphs and functions included.
+/// Labels the floating tensors of `tuned` and the integer ones that `overrides` names: initializers and `Constant` nodes,
+/// those of subgraphs and functions included.
 ///
 /// A private pattern decides first, then a public one, then structure, then content. Where one name stands for several
 /// tensors, in branches of an `If`, it is private if one of them is.
 ///
 /// # Errors
-/// `E0150` for a pattern that is none, `E0151` for one that matches no floating tensor, otherwise as [`Model::bytes`].
+/// `E0150` for a pattern that is none, `E0151` for one that matches none of these tensors, otherwise as [`Model::bytes`].
 pub fn label(tuned: &Model, base: Option<&Model>, overrides: &Overrides) -> Result<Labels> {
     let private = patterns(&overrides.private, "--private")?;
     let public = patterns(&overrides.public, "--public")?;
-    let tensors = floating_tensors(tuned);
+    let tensors = tensors_of(tuned, &|name| overrides.integers.contains(name));
     let names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     for (pattern, option) in private.iter().map(|p| (p, "--private")).chain(public.iter().map(|p| (p, "--public"))) {
         if !names.iter().any(|name| pattern.is_match(name)) {
-            let message = format!("{option} '{}' matches no floating-point tensor", pattern.glob());
+            let message = format!("{option} '{}' matches no weight", pattern.glob());
             return Err(Diagnostic::input("E0151", message)
                 .at(tuned.path.display().to_string())
                 .note("patterns are compared with the names of initializers"));
         }
     }
     let kinds: BTreeSet<Kind> = tensors.iter().filter_map(|(_, tensor)| Kind::of(tensor)).collect();
-    let mut content = base.map(|base| Content::new(base, floating_tensors(base), kinds)).transpose()?;
+    let integers = !overrides.integers.is_empty();
+    let mut content = base.map(|base| Content::new(base, tensors_of(base, &|_| integers), kinds)).transpose()?;
     let consumers = consumers(tuned);
     let mut labels = BTreeMap::new();
     for (name, tensor) in &tensors {
@@ -142,44 +146,27 @@ fn patterns(patterns: &[String], option: &str) -> Result<Vec<GlobMatcher>> {
         .collect()
 }
 
-/// Names and tensors of the floating initializers and `Constant` nodes of `model`.
-fn floating_tensors(model: &Model) -> Vec<(String, Cow<'_, TensorProto>)> {
+/// Names and tensors of the initializers and `Constant` nodes of `model` that are floating, or integer and `wanted`.
+pub(crate) fn tensors_of<'a>(model: &'a Model, wanted: &dyn Fn(&str) -> bool) -> Vec<(String, Cow<'a, TensorProto>)> {
     let mut found = Vec::new();
     collect_graph(model.graph(), &mut found);
     model.proto.functions.iter().for_each(|f| collect_nodes(&f.node, &mut found));
+    found.retain(|(name, tensor)| Kind::of(tensor).is_some_and(|kind| kind.is_floating() || wanted(name)));
     found
 }
 
-/// Adds the floating tensors of `graph` to `found`.
+/// Adds the tensors of `graph` to `found`.
 fn collect_graph<'a>(graph: &'a GraphProto, found: &mut Vec<(String, Cow<'a, TensorProto>)>) {
-    let floating = graph.initializer.iter().filter(|t| Kind::of(t).is_some());
-    found.extend(floating.map(|t| (t.name.clone(), Cow::Borrowed(t))));
+    found.extend(graph.initializer.iter().map(|t| (t.name.clone(), Cow::Borrowed(t))));
     collect_nodes(&graph.node, found);
 }
 
-/// Adds the floating tensors of `nodes` to `found`.
+/// Adds the tensors of `nodes` to `found`.
 fn collect_nodes<'a>(nodes: &'a [NodeProto], found: &mut Vec<(String, Cow<'a, TensorProto>)>) {
     for node in nodes {
         subgraphs(node).for_each(|graph| collect_graph(graph, found));
-        let (true, "Constant") = (is_default_domain(&node.domain), node.op_type.as_str()) else { continue };
-        let Some(name) = node.output.first() else { continue };
-        for attribute in &node.attribute {
-            let tensor = match attribute.name.as_str() {
-                "value" => attribute.t.as_ref().map(Cow::Borrowed),
-                "value_float" | "value_floats" => {
-                    let list = attribute.name == "value_floats";
-                    let dims = i64::try_from(attribute.floats.len()).map_or(vec![], |n| vec![n]);
-                    Some(Cow::Owned(TensorProto {
-                        name: name.clone(),
-                        data_type: DataType::FLOAT.value(),
-                        dims: if list { dims } else { vec![] },
-                        float_data: if list { attribute.floats.clone() } else { vec![attribute.f] },
-                        ..TensorProto::default()
-                    }))
-                }
-                _ => None,
-            };
-            found.extend(tensor.filter(|t| Kind::of(t).is_some()).map(|t| (name.clone(), t)));
+        if let (Some(name), Some(tensor)) = (node.output.first(), constant_tensor(node)) {
+            found.push((name.clone(), tensor));
         }
     }
 }

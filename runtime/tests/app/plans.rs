@@ -297,6 +297,7 @@ fn write(
         batch: None,
         seq: Some("seq".to_owned()),
         past: past.map(str::to_owned),
+        limits: vec![],
         failure_log2: -50.0,
         changes: vec![],
     };

@@ -5,34 +5,22 @@ use ombra_ir::{Diagnostic, Dim, Result};
 
 use crate::import::node::{Node, axis};
 use crate::import::sizes::finish;
-use crate::import::{Context, Value};
+use crate::import::{Context, Value, constant_tensor};
 
 pub fn constant(cx: &mut Context, node: &Node) -> Result<Value> {
-    if let Some(tensor) = node.tensor("value") {
-        let name = node.proto.output.first().cloned().unwrap_or_default();
-        return cx.tensor_value(&name, tensor);
+    let name = node.proto.output.first().cloned().unwrap_or_default();
+    match constant_tensor(node.proto) {
+        Some(tensor) => cx.tensor_value(&name, &tensor),
+        None => Err(Diagnostic::unsupported("E0251", "a constant holds neither a tensor nor numbers")
+            .note("expected value, value_int, value_ints, value_float or value_floats")),
     }
-    if let Some(values) = node.ints("value_ints") {
-        return Tensor::i64(&[values.len()], values.to_vec()).map(Value::constant);
-    }
-    if let Some(values) = node.floats("value_floats") {
-        return Tensor::f32(&[values.len()], values.to_vec()).map(Value::constant);
-    }
-    if node.has("value_int") {
-        return Ok(Value::constant(Tensor::scalar_i64(node.int("value_int", 0))));
-    }
-    if node.has("value_float") {
-        return Ok(Value::constant(Tensor::scalar_f32(node.float("value_float", 0.0))));
-    }
-    Err(Diagnostic::unsupported("E0251", "a constant holds neither a tensor nor numbers")
-        .note("expected value, value_int, value_ints, value_float or value_floats"))
 }
 
 pub fn constant_of_shape(cx: &mut Context, node: &Node) -> Result<Value> {
     let shape = cx.sizes(node.input(0)?, "the shape")?;
     let value = match node.tensor("value") {
         Some(tensor) => match cx.tensor_value("", tensor)? {
-            Value::Const(tensor) if tensor.len() == 1 => (*tensor).clone(),
+            Value::Const { tensor, .. } if tensor.len() == 1 => (*tensor).clone(),
             _ => return Err(Diagnostic::input("E0251", "expected one element in attribute `value`")),
         },
         None => Tensor::f32(&[1], vec![0.0])?,

@@ -14,6 +14,8 @@ use ombra_ir::{Dim, Result};
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, Op, Origin, ValueId};
 
+pub use softmax::is_mask;
+
 /// What a pattern says of a node.
 pub enum Match {
     /// It is something else.

@@ -21,7 +21,9 @@ const CUT: f32 = -1.0e30;
 fn is_structure(graph: &Graph, id: ValueId) -> bool {
     graph.ancestors(id).into_iter().all(|a| match graph.op(a) {
         Some(Op::Const(_) | Op::Public(_)) => true,
-        Some(Op::Input { role, .. }) => matches!(role, InputRole::AttentionMask | InputRole::PositionIds),
+        Some(Op::Input { role, .. }) => {
+            matches!(role, InputRole::AttentionMask | InputRole::PositionIds | InputRole::Public)
+        }
         _ => false,
     })
 }
@@ -211,13 +213,18 @@ fn truth_values(graph: &mut Graph, m: ValueId, limit: f32, like: ValueId) -> Res
 fn weight_mask(graph: &Graph, id: ValueId, weights: &Weights) -> Result<Option<Tensor>> {
     let Some(Op::Weight { name, transposed: false }) = graph.op(id) else { return Ok(None) };
     let tensor = weights(name)?;
-    let values = tensor.as_f32()?;
-    let mask = values.iter().all(|x| *x == 0.0 || *x <= HUGE) && values.iter().any(|x| *x <= HUGE);
-    if !mask {
+    if !is_mask(&tensor) {
         return Ok(None);
     }
+    let values = tensor.as_f32()?;
     let bits = values.iter().map(|x| *x == 0.0).collect();
     Tensor::new(tensor.shape().to_vec(), Data::Bool(bits)).map(Some)
+}
+
+/// Whether `tensor` says by 0 and huge negative numbers, one at least, which positions count.
+pub fn is_mask(tensor: &Tensor) -> bool {
+    let Ok(values) = tensor.as_f32() else { return false };
+    values.iter().all(|x| *x == 0.0 || *x <= HUGE) && values.iter().any(|x| *x <= HUGE)
 }
 
 /// softmax(where(c, scores, huge)) or softmax(where(c, huge, scores)) with a public c.
