@@ -121,6 +121,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let plan = &folder.plan;
     let Prepared { request, given, mut tokens, stop } = task;
     let prompt = tokens.len();
+    let limit = session.limits().max_memory_bytes;
     let peers = [Party::Server, Party::Helper];
     let tell = |next: Next| peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&next));
     let keys = keys(session)?;
@@ -137,7 +138,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let mut all = Vec::new();
     let mut outputs = Vec::new();
     for index in 0..request.steps() {
-        let inputs = request.step(plan, index)?;
+        let inputs = request.step(plan, index, limit)?;
         let mut known = given.clone();
         for (name, tensor) in &inputs.public {
             if !known.iter().any(|(other, _)| other == name) {
@@ -148,7 +149,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
             let new = if index > 0 && plan.past.is_some() { tokens.len().saturating_sub(1) } else { 0 };
             known.push(token_ids(plan, tokens.get(new..).unwrap_or_default())?);
         }
-        let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public)?;
+        let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public, limit)?;
         let slots = region.step(plan, &slots, &step.bound.bindings, &known)?;
         tell(Next::Step)?;
         let opened = phases.run(|| engine.step(&step, &slots))?;

@@ -15,6 +15,7 @@
 //! | E1011 | a party's process on this machine cannot be started or ended early |
 //! | E1012 | an option is not supported yet |
 //! | E1013 | a report or other result cannot be written |
+//! | E1014 | a fault of this program ended a session |
 
 pub mod client;
 pub mod command;

@@ -1,5 +1,6 @@
 //! The server's and the helper's side: sessions one after another, with weights that are shared once.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
 use ombra_ir::{Diagnostic, Result};
@@ -92,22 +93,28 @@ pub fn serve(
     }
 }
 
-/// Serves one session to its end. When it fails, the peers are told.
+/// Serves one session to its end. When it fails, the peers are told; a panic is a failure of this session alone.
 ///
 /// # Errors
-/// Whatever ended the session.
+/// Whatever ended the session, `E1014` for a panic.
 pub fn serve_session(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize) -> Result<()> {
     guarded(session, || {
         if session.purpose() != Purpose::Run {
             return Err(Diagnostic::unsupported("E1012", "measuring links is not supported yet"));
         }
-        steps(folder, session, keep, threads)
+        // What is kept is replaced as a whole, so that a panic leaves the old or the new.
+        let served = panic::catch_unwind(AssertUnwindSafe(|| steps(folder, session, keep, threads)));
+        served.unwrap_or_else(|_| {
+            Err(Diagnostic::internal("E1014", "a fault of this program ended the session")
+                .note("help      report this, with the lines above; other sessions are not affected"))
+        })
     })
 }
 
 fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize) -> Result<()> {
     let client = session.link(Party::Client)?;
     let plan = &folder.plan;
+    let limit = session.limits().max_memory_bytes;
     let keys = keys(session)?;
     let request: Request = client.recv_control(CONTROL)?;
     request.check(plan)?;
@@ -124,8 +131,8 @@ fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize
             Next::Step if index < request.steps() => {}
             Next::Step => return Err(senseless(Party::Client, "more steps than it asked for")),
         }
-        let step = request.step(plan, index)?;
-        let step = program::prepare(engine.module(), &step.sizes, &step.public)?;
+        let step = request.step(plan, index, limit)?;
+        let step = program::prepare(engine.module(), &step.sizes, &step.public, limit)?;
         phases.run(|| engine.step(&step, &[]))?;
     }
     client.send_control(&phases.end())

@@ -26,6 +26,22 @@ use crate::protocols::local::linear::Ring;
 use crate::protocols::{Cx, Keys};
 use crate::share::Shared;
 
+/// Most ticks of a step: a plan with more rounds would run for days on any network.
+pub const MAX_TICKS: u32 = 1 << 22;
+
+/// Refuses a schedule of more than [`MAX_TICKS`] ticks, before memory is taken for each.
+///
+/// # Errors
+/// `E0816`.
+pub fn check_ticks(schedule: &Schedule) -> Result<()> {
+    if schedule.ticks <= MAX_TICKS {
+        return Ok(());
+    }
+    Err(Diagnostic::input("E0816", "a step of the plan has too many rounds")
+        .note(format!("expected  at most {MAX_TICKS}"))
+        .note(format!("found     {}", schedule.ticks)))
+}
+
 /// One party's side of a session.
 pub struct Run {
     module: Arc<Module>,
@@ -109,6 +125,7 @@ impl Run {
         if self.failed || self.step >= super::net::WEIGHTS_EPOCH {
             return Err(Diagnostic::internal("E0808", "the session has ended").note("start a new session"));
         }
+        check_ticks(schedule)?;
         let epoch = self.step;
         self.step += 1;
         self.failed = true;
@@ -365,4 +382,16 @@ fn last_of(tensor: Tensor, axis: usize) -> Result<Tensor> {
 
 fn missing() -> Diagnostic {
     Diagnostic::internal("E0811", "an op has too few operands or attributes out of range")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_of_too_many_ticks_is_refused() {
+        let schedule = |ticks| Schedule { start: Vec::new(), traffic: Vec::new(), ticks };
+        assert!(check_ticks(&schedule(MAX_TICKS)).is_ok());
+        assert_eq!(check_ticks(&schedule(u32::MAX)).err().map(|error| error.code), Some("E0816"));
+    }
 }

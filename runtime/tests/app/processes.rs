@@ -242,6 +242,28 @@ fn serving_parties_outlive_clients_and_each_other() {
 }
 
 #[test]
+fn a_request_for_too_much_memory_is_refused_and_the_next_is_served() {
+    let plan = plans::cached();
+    let (_keys, [client, server, helper]) = configurations();
+    let limited = fs::read_to_string(&server).unwrap() + "\n[limits]\nmax_memory_bytes = 3000\n";
+    fs::write(&server, limited).unwrap();
+    let _helper = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start(&plan.0, Party::Server, &server);
+    client_run(&plan, &client);
+    let output = ombra_run()
+        .arg("generate")
+        .arg(&plan.0)
+        .arg("--config")
+        .arg(&client)
+        .args(["--tokens", "1,1,1,1,1,1,1,1,1,1,1,1", "-n", "1"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("E0405"), "{}", text(&output.stderr));
+    client_run(&plan, &client);
+}
+
+#[test]
 fn another_plan_is_refused_by_the_serving_parties() {
     let (plan, other) = (plans::cached(), plans::client_cached());
     let (_keys, [client, server, helper]) = configurations();

@@ -1,10 +1,11 @@
 //! Sessions of three threads over links in memory.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 
-use ombra_ir::plain::Tensor;
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::plain::{self, Tensor};
+use ombra_ir::{Diagnostic, Dim, Result, plan};
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::{Phase, Report};
@@ -199,12 +200,70 @@ fn ask(folder: &Path, request: &Request) -> Vec<Diagnostic> {
         })
     });
     let peers: Vec<_> = peers.collect();
+    offer(&client, [request, request]);
+    peers.into_iter().map(|peer| peer.join().unwrap()).collect()
+}
+
+/// The client's part of a session up to the first step, with a request for the server and one for the helper.
+fn offer(client: &Session, requests: [&Request; 2]) {
     let key = ombra_runtime::transport::Frame::new(1, u32::MAX, 0, vec![0; 16]);
     client.link(Party::Helper).unwrap().send(key).unwrap();
-    for peer in [Party::Server, Party::Helper] {
+    for (peer, request) in [Party::Server, Party::Helper].into_iter().zip(requests) {
         client.link(peer).unwrap().send_control(request).unwrap();
     }
-    peers.into_iter().map(|peer| peer.join().unwrap()).collect()
+    for peer in [Party::Server, Party::Helper] {
+        // A peer that has refused the request reads no more.
+        let _ = client.link(peer).unwrap().send_control(&"step");
+    }
+}
+
+/// Steps whose memory is above the default limit: the defaults of public inputs, the public program, and shared values.
+#[test]
+fn requests_for_more_memory_than_allowed_are_refused_before_it_is_taken() {
+    const LARGE: u64 = 1 << 29;
+    for place in ["defaults", "program", "values"] {
+        let folder = plans::linear(false);
+        let path = folder.join("public/plan.ombra");
+        let mut plan = plan::decode(&fs::read(&path).unwrap()).unwrap();
+        let seq = plan.module.dims.find("seq").unwrap();
+        plan.module.dims.info_mut(seq).unwrap().max = Some(4 * LARGE);
+        if place != "defaults" {
+            plan.graph_inputs.retain(|input| input.name == "x");
+        }
+        if place == "program" {
+            let iota = |start| plain::Op::Iota { start: Dim::from(start), len: Dim::from(seq), step: 1 };
+            let program = &mut plan.module.public;
+            let numbers = [0u32, 1, 2].map(|start| program.push(iota(start), vec![]).unwrap());
+            program.outputs = numbers.to_vec();
+        }
+        fs::write(&path, plan::encode(&plan).unwrap()).unwrap();
+        let size = if place == "defaults" { 4 * LARGE } else { LARGE };
+        let request = Request::Infer { sizes: vec![("seq".to_owned(), size)], public: vec![], states: false };
+        let errors = ask(&folder.0, &request);
+        assert!(errors.iter().any(|error| error.code == "E0405"), "{place}: {errors:?}");
+        assert!(errors.iter().all(|error| ["E0405", "E0705"].contains(&error.code)), "{place}: {errors:?}");
+    }
+}
+
+/// A plan that was changed after it was verified lets the program panic: that ends the session and nothing else.
+#[test]
+fn a_panic_ends_the_session_in_an_error() {
+    let plan = plans::linear(false);
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let mut folder = PlanFolder::open(&plan.0).unwrap();
+    folder.plan.module.ops[2].args[0] = ombra_ir::module::Id(u32::MAX);
+    let request = Request::Infer { sizes: vec![("seq".to_owned(), 1)], public: vec![], states: false };
+    offer(&client, [&request, &request]);
+    let helper = thread::spawn({
+        let folder = PlanFolder::open(&plan.0).unwrap();
+        move || serve_session(&folder, &helper, &mut Keep::new(Party::Helper, &folder).unwrap(), 1).unwrap_err()
+    });
+    let mut keep = Keep::new(Party::Server, &folder).unwrap();
+    assert_eq!(serve_session(&folder, &server, &mut keep, 1).unwrap_err().code, "E1014");
+    drop(client);
+    let told = helper.join().unwrap();
+    assert!(["E0701", "E0705"].contains(&told.code), "{told}");
 }
 
 #[test]
