@@ -151,6 +151,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
         }
         let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public, limit)?;
         let slots = region.step(plan, &slots, &step.bound.bindings, &known)?;
+        engine.check_inputs(&step, &slots)?;
         tell(Next::Step)?;
         let opened = phases.run(|| engine.step(&step, &slots))?;
         outputs = opened.into_iter().map(|opened| output(folder, opened)).collect::<Result<Vec<_>>>()?;

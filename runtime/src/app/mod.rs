@@ -16,6 +16,7 @@
 //! | E1012 | an option is not supported yet |
 //! | E1013 | a report or other result cannot be written |
 //! | E1014 | a fault of this program ended a session |
+//! | E1015 | a party ended a session for a reason of its own |
 
 pub mod client;
 pub mod command;

@@ -177,15 +177,44 @@ fn a_value_beyond_its_bound_ends_the_session_at_every_party() {
     let inputs = vec![("x".to_owned(), Tensor::f32(&[1, WIDTH], vec![100.0; WIDTH]).unwrap())];
     let (outcome, peers) = run(&folder.0, Task::Infer { inputs });
     assert_eq!(outcome.err().map(|error| error.code), Some("E0381"));
-    assert_eq!(peers.map(|peer| peer.unwrap_err().code), ["E0705", "E0705"]);
+    assert_told_nothing(peers);
+}
+
+/// That server and helper learn that the client ended the session, and neither why nor where.
+fn assert_told_nothing(peers: [Result<()>; 2]) {
+    for error in peers.map(Result::unwrap_err) {
+        assert_eq!((error.code, error.place.clone()), ("E0705", None), "{error}");
+        assert_eq!(error.message, "client aborted the run with E1015");
+    }
+}
+
+/// What only a later step finds wrong ends the session between two steps: nobody has sent anything of that step.
+#[test]
+fn a_step_is_announced_after_its_inputs_were_checked() {
+    let folder = plans::cached();
+    let open = PlanFolder::open(&folder.0).unwrap();
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let meters = [&client, &server, &helper].map(|session| session.meter().clone());
+    let peers = [server, helper].map(|session| {
+        let folder = PlanFolder::open(&folder.0).unwrap();
+        let mut keep = Keep::new(session.party(), &folder).unwrap();
+        thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
+    });
+    let task = Prepared::new(&open, generate(&[1, VOCABULARY as i64], 1)).unwrap();
+    let options = Options { threads: 1, keep_steps: false, on_token: &mut |_| Ok(()) };
+    assert_eq!(client::run(&open, &client, task, options).err().map(|error| error.code), Some("E0806"));
+    assert_told_nothing(peers.map(|peer| peer.join().unwrap()));
+    let sent = meters.map(|meter| meter.snapshot().sent_bytes());
+    assert_eq!(sent, [0, 8 * 2 * (VOCABULARY * WIDTH) as u64, 0], "the weights alone");
 }
 
 #[test]
 fn a_token_out_of_the_vocabulary_ends_the_session_at_every_party() {
     let folder = plans::cached();
     let (outcome, peers) = run(&folder.0, generate(&[VOCABULARY as i64], 1));
-    assert!(outcome.is_err());
-    assert_eq!(peers.map(|peer| peer.unwrap_err().code), ["E0705", "E0705"]);
+    assert_eq!(outcome.err().map(|error| error.code), Some("E0806"));
+    assert_told_nothing(peers);
 }
 
 /// The errors of server and helper when a client that keeps to no rules asks for `request`.
