@@ -158,7 +158,8 @@ fn compare(path: &Path, expected: &str, found: &str) -> Result<()> {
         .note("help      copy the whole public folder again"))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

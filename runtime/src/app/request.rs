@@ -5,6 +5,9 @@ use ombra_ir::plain::{DType, Data, Tensor, tensor::volume};
 use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::folder::hexadecimal;
 
 /// Most steps of one request.
 pub const MAX_STEPS: u64 = 8192;
@@ -47,6 +50,17 @@ pub struct StepInputs {
 }
 
 impl Request {
+    /// SHA-256 of the request, in hexadecimal: what server and helper compare. The sizes and public inputs of every step
+    /// follow from the request and the plan.
+    ///
+    /// # Errors
+    /// `E1006` for a number that has no text.
+    pub fn digest(&self) -> Result<String> {
+        let text = serde_json::to_vec(self)
+            .map_err(|error| Diagnostic::input("E1006", format!("the request cannot be written: {error}")))?;
+        Ok(hexadecimal(&Sha256::digest(&text)))
+    }
+
     /// Number of steps, at most.
     pub fn steps(&self) -> u64 {
         match self {

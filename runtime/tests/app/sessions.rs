@@ -246,6 +246,62 @@ fn offer(client: &Session, requests: [&Request; 2]) {
     }
 }
 
+#[test]
+fn different_requests_to_server_and_helper_are_refused() {
+    let folder = plans::cached();
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let peers = [server, helper].map(|session| {
+        let folder = PlanFolder::open(&folder.0).unwrap();
+        let mut keep = Keep::new(session.party(), &folder).unwrap();
+        thread::spawn(move || serve_session(&folder, &session, &mut keep, 1).unwrap_err())
+    });
+    let request = |prompt| Request::Generate { prompt, batch: 1, steps: 1 };
+    offer(&client, [&request(2), &request(3)]);
+    let errors = peers.map(|peer| peer.join().unwrap());
+    let found = errors.iter().find(|error| error.code == "E1008").unwrap_or_else(|| panic!("{errors:?}"));
+    assert!(found.message.contains("client sent one request to the server and another to the helper"), "{found}");
+}
+
+/// The key of the weights that the server gives the client in a session with these parties.
+fn weight_key(folder: &PlanFolder, keep: &mut Keep, parts: &mut Keep) -> Vec<u8> {
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let request = Request::Generate { prompt: 1, batch: 1, steps: 1 };
+    offer(&client, [&request, &request]);
+    thread::scope(|scope| {
+        let helper = scope.spawn(|| serve_session(folder, &helper, parts, 1).unwrap_err());
+        let server = scope.spawn(|| serve_session(folder, &server, keep, 1).unwrap_err());
+        let link = client.link(Party::Server).unwrap();
+        link.recv(1, u32::MAX, 0, 16).unwrap();
+        let _: serde_json::Value = link.recv_control(1 << 10).unwrap();
+        let (key, _) = link.recv(1, u32::MAX - 2, 0, 16).unwrap();
+        // The client gives no inputs: the session ends here.
+        drop(client);
+        server.join().unwrap();
+        helper.join().unwrap();
+        key
+    })
+}
+
+/// A helper that has lost its part gets one under another key; one that holds it gets the same key again.
+#[test]
+fn one_key_makes_one_sharing_of_the_weights() {
+    let plan = plans::cached();
+    let folder = PlanFolder::open(&plan.0).unwrap();
+    let fresh = |party| Keep::new(party, &folder).unwrap();
+    let (mut server, mut helper) = (fresh(Party::Server), fresh(Party::Helper));
+    let keys: Vec<Vec<u8>> = (0..3)
+        .map(|index| {
+            if index == 2 {
+                helper = fresh(Party::Helper);
+            }
+            weight_key(&folder, &mut server, &mut helper)
+        })
+        .collect();
+    assert!(keys[0] == keys[1] && keys[1] != keys[2]);
+}
+
 /// Steps whose memory is above the default limit: the defaults of public inputs, the public program, and shared values.
 #[test]
 fn requests_for_more_memory_than_allowed_are_refused_before_it_is_taken() {
