@@ -43,6 +43,14 @@ struct Sharing {
     sends: bool,
 }
 
+/// The helper's words to server and client once it holds the weights that were sent in this session: until then it and
+/// the server are silent, for as long as the weights are on their way.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Received {
+    Weights,
+}
+
 /// What a serving party keeps between sessions.
 pub enum Keep {
     /// The server's.
@@ -179,6 +187,7 @@ fn server_weights(
     let module = &folder.plan.module;
     let made = Weights::share(module, role(Party::Server), Some(&key), public(folder), Some(own), &mut net(session))?;
     let weights = Arc::new(made);
+    let Received::Weights = helper.recv_control_within(CONTROL, session.limits().setup)?;
     *sharing = Some(Shared { epoch: fresh, key, weights: Arc::clone(&weights) });
     Ok(weights)
 }
@@ -212,6 +221,9 @@ fn helper_weights(
     let module = &folder.plan.module;
     let weights = Arc::new(Weights::share(module, own, None, public(folder), None, &mut net(session))?);
     *kept = Some((fresh, Arc::clone(&weights)));
+    for peer in [Party::Server, Party::Client] {
+        session.link(peer)?.send_control(&Received::Weights)?;
+    }
     Ok(weights)
 }
 
@@ -227,6 +239,9 @@ pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(
     let own = role(Party::Client);
     let module = &folder.plan.module;
     let weights = Weights::share(module, own, Some(&key), public(folder), None, &mut net(session))?;
+    if sends {
+        let Received::Weights = session.link(Party::Helper)?.recv_control_within(CONTROL, session.limits().setup)?;
+    }
     Ok((Arc::new(weights), sends))
 }
 

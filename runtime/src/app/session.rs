@@ -3,7 +3,8 @@
 //! 1. Every party draws a pair key and sends it to the party before it.
 //! 2. The client sends its [`Request`] to the others, which check it against the plan.
 //! 3. Server and helper compare the requests they got. The server says which sharing of its weights it has; for a helper
-//!    that does not hold it, it makes a new one, under a new key. The client gets the key from which its part follows.
+//!    that does not hold it, it makes a new one, under a new key, and the helper says when it has come. The client gets
+//!    the key from which its part follows.
 //! 4. Before every step the client says whether there is one; then all bind the module alike and run it.
 //! 5. The others send what they measured to the client.
 

@@ -163,6 +163,20 @@ impl Link {
         message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
     }
 
+    /// [`recv_control`](Self::recv_control) from a peer that may be silent for `time`, if that is longer than usual.
+    pub fn recv_control_within<T: DeserializeOwned>(&self, limit: u64, time: Duration) -> Result<T> {
+        let message = self.inbox.pop(self.peer, self.receive.max(time))?;
+        message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
+    }
+
+    /// Waits until at most `bytes` are queued for the peer, for whoever sends much without receiving. The peer must not
+    /// wait for this party meanwhile.
+    pub fn wait_for_room(&self, bytes: u64) {
+        if let Output::Tls { outbox, .. } = &self.output {
+            outbox.wait_for_room(bytes);
+        }
+    }
+
     /// Tells the peer that the run failed: the code and place of `cause`, nothing else. What was queued is not sent, and
     /// nothing can be sent after it.
     pub fn abort(&self, cause: &Diagnostic) {
