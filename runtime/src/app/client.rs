@@ -83,11 +83,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Checks `task` against the plan.
+    /// Checks `task` against the plan. `allowed` names inputs that may be public though they are no masks or positions.
     ///
     /// # Errors
-    /// `E1006`, `E1007`.
-    pub fn new(folder: &PlanFolder, task: Task) -> Result<Prepared> {
+    /// `E1006`, `E1007`, `E1016`.
+    pub fn new(folder: &PlanFolder, task: Task, allowed: &[String]) -> Result<Prepared> {
+        folder.check_public_inputs(allowed)?;
         let plan = &folder.plan;
         let prepared = match task {
             Task::Generate { prompt, count, stop } => {

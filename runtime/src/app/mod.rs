@@ -17,6 +17,7 @@
 //! | E1013 | a report or other result cannot be written |
 //! | E1014 | a fault of this program ended a session |
 //! | E1015 | a party ended a session for a reason of its own |
+//! | E1016 | a plan would show an input of the client's to the other parties |
 
 pub mod client;
 pub mod command;

@@ -31,7 +31,7 @@ fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
         .collect();
     let folder = PlanFolder::open(folder).unwrap();
     let session = sessions.remove(0);
-    let outcome = Prepared::new(&folder, task).and_then(|task| {
+    let outcome = Prepared::new(&folder, task, &[]).and_then(|task| {
         client::run(&folder, &session, task, Options { threads: 1, keep_steps: true, on_token: &mut |_| Ok(()) })
     });
     drop(session);
@@ -152,7 +152,7 @@ fn wrong_inputs_are_refused_before_anything_is_sent() {
     let open = PlanFolder::open(&folder.0).unwrap();
     let refused = |name: &str, tensor: Tensor| {
         let inputs = vec![(name.to_owned(), tensor)];
-        Prepared::new(&open, Task::Infer { inputs }).err().map(|error| error.code)
+        Prepared::new(&open, Task::Infer { inputs }, &[]).err().map(|error| error.code)
     };
     let floats = |shape: &[usize]| Tensor::f32(shape, vec![0.0; shape.iter().product()]).unwrap();
     assert_eq!(refused("x", floats(&[2, WIDTH])), None);
@@ -161,14 +161,44 @@ fn wrong_inputs_are_refused_before_anything_is_sent() {
     assert_eq!(refused("x", floats(&[WIDTH])), Some("E1006"));
     assert_eq!(refused("x", floats(&[MAX as usize + 1, WIDTH])), Some("E1007"));
     assert_eq!(refused("x", Tensor::bool(&[1, WIDTH], vec![true; WIDTH]).unwrap()), None);
-    let code = Prepared::new(&open, generate(&[1], 1)).err().map(|error| error.code);
+    let code = Prepared::new(&open, generate(&[1], 1), &[]).err().map(|error| error.code);
     assert_eq!(code, Some("E1006"));
     let cached = plans::cached();
     let open = PlanFolder::open(&cached.0).unwrap();
     for (prompt, count) in [(vec![], 1), (vec![1; MAX as usize + 1], 1), (vec![1], MAX + 2), (vec![1], 0)] {
-        let code = Prepared::new(&open, generate(&prompt, count)).err().map(|error| error.code);
+        let code = Prepared::new(&open, generate(&prompt, count), &[]).err().map(|error| error.code);
         assert_eq!(code, Some("E1007"), "{prompt:?} {count}");
     }
+}
+
+#[test]
+fn public_inputs_are_masks_and_positions_unless_the_user_allows_more() {
+    let folder = plans::linear(false);
+    let mut open = PlanFolder::open(&folder.0).unwrap();
+    let mask = || Tensor::f32(&[1, 2], vec![0.0, f32::NEG_INFINITY]).unwrap();
+    let task = |given: Tensor| {
+        let x = Tensor::f32(&[2, WIDTH], vec![0.5; 2 * WIDTH]).unwrap();
+        Task::Infer { inputs: vec![("x".to_owned(), x), ("attention_mask".to_owned(), given)] }
+    };
+    let inputs: Vec<plain::program::Input> = ["attention_mask", "x", "unknown"]
+        .map(|name| {
+            let shape = open.plan.graph_inputs[usize::from(name != "x")].shape.clone();
+            plain::program::Input { name: name.to_owned(), dtype: plain::DType::F32, shape }
+        })
+        .to_vec();
+    open.plan.graph_inputs[1].dtype = plain::DType::F32;
+    let mut refused = |public: &[plain::program::Input], given: Tensor, allowed: &[&str]| {
+        open.plan.module.public.inputs = public.to_vec();
+        let allowed: Vec<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
+        Prepared::new(&open, task(given), &allowed).err().map(|error| error.code)
+    };
+    let finite = || Tensor::f32(&[1, 2], vec![0.0, -1e9]).unwrap();
+    assert_eq!(refused(&inputs[..1], finite(), &[]), None);
+    assert_eq!(refused(&inputs[..1], mask(), &[]), Some("E1006"), "JSON has no infinity");
+    assert_eq!(refused(&inputs[..2], finite(), &[]), Some("E1016"));
+    assert_eq!(refused(&inputs[..2], finite(), &["x"]), None);
+    assert_eq!(refused(&inputs, finite(), &["x"]), Some("E1016"));
+    assert_eq!(refused(&inputs, finite(), &["unknown", "x"]), None);
 }
 
 #[test]
@@ -201,7 +231,7 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
         let mut keep = Keep::new(session.party(), &folder).unwrap();
         thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
     });
-    let task = Prepared::new(&open, generate(&[1, VOCABULARY as i64], 1)).unwrap();
+    let task = Prepared::new(&open, generate(&[1, VOCABULARY as i64], 1), &[]).unwrap();
     let options = Options { threads: 1, keep_steps: false, on_token: &mut |_| Ok(()) };
     assert_eq!(client::run(&open, &client, task, options).err().map(|error| error.code), Some("E0806"));
     assert_told_nothing(peers.map(|peer| peer.join().unwrap()));
