@@ -46,7 +46,18 @@ pub struct Bound {
 /// A symbol without a value or out of its range, a public input that is missing or of another shape, a size that is
 /// negative or beyond [`MAX_ELEMENTS`].
 pub fn bind(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)]) -> Result<Bound> {
+    bind_within(module, sizes, inputs, u64::MAX)
+}
+
+/// [`bind`] for sizes that another party chose: public values and masks take at most `limit` bytes, which is checked
+/// from their shapes before they are computed.
+///
+/// # Errors
+/// Those of [`bind`], and `E0405` above the limit.
+pub fn bind_within(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)], limit: u64) -> Result<Bound> {
     let mut bindings = module.dims.bind(sizes)?;
+    let mut bytes = module.public.bytes(&bindings)?;
+    check_bytes(bytes, limit)?;
     let mut given = Vec::with_capacity(module.public.inputs.len());
     for input in &module.public.inputs {
         let found = inputs.iter().find(|(name, _)| *name == input.name).ok_or_else(|| {
@@ -59,6 +70,8 @@ pub fn bind(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)])
     let mut rows = BTreeMap::new();
     for count in &module.counts {
         let shape = concrete(&count.shape, &bindings)?;
+        bytes = bytes.saturating_add(rows_bytes(&shape));
+        check_bytes(bytes, limit)?;
         let kept = rows_of(mask_value(&public, count.mask)?, &shape)?;
         bindings.set(count.sym, kept.keep.len() as u64);
         rows.insert((count.mask, shape), Arc::new(kept));
@@ -72,6 +85,8 @@ pub fn bind(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)])
     for i in 0..module.ops.len() {
         let Some((mask, dense)) = ragged_of(module, &bound, Id(i as u32))? else { continue };
         if !bound.rows.contains_key(&(mask, dense.clone())) {
+            bytes = bytes.saturating_add(rows_bytes(&dense));
+            check_bytes(bytes, limit)?;
             let kept = rows_of(mask_value(&bound.public, mask)?, &dense)?;
             bound.rows.insert((mask, dense), Arc::new(kept));
         }
@@ -94,6 +109,26 @@ impl Bound {
             .and_then(|key| self.rows.get(&key).cloned())
             .ok_or_else(|| Diagnostic::internal("E0401", "op has no rows").at(place(module, id)))
     }
+}
+
+/// Refuses a step that takes `bytes` of memory, more than `limit`.
+///
+/// # Errors
+/// `E0405`.
+pub fn check_bytes(bytes: u64, limit: u64) -> Result<()> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Diagnostic::input("E0405", "a step of these sizes takes more memory than is allowed")
+        .note(format!("expected  at most {limit} bytes"))
+        .note(format!("found     about {bytes} bytes"))
+        .note("help      use shorter inputs or a smaller batch, or allow more memory"))
+}
+
+/// Most bytes of the [`Rows`] of a mask that is broadcast to `shape`.
+fn rows_bytes(shape: &[usize]) -> u64 {
+    let dense = shape.iter().fold(4u64, |bytes, &size| bytes.saturating_mul(size as u64));
+    dense.saturating_add(dense / shape.last().map_or(1, |&size| size.max(1) as u64))
 }
 
 /// `op 12 (softmax of /model/layers.0/…)`, for messages.

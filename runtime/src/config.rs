@@ -16,7 +16,9 @@
 //! [limits]                         # may be left out
 //! connect_s = 10                   # to connect, and for every step of setting up a session
 //! receive_s = 120                  # how long a peer may be silent
+//! setup_s = 1800                   # how long the first sharing of the weights may take
 //! max_frame_bytes = 1073741824     # largest message
+//! max_memory_bytes = 8589934592    # largest memory of a step, weights aside
 //! ```
 //!
 //! The client connects to the server and the helper, the server connects to the helper.
@@ -64,13 +66,23 @@ pub struct Limits {
     pub connect: Duration,
     /// How long a peer may be silent.
     pub receive: Duration,
+    /// How long the first sharing of the weights may take.
+    pub setup: Duration,
     /// Largest message, in bytes.
     pub max_frame_bytes: u64,
+    /// Largest memory of the values of a step, in bytes: a request for more is refused.
+    pub max_memory_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { connect: Duration::from_secs(10), receive: Duration::from_secs(120), max_frame_bytes: 1 << 30 }
+        Limits {
+            connect: Duration::from_secs(10),
+            receive: Duration::from_secs(120),
+            setup: Duration::from_secs(1800),
+            max_frame_bytes: 1 << 30,
+            max_memory_bytes: 8 << 30,
+        }
     }
 }
 
@@ -99,7 +111,9 @@ struct RawPeer {
 struct RawLimits {
     connect_s: Option<f64>,
     receive_s: Option<f64>,
+    setup_s: Option<f64>,
     max_frame_bytes: Option<u64>,
+    max_memory_bytes: Option<u64>,
 }
 
 /// Configurations are short; anything longer is another file.
@@ -205,16 +219,21 @@ fn check_limits(raw: &RawLimits) -> Result<Limits> {
             .note("expected  seconds from 0.001 to 86400")
             .note(format!("found     {value}"))),
     };
-    let max_frame_bytes = raw.max_frame_bytes.unwrap_or(default.max_frame_bytes);
-    if !(1 << 10..=1 << 36).contains(&max_frame_bytes) {
-        return Err(Diagnostic::input("E0711", "limits.max_frame_bytes is out of range")
-            .note(format!("expected  bytes from {} to {}", 1u64 << 10, 1u64 << 36))
-            .note(format!("found     {max_frame_bytes}")));
-    }
+    let bytes = |field: &str, value: Option<u64>, default: u64, most: u64| {
+        let value = value.unwrap_or(default);
+        if (1 << 10..=most).contains(&value) {
+            return Ok(value);
+        }
+        Err(Diagnostic::input("E0711", format!("limits.{field} is out of range"))
+            .note(format!("expected  bytes from {} to {most}", 1u64 << 10))
+            .note(format!("found     {value}")))
+    };
     Ok(Limits {
         connect: seconds("connect_s", raw.connect_s, default.connect)?,
         receive: seconds("receive_s", raw.receive_s, default.receive)?,
-        max_frame_bytes,
+        setup: seconds("setup_s", raw.setup_s, default.setup)?,
+        max_frame_bytes: bytes("max_frame_bytes", raw.max_frame_bytes, default.max_frame_bytes, 1 << 36)?,
+        max_memory_bytes: bytes("max_memory_bytes", raw.max_memory_bytes, default.max_memory_bytes, 1 << 48)?,
     })
 }
 
@@ -265,6 +284,8 @@ mod tests {
             ("connect_s = 2", "connect_s = 0", "limits.connect_s is out of range"),
             ("receive_s = 0.5", "receive_s = nan", "limits.receive_s is out of range"),
             ("receive_s = 0.5", "max_frame_bytes = 3", "limits.max_frame_bytes is out of range"),
+            ("receive_s = 0.5", "max_memory_bytes = 3", "limits.max_memory_bytes is out of range"),
+            ("receive_s = 0.5", "setup_s = -1", "limits.setup_s is out of range"),
             ("receive_s = 0.5", "max_frame_bytes = -3", "invalid value"),
             ("[limits]", "[limits", "wrong configuration"),
         ] {

@@ -101,20 +101,100 @@ impl Program {
                     .note(format!("found {}{:?}", tensor.dtype().name(), tensor.shape())));
             }
         }
-        let mut results: Vec<Tensor> = Vec::with_capacity(self.nodes.len().min(1 << 16));
-        for node in &self.nodes {
+        let mut uses = self.uses();
+        let mut results: Vec<Option<Tensor>> = Vec::with_capacity(self.nodes.len().min(1 << 16));
+        for (i, node) in self.nodes.iter().enumerate() {
             let operands = node.inputs.iter().map(|v| find(*v, inputs, &results)).collect::<Result<Vec<_>>>()?;
             let result = eval(&node.op, &operands, bindings, limit)?;
-            results.push(result);
+            results.push(uses.get(i).is_some_and(|uses| *uses > 0).then_some(result));
+            for value in &node.inputs {
+                if let Some(last) = last_use(&mut uses, *value) {
+                    results.get_mut(last).and_then(Option::take);
+                }
+            }
         }
-        self.outputs.iter().map(|v| find(*v, inputs, &results).cloned()).collect()
+        let mut outputs = Vec::with_capacity(self.outputs.len());
+        for value in &self.outputs {
+            let taken = last_use(&mut uses, *value).and_then(|last| results.get_mut(last).and_then(Option::take));
+            outputs.push(taken.map_or_else(|| find(*value, inputs, &results).cloned(), Ok)?);
+        }
+        Ok(outputs)
+    }
+
+    /// Bytes of the tensors that [`run`](Self::run) holds at once, at most, inputs and outputs included. Computed from
+    /// the declared shapes; saturates.
+    ///
+    /// Errors: a size that is negative or has no value.
+    pub fn bytes(&self, bindings: &Bindings) -> Result<u64> {
+        let mut held = 0u64;
+        for input in &self.inputs {
+            held = held.saturating_add(tensor_bytes(input.dtype, &input.shape, bindings)?);
+        }
+        let sizes = self.nodes.iter().map(|node| tensor_bytes(node.dtype, &node.shape, bindings));
+        let sizes = sizes.collect::<Result<Vec<_>>>()?;
+        let size_of = |value: usize| sizes.get(value).copied().unwrap_or(u64::MAX);
+        let mut uses = self.uses();
+        let mut most = held;
+        for (i, node) in self.nodes.iter().enumerate() {
+            held = held.saturating_add(size_of(i));
+            most = most.max(held);
+            if uses.get(i) == Some(&0) {
+                held = held.saturating_sub(size_of(i));
+            }
+            for value in &node.inputs {
+                held = held.saturating_sub(last_use(&mut uses, *value).map_or(0, size_of));
+            }
+        }
+        for value in &self.outputs {
+            let copied = match *value {
+                ValueRef::Input(i) => match self.inputs.get(i as usize) {
+                    Some(input) => tensor_bytes(input.dtype, &input.shape, bindings)?,
+                    None => 0,
+                },
+                ValueRef::Node(i) if last_use(&mut uses, *value).is_none() => size_of(i as usize),
+                ValueRef::Node(_) => 0,
+            };
+            held = held.saturating_add(copied);
+        }
+        Ok(most.max(held))
+    }
+
+    /// How often every node is an operand or an output.
+    fn uses(&self) -> Vec<u32> {
+        let mut uses = vec![0u32; self.nodes.len()];
+        for value in self.nodes.iter().flat_map(|node| &node.inputs).chain(&self.outputs) {
+            if let ValueRef::Node(i) = value
+                && let Some(uses) = uses.get_mut(*i as usize)
+            {
+                *uses = uses.saturating_add(1);
+            }
+        }
+        uses
     }
 }
 
-fn find<'a>(value: ValueRef, inputs: &'a [Tensor], results: &'a [Tensor]) -> Result<&'a Tensor> {
+/// Counts a use of `value`: the node's index when it was the last one.
+fn last_use(uses: &mut [u32], value: ValueRef) -> Option<usize> {
+    let ValueRef::Node(i) = value else { return None };
+    let uses = uses.get_mut(i as usize)?;
+    *uses = uses.saturating_sub(1);
+    (*uses == 0).then_some(i as usize)
+}
+
+/// Bytes of a tensor's elements.
+fn tensor_bytes(dtype: DType, shape: &[Dim], bindings: &Bindings) -> Result<u64> {
+    let element = match dtype {
+        DType::F32 => 4,
+        DType::I64 => 8,
+        DType::Bool => 1,
+    };
+    shape.iter().try_fold(element, |bytes: u64, dim| Ok(bytes.saturating_mul(dim.eval(bindings)?)))
+}
+
+fn find<'a>(value: ValueRef, inputs: &'a [Tensor], results: &'a [Option<Tensor>]) -> Result<&'a Tensor> {
     let found = match value {
         ValueRef::Input(i) => inputs.get(i as usize),
-        ValueRef::Node(i) => results.get(i as usize),
+        ValueRef::Node(i) => results.get(i as usize).and_then(Option::as_ref),
     };
     found.ok_or_else(|| mismatch("program", format!("{value:?} is not defined before its use")))
 }
@@ -152,5 +232,30 @@ mod tests {
         assert_eq!(postcard::from_bytes::<Program>(&bytes).unwrap(), p);
         p.nodes[0].inputs.push(ValueRef::Node(3));
         assert!(p.check().is_err());
+    }
+
+    #[test]
+    fn values_are_held_until_their_last_use() {
+        let mut dims = Dims::default();
+        let n = Dim::from(dims.symbol("n").unwrap());
+        let mut p = Program::default();
+        p.inputs.push(Input { name: "x".into(), dtype: DType::I64, shape: vec![n.clone()] });
+        let mut value = ValueRef::Input(0);
+        for _ in 0..10 {
+            value = p.push(Op::Binary(Binary::Add), vec![value, ValueRef::Input(0)]).unwrap();
+        }
+        p.push(Op::Iota { start: Dim::constant(0), len: n, step: 1 }, vec![]).unwrap();
+        p.outputs = vec![value, ValueRef::Node(0), value, ValueRef::Input(0)];
+        p.check().unwrap();
+        let bindings = dims.bind(&[("n", 2)]).unwrap();
+        // Of four: the input, the first node for the output, and the last two of the chain. At the end: the input, the
+        // two outputs that are moved, and the two that are copied.
+        assert_eq!(p.bytes(&bindings).unwrap(), 5 * 2 * 8);
+        let x = Tensor::i64(&[2], vec![1, 5]).unwrap();
+        let scaled = |k| Tensor::i64(&[2], vec![k, 5 * k]).unwrap();
+        let out = p.run(&bindings, &[x], DEFAULT_LIMIT).unwrap();
+        assert_eq!(out, [scaled(11), scaled(2), scaled(11), scaled(1)]);
+        let bindings = dims.bind(&[("n", u64::from(u32::MAX))]).unwrap();
+        assert_eq!(p.bytes(&bindings).unwrap(), 5 * u64::from(u32::MAX) * 8);
     }
 }

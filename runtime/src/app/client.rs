@@ -83,11 +83,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Checks `task` against the plan.
+    /// Checks `task` against the plan. `allowed` names inputs that may be public though they are no masks or positions.
     ///
     /// # Errors
-    /// `E1006`, `E1007`.
-    pub fn new(folder: &PlanFolder, task: Task) -> Result<Prepared> {
+    /// `E1006`, `E1007`, `E1016`.
+    pub fn new(folder: &PlanFolder, task: Task, allowed: &[String]) -> Result<Prepared> {
+        folder.check_public_inputs(allowed)?;
         let plan = &folder.plan;
         let prepared = match task {
             Task::Generate { prompt, count, stop } => {
@@ -121,6 +122,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let plan = &folder.plan;
     let Prepared { request, given, mut tokens, stop } = task;
     let prompt = tokens.len();
+    let limit = session.limits().max_memory_bytes;
     let peers = [Party::Server, Party::Helper];
     let tell = |next: Next| peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&next));
     let keys = keys(session)?;
@@ -137,7 +139,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let mut all = Vec::new();
     let mut outputs = Vec::new();
     for index in 0..request.steps() {
-        let inputs = request.step(plan, index)?;
+        let inputs = request.step(plan, index, limit)?;
         let mut known = given.clone();
         for (name, tensor) in &inputs.public {
             if !known.iter().any(|(other, _)| other == name) {
@@ -148,8 +150,9 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
             let new = if index > 0 && plan.past.is_some() { tokens.len().saturating_sub(1) } else { 0 };
             known.push(token_ids(plan, tokens.get(new..).unwrap_or_default())?);
         }
-        let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public)?;
+        let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public, limit)?;
         let slots = region.step(plan, &slots, &step.bound.bindings, &known)?;
+        engine.check_inputs(&step, &slots)?;
         tell(Next::Step)?;
         let opened = phases.run(|| engine.step(&step, &slots))?;
         outputs = opened.into_iter().map(|opened| output(folder, opened)).collect::<Result<Vec<_>>>()?;

@@ -56,6 +56,8 @@ pub struct ClientRun {
     pub stop: Vec<i64>,
     /// Where outputs are written as `.npy`.
     pub output_dir: Option<PathBuf>,
+    /// Inputs that the plan may make public though they are no masks or positions.
+    pub allow_public: Vec<String>,
     /// Whether to run in the clear too and compare.
     pub verify: bool,
     /// Where the report is written.
@@ -135,7 +137,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
         }
     };
     let generates = matches!(task, Task::Generate { .. });
-    let task = Prepared::new(&folder, task)?;
+    let task = Prepared::new(&folder, task, &run.allow_public)?;
     let outcome = connect_and_run(run, network, &folder, task, text.as_ref())?;
 
     let shown = network.map_or("none".to_owned(), |_| run.network.clone());

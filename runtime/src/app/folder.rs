@@ -10,6 +10,7 @@ use ombra_ir::plan::{self, FileDigest, Plan};
 use ombra_ir::{Diagnostic, Result, verify};
 use sha2::{Digest, Sha256};
 
+use super::request::has_default;
 use super::weights::{Wanted, Weights, private_weights, public_weights};
 
 /// Name of the plan in the public folder.
@@ -88,6 +89,25 @@ impl PlanFolder {
         Ok(Some(bytes))
     }
 
+    /// Checks that the plan takes no input of the client's as a public one, which every party would see: masks and
+    /// positions are public, and what the user names in `allowed`.
+    ///
+    /// # Errors
+    /// `E1016`.
+    pub fn check_public_inputs(&self, allowed: &[String]) -> Result<()> {
+        for input in &self.plan.module.public.inputs {
+            let role = self.plan.graph_inputs.iter().find(|other| other.name == input.name).map(|other| other.role);
+            if role.is_some_and(has_default) || allowed.contains(&input.name) {
+                continue;
+            }
+            let name = input.name.escape_debug();
+            return Err(Diagnostic::input("E1016", format!("the plan makes the input `{name}` public"))
+                .note("expected  no public inputs but attention masks and positions")
+                .note(format!("help      if server and helper may see it, give `--allow-public {name}`")));
+        }
+        Ok(())
+    }
+
     /// The bytes of the tokenizer, if the folder has one.
     ///
     /// # Errors
@@ -158,7 +178,8 @@ fn compare(path: &Path, expected: &str, found: &str) -> Result<()> {
         .note("help      copy the whole public folder again"))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

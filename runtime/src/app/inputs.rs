@@ -89,7 +89,18 @@ pub fn infer_request(plan: &Plan, given: Vec<Named>) -> Result<(Request, Vec<Nam
             .note(format!("expected  {} tensors", plan.module.states.len()))
             .note(format!("found     {states}")));
     }
-    let public = typed.iter().filter(|(name, _)| is_public(plan, name)).cloned().collect();
+    let public: Vec<Named> = typed.iter().filter(|(name, _)| is_public(plan, name)).cloned().collect();
+    for (name, tensor) in &public {
+        if let Data::F32(values) = tensor.data()
+            && !values.iter().all(|value| value.is_finite())
+        {
+            return Err(Diagnostic::input(
+                "E1006",
+                format!("the public input `{}` is not finite", name.escape_debug()),
+            )
+            .note("help      give a large negative number, such as -1e9, instead of minus infinity"));
+        }
+    }
     // A cache without elements is what a run starts with anyway.
     let filled = plan.module.states.iter().any(|state| find(&typed, &state.input).is_some_and(|x| !x.is_empty()));
     Ok((Request::Infer { sizes, public, states: filled }, typed))

@@ -15,6 +15,9 @@
 //! | E1011 | a party's process on this machine cannot be started or ended early |
 //! | E1012 | an option is not supported yet |
 //! | E1013 | a report or other result cannot be written |
+//! | E1014 | a fault of this program ended a session |
+//! | E1015 | a party ended a session for a reason of its own |
+//! | E1016 | a plan would show an input of the client's to the other parties |
 
 pub mod client;
 pub mod command;

@@ -1,15 +1,18 @@
 //! The program of a session: the plan's module, and one step of it with its sizes known.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ombra_ir::bind::{Bound, bind};
+use ombra_ir::bind::{Bound, bind_within, check_bytes};
 use ombra_ir::module::{InputSlot, Module};
-use ombra_ir::op::Op;
+use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::schedule::{Cost, Schedule, schedule};
+use ombra_ir::ty::{Elem, Sharing};
 use ombra_ir::{Diagnostic, Result};
 
 use super::weights::Wanted;
+use crate::exec::run::check_ticks;
 use crate::transport::Party;
 
 /// A step that every party has bound in the same way.
@@ -22,16 +25,82 @@ pub struct Step {
     pub cost: Cost,
 }
 
-/// Binds `module` to the sizes and public inputs of a step, and schedules it.
+/// Binds `module` to the sizes and public inputs of a step, and schedules it. A step that takes more than `limit` bytes
+/// is refused before anything of that size is allocated.
 ///
 /// # Errors
-/// Those of [`bind`] and [`schedule`].
-pub fn prepare(module: &Module, sizes: &[(String, u64)], public: &[(String, Tensor)]) -> Result<Step> {
+/// Those of [`bind_within`] and [`schedule`], `E0405` above the limit, `E0816` for too many rounds.
+pub fn prepare(module: &Module, sizes: &[(String, u64)], public: &[(String, Tensor)], limit: u64) -> Result<Step> {
     let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-    let bound = bind(module, &named, public)?;
+    let more = |error: Diagnostic| match error.code {
+        "E0405" => error.note("help      the limit is limits.max_memory_bytes of the configuration"),
+        _ => error,
+    };
+    let bound = bind_within(module, &named, public, limit).map_err(more)?;
     let schedule = schedule(module, &bound)?;
+    check_ticks(&schedule)?;
+    check_bytes(live_bytes(module, &bound, &schedule), limit).map_err(more)?;
     let cost = schedule.cost(module);
     Ok(Step { bound, schedule, cost })
+}
+
+/// Most bytes that the values and messages of a step take at once, beside public values and weights. Saturates.
+fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
+    // Ops that give their operand's words another type, or keep them, take no memory of their own.
+    let mut owner: Vec<usize> = Vec::with_capacity(module.ops.len());
+    for (i, node) in module.ops.iter().enumerate() {
+        let same = matches!(
+            node.op,
+            Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. } | Op::SetState { .. } | Op::Reveal { .. }
+        );
+        let first = node.args.first().filter(|_| same).and_then(|arg| owner.get(arg.index()));
+        owner.push(first.copied().unwrap_or(i));
+    }
+    let end = schedule.ticks;
+    let mut last = schedule.start.clone();
+    for (node, &start) in module.ops.iter().zip(&schedule.start) {
+        let until = if matches!(node.op, Op::SetState { .. }) { end } else { start };
+        for arg in &node.args {
+            if let Some(last) = owner.get(arg.index()).and_then(|&owner| last.get_mut(owner)) {
+                *last = until.max(*last);
+            }
+        }
+    }
+    // What begins at a tick, and what is freed after it.
+    let mut changes: BTreeMap<u32, [u64; 2]> = BTreeMap::new();
+    let mut add = |from: u32, to: u32, bytes: u64| {
+        let [begins, _] = changes.entry(from).or_default();
+        *begins = begins.saturating_add(bytes);
+        let [_, ends] = changes.entry(to.saturating_add(1)).or_default();
+        *ends = ends.saturating_add(bytes);
+    };
+    for (i, node) in module.ops.iter().enumerate() {
+        let (Some(&start), Some(&last), Some(traffic)) = (schedule.start.get(i), last.get(i), schedule.traffic.get(i))
+        else {
+            continue;
+        };
+        if node.op.class() == Class::Interactive || matches!(node.op, Op::Input { .. }) {
+            add(start, start.saturating_add(traffic.rounds), traffic.bytes());
+        }
+        if owner.get(i) == Some(&i) && !matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. }) {
+            let elements = bound.shapes.get(i).map_or(&[][..], Vec::as_slice);
+            let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
+            let bytes = match (node.ty.elem, node.ty.sharing) {
+                (Elem::Bit, _) => elements.div_ceil(4),
+                (Elem::Ring { .. }, Sharing::Shared) => elements.saturating_mul(16),
+                (Elem::Ring { .. }, _) | (Elem::Plain(_), Sharing::Client) => elements.saturating_mul(8),
+                // The public program's, counted there.
+                (Elem::Plain(_), _) => 0,
+            };
+            add(start, last, bytes);
+        }
+    }
+    let (mut live, mut most) = (0u64, 0);
+    for [begins, ends] in changes.into_values() {
+        live = live.saturating_sub(ends).saturating_add(begins);
+        most = most.max(live);
+    }
+    most
 }
 
 /// The module in which every state that is read is an input of the client's: how a step runs whose cache is given.

@@ -1,9 +1,13 @@
 //! What a client asks for: generation from a prompt, or one step on given inputs. Sizes and public inputs only.
 
+use ombra_ir::bind::check_bytes;
 use ombra_ir::plain::{DType, Data, Tensor, tensor::volume};
 use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::folder::hexadecimal;
 
 /// Most steps of one request.
 pub const MAX_STEPS: u64 = 8192;
@@ -46,6 +50,17 @@ pub struct StepInputs {
 }
 
 impl Request {
+    /// SHA-256 of the request, in hexadecimal: what server and helper compare. The sizes and public inputs of every step
+    /// follow from the request and the plan.
+    ///
+    /// # Errors
+    /// `E1006` for a number that has no text.
+    pub fn digest(&self) -> Result<String> {
+        let text = serde_json::to_vec(self)
+            .map_err(|error| Diagnostic::input("E1006", format!("the request cannot be written: {error}")))?;
+        Ok(hexadecimal(&Sha256::digest(&text)))
+    }
+
     /// Number of steps, at most.
     pub fn steps(&self) -> u64 {
         match self {
@@ -118,14 +133,20 @@ impl Request {
         }
     }
 
-    /// Sizes and public inputs of step `step`, the same at every party.
+    /// Sizes and public inputs of step `step`, the same at every party. The inputs may take `limit` bytes.
     ///
     /// # Errors
-    /// `E1007` for a size out of range, `E1006` for a public input of another shape.
-    pub fn step(&self, plan: &Plan, step: u64) -> Result<StepInputs> {
+    /// `E1007` for a size out of range, `E1006` for a public input of another shape, `E0405` above the limit.
+    pub fn step(&self, plan: &Plan, step: u64, limit: u64) -> Result<StepInputs> {
         let sizes = self.sizes(plan, step);
         let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
         let bindings = plan.module.dims.bind(&named).map_err(out_of_range)?;
+        let defaults = plan.graph_inputs.iter().filter(|input| has_default(input.role));
+        let bytes = defaults.map(|input| {
+            input.shape.iter().try_fold(8u64, |bytes, dim| Ok(bytes.saturating_mul(dim.eval(&bindings)?)))
+        });
+        let bytes = bytes.collect::<Result<Vec<u64>>>()?;
+        check_bytes(bytes.into_iter().fold(0, u64::saturating_add), limit)?;
         let (name, given): (_, &[(String, Tensor)]) = match self {
             Request::Generate { .. } if step > 0 && plan.past.is_some() => ("decode", &[]),
             Request::Generate { .. } => ("prefill", &[]),
@@ -139,6 +160,11 @@ impl Request {
 pub(super) fn out_of_range(error: Diagnostic) -> Diagnostic {
     Diagnostic { code: "E1007", ..error }
         .note("help      use a shorter prompt or fewer new tokens, or compile with a larger `--max`")
+}
+
+/// Whether an input is public by its nature, and has a default.
+pub(super) fn has_default(role: InputRole) -> bool {
+    matches!(role, InputRole::AttentionMask | InputRole::PositionIds)
 }
 
 /// Whether `name` is an input that every party knows.
@@ -156,7 +182,7 @@ pub fn public_inputs(plan: &Plan, bindings: &Bindings, given: &[(String, Tensor)
         if given.iter().any(|(name, _)| *name == input.name) {
             continue;
         }
-        if !matches!(input.role, InputRole::AttentionMask | InputRole::PositionIds) {
+        if !has_default(input.role) {
             continue;
         }
         let shape: Vec<usize> = input.shape.iter().map(|dim| dim.eval_usize(bindings)).collect::<Result<_>>()?;

@@ -2,8 +2,9 @@
 //!
 //! 1. Every party draws a pair key and sends it to the party before it.
 //! 2. The client sends its [`Request`] to the others, which check it against the plan.
-//! 3. The server says which sharing of its weights it has; a helper that does not hold it gets it once more. The client
-//!    gets the key from which its part follows.
+//! 3. Server and helper compare the requests they got. The server says which sharing of its weights it has; for a helper
+//!    that does not hold it, it makes a new one, under a new key, and the helper says when it has come. The client gets
+//!    the key from which its part follows.
 //! 4. Before every step the client says whether there is one; then all bind the module alike and run it.
 //! 5. The others send what they measured to the client.
 
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 use ombra_ir::module::{Module, Party as Role};
 use ombra_ir::plain::Tensor;
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::folder::PlanFolder;
@@ -119,6 +120,11 @@ impl<'a> Engine<'a> {
         &self.module
     }
 
+    /// Checks what the client is to give in a step, before the peers hear of the step.
+    pub(super) fn check_inputs(&self, step: &Step, inputs: &[Tensor]) -> Result<()> {
+        self.run.check_inputs(&step.bound, inputs)
+    }
+
     /// Runs a prepared step; the client gives `inputs`.
     pub(super) fn step(&mut self, step: &Step, inputs: &[Tensor]) -> Result<Vec<Opened>> {
         let mut net = LinkNet::new(self.session, RUN);
@@ -145,9 +151,17 @@ pub(super) fn role(party: Party) -> Role {
     }
 }
 
-/// Does `work`; when it fails, the peers are told.
+/// Does `work`; when it fails, the peers are told why, unless that could say something about this party's data: of an
+/// error of the client that no peer caused, and of a value that did not fit, they learn that there was one.
 pub(super) fn guarded<T>(session: &Session, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    work().inspect_err(|error| session.abort(error))
+    work().inspect_err(|error| {
+        let own = session.party() == Party::Client && error.kind != Kind::Peer;
+        if own || ["E0381", "E0806"].contains(&error.code) {
+            session.abort(&Diagnostic::input("E1015", "the party ended the session"));
+        } else {
+            session.abort(error);
+        }
+    })
 }
 
 /// The error of a peer whose message makes no sense.

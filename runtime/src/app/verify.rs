@@ -35,7 +35,7 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
     clear.states.resize_with(module.states.len(), || None);
     let (mut error, mut tokens, mut same) = (0f64, 0u64, 0u64);
     for step in &outcome.steps {
-        let prepared = program::prepare(module, &step.inputs.sizes, &step.inputs.public)?;
+        let prepared = program::prepare(module, &step.inputs.sizes, &step.inputs.public, u64::MAX)?;
         for (slot, value, scale) in clear.step(&prepared.bound, &step.given)? {
             let output = module.outputs.get(slot as usize).ok_or_else(broken)?;
             let found = find(&step.outputs, &output.name).ok_or_else(broken)?;

@@ -138,6 +138,9 @@ struct Common {
     /// Where the report is written as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// An input that the plan may show to every party though it is no mask or position, repeatable.
+    #[arg(long, value_name = "NAME")]
+    allow_public: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -224,8 +227,20 @@ fn client(
 ) -> Result<()> {
     let threads = threads(&common.serve)?;
     let (count, stop) = (prompt.count, prompt.stop_token);
-    let (report, network) = (common.report, common.serve.network);
-    run_client(&ClientRun { folder, peers, given, count, stop, output_dir, verify, report, threads, network })
+    let (report, allow_public, network) = (common.report, common.allow_public, common.serve.network);
+    run_client(&ClientRun {
+        folder,
+        peers,
+        given,
+        count,
+        stop,
+        output_dir,
+        allow_public,
+        verify,
+        report,
+        threads,
+        network,
+    })
 }
 
 /// Number of threads, once the options that are not built have been refused.

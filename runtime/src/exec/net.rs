@@ -21,6 +21,9 @@ pub(super) const KEYS_EPOCH: u32 = u32::MAX;
 /// Epoch of the sharing of weights.
 pub(super) const WEIGHTS_EPOCH: u32 = u32::MAX - 1;
 
+/// Bytes of weights that wait to be sent, at most.
+const WEIGHTS_QUEUED: u64 = 32 << 20;
+
 /// The links of a session. The frame's op is the epoch, its round the tick.
 pub struct LinkNet<'a> {
     session: &'a Session,
@@ -36,7 +39,13 @@ impl<'a> LinkNet<'a> {
 
 impl Net for LinkNet<'_> {
     fn send(&mut self, epoch: u32, tick: u32, to: Party, payload: Vec<u8>) -> Result<()> {
-        self.session.link(link_party(to))?.send(Frame::new(self.run, epoch, tick, payload))
+        let link = self.session.link(link_party(to))?;
+        link.send(Frame::new(self.run, epoch, tick, payload))?;
+        if epoch == WEIGHTS_EPOCH {
+            // Nothing is received between the weights, so all of them would be queued at once.
+            link.wait_for_room(WEIGHTS_QUEUED);
+        }
+        Ok(())
     }
 
     fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>> {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ombra_ir::bind::{Bound, concrete, place};
-use ombra_ir::module::{Id, Module, Party};
+use ombra_ir::module::{Id, Module, Node, Party};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::reference::{encode, signed};
@@ -23,8 +23,25 @@ use super::setup::Weights;
 use super::task::Task;
 use super::value::Value;
 use crate::protocols::local::linear::Ring;
+use crate::protocols::local::movement::row_index;
 use crate::protocols::{Cx, Keys};
 use crate::share::Shared;
+
+/// Most ticks of a step: a plan with more rounds would run for days on any network.
+pub const MAX_TICKS: u32 = 1 << 22;
+
+/// Refuses a schedule of more than [`MAX_TICKS`] ticks, before memory is taken for each.
+///
+/// # Errors
+/// `E0816`.
+pub fn check_ticks(schedule: &Schedule) -> Result<()> {
+    if schedule.ticks <= MAX_TICKS {
+        return Ok(());
+    }
+    Err(Diagnostic::input("E0816", "a step of the plan has too many rounds")
+        .note(format!("expected  at most {MAX_TICKS}"))
+        .note(format!("found     {}", schedule.ticks)))
+}
 
 /// One party's side of a session.
 pub struct Run {
@@ -109,6 +126,7 @@ impl Run {
         if self.failed || self.step >= super::net::WEIGHTS_EPOCH {
             return Err(Diagnostic::internal("E0808", "the session has ended").note("start a new session"));
         }
+        check_ticks(schedule)?;
         let epoch = self.step;
         self.step += 1;
         self.failed = true;
@@ -152,6 +170,38 @@ impl Run {
         Ok(step.result)
     }
 
+    /// Checks what the client is to give in a step, without a message: types, bounds of floats, ranges of ids. What a step
+    /// refuses later would tell the peers, by the time at which it ends, something of the client's data.
+    ///
+    /// # Errors
+    /// `E0817`, `E0381`, `E0806`.
+    pub fn check_inputs(&self, bound: &Bound, inputs: &[Tensor]) -> Result<()> {
+        let module = &*self.module;
+        for (id, node) in (0u32..).map(Id).zip(&module.ops) {
+            let checked = match node.op {
+                Op::Input { slot } => self.client_floats(module, bound, id, slot, inputs).map(drop),
+                Op::ClientInts { slot } => self.client_ints(bound, slot, inputs).map(drop),
+                Op::Embed => self.check_ids(bound, node, inputs),
+                _ => Ok(()),
+            };
+            checked.map_err(|error| error.at(place(module, id)))?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the ids of a lookup are rows of its table.
+    fn check_ids(&self, bound: &Bound, node: &Node, inputs: &[Tensor]) -> Result<()> {
+        let [ids, table] = *node.args else { return Err(missing()) };
+        let mut ids = self.module.node(ids);
+        while let (Op::Reshape { .. }, [arg]) = (&ids.op, &*ids.args) {
+            ids = self.module.node(*arg);
+        }
+        let Op::ClientInts { slot } = ids.op else { return Ok(()) };
+        let rows = bound.shapes.get(table.index()).and_then(|shape| shape.first()).copied().unwrap_or(0);
+        let ids = self.client_ints(bound, slot, inputs)?.unwrap_or_default();
+        ids.into_iter().try_for_each(|id| row_index(id, rows).map(drop))
+    }
+
     /// Runs a local op, or an interactive one up to the end of its first round.
     fn begin(&self, step: &mut Step<'_>, id: Id, epoch: u32, inputs: &[Tensor]) -> Result<()> {
         let node = step.module.node(id);
@@ -177,7 +227,7 @@ impl Run {
             }
             op if op.class() == Class::Interactive || matches!(op, Op::Input { .. }) => {
                 let given = match op {
-                    Op::Input { slot } => self.client_floats(step, id, *slot, inputs)?,
+                    Op::Input { slot } => self.client_floats(step.module, step.bound, id, *slot, inputs)?,
                     _ => None,
                 };
                 let cx = Cx::new(Rc::clone(&self.keys), party, node.rot, id.0, epoch);
@@ -227,9 +277,16 @@ impl Run {
         self.client_input(bound, slot, inputs)?.map(|tensor| tensor.as_i64().map(<[i64]>::to_vec)).transpose()
     }
 
-    fn client_floats(&self, step: &Step<'_>, id: Id, slot: u32, inputs: &[Tensor]) -> Result<Option<Vec<u64>>> {
-        let Some(tensor) = self.client_input(step.bound, slot, inputs)? else { return Ok(None) };
-        let ty = step.module.ty(id);
+    fn client_floats(
+        &self,
+        module: &Module,
+        bound: &Bound,
+        id: Id,
+        slot: u32,
+        inputs: &[Tensor],
+    ) -> Result<Option<Vec<u64>>> {
+        let Some(tensor) = self.client_input(bound, slot, inputs)? else { return Ok(None) };
+        let ty = module.ty(id);
         let (bits, scale) = ty.as_ring().ok_or_else(missing)?;
         encode(tensor.as_f32()?, bits, scale, ty.bound).map(Some)
     }
@@ -365,4 +422,16 @@ fn last_of(tensor: Tensor, axis: usize) -> Result<Tensor> {
 
 fn missing() -> Diagnostic {
     Diagnostic::internal("E0811", "an op has too few operands or attributes out of range")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_of_too_many_ticks_is_refused() {
+        let schedule = |ticks| Schedule { start: Vec::new(), traffic: Vec::new(), ticks };
+        assert!(check_ticks(&schedule(MAX_TICKS)).is_ok());
+        assert_eq!(check_ticks(&schedule(u32::MAX)).err().map(|error| error.code), Some("E0816"));
+    }
 }

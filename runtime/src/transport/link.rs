@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
 use serde::Serialize;
@@ -25,6 +25,8 @@ const INBOX_BYTES: u64 = 256 << 20;
 const LINGER: Duration = Duration::from_secs(2);
 /// After a failed write, time for the reader to learn why.
 const REASON: Duration = Duration::from_millis(500);
+/// The slowest that a frame may arrive, in bytes a second, once the limit of silence is over.
+const SLOWEST: u64 = 64 << 10;
 /// Limits of links in memory.
 const MEMORY_RECEIVE: Duration = Duration::from_secs(60);
 const MEMORY_FRAME_BYTES: u64 = 1 << 30;
@@ -90,7 +92,7 @@ impl Link {
         };
         let read = thread::Builder::new()
             .name(format!("from {peer}"))
-            .spawn(move || read_loop(reader, &inbox, peer, max_frame_bytes))
+            .spawn(move || read_loop(reader, &inbox, peer, (receive, max_frame_bytes)))
             .map_err(refused)?;
         let write = thread::Builder::new().name(format!("to {peer}")).spawn(move || {
             let outcome = write_loop(writer, &outbox, network.map(Pacer::new));
@@ -163,6 +165,20 @@ impl Link {
         message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
     }
 
+    /// [`recv_control`](Self::recv_control) from a peer that may be silent for `time`, if that is longer than usual.
+    pub fn recv_control_within<T: DeserializeOwned>(&self, limit: u64, time: Duration) -> Result<T> {
+        let message = self.inbox.pop(self.peer, self.receive.max(time))?;
+        message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
+    }
+
+    /// Waits until at most `bytes` are queued for the peer, for whoever sends much without receiving. The peer must not
+    /// wait for this party meanwhile.
+    pub fn wait_for_room(&self, bytes: u64) {
+        if let Output::Tls { outbox, .. } = &self.output {
+            outbox.wait_for_room(bytes);
+        }
+    }
+
     /// Tells the peer that the run failed: the code and place of `cause`, nothing else. What was queued is not sent, and
     /// nothing can be sent after it.
     pub fn abort(&self, cause: &Diagnostic) {
@@ -218,18 +234,33 @@ impl Drop for Link {
     }
 }
 
-/// Moves messages of `peer` into `inbox` until the stream ends or the link is dropped.
-fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, max_frame_bytes: u64) {
-    struct Noted<'a>(Reader, &'a Inbox);
-    impl Read for Noted<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let count = self.0.read(buffer)?;
-            self.1.note_activity();
-            Ok(count)
-        }
+/// The bytes of a connection, which tell the inbox that the peer is not silent. A frame that begins and then arrives
+/// byte by byte is an error: otherwise such a peer would keep a party waiting for ever.
+struct Noted<'a, R> {
+    reader: R,
+    inbox: &'a Inbox,
+    limit: Duration,
+    /// When the first bytes of this frame came.
+    since: Option<Instant>,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Noted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.inbox.note_activity();
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.bytes = self.bytes.saturating_add(count as u64);
+        let allowed = self.limit.saturating_add(Duration::from_micros(self.bytes.saturating_mul(1_000_000) / SLOWEST));
+        if since.elapsed() > allowed { Err(std::io::ErrorKind::TimedOut.into()) } else { Ok(count) }
     }
-    let mut source = Noted(reader, inbox);
+}
+
+/// Moves messages of `peer` into `inbox` until the stream ends or the link is dropped.
+fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, (limit, max_frame_bytes): (Duration, u64)) {
+    let mut source = Noted { reader, inbox, limit, since: None, bytes: 0 };
     let end = loop {
+        (source.since, source.bytes) = (None, 0);
         match read_message(&mut source, peer, max_frame_bytes) {
             Ok(Some(message)) if message.kind == Kind::Abort => break aborted(peer, &message),
             Ok(Some(message)) => {
@@ -238,6 +269,7 @@ fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, max_frame_bytes: u64) {
                 }
             }
             Ok(None) => break gone(peer),
+            Err(error) if error.code == "E0702" => break dripping(peer, limit),
             Err(error) => break error,
         }
     };
@@ -269,6 +301,12 @@ fn write_loop(mut writer: Writer, outbox: &Outbox, mut pacer: Option<Pacer>) -> 
     writer.close()
 }
 
+fn dripping(peer: Party, limit: Duration) -> Diagnostic {
+    Diagnostic::peer("E0702", format!("a frame from {peer} arrives too slowly"))
+        .note(format!("expected  {SLOWEST} bytes a second, {} s aside", limit.as_secs_f64()))
+        .note("help      raise limits.receive_s in this party's configuration if the network is slow")
+}
+
 fn write_error(peer: Party, limit: Duration, error: &std::io::Error) -> Diagnostic {
     match error.kind() {
         std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
@@ -276,5 +314,35 @@ fn write_error(peer: Party, limit: Duration, error: &std::io::Error) -> Diagnost
                 .note("help      raise limits.receive_s in this party's configuration if the network is slow")
         }
         _ => gone(peer).note(format!("found     {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives a byte at a time, and rests before each.
+    struct Drip<'a>(&'a [u8], Duration);
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            thread::sleep(self.1);
+            let len = buffer.len().min(1);
+            self.0.read(&mut buffer[..len])
+        }
+    }
+
+    #[test]
+    fn a_frame_that_drips_is_an_error_however_long_it_is() {
+        let message = Message { kind: Kind::Data, frame: Frame::new(1, 2, 3, vec![7; 200]) };
+        let bytes = [&message.header()[..], &message.frame.payload].concat();
+        let inbox = Inbox::new(u64::MAX);
+        let code = |rest: Duration, limit: Duration| {
+            let mut source = Noted { reader: Drip(&bytes, rest), inbox: &inbox, limit, since: None, bytes: 0 };
+            read_message(&mut source, Party::Client, 1 << 20).err().map(|error| error.code)
+        };
+        let (short, long) = (Duration::from_millis(1), Duration::from_secs(600));
+        assert_eq!(code(short, 5 * short), Some("E0702"));
+        assert_eq!(code(Duration::ZERO, long), None);
     }
 }

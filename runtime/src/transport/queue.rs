@@ -177,6 +177,16 @@ impl Outbox {
         Ok(())
     }
 
+    /// Waits until the payloads that are queued have at most `limit` bytes, or until the writer has ended.
+    pub(super) fn wait_for_room(&self, limit: u64) {
+        let queued =
+            |state: &Leaving| state.messages.iter().map(|(_, message)| message.frame.payload.len() as u64).sum::<u64>();
+        let mut state = lock(&self.state);
+        while !state.done && !state.killed && queued(&state) > limit {
+            state = wait(&self.changed, state, None);
+        }
+    }
+
     /// Drops what is queued, adds `last` and closes the queue.
     pub(super) fn replace_by(&self, last: Message) {
         let mut state = lock(&self.state);
@@ -212,6 +222,8 @@ impl Outbox {
                 return None;
             }
             if let Some(entry) = state.messages.pop_front() {
+                drop(state);
+                self.changed.notify_all();
                 return Some(entry);
             }
             if state.closed {

@@ -18,6 +18,7 @@ use super::link::Link;
 use super::meter::Meter;
 use super::party::Party;
 use super::tls::{Channel, parse_hex};
+use crate::config::Limits;
 
 /// Largest hello and answer.
 const MAX_HELLO_BYTES: u64 = 4 << 10;
@@ -147,6 +148,7 @@ pub struct Session {
     purpose: Purpose,
     meter: Arc<Meter>,
     links: BTreeMap<Party, Link>,
+    limits: Limits,
     endpoint: Option<Endpoint>,
 }
 
@@ -154,11 +156,12 @@ impl Session {
     pub(super) fn new(endpoint: Endpoint, id: SessionId, purpose: Purpose) -> Self {
         let party = endpoint.party();
         let (meter, links) = (Arc::new(Meter::new()), BTreeMap::new());
-        Session { party, id, purpose, meter, links, endpoint: Some(endpoint) }
+        let limits = endpoint.limits();
+        Session { party, id, purpose, meter, links, limits, endpoint: Some(endpoint) }
     }
 
-    /// Sessions of `parties`, each a different one, with a link in memory between every two of them. The result has the
-    /// order of `parties`.
+    /// Sessions of `parties`, each a different one, with a link in memory between every two of them and the limits that
+    /// hold by default. The result has the order of `parties`.
     pub fn in_memory(parties: &[Party]) -> Result<Vec<Session>> {
         let id = SessionId::random()?;
         let mut sessions: Vec<Session> = Vec::new();
@@ -170,7 +173,8 @@ impl Session {
                 links.insert(other.party, near);
                 other.links.insert(party, far);
             }
-            sessions.push(Session { party, id, purpose: Purpose::Run, meter, links, endpoint: None });
+            let limits = Limits::default();
+            sessions.push(Session { party, id, purpose: Purpose::Run, meter, links, limits, endpoint: None });
         }
         Ok(sessions)
     }
@@ -188,6 +192,11 @@ impl Session {
     /// What the session is for.
     pub fn purpose(&self) -> Purpose {
         self.purpose
+    }
+
+    /// This party's limits of time and size.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The meter that all links of this session count in.

@@ -135,6 +135,20 @@ impl Build {
     }
 }
 
+/// `y = x · w` for `x` of `[1, rows]`: large weights and a small result.
+pub fn tall(rows: usize) -> Folder {
+    let mut build = Build::new();
+    let shape = [Dim::from(1), Dim::from(rows as u32)];
+    build.input("x", DType::F32, &shape, &[]);
+    let x = build.source(Op::Input { slot: 0 }, 16, &shape, 18);
+    let w = build.weight("w", &[rows as u32, VOCABULARY as u32]);
+    let product = build.op(Op::MatMul { trans_b: false }, &[x, w], Some(54));
+    let y = build.op(Op::Truncate { by: 16 }, &[product], None);
+    build.reveal("y", OutputKind::Tensor, y);
+    let graph = vec![graph_input("x", InputRole::Other, DType::F32, &shape)];
+    write(build.module, graph, None, None, vec![], &[("w", vec![rows, VOCABULARY], vec![0.5; rows * VOCABULARY])])
+}
+
 /// `y = x · w`, for `x` of `[seq, 4]`: an `infer` of floats. The client's model doubles `x` first if `region` is set.
 pub fn linear(region: bool) -> Folder {
     let mut build = Build::new();

@@ -157,10 +157,14 @@ struct Serving(Child);
 
 impl Serving {
     fn start(plan: &Path, party: Party, config: &Path) -> Serving {
+        Serving::start_over(plan, party, config, "none")
+    }
+
+    fn start_over(plan: &Path, party: Party, config: &Path, network: &str) -> Serving {
         let mut child = ombra_run()
             .arg("serve")
             .arg(plan)
-            .args(["--party", party.name(), "--threads", "1", "--end-with-input"])
+            .args(["--party", party.name(), "--threads", "1", "--network", network, "--end-with-input"])
             .arg("--config")
             .arg(config)
             .stdin(Stdio::piped())
@@ -239,6 +243,56 @@ fn serving_parties_outlive_clients_and_each_other() {
     let _third = Serving::start(&plan.0, Party::Helper, &helper);
     assert_eq!(client_run(&plan, &client), all, "a new helper holds nothing");
     assert_eq!(client_run(&plan, &client), 0);
+}
+
+#[test]
+fn a_request_for_too_much_memory_is_refused_and_the_next_is_served() {
+    let plan = plans::cached();
+    let (_keys, [client, server, helper]) = configurations();
+    let limited = fs::read_to_string(&server).unwrap() + "\n[limits]\nmax_memory_bytes = 3000\n";
+    fs::write(&server, limited).unwrap();
+    let _helper = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start(&plan.0, Party::Server, &server);
+    client_run(&plan, &client);
+    let output = ombra_run()
+        .arg("generate")
+        .arg(&plan.0)
+        .arg("--config")
+        .arg(&client)
+        .args(["--tokens", "1,1,1,1,1,1,1,1,1,1,1,1", "-n", "1"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("E0405"), "{}", text(&output.stderr));
+    client_run(&plan, &client);
+}
+
+/// Weights that take twice as long as a peer may be silent.
+#[test]
+fn nobody_gives_up_while_the_weights_are_on_their_way() {
+    const ROWS: usize = 20_000;
+    let plan = plans::tall(ROWS);
+    let (_keys, configs) = configurations();
+    for config in &configs {
+        let limited = fs::read_to_string(config).unwrap() + "\n[limits]\nreceive_s = 1.5\n";
+        fs::write(config, limited).unwrap();
+    }
+    let [client, server, helper] = configs;
+    let _helper = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start_over(&plan.0, Party::Server, &server, "2.5Mbps,0ms");
+    let input = plan.join("x.npy");
+    fs::write(&input, tensor_file::to_npy(&Tensor::f32(&[1, ROWS], vec![0.25; ROWS]).unwrap())).unwrap();
+    let output = ombra_run()
+        .arg("infer")
+        .arg(&plan.0)
+        .arg("--config")
+        .arg(&client)
+        .arg("--input")
+        .arg(format!("x={}", input.display()))
+        .args(["--threads", "1"])
+        .output()
+        .unwrap();
+    assert!(succeeded(output).contains("\"data\":[2500.0"));
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Sessions of three threads over links in memory.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 
-use ombra_ir::plain::Tensor;
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::plain::{self, Tensor};
+use ombra_ir::{Diagnostic, Dim, Result, plan};
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::{Phase, Report};
@@ -30,7 +31,7 @@ fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
         .collect();
     let folder = PlanFolder::open(folder).unwrap();
     let session = sessions.remove(0);
-    let outcome = Prepared::new(&folder, task).and_then(|task| {
+    let outcome = Prepared::new(&folder, task, &[]).and_then(|task| {
         client::run(&folder, &session, task, Options { threads: 1, keep_steps: true, on_token: &mut |_| Ok(()) })
     });
     drop(session);
@@ -151,7 +152,7 @@ fn wrong_inputs_are_refused_before_anything_is_sent() {
     let open = PlanFolder::open(&folder.0).unwrap();
     let refused = |name: &str, tensor: Tensor| {
         let inputs = vec![(name.to_owned(), tensor)];
-        Prepared::new(&open, Task::Infer { inputs }).err().map(|error| error.code)
+        Prepared::new(&open, Task::Infer { inputs }, &[]).err().map(|error| error.code)
     };
     let floats = |shape: &[usize]| Tensor::f32(shape, vec![0.0; shape.iter().product()]).unwrap();
     assert_eq!(refused("x", floats(&[2, WIDTH])), None);
@@ -160,14 +161,44 @@ fn wrong_inputs_are_refused_before_anything_is_sent() {
     assert_eq!(refused("x", floats(&[WIDTH])), Some("E1006"));
     assert_eq!(refused("x", floats(&[MAX as usize + 1, WIDTH])), Some("E1007"));
     assert_eq!(refused("x", Tensor::bool(&[1, WIDTH], vec![true; WIDTH]).unwrap()), None);
-    let code = Prepared::new(&open, generate(&[1], 1)).err().map(|error| error.code);
+    let code = Prepared::new(&open, generate(&[1], 1), &[]).err().map(|error| error.code);
     assert_eq!(code, Some("E1006"));
     let cached = plans::cached();
     let open = PlanFolder::open(&cached.0).unwrap();
     for (prompt, count) in [(vec![], 1), (vec![1; MAX as usize + 1], 1), (vec![1], MAX + 2), (vec![1], 0)] {
-        let code = Prepared::new(&open, generate(&prompt, count)).err().map(|error| error.code);
+        let code = Prepared::new(&open, generate(&prompt, count), &[]).err().map(|error| error.code);
         assert_eq!(code, Some("E1007"), "{prompt:?} {count}");
     }
+}
+
+#[test]
+fn public_inputs_are_masks_and_positions_unless_the_user_allows_more() {
+    let folder = plans::linear(false);
+    let mut open = PlanFolder::open(&folder.0).unwrap();
+    let mask = || Tensor::f32(&[1, 2], vec![0.0, f32::NEG_INFINITY]).unwrap();
+    let task = |given: Tensor| {
+        let x = Tensor::f32(&[2, WIDTH], vec![0.5; 2 * WIDTH]).unwrap();
+        Task::Infer { inputs: vec![("x".to_owned(), x), ("attention_mask".to_owned(), given)] }
+    };
+    let inputs: Vec<plain::program::Input> = ["attention_mask", "x", "unknown"]
+        .map(|name| {
+            let shape = open.plan.graph_inputs[usize::from(name != "x")].shape.clone();
+            plain::program::Input { name: name.to_owned(), dtype: plain::DType::F32, shape }
+        })
+        .to_vec();
+    open.plan.graph_inputs[1].dtype = plain::DType::F32;
+    let mut refused = |public: &[plain::program::Input], given: Tensor, allowed: &[&str]| {
+        open.plan.module.public.inputs = public.to_vec();
+        let allowed: Vec<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
+        Prepared::new(&open, task(given), &allowed).err().map(|error| error.code)
+    };
+    let finite = || Tensor::f32(&[1, 2], vec![0.0, -1e9]).unwrap();
+    assert_eq!(refused(&inputs[..1], finite(), &[]), None);
+    assert_eq!(refused(&inputs[..1], mask(), &[]), Some("E1006"), "JSON has no infinity");
+    assert_eq!(refused(&inputs[..2], finite(), &[]), Some("E1016"));
+    assert_eq!(refused(&inputs[..2], finite(), &["x"]), None);
+    assert_eq!(refused(&inputs, finite(), &["x"]), Some("E1016"));
+    assert_eq!(refused(&inputs, finite(), &["unknown", "x"]), None);
 }
 
 #[test]
@@ -176,15 +207,44 @@ fn a_value_beyond_its_bound_ends_the_session_at_every_party() {
     let inputs = vec![("x".to_owned(), Tensor::f32(&[1, WIDTH], vec![100.0; WIDTH]).unwrap())];
     let (outcome, peers) = run(&folder.0, Task::Infer { inputs });
     assert_eq!(outcome.err().map(|error| error.code), Some("E0381"));
-    assert_eq!(peers.map(|peer| peer.unwrap_err().code), ["E0705", "E0705"]);
+    assert_told_nothing(peers);
+}
+
+/// That server and helper learn that the client ended the session, and neither why nor where.
+fn assert_told_nothing(peers: [Result<()>; 2]) {
+    for error in peers.map(Result::unwrap_err) {
+        assert_eq!((error.code, error.place.clone()), ("E0705", None), "{error}");
+        assert_eq!(error.message, "client aborted the run with E1015");
+    }
+}
+
+/// What only a later step finds wrong ends the session between two steps: nobody has sent anything of that step.
+#[test]
+fn a_step_is_announced_after_its_inputs_were_checked() {
+    let folder = plans::cached();
+    let open = PlanFolder::open(&folder.0).unwrap();
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let meters = [&client, &server, &helper].map(|session| session.meter().clone());
+    let peers = [server, helper].map(|session| {
+        let folder = PlanFolder::open(&folder.0).unwrap();
+        let mut keep = Keep::new(session.party(), &folder).unwrap();
+        thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
+    });
+    let task = Prepared::new(&open, generate(&[1, VOCABULARY as i64], 1), &[]).unwrap();
+    let options = Options { threads: 1, keep_steps: false, on_token: &mut |_| Ok(()) };
+    assert_eq!(client::run(&open, &client, task, options).err().map(|error| error.code), Some("E0806"));
+    assert_told_nothing(peers.map(|peer| peer.join().unwrap()));
+    let sent = meters.map(|meter| meter.snapshot().sent_bytes());
+    assert_eq!(sent, [0, 8 * 2 * (VOCABULARY * WIDTH) as u64, 0], "the weights alone");
 }
 
 #[test]
 fn a_token_out_of_the_vocabulary_ends_the_session_at_every_party() {
     let folder = plans::cached();
     let (outcome, peers) = run(&folder.0, generate(&[VOCABULARY as i64], 1));
-    assert!(outcome.is_err());
-    assert_eq!(peers.map(|peer| peer.unwrap_err().code), ["E0705", "E0705"]);
+    assert_eq!(outcome.err().map(|error| error.code), Some("E0806"));
+    assert_told_nothing(peers);
 }
 
 /// The errors of server and helper when a client that keeps to no rules asks for `request`.
@@ -199,12 +259,126 @@ fn ask(folder: &Path, request: &Request) -> Vec<Diagnostic> {
         })
     });
     let peers: Vec<_> = peers.collect();
+    offer(&client, [request, request]);
+    peers.into_iter().map(|peer| peer.join().unwrap()).collect()
+}
+
+/// The client's part of a session up to the first step, with a request for the server and one for the helper.
+fn offer(client: &Session, requests: [&Request; 2]) {
     let key = ombra_runtime::transport::Frame::new(1, u32::MAX, 0, vec![0; 16]);
     client.link(Party::Helper).unwrap().send(key).unwrap();
-    for peer in [Party::Server, Party::Helper] {
+    for (peer, request) in [Party::Server, Party::Helper].into_iter().zip(requests) {
         client.link(peer).unwrap().send_control(request).unwrap();
     }
-    peers.into_iter().map(|peer| peer.join().unwrap()).collect()
+    for peer in [Party::Server, Party::Helper] {
+        // A peer that has refused the request reads no more.
+        let _ = client.link(peer).unwrap().send_control(&"step");
+    }
+}
+
+#[test]
+fn different_requests_to_server_and_helper_are_refused() {
+    let folder = plans::cached();
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let peers = [server, helper].map(|session| {
+        let folder = PlanFolder::open(&folder.0).unwrap();
+        let mut keep = Keep::new(session.party(), &folder).unwrap();
+        thread::spawn(move || serve_session(&folder, &session, &mut keep, 1).unwrap_err())
+    });
+    let request = |prompt| Request::Generate { prompt, batch: 1, steps: 1 };
+    offer(&client, [&request(2), &request(3)]);
+    let errors = peers.map(|peer| peer.join().unwrap());
+    let found = errors.iter().find(|error| error.code == "E1008").unwrap_or_else(|| panic!("{errors:?}"));
+    assert!(found.message.contains("client sent one request to the server and another to the helper"), "{found}");
+}
+
+/// The key of the weights that the server gives the client in a session with these parties.
+fn weight_key(folder: &PlanFolder, keep: &mut Keep, parts: &mut Keep) -> Vec<u8> {
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let request = Request::Generate { prompt: 1, batch: 1, steps: 1 };
+    offer(&client, [&request, &request]);
+    thread::scope(|scope| {
+        let helper = scope.spawn(|| serve_session(folder, &helper, parts, 1).unwrap_err());
+        let server = scope.spawn(|| serve_session(folder, &server, keep, 1).unwrap_err());
+        let link = client.link(Party::Server).unwrap();
+        link.recv(1, u32::MAX, 0, 16).unwrap();
+        let _: serde_json::Value = link.recv_control(1 << 10).unwrap();
+        let (key, _) = link.recv(1, u32::MAX - 2, 0, 16).unwrap();
+        // The client gives no inputs: the session ends here.
+        drop(client);
+        server.join().unwrap();
+        helper.join().unwrap();
+        key
+    })
+}
+
+/// A helper that has lost its part gets one under another key; one that holds it gets the same key again.
+#[test]
+fn one_key_makes_one_sharing_of_the_weights() {
+    let plan = plans::cached();
+    let folder = PlanFolder::open(&plan.0).unwrap();
+    let fresh = |party| Keep::new(party, &folder).unwrap();
+    let (mut server, mut helper) = (fresh(Party::Server), fresh(Party::Helper));
+    let keys: Vec<Vec<u8>> = (0..3)
+        .map(|index| {
+            if index == 2 {
+                helper = fresh(Party::Helper);
+            }
+            weight_key(&folder, &mut server, &mut helper)
+        })
+        .collect();
+    assert!(keys[0] == keys[1] && keys[1] != keys[2]);
+}
+
+/// Steps whose memory is above the default limit: the defaults of public inputs, the public program, and shared values.
+#[test]
+fn requests_for_more_memory_than_allowed_are_refused_before_it_is_taken() {
+    const LARGE: u64 = 1 << 29;
+    for place in ["defaults", "program", "values"] {
+        let folder = plans::linear(false);
+        let path = folder.join("public/plan.ombra");
+        let mut plan = plan::decode(&fs::read(&path).unwrap()).unwrap();
+        let seq = plan.module.dims.find("seq").unwrap();
+        plan.module.dims.info_mut(seq).unwrap().max = Some(4 * LARGE);
+        if place != "defaults" {
+            plan.graph_inputs.retain(|input| input.name == "x");
+        }
+        if place == "program" {
+            let iota = |start| plain::Op::Iota { start: Dim::from(start), len: Dim::from(seq), step: 1 };
+            let program = &mut plan.module.public;
+            let numbers = [0u32, 1, 2].map(|start| program.push(iota(start), vec![]).unwrap());
+            program.outputs = numbers.to_vec();
+        }
+        fs::write(&path, plan::encode(&plan).unwrap()).unwrap();
+        let size = if place == "defaults" { 4 * LARGE } else { LARGE };
+        let request = Request::Infer { sizes: vec![("seq".to_owned(), size)], public: vec![], states: false };
+        let errors = ask(&folder.0, &request);
+        assert!(errors.iter().any(|error| error.code == "E0405"), "{place}: {errors:?}");
+        assert!(errors.iter().all(|error| ["E0405", "E0705"].contains(&error.code)), "{place}: {errors:?}");
+    }
+}
+
+/// A plan that was changed after it was verified lets the program panic: that ends the session and nothing else.
+#[test]
+fn a_panic_ends_the_session_in_an_error() {
+    let plan = plans::linear(false);
+    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
+    let mut folder = PlanFolder::open(&plan.0).unwrap();
+    folder.plan.module.ops[2].args[0] = ombra_ir::module::Id(u32::MAX);
+    let request = Request::Infer { sizes: vec![("seq".to_owned(), 1)], public: vec![], states: false };
+    offer(&client, [&request, &request]);
+    let helper = thread::spawn({
+        let folder = PlanFolder::open(&plan.0).unwrap();
+        move || serve_session(&folder, &helper, &mut Keep::new(Party::Helper, &folder).unwrap(), 1).unwrap_err()
+    });
+    let mut keep = Keep::new(Party::Server, &folder).unwrap();
+    assert_eq!(serve_session(&folder, &server, &mut keep, 1).unwrap_err().code, "E1014");
+    drop(client);
+    let told = helper.join().unwrap();
+    assert!(["E0701", "E0705"].contains(&told.code), "{told}");
 }
 
 #[test]
