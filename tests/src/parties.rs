@@ -11,6 +11,9 @@ use ombra_runtime::exec::{LinkNet, Net, Opened, Run, TensorSource, Weights, agre
 use ombra_runtime::transport::{self, Session, Snapshot};
 use std::sync::Arc;
 
+/// Memory that a step may take, in bytes: as much as a party allows by default.
+const MEMORY: u64 = 8 << 30;
+
 /// The code of the error that stands for a panic of a party: no other error has it.
 pub const PANIC: &str = "E0001";
 
@@ -137,8 +140,8 @@ fn party_run(
     let slots: Vec<(&str, DType)> = module.inputs.iter().map(|input| (input.name.as_str(), input.dtype)).collect();
     let mut steps = Vec::new();
     for (index, given) in (0..request.steps()).zip(given) {
-        let inputs = request.step(&folder.plan, index)?;
-        let step = program::prepare(&module, &inputs.sizes, &inputs.public)?;
+        let inputs = request.step(&folder.plan, index, MEMORY)?;
+        let step = program::prepare(&module, &inputs.sizes, &inputs.public, MEMORY)?;
         let tensors = match party {
             Party::Client => {
                 let public = inputs.public.into_iter().filter(|(name, _)| given.iter().all(|(other, _)| other != name));
@@ -178,8 +181,8 @@ pub fn costs(folder: &PlanFolder, request: &Request, sides: &[Side; 3], index: u
         }
         false => module,
     };
-    let inputs = request.step(&folder.plan, index as u64)?;
-    let step = program::prepare(module, &inputs.sizes, &inputs.public)?;
+    let inputs = request.step(&folder.plan, index as u64, MEMORY)?;
+    let step = program::prepare(module, &inputs.sizes, &inputs.public, MEMORY)?;
     let mut costs = Costs { predicted: step.cost, measured: Cost::default(), wrong: Vec::new() };
     for (side, bytes) in sides.iter().zip(&mut costs.measured.bytes) {
         let seen = &side.steps[index];

@@ -149,6 +149,7 @@ fn run(folder: &Path, prompt: &str) -> ombra_ir::Result<Report> {
     let path: PathBuf = folder.join("report.json");
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(3));
     run_client(&ClientRun {
+        allow_public: Vec::new(),
         folder: folder.to_path_buf(),
         peers: Peers::Local,
         given: Given::Prompt(prompt.to_string()),

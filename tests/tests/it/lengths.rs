@@ -14,7 +14,7 @@ use ombra_tests::reference::Reference;
 fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompt: &[i64], count: u64) -> Outcome {
     let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
-    let task = Prepared::new(folder, Task::Generate { prompt: prompt.to_vec(), count, stop: Vec::new() });
+    let task = Prepared::new(folder, Task::Generate { prompt: prompt.to_vec(), count, stop: Vec::new() }, &[]);
     let task = task.expect("the plan generates");
     std::thread::scope(|scope| {
         let serving = [(to_server, server), (to_helper, helper)]
