@@ -8,6 +8,7 @@ use ombra_ir::op::{Class, Op};
 use ombra_ir::reference::encode;
 use ombra_ir::{Diagnostic, Result};
 
+use super::chain;
 use super::setup::Matrix;
 use super::value::Value;
 use crate::backend::bits as planes;
@@ -35,7 +36,7 @@ impl Site<'_> {
         &self.bound.shapes[self.id.index()]
     }
 
-    fn operand_shape(&self, i: usize) -> Result<&[usize]> {
+    pub(super) fn operand_shape(&self, i: usize) -> Result<&[usize]> {
         let arg = self.module.node(self.id).args.get(i).ok_or_else(missing)?;
         Ok(&self.bound.shapes[arg.index()])
     }
@@ -49,6 +50,12 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
     if matches!(op, Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. }) {
         return arg(0).cloned();
     }
+    if let Some(chain) = chain::extend(site, op, args)? {
+        return Ok(Arc::new(chain));
+    }
+    let settled = args.iter().map(chain::settle).collect::<Result<Vec<_>>>()?;
+    let args = settled.as_slice();
+    let arg = |i: usize| args.get(i).ok_or_else(missing);
     if let Value::Bits(_) = &**arg(0)? {
         return run_on_bits(site, op, args).map(|bits| Arc::new(Value::Bits(bits)));
     }

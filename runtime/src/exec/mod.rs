@@ -19,6 +19,7 @@
 //! | E0817 | the client's inputs do not fit the plan |
 //! | E0818 | a state slot has another shape |
 
+mod chain;
 mod interactive;
 mod local;
 #[cfg(test)]

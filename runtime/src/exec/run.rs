@@ -16,6 +16,7 @@ use ombra_ir::reference::{encode, signed};
 use ombra_ir::schedule::Schedule;
 use ombra_ir::{Diagnostic, Result};
 
+use super::chain;
 use super::interactive::{self, Ended};
 use super::local::{self, Site};
 use super::net::Net;
@@ -210,7 +211,9 @@ impl Run {
         let mut args = Vec::with_capacity(node.args.len());
         for (i, &arg) in node.args.iter().enumerate() {
             let in_blocks = i == 1 && matches!(node.op, Op::MatMul { .. } | Op::Embed);
-            args.push(self.operand(step, arg, in_blocks)?);
+            let value = self.operand(step, arg, in_blocks)?;
+            let links = node.op.class() == Class::Local && !matches!(node.op, Op::SetState { .. });
+            args.push(if links { value } else { chain::settle(&value)? });
         }
         let site = Site { module: step.module, bound: step.bound, id, role, threads: self.threads };
         let value = match &node.op {
@@ -239,7 +242,11 @@ impl Run {
                 }
                 return Ok(());
             }
-            _ => local::run(site, &args)?,
+            _ => {
+                let value = local::run(site, &args)?;
+                // Used more than once, it is made once.
+                if step.uses[id.index()] > 1 { chain::settle(&value)? } else { value }
+            }
         };
         step.put(id, value);
         Ok(())

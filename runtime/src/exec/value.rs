@@ -4,6 +4,7 @@ use ombra_ir::bind::Bound;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 
+use super::chain::Chain;
 use super::setup::Matrix;
 use crate::protocols::local::linear::Ring;
 use crate::protocols::reshare::Operand;
@@ -19,6 +20,8 @@ pub enum Value {
     Ring(Ring),
     /// A weight matrix that is made block by block.
     Matrix(Matrix),
+    /// Element-wise ops that have not run yet.
+    Chain(Chain),
     /// Shared bits.
     Bits(Bits),
     /// Nothing: the op is an output.
