@@ -58,14 +58,14 @@ pub enum Keep {
         /// The private weights.
         file: Arc<File>,
         /// The sharing that was made last, once there is one.
-        sharing: Option<Shared>,
+        sharing: Option<SharedWeights>,
     },
     /// The helper's: the name of the sharing and the components, once they have come.
     Helper(Option<(String, Arc<Weights>)>),
 }
 
 /// A sharing of the weights at the server.
-pub struct Shared {
+pub struct SharedWeights {
     /// Its name.
     epoch: String,
     /// The key of client and server, from which component 1 of every weight follows. It makes this sharing and no other:
@@ -158,7 +158,7 @@ fn server_weights(
     session: &Session,
     file: &Arc<File>,
     request: &str,
-    sharing: &mut Option<Shared>,
+    sharing: &mut Option<SharedWeights>,
 ) -> Result<Arc<Weights>> {
     let (client, helper) = (session.link(Party::Client)?, session.link(Party::Helper)?);
     let kept = sharing.as_ref().map(|sharing| sharing.epoch.clone());
@@ -188,7 +188,7 @@ fn server_weights(
     let made = Weights::share(module, role(Party::Server), Some(&key), public(folder), Some(own), &mut net(session))?;
     let weights = Arc::new(made);
     let Received::Weights = helper.recv_control_within(CONTROL, session.limits().setup)?;
-    *sharing = Some(Shared { epoch: fresh, key, weights: Arc::clone(&weights) });
+    *sharing = Some(SharedWeights { epoch: fresh, key, weights: Arc::clone(&weights) });
     Ok(weights)
 }
 

@@ -20,18 +20,38 @@ pub(crate) struct Sent {
 
 /// The parties' keys made from a seed.
 pub(crate) fn keys(seed: u64) -> [Rc<Keys>; 3] {
-    let key = |i: u64| Key::from_bytes((u128::from(seed) << 64 | u128::from(i)).to_le_bytes());
+    keys_of([seed; 6])
+}
+
+/// The parties' keys, each made from its own seed: the pair keys `k_0`, `k_1`, `k_2`, then the private ones.
+pub(crate) fn keys_of(seeds: [u64; 6]) -> [Rc<Keys>; 3] {
+    let key = |i: usize| Key::from_bytes((u128::from(seeds[i]) << 64 | i as u128).to_le_bytes());
     [0, 1, 2].map(|party| Rc::new(Keys::new(&key(party), &key((party + 1) % 3), &key(3 + party))))
 }
 
-/// Runs `kernel` at every role of an op with rotation `rot`. Results and messages are by role.
+/// Runs `kernel` at every role of an op with rotation `rot`, with keys made from `seed`. Results and messages are by
+/// role.
 pub(crate) fn run<T, F, K>(seed: u64, rot: u8, traffic: &Traffic, kernel: K) -> Result<([T; 3], Vec<Sent>)>
 where
     F: Future<Output = Result<T>> + 'static,
     K: Fn(Cx) -> F,
 {
+    run_with_keys(keys(seed), rot, traffic, kernel)
+}
+
+/// [`run`] with the given keys.
+pub(crate) fn run_with_keys<T, F, K>(
+    keys: [Rc<Keys>; 3],
+    rot: u8,
+    traffic: &Traffic,
+    kernel: K,
+) -> Result<([T; 3], Vec<Sent>)>
+where
+    F: Future<Output = Result<T>> + 'static,
+    K: Fn(Cx) -> F,
+{
     let mut tasks = Vec::new();
-    for (party, keys) in (0u8..).zip(keys(seed)) {
+    for (party, keys) in (0u8..).zip(keys) {
         let cx = Cx::new(keys, party, rot, 7, 3);
         tasks.push(Task::new(&cx, party, rot, traffic, kernel(cx.clone()))?);
     }

@@ -103,6 +103,9 @@ pub struct Weights {
     own: Option<Arc<dyn TensorSource>>,
 }
 
+/// What tells weights apart: name, whether it is secret, ring bits and scale.
+type Source<'a> = (&'a str, bool, Option<(u8, u8)>);
+
 /// How one weight is held.
 #[derive(Clone)]
 enum Held {
@@ -149,8 +152,7 @@ impl Weights {
             ));
         }
         let mut weights = Weights { held: BTreeMap::new(), prg: key.map(Prg::new), public, own };
-        // By name, whether it is secret, and ring.
-        let mut known = BTreeMap::new();
+        let mut known: BTreeMap<Source<'_>, Held> = BTreeMap::new();
         let mut tick = 0;
         for (i, node) in module.ops.iter().enumerate() {
             let id = Id(i as u32);
@@ -159,9 +161,9 @@ impl Weights {
                 Op::Weight { name } => (name, true),
                 _ => continue,
             };
-            let of = (name, secret, node.ty.as_ring());
-            let held: Held = match known.get(&of) {
-                Some(held) => Held::clone(held),
+            let of = (name.as_str(), secret, node.ty.as_ring());
+            let held = match known.get(&of) {
+                Some(held) => held.clone(),
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
                     weights.check(party, &recipe)?;
