@@ -144,6 +144,66 @@ pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>>
         .collect()
 }
 
+/// `given` with what is missing: masks that keep everything, positions that follow the cache, caches without entries or
+/// of zeros, where another input says how long they are.
+///
+/// # Errors
+/// `E0531` for a name that is no input of the model, and for a missing input that has no default.
+pub fn complete_inputs(graph: &Graph, given: &Inputs) -> Result<Inputs> {
+    let names: Vec<&str> = graph.inputs.iter().filter_map(|&id| input_name(graph, id)).collect();
+    if let Some(unknown) = given.keys().find(|name| !names.contains(&name.as_str())) {
+        let message = format!("calibration gives `{}`, which is no input of the model", unknown.escape_debug());
+        return Err(Diagnostic::input("E0531", message).note(format!("its inputs are {}", names.join(", "))));
+    }
+    let mut bindings = Bindings::new();
+    for (i, info) in graph.dims.syms.iter().enumerate() {
+        let unknown = if info.name == "past" { 0 } else { 1.max(info.min) };
+        bindings.set(ombra_ir::Sym(i as u32), unknown);
+    }
+    for &id in &graph.inputs {
+        let Some(tensor) = input_name(graph, id).and_then(|name| given.get(name)) else { continue };
+        for (dim, size) in graph.shape(id).iter().zip(tensor.shape()) {
+            if let Some(sym) = dim.as_symbol() {
+                bindings.set(sym, *size as u64);
+            }
+        }
+    }
+    let past = graph.dims.find("past").and_then(|sym| bindings.get(sym)).unwrap_or(0);
+    let past = i64::try_from(past).unwrap_or(i64::MAX);
+    let mut inputs = given.clone();
+    for &id in &graph.inputs {
+        let node = graph.node(id)?;
+        let Op::Input { name, role } = &node.op else { continue };
+        if given.contains_key(name) || graph.users(id).is_empty() && !graph.is_output(id) {
+            continue;
+        }
+        let shape = node.shape.iter().map(|d| d.eval_usize(&bindings)).collect::<Result<Vec<_>>>()?;
+        let n = ombra_ir::plain::tensor::volume(&shape)?;
+        let tensor = match (role, node.dtype) {
+            (InputRole::AttentionMask, DType::Bool) => Tensor::bool(&shape, vec![true; n])?,
+            (InputRole::AttentionMask, DType::I64) => Tensor::i64(&shape, vec![1; n])?,
+            (InputRole::PositionIds, DType::I64) => {
+                let columns = shape.last().copied().unwrap_or(1).max(1);
+                Tensor::i64(&shape, (0..n).map(|i| past.saturating_add((i % columns) as i64)).collect())?
+            }
+            (InputRole::PastKey { .. } | InputRole::PastValue { .. }, DType::F32) => Tensor::f32(&shape, vec![0.0; n])?,
+            _ => {
+                return Err(Diagnostic::input("E0531", format!("calibration does not give input `{name}`"))
+                    .note("expected all inputs but masks, positions and caches"));
+            }
+        };
+        inputs.insert(name.clone(), tensor);
+    }
+    Ok(inputs)
+}
+
+fn input_name(graph: &Graph, id: ValueId) -> Option<&str> {
+    match graph.op(id)? {
+        Op::Input { name, .. } => Some(name),
+        _ => None,
+    }
+}
+
 /// Rows of the table that token ids look up.
 fn vocabulary(graph: &Graph) -> Result<u64> {
     let ids = graph

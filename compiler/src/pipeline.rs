@@ -1,7 +1,7 @@
 //! From a model file to a plan: the one place that knows the order of passes.
 
 use crate::assign_rotations::{Spread, assign_rotations};
-use crate::calibrate::{Inputs, Ranges, calibrate, drawn_inputs};
+use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Node, Op, Output, OutputRole, Owner, ValueId, eval};
@@ -44,7 +44,7 @@ pub struct Options {
     pub reveal: Vec<Reveal>,
     /// Fraction bits.
     pub f: u8,
-    /// Calibration inputs; drawn if there are none.
+    /// Calibration inputs; drawn if there are none. Masks, positions and caches have defaults.
     pub calibration: Vec<Inputs>,
     /// How roles are spread over parties.
     pub spread: Spread,
@@ -205,7 +205,9 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     check_inputs(&graph)?;
 
     let sets = match &options.calibration {
-        given if !given.is_empty() => given.clone(),
+        given if !given.is_empty() => {
+            given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<_>>().map_err(one)?
+        }
         _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
     };
     let ranges = calibrate(&graph, &weights, &sets).map_err(one)?;

@@ -6,7 +6,7 @@ use ombra_compiler::graph::{Graph, Owner};
 use ombra_compiler::labels::Overrides;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{self, Compiled, Options, Reveal};
-use ombra_compiler::{import, inspect, output};
+use ombra_compiler::{import, inspect, npz, output};
 use ombra_ir::plan::{self, Plan};
 use ombra_ir::{Diagnostic, Kind, text, verify};
 use std::collections::BTreeMap;
@@ -100,9 +100,9 @@ struct CompileArgs {
     /// The network that choices assume: lan, wan or BANDWIDTH,RTT.
     #[arg(long)]
     network: Option<String>,
-    /// Inputs to measure bounds on.
-    #[arg(long)]
-    calibrate: Option<PathBuf>,
+    /// Inputs to measure bounds on, a `.npz` file for each set; repeatable. Bounds from them become public.
+    #[arg(long, value_name = "FILE.npz")]
+    calibrate: Vec<PathBuf>,
     /// A tokenizer to put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
@@ -210,9 +210,7 @@ fn compile(args: &CompileArgs) -> Outcome {
         .iter()
         .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
         .collect();
-    if let Some(path) = &args.calibrate {
-        return Err(one(not_yet(&format!("--calibrate {}", path.display()))));
-    }
+    options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
     }
