@@ -155,7 +155,6 @@ fn run(folder: &Path, prompt: &str) -> ombra_ir::Result<Report> {
         given: Given::Prompt(prompt.to_string()),
         count: COUNT,
         stop: Vec::new(),
-        allow_public: Vec::new(),
         output_dir: None,
         verify: false,
         report: Some(path.clone()),

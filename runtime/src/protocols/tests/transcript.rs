@@ -56,7 +56,9 @@ fn cases() -> Vec<Case> {
         let forms = shared.into_iter().chain([Form::Two, Form::Three]);
         cases.extend(forms.map(|form| Case { op: op.clone(), form }));
     }
-    for op in [Op::Msb { width: 40, drop: 6 }, Op::RowMax { shape: Vec::new(), width: 30, drop: 2 }, Op::ArgMax { width: 30 }] {
+    for op in
+        [Op::Msb { width: 40, drop: 6 }, Op::RowMax { shape: Vec::new(), width: 30, drop: 2 }, Op::ArgMax { width: 30 }]
+    {
         cases.extend(shared.map(|form| Case { op: op.clone(), form }));
     }
     // The message of a revelation is component 2.
@@ -132,7 +134,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::protocols:
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {
                     row_max(&cx, &shared, &[LEN as u32; ROWS], 64, (width, low)).await.map(drop)
-                },
+                }
                 Op::ArgMax { width } => arg_max(&cx, &shared, ROWS, LEN, 64, width).await.map(drop),
                 Op::Reveal { .. } => reveal(&cx, &shared, N, 64).await.map(drop),
                 Op::Embed => {
