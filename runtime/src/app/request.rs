@@ -141,6 +141,7 @@ impl Request {
         let sizes = self.sizes(plan, step);
         let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
         let bindings = plan.module.dims.bind(&named).map_err(out_of_range)?;
+        plan.check_limits(&bindings).map_err(out_of_range)?;
         let defaults = plan.graph_inputs.iter().filter(|input| has_default(input.role));
         let bytes = defaults.map(|input| {
             input.shape.iter().try_fold(8u64, |bytes, dim| Ok(bytes.saturating_mul(dim.eval(&bindings)?)))
