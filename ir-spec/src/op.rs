@@ -225,7 +225,7 @@ pub enum Op {
     },
     /// Softmax over the last axis of operand 0 among the entries that the public mask (operand 1) keeps.
     Softmax,
-    /// `x · Φ(x)`, or its tanh form, which differs from it by at most 4.8e-4.
+    /// `x · Φ(x)`, or its tanh form `x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
     Gelu {
         /// The tanh form.
         tanh: bool,

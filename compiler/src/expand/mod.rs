@@ -85,7 +85,7 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
             let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
             reciprocal::rsqrt(&mut e, x, range, 1.0, reciprocal::RSQRT_SCALE)
         }
-        Op::Gelu { .. } => activation::gelu(&mut e, x, result),
+        Op::Gelu { tanh } => activation::gelu(&mut e, x, *tanh, result),
         Op::Silu => activation::silu(&mut e, x, result),
         Op::RmsNorm { eps, min_log4, max_log4 } => {
             let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
