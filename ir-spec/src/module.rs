@@ -1,10 +1,13 @@
 //! The MPC module: a program for parties, with symbolic sizes.
 
+use crate::diag::{Diagnostic, Result};
 use crate::dim::{Dim, Dims, Sym};
 use crate::op::Op;
 use crate::plain;
 use crate::ty::Ty;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// Who takes part and what they are trusted with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,8 +25,9 @@ impl Setting {
     }
 }
 
-/// A party of a setting. Its number is its index in the sharing.
+/// A party of a setting. Its number is its index in the sharing; of two parties the earlier one opens the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Party {
     /// Holds the prompt.
     Client,
@@ -38,16 +42,38 @@ impl Party {
     pub const ALL: [Party; 3] = [Party::Client, Party::Server, Party::Helper];
 
     /// Its number in the sharing.
-    pub fn index(self) -> usize {
+    pub const fn index(self) -> usize {
         self as usize
     }
 
     /// Name on the command line, in files and in reports.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Party::Client => "client",
             Party::Server => "server",
             Party::Helper => "helper",
+        }
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Party {
+    type Err = Diagnostic;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "client" => Ok(Party::Client),
+            "server" => Ok(Party::Server),
+            "helper" => Ok(Party::Helper),
+            "dealer" => Err(Diagnostic::unsupported("E0711", "the party `dealer` is not supported yet")
+                .note("expected client, server or helper")),
+            _ => Err(Diagnostic::input("E0711", format!("unknown party `{}`", text.escape_debug()))
+                .note("expected client, server or helper")),
         }
     }
 }

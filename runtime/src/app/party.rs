@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::PlanFolder;
 use super::program;
 use super::request::Request;
-use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, role, senseless};
+use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, senseless};
 use super::weights::Weights as File;
 use crate::exec::{TensorSource, Weights};
 use crate::prg::Key;
@@ -185,7 +185,7 @@ fn server_weights(
     give(&key)?;
     let own = Arc::clone(file) as Arc<dyn TensorSource>;
     let module = &folder.plan.module;
-    let made = Weights::share(module, role(Party::Server), Some(&key), public(folder), Some(own), &mut net(session))?;
+    let made = Weights::share(module, Party::Server, Some(&key), public(folder), Some(own), &mut net(session))?;
     let weights = Arc::new(made);
     let Received::Weights = helper.recv_control_within(CONTROL, session.limits().setup)?;
     *sharing = Some(SharedWeights { epoch: fresh, key, weights: Arc::clone(&weights) });
@@ -217,7 +217,7 @@ fn helper_weights(
     }
     // The old sharing goes first: two of them may not fit into memory.
     *kept = None;
-    let own = role(Party::Helper);
+    let own = Party::Helper;
     let module = &folder.plan.module;
     let weights = Arc::new(Weights::share(module, own, None, public(folder), None, &mut net(session))?);
     *kept = Some((fresh, Arc::clone(&weights)));
@@ -236,7 +236,7 @@ pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(
     let key = <[u8; 16]>::try_from(key).map_err(|_| senseless(Party::Server, "a key of another length"))?;
     session.meter().reset();
     let key = Key::from_bytes(key);
-    let own = role(Party::Client);
+    let own = Party::Client;
     let module = &folder.plan.module;
     let weights = Weights::share(module, own, Some(&key), public(folder), None, &mut net(session))?;
     if sends {

@@ -12,7 +12,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ombra_ir::module::{Module, Party as Role};
+use ombra_ir::module::Module;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -111,7 +111,7 @@ impl<'a> Engine<'a> {
         } else {
             Arc::new(folder.plan.module.clone())
         };
-        let run = Run::new(Arc::clone(&module), role(session.party()), keys, weights, threads);
+        let run = Run::new(Arc::clone(&module), session.party(), keys, weights, threads);
         Ok(Engine { session, module, run })
     }
 
@@ -134,21 +134,12 @@ impl<'a> Engine<'a> {
 
 /// Fresh pair keys of a session.
 pub(super) fn keys(session: &Session) -> Result<Keys> {
-    agree_keys(role(session.party()), &mut LinkNet::new(session, RUN))
+    agree_keys(session.party(), &mut LinkNet::new(session, RUN))
 }
 
 /// The messages of the set-up.
 pub(super) fn net(session: &Session) -> LinkNet<'_> {
     LinkNet::new(session, RUN)
-}
-
-/// The party as the plan calls it.
-pub(super) fn role(party: Party) -> Role {
-    match party {
-        Party::Client => Role::Client,
-        Party::Server => Role::Server,
-        Party::Helper => Role::Helper,
-    }
 }
 
 /// Does `work`; when it fails, the peers are told why, unless that could say something about this party's data: of an

@@ -3,7 +3,7 @@
 use ombra_ir::Result;
 use ombra_ir::module::Party;
 
-use crate::transport::{self, Frame, Session};
+use crate::transport::{Frame, Session};
 
 /// Messages between the parties of a run. The sizes of all messages are known to both ends.
 ///
@@ -39,7 +39,7 @@ impl<'a> LinkNet<'a> {
 
 impl Net for LinkNet<'_> {
     fn send(&mut self, epoch: u32, tick: u32, to: Party, payload: Vec<u8>) -> Result<()> {
-        let link = self.session.link(link_party(to))?;
+        let link = self.session.link(to)?;
         link.send(Frame::new(self.run, epoch, tick, payload))?;
         if epoch == WEIGHTS_EPOCH {
             // Nothing is received between the weights, so all of them would be queued at once.
@@ -49,15 +49,7 @@ impl Net for LinkNet<'_> {
     }
 
     fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>> {
-        let (payload, _) = self.session.link(link_party(from))?.recv(self.run, epoch, tick, len)?;
+        let (payload, _) = self.session.link(from)?.recv(self.run, epoch, tick, len)?;
         Ok(payload)
-    }
-}
-
-fn link_party(party: Party) -> transport::Party {
-    match party {
-        Party::Client => transport::Party::Client,
-        Party::Server => transport::Party::Server,
-        Party::Helper => transport::Party::Helper,
     }
 }
