@@ -16,7 +16,6 @@ use crate::passes::narrow_demand::narrow_demand;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
-use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Dim, Result, plan};
 use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
@@ -189,7 +188,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
-    keep_outputs(&mut graph, &reveal);
+    let reveal = keep_outputs(&mut graph, &reveal);
     // Reshapes first: a sequence merged with the batch has no last position to narrow to.
     lift_reshapes(&mut graph).map_err(one)?;
     for &(index, kind) in &reveal {
@@ -345,25 +344,18 @@ fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
 }
 
 /// Drops outputs that are neither revealed nor state.
-fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) {
-    let kept: BTreeSet<usize> = reveal.iter().map(|&(i, _)| i).collect();
-    let mut outputs = Vec::new();
-    for (i, o) in graph.outputs.iter().enumerate() {
-        let state = matches!(
-            o.role,
-            OutputRole::PresentKey { past: Some(_), .. } | OutputRole::PresentValue { past: Some(_), .. }
-        );
-        outputs.push((kept.contains(&i) || state).then(|| o.clone()));
-    }
-    // Indices of revealed outputs must not move: dropped ones alias a kept one.
-    let filler = outputs.iter().flatten().next().cloned();
-    if let Some(filler) = filler {
-        graph.outputs = outputs
-            .into_iter()
-            .map(|o| o.unwrap_or_else(|| Output { name: String::new(), role: OutputRole::Other, value: filler.value }))
-            .collect();
-    }
+///
+/// Returns what is revealed by the indices that the outputs have afterwards.
+fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) -> Vec<(usize, OutputKind)> {
+    let state = |o: &Output| {
+        matches!(o.role, OutputRole::PresentKey { past: Some(_), .. } | OutputRole::PresentValue { past: Some(_), .. })
+    };
+    let kept: Vec<usize> = (0..graph.outputs.len())
+        .filter(|i| state(&graph.outputs[*i]) || reveal.iter().any(|(revealed, _)| revealed == i))
+        .collect();
+    graph.outputs = kept.iter().map(|&i| graph.outputs[i].clone()).collect();
     graph.remove_dead();
+    reveal.iter().filter_map(|&(i, kind)| kept.iter().position(|&k| k == i).map(|at| (at, kind))).collect()
 }
 
 /// Sizes that the plan takes to be at most a number.
@@ -429,16 +421,33 @@ fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
     if total > 0.0 { libm::ceil(libm::log2(total)).max(LEAST_LOG2) } else { LEAST_LOG2 }
 }
 
-/// Number of proven, calibrated and guarded bounds in a module.
-pub fn count_bounds(module: &Module) -> (usize, usize, usize) {
-    let count = |from| module.ops.iter().filter(|n| n.ty.as_ring().is_some() && n.ty.bound_from == from).count();
-    (count(BoundFrom::Proven), count(BoundFrom::Calibrated), count(BoundFrom::Guarded))
-}
-
 /// Raw little-endian `f32` values of a tensor.
 pub fn f32_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     match tensor.data() {
         Data::F32(v) => Ok(v.iter().flat_map(|x| x.to_le_bytes()).collect()),
         Data::I64(_) | Data::Bool(_) => Err(Diagnostic::internal("E0544", "a weight is not a float tensor")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Origin;
+    use ombra_ir::plain::{DType, Type};
+
+    /// An output that is dropped must not stay in use: what it needs whole could not be narrowed.
+    #[test]
+    fn dropped_outputs_are_gone_and_revealed_ones_are_found_again() {
+        let mut g = Graph::new();
+        let ty = Type::new(DType::F32, vec![Dim::constant(4)]);
+        let x = g.add_input("x", InputRole::Other, ty, Origin::default());
+        for name in ["hidden", "result"] {
+            let value = g.add(Op::Relu, &[x], Origin::default()).expect("it fits");
+            g.outputs.push(Output { name: name.into(), role: OutputRole::Other, value });
+        }
+        let reveal = keep_outputs(&mut g, &[(1, OutputKind::Tensor)]);
+        assert_eq!(reveal, [(0, OutputKind::Tensor)]);
+        assert_eq!(g.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["result"]);
+        assert_eq!(g.len(), 2, "the input and what is revealed");
     }
 }

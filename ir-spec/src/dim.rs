@@ -137,11 +137,6 @@ impl Dim {
         self.as_constant() == Some(value)
     }
 
-    /// The part of degree zero.
-    pub fn constant_part(&self) -> i64 {
-        self.constant
-    }
-
     /// The terms of degree one and more, in canonical order.
     pub fn terms(&self) -> &[Term] {
         &self.terms

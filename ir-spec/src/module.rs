@@ -218,6 +218,22 @@ pub struct Module {
 }
 
 impl Module {
+    /// A module without declarations and ops.
+    pub fn empty(name: String, setting: Setting, stage: Stage, dims: Dims) -> Module {
+        Module {
+            name,
+            setting,
+            stage,
+            dims,
+            counts: Vec::new(),
+            public: plain::Program::default(),
+            inputs: Vec::new(),
+            states: Vec::new(),
+            outputs: Vec::new(),
+            ops: Vec::new(),
+        }
+    }
+
     /// The op with an id.
     pub fn node(&self, id: Id) -> &Node {
         &self.ops[id.index()]

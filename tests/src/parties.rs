@@ -128,7 +128,7 @@ fn party_run(
         false => Arc::new(folder.plan.module.clone()),
     };
     let keys = agree_keys(party, &mut net)?;
-    let key = agree_weight_key(party, None, &mut net)?;
+    let key = agree_weight_key(party, &mut net)?;
     let own = match party {
         Party::Server => Some(Arc::new(folder.server_weights()?) as Arc<dyn TensorSource>),
         Party::Client | Party::Helper => None,

@@ -32,7 +32,8 @@ pub(super) fn reciprocal(e: &mut Emit, x: Id, max_log2: u8) -> Result<Id> {
     let thresholds: Vec<f64> = (1..max_log2).map(|j| libm::ldexp(1.0, i32::from(j))).collect();
     // 2^−e = 1 − Σ c_j 2^−j
     let steps: Vec<i64> = (1..max_log2).map(|j| -(1i64 << (FINE - j))).collect();
-    let factor = select_factor(e, x, &thresholds, 1 << FINE, &[steps], FINE, FINE + 1)?[0];
+    let compared = compare_all(e, x, &thresholds)?;
+    let factor = combine(e, &compared, 1 << FINE, &steps, FINE, FINE + 1)?;
     let product = e.guarded(Op::Mul, &[x, factor], 2 * FINE + 1)?;
     let v = e.truncate_to(product, FINE, FINE + 1)?;
     // y = 24/17 − (15/32) v, within 6 % of 1/v on [1, 2).
@@ -113,19 +114,6 @@ pub(super) fn rsqrt(e: &mut Emit, x: Id, range: Range4, gain: f64, out_scale: u8
 fn raise(e: &mut Emit, x: Id, scale: u8) -> Result<Id> {
     let (_, from, _) = e.ring(x)?;
     if from == scale { Ok(x) } else { e.op(Op::Upscale { by: scale - from }, &[x]) }
-}
-
-fn select_factor(
-    e: &mut Emit,
-    x: Id,
-    thresholds: &[f64],
-    base: i64,
-    steps: &[Vec<i64>],
-    scale: u8,
-    bound: u8,
-) -> Result<Vec<Id>> {
-    let compared = compare_all(e, x, thresholds)?;
-    steps.iter().map(|s| combine(e, &compared, base, s, scale, bound)).collect()
 }
 
 /// The bits `1{x ≥ t_j}` as ring elements of scale 0, side by side along a new last axis.

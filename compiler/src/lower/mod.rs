@@ -58,18 +58,7 @@ pub struct Lowered {
 /// # Errors
 /// Every node that has no lowering, all in one go.
 pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Vec<Diagnostic>> {
-    let module = Module {
-        name: options.name.clone(),
-        setting: Setting::ThreeParty,
-        stage: Stage::Lowered,
-        dims: graph.dims.clone(),
-        counts: Vec::new(),
-        public: plain::Program::default(),
-        inputs: Vec::new(),
-        states: Vec::new(),
-        outputs: Vec::new(),
-        ops: Vec::new(),
-    };
+    let module = Module::empty(options.name.clone(), Setting::ThreeParty, Stage::Lowered, graph.dims.clone());
     let mut l = Lower {
         graph,
         options,

@@ -302,17 +302,7 @@ fn describe(ty: &Ty) -> String {
 /// The common shape of two operands: sizes are equal or one of them is 1.
 fn broadcast(cx: &TypeCx, label: &'static str, a: &[Dim], b: &[Dim]) -> Rule<Vec<Dim>> {
     let wrong = || Violation::new(label, format!("{} and {}", cx.dims.show_shape(a), cx.dims.show_shape(b)));
-    let (long, short) = if a.len() >= b.len() { (a, b) } else { (b, a) };
-    let lead = long.len() - short.len();
-    let mut out = long.to_vec();
-    for (x, y) in out.iter_mut().skip(lead).zip(short) {
-        if x.is(1) {
-            *x = y.clone();
-        } else if x != y && !y.is(1) {
-            return Err(wrong());
-        }
-    }
-    Ok(out)
+    crate::plain::infer::broadcast(label, a, b).map_err(|_| wrong())
 }
 
 fn sized<T>(result: crate::Result<T>) -> Rule<T> {

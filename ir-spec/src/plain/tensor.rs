@@ -141,11 +141,6 @@ impl Tensor {
         Tensor { shape: Vec::new(), data: Data::I64(vec![value]) }
     }
 
-    /// A truth value without axes.
-    pub fn scalar_bool(value: bool) -> Self {
-        Tensor { shape: Vec::new(), data: Data::Bool(vec![value]) }
-    }
-
     /// Sizes of the axes.
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -202,14 +197,6 @@ impl Tensor {
         match &self.data {
             Data::Bool(v) => Ok(v),
             _ => Err(self.wrong(DType::Bool)),
-        }
-    }
-
-    /// The only element, as an integer.
-    pub fn single_i64(&self) -> Result<i64> {
-        match self.as_i64()? {
-            [value] => Ok(*value),
-            other => Err(Diagnostic::input("E0211", format!("expected one integer, found {}", other.len()))),
         }
     }
 

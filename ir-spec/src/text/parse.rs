@@ -90,18 +90,7 @@ fn header(c: &mut Cursor) -> Result<Module> {
     let stage = choice(c, "stage", [Stage::Lowered, Stage::Expanded, Stage::Scheduled], Stage::name)?;
     let setting = choice(c, "setting", [Setting::ThreeParty], Setting::name)?;
     c.expect('{')?;
-    Ok(Module {
-        name,
-        setting,
-        stage,
-        dims: Dims::default(),
-        counts: Vec::new(),
-        public: plain::Program::default(),
-        inputs: Vec::new(),
-        states: Vec::new(),
-        outputs: Vec::new(),
-        ops: Vec::new(),
-    })
+    Ok(Module::empty(name, setting, stage, Dims::default()))
 }
 
 fn choice<T: Copy, const N: usize>(

@@ -60,15 +60,14 @@ pub fn agree_keys(party: Party, net: &mut dyn Net) -> Result<Keys> {
     Ok(Keys::new(&own, &next, &Key::random()?))
 }
 
-/// The key of the weights, which client and server know and the helper does not. The server gives the key that its
-/// weights are shared under already, or `None` for a fresh one; the others give `None`.
+/// A fresh key of the weights, drawn by the server, which client and server know and the helper does not.
 ///
-/// A key is for one plan and one weights file: under the same key, the helper would learn the difference of two.
-pub fn agree_weight_key(party: Party, kept: Option<Key>, net: &mut dyn Net) -> Result<Option<Key>> {
+/// A key is for one sharing: under the same key, the helper would learn the difference of two.
+pub fn agree_weight_key(party: Party, net: &mut dyn Net) -> Result<Option<Key>> {
     match party {
         Party::Client => receive_key(Party::Server, 1, net).map(Some),
         Party::Server => {
-            let key = kept.map_or_else(Key::random, Ok)?;
+            let key = Key::random()?;
             net.send(KEYS_EPOCH, 1, Party::Client, key.bytes().to_vec())?;
             Ok(Some(key))
         }

@@ -31,18 +31,7 @@ impl Build {
                 Dim::from(sym)
             })
             .collect();
-        let module = Module {
-            name: "test".into(),
-            setting: Setting::ThreeParty,
-            stage: Stage::Scheduled,
-            dims,
-            counts: Vec::new(),
-            public: plain::Program::default(),
-            inputs: Vec::new(),
-            states: Vec::new(),
-            outputs: Vec::new(),
-            ops: Vec::new(),
-        };
+        let module = Module::empty("test".into(), Setting::ThreeParty, Stage::Scheduled, dims);
         (Build(module), symbols)
     }
 
@@ -201,7 +190,7 @@ fn run_party(
     let fault = if party == Party::Server { fault } else { Fault::None };
     let mut net = Faulty { links: LinkNet::new(session, 5), fault };
     let keys = agree_keys(party, &mut net)?;
-    let key = agree_weight_key(party, None, &mut net)?;
+    let key = agree_weight_key(party, &mut net)?;
     let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
     let weights = Arc::new(Weights::share(module, party, key.as_ref(), Arc::new(public.clone()), own, &mut net)?);
     let mut run = Run::new(Arc::new(module.clone()), party, keys, weights, 1);

@@ -13,6 +13,16 @@ enum Form {
     Three,
 }
 
+impl Form {
+    fn operand<'a>(self, shared: &'a Shared, sum: &'a Sum) -> Operand<'a> {
+        match self {
+            Form::Shared => Operand::Shared(shared),
+            Form::Two => Operand::Two(sum),
+            Form::Three => Operand::Three(sum),
+        }
+    }
+}
+
 /// The truncated values of `x` given in a form.
 fn truncated(seed: u64, rot: u8, x: &[u64], form: Form, bits: u8, by: u8) -> Vec<u64> {
     let n = x.len();
@@ -23,11 +33,7 @@ fn truncated(seed: u64, rot: u8, x: &[u64], form: Form, bits: u8, by: u8) -> Vec
     let shares = run(seed, rot, &Op::Truncate { by }, &sizes, |cx, role| {
         let (shared, sum) = (shared[role].clone(), sum[role].clone());
         async move {
-            let operand = match form {
-                Form::Shared => Operand::Shared(&shared),
-                Form::Two => Operand::Two(&sum),
-                Form::Three => Operand::Three(&sum),
-            };
+            let operand = form.operand(&shared, &sum);
             truncate(&cx, operand, n, bits, by).await
         }
     });
@@ -50,11 +56,7 @@ fn values_keep_their_size_in_a_larger_ring() {
             let shares = run(3, rot, &Op::Extend { bits: to }, &sizes, |cx, role| {
                 let (shared, sum) = (shared[role].clone(), sum[role].clone());
                 async move {
-                    let operand = match form {
-                        Form::Shared => Operand::Shared(&shared),
-                        Form::Two => Operand::Two(&sum),
-                        Form::Three => Operand::Three(&sum),
-                    };
+                    let operand = form.operand(&shared, &sum);
                     extend(&cx, operand, n, from, to).await
                 }
             });
