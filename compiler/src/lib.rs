@@ -15,3 +15,5 @@ pub mod onnx;
 pub mod output;
 pub mod passes;
 pub mod pipeline;
+pub mod published;
+pub mod reveal;

@@ -4,7 +4,7 @@ use crate::assign_rotations::{Spread, assign_rotations};
 use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
 use crate::expand::expand;
-use crate::graph::{Graph, InputRole, Node, Op, Output, OutputRole, Owner, ValueId, eval};
+use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
@@ -13,6 +13,8 @@ use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::narrow_demand;
+use crate::published::{MASK, check_published, structure, weights_of};
+use crate::reveal::{Reveal, keep_outputs, reveals};
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
@@ -22,15 +24,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Diagnostics of one attempt.
 pub type Errors = Vec<Diagnostic>;
-
-/// What the client learns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reveal {
-    /// The id of the next token.
-    NextToken,
-    /// The output of this name.
-    Output(String),
-}
 
 /// What the user asks for.
 #[derive(Clone, Debug)]
@@ -128,51 +121,6 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     Ok(Analysed { graph, labels, found })
 }
 
-/// The use of a weight that only says by 0 and huge negative numbers which positions count.
-const MASK: &str = "a mask";
-
-/// Names of the weights that `graph` uses.
-fn weights_of(graph: &Graph) -> BTreeSet<String> {
-    let name = |node: &Node| match &node.op {
-        Op::Weight { name, .. } => Some(name.clone()),
-        _ => None,
-    };
-    graph.iter().filter_map(|(_, node)| name(node)).collect()
-}
-
-/// Names of published tensors that are no weights by their use: angles and masks, as long as `weights`, what the graph
-/// uses otherwise, has none of them.
-fn structure(published: &BTreeSet<Published>, weights: &BTreeSet<String>) -> BTreeSet<String> {
-    let is_structure = |p: &Published| !p.integer && matches!(p.op, "cos" | "sin" | MASK);
-    let other: BTreeSet<&str> = published.iter().filter(|p| !is_structure(p)).map(|p| p.tensor.as_str()).collect();
-    let names = published.iter().map(|p| &p.tensor);
-    names.filter(|n| !other.contains(n.as_str()) && !weights.contains(*n)).cloned().collect()
-}
-
-/// Refuses a model whose private tensors would stand in the plan in the clear: one error a tensor.
-fn check_published(published: &BTreeSet<Published>, labels: &Labels) -> std::result::Result<(), Errors> {
-    let mut errors: BTreeMap<&str, Diagnostic> = BTreeMap::new();
-    for p in published {
-        let why = match labels.get(&p.tensor) {
-            Some(label) if label.owner == labels::Owner::Public => continue,
-            Some(label) => label.why.as_str(),
-            None => "it has no label",
-        };
-        let error = if p.integer {
-            Diagnostic::unsupported("E0257", format!("`{}`: integer weights are not supported yet", p.tensor))
-                .note(format!("{} makes floating-point numbers from it", p.op))
-                .note("export with floating-point weights")
-        } else {
-            let message = format!("private tensor `{}` would be published: it is used by {}", p.tensor, p.op);
-            Diagnostic::unsupported("E0256", message)
-                .note("expected operators that run under MPC on private tensors, such as products and sums")
-        };
-        let error = error.at(p.node.clone()).note(format!("it is private: {why}"));
-        errors.entry(&p.tensor).or_insert(error.note("if everybody may know it, name it with --public"));
-    }
-    if errors.is_empty() { Ok(()) } else { Err(errors.into_values().collect()) }
-}
-
 fn weight_owner(labels: &Labels, name: &str) -> Owner {
     match labels.get(name).map(|l| l.owner) {
         Some(labels::Owner::Public) => Owner::Public,
@@ -253,66 +201,6 @@ fn symbol(module: &Module, name: &str) -> Option<String> {
     module.dims.find(name).map(|_| name.to_string())
 }
 
-/// Outputs to reveal, by index. The default is the next token for a causal language model, else every output
-/// but hidden states and caches.
-fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usize, OutputKind)>, Errors> {
-    let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
-    let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
-    let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
-    if wanted.is_empty() {
-        return Ok(match causal {
-            Some(i) => vec![(i, OutputKind::NextToken)],
-            None => {
-                let results = (0..graph.outputs.len()).filter(|&i| is_result(&graph.outputs[i]));
-                let results: Vec<_> = results.map(|i| (i, OutputKind::Tensor)).collect();
-                if results.is_empty() {
-                    return Err(one(Diagnostic::input("E0551", "the model has no output that is revealed by default")
-                        .note("hidden states and caches are revealed only when they are asked for")
-                        .note(format!("name one with --reveal; the model's outputs are {}", names.join(", ")))));
-                }
-                results
-            }
-        });
-    }
-    let mut errors = Vec::new();
-    let mut out = Vec::new();
-    for reveal in wanted {
-        match reveal {
-            Reveal::NextToken => match causal {
-                Some(i) => out.push((i, OutputKind::NextToken)),
-                None => errors.push(
-                    Diagnostic::input("E0540", "the model has no next token to reveal")
-                        .note("expected an output `logits` of shape [batch, seq, vocabulary]")
-                        .note(format!("the model's outputs are {}", names.join(", "))),
-                ),
-            },
-            Reveal::Output(name) => match names.iter().position(|n| n == name) {
-                Some(i) => out.push((i, OutputKind::Tensor)),
-                None => errors.push(
-                    Diagnostic::input("E0541", format!("the model has no output `{name}` to reveal"))
-                        .note(format!("the model's outputs are {}", names.join(", "))),
-                ),
-            },
-        }
-    }
-    // One output may be revealed in both forms: each needs a value of its own.
-    let mut seen = BTreeSet::new();
-    for entry in &mut out {
-        if !seen.insert(entry.0) {
-            let copy = graph.outputs[entry.0].clone();
-            graph.outputs.push(copy);
-            entry.0 = graph.outputs.len() - 1;
-        }
-    }
-    if errors.is_empty() { Ok(out) } else { Err(errors) }
-}
-
-/// Whether an output is a result of the model: neither a cache nor a hidden state.
-fn is_result(output: &Output) -> bool {
-    output.role == OutputRole::Logits
-        || output.role == OutputRole::Other && !output.name.to_ascii_lowercase().contains("hidden_state")
-}
-
 /// Refuses inputs of the client's that decide what happens under MPC, such as masks: the program's course is public.
 /// Integers that look up rows are no such thing.
 fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
@@ -341,21 +229,6 @@ fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
             .note(format!("if they may learn them, say so with --public-input {name}"))
     };
     Err(names.into_iter().map(error).collect())
-}
-
-/// Drops outputs that are neither revealed nor state.
-///
-/// Returns what is revealed by the indices that the outputs have afterwards.
-fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) -> Vec<(usize, OutputKind)> {
-    let state = |o: &Output| {
-        matches!(o.role, OutputRole::PresentKey { past: Some(_), .. } | OutputRole::PresentValue { past: Some(_), .. })
-    };
-    let kept: Vec<usize> = (0..graph.outputs.len())
-        .filter(|i| state(&graph.outputs[*i]) || reveal.iter().any(|(revealed, _)| revealed == i))
-        .collect();
-    graph.outputs = kept.iter().map(|&i| graph.outputs[i].clone()).collect();
-    graph.remove_dead();
-    reveal.iter().filter_map(|&(i, kind)| kept.iter().position(|&k| k == i).map(|at| (at, kind))).collect()
 }
 
 /// Sizes that the plan takes to be at most a number.
@@ -426,28 +299,5 @@ pub fn f32_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     match tensor.data() {
         Data::F32(v) => Ok(v.iter().flat_map(|x| x.to_le_bytes()).collect()),
         Data::I64(_) | Data::Bool(_) => Err(Diagnostic::internal("E0544", "a weight is not a float tensor")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::graph::Origin;
-    use ombra_ir::plain::{DType, Type};
-
-    /// An output that is dropped must not stay in use: what it needs whole could not be narrowed.
-    #[test]
-    fn dropped_outputs_are_gone_and_revealed_ones_are_found_again() {
-        let mut g = Graph::new();
-        let ty = Type::new(DType::F32, vec![Dim::constant(4)]);
-        let x = g.add_input("x", InputRole::Other, ty, Origin::default());
-        for name in ["hidden", "result"] {
-            let value = g.add(Op::Relu, &[x], Origin::default()).expect("it fits");
-            g.outputs.push(Output { name: name.into(), role: OutputRole::Other, value });
-        }
-        let reveal = keep_outputs(&mut g, &[(1, OutputKind::Tensor)]);
-        assert_eq!(reveal, [(0, OutputKind::Tensor)]);
-        assert_eq!(g.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["result"]);
-        assert_eq!(g.len(), 2, "the input and what is revealed");
     }
 }

@@ -2,7 +2,8 @@
 
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
-use ombra_compiler::pipeline::{Compiled, Options, Reveal, compile};
+use ombra_compiler::pipeline::{Compiled, Options, compile};
+use ombra_compiler::reveal::Reveal;
 use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::PlanFolder;
 use std::path::{Path, PathBuf};

@@ -240,7 +240,10 @@ fn every_public_module_begins_with_its_doc() {
 /// Options and subcommands of a binary are looked up in its source.
 fn binaries() -> BTreeMap<&'static str, String> {
     BTreeMap::from([
-        ("ombra", text("compiler/src/bin/ombra.rs")),
+        (
+            "ombra",
+            files_ending(".rs").iter().filter(|f| f.starts_with("compiler/src/bin/ombra/")).map(|f| text(f)).collect(),
+        ),
         ("ombra-run", text("runtime/src/bin/ombra-run.rs")),
         ("quickstart", text("examples/src/bin/quickstart.rs")),
         ("generate-model", text("examples/src/bin/generate-model.rs")),

@@ -1,0 +1,147 @@
+//! `ombra compile`.
+
+use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
+use ombra_compiler::assign_rotations::Spread;
+use ombra_compiler::pipeline::{self, Compiled};
+use ombra_compiler::reveal::Reveal;
+use ombra_compiler::{inspect, npz, output};
+use ombra_ir::{Diagnostic, text};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `ombra compile`.
+#[derive(clap::Args)]
+pub struct CompileArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Parties and trust.
+    #[arg(long, default_value = "3pc")]
+    setting: String,
+    /// What the client learns: `next-token` or the name of an output; repeatable.
+    #[arg(long)]
+    reveal: Vec<String>,
+    /// Fraction bits.
+    #[arg(long, default_value_t = 16)]
+    fixed_point: u8,
+    /// Softmax: only `exact` is built.
+    #[arg(long)]
+    softmax: Vec<String>,
+    /// Activation: only `exact` is built.
+    #[arg(long)]
+    activation: Vec<String>,
+    /// Norm: only `exact` is built.
+    #[arg(long)]
+    norm: Vec<String>,
+    /// The network that choices assume: lan, wan or BANDWIDTH,RTT.
+    #[arg(long)]
+    network: Option<String>,
+    /// Inputs to measure bounds on, a `.npz` file for each set; repeatable. Bounds from them become public.
+    #[arg(long, value_name = "FILE.npz")]
+    calibrate: Vec<PathBuf>,
+    /// A tokenizer to put beside the plan.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Print the program after a stage: graph, owners, lowered, expanded, scheduled.
+    #[arg(long, value_name = "STAGE[=FILE]")]
+    emit: Vec<String>,
+    /// Write costs and owners as JSON.
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// The folder to write.
+    #[arg(short = 'o', long = "output")]
+    output: PathBuf,
+}
+
+/// Compiles a model into a plan folder.
+pub fn compile(args: &CompileArgs) -> Outcome {
+    refuse_unbuilt(args)?;
+    let (model, base) = read_models(&args.model)?;
+    let mut options = options(&args.model);
+    options.f = args.fixed_point;
+    options.reveal = args
+        .reveal
+        .iter()
+        .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
+        .collect();
+    options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
+    if args.network.as_deref().is_some_and(|n| n != "wan") {
+        options.spread = Spread::Turns;
+    }
+    for emit in &args.emit {
+        let stage = emit.split('=').next().unwrap_or_default();
+        if matches!(stage, "graph" | "owners") {
+            let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
+            print_to(emit, &ombra_compiler::graph::print::print(&analysed.graph))?;
+        }
+    }
+    let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
+    for emit in &args.emit {
+        match emit.split('=').next().unwrap_or_default() {
+            "lowered" => print_to(emit, &text::print(&compiled.lowered))?,
+            "expanded" => {
+                print_to(emit, &text::print(&ombra_compiler::expand::expand(&compiled.lowered).map_err(one)?))?;
+            }
+            "scheduled" => print_to(emit, &text::print(&compiled.plan.module))?,
+            _ => {}
+        }
+    }
+    let digest = output::write(&mut compiled, &model, args.tokenizer.as_deref(), &args.output).map_err(one)?;
+    let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
+    eprint!("{}", report.text(inspect::By::Kind));
+    println!("{digest}");
+    if let Some(path) = &args.report {
+        write_report(path, &compiled, &digest, &report)?;
+    }
+    Ok(())
+}
+
+fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
+    let mut errors = Vec::new();
+    if args.setting != "3pc" {
+        errors.push(not_yet(&format!("setting `{}`", args.setting)).note("expected 3pc"));
+    }
+    for (option, values) in [("softmax", &args.softmax), ("activation", &args.activation), ("norm", &args.norm)] {
+        errors.extend(values.iter().filter(|v| *v != "exact").map(|v| not_yet(&format!("--{option} {v}"))));
+    }
+    for emit in &args.emit {
+        let stage = emit.split('=').next().unwrap_or_default();
+        if !["graph", "owners", "lowered", "expanded", "scheduled"].contains(&stage) {
+            errors.push(
+                not_yet(&format!("--emit {stage}")).note("expected graph, owners, lowered, expanded or scheduled"),
+            );
+        }
+    }
+    if !(8..=20).contains(&args.fixed_point) {
+        errors.push(
+            Diagnostic::input("E0561", format!("--fixed-point {} is out of range", args.fixed_point))
+                .note("expected 8 to 20"),
+        );
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn print_to(emit: &str, text: &str) -> Outcome {
+    match emit.split_once('=') {
+        Some((_, file)) => {
+            std::fs::write(file, text).map_err(|e| one(Diagnostic::input("E0547", format!("cannot write {file}: {e}"))))
+        }
+        None => {
+            print!("{text}");
+            Ok(())
+        }
+    }
+}
+
+fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect::Report) -> Outcome {
+    let public = compiled.labels.tensors.iter().filter(|l| l.owner == ombra_compiler::labels::Owner::Public).count();
+    let json = serde_json::json!({
+        "ombra": env!("CARGO_PKG_VERSION"),
+        "plan_digest": digest,
+        "weights": { "public": public, "private": compiled.labels.tensors.len() - public },
+        "changes": compiled.plan.changes,
+        "cost": report,
+    });
+    let text = serde_json::to_string_pretty(&json).map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?;
+    std::fs::write(path, text + "\n")
+        .map_err(|e| one(Diagnostic::input("E0547", format!("cannot write {}: {e}", path.display()))))
+}

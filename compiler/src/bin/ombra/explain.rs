@@ -1,0 +1,39 @@
+//! `ombra explain`.
+
+use crate::{ModelArgs, Outcome, one, options, read_models};
+use ombra_compiler::graph::{Graph, Owner};
+use ombra_compiler::pipeline;
+
+/// Says for every node what it was recognised as, who owns it and where it will run.
+pub fn explain(args: &ModelArgs) -> Outcome {
+    let (model, base) = read_models(args)?;
+    let analysed = pipeline::analyse(&model, base.as_ref(), &options(args))?;
+    let graph: &Graph = &analysed.graph;
+    for id in graph.topological() {
+        let node = graph.node(id).map_err(one)?;
+        let place = match node.owner {
+            Owner::Public => "everywhere, in the clear",
+            Owner::Client => "client, in plaintext",
+            Owner::Server => "server, once at compile time",
+            Owner::Secret => "under MPC",
+        };
+        let why = match &node.op {
+            ombra_compiler::graph::Op::Weight { name, .. } => analysed
+                .labels
+                .get(name)
+                .map(|l| {
+                    format!("  ({}{})", l.why, l.readable.as_ref().map_or(String::new(), |r| format!("; used by {r}")))
+                })
+                .unwrap_or_default(),
+            _ => String::new(),
+        };
+        let name = if node.origin.node.is_empty() { &node.origin.value } else { &node.origin.node };
+        println!("{:<16} {:<7} {place:<26} {name}{why}", node.op.name(), node.owner.name());
+    }
+    for found in &analysed.found {
+        if let Some(why) = &found.near_miss {
+            println!("near miss: {} at {}: {why}", found.pattern, found.origin.node);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! The compiler's command line.
+
+mod compile;
+mod explain;
+mod inspect;
+
+use clap::{Parser, Subcommand};
+use ombra_compiler::import;
+use ombra_compiler::labels::Overrides;
+use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::Options;
+use ombra_ir::{Diagnostic, Kind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "ombra",
+    version,
+    about = "Compiles an ONNX language model into a plan for secure multi-party computation"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile a model into a plan folder.
+    Compile(Box<compile::CompileArgs>),
+    /// Show what a plan costs and where.
+    Inspect(inspect::InspectArgs),
+    /// Verify a plan or an `.mpcir` file.
+    Check {
+        /// `plan.ombra` or a text file.
+        file: PathBuf,
+    },
+    /// Say for every node what it was recognised as, who owns it and where it will run.
+    Explain(ModelArgs),
+    /// Merge attention heads of private layers, for further fine-tuning.
+    MergeHeads {
+        /// The model and its options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Predict what full, LoRA, frozen and merged variants would cost.
+    Advise {
+        /// The model and its options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+}
+
+#[derive(clap::Args)]
+struct ModelArgs {
+    /// The fine-tuned model.
+    model: PathBuf,
+    /// The public base model: what occurs in it is public.
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// Initializers that are public, by name.
+    #[arg(long, value_name = "GLOB")]
+    public: Vec<String>,
+    /// Initializers that are private, by name; wins over everything.
+    #[arg(long, value_name = "GLOB")]
+    private: Vec<String>,
+    /// Inputs whose contents every party may learn, by name; repeatable.
+    #[arg(long, value_name = "NAME")]
+    public_input: Vec<String>,
+    /// Bind a symbolic size.
+    #[arg(long, value_name = "NAME=N", value_parser = pair)]
+    dim: Vec<(String, u64)>,
+    /// Greatest value of a symbolic size.
+    #[arg(long, value_name = "NAME=N", value_parser = pair)]
+    max: Vec<(String, u64)>,
+}
+
+fn pair(text: &str) -> Result<(String, u64), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=N")?;
+    Ok((name.to_string(), value.parse().map_err(|_| format!("`{value}` is not a number"))?))
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Compile(args) => compile::compile(&args),
+        Command::Inspect(args) => inspect::inspect_plan(&args),
+        Command::Check { file } => inspect::check(&file),
+        Command::Explain(args) => explain::explain(&args),
+        Command::MergeHeads { .. } => Err(vec![not_yet("merge-heads")]),
+        Command::Advise { .. } => Err(vec![not_yet("advise")]),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(errors) => {
+            for e in &errors {
+                eprintln!("{e}");
+            }
+            let internal = errors.iter().any(|e| e.kind == Kind::Internal);
+            ExitCode::from(if internal { 1 } else { 2 })
+        }
+    }
+}
+
+type Outcome = Result<(), Vec<Diagnostic>>;
+
+fn one(d: Diagnostic) -> Vec<Diagnostic> {
+    vec![d]
+}
+
+fn not_yet(what: &str) -> Diagnostic {
+    Diagnostic::unsupported("E0560", format!("{what} is not supported yet"))
+}
+
+fn read_models(args: &ModelArgs) -> Result<(Model, Option<Model>), Vec<Diagnostic>> {
+    let model = Model::read(&args.model).map_err(one)?;
+    let base = args.base.as_ref().map(|b| Model::read(b)).transpose().map_err(one)?;
+    Ok((model, base))
+}
+
+fn options(args: &ModelArgs) -> Options {
+    Options {
+        sizes: import::Options {
+            dims: args.dim.iter().cloned().collect(),
+            max: args.max.iter().cloned().collect(),
+            public_inputs: args.public_input.iter().cloned().collect(),
+            ..import::Options::default()
+        },
+        overrides: Overrides { public: args.public.clone(), private: args.private.clone(), ..Overrides::default() },
+        ..Options::default()
+    }
+}

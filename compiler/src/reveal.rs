@@ -1,0 +1,117 @@
+//! What the client learns, and which outputs stay for it.
+
+use crate::graph::{Graph, Output, OutputRole};
+use crate::pipeline::Errors;
+use ombra_ir::Diagnostic;
+use ombra_ir::module::OutputKind;
+use std::collections::BTreeSet;
+
+/// What the client learns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reveal {
+    /// The id of the next token.
+    NextToken,
+    /// The output of this name.
+    Output(String),
+}
+
+/// Outputs to reveal, by index. The default is the next token for a causal language model, else every output
+/// but hidden states and caches.
+pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usize, OutputKind)>, Errors> {
+    let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
+    let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
+    let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
+    if wanted.is_empty() {
+        return Ok(match causal {
+            Some(i) => vec![(i, OutputKind::NextToken)],
+            None => {
+                let results = (0..graph.outputs.len()).filter(|&i| is_result(&graph.outputs[i]));
+                let results: Vec<_> = results.map(|i| (i, OutputKind::Tensor)).collect();
+                if results.is_empty() {
+                    return Err(vec![
+                        Diagnostic::input("E0551", "the model has no output that is revealed by default")
+                            .note("hidden states and caches are revealed only when they are asked for")
+                            .note(format!("name one with --reveal; the model's outputs are {}", names.join(", "))),
+                    ]);
+                }
+                results
+            }
+        });
+    }
+    let mut errors = Vec::new();
+    let mut out = Vec::new();
+    for reveal in wanted {
+        match reveal {
+            Reveal::NextToken => match causal {
+                Some(i) => out.push((i, OutputKind::NextToken)),
+                None => errors.push(
+                    Diagnostic::input("E0540", "the model has no next token to reveal")
+                        .note("expected an output `logits` of shape [batch, seq, vocabulary]")
+                        .note(format!("the model's outputs are {}", names.join(", "))),
+                ),
+            },
+            Reveal::Output(name) => match names.iter().position(|n| n == name) {
+                Some(i) => out.push((i, OutputKind::Tensor)),
+                None => errors.push(
+                    Diagnostic::input("E0541", format!("the model has no output `{name}` to reveal"))
+                        .note(format!("the model's outputs are {}", names.join(", "))),
+                ),
+            },
+        }
+    }
+    // One output may be revealed in both forms: each needs a value of its own.
+    let mut seen = BTreeSet::new();
+    for entry in &mut out {
+        if !seen.insert(entry.0) {
+            let copy = graph.outputs[entry.0].clone();
+            graph.outputs.push(copy);
+            entry.0 = graph.outputs.len() - 1;
+        }
+    }
+    if errors.is_empty() { Ok(out) } else { Err(errors) }
+}
+
+/// Whether an output is a result of the model: neither a cache nor a hidden state.
+fn is_result(output: &Output) -> bool {
+    output.role == OutputRole::Logits
+        || output.role == OutputRole::Other && !output.name.to_ascii_lowercase().contains("hidden_state")
+}
+
+/// Drops outputs that are neither revealed nor state.
+///
+/// Returns what is revealed by the indices that the outputs have afterwards.
+pub fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) -> Vec<(usize, OutputKind)> {
+    let state = |o: &Output| {
+        matches!(o.role, OutputRole::PresentKey { past: Some(_), .. } | OutputRole::PresentValue { past: Some(_), .. })
+    };
+    let kept: Vec<usize> = (0..graph.outputs.len())
+        .filter(|i| state(&graph.outputs[*i]) || reveal.iter().any(|(revealed, _)| revealed == i))
+        .collect();
+    graph.outputs = kept.iter().map(|&i| graph.outputs[i].clone()).collect();
+    graph.remove_dead();
+    reveal.iter().filter_map(|&(i, kind)| kept.iter().position(|&k| k == i).map(|at| (at, kind))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{InputRole, Op, Origin};
+    use ombra_ir::Dim;
+    use ombra_ir::plain::{DType, Type};
+
+    /// An output that is dropped must not stay in use: what it needs whole could not be narrowed.
+    #[test]
+    fn dropped_outputs_are_gone_and_revealed_ones_are_found_again() {
+        let mut g = Graph::new();
+        let ty = Type::new(DType::F32, vec![Dim::constant(4)]);
+        let x = g.add_input("x", InputRole::Other, ty, Origin::default());
+        for name in ["hidden", "result"] {
+            let value = g.add(Op::Relu, &[x], Origin::default()).expect("it fits");
+            g.outputs.push(Output { name: name.into(), role: OutputRole::Other, value });
+        }
+        let reveal = keep_outputs(&mut g, &[(1, OutputKind::Tensor)]);
+        assert_eq!(reveal, [(0, OutputKind::Tensor)]);
+        assert_eq!(g.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["result"]);
+        assert_eq!(g.len(), 2, "the input and what is revealed");
+    }
+}
