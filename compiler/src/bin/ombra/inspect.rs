@@ -99,8 +99,8 @@ pub fn inspect_plan(args: &InspectArgs) -> Outcome {
     match (args.format, other) {
         (Format::Text, None) => print!("{}", first.text(by)),
         (Format::Text, Some(other)) => print!("{}", inspect::compare(&first, &other)),
-        (Format::Json, None) => println!("{}", json(&first)?),
-        (Format::Json, Some(other)) => println!("{}", json(&[first, other])?),
+        (Format::Json, None) => println!("{}", json(&[&first])?),
+        (Format::Json, Some(other)) => println!("{}", json(&[&first, &other])?),
         (Format::Html, None) => print!("{}", inspect::page(&first)),
         (Format::Html, Some(_)) => {
             return Err(one(not_yet("--compare with --format html").note("expected text or json")));
@@ -109,8 +109,13 @@ pub fn inspect_plan(args: &InspectArgs) -> Outcome {
     Ok(())
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String, Vec<Diagnostic>> {
-    serde_json::to_string_pretty(value).map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))
+/// One report as an object, more as a list.
+fn json(reports: &[&inspect::Report]) -> Result<String, Vec<Diagnostic>> {
+    let text = match reports {
+        [one] => serde_json::to_string_pretty(one),
+        more => serde_json::to_string_pretty(more),
+    };
+    text.map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))
 }
 
 /// Verifies a plan or an `.mpcir` file.
