@@ -149,6 +149,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
     assign_owners(&mut graph, owner);
+    client_region::hide_unnamed(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
     let sets = match &options.calibration {
