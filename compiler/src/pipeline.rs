@@ -5,6 +5,7 @@ use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs}
 use crate::client_region;
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
+use crate::import::ops::attention::ROTARY;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
@@ -115,6 +116,11 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
             let (tensor, node) = (tensor.clone(), "softmax".into());
             published.insert(Published { tensor, node, op: MASK, integer: false });
         }
+    }
+    for f in &found {
+        let node = &f.origin.node;
+        let of = |t: &String| Published { tensor: t.clone(), node: node.clone(), op: ROTARY, integer: false };
+        published.extend(f.published.iter().map(of));
     }
     let mut overrides = options.overrides.clone();
     let base = base.filter(|_| options.passes.has(Pass::Owners));

@@ -29,6 +29,7 @@ pub const MODELS: &[(&str, Option<&str>)] = &[
     ("llama-dynamo-op20-fixed-ids", None),
     ("llama-gqa-genai", None),
     ("llama-gqa-ort-extended", None),
+    ("llama-optimum-1.10", None),
     ("qwen2-optimum-past", None),
     ("mistral-optimum", None),
     ("opt-optimum-past", None),
@@ -38,6 +39,11 @@ pub const MODELS: &[(&str, Option<&str>)] = &[
     ("gpt2-torchscript-op13-fixed", None),
     ("gpt2-optimum-1.10", None),
 ];
+
+/// Whether a model chooses next tokens; the others are classifiers.
+pub fn is_causal(name: &str) -> bool {
+    !name.starts_with("bert")
+}
 
 /// The models whose names contain the environment variable `OMBRA_ONLY`; all without it.
 pub fn selected() -> Vec<(&'static str, Option<&'static str>)> {
