@@ -8,6 +8,7 @@ mod linear;
 mod microsoft;
 mod movement;
 mod norm;
+mod rows;
 
 use ombra_ir::{Diagnostic, Result};
 
@@ -44,6 +45,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "Tile" => one(movement::tile(cx, node)),
         "Concat" => one(movement::concat(cx, node)),
         "Trilu" => one(movement::trilu(cx, node)),
+        "Pad" => one(movement::pad(cx, node)),
         "Slice" => one(index::slice(cx, node)),
         "Split" => index::split(cx, node),
         "Gather" => one(index::gather(cx, node)),
@@ -53,7 +55,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "MatMul" => one(linear::matmul(cx, node)),
         "Gemm" => one(linear::gemm(cx, node)),
         "Softmax" => one(norm::softmax(cx, node)),
-        "LayerNormalization" => one(norm::layer_norm(cx, node)),
+        "LayerNormalization" => norm::layer_norm(cx, node),
         "Attention" => attention::attention(cx, node),
         "RotaryEmbedding" => one(attention::rotary(cx, node)),
         "RMSNormalization" => one(norm::rms_norm(cx, node)),
