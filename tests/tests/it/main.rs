@@ -6,6 +6,7 @@ mod faults;
 mod lengths;
 mod merged;
 mod models;
+mod operators;
 mod plain;
 mod quality;
 mod repository;
