@@ -18,6 +18,7 @@ use onnx_protobuf::ModelProto;
 use serde::Serialize;
 
 use crate::calibrate::{complete_inputs, drawn_inputs};
+use crate::graph::Graph;
 use crate::import::load_weight;
 use crate::onnx::{Model, each_tensor, write_model};
 use crate::pipeline::{self, Errors};
@@ -149,7 +150,7 @@ pub fn merge_heads(model: &Model, base: Option<&Model>, options: &Options) -> Re
     let merges: Vec<Merge> =
         wanted.iter().zip(&layers).map(|(attention, layer)| Merge { attention, groups: &layer.groups }).collect();
     let proto = rewrite(&model.proto, graph, &merges)?;
-    check(model, base, options, &proto, &wanted)?;
+    check(model, base, options, graph, &proto, &wanted)?;
     let report = Report {
         factor: options.factor,
         groups: options.grouping,
@@ -189,6 +190,7 @@ fn check(
     model: &Model,
     base: Option<&Model>,
     options: &Options,
+    before: &Graph,
     proto: &ModelProto,
     wanted: &[Attention],
 ) -> Result<(), Errors> {
@@ -197,7 +199,6 @@ fn check(
             .note("some operator between scores and softmax depends on the number of heads")
     };
     let merged = Model::from_proto(proto.clone(), &model.path).map_err(|e| one(wrong(e.to_string())))?;
-    let before = pipeline::analyse(model, base, &options.analysis)?.graph;
     let after = pipeline::analyse(&merged, base, &options.analysis)
         .map_err(|errors| errors.iter().map(|e| wrong(e.to_string())).collect::<Vec<_>>())?
         .graph;
@@ -207,8 +208,8 @@ fn check(
         return Err(one(wrong(format!("expected {expected:?} heads in private layers, found {heads:?}"))));
     }
     for (old, new) in before.outputs.iter().zip(&after.outputs) {
-        let show = |graph: &crate::graph::Graph, id| graph.dims.show_shape(graph.shape(id));
-        let (old_shape, new_shape) = (show(&before, old.value), show(&after, new.value));
+        let show = |graph: &Graph, id| graph.dims.show_shape(graph.shape(id));
+        let (old_shape, new_shape) = (show(before, old.value), show(&after, new.value));
         if old.name != new.name || old_shape != new_shape {
             return Err(one(wrong(format!(
                 "output {} is {new_shape} instead of {old_shape}",
