@@ -1,8 +1,8 @@
 //! The table of the node tests, without the tests themselves: the checks fetch and run those.
 
+use ombra_ir::plain::Tensor;
 use ombra_tests::conformance::case::difference;
 use ombra_tests::conformance::list;
-use ombra_ir::plain::Tensor;
 
 #[test]
 fn the_table_has_every_test_and_no_failure() {
