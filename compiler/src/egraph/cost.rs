@@ -108,6 +108,7 @@ pub struct Sent {
 }
 
 /// The reference session's sizes, and what was computed for them.
+#[derive(Clone)]
 pub struct Costs {
     network: Network,
     f: u8,
@@ -135,6 +136,11 @@ impl Costs {
             bindings
         });
         Costs { network, f, bindings, counts: BTreeMap::new(), probes: BTreeMap::new() }
+    }
+
+    /// The same where rounds cost nothing.
+    pub fn without_latency(&self) -> Costs {
+        Costs { network: Network { latency_s: 0.0, ..self.network }, ..self.clone() }
     }
 
     /// Fraction bits of settled values.

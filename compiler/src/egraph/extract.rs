@@ -136,6 +136,7 @@ impl Problem<'_> {
         let fixed = self.classes[class].facts.fixed && args().all(|v| v.fixed);
         match args().fold(Owner::Public, |owner, v| owner.join(v.owner)) {
             Owner::Server if !fixed => (Owner::Secret, fixed),
+            Owner::Client => (Owner::Secret, fixed),
             owner => (owner, fixed),
         }
     }

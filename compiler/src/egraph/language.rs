@@ -109,6 +109,8 @@ pub fn facts_of(op: &Op, args: &[&Facts]) -> Option<Facts> {
     let fixed = constant && args.iter().all(|f| f.fixed) && !is_sized(op);
     let owner = match args.iter().fold(Owner::Public, |owner, f| owner.join(f.owner)) {
         Owner::Server if !fixed => Owner::Secret,
+        // The client computes what has a name in its model, and nothing else.
+        Owner::Client => Owner::Secret,
         owner => owner,
     };
     let full = match op {
@@ -205,16 +207,19 @@ impl From<Id> for Tree {
     }
 }
 
-/// The facts of a term; `None` when it is ill-typed, or a value that the client would have to compute anew: what
-/// enters the program has a name in the model.
+/// The facts of a term; `None` when it is ill-typed, or lowering has no way to compute it: of the client's values, it
+/// multiplies those that have a name in the model by public matrices, and public values come from the operators of
+/// public programs.
 pub fn tree_facts(egraph: &EGraph, tree: &Tree) -> Option<Facts> {
     match tree {
         Tree::Class(id) => Some(egraph[*id].data.clone()),
         Tree::Node(op, args) => {
             let args = args.iter().map(|a| tree_facts(egraph, a)).collect::<Option<Vec<_>>>()?;
             let facts = facts_of(op, &args.iter().collect::<Vec<_>>())?;
-            let computed = facts.owner == Owner::Public && !facts.fixed && op.to_plain().is_none();
-            (facts.owner != Owner::Client && !computed).then_some(facts)
+            let clients = args.iter().all(|f| matches!(f.owner, Owner::Public | Owner::Client))
+                && args.iter().any(|f| f.owner == Owner::Client);
+            let odd = facts.owner == Owner::Public && !facts.fixed && op.to_plain().is_none();
+            (!(clients && *op != Op::MatMul) && !odd).then_some(facts)
         }
     }
 }

@@ -96,7 +96,7 @@ pub fn rewrite(graph: &mut Graph, network: Network, f: u8) -> Result<Vec<Rewrite
     let mut reports: Vec<Rewrite> = Vec::new();
     let mut replaced = BTreeMap::new();
     for region in region::regions(graph)? {
-        let terms = region::terms(graph, &outside, &region)?;
+        let terms = region::terms(graph, &outside, &region, &replaced)?;
         if let Some((solution, report)) = solved.get(&terms.signature) {
             if let Some(solution) = solution {
                 region::apply(graph, &region, solution, &mut replaced)?;
@@ -165,22 +165,14 @@ fn solve(
     Ok((solution, report))
 }
 
-/// Rules whose terms would have made the program dearer, where they are the point of the rule.
+/// Rules whose terms would be chosen if rounds cost nothing, where they are the point of the rule.
 fn refused(problem: &Problem, choice: &Choice, best: &Price, costs: &mut Costs) -> Vec<(usize, usize, String)> {
-    let mut found = Vec::new();
-    for class in problem.order(choice).unwrap_or_default() {
-        let Some(original) = problem.classes[class].original.filter(|&t| t == choice[class]) else { continue };
-        for (number, term) in problem.classes[class].terms.iter().enumerate() {
-            let Some(rule) = term.rule.filter(|&r| number != original && RULES[r].reported) else { continue };
-            let mut other = choice.clone();
-            other[class] = number;
-            let Some(price) = problem.price(&other, costs) else { continue };
-            if price.total > best.total {
-                found.push((class, rule, dearer(best, &price)));
-            }
-        }
-    }
-    found
+    let Some((other, ..)) = problem.solve(&mut costs.without_latency()) else { return Vec::new() };
+    let Some(price) = problem.price(&other, costs).filter(|p| p.total > best.total) else { return Vec::new() };
+    let order = problem.order(&other).unwrap_or_default();
+    let changed = order.into_iter().filter(|&class| other[class] != choice[class]);
+    let found = changed.filter_map(|class| Some((class, problem.classes[class].terms[other[class]].rule?)));
+    found.filter(|&(_, rule)| RULES[rule].reported).map(|(class, rule)| (class, rule, dearer(best, &price))).collect()
 }
 
 /// Why a program is refused.
@@ -188,7 +180,7 @@ fn dearer(best: &Price, other: &Price) -> String {
     let rounds = |p: &Price| p.rounds.iter().sum::<u32>();
     let more = |a: f64, b: f64| if b > a { "more" } else { "fewer" };
     format!(
-        "it would take {} {} rounds and {:.0} {} bytes in the reference steps, and {:.0} {} bytes to share weights",
+        "the layer would take {} {} rounds and {:.0} {} bytes in the reference steps, and {:.0} {} bytes to share weights",
         rounds(other).abs_diff(rounds(best)),
         more(rounds(best).into(), rounds(other).into()),
         (other.bytes - best.bytes).abs(),

@@ -10,7 +10,7 @@ use super::language::{EGraph, Expr, Facts, Head};
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
 use egg::Id;
 use ombra_ir::plain::{self, DType};
-use ombra_ir::{Dim, Result};
+use ombra_ir::{Diagnostic, Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -149,8 +149,18 @@ pub struct Terms {
     pub signature: String,
 }
 
+/// What took the place of values, in regions that were rewritten before.
+pub type Replaced = BTreeMap<ValueId, ValueId>;
+
+fn resolve(mut id: ValueId, replaced: &Replaced) -> ValueId {
+    while let Some(&next) = replaced.get(&id) {
+        id = next;
+    }
+    id
+}
+
 /// The e-graph of a region, without rules.
-pub fn terms(graph: &Graph, outside: &Outside, region: &Region) -> Result<Terms> {
+pub fn terms(graph: &Graph, outside: &Outside, region: &Region, replaced: &Replaced) -> Result<Terms> {
     let mut egraph = EGraph::default();
     let mut signature = String::new();
     let mut ids: BTreeMap<ValueId, Id> = BTreeMap::new();
@@ -158,12 +168,17 @@ pub fn terms(graph: &Graph, outside: &Outside, region: &Region) -> Result<Terms>
         let facts = outside.facts(graph, leaf)?;
         let _ = writeln!(signature, "{facts:?}");
         egraph.analysis.leaves.push(facts);
-        ids.insert(leaf, egraph.add(Expr { head: Head::Leaf(n), args: Vec::new() }));
+        ids.insert(resolve(leaf, replaced), egraph.add(Expr { head: Head::Leaf(n), args: Vec::new() }));
     }
     let mut classes = Vec::with_capacity(region.nodes.len());
     for (place, &node) in (0u32..).zip(&region.nodes) {
         let Some(op) = graph.op(node) else { continue };
-        let args: Vec<Id> = graph.operands(node).iter().filter_map(|o| ids.get(o).copied()).collect();
+        let known = |o: &ValueId| {
+            ids.get(o).copied().ok_or_else(|| {
+                Diagnostic::internal("E0290", format!("%{} is neither in its region nor a leaf of it", o.index()))
+            })
+        };
+        let args = graph.operands(node).iter().map(known).collect::<Result<Vec<Id>>>()?;
         let _ = writeln!(signature, "{op:?} {args:?}");
         let head = Head::Op(egraph.analysis.intern(op));
         let id = egraph.add(Expr { head, args });
@@ -277,18 +292,7 @@ pub fn solution(problem: &Problem, choice: &Choice, region: &Region, class_of: &
 
 /// Puts a solution in the place of a region. `replaced` maps values to what took their place, in regions before this one
 /// too.
-pub fn apply(
-    graph: &mut Graph,
-    region: &Region,
-    solution: &Solution,
-    replaced: &mut BTreeMap<ValueId, ValueId>,
-) -> Result<()> {
-    let resolve = |mut id: ValueId, replaced: &BTreeMap<ValueId, ValueId>| {
-        while let Some(&next) = replaced.get(&id) {
-            id = next;
-        }
-        id
-    };
+pub fn apply(graph: &mut Graph, region: &Region, solution: &Solution, replaced: &mut Replaced) -> Result<()> {
     let mut ids: Vec<ValueId> = Vec::with_capacity(solution.values.len());
     for value in &solution.values {
         ids.push(match value {

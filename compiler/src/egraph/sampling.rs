@@ -108,7 +108,7 @@ fn findings(graph: &Graph, rule: usize) -> (Vec<(ValueId, Finding)>, BTreeMap<Id
     };
     let nodes: Vec<ValueId> = graph.topological().into_iter().filter(wanted).collect();
     let region = region(graph, None, &nodes).unwrap();
-    let terms = terms(graph, &Outside::new(graph), &region).unwrap();
+    let terms = terms(graph, &Outside::new(graph), &region, &BTreeMap::new()).unwrap();
     let mut values: BTreeMap<Id, ValueId> = BTreeMap::new();
     for (&id, &value) in terms.classes.iter().zip(&region.nodes) {
         values.entry(id).or_insert(value);

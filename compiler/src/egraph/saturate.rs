@@ -54,7 +54,7 @@ pub fn saturate(egraph: &mut EGraph, wanted: &dyn Fn(usize) -> bool) -> Saturate
     let mut iterations = 0;
     let (stop, near) = loop {
         egraph.rebuild();
-        let (found, near) = matches(egraph, wanted);
+        let (found, near) = if egraph.analysis.clash.is_none() { matches(egraph, wanted) } else { Found::default() };
         if iterations == MAX_ITERATIONS {
             break (Stop::Iterations, near);
         }
@@ -69,7 +69,8 @@ pub fn saturate(egraph: &mut EGraph, wanted: &dyn Fn(usize) -> bool) -> Saturate
             let origin = egraph[class].data.origin;
             let id = add_tree(egraph, &tree, origin, &mut terms);
             changed |= egraph.union(class, id) || egraph.total_number_of_nodes() > before;
-            for term in terms {
+            // The last is the root: the term that the rule says the class equals.
+            if let Some(term) = terms.pop() {
                 made.entry(term).or_insert(rule);
             }
         }

@@ -8,6 +8,7 @@ mod models;
 mod plain;
 mod quality;
 mod repository;
+mod rewrites;
 mod savings;
 mod secrecy_of_files;
 mod secrecy_of_frames;
