@@ -237,6 +237,12 @@ impl Costs {
                     sent.bytes += bytes as f64 * count as f64 / (PROBED_ROWS * width) as f64;
                     sent.rounds[step] = rounds;
                 }
+                // Where there is no lowering yet, any other comparison is better.
+                None if matches!(op, Op::Max | Op::Min) => {
+                    let one = self.probe(&Op::Relu, &operands[..1], shape);
+                    sent.bytes += 2.0 * one.bytes / STEPS.len() as f64;
+                    sent.rounds[step] = 2 * one.rounds[step];
+                }
                 None => {
                     let same = self.op(&M::Truncate { by: self.f }, shape, true);
                     sent.bytes += same.bytes / STEPS.len() as f64;

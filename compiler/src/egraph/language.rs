@@ -219,7 +219,7 @@ pub fn tree_facts(egraph: &EGraph, tree: &Tree) -> Option<Facts> {
             let clients = args.iter().all(|f| matches!(f.owner, Owner::Public | Owner::Client))
                 && args.iter().any(|f| f.owner == Owner::Client);
             let odd = facts.owner == Owner::Public && !facts.fixed && op.to_plain().is_none();
-            (!(clients && *op != Op::MatMul) && !odd).then_some(facts)
+            (!odd && (!clients || *op == Op::MatMul)).then_some(facts)
         }
     }
 }

@@ -16,6 +16,8 @@ pub mod rules;
 #[cfg(test)]
 mod sampling;
 mod saturate;
+#[cfg(test)]
+mod tests;
 
 use crate::graph::Graph;
 use cost::{Costs, Network};
