@@ -113,10 +113,10 @@ impl<'a> File<'a> {
 
     fn merge(&mut self, graph: &Graph, merge: &Merge) -> Result<()> {
         let a = merge.attention;
-        let value = |id| graph.node(id).map(|n| n.origin.value.clone());
-        let (scores_name, output_name) = (value(a.scores)?, value(a.output)?);
+        let (scores_name, output_name) = (written_as(graph, a.scores)?, written_as(graph, a.output)?);
         let factor = merge.groups.first().map_or(1, Vec::len);
-        if let Some((at, node)) = self.node(&scores_name)
+        if scores_name == output_name
+            && let Some((at, node)) = self.node(&scores_name)
             && node.op_type == "Attention"
             && is_default_domain(&node.domain)
         {
@@ -229,7 +229,8 @@ impl<'a> File<'a> {
             _ => false,
         };
         if !known {
-            return Err(unknown(&format!("the file computes it with the operator {}", node.op_type.escape_debug()))
+            let (operator, domain) = (node.op_type.escape_debug(), node.domain.escape_debug());
+            return Err(unknown(&format!("the file computes it with the operator {operator} of domain '{domain}'"))
                 .note("expected MatMul or ONNX's own Attention; export without fused attention"));
         }
         if node.input.len() != 2 || node.output.len() != 1 {
@@ -461,6 +462,17 @@ impl<'a> File<'a> {
         graph.initializer.retain(|t| !unused.contains(&t.name));
         graph.initializer.append(&mut self.initializers);
         graph.value_info.retain(|v| !self.reshaped.contains(&v.name));
+    }
+}
+
+/// The ONNX value of `id`; for what an operator computes on the way to its output, that output.
+fn written_as(graph: &Graph, mut id: ValueId) -> Result<String> {
+    loop {
+        let name = &graph.node(id)?.origin.value;
+        match graph.users(id).first() {
+            Some(&user) if name.is_empty() => id = user,
+            _ => return Ok(name.clone()),
+        }
     }
 }
 
