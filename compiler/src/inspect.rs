@@ -62,6 +62,10 @@ pub struct Bounds {
     pub guarded: usize,
     /// Logarithm of the probability that a calibrated bound fails, under the stated assumption.
     pub failure_log2: f64,
+    /// What calibrated bounds were measured on: `model` or `base`.
+    pub calibrated_on: &'static str,
+    /// Bits between the greatest value seen and a calibrated bound.
+    pub margin: u8,
 }
 
 /// What one op costs.
@@ -216,6 +220,8 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
             calibrated: count(BoundFrom::Calibrated),
             guarded: count(BoundFrom::Guarded),
             failure_log2: plan.failure_log2,
+            calibrated_on: plan.calibrated_on.name(),
+            margin: plan.margin,
         },
         ops,
     })
@@ -269,8 +275,8 @@ impl Report {
         let b = &self.bounds;
         let _ = writeln!(
             out,
-            "bounds  {} proven, {} calibrated, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
-            b.proven, b.calibrated, b.guarded, b.failure_log2
+            "bounds  {} proven, {} calibrated on the {} with {} bits of margin, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
+            b.proven, b.calibrated, b.calibrated_on, b.margin, b.guarded, b.failure_log2
         );
         let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
         let contents = match self.public_inputs.as_slice() {

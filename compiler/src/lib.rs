@@ -1,6 +1,7 @@
 //! ONNX in, plan out.
 
 pub mod assign_rotations;
+pub mod bounds;
 pub mod calibrate;
 pub mod client_region;
 pub mod expand;
@@ -17,3 +18,4 @@ pub mod passes;
 pub mod pipeline;
 pub mod published;
 pub mod reveal;
+pub mod stand_in;
