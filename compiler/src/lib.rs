@@ -18,4 +18,5 @@ pub mod passes;
 pub mod pipeline;
 pub mod published;
 pub mod reveal;
+pub mod savings;
 pub mod stand_in;

@@ -11,11 +11,13 @@ use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, Lowered, lower};
 use crate::onnx::Model;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
+use crate::passes::clamp::clamp;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
-use crate::passes::narrow_demand::narrow_demand;
+use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::published::{MASK, check_published, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
+use crate::savings::{Pass, Passes, unpack_masks, widen};
 use crate::stand_in::StandIns;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
@@ -46,8 +48,12 @@ pub struct Options {
     pub margin: u8,
     /// Largest probability that an assumed bound fails in a step, as a power of two.
     pub max_failure_log2: f64,
+    /// Whether hidden states are clamped to their bounds between layers.
+    pub clamp: bool,
     /// How roles are spread over parties.
     pub spread: Spread,
+    /// Passes that are applied: all of them, unless their savings are counted.
+    pub passes: Passes,
 }
 
 impl Default for Options {
@@ -61,7 +67,9 @@ impl Default for Options {
             calibrated_on: CalibratedOn::Model,
             margin: MARGIN,
             max_failure_log2: MAX_FAILURE_LOG2,
+            clamp: false,
             spread: Spread::Fixed,
+            passes: Passes::default(),
         }
     }
 }
@@ -124,6 +132,10 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         }
     }
     let mut overrides = options.overrides.clone();
+    let base = base.filter(|_| options.passes.has(Pass::Owners));
+    if !options.passes.has(Pass::Owners) {
+        overrides.public.clear();
+    }
     overrides.structure.extend(structure(&published, &after));
     overrides.integers.extend(published.iter().filter(|p| p.integer).map(|p| p.tensor.clone()));
     let labels = label(model, base, &overrides).map_err(one)?;
@@ -144,22 +156,55 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
+    let Program { plan, lowered, graph, labels } = program(model, base, options)?;
+    let client_model = client_region::build(model, &graph, &plan.module, &labels).map_err(one)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    debug_assert_eq!(plan.module.stage, Stage::Scheduled);
+    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+}
+
+/// A model's plan for its costs alone: without the client's region, and not for running.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Plan, Errors> {
+    let Program { plan, .. } = program(model, base, options)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    Ok(plan)
+}
+
+/// What the passes made of a model.
+struct Program {
+    plan: Plan,
+    lowered: lower::Lowered,
+    graph: Graph,
+    labels: Labels,
+}
+
+fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Program, Errors> {
     let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
+    let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
     let reveal = keep_outputs(&mut graph, &reveal);
     // Reshapes first: a sequence merged with the batch has no last position to narrow to.
-    lift_reshapes(&mut graph).map_err(one)?;
-    for &(index, kind) in &reveal {
-        if kind == OutputKind::NextToken {
+    if has(Pass::Demand) {
+        lift_reshapes(&mut graph).map_err(one)?;
+    }
+    for &(index, _) in reveal.iter().filter(|(_, kind)| *kind == OutputKind::NextToken) {
+        if has(Pass::Demand) {
             narrow_demand(&mut graph, index, 1).map_err(one)?;
+        } else {
+            take_last(&mut graph, index, 1).map_err(one)?;
         }
     }
     assign_owners(&mut graph, owner);
     let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
-    fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
-    assign_owners(&mut graph, owner);
+    if has(Pass::Norms) {
+        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
     check_inputs(&graph)?;
 
     let sets = match &options.calibration {
@@ -179,7 +224,14 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         (CalibratedOn::Base, None) => Err(Diagnostic::input("E0573", "there is no base model to measure bounds on")
             .note("expected --base with --calibrate-base")),
     };
-    let ranges = ranges.map_err(one)?;
+    let mut ranges = ranges.map_err(one)?;
+    if options.clamp {
+        clamp(&mut graph, &mut ranges, options.margin).map_err(one)?;
+    }
+    if !has(Pass::Packing) {
+        unpack_masks(&mut graph, &ranges).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
     let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
@@ -192,6 +244,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
             statics: &statics,
             reveal,
             states,
+            defer: has(Pass::Sums),
         },
     )?;
     if options.calibrated_on == CalibratedOn::Base {
@@ -199,8 +252,10 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     }
     let failure = check_failure(&graph, &lowered.assumed, &ranges, options.max_failure_log2).map_err(one)?;
     let mut module = expand(&lowered.module).map_err(one)?;
-    assign_rotations(&mut module, options.spread);
-    let client_model = client_region::build(model, &graph, &module, &labels).map_err(one)?;
+    if !has(Pass::Widths) {
+        module = widen(&module).map_err(one)?;
+    }
+    assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
         failure_log2: failure,
         calibrated_on: options.calibrated_on,
@@ -214,11 +269,10 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
+        savings: Vec::new(),
         module,
     };
-    ombra_ir::verify::verify(&plan.module)?;
-    debug_assert_eq!(plan.module.stage, Stage::Scheduled);
-    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+    Ok(Program { plan, lowered, graph, labels })
 }
 
 /// Checks private weights against the bound that was measured on others.

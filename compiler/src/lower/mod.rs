@@ -8,6 +8,7 @@
 //! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form or,
 //! if that would need a truncation, from the untruncated sum, reshared.
 
+mod clamp;
 mod linear;
 mod publics;
 
@@ -43,6 +44,8 @@ pub struct Options<'a> {
     pub reveal: Vec<(usize, OutputKind)>,
     /// Secret states: cache input and the output that continues it.
     pub states: Vec<(String, String)>,
+    /// Whether sums of products are truncated once, instead of every product.
+    pub defer: bool,
 }
 
 /// A lowered program and the weights it names.
@@ -141,7 +144,8 @@ impl Lower<'_> {
     /// Calibrated bounds of the graph's values, the tighter one where a value has two forms, and ranges of norms.
     fn assumed(&self) -> Vec<Assumed> {
         let mut bounds: BTreeMap<ValueId, f64> = BTreeMap::new();
-        for (&v, &id) in self.raw.iter().chain(&self.settled) {
+        let encoded = self.encoded.iter().map(|((v, _), id)| (v, id));
+        for (&v, &id) in self.raw.iter().chain(&self.settled).chain(encoded) {
             let ty = self.module.ty(id);
             let Some((_, scale)) = ty.as_ring().filter(|_| ty.bound_from == BoundFrom::Calibrated) else { continue };
             // The largest of the weights is known: nothing is assumed of them.
@@ -382,6 +386,7 @@ impl Lower<'_> {
             }
             Op::Pow(p) if *p == 2.0 => self.mul(v, args[0], args[0])?,
             Op::Relu => self.relu(v, args[0])?,
+            Op::Clamp { low, high } => self.clamp(v, args[0], *low, *high)?,
             Op::Gelu { tanh } => self.unary(v, args[0], M::Gelu { tanh: *tanh })?,
             Op::Silu => self.unary(v, args[0], M::Silu)?,
             Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
@@ -437,13 +442,22 @@ impl Lower<'_> {
                 self.graph.node(*v).is_ok_and(|n| matches!(n.owner, Owner::Secret | Owner::Server | Owner::Client))
             };
             let all = match &node.op {
-                Op::MatMul | Op::Gelu { .. } | Op::Silu | Op::Relu | Op::RmsNorm { .. } | Op::LayerNorm { .. } => true,
+                Op::MatMul
+                | Op::Gelu { .. }
+                | Op::Silu
+                | Op::Relu
+                | Op::Clamp { .. }
+                | Op::RmsNorm { .. }
+                | Op::LayerNorm { .. } => true,
                 Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Pow(_) => true,
                 // A cache is settled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
                 Op::Mul => args.iter().all(secret),
                 _ => false,
             };
+            if !self.options.defer && matches!(node.op, Op::MatMul | Op::Mul | Op::Div | Op::ReduceMean { .. }) {
+                wishes.insert(id);
+            }
             if all {
                 wishes.extend(args.iter().filter(|v| self.graph.node(**v).is_ok_and(|n| n.owner == Owner::Secret)));
             }

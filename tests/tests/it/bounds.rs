@@ -1,13 +1,22 @@
 //! Assumed bounds: what they say about private weights, and when a model is refused for them.
 
+use ombra_compiler::calibrate::Inputs;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Compiled, Errors, Options, compile};
 use ombra_compiler::reveal::Reveal;
+use ombra_compiler::{graph, import};
+use ombra_ir::op::Op;
+use ombra_ir::plain::Tensor;
 use ombra_ir::plan::CalibratedOn;
 use ombra_ir::ty::BoundFrom;
 use ombra_tests::corpus;
 use ombra_tests::logits::max_error;
 use ombra_tests::plain;
+use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
+use onnx_protobuf::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    type_proto,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -22,6 +31,17 @@ fn show(errors: Errors) -> String {
 
 fn compiled(model: &Model, base: &Model, options: &Options) -> Compiled {
     compile(model, Some(base), options).map_err(show).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Greatest error of the logits, for a plan that reveals them alone.
+fn error(compiled: &Compiled, model: &Model, inputs: &Inputs, outputs: &[(String, Tensor)]) -> f64 {
+    let outcome = plain::step(compiled, model, inputs).unwrap_or_else(|e| panic!("{e}"));
+    let value = outcome.outputs[0].as_ref().expect("it is revealed");
+    let revealed = compiled.plan.module.ops.iter().find(|n| matches!(n.op, Op::Reveal { .. }));
+    let (_, scale) = revealed.and_then(|n| n.ty.as_ring()).expect("a ring value is revealed");
+    let want = &outputs.iter().find(|(n, _)| n == "logits").expect("the output is known").1;
+    let got = value.decode(scale).expect("a ring value");
+    max_error(&got, want, inputs.get("attention_mask")).expect("logits are floats")
 }
 
 /// The model with every private matrix a little larger.
@@ -63,13 +83,7 @@ fn logits_stay_right_with_bounds_measured_on_the_base() {
         assert_eq!(compiled.plan.calibrated_on, CalibratedOn::Base);
         let data = corpus::test_set(&name, 0).expect("the test set is bundled");
         let inputs: BTreeMap<_, _> = data.inputs.into_iter().collect();
-        let outcome = plain::step(&compiled, &model, &inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let value = outcome.outputs[0].as_ref().expect("it is revealed");
-        let revealed = compiled.plan.module.ops.iter().find(|n| matches!(n.op, ombra_ir::op::Op::Reveal { .. }));
-        let (_, scale) = revealed.and_then(|n| n.ty.as_ring()).expect("a ring value is revealed");
-        let want = &data.outputs.iter().find(|(n, _)| n == "logits").expect("the output is known").1;
-        let got = value.decode(scale).expect("a ring value");
-        let worst = max_error(&got, want, inputs.get("attention_mask")).expect("logits are floats");
+        let worst = error(&compiled, &model, &inputs, &data.outputs);
         assert!(worst <= 0.02, "{name}: error {worst}");
     }
 }
@@ -99,4 +113,95 @@ fn a_margin_that_is_too_small_is_refused_unless_accepted() {
     assert_eq!(plan.margin, 0);
     let plan = compile(&model, None, &Options::default()).map_err(show).unwrap_or_else(|e| panic!("{e}")).plan;
     assert!(plan.failure_log2 <= -40.0 && plan.module.ops.iter().any(|n| n.ty.bound_from == BoundFrom::Calibrated));
+}
+
+/// `x + x·w0`, then a product with `w1`, in two layers.
+fn two_layers() -> Model {
+    let dimension = |text: &str| {
+        let value = text.parse().map_or(dimension::Value::DimParam(text.into()), dimension::Value::DimValue);
+        Dimension { value: Some(value), ..Default::default() }
+    };
+    let shape = TensorShapeProto { dim: ["batch", "seq", "8"].map(dimension).to_vec(), ..Default::default() };
+    let tensor = type_proto::Tensor { elem_type: 1, shape: Some(shape).into(), ..Default::default() };
+    let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+    let input = vec![ValueInfoProto { name: "x".into(), type_: Some(ty).into(), ..Default::default() }];
+    let output = vec![ValueInfoProto { name: "y".into(), ..Default::default() }];
+    let weight = |name: &str, factor: f32| TensorProto {
+        name: name.into(),
+        dims: vec![8, 8],
+        data_type: 1,
+        float_data: (0..64).map(|i| factor * ((i * 37 % 64) as f32 / 32.0 - 1.0)).collect(),
+        ..Default::default()
+    };
+    let node = |name: &str, op: &str, inputs: [&str; 2], output: &str| NodeProto {
+        name: name.into(),
+        op_type: op.into(),
+        input: inputs.map(String::from).to_vec(),
+        output: vec![output.into()],
+        ..Default::default()
+    };
+    let nodes = vec![
+        node("/layers.0/MatMul", "MatMul", ["x", "w0"], "p"),
+        node("/layers.0/Add", "Add", ["x", "p"], "h"),
+        node("/layers.1/MatMul", "MatMul", ["h", "w1"], "y"),
+    ];
+    let initializer = vec![weight("w0", 0.7), weight("w1", 0.3)];
+    let graph = GraphProto { input, initializer, node: nodes, output, ..Default::default() };
+    let opset = OperatorSetIdProto { version: 18, ..Default::default() };
+    let proto =
+        ModelProto { ir_version: 8, opset_import: vec![opset], graph: Some(graph).into(), ..Default::default() };
+    Model::from_proto(proto, Path::new("two-layers.onnx")).expect("it is a model")
+}
+
+#[test]
+fn a_clamp_cuts_outliers_off_between_layers() {
+    let model = two_layers();
+    let with = |clamp: bool| {
+        let reveal = vec![Reveal::Output("y".into())];
+        let drawn = (0..32u32).map(|i| (i.wrapping_mul(2654435761) >> 16) as f32 / 32768.0 - 1.0).collect();
+        let calibration = vec![Inputs::from([("x".into(), Tensor::f32(&[1, 4, 8], drawn).expect("it fits"))])];
+        let options = Options { clamp, reveal, calibration, ..Options::default() };
+        compile(&model, None, &options).map_err(show).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let (plain, clamped) = (with(false), with(true));
+    let comparisons = |c: &Compiled| c.plan.module.ops.iter().filter(|n| matches!(n.op, Op::Msb { .. })).count();
+    assert_eq!((comparisons(&plain), comparisons(&clamped)), (0, 2), "one clamp, between the layers");
+    let most = clamped.graph.iter().find_map(|(_, node)| match node.op {
+        graph::Op::Clamp { high, .. } => Some(f64::from(high)),
+        _ => None,
+    });
+    let most = most.expect("the graph has the clamp");
+    let floats = |name: &str| import::load_weight(&model, name).and_then(|t| Ok(t.as_f32()?.to_vec())).expect("floats");
+    let (w0, w1) = (floats("w0"), floats("w1"));
+    let product = |x: &[f64], w: &[f32]| -> Vec<f64> {
+        (0..8).map(|j| (0..8).map(|i| x[i] * f64::from(w[i * 8 + j])).sum()).collect()
+    };
+    let mut cut = 0;
+    for size in [0.5, 4.0, 7.9] {
+        let x: Vec<f64> = (0..8).map(|i| size * f64::from(w0[i * 8].signum())).collect();
+        let sum: Vec<f64> = product(&x, &w0).iter().zip(&x).map(|(p, x)| p + x).collect();
+        cut += sum.iter().filter(|v| v.abs() > most).count();
+        let want = product(&sum.iter().map(|v| v.clamp(-most, most)).collect::<Vec<_>>(), &w1);
+        let input = Tensor::f32(&[1, 1, 8], x.iter().map(|&v| v as f32).collect()).expect("it fits");
+        let inputs = BTreeMap::from([("x".to_string(), input)]);
+        let outcome = plain::step(&clamped, &model, &inputs).expect("it runs");
+        let revealed = clamped.plan.module.ops.iter().find(|n| matches!(n.op, Op::Reveal { .. }));
+        let (_, scale) = revealed.and_then(|n| n.ty.as_ring()).expect("a ring value is revealed");
+        let got = outcome.outputs[0].as_ref().expect("it is revealed").decode(scale).expect("a ring value");
+        for (got, want) in got.iter().zip(&want) {
+            assert!((got - want).abs() < 0.01, "at size {size}: {got} for {want}");
+        }
+    }
+    assert!(cut > 0, "no input was beyond {most}");
+}
+
+#[test]
+fn clamped_models_give_the_same_logits() {
+    let name = "llama-trained/frozen";
+    let (model, base) = (corpus::model(name).expect("bundled"), corpus::model("llama-trained/base").expect("bundled"));
+    let clamped = compiled(&model, &base, &Options { clamp: true, ..on_the_base() });
+    let data = corpus::test_set(name, 1).expect("the test set is bundled");
+    let inputs: BTreeMap<_, _> = data.inputs.into_iter().collect();
+    assert!(clamped.graph.iter().any(|(_, n)| matches!(n.op, graph::Op::Clamp { .. })));
+    assert!(error(&clamped, &model, &inputs, &data.outputs) <= 0.02);
 }

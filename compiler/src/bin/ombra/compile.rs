@@ -4,6 +4,7 @@ use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
+use ombra_compiler::savings::savings;
 use ombra_compiler::{inspect, npz, output};
 use ombra_ir::plan::CalibratedOn;
 use ombra_ir::{Diagnostic, text};
@@ -42,6 +43,9 @@ pub struct CompileArgs {
     /// Measure bounds with the base model's weights in place of private ones: they then say nothing about those.
     #[arg(long, requires = "base")]
     calibrate_base: bool,
+    /// Clamp hidden states to their bounds between layers: outliers are cut off instead of wrapping around.
+    #[arg(long)]
+    clamp: bool,
     /// Bits between the greatest value seen and a measured bound.
     #[arg(long, default_value_t = 3, value_name = "BITS", value_parser = clap::value_parser!(u8).range(0..=16))]
     margin: u8,
@@ -54,6 +58,9 @@ pub struct CompileArgs {
     /// Print the program after a stage: graph, owners, lowered, expanded, scheduled.
     #[arg(long, value_name = "STAGE[=FILE]")]
     emit: Vec<String>,
+    /// Count what each pass saves, in the plan and in the report: compiles the model once for each of them.
+    #[arg(long)]
+    savings: bool,
     /// Write costs and owners as JSON.
     #[arg(long)]
     report: Option<PathBuf>,
@@ -75,6 +82,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         .collect();
     options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
     options.margin = args.margin;
+    options.clamp = args.clamp;
     options.max_failure_log2 = args.max_failure;
     if args.calibrate_base {
         options.calibrated_on = CalibratedOn::Base;
@@ -90,6 +98,9 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
+    if args.savings {
+        compiled.plan.savings = savings(&model, base.as_ref(), &options, &compiled.plan)?;
+    }
     for emit in &args.emit {
         match emit.split('=').next().unwrap_or_default() {
             "lowered" => print_to(emit, &text::print(&compiled.lowered))?,
