@@ -178,7 +178,7 @@ fn a_clamp_cuts_outliers_off_between_layers() {
     };
     let mut cut = 0;
     for size in [0.5, 4.0, 7.9] {
-        let x: Vec<f64> = (0..8).map(|i| size * f64::from(w0[i * 8].signum())).collect();
+        let x: Vec<f64> = (0..8).map(|i| size * f64::from(w0[i * 8 + 3].signum())).collect();
         let sum: Vec<f64> = product(&x, &w0).iter().zip(&x).map(|(p, x)| p + x).collect();
         cut += sum.iter().filter(|v| v.abs() > most).count();
         let want = product(&sum.iter().map(|v| v.clamp(-most, most)).collect::<Vec<_>>(), &w1);
