@@ -10,6 +10,7 @@ use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, Lowered, lower};
 use crate::onnx::Model;
+use crate::partition::partition;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::clamp::clamp;
 use crate::passes::decompose::decompose;
@@ -271,6 +272,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
+        parts: partition(&graph),
         savings: Vec::new(),
         module,
     };

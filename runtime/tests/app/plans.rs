@@ -316,6 +316,7 @@ fn write(
         calibrated_on: ombra_ir::plan::CalibratedOn::Model,
         margin: 3,
         changes: vec![],
+        parts: vec![],
         savings: vec![],
     };
     fs::write(public.join("plan.ombra"), plan::encode(&plan).unwrap()).unwrap();
