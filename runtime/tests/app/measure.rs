@@ -41,9 +41,14 @@ fn probes_tell_units_apart() {
         };
         let (short, long) = (work(0), work(1));
         known.push(probe.unit);
+        if probe.unit == Unit::Rounds {
+            // Values of eight elements: what is done with them takes no time beside a round.
+            assert!(short.iter().chain(&long).all(|&count| count < 4096.0));
+            continue;
+        }
         for (unit, (a, b)) in Unit::ALL.into_iter().zip(short.into_iter().zip(long)) {
             assert!(a == b || known.contains(&unit), "{:?} also changes {unit:?}", probe.unit);
-            if unit == probe.unit && unit != Unit::Rounds {
+            if unit == probe.unit {
                 assert!(b > a, "{unit:?} is the same in both");
             }
         }
