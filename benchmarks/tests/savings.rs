@@ -7,9 +7,10 @@ use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, compile};
 use ombra_compiler::savings::{NAIVE, Pass, savings};
 use ombra_ir::plan::{Saving, StepCost};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// A fine-tuned model and its base, by their folders in the corpus.
 const CASES: &[(&str, &str)] = &[
@@ -34,7 +35,14 @@ fn read(name: &str) -> Model {
     Model::read(&models.join(name).join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
+/// Counted once for all tests.
 fn counted(model: &str, base: &str) -> Vec<Saving> {
+    static DONE: Mutex<BTreeMap<String, Vec<Saving>>> = Mutex::new(BTreeMap::new());
+    let mut done = DONE.lock().expect("no test panics while it counts");
+    done.entry(model.to_string()).or_insert_with(|| count(model, base)).clone()
+}
+
+fn count(model: &str, base: &str) -> Vec<Saving> {
     let (model, base, options) = (read(model), read(base), Options::default());
     let plan = compile(&model, Some(&base), &options).expect("the corpus compiles").plan;
     savings(&model, Some(&base), &options, &plan).unwrap_or_else(|e| panic!("{}", e[0]))
