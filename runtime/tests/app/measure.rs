@@ -9,7 +9,7 @@ use ombra_ir::{module::Id, schedule::schedule};
 use ombra_runtime::app::measure::{Size, answer, measure, probes};
 use ombra_runtime::config::PartyConfig;
 use ombra_runtime::keygen::write_local_set;
-use ombra_runtime::transport::{Acceptor, Endpoint, Purpose};
+use ombra_runtime::transport::{Acceptor, Endpoint};
 
 const SMALL: Size = Size { side: 8, matrix: 8, rows: 2, table: 16 };
 
