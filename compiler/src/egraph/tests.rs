@@ -111,6 +111,15 @@ fn thick_adapters_and_slow_networks_leave_them_whole() {
 }
 
 #[test]
+fn wide_matrices_are_worth_their_adapters_rounds() {
+    let mut d = Draw::new(7);
+    let x = d.secret(&[4, 1024]);
+    let y = adapted(&mut d, x, 1024, 8, 0);
+    d.output(y);
+    assert_eq!(applied(&rewritten(&d, Network::WAN).1, "product of a sum"), 1);
+}
+
+#[test]
 fn the_same_graph_gives_the_same_program() {
     let once = || {
         let mut d = Draw::new(6);
