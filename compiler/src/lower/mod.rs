@@ -297,6 +297,20 @@ impl Lower<'_> {
         self.source(v, M::Weight { name }, ty)
     }
 
+    fn is_secret(&self, v: ValueId) -> bool {
+        self.graph.node(v).is_ok_and(|n| n.owner == Owner::Secret)
+    }
+
+    /// A slice of a value that enters the program whole: taken there, where it costs nothing.
+    fn part_of_client_value(&mut self, v: ValueId) -> Result<Id> {
+        let (Some(Op::Slice { axis, start, len, .. }), Some(x)) = (self.graph.op(v).cloned(), self.graph.operand(v, 0))
+        else {
+            return self.shares(v);
+        };
+        let x = self.part_of_client_value(x)?;
+        self.push(v, M::Slice { axis: axis as u8, start, len }, &[x])
+    }
+
     fn client_value(&mut self, v: ValueId) -> Result<Id> {
         // A slice of the last element of some axes is taken by the client before it shares.
         let mut at = v;
@@ -304,6 +318,9 @@ impl Lower<'_> {
         while let Some((axis, x)) = client_region::last_of(self.graph, at) {
             last_of.push(axis as u8);
             at = x;
+        }
+        if !last_of.is_empty() && self.graph.users(at).iter().any(|&u| self.is_secret(u)) {
+            return self.part_of_client_value(v);
         }
         let node = self.graph.node(at)?.clone();
         let name = client_region::name_of(self.graph, at)
