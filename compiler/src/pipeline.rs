@@ -9,6 +9,7 @@ use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
 use crate::onnx::Model;
+use crate::passes::approximate::{Approximations, approximate};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
@@ -40,6 +41,8 @@ pub struct Options {
     pub calibration: Vec<Inputs>,
     /// How roles are spread over parties.
     pub spread: Spread,
+    /// Cheaper functions in place of the model's own.
+    pub approximations: Approximations,
 }
 
 impl Default for Options {
@@ -51,6 +54,7 @@ impl Default for Options {
             f: 16,
             calibration: Vec::new(),
             spread: Spread::Fixed,
+            approximations: Approximations::default(),
         }
     }
 }
@@ -145,6 +149,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         }
     }
     assign_owners(&mut graph, owner);
+    let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
     let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
@@ -185,7 +190,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
-        changes: Vec::new(),
+        changes,
         module,
     };
     ombra_ir::verify::verify(&plan.module)?;

@@ -20,26 +20,35 @@ pub(super) struct Range4 {
     pub(super) max: i8,
 }
 
-/// `1/x` at scale [`FINE`] for `x` at scale [`FINE`], `1 ≤ x < 2^max_log2`; error 1.6e-5 relative.
+/// `1/x` at scale [`FINE`] for `1 ≤ x < 2^max_log2`; error 1.6e-5 relative.
 ///
 /// Below 1 the factor is 1 and the steps still converge for `x > 0.1`; at 0 the result stays below 4.
 pub(super) fn reciprocal(e: &mut Emit, x: Id, max_log2: u8) -> Result<Id> {
+    reciprocal_at(e, x, max_log2, FINE)
+}
+
+/// As [`reciprocal`], with at most `finest` fraction bits: as many as come without a division, if they are not more.
+pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Result<Id> {
     if max_log2 > FINE {
         return Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{max_log2} entries is too long"))
             .note(format!("expected at most 2^{FINE} entries"))
             .note("give --max for the sizes of the model"));
     }
+    let (_, scale, _) = e.ring(x)?;
     let thresholds: Vec<f64> = (1..max_log2).map(|j| libm::ldexp(1.0, i32::from(j))).collect();
-    // 2^−e = 1 − Σ c_j 2^−j
-    let steps: Vec<i64> = (1..max_log2).map(|j| -(1i64 << (FINE - j))).collect();
+    // 2^−e = 1 − Σ c_j 2^−j, a multiple of the last threshold's inverse.
+    let factor_scale = max_log2.saturating_sub(1);
+    let steps: Vec<i64> = (1..max_log2).map(|j| -(1i64 << (factor_scale - j))).collect();
     let compared = compare_all(e, x, &thresholds)?;
-    let factor = combine(e, &compared, 1 << FINE, &steps, FINE, FINE + 1)?;
-    let product = e.guarded(Op::Mul, &[x, factor], 2 * FINE + 1)?;
+    let factor = combine(e, &compared, 1 << factor_scale, &steps, factor_scale, factor_scale + 1)?;
+    let product = e.guarded(Op::Mul, &[x, factor], scale + factor_scale + 1)?;
+    let product = if scale + factor_scale < FINE { raise(e, product, FINE)? } else { product };
+    let (_, product_scale, _) = e.ring(product)?;
     let v = e.truncate_to(product, FINE, FINE + 1)?;
     // y = 24/17 − (15/32) v, within 6 % of 1/v on [1, 2).
     let scaled = e.op(Op::MulInt { k: -15 }, &[product])?;
-    let shifted = e.op(Op::SetScale { scale: 2 * FINE + 5 }, &[scaled])?;
-    let start = e.guarded(Op::AddInt { k: fixed(24.0 / 17.0, 2 * FINE + 5)? }, &[shifted], 2 * FINE + 6)?;
+    let shifted = e.op(Op::SetScale { scale: product_scale + 5 }, &[scaled])?;
+    let start = e.guarded(Op::AddInt { k: fixed(24.0 / 17.0, product_scale + 5)? }, &[shifted], product_scale + 6)?;
     let mut y = e.truncate_to(start, FINE, FINE + 1)?;
     for _ in 0..2 {
         // y ← y (2 − v y)
@@ -48,7 +57,8 @@ pub(super) fn reciprocal(e: &mut Emit, x: Id, max_log2: u8) -> Result<Id> {
         let rest = e.guarded(Op::AddInt { k: 2 << FINE }, &[minus], FINE + 1)?;
         y = e.product(y, rest, FINE, FINE + 1)?;
     }
-    e.product(y, factor, FINE, FINE + 1)
+    let out = finest.min(FINE + factor_scale);
+    e.product(y, factor, out, out + 1)
 }
 
 /// `gain / √x` at scale `out_scale` for `x` in `range`; error 1.2e-6 relative plus rounding.

@@ -1,13 +1,25 @@
 //! `ombra explain`.
 
-use crate::{ModelArgs, Outcome, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Outcome, one, options, read_models};
 use ombra_compiler::graph::{Graph, Owner};
+use ombra_compiler::passes::approximate::approximate;
 use ombra_compiler::pipeline;
 
+/// Arguments of `ombra explain`.
+#[derive(clap::Args)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    approximations: ApproximationArgs,
+}
+
 /// Says for every node what it was recognised as, who owns it and where it will run.
-pub fn explain(args: &ModelArgs) -> Outcome {
-    let (model, base) = read_models(args)?;
-    let analysed = pipeline::analyse(&model, base.as_ref(), &options(args))?;
+pub fn explain(args: &ExplainArgs) -> Outcome {
+    let approximations = args.approximations.parse()?;
+    let (model, base) = read_models(&args.model)?;
+    let mut analysed = pipeline::analyse(&model, base.as_ref(), &options(&args.model))?;
+    let changes = approximate(&mut analysed.graph, &approximations).map_err(one)?;
     let graph: &Graph = &analysed.graph;
     for id in graph.topological() {
         let node = graph.node(id).map_err(one)?;
@@ -29,6 +41,9 @@ pub fn explain(args: &ModelArgs) -> Outcome {
         };
         let name = if node.origin.node.is_empty() { &node.origin.value } else { &node.origin.node };
         println!("{:<16} {:<7} {place:<26} {name}{why}", node.op.name(), node.owner.name());
+    }
+    for change in &changes {
+        println!("changed: {change}");
     }
     for found in &analysed.found {
         if let Some(why) = &found.near_miss {

@@ -213,3 +213,6 @@ fn chosen_masks_and_guards() {
     assert_eq!(left, ["softmax", "is_nan", "where"]);
     assert_eq!(found[0].near_miss.as_deref(), Some("what it guards is no masked softmax"));
 }
+
+#[path = "approximate_tests.rs"]
+mod approximate;
