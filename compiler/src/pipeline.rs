@@ -13,9 +13,10 @@ use crate::passes::approximate::{Approximations, approximate};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
-use crate::passes::narrow_demand::narrow_demand;
+use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::published::{MASK, check_published, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
+use crate::savings::{Pass, Passes, unpack_masks, widen};
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
@@ -43,6 +44,8 @@ pub struct Options {
     pub spread: Spread,
     /// Cheaper functions in place of the model's own.
     pub approximations: Approximations,
+    /// Passes that are applied: all of them, unless their savings are counted.
+    pub passes: Passes,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             calibration: Vec::new(),
             spread: Spread::Fixed,
             approximations: Approximations::default(),
+            passes: Passes::default(),
         }
     }
 }
@@ -117,6 +121,10 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         }
     }
     let mut overrides = options.overrides.clone();
+    let base = base.filter(|_| options.passes.has(Pass::Owners));
+    if !options.passes.has(Pass::Owners) {
+        overrides.public.clear();
+    }
     overrides.structure.extend(structure(&published, &after));
     overrides.integers.extend(published.iter().filter(|p| p.integer).map(|p| p.tensor.clone()));
     let labels = label(model, base, &overrides).map_err(one)?;
@@ -137,23 +145,56 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
+    let Program { plan, lowered, graph, labels } = program(model, base, options)?;
+    let client_model = client_region::build(model, &graph, &plan.module, &labels).map_err(one)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    debug_assert_eq!(plan.module.stage, Stage::Scheduled);
+    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+}
+
+/// A model's plan for its costs alone: without the client's region, and not for running.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Plan, Errors> {
+    let Program { plan, .. } = program(model, base, options)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    Ok(plan)
+}
+
+/// What the passes made of a model.
+struct Program {
+    plan: Plan,
+    lowered: lower::Lowered,
+    graph: Graph,
+    labels: Labels,
+}
+
+fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Program, Errors> {
     let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
+    let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
     let reveal = keep_outputs(&mut graph, &reveal);
     // Reshapes first: a sequence merged with the batch has no last position to narrow to.
-    lift_reshapes(&mut graph).map_err(one)?;
-    for &(index, kind) in &reveal {
-        if kind == OutputKind::NextToken {
+    if has(Pass::Demand) {
+        lift_reshapes(&mut graph).map_err(one)?;
+    }
+    for &(index, _) in reveal.iter().filter(|(_, kind)| *kind == OutputKind::NextToken) {
+        if has(Pass::Demand) {
             narrow_demand(&mut graph, index, 1).map_err(one)?;
+        } else {
+            take_last(&mut graph, index, 1).map_err(one)?;
         }
     }
     assign_owners(&mut graph, owner);
     let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
     let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
-    fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
-    assign_owners(&mut graph, owner);
+    if has(Pass::Norms) {
+        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
     check_inputs(&graph)?;
 
     let sets = match &options.calibration {
@@ -163,6 +204,10 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
     };
     let ranges = calibrate(&graph, &weights, &sets).map_err(one)?;
+    if !has(Pass::Packing) {
+        unpack_masks(&mut graph, &ranges).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
     let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
@@ -175,11 +220,14 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
             statics: &statics,
             reveal,
             states,
+            defer: has(Pass::Sums),
         },
     )?;
     let mut module = expand(&lowered.module).map_err(one)?;
-    assign_rotations(&mut module, options.spread);
-    let client_model = client_region::build(model, &graph, &module, &labels).map_err(one)?;
+    if !has(Pass::Widths) {
+        module = widen(&module).map_err(one)?;
+    }
+    assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
         failure_log2: failure_log2(&graph, &ranges),
         client_model: None,
@@ -191,11 +239,10 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
         changes,
+        savings: Vec::new(),
         module,
     };
-    ombra_ir::verify::verify(&plan.module)?;
-    debug_assert_eq!(plan.module.stage, Stage::Scheduled);
-    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+    Ok(Program { plan, lowered, graph, labels })
 }
 
 fn one(d: Diagnostic) -> Errors {

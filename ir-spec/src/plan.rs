@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format; a runtime reads its own version only.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Largest plan file that is read.
 pub const MAX_BYTES: usize = 1 << 30;
 
@@ -42,6 +42,39 @@ pub struct Plan {
     pub failure_log2: f64,
     /// What changed the model's meaning, in words: approximations that were asked for.
     pub changes: Vec<String>,
+    /// What a step costs before all passes of the compiler and after each of them, where that was asked for.
+    pub savings: Vec<Saving>,
+}
+
+/// What steps cost after one more pass of the compiler.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    /// The pass, in words.
+    pub pass: String,
+    /// The steps that were counted, the same ones after every pass.
+    pub steps: Vec<StepCost>,
+}
+
+/// What one step costs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepCost {
+    /// `prefill`, `decode` or `infer`.
+    pub name: String,
+    /// Its sizes.
+    pub dims: Vec<(String, u64)>,
+    /// Longest chain of messages.
+    pub rounds: u32,
+    /// Payload bytes that every party sends, in the order of parties.
+    pub bytes: [u64; 3],
+    /// Payload bytes of all parties by the composite op or kind of op that they belong to.
+    pub kinds: Vec<(String, u64)>,
+}
+
+impl StepCost {
+    /// Payload bytes of all parties.
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes.iter().fold(0, |sum, &b| sum.saturating_add(b))
+    }
 }
 
 impl Plan {
