@@ -6,7 +6,7 @@
 //! error is 2.1e-3. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared,
 //! exponentiated and summed, so nothing depends on what a mask hides.
 //!
-//! Comparisons leave out low bits where that is harmless. The maximum may fall short by `2^−8` at every level of its
+//! Comparisons leave out low bits where that is harmless. The maximum may fall short by `2^−5` at every level of its
 //! tree, which makes the greatest exponential a little more than 1 and cancels in the quotient; the cut at −14 may lie
 //! `2^−4` higher. The maximum is taken in the smallest ring that holds the scores, the exponential in one of
 //! 56 bits: values near 1 with 22 fraction bits.
@@ -26,7 +26,7 @@ const RING: u8 = 56;
 /// Fraction bits inside the exponential.
 const INNER: u8 = 22;
 /// Fraction bits that decide the maximum.
-const MAX_FRACTION: u8 = 8;
+const MAX_FRACTION: u8 = 5;
 /// Fraction bits that decide the cut.
 const CUT_FRACTION: u8 = 4;
 /// Squarings.
@@ -38,6 +38,12 @@ const LOWEST: f64 = -14.0;
 
 /// `exp(x)` at scale [`FINE`] for `x ≤ 0`.
 pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
+    let y = inner_exp(e, x)?;
+    e.op(Op::Upscale { by: FINE - INNER }, &[y])
+}
+
+/// `exp(x)` at scale [`INNER`] for `x ≤ 0`.
+fn inner_exp(e: &mut Emit, x: Id) -> Result<Id> {
     let (bits, scale, _) = e.ring(x)?;
     let x = e.narrow(x, RING)?;
     let keep = e.at_least(x, LOWEST, scale.saturating_sub(CUT_FRACTION))?;
@@ -61,8 +67,7 @@ pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
         y = e.product(y, y, INNER, INNER + 1)?;
     }
     let kept = e.op(Op::Mul, &[y, keep])?;
-    let wide = e.widen(kept, bits, (INNER + 1, BoundFrom::Guarded))?;
-    e.op(Op::Upscale { by: FINE - INNER }, &[wide])
+    e.widen(kept, bits, (INNER + 1, BoundFrom::Guarded))
 }
 
 /// The longest row of a softmax over the last axis of `x`.
@@ -91,9 +96,10 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let max = if max_bits < bits { e.widen(max, bits, (max_bound, BoundFrom::Proven))? } else { max };
     let max_each = e.op(Op::RowExpand { shape: shape.clone() }, &[max, mask])?;
     let below = e.op(Op::Sub, &[packed, max_each])?;
-    let exp = exp(e, below)?;
+    let exp = inner_exp(e, below)?;
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
-    let inverse = reciprocal::reciprocal(e, sum, log2 + 1)?;
+    // As fine as the product of both has room for.
+    let inverse = reciprocal::reciprocal_at(e, sum, log2 + 1, QUOTIENT as u8 - INNER)?;
     let inverse_each = e.op(Op::RowExpand { shape: shape.clone() }, &[inverse, mask])?;
     let product = e.op(Op::Mul, &[exp, inverse_each])?;
     let y = e.truncate_to(product, scale, scale + 1)?;

@@ -129,6 +129,9 @@ impl Lower<'_> {
 
     /// A norm without its division: no message but those of the row's mean, its scale and its shift.
     pub(super) fn affine_norm(&mut self, v: ValueId, args: &[ValueId], centred: bool) -> Result<Id> {
+        if let ([x, w], false) = (args, centred) {
+            return self.mul(v, *x, *w);
+        }
         let mut id = self.shares(args[0])?;
         if centred {
             let shape = self.graph.shape(v).to_vec();

@@ -389,10 +389,10 @@ impl Lower<'_> {
             let all = match &node.op {
                 Op::MatMul | Op::Gelu { .. } | Op::Silu | Op::Relu | Op::RmsNorm { .. } | Op::LayerNorm { .. } => true,
                 Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Pow(_) => true,
-                Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { .. } => true,
+                Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { centred: true } => true,
                 // A cache is settled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
-                Op::Mul => args.iter().all(secret),
+                Op::Mul | Op::AffineNorm { centred: false } => args.iter().all(secret),
                 _ => false,
             };
             if !self.options.defer && matches!(node.op, Op::MatMul | Op::Mul | Op::Div | Op::ReduceMean { .. }) {

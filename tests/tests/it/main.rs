@@ -1,5 +1,6 @@
 //! End-to-end tests and rules of the repository.
 
+mod approximations;
 mod damage;
 mod determinism;
 mod faults;

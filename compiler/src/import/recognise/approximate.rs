@@ -204,6 +204,26 @@ pub(super) fn affine_norm_without_bias(graph: &mut Graph, id: ValueId, _: &Weigh
     })
 }
 
+/// `w ∘ x` on its way into products alone: what is left of an RMS norm without its division. Its scale folds into them.
+pub(super) fn scale_before_products(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
+    let users = graph.users(id);
+    let into_product = |user: &ValueId| {
+        graph.op(*user) == Some(&Op::MatMul)
+            && graph.operand(*user, 0) == Some(id)
+            && graph.operand(*user, 1) != Some(id)
+    };
+    if users.is_empty() || graph.is_output(id) || !users.iter().all(into_product) {
+        return Ok(Match::No);
+    }
+    let found = both_orders(graph, id, &Op::Mul).into_iter().find(|(w, x)| {
+        matches!(graph.op(*w), Some(Op::Weight { .. })) && fits(graph, *w, *x) && graph.shape(*x) == graph.shape(id)
+    });
+    Ok(match found {
+        Some((w, x)) => Match::Yes(Op::AffineNorm { centred: false }, vec![x, w]),
+        None => Match::No,
+    })
+}
+
 /// `x` and `w`, when `id` is w ∘ (x − mean(x)).
 fn scaled_centred(graph: &Graph, id: ValueId) -> Option<(ValueId, ValueId)> {
     both_orders(graph, id, &Op::Mul).into_iter().find_map(|(w, centred)| {

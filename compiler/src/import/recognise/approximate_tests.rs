@@ -208,3 +208,19 @@ fn affine_norms_with_and_without_bias() {
         }
     }
 }
+
+#[test]
+fn a_scale_folds_only_where_products_alone_follow() {
+    for other_use in [false, true] {
+        let mut b = Build::new();
+        let (x, w) = (b.x, b.w("w"));
+        let square = b.g.add_const(Tensor::f32(&[4, 4], vec![0.5; 16]).unwrap(), Origin::default()).unwrap();
+        let scaled = b.op(Op::Mul, &[x, w]);
+        let mut y = b.op(Op::MatMul, &[scaled, square]);
+        if other_use {
+            y = b.op(Op::Add, &[y, scaled]);
+        }
+        let expected = if other_use { vec!["mul", "matmul", "add"] } else { vec!["affine_norm", "matmul"] };
+        assert_eq!(b.finish(y).0, expected);
+    }
+}

@@ -47,6 +47,7 @@ pub const PATTERNS: &[Pattern] = &[
     Pattern { name: "softmax by quotients", test: approximate::ratio_softmax },
     Pattern { name: "affine norm", test: approximate::affine_norm },
     Pattern { name: "affine norm without bias", test: approximate::affine_norm_without_bias },
+    Pattern { name: "scale before products", test: approximate::scale_before_products },
     Pattern { name: "quadratic", test: approximate::quadratic },
     Pattern { name: "softmax with additive mask", test: softmax::additive_mask },
     Pattern { name: "softmax with chosen mask", test: softmax::chosen_mask },
