@@ -9,8 +9,10 @@ use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
 use crate::onnx::Model;
+use crate::partition::partition;
 use crate::passes::approximate::{Approximations, approximate};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
+use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
@@ -195,6 +197,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
+    decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
     let sets = match &options.calibration {
@@ -239,6 +242,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
         changes,
+        parts: partition(&graph),
         savings: Vec::new(),
         module,
     };

@@ -192,6 +192,10 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::RatioSoftmax { .. }
         | Op::Gelu { .. }
         | Op::Silu
+        | Op::Tanh
+        | Op::Sigmoid
+        | Op::Erf
+        | Op::Softplus
         | Op::RmsNorm { .. }
         | Op::LayerNorm { .. } => {}
     }

@@ -75,7 +75,7 @@ pub fn build_model(model: Model, base: Option<&Model>, reveal: Vec<Reveal>) -> R
     build_with(model, base, &Options { reveal, ..Options::default() })
 }
 
-/// Compiles `model` against `base` with `options` and writes the plan folder.
+/// Compiles `model` against `base` as `options` say and writes the plan folder.
 ///
 /// # Errors
 /// As [`build`].
