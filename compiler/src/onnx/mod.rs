@@ -24,6 +24,8 @@ use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, 
 use external::ExternalFiles;
 
 pub use check::OPSETS;
+pub(crate) use check::used_names;
+pub(crate) use extract::element_of;
 pub use extract::extract;
 pub use tensor::{element_size, element_type, is_floating, shape};
 pub use write::{ExternalWriter, write_model};
