@@ -3,6 +3,7 @@
 pub mod assign_rotations;
 pub mod calibrate;
 pub mod client_region;
+pub mod egraph;
 pub mod expand;
 pub mod graph;
 pub mod import;

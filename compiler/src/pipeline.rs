@@ -3,8 +3,11 @@
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
+use crate::egraph::cost::Network;
+use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
+use crate::import::ops::attention::ROTARY;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
@@ -46,6 +49,8 @@ pub struct Options {
     pub spread: Spread,
     /// Cheaper functions in place of the model's own.
     pub approximations: Approximations,
+    /// The network that rewriting chooses for.
+    pub network: Network,
     /// Passes that are applied: all of them, unless their savings are counted.
     pub passes: Passes,
 }
@@ -60,6 +65,7 @@ impl Default for Options {
             calibration: Vec::new(),
             spread: Spread::Fixed,
             approximations: Approximations::default(),
+            network: Network::WAN,
             passes: Passes::default(),
         }
     }
@@ -100,6 +106,8 @@ pub struct Compiled {
     pub client_model: Option<ModelProto>,
     /// Owners of weights.
     pub labels: Labels,
+    /// What rewriting did and refused.
+    pub rewrites: Vec<Rewrite>,
 }
 
 /// Reads a model into the graph, recognises patterns and assigns owners.
@@ -121,6 +129,11 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
             let (tensor, node) = (tensor.clone(), "softmax".into());
             published.insert(Published { tensor, node, op: MASK, integer: false });
         }
+    }
+    for f in &found {
+        let node = &f.origin.node;
+        let of = |t: &String| Published { tensor: t.clone(), node: node.clone(), op: ROTARY, integer: false };
+        published.extend(f.published.iter().map(of));
     }
     let mut overrides = options.overrides.clone();
     let base = base.filter(|_| options.passes.has(Pass::Owners));
@@ -147,11 +160,11 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
-    let Program { plan, lowered, graph, labels } = program(model, base, options)?;
+    let Program { plan, lowered, graph, labels, rewrites } = program(model, base, options)?;
     let client_model = client_region::build(model, &graph, &plan.module, &labels).map_err(one)?;
     ombra_ir::verify::verify(&plan.module)?;
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
-    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph, rewrites })
 }
 
 /// A model's plan for its costs alone: without the client's region, and not for running.
@@ -170,9 +183,28 @@ struct Program {
     lowered: lower::Lowered,
     graph: Graph,
     labels: Labels,
+    rewrites: Vec<Rewrite>,
 }
 
-fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Program, Errors> {
+/// A model whose graph is rewritten, before norms are folded.
+pub struct Rewritten {
+    /// The graph, with owners.
+    pub graph: Graph,
+    /// Owners of weights.
+    pub labels: Labels,
+    /// Outputs to reveal: index in the graph's outputs, and what is revealed.
+    pub reveal: Vec<(usize, OutputKind)>,
+    /// What rewriting did and refused.
+    pub rewrites: Vec<Rewrite>,
+    /// What was changed by request, in words.
+    pub changes: Vec<String>,
+}
+
+/// Analyses a model, leaves out what the outputs do not need, and rewrites what remains.
+///
+/// # Errors
+/// Those of [`analyse`], and outputs that the model does not have.
+pub fn rewritten(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Rewritten, Errors> {
     let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
     let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
@@ -191,12 +223,26 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
     }
     assign_owners(&mut graph, owner);
     let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
+    // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
+    let mut rewrites = Vec::new();
+    if has(Pass::Rewrites) {
+        rewrites = rewrite(&mut graph, options.network, options.f).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
+    Ok(Rewritten { graph, labels, reveal, rewrites, changes })
+}
+
+fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Program, Errors> {
+    let Rewritten { mut graph, labels, reveal, rewrites, changes } = rewritten(model, base, options)?;
+    let has = |pass: Pass| options.passes.has(pass);
+    let owner = |name: &str| weight_owner(&labels, name);
     let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     if has(Pass::Norms) {
         fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
+    client_region::hide_unnamed(&mut graph).map_err(one)?;
     decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
@@ -210,6 +256,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
+        client_region::hide_unnamed(&mut graph).map_err(one)?;
     }
     let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
     let states = secret_states(&graph);
@@ -246,7 +293,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         savings: Vec::new(),
         module,
     };
-    Ok(Program { plan, lowered, graph, labels })
+    Ok(Program { plan, lowered, graph, labels, rewrites })
 }
 
 fn one(d: Diagnostic) -> Errors {

@@ -16,10 +16,11 @@ pub struct ExplainArgs {
 
 /// Says for every node what it was recognised as, who owns it and where it will run.
 pub fn explain(args: &ExplainArgs) -> Outcome {
-    let approximations = args.approximations.parse()?;
+    let mut options = options(&args.model);
+    options.approximations = args.approximations.parse()?;
     let (model, base) = read_models(&args.model)?;
-    let mut analysed = pipeline::analyse(&model, base.as_ref(), &options(&args.model))?;
-    let changes = approximate(&mut analysed.graph, &approximations).map_err(one)?;
+    let mut analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
+    let changes = approximate(&mut analysed.graph, &options.approximations).map_err(one)?;
     let graph: &Graph = &analysed.graph;
     for id in graph.topological() {
         let node = graph.node(id).map_err(one)?;
@@ -49,6 +50,9 @@ pub fn explain(args: &ExplainArgs) -> Outcome {
         if let Some(why) = &found.near_miss {
             println!("near miss: {} at {}: {why}", found.pattern, found.origin.node);
         }
+    }
+    for rewrite in pipeline::rewritten(&model, base.as_ref(), &options)?.rewrites {
+        print!("{}", rewrite.text());
     }
     Ok(())
 }
