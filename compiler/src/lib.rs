@@ -1,6 +1,7 @@
 //! ONNX in, plan out.
 
 pub mod assign_rotations;
+pub mod bounds;
 pub mod calibrate;
 pub mod client_region;
 pub mod egraph;
@@ -22,3 +23,4 @@ pub mod profile;
 pub mod published;
 pub mod reveal;
 pub mod savings;
+pub mod stand_in;

@@ -1,6 +1,7 @@
 //! End-to-end tests and rules of the repository.
 
 mod approximations;
+mod bounds;
 mod damage;
 mod determinism;
 mod faults;
