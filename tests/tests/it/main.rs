@@ -2,6 +2,7 @@
 
 mod approximations;
 mod bounds;
+mod conformance;
 mod damage;
 mod determinism;
 mod faults;
