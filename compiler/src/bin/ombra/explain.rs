@@ -1,6 +1,7 @@
 //! `ombra explain`.
 
 use crate::{ApproximationArgs, ModelArgs, Outcome, one, options, read_models};
+use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::graph::{Graph, Owner};
 use ombra_compiler::passes::approximate::approximate;
 use ombra_compiler::pipeline;
@@ -12,12 +13,16 @@ pub struct ExplainArgs {
     model: ModelArgs,
     #[command(flatten)]
     approximations: ApproximationArgs,
+    /// The network that rewriting chooses for: lan, wan or BANDWIDTH,RTT.
+    #[arg(long, default_value = "wan")]
+    network: String,
 }
 
 /// Says for every node what it was recognised as, who owns it and where it will run.
 pub fn explain(args: &ExplainArgs) -> Outcome {
     let mut options = options(&args.model);
     options.approximations = args.approximations.parse()?;
+    options.network = Network::parse(&args.network).map_err(one)?;
     let (model, base) = read_models(&args.model)?;
     let mut analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
     let changes = approximate(&mut analysed.graph, &options.approximations).map_err(one)?;
