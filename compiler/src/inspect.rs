@@ -24,6 +24,8 @@ pub struct Report {
     pub setting: &'static str,
     /// Sizes the costs are for.
     pub dims: BTreeMap<String, u64>,
+    /// The plan was made for costs alone and cannot run.
+    pub costs_only: bool,
     /// What the client learns: names of outputs, or `next token`.
     pub revealed: Vec<String>,
     /// Inputs whose contents every party learns.
@@ -161,7 +163,7 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
     }
     let pairs: Vec<(&str, u64)> = sizes.iter().map(|(n, &v)| (n.as_str(), v)).collect();
     plan.check_limits(&module.dims.bind(&pairs)?)?;
-    let bound = bind::bind(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
+    let bound = bind::bind_lengths(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
     let plan_schedule = schedule(module, &bound)?;
     let Cost { bytes, rounds } = plan_schedule.cost(module);
     let mut macs = Macs::default();
@@ -198,6 +200,7 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
         model: module.name.clone(),
         setting: module.setting.name(),
         dims: sizes,
+        costs_only: plan.costs_only,
         revealed: module
             .outputs
             .iter()
@@ -257,6 +260,9 @@ impl Report {
         let mut out = String::new();
         let dims = self.dims.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(" ");
         let _ = writeln!(out, "{} in {} at {dims}", self.model, self.setting);
+        if self.costs_only {
+            let _ = writeln!(out, "plan    for costs only: it cannot run; what was not measured is assumed");
+        }
         let each = self.bytes.iter().map(|(p, &b)| format!("{p} {}", size(b))).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "step    {} rounds, {} sent ({each})", self.rounds, size(self.total_bytes()));
         let _ = writeln!(out, "set-up  {} sent once", size(self.setup_bytes));
@@ -267,11 +273,13 @@ impl Report {
             count(self.macs.public)
         );
         let b = &self.bounds;
-        let _ = writeln!(
-            out,
-            "bounds  {} proven, {} calibrated, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
-            b.proven, b.calibrated, b.guarded, b.failure_log2
-        );
+        let failure = match b.failure_log2 {
+            log2 if log2 < 0.0 => format!("failure probability below 2^{log2:.0} if values are sub-Gaussian"),
+            _ => "no failure probability is known".into(),
+        };
+        let origin = if self.costs_only { "calibrated or assumed" } else { "calibrated" };
+        let _ =
+            writeln!(out, "bounds  {} proven, {} {origin}, {} guarded; {failure}", b.proven, b.calibrated, b.guarded);
         let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
         let contents = match self.public_inputs.as_slice() {
             [] => String::new(),

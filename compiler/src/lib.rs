@@ -1,6 +1,7 @@
 //! ONNX in, plan out.
 
 pub mod assign_rotations;
+pub mod assume;
 pub mod calibrate;
 pub mod client_region;
 pub mod expand;

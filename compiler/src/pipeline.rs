@@ -1,9 +1,11 @@
 //! From a model file to a plan: the one place that knows the order of passes.
 
 use crate::assign_rotations::{Spread, assign_rotations};
+use crate::assume::assume;
 use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
 use crate::expand::expand;
+use crate::graph::eval::Weights;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
@@ -40,6 +42,10 @@ pub struct Options {
     pub calibration: Vec<Inputs>,
     /// How roles are spread over parties.
     pub spread: Spread,
+    /// Nothing but costs is wanted: the plan does not run. A model without its weights has no other plan.
+    pub costs_only: bool,
+    /// Ranges are assumed and not measured, as they are for a model without its weights. For costs only.
+    pub assume: bool,
 }
 
 impl Default for Options {
@@ -51,6 +57,8 @@ impl Default for Options {
             f: 16,
             calibration: Vec::new(),
             spread: Spread::Fixed,
+            costs_only: false,
+            assume: false,
         }
     }
 }
@@ -74,6 +82,8 @@ pub struct Analysed {
     pub labels: Labels,
     /// What was recognised, in full or in part.
     pub found: Vec<import::recognise::Found>,
+    /// Elements of the model's or the base's weights are not there, so that owners may be guesses.
+    pub absent: bool,
 }
 
 /// A compiled model.
@@ -118,7 +128,8 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     let labels = label(model, base, &overrides).map_err(one)?;
     check_published(&published, &labels)?;
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
-    Ok(Analysed { graph, labels, found })
+    let absent = [Some(model), base].into_iter().flatten().any(|m| !m.absent().is_empty());
+    Ok(Analysed { graph, labels, found, absent })
 }
 
 fn weight_owner(labels: &Labels, name: &str) -> Owner {
@@ -133,7 +144,23 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
-    let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
+    let analysed = analyse(model, base, options)?;
+    compile_analysed(model, analysed, &|name: &str| load_weight(model, name), options)
+}
+
+/// [`compile`] for a model that was analysed, and perhaps changed since; `weights` gives what its weights hold.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_analysed(
+    model: &Model,
+    analysed: Analysed,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Compiled, Errors> {
+    let Analysed { mut graph, labels, absent, .. } = analysed;
+    let costs_only = absent || options.costs_only || options.assume;
+    let assumed = options.assume || !model.absent().is_empty();
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
     let reveal = keep_outputs(&mut graph, &reveal);
@@ -145,20 +172,21 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         }
     }
     assign_owners(&mut graph, owner);
-    let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
-    fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
+    fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
     assign_owners(&mut graph, owner);
     check_inputs(&graph)?;
 
-    let sets = match &options.calibration {
-        given if !given.is_empty() => {
-            given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<_>>().map_err(one)?
-        }
-        _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
+    let sets = || match &options.calibration {
+        given if !given.is_empty() => given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<Vec<_>>>(),
+        _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH),
     };
-    let ranges = calibrate(&graph, &weights, &sets).map_err(one)?;
-    let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
+    let ranges = if assumed {
+        assume(&graph)
+    } else {
+        sets().and_then(|sets| calibrate(&graph, weights, &sets)).map_err(one)?
+    };
+    let statics = |v: ValueId| eval::static_value(&graph, weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
         &graph,
@@ -174,9 +202,11 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     )?;
     let mut module = expand(&lowered.module).map_err(one)?;
     assign_rotations(&mut module, options.spread);
-    let client_model = client_region::build(model, &graph, &module, &labels).map_err(one)?;
+    let client_model =
+        if costs_only { None } else { client_region::build(model, &graph, &module, &labels).map_err(one)? };
     let plan = Plan {
-        failure_log2: failure_log2(&graph, &ranges),
+        // Of assumed bounds nothing is known.
+        failure_log2: if assumed { 0.0 } else { failure_log2(&graph, &ranges) },
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
         client_states: client_states_of(&graph).map_err(one)?,
@@ -186,6 +216,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
+        costs_only,
         module,
     };
     ombra_ir::verify::verify(&plan.module)?;

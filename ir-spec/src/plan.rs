@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format; a runtime reads its own version only.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Largest plan file that is read.
 pub const MAX_BYTES: usize = 1 << 30;
 
@@ -42,9 +42,25 @@ pub struct Plan {
     pub failure_log2: f64,
     /// What changed the model's meaning, in words: approximations that were asked for.
     pub changes: Vec<String>,
+    /// The plan says what a model would cost and cannot run: owners of weights or bounds of values are assumed, or there
+    /// are no files of weights.
+    pub costs_only: bool,
 }
 
 impl Plan {
+    /// Refuses a plan that was made for costs alone.
+    ///
+    /// # Errors
+    /// `E0414`.
+    pub fn check_runs(&self) -> Result<()> {
+        if !self.costs_only {
+            return Ok(());
+        }
+        Err(Diagnostic::input("E0414", "this plan is for costs only and cannot run")
+            .note("it was compiled without weights: owners and bounds in it are assumed")
+            .note("compile the model again with its data files beside it"))
+    }
+
     /// Checks the sizes of a step against what the model takes for granted.
     ///
     /// # Errors

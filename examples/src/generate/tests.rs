@@ -35,7 +35,8 @@ fn gpt2(path: &Path, seeds: Seeds) -> Model {
 }
 
 fn llama(path: &Path, kv_heads: usize, seeds: Seeds) -> Model {
-    let sizes = Llama { layers: 3, hidden: 24, heads: 4, kv_heads, ff: 40, vocab: VOCABULARY, seeds };
+    let sizes =
+        Llama { layers: 3, hidden: 24, heads: 4, kv_heads, ff: 40, vocab: VOCABULARY, seeds, ..Llama::default() };
     write_llama(&sizes, path).unwrap();
     Model::read(path).unwrap()
 }
@@ -134,7 +135,7 @@ fn llama_steps_like_it_runs_with_grouped_and_single_heads() {
 #[test]
 fn a_tuned_variant_differs_in_its_layers_alone() {
     let folder = Folder::new("tuned");
-    let tuned = Seeds { seed: 0, tuned_from: Some(2) };
+    let tuned = Seeds { tuned_from: Some(2), ..Seeds::default() };
     let (base_path, tuned_path) = (folder.0.join("base.onnx"), folder.0.join("tuned.onnx"));
     let pairs = [
         (gpt2(&base_path, Seeds::default()), gpt2(&tuned_path, tuned)),

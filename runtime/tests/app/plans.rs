@@ -314,6 +314,7 @@ fn write(
         limits: vec![],
         failure_log2: -50.0,
         changes: vec![],
+        costs_only: false,
     };
     fs::write(public.join("plan.ombra"), plan::encode(&plan).unwrap()).unwrap();
     folder

@@ -111,9 +111,10 @@ fn not_yet(what: &str) -> Diagnostic {
     Diagnostic::unsupported("E0560", format!("{what} is not supported yet"))
 }
 
+/// Reads both models; their data need not be there.
 fn read_models(args: &ModelArgs) -> Result<(Model, Option<Model>), Vec<Diagnostic>> {
-    let model = Model::read(&args.model).map_err(one)?;
-    let base = args.base.as_ref().map(|b| Model::read(b)).transpose().map_err(one)?;
+    let model = Model::read_for_costs(&args.model).map_err(one)?;
+    let base = args.base.as_ref().map(|b| Model::read_for_costs(b)).transpose().map_err(one)?;
     Ok((model, base))
 }
 
