@@ -7,7 +7,7 @@ use ombra_ir::bind::{self, Bound};
 use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
-use ombra_ir::plan::{InputRole, Plan};
+use ombra_ir::plan::{InputRole, Plan, Saving};
 use ombra_ir::schedule::{Cost, schedule, traffic_of};
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Result, Sym};
@@ -40,6 +40,9 @@ pub struct Report {
     pub macs: Macs,
     /// Bounds by origin.
     pub bounds: Bounds,
+    /// Costs before all passes of the compiler and after each of them, at sizes of their own; empty unless the plan was
+    /// compiled with `--savings`.
+    pub savings: Vec<Saving>,
     /// What every op costs.
     pub ops: Vec<OpCost>,
 }
@@ -91,6 +94,13 @@ pub struct OpCost {
     pub offline_bytes: u64,
     /// Multiply-accumulates.
     pub macs: u64,
+}
+
+impl OpCost {
+    /// What messages are grouped by: what the op was expanded from, or its own name.
+    pub fn kind(&self) -> &str {
+        if self.kind.is_empty() { self.op } else { &self.kind }
+    }
 }
 
 /// The public inputs a run has by default, for sizes given by name.
@@ -220,6 +230,7 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
             guarded: count(BoundFrom::Guarded),
             failure_log2: plan.failure_log2,
         },
+        savings: plan.savings.clone(),
         ops,
     })
 }
@@ -286,18 +297,13 @@ impl Report {
             names => format!("the contents of {}, ", names.join(" and ")),
         };
         let _ = writeln!(out, "others  learn {contents}lengths, and the number of generated tokens\n");
+        self.write_savings(&mut out);
         let mut groups: Vec<(String, u64, u64, u32)> = Vec::new();
         for op in self.ops.iter().filter(|o| o.bytes > 0 || o.macs > 0) {
             let key = match by {
                 By::Op => format!("%{} {} [{}] {}", op.id, op.op, join(&op.dims), op.origin),
                 By::Layer => op.layer.map_or("outside layers".into(), |l| format!("layer {l}")),
-                By::Kind => {
-                    if op.kind.is_empty() {
-                        op.op.into()
-                    } else {
-                        op.kind.clone()
-                    }
-                }
+                By::Kind => op.kind().into(),
             };
             match groups.iter_mut().find(|g| g.0 == key && by != By::Op) {
                 Some(g) => {
@@ -313,6 +319,24 @@ impl Report {
             let _ = writeln!(out, "{:>12} {:>10} {rounds:>7}  {key}", size(bytes), count(macs));
         }
         out
+    }
+}
+
+impl Report {
+    /// One block for every step whose savings were counted.
+    fn write_savings(&self, out: &mut String) {
+        let Some(first) = self.savings.first() else { return };
+        for (i, step) in first.steps.iter().enumerate() {
+            let dims = step.dims.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(" ");
+            let _ =
+                writeln!(out, "{:>12} {:>10} {:>7}  passes, {} at {dims}", "bytes", "of naive", "rounds", step.name);
+            for (saving, cost) in self.savings.iter().filter_map(|s| s.steps.get(i).map(|cost| (s, cost))) {
+                let part = 100.0 * cost.total_bytes() as f64 / step.total_bytes().max(1) as f64;
+                let bytes = size(cost.total_bytes());
+                let _ = writeln!(out, "{bytes:>12} {:>10} {:>7}  {}", format!("{part:.1} %"), cost.rounds, saving.pass);
+            }
+            out.push('\n');
+        }
     }
 }
 
@@ -332,7 +356,7 @@ pub fn compare(a: &Report, b: &Report) -> String {
     let kinds = |r: &Report| {
         let mut m: BTreeMap<String, u64> = BTreeMap::new();
         for op in r.ops.iter().filter(|o| o.bytes > 0) {
-            *m.entry(if op.kind.is_empty() { op.op.into() } else { op.kind.clone() }).or_default() += op.bytes;
+            *m.entry(op.kind().into()).or_default() += op.bytes;
         }
         m
     };

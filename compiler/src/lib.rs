@@ -18,3 +18,4 @@ pub mod passes;
 pub mod pipeline;
 pub mod published;
 pub mod reveal;
+pub mod savings;

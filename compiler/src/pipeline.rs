@@ -10,13 +10,14 @@ use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
-use crate::onnx::Model;
+use crate::onnx::{ABSENT, Model};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
-use crate::passes::narrow_demand::narrow_demand;
+use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::published::{MASK, check_published, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
+use crate::savings::{Pass, Passes, unpack_masks, widen};
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
@@ -42,10 +43,10 @@ pub struct Options {
     pub calibration: Vec<Inputs>,
     /// How roles are spread over parties.
     pub spread: Spread,
-    /// Nothing but costs is wanted: the plan does not run. A model without its weights has no other plan.
-    pub costs_only: bool,
-    /// Ranges are assumed and not measured, as they are for a model without its weights. For costs only.
+    /// Ranges are assumed and not measured, as they are for a model without its weights. For costs alone.
     pub assume: bool,
+    /// Passes that are applied: all of them, unless their savings are counted.
+    pub passes: Passes,
 }
 
 impl Default for Options {
@@ -57,8 +58,8 @@ impl Default for Options {
             f: 16,
             calibration: Vec::new(),
             spread: Spread::Fixed,
-            costs_only: false,
             assume: false,
+            passes: Passes::default(),
         }
     }
 }
@@ -117,12 +118,21 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     }
     let after = weights_of(&graph);
     for tensor in before.difference(&after) {
-        if import::recognise::is_mask(&load_weight(model, tensor).map_err(one)?) {
-            let (tensor, node) = (tensor.clone(), "softmax".into());
-            published.insert(Published { tensor, node, op: MASK, integer: false });
+        match load_weight(model, tensor) {
+            Ok(elements) if import::recognise::is_mask(&elements) => {
+                let (tensor, node) = (tensor.clone(), "softmax".into());
+                published.insert(Published { tensor, node, op: MASK, integer: false });
+            }
+            // What was not read was not made a mask.
+            Err(e) if e.code != ABSENT => return Err(one(e)),
+            _ => {}
         }
     }
     let mut overrides = options.overrides.clone();
+    let base = base.filter(|_| options.passes.has(Pass::Owners));
+    if !options.passes.has(Pass::Owners) {
+        overrides.public.clear();
+    }
     overrides.structure.extend(structure(&published, &after));
     overrides.integers.extend(published.iter().filter(|p| p.integer).map(|p| p.tensor.clone()));
     let labels = label(model, base, &overrides).map_err(one)?;
@@ -145,36 +155,76 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
     let analysed = analyse(model, base, options)?;
-    compile_analysed(model, analysed, &|name: &str| load_weight(model, name), options)
+    let Program { plan, lowered, graph, labels } = program(model, analysed, &|name| load_weight(model, name), options)?;
+    let region = || client_region::build(model, &graph, &plan.module, &labels);
+    let client_model = if plan.costs_only { None } else { region().map_err(one)? };
+    ombra_ir::verify::verify(&plan.module)?;
+    debug_assert_eq!(plan.module.stage, Stage::Scheduled);
+    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
 }
 
-/// [`compile`] for a model that was analysed, and perhaps changed since; `weights` gives what its weights hold.
+/// A model's plan for its costs alone: without the client's region, and not for running.
 ///
 /// # Errors
-/// As [`compile`].
-pub fn compile_analysed(
+/// Those of [`compile`].
+pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Plan, Errors> {
+    let analysed = analyse(model, base, options)?;
+    plan_of_analysed(model, analysed, &|name| load_weight(model, name), options)
+}
+
+/// [`plan_of`] for a model whose graph and labels may have been changed since they were analysed. `weights` gives the
+/// elements of all weights that the graph has now.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn plan_of_analysed(
     model: &Model,
     analysed: Analysed,
     weights: &Weights,
     options: &Options,
-) -> std::result::Result<Compiled, Errors> {
+) -> std::result::Result<Plan, Errors> {
+    let Program { plan, .. } = program(model, analysed, weights, options)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    Ok(plan)
+}
+
+/// What the passes made of a model.
+struct Program {
+    plan: Plan,
+    lowered: lower::Lowered,
+    graph: Graph,
+    labels: Labels,
+}
+
+fn program(
+    model: &Model,
+    analysed: Analysed,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Program, Errors> {
     let Analysed { mut graph, labels, absent, .. } = analysed;
-    let costs_only = absent || options.costs_only || options.assume;
     let assumed = options.assume || !model.absent().is_empty();
+    let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
     let reveal = keep_outputs(&mut graph, &reveal);
     // Reshapes first: a sequence merged with the batch has no last position to narrow to.
-    lift_reshapes(&mut graph).map_err(one)?;
-    for &(index, kind) in &reveal {
-        if kind == OutputKind::NextToken {
+    if has(Pass::Demand) {
+        lift_reshapes(&mut graph).map_err(one)?;
+    }
+    for &(index, _) in reveal.iter().filter(|(_, kind)| *kind == OutputKind::NextToken) {
+        if has(Pass::Demand) {
             narrow_demand(&mut graph, index, 1).map_err(one)?;
+        } else {
+            take_last(&mut graph, index, 1).map_err(one)?;
         }
     }
     assign_owners(&mut graph, owner);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
-    fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
-    assign_owners(&mut graph, owner);
+    if has(Pass::Norms) {
+        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
     check_inputs(&graph)?;
 
     let sets = || match &options.calibration {
@@ -186,6 +236,10 @@ pub fn compile_analysed(
     } else {
         sets().and_then(|sets| calibrate(&graph, weights, &sets)).map_err(one)?
     };
+    if !has(Pass::Packing) {
+        unpack_masks(&mut graph, &ranges).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
     let statics = |v: ValueId| eval::static_value(&graph, weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
@@ -198,12 +252,14 @@ pub fn compile_analysed(
             statics: &statics,
             reveal,
             states,
+            defer: has(Pass::Sums),
         },
     )?;
     let mut module = expand(&lowered.module).map_err(one)?;
-    assign_rotations(&mut module, options.spread);
-    let client_model =
-        if costs_only { None } else { client_region::build(model, &graph, &module, &labels).map_err(one)? };
+    if !has(Pass::Widths) {
+        module = widen(&module).map_err(one)?;
+    }
+    assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
         // Of assumed bounds nothing is known.
         failure_log2: if assumed { 0.0 } else { failure_log2(&graph, &ranges) },
@@ -216,12 +272,11 @@ pub fn compile_analysed(
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
-        costs_only,
+        costs_only: absent || assumed,
+        savings: Vec::new(),
         module,
     };
-    ombra_ir::verify::verify(&plan.module)?;
-    debug_assert_eq!(plan.module.stage, Stage::Scheduled);
-    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+    Ok(Program { plan, lowered, graph, labels })
 }
 
 fn one(d: Diagnostic) -> Errors {

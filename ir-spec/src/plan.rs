@@ -45,6 +45,39 @@ pub struct Plan {
     /// The plan says what a model would cost and cannot run: owners of weights or bounds of values are assumed, or there
     /// are no files of weights.
     pub costs_only: bool,
+    /// What a step costs before all passes of the compiler and after each of them, where that was asked for.
+    pub savings: Vec<Saving>,
+}
+
+/// What steps cost after one more pass of the compiler.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    /// The pass, in words.
+    pub pass: String,
+    /// The steps that were counted, the same ones after every pass.
+    pub steps: Vec<StepCost>,
+}
+
+/// What one step costs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepCost {
+    /// `prefill`, `decode` or `infer`.
+    pub name: String,
+    /// Its sizes.
+    pub dims: Vec<(String, u64)>,
+    /// Longest chain of messages.
+    pub rounds: u32,
+    /// Payload bytes that every party sends, in the order of parties.
+    pub bytes: [u64; 3],
+    /// Payload bytes of all parties by the composite op or kind of op that they belong to.
+    pub kinds: Vec<(String, u64)>,
+}
+
+impl StepCost {
+    /// Payload bytes of all parties.
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes.iter().fold(0, |sum, &b| sum.saturating_add(b))
+    }
 }
 
 impl Plan {

@@ -2,6 +2,7 @@
 //! computed.
 
 pub mod built;
+pub mod conformance;
 pub mod corpus;
 pub mod logits;
 pub mod parties;

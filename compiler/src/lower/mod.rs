@@ -43,6 +43,8 @@ pub struct Options<'a> {
     pub reveal: Vec<(usize, OutputKind)>,
     /// Secret states: cache input and the output that continues it.
     pub states: Vec<(String, String)>,
+    /// Whether sums of products are truncated once, instead of every product.
+    pub defer: bool,
 }
 
 /// A lowered program and the weights it names.
@@ -386,6 +388,9 @@ impl Lower<'_> {
                 Op::Mul => args.iter().all(secret),
                 _ => false,
             };
+            if !self.options.defer && matches!(node.op, Op::MatMul | Op::Mul | Op::Div | Op::ReduceMean { .. }) {
+                wishes.insert(id);
+            }
             if all {
                 wishes.extend(args.iter().filter(|v| self.graph.node(**v).is_ok_and(|n| n.owner == Owner::Secret)));
             }

@@ -83,6 +83,12 @@ pub fn narrow_demand(graph: &mut Graph, output: usize, axis: usize) -> Result<Va
     Ok(new)
 }
 
+/// The last element of `axis` of `output` takes its place: everything before it stays whole.
+pub fn take_last(graph: &mut Graph, output: usize, axis: usize) -> Result<()> {
+    graph.outputs[output].value = slice_last(graph, graph.outputs[output].value, axis)?;
+    Ok(())
+}
+
 fn slice_last(graph: &mut Graph, id: ValueId, axis: usize) -> Result<ValueId> {
     let size = graph.shape(id)[axis].clone();
     if size.is(1) {

@@ -5,6 +5,7 @@ use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
+use ombra_compiler::savings::savings;
 use ombra_compiler::{assume, inspect, npz, output};
 use ombra_ir::{Diagnostic, text};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,9 @@ pub struct CompileArgs {
     /// Print the program after a stage: graph, owners, lowered, expanded, scheduled.
     #[arg(long, value_name = "STAGE[=FILE]")]
     emit: Vec<String>,
+    /// Count what each pass saves, in the plan and in the report: compiles the model once for each of them.
+    #[arg(long)]
+    savings: bool,
     /// Write costs and owners as JSON.
     #[arg(long)]
     report: Option<PathBuf>,
@@ -76,6 +80,9 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
+    if args.savings {
+        compiled.plan.savings = savings(&model, base.as_ref(), &options, &compiled.plan)?;
+    }
     for emit in &args.emit {
         match emit.split('=').next().unwrap_or_default() {
             "lowered" => print_to(emit, &text::print(&compiled.lowered))?,

@@ -1,0 +1,118 @@
+//! What every pass of the compiler saves, to the byte and the round, compared with `benchmarks/savings/`.
+//!
+//! `OMBRA_BLESS=1 cargo test -p ombra-bench --test savings` writes the tables anew; read the difference.
+
+use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::{Options, compile};
+use ombra_compiler::savings::{NAIVE, Pass, savings};
+use ombra_ir::plan::{Saving, StepCost};
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// A fine-tuned model and its base, by their folders in the corpus.
+const CASES: &[(&str, &str)] = &[
+    ("llama-trained/frozen", "llama-trained/base"),
+    ("llama-trained/lora", "llama-trained/base"),
+    ("llama-trained/full", "llama-trained/base"),
+    ("gpt2-pair/frozen", "gpt2-pair/base"),
+    ("gpt2-pair/lora", "gpt2-pair/base"),
+    ("gpt2-pair/full", "gpt2-pair/base"),
+];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("savings")
+}
+
+fn file_of(model: &str) -> String {
+    format!("{}.md", model.replace('/', "-"))
+}
+
+fn read(name: &str) -> Model {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");
+    Model::read(&models.join(name).join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn counted(model: &str, base: &str) -> Vec<Saving> {
+    let (model, base, options) = (read(model), read(base), Options::default());
+    let plan = compile(&model, Some(&base), &options).expect("the corpus compiles").plan;
+    savings(&model, Some(&base), &options, &plan).unwrap_or_else(|e| panic!("{}", e[0]))
+}
+
+/// Two tables for every step: bytes and rounds after each pass, and bytes by kind.
+fn tables(model: &str, base: &str, savings: &[Saving]) -> String {
+    let mut out = format!("# What each pass saves: {model} against {base}\n\n");
+    out += "Exact bytes of all parties and rounds of one step, after each pass and the ones before it.\n";
+    for (i, step) in savings[0].steps.iter().enumerate() {
+        let dims = step.dims.iter().map(|(n, v)| format!("{n} {v}")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(out, "\n## {}: {dims}\n", step.name);
+        out += "| after | bytes | of naive | rounds |\n|---|---|---|---|\n";
+        for saving in savings {
+            let cost = &saving.steps[i];
+            let part = cost.total_bytes() as f64 / step.total_bytes() as f64;
+            let _ =
+                writeln!(out, "| {} | {} | {:.2} % | {} |", saving.pass, cost.total_bytes(), 100.0 * part, cost.rounds);
+        }
+        let steps: Vec<&StepCost> = savings.iter().map(|s| &s.steps[i]).collect();
+        let kinds: BTreeSet<&str> = steps.iter().flat_map(|s| &s.kinds).map(|(kind, _)| kind.as_str()).collect();
+        let _ = writeln!(out, "\n| bytes after | {} |", kinds.iter().copied().collect::<Vec<_>>().join(" | "));
+        let _ = writeln!(out, "|---|{}", "---|".repeat(kinds.len()));
+        for (saving, step) in savings.iter().zip(&steps) {
+            let of = |kind: &str| step.kinds.iter().find(|(k, _)| k == kind).map_or(0, |(_, bytes)| *bytes);
+            let cells = kinds.iter().map(|kind| of(kind).to_string()).collect::<Vec<_>>().join(" | ");
+            let _ = writeln!(out, "| {} | {cells} |", saving.pass);
+        }
+    }
+    out
+}
+
+#[test]
+fn savings_of_models_are_those_on_file() {
+    let bless = std::env::var_os("OMBRA_BLESS").is_some();
+    let mut wrong = Vec::new();
+    for (model, base) in CASES {
+        let savings = counted(model, base);
+        assert_eq!(savings[0].pass, NAIVE);
+        for saving in &savings {
+            for step in &saving.steps {
+                let by_kind: u64 = step.kinds.iter().map(|(_, bytes)| bytes).sum();
+                assert_eq!(by_kind, step.total_bytes(), "{model}, {}: every byte has a kind", saving.pass);
+            }
+        }
+        let path = folder().join(file_of(model));
+        let found = tables(model, base, &savings);
+        if bless {
+            std::fs::write(&path, &found).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+        if std::fs::read_to_string(&path).unwrap_or_default() != found {
+            wrong.push(file_of(model));
+        }
+    }
+    let done = "if the change is meant: OMBRA_BLESS=1 cargo test -p ombra-bench --test savings";
+    assert!(wrong.is_empty(), "{} changed\n{done}", wrong.join(", "));
+}
+
+#[test]
+fn every_file_of_savings_belongs_to_a_case() {
+    for entry in std::fs::read_dir(folder()).expect("the folder is part of the repository").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        assert!(CASES.iter().any(|(model, _)| file_of(model) == name), "savings/{name} belongs to no case: remove it");
+    }
+}
+
+#[test]
+fn every_pass_saves_something_somewhere() {
+    let mut idle: BTreeSet<&str> = Pass::ALL.iter().map(|pass| pass.name()).collect();
+    // Turns even the load of links; they save no bytes, and no compilation takes them unasked.
+    idle.remove(Pass::Rotations.name());
+    for (model, base) in CASES {
+        let savings = counted(model, base);
+        for pair in savings.windows(2) {
+            let saved = |a: &StepCost, b: &StepCost| b.total_bytes() < a.total_bytes() || b.rounds < a.rounds;
+            if pair[0].steps.iter().zip(&pair[1].steps).any(|(a, b)| saved(a, b)) {
+                idle.remove(pair[1].pass.as_str());
+            }
+        }
+    }
+    assert!(idle.is_empty(), "nothing is saved by {idle:?}");
+}

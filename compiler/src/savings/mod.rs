@@ -1,0 +1,113 @@
+//! What each pass saves: the cost of a step after every prefix of the passes.
+//!
+//! The model is compiled once for every prefix of [`Pass::ALL`], with the same options otherwise. Costs are those that
+//! the plans declare, at sizes of a prompt and of a further token. A pass that made a step dearer is a fault of the
+//! compiler: it is reported as one.
+
+mod naive;
+mod pass;
+
+pub use naive::{unpack_masks, widen};
+pub use pass::{NAIVE, Pass, Passes};
+
+use crate::assign_rotations::Spread;
+use crate::inspect::{Report, inspect};
+use crate::onnx::Model;
+use crate::pipeline::{Errors, Options, plan_of};
+use ombra_ir::module::Party;
+use ombra_ir::plan::{Plan, Saving, StepCost};
+use ombra_ir::{Diagnostic, Result};
+use std::collections::BTreeMap;
+
+/// New tokens of the prompt at which savings are counted, and cached tokens of the step after it; fewer where the model's
+/// tables are shorter.
+const PROMPT: u64 = 64;
+
+/// Costs before all passes and after each of them; the last entry is that of `plan`, which was compiled from `model`
+/// with `options`.
+///
+/// # Errors
+/// A prefix that does not compile; `E0554`, an internal error, for a pass that raises bytes or rounds of a step.
+pub fn savings(
+    model: &Model,
+    base: Option<&Model>,
+    options: &Options,
+    plan: &Plan,
+) -> std::result::Result<Vec<Saving>, Errors> {
+    let one = |d| vec![d];
+    let steps = steps(plan);
+    let passes: Vec<Pass> =
+        Pass::ALL.into_iter().filter(|&p| p != Pass::Rotations || options.spread != Spread::Fixed).collect();
+    let mut found = Vec::with_capacity(passes.len() + 1);
+    for count in 0..passes.len() {
+        let name = count.checked_sub(1).map_or(NAIVE, |last| passes[last].name());
+        let options = Options { passes: Passes::first(count), ..options.clone() };
+        let prefix = plan_of(model, base, &options)?;
+        found.push(saving(name, &prefix, &steps).map_err(one)?);
+    }
+    let last = passes.last().map_or(NAIVE, |p| p.name());
+    found.push(saving(last, plan, &steps).map_err(one)?);
+    check(&found).map_err(one)?;
+    Ok(found)
+}
+
+/// Names and sizes of the steps that are counted: a prompt, and a token after it where the model has a cache.
+fn steps(plan: &Plan) -> Vec<(&'static str, BTreeMap<String, u64>)> {
+    let fits = |sizes: &BTreeMap<String, u64>| inspect(plan, sizes).is_ok();
+    let at = |seq: u64, past: u64| {
+        let seq = plan.seq.iter().map(move |name| (name.clone(), seq));
+        let past = plan.past.iter().map(move |name| (name.clone(), past));
+        seq.chain(past).collect::<BTreeMap<_, _>>()
+    };
+    if plan.seq.is_none() {
+        return vec![("infer", BTreeMap::new())];
+    }
+    let mut prompt = PROMPT;
+    while prompt > 1 && !(fits(&at(prompt, 0)) && fits(&at(1, prompt))) {
+        prompt /= 2;
+    }
+    let mut steps = vec![("prefill", at(prompt, 0))];
+    if plan.past.is_some() {
+        steps.push(("decode", at(1, prompt)));
+    }
+    steps
+}
+
+fn saving(pass: &str, plan: &Plan, steps: &[(&str, BTreeMap<String, u64>)]) -> Result<Saving> {
+    let mut costs = Vec::with_capacity(steps.len());
+    for (name, sizes) in steps {
+        costs.push(step_cost(name, &inspect(plan, sizes)?));
+    }
+    Ok(Saving { pass: pass.to_string(), steps: costs })
+}
+
+fn step_cost(name: &str, report: &Report) -> StepCost {
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    for op in report.ops.iter().filter(|op| op.bytes > 0) {
+        // One kind before and after packing.
+        let kind = if op.kind() == "masked_softmax" { "softmax" } else { op.kind() };
+        *kinds.entry(kind).or_default() += op.bytes;
+    }
+    StepCost {
+        name: name.to_string(),
+        dims: report.dims.iter().map(|(n, &v)| (n.clone(), v)).collect(),
+        rounds: report.rounds,
+        bytes: Party::ALL.map(|party| report.bytes.get(party.name()).copied().unwrap_or(0)),
+        kinds: kinds.into_iter().map(|(kind, bytes)| (kind.to_string(), bytes)).collect(),
+    }
+}
+
+/// No pass may make a step dearer.
+fn check(savings: &[Saving]) -> Result<()> {
+    for (before, after) in savings.iter().zip(savings.iter().skip(1)) {
+        for (a, b) in before.steps.iter().zip(&after.steps) {
+            if b.total_bytes() > a.total_bytes() {
+                return Err(Diagnostic::internal("E0554", format!("the pass `{}` makes a step dearer", after.pass))
+                    .note(format!("expected at most {} bytes in {}", a.total_bytes(), a.name))
+                    .note(format!("found {} bytes", b.total_bytes()))
+                    .note("this is a fault of the compiler; it compiles without --savings"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Programs without what a pass would have saved. They compute the same as those of the compiler.
+
+use crate::calibrate::Ranges;
+use crate::graph::{Graph, Op, Origin};
+use crate::lower::RING;
+use ombra_ir::Result;
+use ombra_ir::infer::{push, push_source, push_within};
+use ombra_ir::module::{Id, Module};
+use ombra_ir::op::{Class, Op as M};
+use ombra_ir::plain::Tensor;
+use ombra_ir::ty::Sharing;
+
+/// A score this far below another one has no weight in a softmax.
+const FAR_BELOW: f64 = 16.0;
+
+/// Softmaxes over all positions: what the mask removes is pushed below everything else, as exporters write it.
+///
+/// # Errors
+/// Those of building a graph; none for a graph that is well typed.
+pub fn unpack_masks(graph: &mut Graph, ranges: &Ranges) -> Result<()> {
+    for id in graph.topological() {
+        let Some(&Op::MaskedSoftmax { axis }) = graph.op(id) else { continue };
+        let (Some(x), Some(mask)) = (graph.operand(id, 0), graph.operand(id, 1)) else { continue };
+        let origin = graph.node(id)?.origin.clone();
+        let greatest = ranges.abs.get(&x).copied().unwrap_or(FAR_BELOW);
+        let unnamed = || Origin { value: String::new(), ..origin.clone() };
+        let zero = graph.add_const(Tensor::f32(&[1], vec![0.0])?, unnamed())?;
+        let far = graph.add_const(Tensor::f32(&[1], vec![-(2.0 * greatest + FAR_BELOW) as f32])?, unnamed())?;
+        let added = graph.add(Op::Where, &[mask, zero, far], unnamed())?;
+        let sum = graph.add(Op::Add, &[x, added], unnamed())?;
+        let dense = graph.add(Op::Softmax { axis }, &[sum], origin)?;
+        graph.replace_all_uses(id, dense)?;
+    }
+    graph.remove_dead();
+    Ok(())
+}
+
+/// An expanded module in which every comparison looks at all bits and every function runs in the program's ring.
+///
+/// # Errors
+/// A type that does not follow; none for a module that the verifier passes.
+pub fn widen(expanded: &Module) -> Result<Module> {
+    let mut module = Module { ops: Vec::with_capacity(expanded.ops.len()), ..expanded.clone() };
+    let mut ids: Vec<Id> = Vec::with_capacity(expanded.ops.len());
+    for node in &expanded.ops {
+        let args: Vec<Id> = node.args.iter().map(|a| ids[a.index()]).collect();
+        let op = match &node.op {
+            M::Narrow { .. } => {
+                ids.push(args[0]);
+                continue;
+            }
+            M::Extend { .. } if module.ty(args[0]).sharing == Sharing::Shared => {
+                ids.push(args[0]);
+                continue;
+            }
+            M::Extend { .. } => M::Reshare,
+            M::BitToRing { .. } => M::BitToRing { bits: RING },
+            M::Msb { .. } => M::Msb { width: RING, drop: 0 },
+            M::RowMax { shape, .. } => M::RowMax { shape: shape.clone(), width: RING, drop: 0 },
+            M::ArgMax { .. } => M::ArgMax { width: RING },
+            other => other.clone(),
+        };
+        let bound = (node.ty.bound, node.ty.bound_from);
+        ids.push(match op.class() {
+            Class::Source => push_source(&mut module, op, node.ty.clone(), node.origin.clone())?,
+            _ if matches!(op, M::Encode { .. }) => push(&mut module, op, &args, Some(bound), node.origin.clone())?,
+            _ => push_within(&mut module, op, &args, bound, node.origin.clone())?,
+        });
+    }
+    Ok(module)
+}
