@@ -1,5 +1,6 @@
 //! ONNX in, plan out.
 
+pub mod advise;
 pub mod assign_rotations;
 pub mod assume;
 pub mod calibrate;

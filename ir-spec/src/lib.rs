@@ -6,6 +6,7 @@ pub mod diag;
 pub mod dim;
 pub mod infer;
 pub mod module;
+pub mod network;
 pub mod op;
 pub mod plain;
 pub mod plan;

@@ -106,7 +106,7 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
     let merged = by_token(&mut b, &sizes, &[-1]);
     let residual = 0.02 / (2.0 * layers as f32).sqrt();
     let kv = kv_heads * head;
-    for layer in 0..layers {
+    for (layer, &(groups, width)) in cache.iter().enumerate() {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         let weights = |name: &str, mean: f32, deviation: f32| base.layer(layer, name, mean, deviation);
         let rank = lora.filter(|_| tuned(layer));
@@ -125,7 +125,6 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
             let change = b.node("Mul", &[&change, &scale], vec![]);
             Ok(b.node("Add", &[&y, &change], vec![]))
         };
-        let (groups, width) = cache[layer];
         b.enter(format!("/model/layers.{layer}/self_attn"));
         let y = rms_norm(&mut b, &x, &name("input_layernorm"), hidden, &weights)?;
         let q = product(&mut b, &y, "self_attn.q_proj", [hidden, hidden], 0.02)?;

@@ -1,5 +1,6 @@
 //! The compiler's command line.
 
+mod advise;
 mod compile;
 mod explain;
 mod inspect;
@@ -44,11 +45,7 @@ enum Command {
         rest: Vec<String>,
     },
     /// Predict what full, LoRA, frozen and merged variants would cost.
-    Advise {
-        /// The model and its options.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
-    },
+    Advise(Box<advise::AdviseArgs>),
 }
 
 #[derive(clap::Args)]
@@ -87,7 +84,7 @@ fn main() -> ExitCode {
         Command::Check { file } => inspect::check(&file),
         Command::Explain(args) => explain::explain(&args),
         Command::MergeHeads { .. } => Err(vec![not_yet("merge-heads")]),
-        Command::Advise { .. } => Err(vec![not_yet("advise")]),
+        Command::Advise(args) => advise::advise(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
