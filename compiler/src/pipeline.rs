@@ -12,6 +12,7 @@ use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
 use crate::onnx::{ABSENT, Model};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
+use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
@@ -225,6 +226,7 @@ fn program(
         fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
+    decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
     let sets = || match &options.calibration {

@@ -191,6 +191,10 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::Softmax
         | Op::Gelu { .. }
         | Op::Silu
+        | Op::Tanh
+        | Op::Sigmoid
+        | Op::Erf
+        | Op::Softplus
         | Op::RmsNorm { .. }
         | Op::LayerNorm { .. } => {}
     }

@@ -232,6 +232,14 @@ pub enum Op {
     },
     /// `x / (1 + e^−x)`.
     Silu,
+    /// `tanh(x)`.
+    Tanh,
+    /// `1 / (1 + e^−x)`.
+    Sigmoid,
+    /// The error function.
+    Erf,
+    /// `ln(1 + e^x)`.
+    Softplus,
     /// `x / √(mean(x²) + eps)` over the last axis.
     RmsNorm {
         /// eps, as the bits of an f32.
@@ -331,6 +339,10 @@ impl Op {
             Op::Softmax => ("softmax", Composite, Some(2)),
             Op::Gelu { .. } => ("gelu", Composite, Some(1)),
             Op::Silu => ("silu", Composite, Some(1)),
+            Op::Tanh => ("tanh", Composite, Some(1)),
+            Op::Sigmoid => ("sigmoid", Composite, Some(1)),
+            Op::Erf => ("erf", Composite, Some(1)),
+            Op::Softplus => ("softplus", Composite, Some(1)),
             Op::RmsNorm { .. } => ("rms_norm", Composite, Some(1)),
             Op::LayerNorm { .. } => ("layer_norm", Composite, Some(1)),
         }

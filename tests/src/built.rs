@@ -72,8 +72,15 @@ pub fn build(name: &str, base: Option<&str>, reveal: Vec<Reveal>) -> Result<Buil
 /// # Errors
 /// As [`build`].
 pub fn build_model(model: Model, base: Option<&Model>, reveal: Vec<Reveal>) -> Result<Built> {
-    let options = Options { reveal, ..Options::default() };
-    let mut compiled = compile(&model, base, &options).map_err(first)?;
+    build_with(model, base, &Options { reveal, ..Options::default() })
+}
+
+/// Compiles `model` against `base` as `options` say and writes the plan folder.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(model: Model, base: Option<&Model>, options: &Options) -> Result<Built> {
+    let mut compiled = compile(&model, base, options).map_err(first)?;
     let folder = Folder::new()?;
     output::write(&mut compiled, &model, None, folder.path())?;
     let plan = PlanFolder::open(folder.path())?;

@@ -7,11 +7,12 @@
 //! that small. Outside the range the value is garbage, and the expansion multiplies it by a zero bit.
 
 mod activation;
+mod chebyshev;
 mod norm;
 mod reciprocal;
 mod softmax;
 
-pub use activation::{chebyshev_fit, eval_chebyshev};
+pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};
 
 use ombra_ir::infer::{push, push_source, push_within};
 use ombra_ir::module::{Id, Module, Node, Origin, Stage};
@@ -87,6 +88,10 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         }
         Op::Gelu { tanh } => activation::gelu(&mut e, x, *tanh, result),
         Op::Silu => activation::silu(&mut e, x, result),
+        Op::Softplus => activation::softplus(&mut e, x, result),
+        Op::Tanh => activation::tanh(&mut e, x),
+        Op::Sigmoid => activation::sigmoid(&mut e, x),
+        Op::Erf => activation::erf(&mut e, x),
         Op::RmsNorm { eps, min_log4, max_log4 } => {
             let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
             norm::rms_norm(&mut e, x, f32::from_bits(*eps), range, result)

@@ -10,6 +10,7 @@
 
 mod linear;
 mod publics;
+mod rows;
 
 use crate::calibrate::Ranges;
 use crate::client_region;
@@ -328,12 +329,16 @@ impl Lower<'_> {
             Op::Relu => self.relu(v, args[0])?,
             Op::Gelu { tanh } => self.unary(v, args[0], M::Gelu { tanh: *tanh })?,
             Op::Silu => self.unary(v, args[0], M::Silu)?,
+            Op::Tanh => self.unary(v, args[0], M::Tanh)?,
+            Op::Sigmoid => self.unary(v, args[0], M::Sigmoid)?,
+            Op::Erf => self.unary(v, args[0], M::Erf)?,
             Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
             Op::Softmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], None)?,
             Op::RmsNorm { eps } => self.norm(v, &args, *eps, false)?,
             Op::LayerNorm { eps } => self.norm(v, &args, *eps, true)?,
             Op::ReduceMean { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, true)?,
             Op::ReduceSum { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, false)?,
+            Op::ReduceMax { .. } => self.reduce_max(v, args[0])?,
             Op::Reshape { shape } => {
                 let x = self.raw(args[0])?;
                 self.value(v, M::Reshape { shape: shape.clone() }, &[x])?
@@ -383,6 +388,7 @@ impl Lower<'_> {
             let all = match &node.op {
                 Op::MatMul | Op::Gelu { .. } | Op::Silu | Op::Relu | Op::RmsNorm { .. } | Op::LayerNorm { .. } => true,
                 Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Pow(_) => true,
+                Op::Tanh | Op::Sigmoid | Op::Erf | Op::ReduceMax { .. } => true,
                 // A cache is settled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
                 Op::Mul => args.iter().all(secret),

@@ -171,6 +171,10 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::Softmax, [x, mask]) => nonlinear::softmax(cx, x, mask),
         (Op::Gelu { .. }, [x]) => nonlinear::activation("gelu_c1", x),
         (Op::Silu, [x]) => nonlinear::activation("silu_c1", x),
+        (Op::Tanh, [x]) => nonlinear::saturating("tanh_c1", x),
+        (Op::Sigmoid, [x]) => nonlinear::saturating("sigmoid_c1", x),
+        (Op::Erf, [x]) => nonlinear::saturating("erf_c1", x),
+        (Op::Softplus, [x]) => nonlinear::softplus(x),
         (Op::RmsNorm { eps, min_log4, max_log4 }, [x]) => {
             nonlinear::norm(cx, ["rms_norm_c1", "rms_norm_c2", "rms_norm_c3"], x, *eps, (*min_log4, *max_log4))
         }

@@ -166,6 +166,18 @@ pub(super) fn activation(label: &'static str, x: &Operand) -> Rule<Ty> {
     Ok(with(x.ty, u32::from(x.ty.bound) + 1))
 }
 
+/// Values in [−1, 1], and the error of the fit.
+pub(super) fn saturating(label: &'static str, x: &Operand) -> Rule<Ty> {
+    let (_, scale) = shared_ring(label, x)?;
+    Ok(with(x.ty, u32::from(scale) + 1))
+}
+
+/// Values between 0 and `|x| + ln 2`.
+pub(super) fn softplus(x: &Operand) -> Rule<Ty> {
+    let (_, scale) = shared_ring("softplus_c1", x)?;
+    Ok(with(x.ty, u32::from(x.ty.bound.max(scale)) + 1))
+}
+
 /// `rms_norm` and `layer_norm`: labels are those for the operand, the axis and the attributes.
 /// The result's magnitude is at most the square root of the number of elements.
 pub(super) fn norm(cx: &TypeCx, labels: [&'static str; 3], x: &Operand, eps: u32, range: (i8, i8)) -> Rule<Ty> {

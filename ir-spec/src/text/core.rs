@@ -56,7 +56,11 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         | Op::Embed
         | Op::Exp
         | Op::Softmax
-        | Op::Silu => Vec::new(),
+        | Op::Silu
+        | Op::Tanh
+        | Op::Sigmoid
+        | Op::Erf
+        | Op::Softplus => Vec::new(),
     }
 }
 
@@ -114,6 +118,10 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "softmax" => Op::Softmax,
         "gelu" => Op::Gelu { tanh: a.flag("tanh")? },
         "silu" => Op::Silu,
+        "tanh" => Op::Tanh,
+        "sigmoid" => Op::Sigmoid,
+        "erf" => Op::Erf,
+        "softplus" => Op::Softplus,
         "rms_norm" => Op::RmsNorm { eps: a.bits("eps")?, min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? },
         "layer_norm" => {
             Op::LayerNorm { eps: a.bits("eps")?, min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? }

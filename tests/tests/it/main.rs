@@ -5,6 +5,7 @@ mod determinism;
 mod faults;
 mod lengths;
 mod models;
+mod operators;
 mod plain;
 mod quality;
 mod repository;

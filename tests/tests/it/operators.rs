@@ -1,0 +1,207 @@
+//! Operators on secret values, one small model each: in the clear and between three parties, against double precision,
+//! with predicted costs equal to measured ones.
+
+use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::Options;
+use ombra_ir::op::Op;
+use ombra_ir::plain::Tensor;
+use ombra_runtime::app::inputs::infer_request;
+use ombra_tests::built::build_with;
+use ombra_tests::{parties, plain};
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_proto::DataType;
+use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
+use onnx_protobuf::type_proto;
+use onnx_protobuf::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Values of a tensor with their shape.
+type Values<'a> = (&'a [usize], Vec<f64>);
+
+/// A model under construction. Inputs become secret by a sum with a private weight of zeros.
+struct Small {
+    graph: GraphProto,
+    inputs: BTreeMap<String, Tensor>,
+}
+
+fn floats(name: &str, shape: &[usize], values: &[f64]) -> TensorProto {
+    TensorProto {
+        name: name.into(),
+        dims: shape.iter().map(|d| *d as i64).collect(),
+        data_type: DataType::FLOAT as i32,
+        float_data: values.iter().map(|v| *v as f32).collect(),
+        ..TensorProto::default()
+    }
+}
+
+fn declared(name: &str, shape: Option<&[usize]>) -> ValueInfoProto {
+    let dim = |d: &usize| Dimension { value: Some(dimension::Value::DimValue(*d as i64)), ..Dimension::default() };
+    let mut tensor = type_proto::Tensor { elem_type: DataType::FLOAT as i32, ..type_proto::Tensor::default() };
+    if let Some(shape) = shape {
+        tensor.shape = Some(TensorShapeProto { dim: shape.iter().map(dim).collect(), ..Default::default() }).into();
+    }
+    let mut ty = TypeProto::default();
+    ty.set_tensor_type(tensor);
+    ValueInfoProto { name: name.into(), type_: Some(ty).into(), ..ValueInfoProto::default() }
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), type_: AttributeType::INT.into(), i, ..AttributeProto::default() }
+}
+
+impl Small {
+    fn new() -> Small {
+        Small { graph: GraphProto { name: "operator".into(), ..GraphProto::default() }, inputs: BTreeMap::new() }
+    }
+
+    /// An input that is secret under the name `name`.
+    fn secret(mut self, name: &str, (shape, values): Values) -> Small {
+        let (given, zero) = (format!("{name}.given"), format!("{name}.zero"));
+        let tensor = Tensor::f32(shape, values.iter().map(|v| *v as f32).collect()).expect("it fits");
+        self.graph.input.push(declared(&given, Some(shape)));
+        self.graph.initializer.push(floats(&zero, shape, &vec![0.0; values.len()]));
+        self.inputs.insert(given.clone(), tensor);
+        self.node("Add", &[&given, &zero], name, vec![])
+    }
+
+    /// A public integer constant.
+    fn integers(mut self, name: &str, values: &[i64]) -> Small {
+        self.graph.initializer.push(TensorProto {
+            name: name.into(),
+            dims: vec![values.len() as i64],
+            data_type: DataType::INT64 as i32,
+            int64_data: values.to_vec(),
+            ..TensorProto::default()
+        });
+        self
+    }
+
+    fn node(mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> Small {
+        self.graph.node.push(NodeProto {
+            name: format!("/{op}/{output}"),
+            op_type: op.into(),
+            input: inputs.iter().map(|s| s.to_string()).collect(),
+            output: vec![output.into()],
+            attribute,
+            ..NodeProto::default()
+        });
+        self
+    }
+
+    /// Compiles the model with output `y`, runs it, and compares with what is expected.
+    fn check(mut self, what: &str, expected: &[f64], tolerance: f64) {
+        self.graph.output.push(declared("y", None));
+        let proto = ModelProto {
+            ir_version: 10,
+            opset_import: vec![OperatorSetIdProto { version: 18, ..OperatorSetIdProto::default() }],
+            graph: Some(self.graph).into(),
+            ..ModelProto::default()
+        };
+        let model = Model::from_proto(proto, Path::new("operator.onnx")).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let options = Options { calibration: vec![self.inputs.clone()], ..Options::default() };
+        let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{what}: {e}"));
+
+        let outcome =
+            plain::step(&built.compiled, &built.model, &self.inputs).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let module = &built.compiled.plan.module;
+        let reveal = module.ops.iter().find(|n| matches!(n.op, Op::Reveal { .. })).expect("y is revealed");
+        let (_, scale) = reveal.ty.as_ring().expect("a ring value is revealed");
+        let clear = outcome.outputs[0].as_ref().expect("y is revealed").decode(scale).expect("a ring value");
+
+        let (request, given) = infer_request(&built.plan.plan, self.inputs.into_iter().collect()).expect("they fit");
+        let sides = parties::run(&built.plan, &request, &[given]).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let secret = sides[0].steps[0].opened[0].reals();
+        let costs = parties::costs(&built.plan, &request, &sides, 0).expect("the step has costs");
+        assert_eq!(costs.wrong, [], "{what}: ops whose bytes are not the declared ones");
+        assert_eq!(costs.measured, costs.predicted, "{what}");
+
+        let error = |got: &[f64]| -> f64 {
+            assert_eq!(got.len(), expected.len(), "{what}: number of elements");
+            got.iter().zip(expected).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max)
+        };
+        let (clear, secret) = (error(&clear), error(&secret));
+        let bits = 8.0 * costs.predicted.bytes.iter().sum::<u64>() as f64 / expected.len() as f64;
+        println!("{what:<28} {clear:.2e} {secret:.2e} {bits:>7.0} bits {:>4} rounds", costs.predicted.rounds);
+        assert!(clear <= tolerance, "{what}: error {clear:.2e} in the clear");
+        assert!(secret <= tolerance, "{what}: error {secret:.2e} between parties");
+    }
+}
+
+/// `n` values from `from` to `to`.
+fn line(from: f64, to: f64, n: usize) -> Vec<f64> {
+    (0..n).map(|i| f64::from((from + (to - from) * i as f64 / (n - 1) as f64) as f32)).collect()
+}
+
+/// Values without order between −`size` and `size`.
+fn mixed(n: usize, size: f64) -> Vec<f64> {
+    (0..n).map(|i| f64::from((size * libm::sin(1.0 + 12.9898 * i as f64 * (i + 1) as f64)) as f32)).collect()
+}
+
+/// A function of one operand over a range.
+fn unary(op: &str, from: f64, to: f64, f: impl Fn(f64) -> f64, tolerance: f64) {
+    let x = line(from, to, 1601);
+    let expected: Vec<f64> = x.iter().map(|x| f(*x)).collect();
+    Small::new().secret("x", (&[1601], x)).node(op, &["x"], "y", vec![]).check(op, &expected, tolerance);
+}
+
+#[test]
+fn saturating_functions() {
+    unary("Tanh", -40.0, 40.0, libm::tanh, 3e-4);
+    unary("Tanh", -6.0, 6.0, libm::tanh, 3e-4);
+    unary("Sigmoid", -12.0, 12.0, |x| 1.0 / (1.0 + libm::exp(-x)), 2e-4);
+    unary("Sigmoid", -100.0, 100.0, |x| 1.0 / (1.0 + libm::exp(-x)), 2e-4);
+    unary("Erf", -4.0, 4.0, libm::erf, 2e-4);
+}
+
+#[test]
+fn softmax_on_any_axis() {
+    let (shape, x) = ([3usize, 5, 4], mixed(60, 4.0));
+    for axis in 0..3usize {
+        let stride: usize = shape[axis + 1..].iter().product();
+        let expected: Vec<f64> = (0..60)
+            .map(|i| {
+                let first = i - i / stride % shape[axis] * stride;
+                let sum: f64 = (0..shape[axis]).map(|k| libm::exp(x[first + k * stride])).sum();
+                libm::exp(x[i]) / sum
+            })
+            .collect();
+        let axis = vec![int("axis", axis as i64)];
+        Small::new()
+            .secret("x", (&shape, x.clone()))
+            .node("Softmax", &["x"], "y", axis)
+            .check("Softmax", &expected, 3e-4);
+    }
+}
+
+#[test]
+fn reductions_over_any_axes() {
+    let (shape, x) = ([3usize, 5, 4], mixed(60, 4.0));
+    let groups = |axes: &[usize]| -> Vec<Vec<f64>> {
+        let mut groups: BTreeMap<Vec<usize>, Vec<f64>> = BTreeMap::new();
+        for (i, x) in x.iter().enumerate() {
+            let at = [i / 20, i / 4 % 5, i % 4];
+            let kept = (0..3).filter(|a| !axes.contains(a)).map(|a| at[a]).collect();
+            groups.entry(kept).or_default().push(*x);
+        }
+        groups.into_values().collect()
+    };
+    let mean = |g: &Vec<f64>| g.iter().sum::<f64>() / g.len() as f64;
+    let max = |g: &Vec<f64>| g.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    for axes in [vec![2usize], vec![1], vec![0, 2], vec![0, 1, 2]] {
+        for keep in [0, 1] {
+            let small = |op: &str| {
+                let names: Vec<i64> = axes.iter().map(|a| *a as i64).collect();
+                let small = Small::new().secret("x", (&shape, x.clone())).integers("axes", &names);
+                small.node(op, &["x", "axes"], "y", vec![int("keepdims", keep)])
+            };
+            let groups = groups(&axes);
+            small("ReduceMean").check("ReduceMean", &groups.iter().map(mean).collect::<Vec<_>>(), 1e-4);
+            small("ReduceSum").check("ReduceSum", &groups.iter().map(|g| g.iter().sum()).collect::<Vec<f64>>(), 1e-3);
+            small("ReduceMax").check("ReduceMax", &groups.iter().map(max).collect::<Vec<_>>(), 1e-4);
+        }
+    }
+}
