@@ -11,6 +11,7 @@ use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
 use crate::onnx::{ABSENT, Model};
+use crate::partition::partition;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
@@ -275,6 +276,7 @@ fn program(
         limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
         costs_only: absent || assumed,
+        parts: partition(&graph),
         savings: Vec::new(),
         module,
     };

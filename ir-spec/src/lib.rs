@@ -10,6 +10,7 @@ pub mod network;
 pub mod op;
 pub mod plain;
 pub mod plan;
+pub mod profile;
 pub mod reference;
 pub mod schedule;
 pub mod text;

@@ -231,7 +231,8 @@ impl<'a> Context<'a> {
     /// Applies `op`: folded when the operands are known, an operator on public tensors when they are public, otherwise
     /// a node of the graph.
     ///
-    /// Errors: operands that do not fit; an operator that exists on public tensors only, with an operand that is not.
+    /// Errors: operands that do not fit; an operator that exists on public tensors only, with one of the server's that
+    /// cannot be made public.
     pub fn emit(&mut self, op: Op, operands: &[&Value]) -> Result<Value> {
         let only_public = matches!(op, Op::Public(_));
         let all_public = operands.iter().all(|v| self.owner(v) == Owner::Public);
@@ -256,14 +257,14 @@ impl<'a> Context<'a> {
         Ok(Value::Node(id))
     }
 
-    /// Applies `op` to public operands; see [`Context::emit`].
+    /// Applies `op` to public operands; see [`Context::emit`]. With a secret operand it becomes a node like any other:
+    /// lowering says whether it can be done.
     ///
     /// Operands that depend on weights alone, such as the table of rotary frequencies, are put in the clear with their
     /// data, and noted: whether their labels allow that is checked when there are labels.
     pub fn emit_public(&mut self, op: plain::Op, operands: &[&Value]) -> Result<Value> {
         if operands.iter().any(|v| self.owner(v) == Owner::Secret) {
-            return Err(Diagnostic::unsupported("E0253", format!("{} of a secret value is not supported", op.name()))
-                .note("expected operands that depend on lengths, masks and positions alone"));
+            return self.add(Op::Public(op), operands);
         }
         let mut public = Vec::with_capacity(operands.len());
         for operand in operands {

@@ -13,8 +13,8 @@ use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
 
 use super::{is_default_domain, subgraphs};
 
-/// Versions of the default operator set that are read.
-pub const OPSETS: RangeInclusive<i64> = 13..=25;
+/// Versions of the default operator set that are read. Before 7, operators broadcast by attributes.
+pub const OPSETS: RangeInclusive<i64> = 7..=27;
 
 /// Checks `proto` and sorts its nodes.
 ///

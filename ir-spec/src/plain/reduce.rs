@@ -152,7 +152,8 @@ pub(super) fn reduce(kind: Reduce, x: &Tensor, axes: &[usize], keepdims: bool) -
     let targets = super::movement::Walk::new(x.shape(), steps, 0)?;
     let count = axes.iter().filter_map(|a| x.shape().get(*a)).fold(1usize, |n, d| n.saturating_mul(*d));
     let empty = || mismatch(kind.name(), "no element to reduce");
-    if count == 0 && n > 0 && matches!(kind, Reduce::Max | Reduce::Min | Reduce::Mean) {
+    // A maximum of nothing is the least number there is, a minimum the greatest.
+    if count == 0 && n > 0 && kind == Reduce::Mean {
         return Err(empty());
     }
     let data = match x.data() {

@@ -315,6 +315,7 @@ fn write(
         failure_log2: -50.0,
         changes: vec![],
         costs_only: false,
+        parts: vec![],
         savings: vec![],
     };
     fs::write(public.join("plan.ombra"), plan::encode(&plan).unwrap()).unwrap();

@@ -16,7 +16,7 @@ use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::inputs::infer_request;
 use onnx_protobuf::tensor_proto::DataType;
-use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
+use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use protobuf::Enum;
 
 use super::case::{Case, Given, difference};
@@ -185,7 +185,9 @@ fn share(graph: &mut GraphProto, input: &Given) -> Result<Tensor> {
             ints(&end, vec![count]),
             ints(&shape, sizes),
         ]);
-        nodes.insert(0, node("Reshape", &[&cut, &shape], &part));
+        let mut reshape = node("Reshape", &[&cut, &shape], &part);
+        reshape.attribute.push(AttributeProto { name: "allowzero".into(), i: 1, ..AttributeProto::default() });
+        nodes.insert(0, reshape);
         nodes.insert(0, node("Slice", &[&whole, &start, &end], &cut));
     } else {
         graph.initializer.push(weight(&part, input.tensor.shape(), server));

@@ -1,6 +1,6 @@
 //! Element-wise operators.
 
-use ombra_ir::plain::{self, Binary, Unary};
+use ombra_ir::plain::{self, Binary, DType, Unary};
 use ombra_ir::{Diagnostic, Result};
 
 use crate::graph::{Op, Owner};
@@ -95,11 +95,18 @@ fn power(cx: &mut Context, node: &Node) -> Result<Value> {
         plain::Data::I64(v) if v.len() == 1 => v.first().map(|e| *e as f32),
         _ => None,
     });
-    let value = value.ok_or_else(|| {
-        Diagnostic::unsupported("E0251", "a power whose exponent is not one constant")
-            .note("expected Pow(x, 2.0) or the like")
-    })?;
-    cx.emit(Op::Pow(value), &[base])
+    match value {
+        Some(value) if cx.ty(base)?.dtype == DType::F32 => cx.emit(Op::Pow(value), &[base]),
+        _ => cx.emit_public(plain::Op::Binary(Binary::Pow), &[base, exponent]),
+    }
+}
+
+/// x².
+pub fn square(cx: &mut Context, x: &Value) -> Result<Value> {
+    match cx.owner(x) {
+        Owner::Public => cx.emit(Op::Mul, &[x, x]),
+        _ => cx.emit(Op::Pow(2.0), &[x]),
+    }
 }
 
 /// x · sigmoid(alpha · x).

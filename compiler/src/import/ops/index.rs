@@ -2,7 +2,8 @@
 
 use ombra_ir::{Diagnostic, Dim, Result, plain};
 
-use crate::graph::Op;
+use super::rows;
+use crate::graph::{Op, Owner};
 use crate::import::node::{Node, axis};
 use crate::import::sizes::smaller;
 use crate::import::{Context, Value};
@@ -11,6 +12,10 @@ use crate::import::{Context, Value};
 fn piece(cx: &mut Context, value: &Value, axis: usize, start: Dim, len: Dim, step: i64) -> Result<Value> {
     if step == 1 && start.is(0) && cx.shape(value)?.get(axis) == Some(&len) {
         return Ok(value.clone());
+    }
+    if step != 1 && cx.owner(value) != Owner::Public {
+        let index = cx.emit_public(plain::Op::Iota { start, len, step }, &[])?;
+        return cx.emit(Op::Gather { axis }, &[value, &index]);
     }
     cx.emit(Op::Slice { axis, start, len, step }, &[value])
 }
@@ -177,12 +182,20 @@ pub fn gather(cx: &mut Context, node: &Node) -> Result<Value> {
 pub fn gather_nd(cx: &mut Context, node: &Node) -> Result<Value> {
     let batch_dims = usize::try_from(node.int("batch_dims", 0));
     let batch_dims = batch_dims.map_err(|_| Diagnostic::input("E0251", "batch_dims is negative"))?;
-    cx.emit_public(plain::Op::GatherNd { batch_dims }, &[node.input(0)?, node.input(1)?])
+    let (data, index) = (node.input(0)?, node.input(1)?);
+    if rows::applies(cx, &[data], index) {
+        return rows::gather_nd(cx, data, index, batch_dims);
+    }
+    cx.emit_public(plain::Op::GatherNd { batch_dims }, &[data, index])
 }
 
 pub fn gather_elements(cx: &mut Context, node: &Node) -> Result<Value> {
     let axis = axis(node.int("axis", 0), cx.shape(node.input(0)?)?.len())?;
-    cx.emit_public(plain::Op::GatherElements { axis }, &[node.input(0)?, node.input(1)?])
+    let (data, index) = (node.input(0)?, node.input(1)?);
+    if rows::applies(cx, &[data], index) {
+        return rows::gather_elements(cx, data, index, axis);
+    }
+    cx.emit_public(plain::Op::GatherElements { axis }, &[data, index])
 }
 
 pub fn scatter_nd(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -190,5 +203,9 @@ pub fn scatter_nd(cx: &mut Context, node: &Node) -> Result<Value> {
         return Err(Diagnostic::unsupported("E0251", "ScatterND with a reduction")
             .note(format!("expected reduction none, found {}", node.text("reduction", ""))));
     }
-    cx.emit_public(plain::Op::ScatterNd, &[node.input(0)?, node.input(1)?, node.input(2)?])
+    let (data, index, update) = (node.input(0)?, node.input(1)?, node.input(2)?);
+    if rows::applies(cx, &[data, update], index) {
+        return rows::scatter_nd(cx, data, index, update);
+    }
+    cx.emit_public(plain::Op::ScatterNd, &[data, index, update])
 }

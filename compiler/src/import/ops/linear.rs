@@ -1,15 +1,32 @@
 //! Products of matrices.
 
-use ombra_ir::plain::Tensor;
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::plain::{Tensor, infer::matmul_shape};
+use ombra_ir::{Diagnostic, Dim, Result};
 
-use super::movement::transpose_by;
+use super::movement::{reshape_to, transpose_by};
 use crate::graph::Op;
 use crate::import::node::Node;
 use crate::import::{Context, Value};
 
 pub fn matmul(cx: &mut Context, node: &Node) -> Result<Value> {
-    cx.emit(Op::MatMul, &[node.input(0)?, node.input(1)?])
+    let (a, b) = (node.input(0)?, node.input(1)?);
+    let (left, right) = (cx.shape(a)?, cx.shape(b)?);
+    if left.len() != 1 && right.len() != 1 {
+        return cx.emit(Op::MatMul, &[a, b]);
+    }
+    // A vector is a row on the left and a column on the right, and that axis goes again.
+    let shape = matmul_shape(&left, &right)?;
+    let one = Dim::constant(1);
+    let a = match left.as_slice() {
+        [n] => reshape_to(cx, a, vec![one.clone(), n.clone()])?,
+        _ => a.clone(),
+    };
+    let b = match right.as_slice() {
+        [n] => reshape_to(cx, b, vec![n.clone(), one])?,
+        _ => b.clone(),
+    };
+    let product = cx.emit(Op::MatMul, &[&a, &b])?;
+    reshape_to(cx, &product, shape)
 }
 
 pub fn gemm(cx: &mut Context, node: &Node) -> Result<Value> {

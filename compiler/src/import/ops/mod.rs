@@ -7,6 +7,7 @@ mod linear;
 mod microsoft;
 mod movement;
 mod norm;
+mod rows;
 
 use ombra_ir::{Diagnostic, Result};
 
@@ -43,6 +44,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "Tile" => one(movement::tile(cx, node)),
         "Concat" => one(movement::concat(cx, node)),
         "Trilu" => one(movement::trilu(cx, node)),
+        "Pad" => one(movement::pad(cx, node)),
         "Slice" => one(index::slice(cx, node)),
         "Split" => index::split(cx, node),
         "Gather" => one(index::gather(cx, node)),
@@ -52,7 +54,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "MatMul" => one(linear::matmul(cx, node)),
         "Gemm" => one(linear::gemm(cx, node)),
         "Softmax" => one(norm::softmax(cx, node)),
-        "LayerNormalization" => one(norm::layer_norm(cx, node)),
+        "LayerNormalization" => norm::layer_norm(cx, node),
         "RMSNormalization" => one(norm::rms_norm(cx, node)),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" => one(norm::reduce(cx, node)),
         "ReduceL2" => one(norm::reduce_l2(cx, node)),

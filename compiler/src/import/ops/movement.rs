@@ -1,11 +1,11 @@
 //! Operators that move elements or change their type.
 
 use ombra_ir::plain::infer::{broadcast, product};
-use ombra_ir::plain::{self, DType};
+use ombra_ir::plain::{self, DType, Tensor, Type};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::create::axes_of;
-use crate::graph::Op;
+use crate::graph::{Op, Owner};
 use crate::import::node::{Node, axis};
 use crate::import::{Context, Value, dtype_of};
 
@@ -168,7 +168,20 @@ pub fn expand(cx: &mut Context, node: &Node) -> Result<Value> {
 
 pub fn tile(cx: &mut Context, node: &Node) -> Result<Value> {
     let repeats = cx.sizes(node.input(1)?, "the number of repetitions")?;
-    cx.emit_public(plain::Op::Tile { repeats }, &[node.input(0)?])
+    let input = node.input(0)?;
+    let shape = cx.shape(input)?;
+    if cx.owner(input) == Owner::Public || repeats.len() != shape.len() {
+        return cx.emit_public(plain::Op::Tile { repeats }, &[input]);
+    }
+    // Every axis gets one of repetitions before it, and is merged with it.
+    let pair = |repeat: Option<&Dim>| {
+        let axes = shape.iter().zip(&repeats);
+        axes.flat_map(|(d, r)| [repeat.unwrap_or(r).clone(), d.clone()]).collect::<Vec<_>>()
+    };
+    let apart = reshape_to(cx, input, pair(Some(&Dim::constant(1))))?;
+    let tiled = cx.emit(Op::Expand { shape: pair(None) }, &[&apart])?;
+    let merged = shape.iter().zip(&repeats).map(|(d, r)| d.mul(r)).collect::<Result<_>>()?;
+    reshape_to(cx, &tiled, merged)
 }
 
 pub fn concat(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -194,5 +207,70 @@ pub fn trilu(cx: &mut Context, node: &Node) -> Result<Value> {
         Some(value) => cx.ints(value, "the diagonal")?.first().copied().unwrap_or(0),
         None => 0,
     };
-    cx.emit_public(plain::Op::Trilu { upper: node.int("upper", 1) != 0, k }, &[node.input(0)?])
+    let (input, op) = (node.input(0)?, plain::Op::Trilu { upper: node.int("upper", 1) != 0, k });
+    let Type { dtype, mut shape } = cx.ty(input)?;
+    if cx.owner(input) == Owner::Public || dtype != DType::F32 || shape.len() < 2 {
+        return cx.emit_public(op, &[input]);
+    }
+    let shape = shape.split_off(shape.len() - 2);
+    let ones = cx.emit_public(plain::Op::ConstantOfShape { shape, value: Tensor::f32(&[1], vec![1.0])? }, &[])?;
+    let kept = cx.emit_public(op, &[&ones])?;
+    cx.emit(Op::Mul, &[input, &kept])
+}
+
+/// Constant padding: a block before and one after along every axis. A negative number cuts.
+pub fn pad(cx: &mut Context, node: &Node) -> Result<Value> {
+    let mode = node.text("mode", "constant");
+    if mode != "constant" {
+        return Err(Diagnostic::unsupported("E0251", format!("Pad with mode `{mode}`")).note("expected constant"));
+    }
+    let mut value = node.input(0)?.clone();
+    let Type { dtype, shape } = cx.ty(&value)?;
+    let pads = match node.ints("pads") {
+        Some(list) => list.iter().map(|d| Dim::constant(*d)).collect(),
+        None => cx.sizes(node.input(1)?, "the padding")?,
+    };
+    let axes = axes_of(cx, node, 3, shape.len())?.unwrap_or_else(|| (0..shape.len()).collect());
+    if pads.len() != axes.len().saturating_mul(2) {
+        return Err(Diagnostic::input("E0251", format!("{} numbers pad {} axes", pads.len(), axes.len())));
+    }
+    let fill = match node.optional(2) {
+        Some(fill) => match fill.as_const() {
+            Some(tensor) if tensor.len() == 1 => tensor.clone(),
+            _ => return Err(Diagnostic::unsupported("E0251", "a padding with a value that is not known")),
+        },
+        None => match dtype {
+            DType::F32 => Tensor::scalar_f32(node.float("value", 0.0)),
+            DType::I64 => Tensor::scalar_i64(0),
+            DType::Bool => Tensor::bool(&[], vec![false])?,
+        },
+    };
+    let (before, after) = pads.split_at(axes.len());
+    for ((axis, before), after) in axes.into_iter().zip(before).zip(after) {
+        let shape = cx.shape(&value)?;
+        let size = shape.get(axis).cloned().unwrap_or_default();
+        let cut = |d: &Dim| d.as_constant().filter(|n| *n < 0).map_or(Dim::constant(0), Dim::constant);
+        let len = size.add(&cut(before))?.add(&cut(after))?;
+        if len != size {
+            let start = Dim::constant(0).sub(&cut(before))?;
+            value = cx.emit(Op::Slice { axis, start, len, step: 1 }, &[&value])?;
+        }
+        let mut block = |size: &Dim| {
+            let shape = shape.iter().enumerate().map(|(i, d)| if i == axis { size } else { d }.clone()).collect();
+            cx.emit_public(plain::Op::ConstantOfShape { shape, value: fill.clone() }, &[])
+        };
+        let adds = |size: &Dim| size.as_constant().is_none_or(|n| n > 0);
+        let mut parts = Vec::with_capacity(3);
+        if adds(before) {
+            parts.push(block(before)?);
+        }
+        parts.push(value.clone());
+        if adds(after) {
+            parts.push(block(after)?);
+        }
+        if parts.len() > 1 {
+            value = cx.emit(Op::Concat { axis }, &parts.iter().collect::<Vec<_>>())?;
+        }
+    }
+    Ok(value)
 }

@@ -1,51 +1,81 @@
 //! Operators along axes: softmax, normalisations, reductions, running sums.
 
-use ombra_ir::plain::{self, Reduce};
+use ombra_ir::plain::{self, Reduce, Tensor, infer::product};
 use ombra_ir::{Diagnostic, Result};
 
 use super::create::axes_of;
-use crate::graph::{Op, Owner};
+use super::elementwise::square;
+use super::movement::reshape_to;
+use crate::graph::Op;
 use crate::import::node::{Node, axes, axis};
 use crate::import::{Context, Value};
 
 pub fn softmax(cx: &mut Context, node: &Node) -> Result<Value> {
     let input = node.input(0)?;
-    let rank = cx.shape(input)?.len();
-    let axis = axis(node.int("axis", if node.opset < 13 { 1 } else { -1 }), rank)?;
-    if node.opset < 13 && axis + 1 != rank {
-        return Err(Diagnostic::unsupported(
-            "E0251",
-            format!("Softmax of operator set {} along axis {axis}", node.opset),
-        )
-        .note("expected the last axis; export with operator set 13 or later"));
+    let shape = cx.shape(input)?;
+    let axis = axis(node.int("axis", if node.opset < 13 { 1 } else { -1 }), shape.len())?;
+    if node.opset >= 13 || axis + 1 == shape.len() {
+        return cx.emit(Op::Softmax { axis }, &[input]);
     }
-    cx.emit(Op::Softmax { axis }, &[input])
+    // Before operator set 13, the axis and all after it are one.
+    let flat = flattened(cx, input, axis)?;
+    let result = cx.emit(Op::Softmax { axis }, &[&flat])?;
+    reshape_to(cx, &result, shape)
 }
 
-/// An error unless the attribute `axis` of `node` is the last one of `x`.
-fn check_last_axis(cx: &Context, node: &Node, x: &Value) -> Result<()> {
-    let rank = cx.shape(x)?.len();
-    if axis(node.int("axis", -1), rank)? + 1 != rank {
-        return Err(Diagnostic::unsupported("E0251", format!("a normalisation along axis {}", node.int("axis", -1)))
-            .note("expected the last axis"));
-    }
-    Ok(())
+/// `x` with the axes from `at` on merged into one.
+fn flattened(cx: &mut Context, x: &Value, at: usize) -> Result<Value> {
+    let mut shape = cx.shape(x)?;
+    let tail = product(&shape.split_off(at))?;
+    shape.push(tail);
+    reshape_to(cx, x, shape)
 }
 
-pub fn layer_norm(cx: &mut Context, node: &Node) -> Result<Value> {
-    check_last_axis(cx, node, node.input(0)?)?;
-    if node.proto.output.iter().skip(1).any(|o| !o.is_empty()) {
-        return Err(Diagnostic::unsupported("E0251", "the mean or deviation of a LayerNormalization is used")
-            .note("expected the first output alone"));
+/// A normalisation over the axes from attribute `axis` on, with the parameters in the inputs after the first; also the
+/// first of these axes.
+fn normalised(cx: &mut Context, node: &Node, op: Op, parameters: usize) -> Result<(Value, usize)> {
+    let x = node.input(0)?;
+    let shape = cx.shape(x)?;
+    let at = axis(node.int("axis", -1), shape.len())?;
+    let tail = shape.get(at..).unwrap_or_default();
+    let mut operands = vec![flattened(cx, x, at)?];
+    for slot in 1..=parameters {
+        let Some(given) = node.optional(slot) else { continue };
+        let whole = if cx.shape(given)? == tail {
+            given.clone()
+        } else {
+            cx.emit(Op::Expand { shape: tail.to_vec() }, &[given])?
+        };
+        operands.push(flattened(cx, &whole, 0)?);
     }
-    let mut operands = vec![node.input(0)?, node.input(1)?];
-    operands.extend(node.optional(2));
-    cx.emit(Op::LayerNorm { eps: node.float("epsilon", 1e-5) }, &operands)
+    let result = cx.emit(op, &operands.iter().collect::<Vec<_>>())?;
+    Ok((reshape_to(cx, &result, shape)?, at))
+}
+
+pub fn layer_norm(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
+    let eps = node.float("epsilon", 1e-5);
+    node.input(1)?;
+    let (result, at) = normalised(cx, node, Op::LayerNorm { eps }, 2)?;
+    if node.proto.output.iter().skip(1).all(String::is_empty) {
+        return Ok(vec![result]);
+    }
+    let x = node.input(0)?;
+    let axes: Vec<usize> = (at..cx.shape(x)?.len()).collect();
+    let mean_of = |axes: Vec<usize>| Op::ReduceMean { axes, keepdims: true };
+    let mean = cx.emit(mean_of(axes.clone()), &[x])?;
+    let centred = cx.emit(Op::Sub, &[x, &mean])?;
+    let squares = square(cx, &centred)?;
+    let variance = cx.emit(mean_of(axes), &[&squares])?;
+    let variance = cx.emit(Op::Add, &[&variance, &Value::constant(Tensor::scalar_f32(eps))])?;
+    let deviation = cx.emit(Op::Sqrt, &[&variance])?;
+    let inverse = cx.emit(Op::Reciprocal, &[&deviation])?;
+    Ok(vec![result, mean, inverse])
 }
 
 pub fn rms_norm(cx: &mut Context, node: &Node) -> Result<Value> {
-    check_last_axis(cx, node, node.input(0)?)?;
-    cx.emit(Op::RmsNorm { eps: node.float("epsilon", 1e-5) }, &[node.input(0)?, node.input(1)?])
+    node.input(1)?;
+    let eps = node.float("epsilon", 1e-5);
+    normalised(cx, node, Op::RmsNorm { eps }, 1).map(|(result, _)| result)
 }
 
 /// The axes of a reduction; `None` when it reduces nothing.
@@ -79,10 +109,7 @@ pub fn reduce_l2(cx: &mut Context, node: &Node) -> Result<Value> {
     let Some(axes) = reduced_axes(cx, node, rank)? else {
         return Err(Diagnostic::unsupported("E0251", "ReduceL2 without axes"));
     };
-    if cx.owner(input) == Owner::Public {
-        return Err(Diagnostic::unsupported("E0251", "ReduceL2 of a public value"));
-    }
-    let squares = cx.emit(Op::Pow(2.0), &[input])?;
+    let squares = square(cx, input)?;
     let sum = cx.emit(Op::ReduceSum { axes, keepdims: node.int("keepdims", 1) != 0 }, &[&squares])?;
     cx.emit(Op::Sqrt, &[&sum])
 }
