@@ -24,16 +24,7 @@ const RANK: u32 = 64;
 /// openLLaMA-3B's shape.
 fn three_billion() -> Llama {
     let seeds = Seeds { no_weights: true, ..Seeds::default() };
-    Llama {
-        layers: 26,
-        hidden: 3200,
-        heads: 32,
-        kv_heads: 32,
-        ff: 8640,
-        vocab: 32000,
-        seeds,
-        ..Llama::default()
-    }
+    Llama { layers: 26, hidden: 3200, heads: 32, kv_heads: 32, ff: 8640, vocab: 32000, seeds, ..Llama::default() }
 }
 
 /// A folder that is removed with its owner.
@@ -61,7 +52,7 @@ impl Drop for Folder {
 
 fn request() -> Request {
     let network = Network::parse(NETWORK).expect("it is a network").expect("and not none");
-    Request { prompt: LENGTH, cached: LENGTH, tokens: 1, networks: vec![(NETWORK.into(), network)] }
+    Request { prompt: LENGTH, cached: LENGTH, tokens: 1, networks: vec![(NETWORK.into(), network)], machine: None }
 }
 
 /// Private layers, and the paper's factors for three parties: prefill time and communication, decode time and
@@ -136,7 +127,10 @@ fn table() -> String {
         )
     };
     line(&mut out, "Absolute, all parties together:\n".into());
-    line(&mut out, "| form | prompt: bytes | rounds | message seconds | token: bytes | rounds | message seconds | set-up |".into());
+    line(
+        &mut out,
+        "| form | prompt: bytes | rounds | message seconds | token: bytes | rounds | message seconds | set-up |".into(),
+    );
     line(&mut out, "|---|---|---|---|---|---|---|---|".into());
     line(&mut out, absolute("full", &full));
     let mut relative = String::new();
@@ -172,7 +166,10 @@ fn table() -> String {
     line(&mut out, "|---|---|---|---|---|---|---|---|---|".into());
     out += &frozen;
     line(&mut out, "\nFactors over full, by technique (the paper's figure 4 and table 1):\n".into());
-    line(&mut out, "| form | prompt: communication | paper | time | paper | token: communication | time | paper |".into());
+    line(
+        &mut out,
+        "| form | prompt: communication | paper | time | paper | token: communication | time | paper |".into(),
+    );
     line(&mut out, "|---|---|---|---|---|---|---|---|".into());
     out += &relative;
     out
@@ -189,7 +186,10 @@ fn the_table_is_the_one_on_file() {
         let text = format!("{before}<!-- table -->\n{expected}<!-- end of table -->{after}");
         std::fs::write(&path, text).expect("the file can be written");
     } else {
-        assert_eq!(found, expected, "if the change of cost is meant: OMBRA_BLESS=1 cargo test -p ombra-bench --test marill");
+        assert_eq!(
+            found, expected,
+            "if the change of cost is meant: OMBRA_BLESS=1 cargo test -p ombra-bench --test marill"
+        );
     }
 }
 
@@ -201,9 +201,14 @@ fn generated_forms_cost_what_is_predicted() {
     let options = Options { assume: true, ..Options::default() };
     let full = folder.model(&small);
     let analysed = analyse(&full, None, &options).unwrap_or_else(|e| panic!("{}", e[0]));
-    for (tuned_from, lora, merged) in
-        [(None, None, 1), (Some(2), None, 1), (None, Some(4), 1), (None, None, 4), (Some(1), None, 2), (Some(3), Some(4), 4)]
-    {
+    for (tuned_from, lora, merged) in [
+        (None, None, 1),
+        (Some(2), None, 1),
+        (None, Some(4), 1),
+        (None, None, 4),
+        (Some(1), None, 2),
+        (Some(3), Some(4), 4),
+    ] {
         let seeds = Seeds { tuned_from, ..small.seeds };
         let shape = Llama { lora, merged: merged as usize, seeds, ..small };
         let variant = Variant {

@@ -90,7 +90,7 @@ fn forms_that_a_model_cannot_have_are_refused() {
         Variant { merged: 4, ..Variant::default() },
     ] {
         let errors = plan_of_variant(&base, &analysed, &variant, &options).err().unwrap();
-        assert_eq!(errors[0].code, "E0580", "{}", variant.name());
+        assert_eq!(errors[0].code, "E0595", "{}", variant.name());
     }
 }
 
@@ -100,6 +100,7 @@ fn advice_follows_from_predictions() {
         prompt: 64,
         cached: 64,
         tokens: 4,
+        machine: None,
         networks: vec![("lan".into(), Network::LAN), ("wan".into(), Network::WAN)],
     };
     let options = Options { assume: true, ..Options::default() };

@@ -15,7 +15,7 @@ pub const PREFIX: &str = "ombra.adapter.";
 /// Adds adapters of `rank` to every product with a matrix in the layers from `first` on. Gives their shapes by name.
 ///
 /// # Errors
-/// `E0580` when there is no such product, or a matrix is smaller than the rank.
+/// `E0595` when there is no such product, or a matrix is smaller than the rank.
 pub(super) fn add(graph: &mut Graph, first: u32, rank: u32) -> Result<BTreeMap<String, Vec<usize>>> {
     let mut shapes = BTreeMap::new();
     for id in graph.topological() {
@@ -28,7 +28,7 @@ pub(super) fn add(graph: &mut Graph, first: u32, rank: u32) -> Result<BTreeMap<S
         let [rows, columns] = graph.shape(w) else { continue };
         let (Some(rows), Some(columns)) = (size(rows), size(columns)) else { continue };
         if rank == 0 || rank as usize > rows.min(columns) {
-            return Err(Diagnostic::input("E0580", format!("adapters of rank {rank} are not possible"))
+            return Err(Diagnostic::input("E0595", format!("adapters of rank {rank} are not possible"))
                 .at(node.origin.node)
                 .note(format!("expected a rank from 1 to {}: a matrix is {rows} by {columns}", rows.min(columns))));
         }
@@ -50,7 +50,7 @@ pub(super) fn add(graph: &mut Graph, first: u32, rank: u32) -> Result<BTreeMap<S
         graph.replace_all_uses(id, sum)?;
     }
     if shapes.is_empty() {
-        return Err(Diagnostic::input("E0580", "adapters are not possible")
+        return Err(Diagnostic::input("E0595", "adapters are not possible")
             .note("expected products with matrices in layers whose numbers names show"));
     }
     Ok(shapes)

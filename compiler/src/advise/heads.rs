@@ -19,7 +19,7 @@ struct Attention {
 /// Merges every `m` neighbouring heads in the layers from `first` on.
 ///
 /// # Errors
-/// `E0580` when no attention was found there, or its heads cannot be merged so.
+/// `E0595` when no attention was found there, or its heads cannot be merged so.
 pub(super) fn merge(graph: &mut Graph, first: u32, m: u32) -> Result<()> {
     let found: Vec<ValueId> = graph
         .topological()
@@ -40,7 +40,7 @@ pub(super) fn merge(graph: &mut Graph, first: u32, m: u32) -> Result<()> {
 }
 
 fn cannot(m: impl std::fmt::Display, why: &str) -> Diagnostic {
-    Diagnostic::input("E0580", format!("merging {m} heads is not possible: {why}"))
+    Diagnostic::input("E0595", format!("merging {m} heads is not possible: {why}"))
         .note("expected attention with scores [batch, heads, queries, keys] and a mask that is the same for all heads")
 }
 

@@ -17,9 +17,10 @@ use crate::import::load_weight;
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
 use crate::pipeline::{Analysed, Errors, Options, analyse, plan_of_analysed};
-use ombra_ir::network::{Network, step_seconds};
+use ombra_ir::network::Network;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::Plan;
+use ombra_ir::profile::{self, Profile};
 use ombra_ir::schedule::schedule;
 use ombra_ir::{Result, bind};
 use serde::Serialize;
@@ -36,6 +37,8 @@ pub struct Request {
     pub tokens: u64,
     /// Networks to predict times on, by name; the first decides.
     pub networks: Vec<(String, Network)>,
+    /// The machine of every party; without it computing takes no time.
+    pub machine: Option<Profile>,
 }
 
 /// What one step costs.
@@ -49,7 +52,7 @@ pub struct StepCost {
     pub kinds: BTreeMap<String, u64>,
     /// Multiply-accumulates of two secret factors.
     pub secret_macs: u64,
-    /// Seconds that messages take, by network; computing takes further time.
+    /// Seconds by network: of messages, and of computing where a machine is known.
     pub seconds: BTreeMap<String, f64>,
 }
 
@@ -73,7 +76,7 @@ pub struct Prediction {
 /// The plan of `model` in the form of `variant`, for costs alone. `analysed` is the model as imported.
 ///
 /// # Errors
-/// `E0580` for a form that the model cannot have; those of a compile.
+/// `E0595` for a form that the model cannot have; those of a compile.
 pub fn plan_of_variant(
     model: &Model,
     analysed: &Analysed,
@@ -132,14 +135,12 @@ fn step_cost(plan: &Plan, report: &Report, request: &Request) -> Result<StepCost
     for op in report.ops.iter().filter(|op| op.bytes > 0) {
         *kinds.entry(op.kind().to_string()).or_default() += op.bytes;
     }
-    let time = |network: &Network| step_seconds(&plan.module, &schedule, network);
-    Ok(StepCost {
-        rounds: report.rounds,
-        bytes: report.total_bytes(),
-        kinds,
-        secret_macs: report.macs.secret,
-        seconds: request.networks.iter().map(|(name, network)| (name.clone(), time(network))).collect(),
-    })
+    let mut seconds = BTreeMap::new();
+    for (name, network) in &request.networks {
+        let time = profile::predict(&plan.module, &bound, &schedule, Some(network), request.machine.as_ref())?;
+        seconds.insert(name.clone(), time.total());
+    }
+    Ok(StepCost { rounds: report.rounds, bytes: report.total_bytes(), kinds, secret_macs: report.macs.secret, seconds })
 }
 
 /// The forms that are worth comparing for a model of `layers` layers: each technique alone and their combinations.
@@ -225,6 +226,7 @@ pub fn advise(
     }
     let sizes = BTreeMap::from([("prompt", request.prompt), ("cached", request.cached), ("tokens", request.tokens)]);
     Ok(Advice {
+        computing: request.machine.is_some(),
         model: model.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned()),
         setting: "3pc",
         layers: count,

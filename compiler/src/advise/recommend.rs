@@ -50,6 +50,8 @@ pub struct Advice {
     pub layers: u32,
     /// Tokens of the prompt, cached tokens at a further one, and further tokens of an answer.
     pub sizes: BTreeMap<&'static str, u64>,
+    /// Whether seconds are those of messages and of computing, or of messages alone.
+    pub computing: bool,
     /// Whether ranges of values are assumed, and which.
     pub assumed: Option<String>,
     /// The forms, `full` first.

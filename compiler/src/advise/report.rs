@@ -24,7 +24,8 @@ impl Advice {
         }
         let networks: Vec<&str> =
             self.forms.first().map_or(Vec::new(), |f| f.prefill.seconds.keys().map(String::as_str).collect());
-        let _ = writeln!(out, "seconds are those of messages; `x` is how many times less than `full`\n");
+        let what = if self.computing { "messages and computing" } else { "messages alone" };
+        let _ = writeln!(out, "seconds are those of {what}; `x` is how many times less than `full`\n");
         let head = |step: &str| {
             let times: String = networks.iter().map(|n| format!(" {n:>10}")).collect();
             format!("{:>10} {:>6} {:>6}{times}", format!("{step} B"), "x", "rounds")

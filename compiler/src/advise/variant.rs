@@ -141,7 +141,7 @@ pub struct Varied {
 /// Gives `analysed` the form of `variant`. Approximations are no part of the form: they are an option of the pipeline.
 ///
 /// # Errors
-/// `E0580` for a variant that the model cannot have.
+/// `E0595` for a variant that the model cannot have.
 pub fn vary(analysed: &Analysed, variant: &Variant) -> Result<Varied> {
     let mut graph = analysed.graph.clone();
     let places = places(&graph)?;
@@ -150,7 +150,7 @@ pub fn vary(analysed: &Analysed, variant: &Variant) -> Result<Varied> {
         None => 0,
         Some(k) if k > 0 && k <= count => count - k,
         Some(k) => {
-            return Err(Diagnostic::input("E0580", format!("{k} private layers are not possible"))
+            return Err(Diagnostic::input("E0595", format!("{k} private layers are not possible"))
                 .note(format!("the model has {count} layers with weights")));
         }
     };

@@ -48,7 +48,8 @@ impl Report {
             _ => "no failure probability is known".into(),
         };
         let origin = if self.costs_only { "calibrated or assumed" } else { "calibrated" };
-        let _ = writeln!(out, "bounds  {} proven, {} {origin}, {} guarded; {failure}", b.proven, b.calibrated, b.guarded);
+        let _ =
+            writeln!(out, "bounds  {} proven, {} {origin}, {} guarded; {failure}", b.proven, b.calibrated, b.guarded);
         let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
         let contents = match self.public_inputs.as_slice() {
             [] => String::new(),

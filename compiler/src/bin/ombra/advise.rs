@@ -3,8 +3,10 @@
 use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::advise::{self, Choice, Request};
 use ombra_compiler::assign_rotations::Spread;
+use ombra_compiler::profile;
 use ombra_ir::Diagnostic;
 use ombra_ir::network::Network;
+use std::path::PathBuf;
 
 /// Arguments of `ombra advise`. `--dim seq=N` is the length of the prompt, `--dim past=N` the cache of a further token.
 #[derive(clap::Args)]
@@ -17,6 +19,9 @@ pub struct AdviseArgs {
     /// The network that decides, beside lan and wan: lan, wan or BANDWIDTH,RTT.
     #[arg(long)]
     network: Option<String>,
+    /// The machine of every party: a profile that `ombra-run measure` wrote.
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
     /// Layers that are tuned where others are frozen; half of them if not given.
     #[arg(long, value_name = "K")]
     private_layers: Option<u32>,
@@ -57,7 +62,7 @@ pub fn advise(args: &AdviseArgs) -> Outcome {
     let mut networks = Vec::new();
     if let Some(text) = &args.network {
         let network = Network::parse(text).map_err(one)?.ok_or_else(|| {
-            one(Diagnostic::input("E0581", "advice needs a network to predict times on")
+            one(Diagnostic::input("E0596", "advice needs a network to predict times on")
                 .note("expected lan, wan or BANDWIDTH,RTT such as 1Gbps,2ms"))
         })?;
         networks.push((text.clone(), network));
@@ -70,7 +75,8 @@ pub fn advise(args: &AdviseArgs) -> Outcome {
             networks.push((name.to_string(), network));
         }
     }
-    let request = Request { prompt, cached, tokens: args.tokens, networks };
+    let machine = args.machine.as_deref().map(profile::read).transpose().map_err(one)?;
+    let request = Request { prompt, cached, tokens: args.tokens, networks, machine };
     let choice = Choice { private_layers: args.private_layers, rank: args.rank, merged: args.merge };
     let advice = advise::advise(&model, base.as_ref(), &options, &request, choice)?;
     if args.format == "json" {
