@@ -135,7 +135,7 @@ fn declare(graph: &GraphProto, producer: &HashMap<&str, usize>, name: &str) -> V
 }
 
 /// The element type of the value `name`, followed back along operators whose result has the type of an input.
-fn element_of<'a>(graph: &'a GraphProto, producer: &HashMap<&str, usize>, mut name: &'a str) -> Option<i32> {
+pub(crate) fn element_of<'a>(graph: &'a GraphProto, producer: &HashMap<&str, usize>, mut name: &'a str) -> Option<i32> {
     for _ in 0..=graph.node.len() {
         if let Some(tensor) = graph.initializer.iter().find(|t| t.name == name) {
             return Some(tensor.data_type);

@@ -24,7 +24,9 @@ use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, 
 use external::ExternalFiles;
 
 pub use check::OPSETS;
+pub(crate) use check::used_names;
 pub use external::ABSENT;
+pub(crate) use extract::element_of;
 pub use extract::extract;
 pub use tensor::{element_size, element_type, is_floating, shape};
 pub use write::{ExternalWriter, write_model};

@@ -4,6 +4,7 @@ mod advise;
 mod compile;
 mod explain;
 mod inspect;
+mod merge_heads;
 
 use clap::{Parser, Subcommand};
 use ombra_compiler::import;
@@ -39,11 +40,7 @@ enum Command {
     /// Say for every node what it was recognised as, who owns it and where it will run.
     Explain(ModelArgs),
     /// Merge attention heads of private layers, for further fine-tuning.
-    MergeHeads {
-        /// The model and its options.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
-    },
+    MergeHeads(merge_heads::MergeHeadsArgs),
     /// Predict what full, LoRA, frozen and merged variants would cost.
     Advise(Box<advise::AdviseArgs>),
 }
@@ -83,7 +80,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect_plan(&args),
         Command::Check { file } => inspect::check(&file),
         Command::Explain(args) => explain::explain(&args),
-        Command::MergeHeads { .. } => Err(vec![not_yet("merge-heads")]),
+        Command::MergeHeads(args) => merge_heads::merge_heads(&args),
         Command::Advise(args) => advise::advise(&args),
     };
     match result {
