@@ -81,8 +81,6 @@ const ROWS: &[Row] = &[
     Row { private_layers: Some(13), rank: None, merged: 1, two_relu: false, paper: ["2.1", "2.0", "2.0"] },
     Row { private_layers: Some(13), rank: None, merged: 4, two_relu: false, paper: ["4.8", "5.4", ""] },
     Row { private_layers: Some(13), rank: Some(RANK), merged: 4, two_relu: false, paper: ["", "", ""] },
-    Row { private_layers: None, rank: None, merged: 4, two_relu: true, paper: ["3.25", "4.25", ""] },
-    Row { private_layers: Some(13), rank: None, merged: 4, two_relu: true, paper: ["6.9", "8.5", ""] },
 ];
 
 fn seconds(step: &ombra_compiler::advise::StepCost) -> f64 {
@@ -222,7 +220,7 @@ fn generated_forms_cost_what_is_predicted() {
         let layers = (tuned_from.unwrap_or(0)..small.layers).map(|l| format!("model.layers.{l}."));
         options.overrides.private = match (lora, tuned_from) {
             (Some(_), _) => vec!["*lora*".into()],
-            (None, None) => vec!["*".into()],
+            (None, None) => vec!["model.*".into(), "lm_head*".into()],
             (None, Some(_)) => layers.map(|l| l + "*").chain(["model.norm*".into(), "lm_head*".into()]).collect(),
         };
         options.overrides.public = vec!["*".into()];

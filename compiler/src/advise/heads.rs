@@ -118,6 +118,13 @@ fn factor(graph: &Graph, id: ValueId) -> Option<(ValueId, (f32, bool))> {
     }
 }
 
+/// `k`, or the power of two that it is but for rounding: an exporter computes the root of `m·d` at once, and powers of two
+/// are cheaper factors.
+fn rounded(k: f32) -> f32 {
+    let power = libm::exp2(libm::round(libm::log2(f64::from(k)))) as f32;
+    if (k - power).abs() <= 1e-6 * power { power } else { k }
+}
+
 /// `product` with the factors of the scores, and `1/√m` in the last of them; in one of its own if there is none.
 fn scale(graph: &mut Graph, attention: &Attention, product: ValueId, m: i64) -> Result<ValueId> {
     let root = (m as f32).sqrt();
@@ -131,7 +138,7 @@ fn scale(graph: &mut Graph, attention: &Attention, product: ValueId, m: i64) -> 
     let mut rest = 1.0 / root;
     for (node, (k, divides)) in chain.into_iter().rev() {
         let origin = beside(&graph.node(node)?.origin);
-        let k = if divides { k / rest } else { k * rest };
+        let k = rounded(if divides { k / rest } else { k * rest });
         rest = 1.0;
         let k = graph.add_const(Tensor::scalar_f32(k), origin.clone())?;
         value = graph.add(if divides { Op::Div } else { Op::Mul }, &[value, k], origin)?;

@@ -22,7 +22,7 @@ use ombra_ir::plain::Tensor;
 use ombra_ir::plan::Plan;
 use ombra_ir::profile::{self, Profile};
 use ombra_ir::schedule::schedule;
-use ombra_ir::{Result, bind};
+use ombra_ir::{Diagnostic, Result, bind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -83,6 +83,9 @@ pub fn plan_of_variant(
     variant: &Variant,
     options: &Options,
 ) -> std::result::Result<Plan, Errors> {
+    if variant.approximates() {
+        return Err(vec![Diagnostic::unsupported("E0595", "approximations are not supported yet")]);
+    }
     let varied = vary(analysed, variant).map_err(|d| vec![d])?;
     let weights = |name: &str| -> Result<Tensor> {
         match varied.adapters.get(name) {
@@ -90,14 +93,8 @@ pub fn plan_of_variant(
             None => load_weight(model, name),
         }
     };
-    let plan = plan_of_analysed(model, varied.analysed, &weights, &approximated(variant, options))?;
+    let plan = plan_of_analysed(model, varied.analysed, &weights, options)?;
     Ok(Plan { costs_only: true, ..plan })
-}
-
-/// `options` with the approximations of `variant`.
-fn approximated(variant: &Variant, options: &Options) -> Options {
-    let _ = variant;
-    options.clone()
 }
 
 /// What `plan` costs at the sizes of `request`.
