@@ -5,6 +5,7 @@ pub mod assign_rotations;
 pub mod assume;
 pub mod calibrate;
 pub mod client_region;
+pub mod egraph;
 pub mod expand;
 pub mod graph;
 pub mod import;

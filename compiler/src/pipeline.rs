@@ -4,9 +4,12 @@ use crate::assign_rotations::{Spread, assign_rotations};
 use crate::assume::assume;
 use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
+use crate::egraph::cost::Network;
+use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
+use crate::import::ops::attention::ROTARY;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
@@ -47,6 +50,8 @@ pub struct Options {
     pub spread: Spread,
     /// Ranges are assumed and not measured, as they are for a model without its weights. For costs alone.
     pub assume: bool,
+    /// The network that rewriting chooses for.
+    pub network: Network,
     /// Passes that are applied: all of them, unless their savings are counted.
     pub passes: Passes,
 }
@@ -61,6 +66,7 @@ impl Default for Options {
             calibration: Vec::new(),
             spread: Spread::Fixed,
             assume: false,
+            network: Network::WAN,
             passes: Passes::default(),
         }
     }
@@ -103,6 +109,8 @@ pub struct Compiled {
     pub client_model: Option<ModelProto>,
     /// Owners of weights.
     pub labels: Labels,
+    /// What rewriting did and refused.
+    pub rewrites: Vec<Rewrite>,
 }
 
 /// Reads a model into the graph, recognises patterns and assigns owners.
@@ -129,6 +137,11 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
             Err(e) if e.code != ABSENT => return Err(one(e)),
             _ => {}
         }
+    }
+    for f in &found {
+        let node = &f.origin.node;
+        let of = |t: &String| Published { tensor: t.clone(), node: node.clone(), op: ROTARY, integer: false };
+        published.extend(f.published.iter().map(of));
     }
     let mut overrides = options.overrides.clone();
     let base = base.filter(|_| options.passes.has(Pass::Owners));
@@ -157,12 +170,13 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
     let analysed = analyse(model, base, options)?;
-    let Program { plan, lowered, graph, labels } = program(model, analysed, &|name| load_weight(model, name), options)?;
+    let Program { plan, lowered, graph, labels, rewrites } =
+        program(model, analysed, &|name| load_weight(model, name), options)?;
     let region = || client_region::build(model, &graph, &plan.module, &labels);
     let client_model = if plan.costs_only { None } else { region().map_err(one)? };
     ombra_ir::verify::verify(&plan.module)?;
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
-    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph, rewrites })
 }
 
 /// A model's plan for its costs alone: without the client's region, and not for running.
@@ -196,16 +210,31 @@ struct Program {
     lowered: lower::Lowered,
     graph: Graph,
     labels: Labels,
+    rewrites: Vec<Rewrite>,
 }
 
-fn program(
-    model: &Model,
-    analysed: Analysed,
-    weights: &Weights,
-    options: &Options,
-) -> std::result::Result<Program, Errors> {
-    let Analysed { mut graph, labels, absent, .. } = analysed;
-    let assumed = options.assume || !model.absent().is_empty();
+/// A model whose graph is rewritten, before norms are folded.
+pub struct Rewritten {
+    /// The graph, with owners.
+    pub graph: Graph,
+    /// Owners of weights.
+    pub labels: Labels,
+    /// Outputs to reveal: index in the graph's outputs, and what is revealed.
+    pub reveal: Vec<(usize, OutputKind)>,
+    /// What rewriting did and refused.
+    pub rewrites: Vec<Rewrite>,
+}
+
+/// Analyses a model, leaves out what the outputs do not need, and rewrites what remains.
+///
+/// # Errors
+/// Those of [`analyse`], and outputs that the model does not have.
+pub fn rewritten(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Rewritten, Errors> {
+    rewritten_analysed(analyse(model, base, options)?, options)
+}
+
+fn rewritten_analysed(analysed: Analysed, options: &Options) -> std::result::Result<Rewritten, Errors> {
+    let Analysed { mut graph, labels, .. } = analysed;
     let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
@@ -222,11 +251,32 @@ fn program(
         }
     }
     assign_owners(&mut graph, owner);
+    // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
+    let mut rewrites = Vec::new();
+    if has(Pass::Rewrites) {
+        rewrites = rewrite(&mut graph, options.network, options.f).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
+    Ok(Rewritten { graph, labels, reveal, rewrites })
+}
+
+fn program(
+    model: &Model,
+    analysed: Analysed,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Program, Errors> {
+    let absent = analysed.absent;
+    let assumed = options.assume || !model.absent().is_empty();
+    let Rewritten { mut graph, labels, reveal, rewrites } = rewritten_analysed(analysed, options)?;
+    let has = |pass: Pass| options.passes.has(pass);
+    let owner = |name: &str| weight_owner(&labels, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     if has(Pass::Norms) {
         fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
+    client_region::hide_unnamed(&mut graph).map_err(one)?;
     decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
@@ -242,6 +292,7 @@ fn program(
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
+        client_region::hide_unnamed(&mut graph).map_err(one)?;
     }
     let statics = |v: ValueId| eval::static_value(&graph, weights, v);
     let states = secret_states(&graph);
@@ -280,7 +331,7 @@ fn program(
         savings: Vec::new(),
         module,
     };
-    Ok(Program { plan, lowered, graph, labels })
+    Ok(Program { plan, lowered, graph, labels, rewrites })
 }
 
 fn one(d: Diagnostic) -> Errors {

@@ -171,10 +171,21 @@ impl Lower<'_> {
         if let Some(&id) = self.settled.get(&v).or_else(|| self.raw.get(&v)) {
             return Ok(id);
         }
-        if self.graph.node(v)?.owner != Owner::Secret {
-            return self.border(v);
+        match self.graph.node(v)?.owner {
+            Owner::Secret => {}
+            // What rewriting made of the client's values is no value of its model: it is computed on shares.
+            Owner::Client if self.is_unnamed(v) => {
+                self.secret(v)?;
+                return self.raw(v);
+            }
+            _ => return self.border(v),
         }
         Err(Diagnostic::unsupported(SKIPPED, "an operand has no lowering"))
+    }
+
+    /// Whether a value of the client is no value of its model, and is a product that shares can do.
+    fn is_unnamed(&self, v: ValueId) -> bool {
+        matches!(self.graph.op(v), Some(Op::MatMul)) && client_region::name_of(self.graph, v).is_none()
     }
 
     /// The settled form: shares at scale `f`.
@@ -230,12 +241,9 @@ impl Lower<'_> {
         // A slice of the last element of some axes is taken by the client before it shares.
         let mut at = v;
         let mut last_of = Vec::new();
-        while let Some(Op::Slice { axis, len, .. }) = self.graph.op(at)
-            && len.is(1)
-            && self.graph.node(at)?.origin.value.is_empty()
-        {
-            last_of.push(*axis as u8);
-            at = self.graph.operands(at)[0];
+        while let Some((axis, x)) = client_region::last_of(self.graph, at) {
+            last_of.push(axis as u8);
+            at = x;
         }
         let node = self.graph.node(at)?.clone();
         let name = client_region::name_of(self.graph, at)

@@ -10,6 +10,7 @@ mod operators;
 mod plain;
 mod quality;
 mod repository;
+mod rewrites;
 mod savings;
 mod secrecy_of_files;
 mod secrecy_of_frames;

@@ -3,7 +3,7 @@
 use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::advise::{self, Choice, Request};
 use ombra_compiler::assign_rotations::Spread;
-use ombra_compiler::profile;
+use ombra_compiler::{egraph, profile};
 use ombra_ir::Diagnostic;
 use ombra_ir::network::Network;
 use std::path::PathBuf;
@@ -69,6 +69,7 @@ pub fn advise(args: &AdviseArgs) -> Outcome {
         if text != "wan" {
             options.spread = Spread::Turns;
         }
+        options.network = egraph::cost::Network::parse(text).map_err(one)?;
     }
     for (name, network) in [("lan", Network::LAN), ("wan", Network::WAN)] {
         if args.network.as_deref() != Some(name) {

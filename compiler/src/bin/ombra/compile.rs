@@ -2,6 +2,7 @@
 
 use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::assign_rotations::Spread;
+use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
@@ -43,7 +44,7 @@ pub struct CompileArgs {
     /// A tokenizer to put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Print the program after a stage: graph, owners, lowered, expanded, scheduled.
+    /// Print the program after a stage: graph, owners, rewritten, lowered, expanded, scheduled.
     #[arg(long, value_name = "STAGE[=FILE]")]
     emit: Vec<String>,
     /// Count what each pass saves, in the plan and in the report: compiles the model once for each of them.
@@ -72,11 +73,18 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
     }
+    if let Some(network) = &args.network {
+        options.network = Network::parse(network).map_err(one)?;
+    }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
         if matches!(stage, "graph" | "owners") {
             let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
             print_to(emit, &ombra_compiler::graph::print::print(&analysed.graph))?;
+        }
+        if stage == "rewritten" {
+            let rewritten = pipeline::rewritten(&model, base.as_ref(), &options)?;
+            print_to(emit, &ombra_compiler::graph::print::print(&rewritten.graph))?;
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
@@ -131,9 +139,10 @@ fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
     }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
-        if !["graph", "owners", "lowered", "expanded", "scheduled"].contains(&stage) {
+        if !["graph", "owners", "rewritten", "lowered", "expanded", "scheduled"].contains(&stage) {
             errors.push(
-                not_yet(&format!("--emit {stage}")).note("expected graph, owners, lowered, expanded or scheduled"),
+                not_yet(&format!("--emit {stage}"))
+                    .note("expected graph, owners, rewritten, lowered, expanded or scheduled"),
             );
         }
     }
@@ -168,6 +177,7 @@ fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect
         },
         "costs_only": compiled.plan.costs_only,
         "changes": compiled.plan.changes,
+        "rewrites": compiled.rewrites,
         "cost": report,
     });
     let text = serde_json::to_string_pretty(&json).map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?;
