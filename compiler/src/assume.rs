@@ -4,7 +4,7 @@
 //! defaults are those of trained decoders of common sizes: activations below 2^5, weights below 2, norm statistics
 //! between 2^-8 and 2^8. As with measured ranges the margin comes on top. A plan with assumed ranges never runs.
 
-use crate::calibrate::Ranges;
+use crate::calibrate::{Moments, Ranges, Rows};
 use crate::graph::{Graph, InputRole, Op, Owner};
 use ombra_ir::plain::DType;
 
@@ -38,7 +38,8 @@ pub fn assume(graph: &Graph) -> Ranges {
         ranges.abs.insert(id, greatest);
         match &node.op {
             Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
-                ranges.rows.insert(id, ROW);
+                let spread = Moments::default();
+                ranges.rows.insert(id, Rows { low: ROW.0, high: ROW.1, root: spread, log: spread });
             }
             Op::Input { role: InputRole::PastKey { .. } | InputRole::PastValue { .. }, .. } => {
                 ranges.states.insert(id, ACTIVATION);

@@ -3,6 +3,7 @@
 pub mod advise;
 pub mod assign_rotations;
 pub mod assume;
+pub mod bounds;
 pub mod calibrate;
 pub mod client_region;
 pub mod egraph;
@@ -24,3 +25,4 @@ pub mod profile;
 pub mod published;
 pub mod reveal;
 pub mod savings;
+pub mod stand_in;

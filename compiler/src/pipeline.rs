@@ -2,7 +2,8 @@
 
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::assume::assume;
-use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs};
+use crate::bounds::{MAX_FAILURE_LOG2, check_failure};
+use crate::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
 use crate::egraph::cost::Network;
 use crate::egraph::{Rewrite, rewrite};
@@ -12,10 +13,11 @@ use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::ops::attention::ROTARY;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
-use crate::lower::{self, lower};
+use crate::lower::{self, Lowered, lower};
 use crate::onnx::{ABSENT, Model};
 use crate::partition::partition;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
+use crate::passes::clamp::clamp;
 use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
@@ -23,9 +25,10 @@ use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::published::{MASK, check_published, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
 use crate::savings::{Pass, Passes, unpack_masks, widen};
+use crate::stand_in::StandIns;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
-use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
+use ombra_ir::plan::{CalibratedOn, ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::{Diagnostic, Dim, Result, plan};
 use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +49,14 @@ pub struct Options {
     pub f: u8,
     /// Calibration inputs; drawn if there are none. Masks, positions and caches have defaults.
     pub calibration: Vec<Inputs>,
+    /// The weights that calibration runs with.
+    pub calibrated_on: CalibratedOn,
+    /// Bits above the greatest value seen in calibration.
+    pub margin: u8,
+    /// Largest probability that an assumed bound fails in a step, as a power of two.
+    pub max_failure_log2: f64,
+    /// Whether hidden states are clamped to their bounds between layers.
+    pub clamp: bool,
     /// How roles are spread over parties.
     pub spread: Spread,
     /// Ranges are assumed and not measured, as they are for a model without its weights. For costs alone.
@@ -64,6 +75,10 @@ impl Default for Options {
             reveal: Vec::new(),
             f: 16,
             calibration: Vec::new(),
+            calibrated_on: CalibratedOn::Model,
+            margin: MARGIN,
+            max_failure_log2: MAX_FAILURE_LOG2,
+            clamp: false,
             spread: Spread::Fixed,
             assume: false,
             network: Network::WAN,
@@ -76,7 +91,7 @@ impl Default for Options {
 const DEFAULT_BATCH: u64 = 8;
 /// Greatest number of new or cached tokens where the user gives none.
 const DEFAULT_LENGTH: u64 = 2048;
-/// Bits above the greatest value seen in calibration.
+/// Bits above the greatest value seen in calibration, where the user gives none.
 const MARGIN: u8 = 3;
 /// Tokens of a drawn calibration prompt.
 const DRAWN_LENGTH: u64 = 32;
@@ -171,7 +186,7 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
     let analysed = analyse(model, base, options)?;
     let Program { plan, lowered, graph, labels, rewrites } =
-        program(model, analysed, &|name| load_weight(model, name), options)?;
+        program(model, base, analysed, &|name| load_weight(model, name), options)?;
     let region = || client_region::build(model, &graph, &plan.module, &labels);
     let client_model = if plan.costs_only { None } else { region().map_err(one)? };
     ombra_ir::verify::verify(&plan.module)?;
@@ -185,7 +200,9 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
 /// Those of [`compile`].
 pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Plan, Errors> {
     let analysed = analyse(model, base, options)?;
-    plan_of_analysed(model, analysed, &|name| load_weight(model, name), options)
+    let Program { plan, .. } = program(model, base, analysed, &|name| load_weight(model, name), options)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    Ok(plan)
 }
 
 /// [`plan_of`] for a model whose graph and labels may have been changed since they were analysed. `weights` gives the
@@ -199,7 +216,7 @@ pub fn plan_of_analysed(
     weights: &Weights,
     options: &Options,
 ) -> std::result::Result<Plan, Errors> {
-    let Program { plan, .. } = program(model, analysed, weights, options)?;
+    let Program { plan, .. } = program(model, None, analysed, weights, options)?;
     ombra_ir::verify::verify(&plan.module)?;
     Ok(plan)
 }
@@ -207,7 +224,7 @@ pub fn plan_of_analysed(
 /// What the passes made of a model.
 struct Program {
     plan: Plan,
-    lowered: lower::Lowered,
+    lowered: Lowered,
     graph: Graph,
     labels: Labels,
     rewrites: Vec<Rewrite>,
@@ -262,6 +279,7 @@ fn rewritten_analysed(analysed: Analysed, options: &Options) -> std::result::Res
 
 fn program(
     model: &Model,
+    base: Option<&Model>,
     analysed: Analysed,
     weights: &Weights,
     options: &Options,
@@ -284,11 +302,24 @@ fn program(
         given if !given.is_empty() => given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<Vec<_>>>(),
         _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH),
     };
-    let ranges = if assumed {
-        assume(&graph)
-    } else {
-        sets().and_then(|sets| calibrate(&graph, weights, &sets)).map_err(one)?
+    let mut ranges = match (options.calibrated_on, base) {
+        _ if assumed => assume(&graph),
+        (CalibratedOn::Model, _) => sets().and_then(|sets| calibrate(&graph, weights, &sets)).map_err(one)?,
+        (CalibratedOn::Base, Some(base)) => {
+            let stand_ins = StandIns::new(model, base, &labels);
+            let sets = sets().map_err(one)?;
+            let mut ranges = calibrate(&graph, &|name: &str| stand_ins.load(name), &sets).map_err(one)?;
+            ranges.private_weights *= libm::ldexp(1.0, i32::from(options.margin));
+            ranges
+        }
+        (CalibratedOn::Base, None) => {
+            return Err(one(Diagnostic::input("E0573", "there is no base model to measure bounds on")
+                .note("expected --base with --calibrate-base")));
+        }
     };
+    if options.clamp {
+        clamp(&mut graph, &mut ranges, options.margin).map_err(one)?;
+    }
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
@@ -301,7 +332,7 @@ fn program(
         lower::Options {
             name: model.graph().name.clone(),
             f: options.f,
-            margin: MARGIN,
+            margin: options.margin,
             ranges: &ranges,
             statics: &statics,
             reveal,
@@ -309,14 +340,23 @@ fn program(
             defer: has(Pass::Sums),
         },
     )?;
+    if options.calibrated_on == CalibratedOn::Base && !assumed {
+        check_weights(&lowered, &statics)?;
+    }
+    // Of assumed bounds nothing is known.
+    let failure = match assumed {
+        true => 0.0,
+        false => check_failure(&graph, &lowered.assumed, &ranges, options.max_failure_log2).map_err(one)?,
+    };
     let mut module = expand(&lowered.module).map_err(one)?;
     if !has(Pass::Widths) {
         module = widen(&module).map_err(one)?;
     }
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
-        // Of assumed bounds nothing is known.
-        failure_log2: if assumed { 0.0 } else { failure_log2(&graph, &ranges) },
+        failure_log2: failure,
+        calibrated_on: options.calibrated_on,
+        margin: options.margin,
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
         client_states: client_states_of(&graph).map_err(one)?,
@@ -332,6 +372,24 @@ fn program(
         module,
     };
     Ok(Program { plan, lowered, graph, labels, rewrites })
+}
+
+/// Checks private weights against the bound that was measured on others.
+fn check_weights(lowered: &Lowered, value: &dyn Fn(ValueId) -> Result<Tensor>) -> std::result::Result<(), Errors> {
+    let mut errors = Vec::new();
+    for node in &lowered.module.ops {
+        let ombra_ir::op::Op::Weight { name } = &node.op else { continue };
+        let (Some((_, scale)), Some(&(v, _))) = (node.ty.as_ring(), lowered.weights.get(name)) else { continue };
+        let most = libm::ldexp(1.0, i32::from(node.ty.bound) - i32::from(scale));
+        let tensor = value(v).map_err(one)?;
+        if tensor.as_f32().map_err(one)?.iter().any(|x| f64::from(x.abs()) >= most) {
+            let message = format!("private weight `{name}` has values beyond {most}, the bound measured on the base");
+            errors.push(
+                Diagnostic::input("E0574", message).note("give a larger --margin, or leave out --calibrate-base"),
+            );
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 fn one(d: Diagnostic) -> Errors {
@@ -413,26 +471,6 @@ fn graph_inputs(graph: &Graph) -> Result<Vec<GraphInput>> {
         inputs.push(GraphInput { name: name.clone(), role, dtype: node.dtype, shape: node.shape.clone() });
     }
     Ok(inputs)
-}
-
-/// Exponent of probabilities that are told from zero no more.
-const LEAST_LOG2: f64 = -1000.0;
-
-/// Union bound over calibrated bounds, its exponent rounded up to a whole number, each value taken as sub-Gaussian with the spread that calibration measured:
-/// `P(|x| ≥ B) ≤ 2 exp(−(B/σ)²/2)` an element, at 2^20 elements a value.
-fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
-    let mut total = 0.0f64;
-    for (id, node) in graph.iter() {
-        let (Some(&max), Some(&rms)) = (ranges.abs.get(&id), ranges.rms.get(&id)) else { continue };
-        if node.owner != Owner::Secret || rms <= 0.0 {
-            continue;
-        }
-        let bound = libm::exp2(libm::floor(libm::log2(max)) + 1.0 + f64::from(MARGIN));
-        let sigmas = bound / rms;
-        total += libm::exp2(21.0 - sigmas * sigmas / 2.0 * std::f64::consts::LOG2_E);
-    }
-    // The measured spread stands in the plan as one whole number.
-    if total > 0.0 { libm::ceil(libm::log2(total)).max(LEAST_LOG2) } else { LEAST_LOG2 }
 }
 
 /// Raw little-endian `f32` values of a tensor.

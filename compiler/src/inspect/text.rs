@@ -47,9 +47,12 @@ impl Report {
             log2 if log2 < 0.0 => format!("failure probability below 2^{log2:.0} if values are sub-Gaussian"),
             _ => "no failure probability is known".into(),
         };
-        let origin = if self.costs_only { "calibrated or assumed" } else { "calibrated" };
-        let _ =
-            writeln!(out, "bounds  {} proven, {} {origin}, {} guarded; {failure}", b.proven, b.calibrated, b.guarded);
+        let assumed = if self.costs_only { " or assumed" } else { "" };
+        let _ = writeln!(
+            out,
+            "bounds  {} proven, {} calibrated{assumed} on the {} with {} bits of margin, {} guarded; {failure}",
+            b.proven, b.calibrated, b.calibrated_on, b.margin, b.guarded
+        );
         let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
         let contents = match self.public_inputs.as_slice() {
             [] => String::new(),

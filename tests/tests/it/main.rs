@@ -1,5 +1,6 @@
 //! End-to-end tests and rules of the repository.
 
+mod bounds;
 mod damage;
 mod determinism;
 mod faults;

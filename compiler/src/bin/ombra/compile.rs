@@ -8,6 +8,7 @@ use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::savings;
 use ombra_compiler::{assume, inspect, npz, output};
+use ombra_ir::plan::CalibratedOn;
 use ombra_ir::{Diagnostic, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,18 @@ pub struct CompileArgs {
     /// Inputs to measure bounds on, a `.npz` file for each set; repeatable. Bounds from them become public.
     #[arg(long, value_name = "FILE.npz")]
     calibrate: Vec<PathBuf>,
+    /// Measure bounds with the base model's weights in place of private ones: they then say nothing about those.
+    #[arg(long, requires = "base")]
+    calibrate_base: bool,
+    /// Clamp hidden states to their bounds between layers: outliers are cut off instead of wrapping around.
+    #[arg(long)]
+    clamp: bool,
+    /// Bits between the greatest value seen and a measured bound.
+    #[arg(long, default_value_t = 3, value_name = "BITS", value_parser = clap::value_parser!(u8).range(0..=16))]
+    margin: u8,
+    /// Largest probability, as a power of two, that a measured bound fails in a step.
+    #[arg(long, default_value_t = ombra_compiler::bounds::MAX_FAILURE_LOG2, value_name = "LOG2", allow_hyphen_values = true)]
+    max_failure: f64,
     /// A tokenizer to put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
@@ -70,6 +83,12 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
         .collect();
     options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
+    options.margin = args.margin;
+    options.clamp = args.clamp;
+    options.max_failure_log2 = args.max_failure;
+    if args.calibrate_base {
+        options.calibrated_on = CalibratedOn::Base;
+    }
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
     }
@@ -177,6 +196,11 @@ fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect
         },
         "costs_only": compiled.plan.costs_only,
         "changes": compiled.plan.changes,
+        "bounds": {
+            "calibrated_on": compiled.plan.calibrated_on.name(),
+            "margin": compiled.plan.margin,
+            "failure_log2": compiled.plan.failure_log2,
+        },
         "rewrites": compiled.rewrites,
         "cost": report,
     });
