@@ -8,6 +8,7 @@
 //! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form or,
 //! if that would need a truncation, from the untruncated sum, reshared.
 
+mod approximate;
 mod clamp;
 mod linear;
 mod publics;
@@ -297,30 +298,26 @@ impl Lower<'_> {
         self.source(v, M::Weight { name }, ty)
     }
 
-    fn is_secret(&self, v: ValueId) -> bool {
-        self.graph.node(v).is_ok_and(|n| n.owner == Owner::Secret)
-    }
-
-    /// A slice of a value that enters the program whole: taken there, where it costs nothing.
-    fn part_of_client_value(&mut self, v: ValueId) -> Result<Id> {
-        let (Some(Op::Slice { axis, start, len, .. }), Some(x)) = (self.graph.op(v).cloned(), self.graph.operand(v, 0))
-        else {
-            return self.shares(v);
-        };
-        let x = self.part_of_client_value(x)?;
-        self.push(v, M::Slice { axis: axis as u8, start, len }, &[x])
-    }
-
     fn client_value(&mut self, v: ValueId) -> Result<Id> {
         // A slice of the last element of some axes is taken by the client before it shares.
         let mut at = v;
-        let mut last_of = Vec::new();
+        let (mut last_of, mut slices) = (Vec::new(), Vec::new());
         while let Some((axis, x)) = client_region::last_of(self.graph, at) {
             last_of.push(axis as u8);
+            slices.push(at);
             at = x;
         }
-        if !last_of.is_empty() && self.graph.users(at).iter().any(|&u| self.is_secret(u)) {
-            return self.part_of_client_value(v);
+        // What is shared whole for somebody else is not shared again: every party takes the slice of its own shares.
+        let secret = |u: &ValueId| self.graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
+        if at != v && self.graph.users(at).iter().any(secret) {
+            let mut id = self.raw(at)?;
+            for &slice in slices.iter().rev() {
+                if let Some(Op::Slice { axis, start, len, .. }) = self.graph.op(slice) {
+                    let op = M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() };
+                    id = self.push(slice, op, &[id])?;
+                }
+            }
+            return Ok(id);
         }
         let node = self.graph.node(at)?.clone();
         let name = client_region::name_of(self.graph, at)
@@ -420,6 +417,11 @@ impl Lower<'_> {
             Op::Erf => self.unary(v, args[0], M::Erf)?,
             Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
             Op::Softmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], None)?,
+            Op::RatioSoftmax { axis, numerator, eps } if *axis + 1 == node.shape.len() => {
+                self.ratio_softmax(v, args[0], args.get(1).copied(), *numerator, *eps)?
+            }
+            Op::Quadratic { square, linear, constant } => self.quadratic(v, args[0], [*square, *linear, *constant])?,
+            Op::AffineNorm { centred } => self.affine_norm(v, &args, *centred)?,
             Op::RmsNorm { eps } => self.norm(v, &args, *eps, false)?,
             Op::LayerNorm { eps } => self.norm(v, &args, *eps, true)?,
             Op::ReduceMean { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, true)?,
@@ -480,10 +482,11 @@ impl Lower<'_> {
                 | Op::RmsNorm { .. }
                 | Op::LayerNorm { .. } => true,
                 Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Pow(_) => true,
+                Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { centred: true } => true,
                 Op::Tanh | Op::Sigmoid | Op::Erf | Op::ReduceMax { .. } => true,
                 // A cache is settled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
-                Op::Mul => args.iter().all(secret),
+                Op::Mul | Op::AffineNorm { centred: false } => args.iter().all(secret),
                 _ => false,
             };
             if !self.options.defer && matches!(node.op, Op::MatMul | Op::Mul | Op::Div | Op::ReduceMean { .. }) {
