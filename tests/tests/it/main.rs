@@ -13,3 +13,4 @@ mod repository;
 mod savings;
 mod secrecy_of_files;
 mod secrecy_of_frames;
+mod tuned;
