@@ -300,10 +300,23 @@ impl Lower<'_> {
     fn client_value(&mut self, v: ValueId) -> Result<Id> {
         // A slice of the last element of some axes is taken by the client before it shares.
         let mut at = v;
-        let mut last_of = Vec::new();
+        let (mut last_of, mut slices) = (Vec::new(), Vec::new());
         while let Some((axis, x)) = client_region::last_of(self.graph, at) {
             last_of.push(axis as u8);
+            slices.push(at);
             at = x;
+        }
+        // What is shared whole for somebody else is not shared again: every party takes the slice of its own shares.
+        let secret = |u: &ValueId| self.graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
+        if at != v && self.graph.users(at).iter().any(secret) {
+            let mut id = self.raw(at)?;
+            for &slice in slices.iter().rev() {
+                if let Some(Op::Slice { axis, start, len, .. }) = self.graph.op(slice) {
+                    let op = M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() };
+                    id = self.push(slice, op, &[id])?;
+                }
+            }
+            return Ok(id);
         }
         let node = self.graph.node(at)?.clone();
         let name = client_region::name_of(self.graph, at)

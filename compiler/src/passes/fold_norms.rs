@@ -8,6 +8,7 @@
 //! weight.
 
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
+use crate::onnx::ABSENT;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Dim, Result};
 
@@ -51,7 +52,22 @@ pub fn tied_table(graph: &Graph, w: ValueId, statics: &dyn Fn(ValueId) -> Result
         if graph.node(table)?.owner != Owner::Server {
             continue;
         }
-        let (t, head) = (statics(table)?, statics(w)?);
+        let (t, head) = match (statics(table), statics(w)) {
+            (Ok(t), Ok(head)) => (t, head),
+            // A model that was read without its weights: one initializer is known to be equal to itself.
+            (Err(e), _) | (_, Err(e)) if e.code == ABSENT => {
+                let name = |v| match graph.op(v) {
+                    Some(Op::Weight { name, transposed }) => Some((name, *transposed)),
+                    _ => None,
+                };
+                let same = name(table).zip(name(w)).is_some_and(|(t, w)| t.0 == w.0 && t.1 != w.1);
+                if same {
+                    return Ok(Some(table));
+                }
+                continue;
+            }
+            (Err(e), _) | (_, Err(e)) => return Err(e),
+        };
         let columns = head.shape()[1];
         let (t, head) = (t.as_f32()?, head.as_f32()?);
         let rows = head.len().checked_div(columns).unwrap_or(0);

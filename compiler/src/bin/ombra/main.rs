@@ -1,5 +1,6 @@
 //! The compiler's command line.
 
+mod advise;
 mod compile;
 mod explain;
 mod inspect;
@@ -41,11 +42,7 @@ enum Command {
     /// Merge attention heads of private layers, for further fine-tuning.
     MergeHeads(merge_heads::MergeHeadsArgs),
     /// Predict what full, LoRA, frozen and merged variants would cost.
-    Advise {
-        /// The model and its options.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
-    },
+    Advise(Box<advise::AdviseArgs>),
 }
 
 #[derive(clap::Args)]
@@ -84,7 +81,7 @@ fn main() -> ExitCode {
         Command::Check { file } => inspect::check(&file),
         Command::Explain(args) => explain::explain(&args),
         Command::MergeHeads(args) => merge_heads::merge_heads(&args),
-        Command::Advise { .. } => Err(vec![not_yet("advise")]),
+        Command::Advise(args) => advise::advise(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,9 +105,10 @@ fn not_yet(what: &str) -> Diagnostic {
     Diagnostic::unsupported("E0560", format!("{what} is not supported yet"))
 }
 
+/// Reads both models; their data need not be there.
 fn read_models(args: &ModelArgs) -> Result<(Model, Option<Model>), Vec<Diagnostic>> {
-    let model = Model::read(&args.model).map_err(one)?;
-    let base = args.base.as_ref().map(|b| Model::read(b)).transpose().map_err(one)?;
+    let model = Model::read_for_costs(&args.model).map_err(one)?;
+    let base = args.base.as_ref().map(|b| Model::read_for_costs(b)).transpose().map_err(one)?;
     Ok((model, base))
 }
 
