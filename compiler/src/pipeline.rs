@@ -16,6 +16,7 @@ use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, Lowered, lower};
 use crate::onnx::{ABSENT, Model};
 use crate::partition::partition;
+use crate::passes::approximate::{Approximations, approximate};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::clamp::clamp;
 use crate::passes::decompose::decompose;
@@ -59,6 +60,8 @@ pub struct Options {
     pub clamp: bool,
     /// How roles are spread over parties.
     pub spread: Spread,
+    /// Cheaper functions in place of the model's own.
+    pub approximations: Approximations,
     /// Ranges are assumed and not measured, as they are for a model without its weights. For costs alone.
     pub assume: bool,
     /// The network that rewriting chooses for.
@@ -80,6 +83,7 @@ impl Default for Options {
             max_failure_log2: MAX_FAILURE_LOG2,
             clamp: false,
             spread: Spread::Fixed,
+            approximations: Approximations::default(),
             assume: false,
             network: Network::WAN,
             passes: Passes::default(),
@@ -240,6 +244,8 @@ pub struct Rewritten {
     pub reveal: Vec<(usize, OutputKind)>,
     /// What rewriting did and refused.
     pub rewrites: Vec<Rewrite>,
+    /// What was changed by request, in words.
+    pub changes: Vec<String>,
 }
 
 /// Analyses a model, leaves out what the outputs do not need, and rewrites what remains.
@@ -268,13 +274,14 @@ fn rewritten_analysed(analysed: Analysed, options: &Options) -> std::result::Res
         }
     }
     assign_owners(&mut graph, owner);
+    let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
     // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
     let mut rewrites = Vec::new();
     if has(Pass::Rewrites) {
         rewrites = rewrite(&mut graph, options.network, options.f).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
-    Ok(Rewritten { graph, labels, reveal, rewrites })
+    Ok(Rewritten { graph, labels, reveal, rewrites, changes })
 }
 
 fn program(
@@ -286,7 +293,7 @@ fn program(
 ) -> std::result::Result<Program, Errors> {
     let absent = analysed.absent;
     let assumed = options.assume || !model.absent().is_empty();
-    let Rewritten { mut graph, labels, reveal, rewrites } = rewritten_analysed(analysed, options)?;
+    let Rewritten { mut graph, labels, reveal, rewrites, changes } = rewritten_analysed(analysed, options)?;
     let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
@@ -365,7 +372,7 @@ fn program(
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
-        changes: Vec::new(),
+        changes,
         costs_only: absent || assumed,
         parts: partition(&graph),
         savings: Vec::new(),

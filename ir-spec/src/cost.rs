@@ -189,6 +189,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::Reciprocal { .. }
         | Op::Rsqrt { .. }
         | Op::Softmax
+        | Op::RatioSoftmax { .. }
         | Op::Gelu { .. }
         | Op::Silu
         | Op::Tanh

@@ -81,6 +81,16 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     match &node.op {
         Op::Exp => softmax::exp(&mut e, x),
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
+        Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
+            let form = softmax::Ratio {
+                square: *square,
+                shift: f32::from_bits(*shift),
+                eps: f32::from_bits(*eps),
+                min_log2: *min_log2,
+                max_log2: *max_log2,
+            };
+            softmax::ratio_softmax(&mut e, x, args[1], form)
+        }
         Op::Reciprocal { max_log2 } => reciprocal::reciprocal(&mut e, x, *max_log2),
         Op::Rsqrt { min_log4, max_log4 } => {
             let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };

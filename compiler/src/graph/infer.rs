@@ -23,20 +23,28 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             Ok(Type::new(DType::F32, matmul_shape(&a.shape, &b.shape)?))
         }
         (
-            Op::Pow(_) | Op::Tanh | Op::Sigmoid | Op::Erf | Op::Relu | Op::Clamp { .. } | Op::Gelu { .. } | Op::Silu,
+            Op::Pow(_)
+            | Op::Tanh
+            | Op::Sigmoid
+            | Op::Erf
+            | Op::Relu
+            | Op::Clamp { .. }
+            | Op::Gelu { .. }
+            | Op::Silu
+            | Op::Quadratic { .. },
             [x],
         ) => {
             float(x)?;
             Ok((*x).clone())
         }
-        (Op::Softmax { axis }, [x]) => {
+        (Op::Softmax { axis } | Op::RatioSoftmax { axis, .. }, [x]) => {
             float(x)?;
             if *axis >= x.shape.len() {
                 return Err(wrong(format!("axis {axis} of {} axes", x.shape.len())));
             }
             Ok((*x).clone())
         }
-        (Op::MaskedSoftmax { axis }, [x, mask]) => {
+        (Op::MaskedSoftmax { axis } | Op::RatioSoftmax { axis, .. }, [x, mask]) => {
             float(x)?;
             if mask.dtype != DType::Bool || *axis >= x.shape.len() {
                 return Err(wrong("mask or axis".into()));
@@ -46,7 +54,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             }
             Ok((*x).clone())
         }
-        (Op::RmsNorm { .. }, [x, parameters @ ..]) | (Op::LayerNorm { .. }, [x, parameters @ ..]) => {
+        (Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::AffineNorm { .. }, [x, parameters @ ..]) => {
             float(x)?;
             let most = if matches!(op, Op::RmsNorm { .. }) { 1 } else { 2 };
             if parameters.is_empty() || parameters.len() > most {

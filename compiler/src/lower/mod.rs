@@ -8,6 +8,7 @@
 //! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form or,
 //! if that would need a truncation, from the untruncated sum, reshared.
 
+mod approximate;
 mod clamp;
 mod linear;
 mod publics;
@@ -416,6 +417,11 @@ impl Lower<'_> {
             Op::Erf => self.unary(v, args[0], M::Erf)?,
             Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
             Op::Softmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], None)?,
+            Op::RatioSoftmax { axis, numerator, eps } if *axis + 1 == node.shape.len() => {
+                self.ratio_softmax(v, args[0], args.get(1).copied(), *numerator, *eps)?
+            }
+            Op::Quadratic { square, linear, constant } => self.quadratic(v, args[0], [*square, *linear, *constant])?,
+            Op::AffineNorm { centred } => self.affine_norm(v, &args, *centred)?,
             Op::RmsNorm { eps } => self.norm(v, &args, *eps, false)?,
             Op::LayerNorm { eps } => self.norm(v, &args, *eps, true)?,
             Op::ReduceMean { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, true)?,
@@ -476,10 +482,11 @@ impl Lower<'_> {
                 | Op::RmsNorm { .. }
                 | Op::LayerNorm { .. } => true,
                 Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Pow(_) => true,
+                Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { centred: true } => true,
                 Op::Tanh | Op::Sigmoid | Op::Erf | Op::ReduceMax { .. } => true,
                 // A cache is settled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
-                Op::Mul => args.iter().all(secret),
+                Op::Mul | Op::AffineNorm { centred: false } => args.iter().all(secret),
                 _ => false,
             };
             if !self.options.defer && matches!(node.op, Op::MatMul | Op::Mul | Op::Div | Op::ReduceMean { .. }) {

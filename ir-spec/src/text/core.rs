@@ -38,6 +38,13 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         }
         Op::Reciprocal { max_log2 } => vec![("max_log2", int((*max_log2).into()))],
         Op::Rsqrt { min_log4, max_log4 } => range(*min_log4, *max_log4),
+        Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => vec![
+            ("square", word(*square)),
+            ("shift", Attr::Bits(*shift)),
+            ("eps", Attr::Bits(*eps)),
+            ("min_log2", int((*min_log2).into())),
+            ("max_log2", int((*max_log2).into())),
+        ],
         Op::Gelu { tanh } => vec![("tanh", word(*tanh))],
         Op::RmsNorm { eps, min_log4, max_log4 } | Op::LayerNorm { eps, min_log4, max_log4 } => {
             let mut out = vec![("eps", Attr::Bits(*eps))];
@@ -116,6 +123,13 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "reciprocal" => Op::Reciprocal { max_log2: a.int("max_log2")? },
         "rsqrt" => Op::Rsqrt { min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? },
         "softmax" => Op::Softmax,
+        "ratio_softmax" => Op::RatioSoftmax {
+            square: a.flag("square")?,
+            shift: a.bits("shift")?,
+            eps: a.bits("eps")?,
+            min_log2: a.int("min_log2")?,
+            max_log2: a.int("max_log2")?,
+        },
         "gelu" => Op::Gelu { tanh: a.flag("tanh")? },
         "silu" => Op::Silu,
         "tanh" => Op::Tanh,

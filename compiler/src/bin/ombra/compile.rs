@@ -1,6 +1,6 @@
 //! `ombra compile`.
 
-use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::onnx::Model;
@@ -27,15 +27,8 @@ pub struct CompileArgs {
     /// Fraction bits.
     #[arg(long, default_value_t = 16)]
     fixed_point: u8,
-    /// Softmax: only `exact` is built.
-    #[arg(long)]
-    softmax: Vec<String>,
-    /// Activation: only `exact` is built.
-    #[arg(long)]
-    activation: Vec<String>,
-    /// Norm: only `exact` is built.
-    #[arg(long)]
-    norm: Vec<String>,
+    #[command(flatten)]
+    approximations: ApproximationArgs,
     /// The network that choices assume: lan, wan or BANDWIDTH,RTT.
     #[arg(long)]
     network: Option<String>,
@@ -77,6 +70,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     let (model, base) = read_models(&args.model)?;
     let mut options = options(&args.model);
     options.f = args.fixed_point;
+    options.approximations = args.approximations.parse()?;
     options.reveal = args
         .reveal
         .iter()
@@ -126,6 +120,9 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     let digest = output::write(&mut compiled, &model, args.tokenizer.as_deref(), &args.output).map_err(one)?;
     let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
     eprint!("{}", report.text(inspect::By::Kind));
+    for change in &compiled.plan.changes {
+        eprintln!("changed: {change}");
+    }
     println!("{digest}");
     if let Some(path) = &args.report {
         write_report(path, &compiled, &digest, &report)?;
@@ -152,9 +149,6 @@ fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
     let mut errors = Vec::new();
     if args.setting != "3pc" {
         errors.push(not_yet(&format!("setting `{}`", args.setting)).note("expected 3pc"));
-    }
-    for (option, values) in [("softmax", &args.softmax), ("activation", &args.activation), ("norm", &args.norm)] {
-        errors.extend(values.iter().filter(|v| *v != "exact").map(|v| not_yet(&format!("--{option} {v}"))));
     }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();

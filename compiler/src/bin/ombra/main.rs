@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use ombra_compiler::import;
 use ombra_compiler::labels::Overrides;
 use ombra_compiler::onnx::Model;
+use ombra_compiler::passes::approximate::{Approximations, Choice};
 use ombra_compiler::pipeline::Options;
 use ombra_ir::{Diagnostic, Kind};
 use std::path::PathBuf;
@@ -38,7 +39,7 @@ enum Command {
         file: PathBuf,
     },
     /// Say for every node what it was recognised as, who owns it and where it will run.
-    Explain(explain::ExplainArgs),
+    Explain(Box<explain::ExplainArgs>),
     /// Merge attention heads of private layers, for further fine-tuning.
     MergeHeads(merge_heads::MergeHeadsArgs),
     /// Predict what full, LoRA, frozen and merged variants would cost.
@@ -67,6 +68,41 @@ struct ModelArgs {
     /// Greatest value of a symbolic size.
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     max: Vec<(String, u64)>,
+}
+
+/// Cheaper functions in place of the model's own, under MPC alone. They change the model, which must be fine-tuned with
+/// them.
+#[derive(clap::Args)]
+struct ApproximationArgs {
+    /// Softmax: exact, 2relu, 2quad or l2quad:A,B, for the nodes that a pattern names or for all; repeatable, the last
+    /// one holds.
+    #[arg(long, value_name = "[PATTERN=]FORM")]
+    softmax: Vec<String>,
+    /// GELU and SiLU: exact, relu or quad; likewise.
+    #[arg(long, value_name = "[PATTERN=]FORM")]
+    activation: Vec<String>,
+    /// Layer norms and RMS norms: exact or affine; likewise.
+    #[arg(long, value_name = "[PATTERN=]FORM")]
+    norm: Vec<String>,
+}
+
+impl ApproximationArgs {
+    fn parse(&self) -> Result<Approximations, Vec<Diagnostic>> {
+        fn all<T: std::str::FromStr<Err = Diagnostic>>(
+            texts: &[String],
+            errors: &mut Vec<Diagnostic>,
+        ) -> Vec<Choice<T>> {
+            let read = texts.iter().map(|text| text.parse());
+            read.filter_map(|choice: Result<_, _>| choice.map_err(|e| errors.push(e)).ok()).collect()
+        }
+        let mut errors = Vec::new();
+        let parsed = Approximations {
+            softmax: all(&self.softmax, &mut errors),
+            activation: all(&self.activation, &mut errors),
+            norm: all(&self.norm, &mut errors),
+        };
+        if errors.is_empty() { Ok(parsed) } else { Err(errors) }
+    }
 }
 
 fn pair(text: &str) -> Result<(String, u64), String> {
