@@ -16,6 +16,10 @@ pub struct Ranges {
     pub abs: BTreeMap<ValueId, f64>,
     /// Root of the mean square.
     pub rms: BTreeMap<ValueId, f64>,
+    /// Least and greatest value.
+    pub ends: BTreeMap<ValueId, (f64, f64)>,
+    /// Least absolute value.
+    pub least: BTreeMap<ValueId, f64>,
     /// For a norm: least and greatest row statistic, eps included.
     pub rows: BTreeMap<ValueId, (f64, f64)>,
     /// For a cache input: greatest absolute value of what continues it.
@@ -51,6 +55,12 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
             let max = finite().fold(0.0, |m: f64, v| m.max(v.abs()));
             let rms = libm::sqrt(finite().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64);
             widen(&mut ranges.abs, id, max);
+            for v in finite() {
+                let (low, high) = ranges.ends.entry(id).or_insert((v, v));
+                (*low, *high) = (low.min(v), high.max(v));
+                let least = ranges.least.entry(id).or_insert(v.abs());
+                *least = least.min(v.abs());
+            }
             widen(&mut ranges.rms, id, rms);
             if graph.node(id).is_ok_and(|n| n.owner == Owner::Server) {
                 ranges.private_weights = ranges.private_weights.max(max);

@@ -152,6 +152,11 @@ pub fn chebyshev_fit_odd(odd: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec
     fit(t, degree, |x| (odd(x) / x, x))
 }
 
+/// Coefficients of the Chebyshev series of degree `degree` nearest to a function on `[−1, 1]`.
+pub fn chebyshev_fit_at(f: impl Fn(f64) -> f64, degree: usize) -> Vec<f64> {
+    fit(1.0, degree, |x| (f(2.0 * x * x - 1.0), 1.0))
+}
+
 /// The series nearest to the first of what `f` gives for `x` in `(0, t)`, where an error counts as often as the second
 /// says.
 fn fit(t: f64, degree: usize, f: impl Fn(f64) -> (f64, f64)) -> Vec<f64> {

@@ -10,9 +10,6 @@ use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
 
-/// Scale of a reciprocal square root without a scale of its own.
-pub(super) const RSQRT_SCALE: u8 = 22;
-
 /// A range `4^min ≤ x < 4^max`.
 #[derive(Clone, Copy)]
 pub(super) struct Range4 {
@@ -111,19 +108,19 @@ pub(super) fn rsqrt(e: &mut Emit, x: Id, range: Range4, gain: f64, out_scale: u8
 }
 
 /// The value at a finer scale, if it is not there yet.
-fn raise(e: &mut Emit, x: Id, scale: u8) -> Result<Id> {
+pub(super) fn raise(e: &mut Emit, x: Id, scale: u8) -> Result<Id> {
     let (_, from, _) = e.ring(x)?;
     if from == scale { Ok(x) } else { e.op(Op::Upscale { by: scale - from }, &[x]) }
 }
 
 /// The bits `1{x ≥ t_j}` as ring elements of scale 0, side by side along a new last axis.
-struct Compared {
+pub(super) struct Compared {
     bits: Option<Id>,
     shape: Vec<Dim>,
     like: Id,
 }
 
-fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64]) -> Result<Compared> {
+pub(super) fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64]) -> Result<Compared> {
     let shape = e.ty(x).shape.clone();
     let mut column = shape.clone();
     column.push(Dim::constant(1));
@@ -144,7 +141,7 @@ fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64]) -> Result<Compared> {
 }
 
 /// `base + Σ steps_j c_j` in ring units, read at `scale`, within `2^bound` since the `c_j` are monotone.
-fn combine(e: &mut Emit, c: &Compared, base: i64, steps: &[i64], scale: u8, bound: u8) -> Result<Id> {
+pub(super) fn combine(e: &mut Emit, c: &Compared, base: i64, steps: &[i64], scale: u8, bound: u8) -> Result<Id> {
     let mut sum: Option<Id> = None;
     if let Some(bits) = c.bits {
         for (j, &k) in steps.iter().enumerate() {

@@ -34,13 +34,18 @@ const LOWEST: f64 = -14.0;
 
 /// `exp(x)` at scale [`FINE`] for `x ≤ 0`.
 pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
+    exp_by(e, x, T)
+}
+
+/// As [`exp`] with `t` squarings: the relative error is `x⁴ / (24 · 2^{3t})`.
+pub(super) fn exp_by(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
     let (bits, scale, _) = e.ring(x)?;
     let x = e.narrow(x, RING)?;
     let keep = e.at_least(x, LOWEST, scale.saturating_sub(CUT_FRACTION))?;
-    // x_int · 2^(INNER − scale − T) read at scale INNER stands for x / 2^T.
-    let by = (INNER - T)
+    // x_int · 2^(INNER − scale − t) read at scale INNER stands for x / 2^t.
+    let by = (INNER - t)
         .checked_sub(scale)
-        .ok_or_else(|| Diagnostic::internal("E0504", format!("exp needs a scale of at most {}", INNER - T)))?;
+        .ok_or_else(|| Diagnostic::internal("E0504", format!("exp needs a scale of at most {}", INNER - t)))?;
     let fine = e.op(Op::Upscale { by }, &[x])?;
     let z = e.guarded(Op::SetScale { scale: INNER }, &[fine], INNER)?;
     // y = 1 + z + z² (1/2 + z/6)
@@ -53,7 +58,7 @@ pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
     let linear = e.op(Op::Upscale { by: INNER + SIXTH }, &[linear])?;
     let sum = e.guarded(Op::Add, &[cubic, linear], 2 * INNER + SIXTH + 1)?;
     let mut y = e.truncate_to(sum, INNER, INNER + 1)?;
-    for _ in 0..T {
+    for _ in 0..t {
         y = e.product(y, y, INNER, INNER + 1)?;
     }
     let kept = e.op(Op::Mul, &[y, keep])?;

@@ -22,7 +22,19 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             float(b)?;
             Ok(Type::new(DType::F32, matmul_shape(&a.shape, &b.shape)?))
         }
-        (Op::Pow(_) | Op::Tanh | Op::Sigmoid | Op::Erf | Op::Relu | Op::Gelu { .. } | Op::Silu, [x]) => {
+        (
+            Op::Pow(_)
+            | Op::Tanh
+            | Op::Sigmoid
+            | Op::Erf
+            | Op::Relu
+            | Op::Gelu { .. }
+            | Op::Silu
+            | Op::Sign
+            | Op::Log
+            | Op::Softplus,
+            [x],
+        ) => {
             float(x)?;
             Ok((*x).clone())
         }
