@@ -87,7 +87,7 @@ fn step(out: &mut String, report: &Report) {
 fn kinds(report: &Report) -> BTreeMap<&str, (usize, u64)> {
     let mut kinds: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for op in report.ops.iter().filter(|op| op.bytes > 0) {
-        let entry = kinds.entry(if op.kind.is_empty() { op.op } else { &op.kind }).or_default();
+        let entry = kinds.entry(op.kind()).or_default();
         entry.0 += 1;
         entry.1 += op.bytes;
     }

@@ -9,6 +9,7 @@ use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
 use crate::onnx::Model;
+use crate::partition::partition;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
@@ -236,6 +237,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
         changes: Vec::new(),
+        parts: partition(&graph),
         savings: Vec::new(),
         module,
     };

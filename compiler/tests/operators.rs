@@ -125,6 +125,10 @@ fn movements_by_public_indices() {
     let update = f(&[1, 3], &[7., 8., 9.]);
     Case::new("ScatterND", vec![], vec![x.clone(), i(&[1, 1], &[-1]), update], f(&[2, 3], &[0., 1., 2., 7., 8., 9.]))
         .check();
+    let add = AttributeProto { name: "reduction".into(), s: b"add".to_vec(), ..Default::default() };
+    let twice = f(&[2, 3], &[1., 1., 1., 10., 10., 10.]);
+    let sums = f(&[2, 3], &[11., 12., 13., 3., 4., 5.]);
+    Case::new("ScatterND", vec![add], vec![x.clone(), i(&[2, 1], &[0, -2]), twice], sums).check();
     let one = |v| i(&[1], &[v]);
     let slice = vec![counted(&[5]), one(-1), one(-6), one(0), one(-2)];
     Case::new("Slice", vec![], slice, f(&[3], &[4., 2., 0.])).check();

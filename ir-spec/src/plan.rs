@@ -42,8 +42,85 @@ pub struct Plan {
     pub failure_log2: f64,
     /// What changed the model's meaning, in words: approximations that were asked for.
     pub changes: Vec<String>,
+    /// Who computes what, folded by layer and role.
+    pub parts: Vec<Part>,
     /// What a step costs before all passes of the compiler and after each of them, where that was asked for.
     pub savings: Vec<Saving>,
+}
+
+/// What a part of the model does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Masks, positions, angles: they follow from lengths and masks.
+    Structure,
+    /// Weights that the server prepares once, such as products of a weight and a norm's scale.
+    Weights,
+    /// What comes before all layers.
+    Embedding,
+    /// Attention with its norm and products.
+    Attention,
+    /// The rest of a layer.
+    FeedForward,
+    /// What follows the layers.
+    Head,
+}
+
+impl Role {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Structure => "masks and positions",
+            Role::Weights => "prepared weights",
+            Role::Embedding => "embedding",
+            Role::Attention => "attention",
+            Role::FeedForward => "feed-forward",
+            Role::Head => "head",
+        }
+    }
+}
+
+/// Where a part of the model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// By everybody, in the clear.
+    Everybody,
+    /// By the client, in the clear.
+    Client,
+    /// By the server, in the clear, when the plan is made.
+    Server,
+    /// By all parties, under MPC.
+    Mpc,
+}
+
+impl Place {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::Everybody => "everybody, in the clear",
+            Place::Client => "client, in the clear",
+            Place::Server => "server, in the clear",
+            Place::Mpc => "all parties, under MPC",
+        }
+    }
+}
+
+/// Nodes of the model of one layer, role and place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Number of the layer, if they belong to one.
+    pub layer: Option<u32>,
+    /// What they do.
+    pub role: Role,
+    /// Who computes them.
+    pub place: Place,
+    /// How many there are.
+    pub nodes: u32,
+    /// Elements of the public weights that they read.
+    pub public_weights: u64,
+    /// Elements of the private weights that they read.
+    pub private_weights: u64,
 }
 
 /// What steps cost after one more pass of the compiler.

@@ -314,6 +314,7 @@ fn write(
         limits: vec![],
         failure_log2: -50.0,
         changes: vec![],
+        parts: vec![],
         savings: vec![],
     };
     fs::write(public.join("plan.ombra"), plan::encode(&plan).unwrap()).unwrap();

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ombra_compiler::graph::Owner;
+use ombra_compiler::graph::{Output, Owner};
 use ombra_compiler::import;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
@@ -48,15 +48,18 @@ const WEIGHTS: [&str; 2] = ["W", "B"];
 /// Names of floating inputs that models compute from lengths and positions.
 const PUBLIC: [&str; 3] = ["attn_mask", "cos_cache", "sin_cache"];
 
+fn is_finite(given: &Given) -> bool {
+    given.tensor.as_f32().map_or(true, |v| v.iter().all(|x| x.is_finite()))
+}
+
 fn treatment(case: &Case, input: &Given) -> Treatment {
     let norm = case.name.contains("_normalization_");
-    let finite = input.tensor.as_f32().is_ok_and(|v| v.iter().all(|x| x.is_finite()));
     if case.is_structure(&input.name) {
         Treatment::Bound
     } else if input.tensor.dtype() != DType::F32 {
         Treatment::Public
     } else if PUBLIC.contains(&input.name.as_str()) {
-        if finite { Treatment::Public } else { Treatment::Bound }
+        if is_finite(input) { Treatment::Public } else { Treatment::Bound }
     } else if input.tensor.rank() == 0 {
         // Numbers are structure of a model, as an alpha or an epsilon is.
         Treatment::Bound
@@ -118,17 +121,16 @@ pub fn run(case: &Case) -> Result<Outcome> {
     let calibration = vec![given.iter().cloned().collect::<BTreeMap<_, _>>()];
     let mut options = Options { sizes, calibration, ..Options::default() };
     let analysed = analyse(&model, None, &options).map_err(first)?;
-    let secret: BTreeSet<String> = analysed
-        .graph
-        .outputs
-        .iter()
-        .filter(|o| analysed.graph.node(o.value).is_ok_and(|n| n.owner == Owner::Secret))
-        .map(|o| o.name.clone())
-        .collect();
+    let owned = |o: &&Output| analysed.graph.node(o.value).is_ok_and(|n| n.owner == Owner::Secret);
+    let secret: BTreeSet<String> = analysed.graph.outputs.iter().filter(owned).map(|o| o.name.clone()).collect();
     if secret.is_empty() {
         return Ok(Outcome::LeftOut("not secret"));
     }
-    options.reveal = secret.iter().cloned().map(Reveal::Output).collect();
+    let revealed: Vec<&Given> = case.outputs.iter().filter(|o| secret.contains(&o.name) && is_finite(o)).collect();
+    if revealed.is_empty() {
+        return Ok(Outcome::LeftOut("infinite outputs"));
+    }
+    options.reveal = revealed.iter().map(|o| Reveal::Output(o.name.clone())).collect();
     let mut compiled = pipeline::compile(&model, None, &options).map_err(first)?;
     let folder = Folder::new()?;
     output::write(&mut compiled, &model, None, folder.path())?;
@@ -139,7 +141,7 @@ pub fn run(case: &Case) -> Result<Outcome> {
     let sides = parties::run(&plan, &request, &[given])?;
     let opened = sides[0].steps.first().map_or(&[][..], |step| &step.opened);
     let slots = &plan.plan.module.outputs;
-    for output in case.outputs.iter().filter(|o| secret.contains(&o.name)) {
+    for output in revealed {
         let at = opened.iter().find(|o| slots.get(o.slot as usize).is_some_and(|s| s.name == output.name));
         let Some(at) = at else { return Ok(Outcome::Failed(format!("{} is not revealed", output.name))) };
         let reals: Vec<f32> = at.reals().into_iter().map(|v| v as f32).collect();

@@ -2,7 +2,9 @@
 
 use crate::{Outcome, not_yet, one, pair};
 use clap::ValueEnum;
-use ombra_compiler::{inspect, output};
+use ombra_compiler::inspect::{self, Conditions};
+use ombra_compiler::{output, profile};
+use ombra_ir::network::Network;
 use ombra_ir::plan::{self, Plan};
 use ombra_ir::{Diagnostic, text, verify};
 use std::collections::BTreeMap;
@@ -19,12 +21,15 @@ pub struct InspectArgs {
     /// Sizes at which costs are evaluated.
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     dim: Vec<(String, u64)>,
-    /// Text or JSON.
-    #[arg(long, default_value = "text")]
-    format: String,
-    /// The network to predict time for: not built.
+    /// Text, JSON, or a page for a browser.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// The network to predict time for: none, lan, wan, BANDWIDTH,RTT such as 1Gbps,2ms, or a machine profile with links.
     #[arg(long)]
     network: Option<String>,
+    /// The machine to predict time for: a profile that `ombra-run measure` wrote.
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
     /// A second plan, side by side.
     #[arg(long)]
     compare: Option<PathBuf>,
@@ -35,6 +40,35 @@ enum GroupBy {
     Op,
     Layer,
     Kind,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+    Html,
+}
+
+/// The network and the machine that time is predicted for.
+fn conditions(args: &InspectArgs) -> Result<Conditions, Vec<Diagnostic>> {
+    let mut profile = args.machine.as_deref().map(profile::read).transpose().map_err(one)?;
+    let mut network = None;
+    if let Some(text) = &args.network {
+        match Network::parse(text) {
+            Ok(found) => network = found.map(|network| (text.clone(), network)),
+            Err(_) if Path::new(text).is_file() => {
+                let measured = profile::read(Path::new(text)).map_err(one)?;
+                let found = measured.network().ok_or_else(|| {
+                    one(Diagnostic::input("E0565", format!("{text} has no links"))
+                        .note("expected a profile that `ombra-run measure --config` wrote"))
+                })?;
+                network = Some((found.to_string(), found));
+                profile = profile.or(Some(measured));
+            }
+            Err(wrong) => return Err(one(wrong.note("a file of that name does not exist either"))),
+        }
+    }
+    Ok(Conditions { network, profile })
 }
 
 fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
@@ -52,33 +86,36 @@ fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
 
 /// Shows what a plan costs and where.
 pub fn inspect_plan(args: &InspectArgs) -> Outcome {
-    if args.network.is_some() {
-        return Err(one(not_yet("inspect --network")));
-    }
     let given: BTreeMap<String, u64> = args.dim.iter().cloned().collect();
-    let report = inspect::inspect(&read_plan(&args.plan)?, &given).map_err(one)?;
-    let other = args.compare.as_ref().map(|p| read_plan(p)).transpose()?;
-    let other = other.map(|p| inspect::inspect(&p, &given)).transpose().map_err(one)?;
+    let conditions = conditions(args)?;
+    let report = |plan: &Plan| inspect::inspect_under(plan, &given, &conditions).map_err(one);
+    let first = report(&read_plan(&args.plan)?)?;
+    let other = args.compare.as_ref().map(|p| report(&read_plan(p)?)).transpose()?;
     let by = match args.by {
         GroupBy::Op => inspect::By::Op,
         GroupBy::Layer => inspect::By::Layer,
         GroupBy::Kind => inspect::By::Kind,
     };
-    match (args.format.as_str(), other) {
-        ("text", None) => print!("{}", report.text(by)),
-        ("text", Some(other)) => print!("{}", inspect::compare(&report, &other)),
-        ("json", other) => {
-            let reports: Vec<&inspect::Report> = std::iter::once(&report).chain(other.as_ref()).collect();
-            let text = if reports.len() == 1 {
-                serde_json::to_string_pretty(reports[0])
-            } else {
-                serde_json::to_string_pretty(&reports)
-            };
-            println!("{}", text.map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?);
+    match (args.format, other) {
+        (Format::Text, None) => print!("{}", first.text(by)),
+        (Format::Text, Some(other)) => print!("{}", inspect::compare(&first, &other)),
+        (Format::Json, None) => println!("{}", json(&[&first])?),
+        (Format::Json, Some(other)) => println!("{}", json(&[&first, &other])?),
+        (Format::Html, None) => print!("{}", inspect::page(&first)),
+        (Format::Html, Some(_)) => {
+            return Err(one(not_yet("--compare with --format html").note("expected text or json")));
         }
-        (format, _) => return Err(one(not_yet(&format!("--format {format}")).note("expected text or json"))),
     }
     Ok(())
+}
+
+/// One report as an object, more as a list.
+fn json(reports: &[&inspect::Report]) -> Result<String, Vec<Diagnostic>> {
+    let text = match reports {
+        [one] => serde_json::to_string_pretty(one),
+        more => serde_json::to_string_pretty(more),
+    };
+    text.map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))
 }
 
 /// Verifies a plan or an `.mpcir` file.

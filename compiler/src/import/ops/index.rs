@@ -1,7 +1,9 @@
 //! Operators that choose elements: slices, splits, gathers, scatters.
 
-use ombra_ir::{Diagnostic, Dim, Result, plain};
+use ombra_ir::plain::{self, infer::product};
+use ombra_ir::{Diagnostic, Dim, Result};
 
+use super::movement::reshape_to;
 use super::rows;
 use crate::graph::{Op, Owner};
 use crate::import::node::{Node, axis};
@@ -182,7 +184,10 @@ pub fn gather(cx: &mut Context, node: &Node) -> Result<Value> {
 pub fn gather_nd(cx: &mut Context, node: &Node) -> Result<Value> {
     let batch_dims = usize::try_from(node.int("batch_dims", 0));
     let batch_dims = batch_dims.map_err(|_| Diagnostic::input("E0251", "batch_dims is negative"))?;
-    let (data, index) = (node.input(0)?, node.input(1)?);
+    gathered(cx, node.input(0)?, node.input(1)?, batch_dims)
+}
+
+fn gathered(cx: &mut Context, data: &Value, index: &Value, batch_dims: usize) -> Result<Value> {
     if rows::applies(cx, &[data], index) {
         return rows::gather_nd(cx, data, index, batch_dims);
     }
@@ -198,12 +203,47 @@ pub fn gather_elements(cx: &mut Context, node: &Node) -> Result<Value> {
     cx.emit_public(plain::Op::GatherElements { axis }, &[data, index])
 }
 
+/// Most rows of updates that a scatter with a reduction takes, one after another.
+const REDUCED_ROWS: i64 = 64;
+
 pub fn scatter_nd(cx: &mut Context, node: &Node) -> Result<Value> {
-    if node.text("reduction", "none") != "none" {
-        return Err(Diagnostic::unsupported("E0251", "ScatterND with a reduction")
-            .note(format!("expected reduction none, found {}", node.text("reduction", ""))));
-    }
     let (data, index, update) = (node.input(0)?, node.input(1)?, node.input(2)?);
+    let op = match node.text("reduction", "none").as_str() {
+        "none" => return scattered(cx, data, index, update),
+        "add" => Op::Add,
+        "mul" => Op::Mul,
+        "max" => Op::Max,
+        "min" => Op::Min,
+        other => return Err(Diagnostic::unsupported("E0251", format!("ScatterND with reduction `{other}`"))),
+    };
+    let tuples = cx.shape(index)?;
+    let rows = match tuples.split_last() {
+        Some((_, lead)) => product(lead)?,
+        None => return Err(Diagnostic::input("E0251", "index tuples without axes")),
+    };
+    let width = tuples.last().cloned().unwrap_or_default();
+    let count = rows.as_constant().filter(|n| (0..=REDUCED_ROWS).contains(n)).ok_or_else(|| {
+        let found = cx.graph.dims.show(&rows);
+        Diagnostic::unsupported("E0251", format!("ScatterND with a reduction of {found} rows"))
+            .note(format!("expected at most {REDUCED_ROWS}, and their number fixed"))
+    })?;
+    let lead = tuples.len() - 1;
+    let rest = cx.shape(update)?.split_off(lead.min(cx.shape(update)?.len()));
+    let index = reshape_to(cx, index, vec![rows.clone(), width])?;
+    let update = reshape_to(cx, update, std::iter::once(rows).chain(rest).collect())?;
+    // Tuples may repeat: every row sees what those before it left.
+    let mut result = data.clone();
+    for row in 0..count {
+        let one = |cx: &mut Context, of: &Value| piece(cx, of, 0, Dim::constant(row), Dim::constant(1), 1);
+        let (at, new) = (one(cx, &index)?, one(cx, &update)?);
+        let old = gathered(cx, &result, &at, 0)?;
+        let new = cx.emit(op.clone(), &[&old, &new])?;
+        result = scattered(cx, &result, &at, &new)?;
+    }
+    Ok(result)
+}
+
+fn scattered(cx: &mut Context, data: &Value, index: &Value, update: &Value) -> Result<Value> {
     if rows::applies(cx, &[data, update], index) {
         return rows::scatter_nd(cx, data, index, update);
     }

@@ -3,17 +3,25 @@
 //! Costs are those of `ombra_ir::schedule` at given sizes, with the public inputs that a run has by default: no
 //! padding, positions that follow the cache. They equal what the transport counts.
 
+mod html;
+mod picture;
+mod text;
+
+pub use html::page;
+pub use text::{By, compare, size};
+
 use ombra_ir::bind::{self, Bound};
 use ombra_ir::module::{Id, Module, OutputKind};
+use ombra_ir::network::Network;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
-use ombra_ir::plan::{InputRole, Plan, Saving};
-use ombra_ir::schedule::{Cost, schedule, traffic_of};
+use ombra_ir::plan::{InputRole, Part, Plan, Saving};
+use ombra_ir::profile::{Profile, Time, predict};
+use ombra_ir::schedule::{Cost, Schedule, schedule};
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Result, Sym};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 /// Costs of a plan at some sizes.
 #[derive(Clone, Debug, Serialize)]
@@ -30,6 +38,8 @@ pub struct Report {
     pub public_inputs: Vec<String>,
     /// Longest chain of messages of a step.
     pub rounds: u32,
+    /// Rounds in which some op is under way: at least the longest chain.
+    pub ticks: u32,
     /// Payload bytes that every party sends in a step.
     pub bytes: BTreeMap<&'static str, u64>,
     /// Bytes sent once to share the private weights.
@@ -38,6 +48,16 @@ pub struct Report {
     pub macs: Macs,
     /// Bounds by origin.
     pub bounds: Bounds,
+    /// The network that time is predicted for.
+    pub network: Option<String>,
+    /// Whether the time of local work is known.
+    pub machine: bool,
+    /// Seconds of a step: of messages, and of local work where a machine profile is given.
+    pub predicted_seconds: Option<Time>,
+    /// Who computes what.
+    pub parts: Vec<Part>,
+    /// What changed the model's meaning.
+    pub changes: Vec<String>,
     /// Costs before all passes of the compiler and after each of them, at sizes of their own; empty unless the plan was
     /// compiled with `--savings`.
     pub savings: Vec<Saving>,
@@ -86,18 +106,26 @@ pub struct OpCost {
     pub dims: Vec<usize>,
     /// Rounds from start to result.
     pub rounds: u32,
+    /// Of these, the ones that lie on the longest path of ops; they sum up to the step's ticks.
+    pub path_rounds: u32,
     /// Payload bytes of all parties.
     pub bytes: u64,
     /// Payload bytes of an offline phase: none in this setting.
     pub offline_bytes: u64,
     /// Multiply-accumulates.
     pub macs: u64,
+    /// Power of two that the value stays below, for ring elements.
+    pub bound_log2: Option<i32>,
+    /// Whether that is proven, calibrated or guarded.
+    pub bound_from: &'static str,
 }
 
 impl OpCost {
     /// What messages are grouped by: what the op was expanded from, or its own name.
     pub fn kind(&self) -> &str {
-        if self.kind.is_empty() { self.op } else { &self.kind }
+        // These belong to no operator of the model, though they are at a value of one.
+        let own = matches!(self.op, "arg_max" | "reveal" | "input");
+        if self.kind.is_empty() || own { self.op } else { &self.kind }
     }
 }
 
@@ -156,11 +184,28 @@ pub fn complete_sizes(plan: &Plan, given: &BTreeMap<String, u64>) -> BTreeMap<St
     sizes
 }
 
+/// What time is predicted with.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    /// The network and its name; none for links that cost nothing.
+    pub network: Option<(String, Network)>,
+    /// What the machines do in a second.
+    pub profile: Option<Profile>,
+}
+
 /// Costs of one step of a plan.
 ///
 /// # Errors
 /// Sizes that the plan does not have or allow.
 pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
+    inspect_under(plan, given, &Conditions::default())
+}
+
+/// [`inspect`], with the time that a step takes.
+///
+/// # Errors
+/// Those of [`inspect`].
+pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Conditions) -> Result<Report> {
     let module = &plan.module;
     let sizes = complete_sizes(plan, given);
     if let Some(name) = given.keys().find(|k| !sizes.contains_key(*k)) {
@@ -174,12 +219,19 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
     let bound = bind::bind(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
     let plan_schedule = schedule(module, &bound)?;
     let Cost { bytes, rounds } = plan_schedule.cost(module);
+    let on_path = path(module, &plan_schedule);
+    let network = conditions.network.as_ref();
+    let predicted_seconds = if network.is_some() || conditions.profile.is_some() {
+        Some(predict(module, &bound, &plan_schedule, network.map(|n| &n.1), conditions.profile.as_ref())?)
+    } else {
+        None
+    };
     let mut macs = Macs::default();
     let mut ops = Vec::with_capacity(module.ops.len());
     let mut setup_bytes = 0;
     for (i, node) in module.ops.iter().enumerate() {
         let id = Id(i as u32);
-        let traffic = traffic_of(module, &bound, id)?;
+        let traffic = &plan_schedule.traffic[i];
         let (op_macs, secret) = macs_of(module, &bound, id);
         if secret {
             macs.secret += op_macs;
@@ -198,9 +250,12 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
             party: "mpc",
             dims: bound.shapes[i].clone(),
             rounds: traffic.rounds,
+            path_rounds: if on_path[i] { traffic.rounds } else { 0 },
             bytes: traffic.bytes(),
             offline_bytes: 0,
             macs: op_macs,
+            bound_log2: node.ty.as_ring().map(|(_, scale)| i32::from(node.ty.bound) - i32::from(scale)),
+            bound_from: node.ty.bound_from.name(),
         });
     }
     let count = |from| module.ops.iter().filter(|n| n.ty.as_ring().is_some() && n.ty.bound_from == from).count();
@@ -218,6 +273,7 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
             .collect(),
         public_inputs: module.public.inputs.iter().map(|i| i.name.clone()).collect(),
         rounds,
+        ticks: plan_schedule.ticks,
         bytes: ombra_ir::module::Party::ALL.iter().map(|p| (p.name(), bytes[p.index()])).collect(),
         setup_bytes,
         macs,
@@ -227,9 +283,26 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
             guarded: count(BoundFrom::Guarded),
             failure_log2: plan.failure_log2,
         },
+        network: network.map(|n| n.0.clone()),
+        machine: conditions.profile.is_some(),
+        predicted_seconds,
+        parts: plan.parts.clone(),
+        changes: plan.changes.clone(),
         savings: plan.savings.clone(),
         ops,
     })
+}
+
+/// The ops of one longest path: the last one to end, the operand that it waited for, and so on.
+fn path(module: &Module, schedule: &Schedule) -> Vec<bool> {
+    let end = |i: usize| schedule.start[i] + schedule.traffic[i].rounds;
+    let mut on = vec![false; module.ops.len()];
+    let mut at = (0..module.ops.len()).find(|&i| end(i) == schedule.ticks);
+    while let Some(i) = at {
+        on[i] = true;
+        at = module.ops[i].args.iter().map(|a| a.index()).find(|&a| end(a) == schedule.start[i]);
+    }
+    on
 }
 
 /// Multiply-accumulates of an op, and whether both factors are secret.
@@ -244,142 +317,4 @@ fn macs_of(module: &Module, bound: &Bound, id: Id) -> (u64, bool) {
         Op::Mul => (bound.len(id) as u64, secret),
         _ => (0, false),
     }
-}
-
-/// What the text form groups by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// One line an op that sends something or multiplies.
-    Op,
-    /// One line a layer.
-    Layer,
-    /// One line a kind: the composite op that messages belong to.
-    Kind,
-}
-
-impl Report {
-    /// Payload bytes of all parties.
-    pub fn total_bytes(&self) -> u64 {
-        self.bytes.values().sum()
-    }
-
-    /// The report for people.
-    pub fn text(&self, by: By) -> String {
-        let mut out = String::new();
-        let dims = self.dims.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(" ");
-        let _ = writeln!(out, "{} in {} at {dims}", self.model, self.setting);
-        let each = self.bytes.iter().map(|(p, &b)| format!("{p} {}", size(b))).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(out, "step    {} rounds, {} sent ({each})", self.rounds, size(self.total_bytes()));
-        let _ = writeln!(out, "set-up  {} sent once", size(self.setup_bytes));
-        let _ = writeln!(
-            out,
-            "work    {} secret by secret, {} by public factors",
-            count(self.macs.secret),
-            count(self.macs.public)
-        );
-        let b = &self.bounds;
-        let _ = writeln!(
-            out,
-            "bounds  {} proven, {} calibrated, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
-            b.proven, b.calibrated, b.guarded, b.failure_log2
-        );
-        let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
-        let contents = match self.public_inputs.as_slice() {
-            [] => String::new(),
-            names => format!("the contents of {}, ", names.join(" and ")),
-        };
-        let _ = writeln!(out, "others  learn {contents}lengths, and the number of generated tokens\n");
-        self.write_savings(&mut out);
-        let mut groups: Vec<(String, u64, u64, u32)> = Vec::new();
-        for op in self.ops.iter().filter(|o| o.bytes > 0 || o.macs > 0) {
-            let key = match by {
-                By::Op => format!("%{} {} [{}] {}", op.id, op.op, join(&op.dims), op.origin),
-                By::Layer => op.layer.map_or("outside layers".into(), |l| format!("layer {l}")),
-                By::Kind => op.kind().into(),
-            };
-            match groups.iter_mut().find(|g| g.0 == key && by != By::Op) {
-                Some(g) => {
-                    g.1 += op.bytes;
-                    g.2 += op.macs;
-                    g.3 += op.rounds;
-                }
-                None => groups.push((key, op.bytes, op.macs, op.rounds)),
-            }
-        }
-        let _ = writeln!(out, "{:>12} {:>10} {:>7}  where", "bytes", "macs", "rounds");
-        for (key, bytes, macs, rounds) in groups {
-            let _ = writeln!(out, "{:>12} {:>10} {rounds:>7}  {key}", size(bytes), count(macs));
-        }
-        out
-    }
-}
-
-impl Report {
-    /// One block for every step whose savings were counted.
-    fn write_savings(&self, out: &mut String) {
-        let Some(first) = self.savings.first() else { return };
-        for (i, step) in first.steps.iter().enumerate() {
-            let dims = step.dims.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(" ");
-            let _ =
-                writeln!(out, "{:>12} {:>10} {:>7}  passes, {} at {dims}", "bytes", "of naive", "rounds", step.name);
-            for (saving, cost) in self.savings.iter().filter_map(|s| s.steps.get(i).map(|cost| (s, cost))) {
-                let part = 100.0 * cost.total_bytes() as f64 / step.total_bytes().max(1) as f64;
-                let bytes = size(cost.total_bytes());
-                let _ = writeln!(out, "{bytes:>12} {:>10} {:>7}  {}", format!("{part:.1} %"), cost.rounds, saving.pass);
-            }
-            out.push('\n');
-        }
-    }
-}
-
-/// Two reports side by side, with the ratio of the second to the first.
-pub fn compare(a: &Report, b: &Report) -> String {
-    let mut out = String::new();
-    let ratio = |x: u64, y: u64| if x == 0 { "-".to_string() } else { format!("{:.2}", y as f64 / x as f64) };
-    let _ = writeln!(out, "{:<24} {:>14} {:>14} {:>8}", "", a.model, b.model, "ratio");
-    let mut line = |name: &str, x: u64, y: u64, show: &dyn Fn(u64) -> String| {
-        let _ = writeln!(out, "{name:<24} {:>14} {:>14} {:>8}", show(x), show(y), ratio(x, y));
-    };
-    line("bytes of a step", a.total_bytes(), b.total_bytes(), &size);
-    line("rounds of a step", a.rounds.into(), b.rounds.into(), &|v| v.to_string());
-    line("set-up bytes", a.setup_bytes, b.setup_bytes, &size);
-    line("secret by secret macs", a.macs.secret, b.macs.secret, &count);
-    line("macs by public factors", a.macs.public, b.macs.public, &count);
-    let kinds = |r: &Report| {
-        let mut m: BTreeMap<String, u64> = BTreeMap::new();
-        for op in r.ops.iter().filter(|o| o.bytes > 0) {
-            *m.entry(op.kind().into()).or_default() += op.bytes;
-        }
-        m
-    };
-    let (ka, kb) = (kinds(a), kinds(b));
-    for kind in ka.keys().chain(kb.keys().filter(|k| !ka.contains_key(*k))) {
-        let of = |m: &BTreeMap<String, u64>| m.get(kind).copied().unwrap_or(0);
-        line(&format!("  {kind}"), of(&ka), of(&kb), &size);
-    }
-    out
-}
-
-fn join(dims: &[usize]) -> String {
-    dims.iter().map(|d| d.to_string()).collect::<Vec<_>>().join(", ")
-}
-
-/// Bytes with a unit: powers of 1000.
-pub fn size(bytes: u64) -> String {
-    scaled(bytes, &["B", "kB", "MB", "GB", "TB"])
-}
-
-fn count(n: u64) -> String {
-    scaled(n, &["", "k", "M", "G", "T"])
-}
-
-fn scaled(n: u64, units: &[&str]) -> String {
-    let mut v = n as f64;
-    let mut unit = 0;
-    while v >= 1000.0 && unit + 1 < units.len() {
-        v /= 1000.0;
-        unit += 1;
-    }
-    let text = if unit == 0 { format!("{n} {}", units[0]) } else { format!("{v:.2} {}", units[unit]) };
-    text.trim_end().to_string()
 }
