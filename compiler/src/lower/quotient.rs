@@ -139,7 +139,7 @@ impl Lower<'_> {
 
     /// The power of two above a calibrated size, with the margin.
     fn top(&self, size: f64) -> i32 {
-        log2(size) + 1 + i32::from(self.options.margin)
+        log2(size).max(-i32::from(self.options.f)) + 1 + i32::from(self.options.margin)
     }
 
     /// The range of a divisor.
