@@ -35,6 +35,38 @@ pub fn name_of(graph: &Graph, v: ValueId) -> Option<String> {
     }
 }
 
+/// Axis and operand of a slice of the last element that has no name in the model: the client takes it after its region.
+pub fn last_of(graph: &Graph, v: ValueId) -> Option<(usize, ValueId)> {
+    let node = graph.node(v).ok().filter(|node| node.origin.value.is_empty())?;
+    let Op::Slice { axis, start, len, .. } = &node.op else { return None };
+    let x = graph.operand(v, 0)?;
+    let end = start.add(len).ok()?;
+    (len.is(1) && graph.shape(x).get(*axis) == Some(&end)).then_some((*axis, x))
+}
+
+/// Makes values of the client that the program would need but that have no name in the model secret: then the program
+/// computes them from what has one. Operators of many steps leave such values on their way.
+///
+/// # Errors
+/// The graph is broken.
+pub fn hide_unnamed(graph: &mut Graph) -> Result<()> {
+    for id in graph.topological().into_iter().rev() {
+        let node = graph.node(id)?;
+        if node.owner != Owner::Client || node.dtype != DType::F32 {
+            continue;
+        }
+        let mut whole = id;
+        while let Some((_, x)) = last_of(graph, whole) {
+            whole = x;
+        }
+        let secret = |u: &ValueId| graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
+        if name_of(graph, whole).is_none() && graph.users(id).iter().any(secret) {
+            graph.node_mut(id)?.owner = Owner::Secret;
+        }
+    }
+    Ok(())
+}
+
 /// The region that computes what `module` is given, if that is more than the model's own inputs.
 ///
 /// # Errors
@@ -60,7 +92,6 @@ pub fn build(model: &Model, graph: &Graph, module: &Module, labels: &Labels) -> 
     }
     let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let mut region = extract(model, &names)?;
-    drop_unused_functions(&mut region);
     check_public(&region, labels)?;
     for (id, name) in norms {
         append_norm(&mut region, graph, id, &name, model.opset())?;
@@ -71,37 +102,10 @@ pub fn build(model: &Model, graph: &Graph, module: &Module, labels: &Labels) -> 
 /// Elements from which on an integer tensor where labels do not look may be a weight.
 const INTEGER_WEIGHT: usize = 64;
 
-/// Removes local functions that no node of the region calls.
-fn drop_unused_functions(region: &mut ModelProto) {
-    let mut used: BTreeSet<(String, String)> = BTreeSet::new();
-    calls(&region.graph.node, &mut used);
-    loop {
-        let before = used.len();
-        for function in &region.functions {
-            if used.contains(&(function.domain.clone(), function.name.clone())) {
-                calls(&function.node, &mut used);
-            }
-        }
-        if used.len() == before {
-            break;
-        }
-    }
-    region.functions.retain(|f| used.contains(&(f.domain.clone(), f.name.clone())));
-}
-
-/// Adds domain and name of the operators of `nodes`.
-fn calls(nodes: &[NodeProto], used: &mut BTreeSet<(String, String)>) {
-    for node in nodes {
-        used.insert((node.domain.clone(), node.op_type.clone()));
-        subgraphs(node).for_each(|graph| calls(&graph.node, used));
-    }
-}
-
-/// Checks that every tensor of `region` is public: initializers, `Constant` nodes and other attributes, in subgraphs and
-/// functions too. What has no label counts as private when it may be a weight.
+/// Checks that every tensor of `region` is public: initializers, `Constant` nodes and other attributes, in subgraphs
+/// too. What has no label counts as private when it may be a weight.
 fn check_public(region: &ModelProto, labels: &Labels) -> Result<()> {
-    check_graph(&region.graph, labels, false)?;
-    region.functions.iter().try_for_each(|f| check_nodes(&f.node, labels, true))
+    check_graph(&region.graph, labels, false)
 }
 
 fn check_graph(graph: &GraphProto, labels: &Labels, inner: bool) -> Result<()> {
@@ -133,7 +137,7 @@ fn check_nodes(nodes: &[NodeProto], labels: &Labels, inner: bool) -> Result<()> 
 }
 
 /// Checks one tensor, called `name` by labels. Those of the main graph went through the importer, which found the
-/// integers that are weights; what stands in subgraphs and functions, `inner`, may be in a branch that it did not take.
+/// integers that are weights; what stands in subgraphs, `inner`, may be in a branch that it did not take.
 fn check_tensor(name: &str, tensor: &TensorProto, labels: &Labels, inner: bool) -> Result<()> {
     let count: usize = shape(tensor)?.iter().product();
     let private = match labels.get(name) {
@@ -219,7 +223,6 @@ fn mean(input: &str, output: &str, axis: &str, opset: i64) -> NodeProto {
 mod tests {
     use super::*;
     use crate::labels::Label;
-    use onnx_protobuf::FunctionProto;
 
     fn floats(name: &str, count: usize) -> TensorProto {
         TensorProto {
@@ -269,26 +272,5 @@ mod tests {
             assert!(check(&region(vec![], vec![both])).is_err(), "{name} in a branch");
         }
         assert!(check(&region(vec![], vec![holding("Strange", "b", floats("b", 8))])).is_err());
-    }
-
-    #[test]
-    fn functions_that_nothing_calls_are_dropped() {
-        let function = |name: &str, node: Vec<NodeProto>| FunctionProto {
-            name: name.into(),
-            domain: "local".into(),
-            node,
-            ..Default::default()
-        };
-        let call = |name: &str| NodeProto { domain: "local".into(), ..node(name, &["x"], "y") };
-        let mut r = region(vec![], vec![call("outer")]);
-        r.functions = vec![
-            function("inner", vec![holding("Constant", "w", floats("", 8))]),
-            function("other", vec![]),
-            function("outer", vec![call("inner")]),
-        ];
-        drop_unused_functions(&mut r);
-        let names: Vec<&str> = r.functions.iter().map(|f| f.name.as_str()).collect();
-        assert_eq!(names, ["inner", "outer"]);
-        assert!(check_public(&r, &Labels::default()).is_err());
     }
 }

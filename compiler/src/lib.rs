@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod labels;
 pub mod leak;
 pub mod lower;
+pub mod merge_heads;
 pub mod npz;
 pub mod onnx;
 pub mod output;

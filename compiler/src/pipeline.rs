@@ -5,6 +5,7 @@ use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs}
 use crate::client_region;
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
+use crate::import::ops::attention::ROTARY;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, lower};
@@ -118,6 +119,11 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
             published.insert(Published { tensor, node, op: MASK, integer: false });
         }
     }
+    for f in &found {
+        let node = &f.origin.node;
+        let of = |t: &String| Published { tensor: t.clone(), node: node.clone(), op: ROTARY, integer: false };
+        published.extend(f.published.iter().map(of));
+    }
     let mut overrides = options.overrides.clone();
     let base = base.filter(|_| options.passes.has(Pass::Owners));
     if !options.passes.has(Pass::Owners) {
@@ -192,6 +198,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
+    client_region::hide_unnamed(&mut graph).map_err(one)?;
     decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
@@ -205,6 +212,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
+        client_region::hide_unnamed(&mut graph).map_err(one)?;
     }
     let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
     let states = secret_states(&graph);

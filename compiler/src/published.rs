@@ -2,6 +2,7 @@
 
 use crate::graph::{Graph, Node, Op};
 use crate::import::Published;
+use crate::import::ops::attention::ROTARY;
 use crate::labels::{self, Labels};
 use crate::pipeline::Errors;
 use ombra_ir::Diagnostic;
@@ -22,7 +23,7 @@ pub fn weights_of(graph: &Graph) -> BTreeSet<String> {
 /// Names of published tensors that are no weights by their use: angles and masks, as long as `weights`, what the graph
 /// uses otherwise, has none of them.
 pub fn structure(published: &BTreeSet<Published>, weights: &BTreeSet<String>) -> BTreeSet<String> {
-    let is_structure = |p: &Published| !p.integer && matches!(p.op, "cos" | "sin" | MASK);
+    let is_structure = |p: &Published| !p.integer && matches!(p.op, "cos" | "sin" | MASK | ROTARY);
     let other: BTreeSet<&str> = published.iter().filter(|p| !is_structure(p)).map(|p| p.tensor.as_str()).collect();
     let names = published.iter().map(|p| &p.tensor);
     names.filter(|n| !other.contains(n.as_str()) && !weights.contains(*n)).cloned().collect()

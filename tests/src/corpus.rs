@@ -23,10 +23,27 @@ pub const MODELS: &[(&str, Option<&str>)] = &[
     ("gpt2-pair/lora", Some("gpt2-pair/base")),
     ("gpt2-pair/full", Some("gpt2-pair/base")),
     ("llama-torchscript-op17", None),
+    ("llama-torchscript-op14-fixed", None),
     ("llama-gqa-dynamo-op18", None),
+    ("llama-gqa-dynamo-op23", None),
+    ("llama-dynamo-op20-fixed-ids", None),
+    ("llama-gqa-genai", None),
+    ("llama-gqa-ort-extended", None),
+    ("llama-optimum-1.10", None),
+    ("qwen2-optimum-past", None),
+    ("mistral-optimum", None),
+    ("opt-optimum-past", None),
     ("gpt2-optimum-past", None),
     ("gpt2-dynamo-op20-cached", None),
+    ("gpt2-ort-optimized", None),
+    ("gpt2-torchscript-op13-fixed", None),
+    ("gpt2-optimum-1.10", None),
 ];
+
+/// Whether a model chooses next tokens; the others are classifiers.
+pub fn is_causal(name: &str) -> bool {
+    !name.starts_with("bert")
+}
 
 /// The models whose names contain the environment variable `OMBRA_ONLY`; all without it.
 pub fn selected() -> Vec<(&'static str, Option<&'static str>)> {
@@ -52,12 +69,41 @@ pub fn model(name: &str) -> Result<Model> {
     Model::read(&folder(name).join("model.onnx"))
 }
 
-/// Inputs and outputs of one test set, by name.
+/// Inputs and outputs of one test set, by name. The first axis of every tensor is the batch.
 pub struct TestSet {
     /// What goes in.
     pub inputs: Vec<(String, Tensor)>,
     /// What ONNX Runtime computed.
     pub outputs: Vec<(String, Tensor)>,
+}
+
+impl TestSet {
+    /// The set cut into parts of at most `rows` rows of the batch, which do not depend on each other.
+    ///
+    /// # Errors
+    /// A tensor has no axes.
+    pub fn parts(&self, rows: usize) -> Result<Vec<TestSet>> {
+        let batch = self.inputs.first().and_then(|(_, tensor)| tensor.shape().first().copied()).unwrap_or(0);
+        let cut = |list: &[(String, Tensor)], start: usize| -> Result<Vec<(String, Tensor)>> {
+            let len = rows.min(batch - start);
+            let cut = |(name, tensor): &(String, Tensor)| Ok((name.clone(), tensor_rows(tensor, start, len)?));
+            list.iter().map(cut).collect()
+        };
+        let starts = (0..batch).step_by(rows.max(1));
+        starts.map(|at| Ok(TestSet { inputs: cut(&self.inputs, at)?, outputs: cut(&self.outputs, at)? })).collect()
+    }
+}
+
+/// `len` rows of `tensor` from row `start` on.
+fn tensor_rows(tensor: &Tensor, start: usize, len: usize) -> Result<Tensor> {
+    let dim = |n: usize| ombra_ir::Dim::from_usize(n);
+    let op = ombra_ir::plain::Op::Slice { axis: 0, start: dim(start)?, len: dim(len)?, step: 1 };
+    ombra_ir::plain::eval(&op, &[tensor], &ombra_ir::Bindings::new(), ombra_ir::plain::DEFAULT_LIMIT)
+}
+
+/// How many test sets a model has.
+pub fn sets(name: &str) -> usize {
+    (0..).take_while(|set| folder(name).join(format!("test_data_set_{set}")).exists()).count()
 }
 
 /// Test set `set` of a model.

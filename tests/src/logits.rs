@@ -19,12 +19,16 @@ pub fn greatest(row: &[f32]) -> (usize, f64) {
 }
 
 /// The greatest difference between `got` and the logits `want` of shape `[batch, seq, vocabulary]`, over the positions
-/// where `mask` of shape `[batch, past + seq]` is 1.
+/// where `mask` of shape `[batch, past + seq]` is 1. Logits of shape `[batch, classes]` count all.
 ///
 /// # Errors
 /// Tensors of another type.
 pub fn max_error(got: &[f64], want: &Tensor, mask: Option<&Tensor>) -> Result<f64> {
-    let [batch, seq, width] = *want.shape() else { return Ok(f64::INFINITY) };
+    let (batch, seq, width, mask) = match *want.shape() {
+        [batch, seq, width] => (batch, seq, width, mask),
+        [batch, width] => (batch, 1, width, None),
+        _ => return Ok(f64::INFINITY),
+    };
     let values = want.as_f32()?;
     if got.len() != values.len() {
         return Ok(f64::INFINITY);

@@ -333,6 +333,11 @@ impl Graph {
                 Some(same) => {
                     // The same operator on the same operands: no cycle and no other type.
                     let same = *same;
+                    let origin = node.origin.clone();
+                    let kept = self.node_mut(same)?;
+                    if kept.origin.value.is_empty() {
+                        kept.origin = origin;
+                    }
                     self.redirect(id, same);
                     self.nodes.remove_node(id);
                 }

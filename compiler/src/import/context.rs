@@ -1,6 +1,6 @@
 //! The state of an import: the graph so far, and what each ONNX value is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use ombra_ir::plain::{self, DType, Tensor, Type};
@@ -88,6 +88,9 @@ pub struct Context<'a> {
     published: HashMap<ValueId, Value>,
     sources: HashMap<ValueId, Sources>,
     origin: Origin,
+    made: Vec<ValueId>,
+    /// Sizes that are names in the file and numbers by the operators that use them.
+    pub determined: BTreeMap<String, u64>,
 }
 
 impl<'a> Context<'a> {
@@ -102,6 +105,8 @@ impl<'a> Context<'a> {
             published: HashMap::new(),
             sources: HashMap::new(),
             origin: Origin::default(),
+            made: Vec::new(),
+            determined: BTreeMap::new(),
         }
     }
 
@@ -114,6 +119,33 @@ impl<'a> Context<'a> {
         let names = names.chain(node.input.iter().map(String::as_str));
         let layer = names.filter_map(layers::layer_of_name).next();
         self.origin = Origin { value, node: node.name.clone(), layer };
+        self.made.clear();
+    }
+
+    /// The node that was entered has the outputs `names`, which are `values`: those that were made for it have their
+    /// names, and what was made on the way to them has none.
+    pub fn leave(&mut self, names: &[String], values: &[Value]) {
+        let mut named: HashMap<ValueId, &String> = HashMap::new();
+        for (name, value) in names.iter().zip(values).filter(|(name, _)| !name.is_empty()) {
+            if let Value::Node(id) = value {
+                named.entry(*id).or_insert(name);
+            }
+        }
+        for id in std::mem::take(&mut self.made) {
+            if let Ok(node) = self.graph.node_mut(id) {
+                node.origin.value = named.get(&id).map(|name| (*name).clone()).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Notes that the sizes `a` and `b` are one, when one is a number and the other a name of the file.
+    pub fn must_equal(&mut self, a: &Dim, b: &Dim) {
+        for (name, number) in [(a, b), (b, a)] {
+            let info = name.as_symbol().and_then(|sym| self.graph.dims.info(sym));
+            if let (Some(info), Some(Ok(number))) = (info, number.as_constant().map(u64::try_from)) {
+                self.determined.insert(info.name.clone(), number);
+            }
+        }
     }
 
     /// The origin of values made now.
@@ -248,6 +280,7 @@ impl<'a> Context<'a> {
         let ids = operands.iter().map(|v| self.materialise(v)).collect::<Result<Vec<_>>>()?;
         let origin = self.origin();
         let id = self.graph.add(op, &ids, origin)?;
+        self.made.push(id);
         if self.graph.node(id)?.dtype != DType::F32 {
             let from: Sources = operands.iter().flat_map(|v| self.sources(v)).collect();
             if !from.is_empty() {
@@ -314,6 +347,18 @@ impl<'a> Context<'a> {
             return Ok(value);
         }
         self.add(Op::Public(op), &public.iter().collect::<Vec<_>>())
+    }
+
+    /// `value` for an operator whose operand `what` says nothing private: a weight is put in the clear, and noted.
+    ///
+    /// Errors: the value depends on inputs that are not public.
+    pub fn public_table(&mut self, value: &Value, what: &'static str) -> Result<Value> {
+        match (value, self.owner(value)) {
+            (Value::Node(id), Owner::Server) => self.publish(*id, what),
+            (_, Owner::Secret) => Err(Diagnostic::unsupported("E0253", format!("a table of {what} is secret"))
+                .note("expected a table that depends on weights, positions and lengths alone")),
+            _ => Ok(value.clone()),
+        }
     }
 
     /// A value that depends on weights and public values alone, as a public one, for an operator `op`.

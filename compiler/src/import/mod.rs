@@ -53,14 +53,39 @@ pub struct Imported {
 ///
 /// Errors: one diagnostic for each node or input that cannot be imported.
 pub fn import(model: &Model, options: &Options) -> std::result::Result<Imported, Vec<Diagnostic>> {
-    let mut cx = Context::new(model);
+    let mut options = options.clone();
+    loop {
+        let mut cx = Context::new(model);
+        let result = import_with(&mut cx, model, &options);
+        // A size that is a name in the file may be a number by an operator that uses it: then it is bound from the start.
+        let known = options.dims.len();
+        for (name, size) in std::mem::take(&mut cx.determined) {
+            options.dims.entry(name).or_insert(size);
+        }
+        if options.dims.len() == known {
+            let dim_names = result?;
+            let (mut graph, published) = (cx.graph, cx.in_the_clear);
+            graph.remove_dead();
+            graph.merge_equal().map_err(|e| vec![e])?;
+            layers::spread(&mut graph);
+            return Ok(Imported { graph, dim_names, published });
+        }
+    }
+}
+
+/// Imports `model` into `cx`, and returns what its textual sizes became.
+fn import_with(
+    cx: &mut Context,
+    model: &Model,
+    options: &Options,
+) -> std::result::Result<BTreeMap<String, Dim>, Vec<Diagnostic>> {
     let file = model.graph();
-    let dim_names = roles::declare_inputs(&mut cx, file, options).map_err(|e| vec![e])?;
+    let dim_names = roles::declare_inputs(cx, file, options).map_err(|e| vec![e])?;
     let needed = needed_nodes(file);
     let mut errors = Vec::new();
     for (i, node) in file.node.iter().enumerate() {
         if needed.contains(&i) {
-            import_node(&mut cx, node, i, &mut errors);
+            import_node(cx, node, i, &mut errors);
         }
     }
     for output in &file.output {
@@ -77,14 +102,7 @@ pub fn import(model: &Model, options: &Options) -> std::result::Result<Imported,
             Err(e) => errors.push(e),
         }
     }
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    let (mut graph, published) = (cx.graph, cx.in_the_clear);
-    graph.remove_dead();
-    graph.merge_equal().map_err(|e| vec![e])?;
-    layers::spread(&mut graph);
-    Ok(Imported { graph, dim_names, published })
+    if errors.is_empty() { Ok(dim_names) } else { Err(errors) }
 }
 
 /// The tensor called `name`, wherever it stands in the file: an initializer or the value of a Constant node.
@@ -170,6 +188,7 @@ fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut V
     let node = node::Node { proto, inputs, opset: cx.model.opset() };
     match ops::import(cx, &node) {
         Ok(values) => {
+            cx.leave(&proto.output, &values);
             for (name, value) in proto.output.iter().zip(values) {
                 cx.define(name, value);
             }

@@ -194,7 +194,7 @@ fn sanitise(text: &str) -> String {
 fn check_names(cx: &Context, options: &Options, names: &BTreeMap<String, Dim>) -> Result<()> {
     for name in options.dims.keys().chain(options.max.keys()) {
         let canonical = ["batch", "seq", "past"].contains(&name.as_str());
-        if !canonical && !names.contains_key(name) && cx.graph.dims.find(name).is_none() {
+        if !canonical && !names.contains_key(name) && !cx.role_sizes.contains_key(name) {
             let known: Vec<_> = names.keys().map(String::as_str).collect();
             return Err(Diagnostic::input("E0255", format!("no input has a size called `{name}`"))
                 .note(format!("known sizes: {}", known.join(", "))));

@@ -150,7 +150,6 @@ fn patterns(patterns: &[String], option: &str) -> Result<Vec<GlobMatcher>> {
 pub(crate) fn tensors_of<'a>(model: &'a Model, wanted: &dyn Fn(&str) -> bool) -> Vec<(String, Cow<'a, TensorProto>)> {
     let mut found = Vec::new();
     collect_graph(model.graph(), &mut found);
-    model.proto.functions.iter().for_each(|f| collect_nodes(&f.node, &mut found));
     found.retain(|(name, tensor)| Kind::of(tensor).is_some_and(|kind| kind.is_floating() || wanted(name)));
     found
 }
@@ -175,7 +174,6 @@ fn collect_nodes<'a>(nodes: &'a [NodeProto], found: &mut Vec<(String, Cow<'a, Te
 fn consumers(model: &Model) -> HashMap<&str, String> {
     let mut map = HashMap::new();
     collect_consumers(&model.graph().node, &mut map);
-    model.proto.functions.iter().for_each(|f| collect_consumers(&f.node, &mut map));
     map
 }
 

@@ -253,12 +253,9 @@ impl Lower<'_> {
         // A slice of the last element of some axes is taken by the client before it shares.
         let mut at = v;
         let mut last_of = Vec::new();
-        while let Some(Op::Slice { axis, len, .. }) = self.graph.op(at)
-            && len.is(1)
-            && self.graph.node(at)?.origin.value.is_empty()
-        {
-            last_of.push(*axis as u8);
-            at = self.graph.operands(at)[0];
+        while let Some((axis, x)) = client_region::last_of(self.graph, at) {
+            last_of.push(axis as u8);
+            at = x;
         }
         let node = self.graph.node(at)?.clone();
         let name = client_region::name_of(self.graph, at)

@@ -2,7 +2,8 @@
 //!
 //! Checked here: a graph and a supported default operator set, unique value names, every input of a node and every output
 //! of a graph defined, no cycles, no local function that calls itself, no sparse initializers. Nodes that are not in an
-//! order of definition before use are put into one. Not checked: what operators exist and what they take.
+//! order of definition before use are put into one, and local functions in place of their calls. Not checked: what
+//! operators exist and what they take.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -11,19 +12,20 @@ use std::ops::RangeInclusive;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
 
+use super::inline::inline;
 use super::{is_default_domain, subgraphs};
 
 /// Versions of the default operator set that are read. Before 7, operators broadcast by attributes.
 pub const OPSETS: RangeInclusive<i64> = 7..=27;
 
-/// Checks `proto` and sorts its nodes.
+/// Checks `proto`, sorts its nodes and replaces calls of its local functions.
 ///
 /// # Errors
 /// `E0103` no graph, `E0104` the operator set, `E0105` a name that stands twice, `E0106` a name that stands nowhere,
-/// `E0107` a cycle, `E0108` sparse initializers.
+/// `E0107` a cycle, `E0108` sparse initializers, `E0113` and `E0114` local functions.
 pub(crate) fn structure(proto: &mut ModelProto) -> Result<()> {
     opset(proto)?;
-    functions(&proto.functions)?;
+    let called_first = functions(&proto.functions)?;
     for function in &mut proto.functions {
         let place = format!("function '{}'", function.name);
         let mut scope = HashSet::new();
@@ -33,9 +35,38 @@ pub(crate) fn structure(proto: &mut ModelProto) -> Result<()> {
         let defined = order(&mut function.node, scope, &mut Vec::new()).map_err(|d| inside(&place, d))?;
         outputs(function.output.iter(), &[defined]).map_err(|d| d.at(place))?;
     }
+    inline(proto, &called_first)?;
     match proto.graph.as_mut() {
-        Some(main) => graph(main, &mut Vec::new()),
+        Some(main) => {
+            graph(main, &mut Vec::new())?;
+            let mut used = HashSet::new();
+            all_used(main, &mut used);
+            forget_unused(main, &used);
+            Ok(())
+        }
         None => Err(Diagnostic::input("E0103", "the file has no graph").note("expected an exported ONNX model")),
+    }
+}
+
+/// Adds every name that a node or an output of `graph` or of its subgraphs reads.
+fn all_used(graph: &GraphProto, used: &mut HashSet<String>) {
+    used.extend(graph.output.iter().map(|o| o.name.clone()));
+    each_node(&graph.node, &mut |node| {
+        used.extend(node.input.iter().cloned());
+        used.extend(subgraphs(node).flat_map(|inner| &inner.output).map(|o| o.name.clone()));
+    });
+}
+
+/// Takes the names of outputs that nothing reads beside others that something does: exporters name all, and an output
+/// without a name is one that is not wanted.
+fn forget_unused(graph: &mut GraphProto, used: &HashSet<String>) {
+    for node in &mut graph.node {
+        if node.output.iter().any(|name| used.contains(name)) {
+            node.output.iter_mut().filter(|name| !used.contains(*name)).for_each(String::clear);
+        }
+        for attribute in &mut node.attribute {
+            attribute.g.as_mut().into_iter().chain(&mut attribute.graphs).for_each(|inner| forget_unused(inner, used));
+        }
     }
 }
 
@@ -57,8 +88,9 @@ fn opset(proto: &ModelProto) -> Result<()> {
     }
 }
 
-/// Checks that local functions are unique and do not call themselves, over any number of calls.
-fn functions(functions: &[FunctionProto]) -> Result<()> {
+/// Checks that local functions are unique and do not call themselves, over any number of calls. Gives their order, those
+/// that are called before those that call.
+fn functions(functions: &[FunctionProto]) -> Result<Vec<usize>> {
     let mut index = HashMap::new();
     for (i, f) in functions.iter().enumerate() {
         if index.insert((f.domain.as_str(), f.name.as_str(), f.overload.as_str()), i).is_some() {
@@ -75,13 +107,10 @@ fn functions(functions: &[FunctionProto]) -> Result<()> {
             calls
         })
         .collect();
-    match first_needed_first(&needs) {
-        Ok(_) => Ok(()),
-        Err(i) => {
-            let name = functions.get(i).map_or("", |f| f.name.as_str());
-            Err(Diagnostic::input("E0107", format!("the function '{name}' calls itself")))
-        }
-    }
+    first_needed_first(&needs).map_err(|i| {
+        let name = functions.get(i).map_or("", |f| f.name.as_str());
+        Diagnostic::input("E0107", format!("the function '{name}' calls itself"))
+    })
 }
 
 /// Visits `nodes` and those of their subgraphs.

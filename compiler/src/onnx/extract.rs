@@ -15,9 +15,9 @@ use super::check::used_names;
 use super::{Model, attribute, is_default_domain, subgraphs, within};
 
 /// The part of `model` that computes `outputs`, values of its main graph: their ancestors in the model's order, the
-/// initializers they need with their data inside, the graph inputs they need, and the local functions. An output that the
-/// model declares nowhere has an element type, as far as that follows from its ancestors, and no shape. Documentation and
-/// metadata are left out.
+/// initializers they need with their data inside, and the graph inputs they need. An output that the model declares
+/// nowhere has an element type, as far as that follows from its ancestors, and no shape. Documentation and metadata are
+/// left out.
 ///
 /// # Errors
 /// `E0130` when an output is no value of the main graph, or one is named twice; otherwise as [`Model::bytes`].
@@ -56,11 +56,6 @@ pub fn extract(model: &Model, outputs: &[&str]) -> Result<ModelProto> {
     for tensor in graph.initializer.iter().filter(|t| needed.contains(t.name.as_str())) {
         initializers.push(own_tensor(model, tensor)?);
     }
-    let mut functions = model.proto.functions.clone();
-    for function in &mut functions {
-        function.node = function.node.iter().map(|n| own_node(model, n)).collect::<Result<_>>()?;
-        (function.doc_string, function.metadata_props) = Default::default();
-    }
     let plain =
         |v: &ValueInfoProto| ValueInfoProto { name: v.name.clone(), type_: v.type_.clone(), ..Default::default() };
     Ok(ModelProto {
@@ -74,7 +69,6 @@ pub fn extract(model: &Model, outputs: &[&str]) -> Result<ModelProto> {
             output: outputs.iter().map(|name| declare(graph, &producer, name)).collect(),
             ..GraphProto::default()
         }),
-        functions,
         ..ModelProto::default()
     })
 }
@@ -135,7 +129,7 @@ fn declare(graph: &GraphProto, producer: &HashMap<&str, usize>, name: &str) -> V
 }
 
 /// The element type of the value `name`, followed back along operators whose result has the type of an input.
-fn element_of<'a>(graph: &'a GraphProto, producer: &HashMap<&str, usize>, mut name: &'a str) -> Option<i32> {
+pub(crate) fn element_of<'a>(graph: &'a GraphProto, producer: &HashMap<&str, usize>, mut name: &'a str) -> Option<i32> {
     for _ in 0..=graph.node.len() {
         if let Some(tensor) = graph.initializer.iter().find(|t| t.name == name) {
             return Some(tensor.data_type);

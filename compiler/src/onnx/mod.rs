@@ -2,11 +2,12 @@
 //!
 //! What comes out of [`Model::read`] keeps the promises that everything after it relies on: the graph is there, its
 //! default operator set is one that is supported, value names are unique, nodes stand in an order in which every input is
-//! defined before it is used, local functions do not call themselves, and every tensor has as much data as its shape says.
+//! defined before it is used, no local functions are left, and every tensor has as much data as its shape says.
 
 mod check;
 mod external;
 mod extract;
+mod inline;
 mod tensor;
 mod wire;
 mod write;
@@ -24,6 +25,8 @@ use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, 
 use external::ExternalFiles;
 
 pub use check::OPSETS;
+pub(crate) use check::used_names;
+pub(crate) use extract::element_of;
 pub use extract::extract;
 pub use tensor::{element_size, element_type, is_floating, shape};
 pub use write::{ExternalWriter, write_model};
@@ -138,12 +141,9 @@ pub fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
 }
 
-/// Every tensor of the model: initializers and tensor attributes, subgraphs and functions included.
+/// Every tensor of a model that was read: initializers and tensor attributes, subgraphs included.
 pub fn each_tensor<'a>(proto: &'a ModelProto, visit: &mut dyn FnMut(&'a TensorProto) -> Result<()>) -> Result<()> {
-    if let Some(graph) = proto.graph.as_ref() {
-        graph_tensors(graph, visit)?;
-    }
-    proto.functions.iter().try_for_each(|f| node_tensors(&f.node, visit))
+    proto.graph.as_ref().map_or(Ok(()), |graph| graph_tensors(graph, visit))
 }
 
 /// Every tensor of `graph`.

@@ -159,6 +159,11 @@ fn request(graph: &Graph, id: ValueId, slot: usize, operand: ValueId, axis: usiz
         Op::Transpose { perm } => Need::Last(perm[axis]),
         Op::Slice { axis: over, .. } if *over != axis => Need::Last(axis),
         Op::Concat { axis: over } if *over != axis => Need::Last(axis),
+        // Axes of the index stand in the place of the one axis that is looked up.
+        Op::Gather { axis: over } if slot == 0 && axis < *over => Need::Last(axis),
+        Op::Gather { axis: over } if slot == 0 && axis + from.len() > rank + *over => {
+            Need::Last(axis + from.len() - rank)
+        }
         Op::Reshape { shape } => reshaped_axis(from, shape, axis)?.map_or(Need::Whole, Need::Last),
         _ => Need::Whole,
     })

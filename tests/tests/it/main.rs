@@ -4,6 +4,7 @@ mod damage;
 mod determinism;
 mod faults;
 mod lengths;
+mod merged;
 mod models;
 mod operators;
 mod plain;

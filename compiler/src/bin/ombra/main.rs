@@ -3,6 +3,7 @@
 mod compile;
 mod explain;
 mod inspect;
+mod merge_heads;
 
 use clap::{Parser, Subcommand};
 use ombra_compiler::import;
@@ -38,11 +39,7 @@ enum Command {
     /// Say for every node what it was recognised as, who owns it and where it will run.
     Explain(ModelArgs),
     /// Merge attention heads of private layers, for further fine-tuning.
-    MergeHeads {
-        /// The model and its options.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
-    },
+    MergeHeads(merge_heads::MergeHeadsArgs),
     /// Predict what full, LoRA, frozen and merged variants would cost.
     Advise {
         /// The model and its options.
@@ -86,7 +83,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect_plan(&args),
         Command::Check { file } => inspect::check(&file),
         Command::Explain(args) => explain::explain(&args),
-        Command::MergeHeads { .. } => Err(vec![not_yet("merge-heads")]),
+        Command::MergeHeads(args) => merge_heads::merge_heads(&args),
         Command::Advise { .. } => Err(vec![not_yet("advise")]),
     };
     match result {

@@ -1,5 +1,6 @@
 //! One function for each ONNX operator, by group.
 
+pub mod attention;
 mod create;
 mod elementwise;
 mod index;
@@ -23,7 +24,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         return microsoft::import(cx, node);
     }
     if !is_default_domain(domain) {
-        return Err(unsupported(node).note("local functions are not inlined yet"));
+        return Err(unsupported(node));
     }
     let one = |value: Result<Value>| value.map(|v| vec![v]);
     match op {
@@ -55,6 +56,8 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "Gemm" => one(linear::gemm(cx, node)),
         "Softmax" => one(norm::softmax(cx, node)),
         "LayerNormalization" => norm::layer_norm(cx, node),
+        "Attention" => attention::attention(cx, node),
+        "RotaryEmbedding" => one(attention::rotary(cx, node)),
         "RMSNormalization" => one(norm::rms_norm(cx, node)),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" => one(norm::reduce(cx, node)),
         "ReduceL2" => one(norm::reduce_l2(cx, node)),

@@ -1,4 +1,4 @@
-//! Recognises what exporters wrote in many nodes: norms, activations, masked softmax.
+//! Recognises what exporters wrote in many nodes: norms, activations, rotary embeddings, masked softmax.
 //!
 //! A pattern is a function from a node, the last one of what it matches, to what takes its place. It holds for every
 //! order of the operands of sums and products. What is matched stays in the graph until nothing uses it any more.
@@ -6,6 +6,7 @@
 
 mod activation;
 mod norm;
+mod rotary;
 mod softmax;
 
 use ombra_ir::plain::{self, Tensor};
@@ -24,6 +25,10 @@ pub enum Match {
     Near(String),
     /// It is `op` of `operands`.
     Yes(Op, Vec<ValueId>),
+    /// It is what the pattern looks for, and stays as it is.
+    Seen,
+    /// The same, and weights of these names that it depends on were put in the clear.
+    Published(Vec<String>),
 }
 
 /// A pattern: its name and its test of one node. It may add nodes for the operands of what it found.
@@ -36,8 +41,9 @@ pub struct Pattern {
 
 /// The patterns, in the order in which they are tried: a layer norm is also an RMS norm of what is centred, and guards of
 /// a softmax are taken away after its mask is known.
-pub const PATTERNS: [Pattern; 9] = [
+pub const PATTERNS: [Pattern; 10] = [
     Pattern { name: "neutral element", test: activation::neutral },
+    Pattern { name: "rotary", test: rotary::rotary },
     Pattern { name: "layer_norm", test: norm::layer_norm },
     Pattern { name: "layer_norm without bias", test: norm::layer_norm_without_bias },
     Pattern { name: "rms_norm", test: norm::rms_norm },
@@ -57,6 +63,8 @@ pub struct Found {
     pub origin: Origin,
     /// Why it is no full match; `None` when it is one.
     pub near_miss: Option<String>,
+    /// Weights that were put in the clear. Whether they may be is known after labels only: whoever labels has to check.
+    pub published: Vec<String>,
 }
 
 /// Replaces every match and returns what was found. `weights` gives the data of initializers, for masks among them.
@@ -71,12 +79,15 @@ pub fn recognise(graph: &mut Graph, weights: &Weights) -> Result<Vec<Found>> {
                 continue;
             }
             let origin = graph.node(id)?.origin.clone();
+            let mut published = Vec::new();
             match (pattern.test)(graph, id, weights)? {
                 Match::No => continue,
                 Match::Near(why) => {
-                    near.push((id, Found { pattern: pattern.name, origin, near_miss: Some(why) }));
+                    near.push((id, Found { pattern: pattern.name, origin, near_miss: Some(why), published }));
                     continue;
                 }
+                Match::Seen => {}
+                Match::Published(tables) => published = tables,
                 Match::Yes(Op::Public(plain::Op::Identity), operands) => {
                     if let [same] = operands.as_slice() {
                         graph.replace_all_uses(id, *same)?;
@@ -87,7 +98,7 @@ pub fn recognise(graph: &mut Graph, weights: &Weights) -> Result<Vec<Found>> {
                     graph.replace_all_uses(id, new)?;
                 }
             }
-            found.push(Found { pattern: pattern.name, origin, near_miss: None });
+            found.push(Found { pattern: pattern.name, origin, near_miss: None, published });
         }
         graph.remove_dead();
         // A part of a full match may look like a near miss of its own.

@@ -57,6 +57,14 @@ impl Build {
 }
 
 fn weights(name: &str) -> Result<Tensor> {
+    let angle = |i: usize| (i / 4) as f32 * [1.0, 0.1, 1.0, 0.1][i % 4];
+    let table = |f: fn(f32) -> f32| Tensor::f32(&[6, 4], (0..24).map(|i| f(angle(i))).collect());
+    match name {
+        "cos" => return table(f32::cos),
+        "sin" => return table(f32::sin),
+        "noise" => return table(|x| x * x),
+        _ => {}
+    }
     let data = match name {
         "mask" => vec![0.0, f32::NEG_INFINITY, 0.0, -1e9],
         "bias" => vec![0.25, -0.5, 0.0, 1.0],
@@ -212,4 +220,63 @@ fn chosen_masks_and_guards() {
     let (left, found) = b.finish(y);
     assert_eq!(left, ["softmax", "is_nan", "where"]);
     assert_eq!(found[0].near_miss.as_deref(), Some("what it guards is no masked softmax"));
+}
+
+/// x [seq, 4] rotated, in pairs of halves or of neighbours, by tables of 6 rows at positions 0 to 5.
+fn rotated(neighbours: bool, swap: bool, cos: &str, sin: &str) -> (Vec<&'static str>, Vec<Found>) {
+    let mut b = Build::new();
+    let x = b.x;
+    let slice = |start: i64, len: i64, step: i64| Op::Slice {
+        axis: 1,
+        start: Dim::constant(start),
+        len: Dim::constant(len),
+        step,
+    };
+    let shape = |b: &Build, last: &[i64]| {
+        let mut shape = vec![b.g.shape(x)[0].clone()];
+        shape.extend(last.iter().map(|n| Dim::constant(*n)));
+        Op::Reshape { shape }
+    };
+    let turned = if neighbours {
+        let (even, odd) = (b.op(slice(0, 2, 2), &[x]), b.op(slice(1, 2, 2), &[x]));
+        let odd = b.op(Op::Neg, &[odd]);
+        let apart = shape(&b, &[2, 1]);
+        let (even, odd) = (b.op(apart.clone(), &[even]), b.op(apart, &[odd]));
+        let both = b.op(Op::Concat { axis: 2 }, &[odd, even]);
+        let whole = shape(&b, &[4]);
+        b.op(whole, &[both])
+    } else {
+        let (first, second) = (b.op(slice(0, 2, 1), &[x]), b.op(slice(2, 2, 1), &[x]));
+        let second = b.op(Op::Neg, &[second]);
+        b.op(Op::Concat { axis: 1 }, &[second, first])
+    };
+    let rows = plain::Op::Iota { start: Dim::constant(0), len: b.g.shape(x)[0].clone(), step: 1 };
+    let rows = b.g.add(Op::Public(rows), &[], Origin::default()).unwrap();
+    let mut table = |name: &str| {
+        let w = b.g.add_weight(name, false, vec![Dim::constant(6), Dim::constant(4)], Origin::default());
+        b.g.add(Op::Gather { axis: 0 }, &[w, rows], Origin::default()).unwrap()
+    };
+    let (c, s) = (table(cos), table(sin));
+    let straight = b.either(Op::Mul, x, c, swap);
+    let across = b.either(Op::Mul, turned, s, swap);
+    let y = b.either(Op::Add, straight, across, swap);
+    b.finish(y)
+}
+
+#[test]
+fn tables_of_rotary_embeddings_become_public() {
+    for (neighbours, swap) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (left, found) = rotated(neighbours, swap, "cos", "sin");
+        assert!(left.contains(&"gather"));
+        let rotary: Vec<_> = found.iter().filter(|f| f.pattern == "rotary").collect();
+        assert_eq!(rotary.len(), 1, "{found:?}");
+        assert_eq!(
+            (&rotary[0].near_miss, rotary[0].published.as_slice()),
+            (&None, ["cos".into(), "sin".into()].as_slice())
+        );
+        let (_, found) = rotated(neighbours, swap, "cos", "noise");
+        let rotary: Vec<_> = found.iter().filter(|f| f.pattern == "rotary").collect();
+        assert_eq!(rotary[0].near_miss.as_deref(), Some("its tables are not known to be cosines and sines"));
+        assert!(rotary[0].published.is_empty());
+    }
 }
