@@ -147,6 +147,16 @@ pub fn chebyshev_fit(even: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f6
     fit(t, degree, |x| (even(x), 1.0))
 }
 
+/// As [`chebyshev_fit`], where an error counts as much as `counts` says of its place in `(0, t)`.
+pub fn chebyshev_fit_weighted(
+    even: impl Fn(f64) -> f64,
+    counts: impl Fn(f64) -> f64,
+    t: f64,
+    degree: usize,
+) -> Vec<f64> {
+    fit(t, degree, |x| (even(x), counts(x)))
+}
+
 /// As [`chebyshev_fit`] for the series `p` that makes `x · p` nearest to an odd function.
 pub fn chebyshev_fit_odd(odd: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f64> {
     fit(t, degree, |x| (odd(x) / x, x))
