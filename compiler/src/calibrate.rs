@@ -14,18 +14,65 @@ use std::collections::BTreeMap;
 pub struct Ranges {
     /// Greatest absolute value.
     pub abs: BTreeMap<ValueId, f64>,
-    /// Root of the mean square.
-    pub rms: BTreeMap<ValueId, f64>,
     /// Least and greatest value.
     pub ends: BTreeMap<ValueId, (f64, f64)>,
     /// Least absolute value.
     pub least: BTreeMap<ValueId, f64>,
-    /// For a norm: least and greatest row statistic, eps included.
-    pub rows: BTreeMap<ValueId, (f64, f64)>,
+    /// How elements spread.
+    pub moments: BTreeMap<ValueId, Moments>,
+    /// For a norm: what was seen of its row statistic, eps included.
+    pub rows: BTreeMap<ValueId, Rows>,
     /// For a cache input: greatest absolute value of what continues it.
     pub states: BTreeMap<ValueId, f64>,
     /// Greatest absolute value of any private weight.
     pub private_weights: f64,
+}
+
+/// Count, sum and sum of squares of a sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moments {
+    /// Number of elements.
+    pub count: f64,
+    /// Their sum.
+    pub sum: f64,
+    /// Sum of their squares.
+    pub squares: f64,
+}
+
+impl Moments {
+    /// Adds one element.
+    pub fn add(&mut self, x: f64) {
+        self.count += 1.0;
+        self.sum += x;
+        self.squares += x * x;
+    }
+
+    /// Mean of the sample; 0 for an empty one.
+    pub fn mean(&self) -> f64 {
+        if self.count > 0.0 { self.sum / self.count } else { 0.0 }
+    }
+
+    /// Standard deviation of the sample; 0 for an empty one.
+    pub fn deviation(&self) -> f64 {
+        if self.count > 0.0 {
+            libm::sqrt((self.squares / self.count - self.mean() * self.mean()).max(0.0))
+        } else {
+            0.0
+        }
+    }
+}
+
+/// What was seen of a norm's row statistic: the mean of squares or the variance of a row, plus eps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rows {
+    /// Least.
+    pub low: f64,
+    /// Greatest.
+    pub high: f64,
+    /// Spread of its root.
+    pub root: Moments,
+    /// Spread of its natural logarithm.
+    pub log: Moments,
 }
 
 /// Inputs of one evaluation, by name.
@@ -51,17 +98,17 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
     for inputs in sets {
         visit(graph, weights, inputs, &mut |id, tensor| {
             let Data::F32(values) = tensor.data() else { return };
-            let finite = || values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v));
-            let max = finite().fold(0.0, |m: f64, v| m.max(v.abs()));
-            let rms = libm::sqrt(finite().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64);
-            widen(&mut ranges.abs, id, max);
-            for v in finite() {
+            let moments = ranges.moments.entry(id).or_default();
+            let mut max = 0.0f64;
+            for v in values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v)) {
+                max = max.max(v.abs());
+                moments.add(v);
                 let (low, high) = ranges.ends.entry(id).or_insert((v, v));
                 (*low, *high) = (low.min(v), high.max(v));
                 let least = ranges.least.entry(id).or_insert(v.abs());
                 *least = least.min(v.abs());
             }
-            widen(&mut ranges.rms, id, rms);
+            widen(&mut ranges.abs, id, max);
             if graph.node(id).is_ok_and(|n| n.owner == Owner::Server) {
                 ranges.private_weights = ranges.private_weights.max(max);
             }
@@ -69,8 +116,11 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
                 let width = tensor.shape().last().copied().unwrap_or(1).max(1);
                 for row in values.chunks_exact(width) {
                     let stat = row_statistic(row, centred) + eps;
-                    let (low, high) = ranges.rows.entry(norm).or_insert((stat, stat));
-                    (*low, *high) = (low.min(stat), high.max(stat));
+                    let (root, log) = (Moments::default(), Moments::default());
+                    let rows = ranges.rows.entry(norm).or_insert(Rows { low: stat, high: stat, root, log });
+                    (rows.low, rows.high) = (rows.low.min(stat), rows.high.max(stat));
+                    rows.root.add(libm::sqrt(stat));
+                    rows.log.add(libm::log(stat.max(f64::MIN_POSITIVE)));
                 }
             }
         })?;

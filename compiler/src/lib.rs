@@ -1,8 +1,10 @@
 //! ONNX in, plan out.
 
 pub mod assign_rotations;
+pub mod bounds;
 pub mod calibrate;
 pub mod client_region;
+pub mod egraph;
 pub mod expand;
 pub mod graph;
 pub mod import;
@@ -21,3 +23,4 @@ pub mod profile;
 pub mod published;
 pub mod reveal;
 pub mod savings;
+pub mod stand_in;

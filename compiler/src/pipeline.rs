@@ -1,17 +1,21 @@
 //! From a model file to a plan: the one place that knows the order of passes.
 
 use crate::assign_rotations::{Spread, assign_rotations};
-use crate::calibrate::{Inputs, Ranges, calibrate, complete_inputs, drawn_inputs};
+use crate::bounds::{MAX_FAILURE_LOG2, check_failure};
+use crate::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
+use crate::egraph::cost::Network;
+use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::ops::attention::ROTARY;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
-use crate::lower::{self, lower};
+use crate::lower::{self, Lowered, lower};
 use crate::onnx::Model;
 use crate::partition::partition;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
+use crate::passes::clamp::clamp;
 use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
@@ -19,9 +23,10 @@ use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::published::{MASK, check_published, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
 use crate::savings::{Pass, Passes, unpack_masks, widen};
+use crate::stand_in::StandIns;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
-use ombra_ir::plan::{ClientState, FileDigest, GraphInput, Plan};
+use ombra_ir::plan::{CalibratedOn, ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::{Diagnostic, Dim, Result, plan};
 use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,8 +47,18 @@ pub struct Options {
     pub f: u8,
     /// Calibration inputs; drawn if there are none. Masks, positions and caches have defaults.
     pub calibration: Vec<Inputs>,
+    /// The weights that calibration runs with.
+    pub calibrated_on: CalibratedOn,
+    /// Bits above the greatest value seen in calibration.
+    pub margin: u8,
+    /// Largest probability that an assumed bound fails in a step, as a power of two.
+    pub max_failure_log2: f64,
+    /// Whether hidden states are clamped to their bounds between layers.
+    pub clamp: bool,
     /// How roles are spread over parties.
     pub spread: Spread,
+    /// The network that rewriting chooses for.
+    pub network: Network,
     /// Passes that are applied: all of them, unless their savings are counted.
     pub passes: Passes,
 }
@@ -56,7 +71,12 @@ impl Default for Options {
             reveal: Vec::new(),
             f: 16,
             calibration: Vec::new(),
+            calibrated_on: CalibratedOn::Model,
+            margin: MARGIN,
+            max_failure_log2: MAX_FAILURE_LOG2,
+            clamp: false,
             spread: Spread::Fixed,
+            network: Network::WAN,
             passes: Passes::default(),
         }
     }
@@ -66,7 +86,7 @@ impl Default for Options {
 const DEFAULT_BATCH: u64 = 8;
 /// Greatest number of new or cached tokens where the user gives none.
 const DEFAULT_LENGTH: u64 = 2048;
-/// Bits above the greatest value seen in calibration.
+/// Bits above the greatest value seen in calibration, where the user gives none.
 const MARGIN: u8 = 3;
 /// Tokens of a drawn calibration prompt.
 const DRAWN_LENGTH: u64 = 32;
@@ -97,6 +117,8 @@ pub struct Compiled {
     pub client_model: Option<ModelProto>,
     /// Owners of weights.
     pub labels: Labels,
+    /// What rewriting did and refused.
+    pub rewrites: Vec<Rewrite>,
 }
 
 /// Reads a model into the graph, recognises patterns and assigns owners.
@@ -149,11 +171,11 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
-    let Program { plan, lowered, graph, labels } = program(model, base, options)?;
+    let Program { plan, lowered, graph, labels, rewrites } = program(model, base, options)?;
     let client_model = client_region::build(model, &graph, &plan.module, &labels).map_err(one)?;
     ombra_ir::verify::verify(&plan.module)?;
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
-    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph })
+    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph, rewrites })
 }
 
 /// A model's plan for its costs alone: without the client's region, and not for running.
@@ -172,9 +194,26 @@ struct Program {
     lowered: lower::Lowered,
     graph: Graph,
     labels: Labels,
+    rewrites: Vec<Rewrite>,
 }
 
-fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Program, Errors> {
+/// A model whose graph is rewritten, before norms are folded.
+pub struct Rewritten {
+    /// The graph, with owners.
+    pub graph: Graph,
+    /// Owners of weights.
+    pub labels: Labels,
+    /// Outputs to reveal: index in the graph's outputs, and what is revealed.
+    pub reveal: Vec<(usize, OutputKind)>,
+    /// What rewriting did and refused.
+    pub rewrites: Vec<Rewrite>,
+}
+
+/// Analyses a model, leaves out what the outputs do not need, and rewrites what remains.
+///
+/// # Errors
+/// Those of [`analyse`], and outputs that the model does not have.
+pub fn rewritten(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Rewritten, Errors> {
     let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
     let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
@@ -192,6 +231,19 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         }
     }
     assign_owners(&mut graph, owner);
+    // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
+    let mut rewrites = Vec::new();
+    if has(Pass::Rewrites) {
+        rewrites = rewrite(&mut graph, options.network, options.f).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
+    Ok(Rewritten { graph, labels, reveal, rewrites })
+}
+
+fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Program, Errors> {
+    let Rewritten { mut graph, labels, reveal, rewrites } = rewritten(model, base, options)?;
+    let has = |pass: Pass| options.passes.has(pass);
+    let owner = |name: &str| weight_owner(&labels, name);
     let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     if has(Pass::Norms) {
@@ -208,7 +260,21 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         }
         _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
     };
-    let ranges = calibrate(&graph, &weights, &sets).map_err(one)?;
+    let ranges = match (options.calibrated_on, base) {
+        (CalibratedOn::Model, _) => calibrate(&graph, &weights, &sets),
+        (CalibratedOn::Base, Some(base)) => {
+            let stand_ins = StandIns::new(model, base, &labels);
+            let mut ranges = calibrate(&graph, &|name: &str| stand_ins.load(name), &sets).map_err(one)?;
+            ranges.private_weights *= libm::ldexp(1.0, i32::from(options.margin));
+            Ok(ranges)
+        }
+        (CalibratedOn::Base, None) => Err(Diagnostic::input("E0573", "there is no base model to measure bounds on")
+            .note("expected --base with --calibrate-base")),
+    };
+    let mut ranges = ranges.map_err(one)?;
+    if options.clamp {
+        clamp(&mut graph, &mut ranges, options.margin).map_err(one)?;
+    }
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
@@ -221,7 +287,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         lower::Options {
             name: model.graph().name.clone(),
             f: options.f,
-            margin: MARGIN,
+            margin: options.margin,
             ranges: &ranges,
             statics: &statics,
             reveal,
@@ -229,13 +295,19 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
             defer: has(Pass::Sums),
         },
     )?;
+    if options.calibrated_on == CalibratedOn::Base {
+        check_weights(&lowered, &statics)?;
+    }
+    let failure = check_failure(&graph, &lowered.assumed, &ranges, options.max_failure_log2).map_err(one)?;
     let mut module = expand(&lowered.module).map_err(one)?;
     if !has(Pass::Widths) {
         module = widen(&module).map_err(one)?;
     }
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
-        failure_log2: failure_log2(&graph, &ranges),
+        failure_log2: failure,
+        calibrated_on: options.calibrated_on,
+        margin: options.margin,
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
         client_states: client_states_of(&graph).map_err(one)?,
@@ -249,7 +321,25 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         savings: Vec::new(),
         module,
     };
-    Ok(Program { plan, lowered, graph, labels })
+    Ok(Program { plan, lowered, graph, labels, rewrites })
+}
+
+/// Checks private weights against the bound that was measured on others.
+fn check_weights(lowered: &Lowered, value: &dyn Fn(ValueId) -> Result<Tensor>) -> std::result::Result<(), Errors> {
+    let mut errors = Vec::new();
+    for node in &lowered.module.ops {
+        let ombra_ir::op::Op::Weight { name } = &node.op else { continue };
+        let (Some((_, scale)), Some(&(v, _))) = (node.ty.as_ring(), lowered.weights.get(name)) else { continue };
+        let most = libm::ldexp(1.0, i32::from(node.ty.bound) - i32::from(scale));
+        let tensor = value(v).map_err(one)?;
+        if tensor.as_f32().map_err(one)?.iter().any(|x| f64::from(x.abs()) >= most) {
+            let message = format!("private weight `{name}` has values beyond {most}, the bound measured on the base");
+            errors.push(
+                Diagnostic::input("E0574", message).note("give a larger --margin, or leave out --calibrate-base"),
+            );
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 fn one(d: Diagnostic) -> Errors {
@@ -331,26 +421,6 @@ fn graph_inputs(graph: &Graph) -> Result<Vec<GraphInput>> {
         inputs.push(GraphInput { name: name.clone(), role, dtype: node.dtype, shape: node.shape.clone() });
     }
     Ok(inputs)
-}
-
-/// Exponent of probabilities that are told from zero no more.
-const LEAST_LOG2: f64 = -1000.0;
-
-/// Union bound over calibrated bounds, its exponent rounded up to a whole number, each value taken as sub-Gaussian with the spread that calibration measured:
-/// `P(|x| ≥ B) ≤ 2 exp(−(B/σ)²/2)` an element, at 2^20 elements a value.
-fn failure_log2(graph: &Graph, ranges: &Ranges) -> f64 {
-    let mut total = 0.0f64;
-    for (id, node) in graph.iter() {
-        let (Some(&max), Some(&rms)) = (ranges.abs.get(&id), ranges.rms.get(&id)) else { continue };
-        if node.owner != Owner::Secret || rms <= 0.0 {
-            continue;
-        }
-        let bound = libm::exp2(libm::floor(libm::log2(max)) + 1.0 + f64::from(MARGIN));
-        let sigmas = bound / rms;
-        total += libm::exp2(21.0 - sigmas * sigmas / 2.0 * std::f64::consts::LOG2_E);
-    }
-    // The measured spread stands in the plan as one whole number.
-    if total > 0.0 { libm::ceil(libm::log2(total)).max(LEAST_LOG2) } else { LEAST_LOG2 }
 }
 
 /// Raw little-endian `f32` values of a tensor.

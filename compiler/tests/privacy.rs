@@ -325,7 +325,6 @@ fn the_failure_probability_is_one_whole_number() {
 fn sizes_beyond_the_models_tables_are_refused() {
     let model = corpus("llama-torchscript-op17");
     let mut plan = compile(&model, None, &Options::default()).unwrap_or_else(|e| panic!("{e:?}")).plan;
-    println!("LIMITS {:?}", plan.limits);
     let seq = plan.module.dims.find("seq").unwrap();
     plan.limits.push((seq.into(), 20));
     assert_eq!(inspect(&plan, &[("seq".to_owned(), 20)].into()).unwrap().dims["seq"], 20);

@@ -40,6 +40,10 @@ pub struct Plan {
     pub limits: Vec<(Dim, u64)>,
     /// Logarithm to base 2 of the probability that any assumed bound fails in one step, as far as it can be bounded.
     pub failure_log2: f64,
+    /// What calibrated bounds were measured on.
+    pub calibrated_on: CalibratedOn,
+    /// Bits between the greatest value seen and a calibrated bound, beside rounding up to a power of two.
+    pub margin: u8,
     /// What changed the model's meaning, in words: approximations that were asked for.
     pub changes: Vec<String>,
     /// Who computes what, folded by layer and role.
@@ -170,6 +174,25 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+/// What calibrated bounds were measured on. They are public, as powers of two with a margin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CalibratedOn {
+    /// The model with its private weights: the bounds say how large its values are.
+    Model,
+    /// The base model's weights in place of private ones: the bounds say nothing about private weights.
+    Base,
+}
+
+impl CalibratedOn {
+    /// The word for it in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            CalibratedOn::Model => "model",
+            CalibratedOn::Base => "base",
+        }
     }
 }
 

@@ -157,6 +157,7 @@ fn apply(
         (Op::Tanh, [x]) => map(x, libm::tanhf),
         (Op::Sigmoid, [x]) => map(x, sigmoid),
         (Op::Erf, [x]) => map(x, libm::erff),
+        (Op::Clamp { low, high }, [x]) => map(x, |v| v.max(*low).min(*high)),
         (Op::Relu, [x]) => map(x, |v| if v.is_nan() { v } else { v.max(0.0) }),
         (Op::Silu, [x]) => map(x, |v| v * sigmoid(v)),
         (Op::Sign, [x]) => map(x, |v| if v == 0.0 { v } else { v.signum() }),

@@ -28,6 +28,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             | Op::Sigmoid
             | Op::Erf
             | Op::Relu
+            | Op::Clamp { .. }
             | Op::Gelu { .. }
             | Op::Silu
             | Op::Sign

@@ -130,6 +130,13 @@ pub enum Op {
     Erf,
     /// max(x, 0).
     Relu,
+    /// min(max(x, low), high).
+    Clamp {
+        /// Least result.
+        low: f32,
+        /// Greatest result, not below `low`.
+        high: f32,
+    },
     /// e^x.
     Exp,
     /// x·Φ(x), exactly or by the tanh approximation.
@@ -254,6 +261,7 @@ impl Op {
             Op::Sigmoid => "sigmoid",
             Op::Erf => "erf",
             Op::Relu => "relu",
+            Op::Clamp { .. } => "clamp",
             Op::Exp => "exp",
             Op::Gelu { .. } => "gelu",
             Op::Silu => "silu",
@@ -321,6 +329,7 @@ impl Op {
             | Op::Sigmoid
             | Op::Erf
             | Op::Relu
+            | Op::Clamp { .. }
             | Op::Gelu { .. }
             | Op::Silu
             | Op::Sign

@@ -85,6 +85,10 @@ pub struct Bounds {
     pub guarded: usize,
     /// Logarithm of the probability that a calibrated bound fails, under the stated assumption.
     pub failure_log2: f64,
+    /// What calibrated bounds were measured on: `model` or `base`.
+    pub calibrated_on: &'static str,
+    /// Bits between the greatest value seen and a calibrated bound.
+    pub margin: u8,
 }
 
 /// What one op costs.
@@ -282,6 +286,8 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             calibrated: count(BoundFrom::Calibrated),
             guarded: count(BoundFrom::Guarded),
             failure_log2: plan.failure_log2,
+            calibrated_on: plan.calibrated_on.name(),
+            margin: plan.margin,
         },
         network: network.map(|n| n.0.clone()),
         machine: conditions.profile.is_some(),

@@ -42,8 +42,8 @@ impl Report {
         let b = &self.bounds;
         let _ = writeln!(
             out,
-            "bounds  {} proven, {} calibrated, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
-            b.proven, b.calibrated, b.guarded, b.failure_log2
+            "bounds  {} proven, {} calibrated on the {} with {} bits of margin, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
+            b.proven, b.calibrated, b.calibrated_on, b.margin, b.guarded, b.failure_log2
         );
         let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
         let contents = match self.public_inputs.as_slice() {

@@ -96,7 +96,7 @@ pub fn label(tuned: &Model, base: Option<&Model>, overrides: &Overrides) -> Resu
     let kinds: BTreeSet<Kind> = tensors.iter().filter_map(|(_, tensor)| Kind::of(tensor)).collect();
     let integers = !overrides.integers.is_empty();
     let mut content = base.map(|base| Content::new(base, tensors_of(base, &|_| integers), kinds)).transpose()?;
-    let consumers = consumers(tuned);
+    let consumers = places(tuned);
     let mut labels = BTreeMap::new();
     for (name, tensor) in &tensors {
         let Some(kind) = Kind::of(tensor) else { continue };
@@ -171,7 +171,7 @@ fn collect_nodes<'a>(nodes: &'a [NodeProto], found: &mut Vec<(String, Cow<'a, Te
 }
 
 /// For each value the readable name of the first node that takes it, in the order of the graph.
-fn consumers(model: &Model) -> HashMap<&str, String> {
+pub fn places(model: &Model) -> HashMap<&str, String> {
     let mut map = HashMap::new();
     collect_consumers(&model.graph().node, &mut map);
     map

@@ -1,13 +1,16 @@
 //! Lowering of sums, products, movement, and of what is made of them.
 
 use super::quotient::is_fine;
-use super::{Lower, RING, magnitude_bits};
+use super::{Assumed, Lower, Quantity, RING, magnitude_bits};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
+
+/// The smallest power of 4 at which a norm's statistic still has its precision beside the largest.
+const LEAST_LOG4: i32 = -9;
 
 impl Lower<'_> {
     fn owner(&self, v: ValueId) -> Result<Owner> {
@@ -165,11 +168,23 @@ impl Lower<'_> {
 
     pub(super) fn norm(&mut self, v: ValueId, args: &[ValueId], eps: f32, centred: bool) -> Result<Id> {
         let x = self.shares(args[0])?;
-        let (low, high) = self.options.ranges.rows.get(&v).copied().unwrap_or((1e-3, 1e3));
-        // Two powers of 4 on either side of what calibration saw.
-        let min_log4 =
-            (libm::floor(libm::log2(low.max(f64::from(eps)).max(1e-12)) / 2.0) as i32 - 2).clamp(-20, 20) as i8;
-        let max_log4 = (libm::ceil(libm::log2(high.max(1e-9)) / 2.0) as i32 + 2).clamp(-19, 24) as i8;
+        let (low, high) = self.options.ranges.rows.get(&v).map_or((1e-3, 1e3), |rows| (rows.low, rows.high));
+        // The margin is one of `x`, so it is one power of 4 a bit for the statistic, on either side of what calibration
+        // saw. But the statistic is never below eps, where that is not too small for the ring.
+        let floor = |x: f64| libm::floor(libm::log2(x.max(1e-12)) / 2.0) as i32;
+        let margin = i32::from(self.options.margin);
+        let of_eps = floor(f64::from(eps));
+        let proven = of_eps >= LEAST_LOG4;
+        let min_log4 = if proven { of_eps } else { floor(low.max(f64::from(eps))) - margin }.clamp(-20, 20) as i8;
+        let max_log4 = (libm::ceil(libm::log2(high.max(1e-9)) / 2.0) as i32 + margin).clamp(-19, 24) as i8;
+        let rows = self.graph.shape(v).split_last().map_or(1.0, |(_, rows)| self.elements(rows));
+        self.norms.push(Assumed {
+            value: v,
+            quantity: Quantity::RowStatistic,
+            low: (!proven).then(|| libm::ldexp(1.0, 2 * i32::from(min_log4))),
+            high: libm::ldexp(1.0, 2 * i32::from(max_log4)),
+            elements: rows,
+        });
         let eps = eps.to_bits();
         let op =
             if centred { M::LayerNorm { eps, min_log4, max_log4 } } else { M::RmsNorm { eps, min_log4, max_log4 } };

@@ -9,6 +9,7 @@
 //! if that would need a truncation, from the untruncated sum, reshared.
 
 mod choice;
+mod clamp;
 mod facts;
 mod linear;
 mod publics;
@@ -57,6 +58,32 @@ pub struct Lowered {
     pub module: Module,
     /// Weights by name: the node that has their values, and who owns them.
     pub weights: BTreeMap<String, (ValueId, Owner)>,
+    /// What the program takes for granted, in order of values.
+    pub assumed: Vec<Assumed>,
+}
+
+/// What is assumed of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantity {
+    /// Of every element: its size.
+    Magnitude,
+    /// Of a norm: the statistic of every row, eps included.
+    RowStatistic,
+}
+
+/// An assumed range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assumed {
+    /// The value, or the norm.
+    pub value: ValueId,
+    /// What is bounded.
+    pub quantity: Quantity,
+    /// It is at least this; nothing is assumed without it.
+    pub low: Option<f64>,
+    /// It is less than this.
+    pub high: f64,
+    /// How many there are at the largest sizes of a step.
+    pub elements: f64,
 }
 
 /// Lowers the secret part of `graph`.
@@ -80,6 +107,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         signs: BTreeMap::new(),
         rings: BTreeMap::new(),
         differences: BTreeMap::new(),
+        norms: Vec::new(),
     };
     l.wants_settled = l.settled_wishes();
     let mut errors = Vec::new();
@@ -97,7 +125,8 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         return Err(errors);
     }
     l.finish().map_err(|d| vec![d])?;
-    Ok(Lowered { module: l.module, weights: l.weights })
+    let assumed = l.assumed();
+    Ok(Lowered { module: l.module, weights: l.weights, assumed })
 }
 
 /// Code of errors that follow from another one.
@@ -121,9 +150,40 @@ struct Lower<'a> {
     rings: BTreeMap<Id, Id>,
     /// Differences that were compared.
     differences: BTreeMap<(ValueId, ValueId), Id>,
+    norms: Vec<Assumed>,
 }
 
 impl Lower<'_> {
+    /// Calibrated bounds of the graph's values, the tighter one where a value has two forms, and ranges of norms.
+    fn assumed(&self) -> Vec<Assumed> {
+        let mut bounds: BTreeMap<ValueId, f64> = BTreeMap::new();
+        let encoded = self.encoded.iter().map(|((v, _), id)| (v, id));
+        for (&v, &id) in self.raw.iter().chain(&self.settled).chain(encoded) {
+            let ty = self.module.ty(id);
+            let Some((_, scale)) = ty.as_ring().filter(|_| ty.bound_from == BoundFrom::Calibrated) else { continue };
+            // The largest of the weights is known: nothing is assumed of them.
+            if matches!(self.module.node(id).op, M::Weight { .. } | M::PublicWeight { .. }) {
+                continue;
+            }
+            let most = libm::ldexp(1.0, i32::from(ty.bound) - i32::from(scale));
+            let entry = bounds.entry(v).or_insert(most);
+            *entry = entry.min(most);
+        }
+        let magnitudes = bounds.into_iter().map(|(value, high)| Assumed {
+            value,
+            quantity: Quantity::Magnitude,
+            low: None,
+            high,
+            elements: self.elements(self.graph.shape(value)),
+        });
+        magnitudes.chain(self.norms.iter().cloned()).collect()
+    }
+
+    /// Elements of a value at the largest sizes.
+    fn elements(&self, shape: &[Dim]) -> f64 {
+        shape.iter().map(|d| self.graph.dims.upper(d).map_or(1.0, |n| n as f64)).product()
+    }
+
     fn push(&mut self, v: ValueId, op: M, args: &[Id]) -> Result<Id> {
         let origin = self.origin(v);
         push(&mut self.module, op, args, None, origin)
@@ -194,10 +254,21 @@ impl Lower<'_> {
         if let Some(&id) = self.settled.get(&v).or_else(|| self.raw.get(&v)) {
             return Ok(id);
         }
-        if self.graph.node(v)?.owner != Owner::Secret {
-            return self.border(v);
+        match self.graph.node(v)?.owner {
+            Owner::Secret => {}
+            // What rewriting made of the client's values is no value of its model: it is computed on shares.
+            Owner::Client if self.is_unnamed(v) => {
+                self.secret(v)?;
+                return self.raw(v);
+            }
+            _ => return self.border(v),
         }
         Err(Diagnostic::unsupported(SKIPPED, "an operand has no lowering"))
+    }
+
+    /// Whether a value of the client is no value of its model, and is a product that shares can do.
+    fn is_unnamed(&self, v: ValueId) -> bool {
+        matches!(self.graph.op(v), Some(Op::MatMul)) && client_region::name_of(self.graph, v).is_none()
     }
 
     /// The settled form: shares at scale `f`.
@@ -366,6 +437,7 @@ impl Lower<'_> {
                 self.indicator(v, args[0])?
             }
             Op::Relu => self.relu(v, args[0])?,
+            Op::Clamp { low, high } => self.clamp(v, args[0], *low, *high)?,
             Op::Gelu { tanh } => self.unary(v, args[0], M::Gelu { tanh: *tanh })?,
             Op::Silu => self.unary(v, args[0], M::Silu)?,
             Op::Tanh => self.unary(v, args[0], M::Tanh)?,
@@ -426,7 +498,13 @@ impl Lower<'_> {
                 self.graph.node(*v).is_ok_and(|n| matches!(n.owner, Owner::Secret | Owner::Server | Owner::Client))
             };
             let all = match &node.op {
-                Op::MatMul | Op::Gelu { .. } | Op::Silu | Op::Relu | Op::RmsNorm { .. } | Op::LayerNorm { .. } => true,
+                Op::MatMul
+                | Op::Gelu { .. }
+                | Op::Silu
+                | Op::Relu
+                | Op::Clamp { .. }
+                | Op::RmsNorm { .. }
+                | Op::LayerNorm { .. } => true,
                 Op::MaskedSoftmax { .. } | Op::Softmax { .. } => true,
                 Op::Pow(p) => *p == 2.0,
                 Op::Tanh | Op::Sigmoid | Op::Erf | Op::Softplus | Op::Exp | Op::ReduceMax { .. } => true,

@@ -80,6 +80,7 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
             let sum = graph.add(Op::ReduceSum { axes, keepdims }, &args, inner)?;
             graph.add(Op::Div, &[sum, n], node.origin).map(Some)
         }
+        Op::Min => clipped(graph, id, (args[0], args[1]), node.origin),
         Op::Div => divided(graph, (args[0], args[1]), inner, node.origin),
         Op::Reciprocal => match secret_root(graph, args[0]) {
             Some(x) => graph.add(Op::Pow(-0.5), &[x], node.origin).map(Some),
@@ -88,6 +89,24 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
         Op::Pow(p) if p != 2.0 && p != -0.5 => power(graph, args[0], p, inner, node.origin).map(Some),
         _ => Ok(None),
     }
+}
+
+/// `min(max(x, low), high)` of two moderate constants as one clamp, whose comparisons do not wait for each other.
+fn clipped(graph: &mut Graph, id: ValueId, (a, b): (ValueId, ValueId), origin: Origin) -> Result<Option<ValueId>> {
+    const MODERATE: f32 = 4096.0;
+    let constant = |graph: &Graph, v: Option<ValueId>| {
+        let t = graph.constant(v?)?;
+        let one = *t.as_f32().ok().filter(|values| values.len() == 1)?.first()?;
+        (one.abs() <= MODERATE && t.rank() <= 1).then_some(one)
+    };
+    let (Some(Op::Max), Some(high)) = (graph.op(a), constant(graph, Some(b))) else { return Ok(None) };
+    let (x, low) = (graph.operand(a, 0), constant(graph, graph.operand(a, 1)));
+    let (Some(x), Some(low)) = (x, low) else { return Ok(None) };
+    let secret = graph.node(x)?.owner == Owner::Secret;
+    if low > high || !secret || graph.shape(x) != graph.shape(id) {
+        return Ok(None);
+    }
+    graph.add(Op::Clamp { low, high }, &[x], origin).map(Some)
 }
 
 /// A quotient whose divisor somebody knows, is a root, or divides a public value, as a product with an inverse.

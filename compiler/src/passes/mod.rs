@@ -1,6 +1,7 @@
 //! Passes over the typed graph, one a file. `pipeline.rs` knows their order.
 
 pub mod assign_owners;
+pub mod clamp;
 pub mod decompose;
 pub mod fold_norms;
 pub mod lift_reshapes;

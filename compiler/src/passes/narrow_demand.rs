@@ -133,6 +133,7 @@ fn request(graph: &Graph, id: ValueId, slot: usize, operand: ValueId, axis: usiz
         | Op::Sigmoid
         | Op::Erf
         | Op::Relu
+        | Op::Clamp { .. }
         | Op::Exp
         | Op::Gelu { .. }
         | Op::Silu

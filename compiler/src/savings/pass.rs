@@ -18,6 +18,8 @@ pub enum Pass {
     Packing,
     /// Sums of products are divided once, not every product.
     Sums,
+    /// Values are computed in the way that is cheapest among equal ones.
+    Rewrites,
     /// Scales and shifts of norms are folded into the weights that follow.
     Norms,
     /// Comparisons are as wide and rings as large as bounds demand.
@@ -28,8 +30,16 @@ pub enum Pass {
 
 impl Pass {
     /// All passes, in order.
-    pub const ALL: [Pass; 7] =
-        [Pass::Owners, Pass::Demand, Pass::Packing, Pass::Sums, Pass::Norms, Pass::Widths, Pass::Rotations];
+    pub const ALL: [Pass; 8] = [
+        Pass::Owners,
+        Pass::Demand,
+        Pass::Packing,
+        Pass::Sums,
+        Pass::Rewrites,
+        Pass::Norms,
+        Pass::Widths,
+        Pass::Rotations,
+    ];
 
     /// Name in reports.
     pub fn name(self) -> &'static str {
@@ -38,6 +48,7 @@ impl Pass {
             Pass::Demand => "demand narrowed",
             Pass::Packing => "causal packing",
             Pass::Sums => "one truncation a sum",
+            Pass::Rewrites => "algebra rewritten",
             Pass::Norms => "norms folded",
             Pass::Widths => "narrow rings and comparisons",
             Pass::Rotations => "rotated roles",

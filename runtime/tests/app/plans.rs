@@ -313,6 +313,8 @@ fn write(
         past: past.map(str::to_owned),
         limits: vec![],
         failure_log2: -50.0,
+        calibrated_on: ombra_ir::plan::CalibratedOn::Model,
+        margin: 3,
         changes: vec![],
         parts: vec![],
         savings: vec![],

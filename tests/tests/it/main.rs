@@ -1,5 +1,6 @@
 //! End-to-end tests and rules of the repository.
 
+mod bounds;
 mod damage;
 mod determinism;
 mod faults;
@@ -10,6 +11,7 @@ mod operators;
 mod plain;
 mod quality;
 mod repository;
+mod rewrites;
 mod savings;
 mod secrecy_of_files;
 mod secrecy_of_frames;

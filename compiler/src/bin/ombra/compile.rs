@@ -2,10 +2,12 @@
 
 use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::assign_rotations::Spread;
+use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::savings;
 use ombra_compiler::{inspect, npz, output};
+use ombra_ir::plan::CalibratedOn;
 use ombra_ir::{Diagnostic, text};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,10 +41,22 @@ pub struct CompileArgs {
     /// Inputs to measure bounds on, a `.npz` file for each set; repeatable. Bounds from them become public.
     #[arg(long, value_name = "FILE.npz")]
     calibrate: Vec<PathBuf>,
+    /// Measure bounds with the base model's weights in place of private ones: they then say nothing about those.
+    #[arg(long, requires = "base")]
+    calibrate_base: bool,
+    /// Clamp hidden states to their bounds between layers: outliers are cut off instead of wrapping around.
+    #[arg(long)]
+    clamp: bool,
+    /// Bits between the greatest value seen and a measured bound.
+    #[arg(long, default_value_t = 3, value_name = "BITS", value_parser = clap::value_parser!(u8).range(0..=16))]
+    margin: u8,
+    /// Largest probability, as a power of two, that a measured bound fails in a step.
+    #[arg(long, default_value_t = ombra_compiler::bounds::MAX_FAILURE_LOG2, value_name = "LOG2", allow_hyphen_values = true)]
+    max_failure: f64,
     /// A tokenizer to put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Print the program after a stage: graph, owners, lowered, expanded, scheduled.
+    /// Print the program after a stage: graph, owners, rewritten, lowered, expanded, scheduled.
     #[arg(long, value_name = "STAGE[=FILE]")]
     emit: Vec<String>,
     /// Count what each pass saves, in the plan and in the report: compiles the model once for each of them.
@@ -68,14 +82,27 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
         .collect();
     options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
+    options.margin = args.margin;
+    options.clamp = args.clamp;
+    options.max_failure_log2 = args.max_failure;
+    if args.calibrate_base {
+        options.calibrated_on = CalibratedOn::Base;
+    }
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
+    }
+    if let Some(network) = &args.network {
+        options.network = Network::parse(network).map_err(one)?;
     }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
         if matches!(stage, "graph" | "owners") {
             let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
             print_to(emit, &ombra_compiler::graph::print::print(&analysed.graph))?;
+        }
+        if stage == "rewritten" {
+            let rewritten = pipeline::rewritten(&model, base.as_ref(), &options)?;
+            print_to(emit, &ombra_compiler::graph::print::print(&rewritten.graph))?;
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
@@ -112,9 +139,10 @@ fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
     }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
-        if !["graph", "owners", "lowered", "expanded", "scheduled"].contains(&stage) {
+        if !["graph", "owners", "rewritten", "lowered", "expanded", "scheduled"].contains(&stage) {
             errors.push(
-                not_yet(&format!("--emit {stage}")).note("expected graph, owners, lowered, expanded or scheduled"),
+                not_yet(&format!("--emit {stage}"))
+                    .note("expected graph, owners, rewritten, lowered, expanded or scheduled"),
             );
         }
     }
@@ -146,6 +174,12 @@ fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect
         "plan_digest": digest,
         "weights": { "public": public, "private": compiled.labels.tensors.len() - public },
         "changes": compiled.plan.changes,
+        "bounds": {
+            "calibrated_on": compiled.plan.calibrated_on.name(),
+            "margin": compiled.plan.margin,
+            "failure_log2": compiled.plan.failure_log2,
+        },
+        "rewrites": compiled.rewrites,
         "cost": report,
     });
     let text = serde_json::to_string_pretty(&json).map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?;

@@ -7,7 +7,8 @@ use ombra_compiler::pipeline;
 /// Says for every node what it was recognised as, who owns it and where it will run.
 pub fn explain(args: &ModelArgs) -> Outcome {
     let (model, base) = read_models(args)?;
-    let analysed = pipeline::analyse(&model, base.as_ref(), &options(args))?;
+    let options = options(args);
+    let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
     let graph: &Graph = &analysed.graph;
     for id in graph.topological() {
         let node = graph.node(id).map_err(one)?;
@@ -34,6 +35,9 @@ pub fn explain(args: &ModelArgs) -> Outcome {
         if let Some(why) = &found.near_miss {
             println!("near miss: {} at {}: {why}", found.pattern, found.origin.node);
         }
+    }
+    for rewrite in pipeline::rewritten(&model, base.as_ref(), &options)?.rewrites {
+        print!("{}", rewrite.text());
     }
     Ok(())
 }

@@ -1,0 +1,193 @@
+//! Algebra that moves work out of MPC or makes it cheaper.
+//!
+//! Every layer's secret part becomes an e-graph, rules add what its values equal, and the cheapest program is taken out
+//! again, with costs of the setting and the network. Equal layers are solved once. Values keep their shapes and names,
+//! nothing is computed by the client that was not, and no owner rises: a rule only rearranges what a value is computed
+//! from. What the rules did, and what they refused and why, goes into the report.
+//!
+//! Matching and union are egg's; rounds of rules, prices and extraction are ours: `saturate.rs`, `cost.rs`,
+//! `extract.rs`. Nothing depends on time, on the order of hashes or on the names of values.
+
+pub mod cost;
+mod extract;
+mod language;
+mod region;
+pub mod rules;
+#[cfg(test)]
+mod sampling;
+mod saturate;
+#[cfg(test)]
+mod tests;
+
+use crate::graph::Graph;
+use cost::{Costs, Network};
+use extract::{Choice, Problem};
+use language::{EGraph, Expr, Head};
+use ombra_ir::{Diagnostic, Result};
+use region::{Outside, Region, Solution};
+use rules::RULES;
+use saturate::Saturated;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use extract::Price;
+
+/// What rewriting did to one kind of region.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rewrite {
+    /// The layers of this form; empty for what belongs to none.
+    pub layers: Vec<u32>,
+    /// Nodes of one region.
+    pub nodes: usize,
+    /// Terms when saturation ended.
+    pub terms: usize,
+    /// Rounds of all rules.
+    pub iterations: usize,
+    /// Why saturation ended.
+    pub stop: &'static str,
+    /// Rules whose terms are in the program, and how many.
+    pub applied: BTreeMap<&'static str, usize>,
+    /// Bytes of the reference session before, rounds and work counted as bytes; see `cost.rs`.
+    pub before: f64,
+    /// The same after.
+    pub after: f64,
+    /// What was recognised and refused.
+    pub near: Vec<NearMiss>,
+}
+
+/// A pattern that was recognised and refused.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct NearMiss {
+    /// The rule.
+    pub rule: &'static str,
+    /// The ONNX node.
+    pub node: String,
+    /// Why.
+    pub why: String,
+}
+
+impl Rewrite {
+    /// Some lines for people.
+    pub fn text(&self) -> String {
+        let layers = match self.layers.as_slice() {
+            [] => "outside layers".to_string(),
+            [layer] => format!("layer {layer}"),
+            layers => format!("layers {}", layers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+        };
+        let Rewrite { nodes, terms, iterations, stop, .. } = self;
+        let mut text = format!("rewriting {layers}: {nodes} nodes, {terms} terms, {stop} after {iterations} rounds");
+        for (rule, count) in &self.applied {
+            text += &format!("; {rule} {count} times");
+        }
+        text += "\n";
+        for NearMiss { rule, node, why } in &self.near {
+            text += &format!("near miss: {rule} at {node}: {why}\n");
+        }
+        text
+    }
+}
+
+/// Rewrites the secret part of a graph whose owners are known. Owners have to be assigned anew.
+///
+/// # Errors
+/// An internal error when two values of different types are taken for equal.
+pub fn rewrite(graph: &mut Graph, network: Network, f: u8) -> Result<Vec<Rewrite>> {
+    let mut costs = Costs::new(&graph.dims, network, f);
+    let outside = Outside::new(graph);
+    let mut solved: BTreeMap<String, (Option<Solution>, usize)> = BTreeMap::new();
+    let mut reports: Vec<Rewrite> = Vec::new();
+    let mut replaced = BTreeMap::new();
+    for region in region::regions(graph)? {
+        let terms = region::terms(graph, &outside, &region, &replaced)?;
+        if let Some((solution, report)) = solved.get(&terms.signature) {
+            if let Some(solution) = solution {
+                region::apply(graph, &region, solution, &mut replaced)?;
+            }
+            reports[*report].layers.extend(region.layer);
+            continue;
+        }
+        let (solution, report) = solve(graph, &region, terms.egraph, &terms.classes, &mut costs)?;
+        if let Some(solution) = &solution {
+            region::apply(graph, &region, solution, &mut replaced)?;
+        }
+        solved.insert(terms.signature, (solution, reports.len()));
+        reports.push(report);
+    }
+    graph.remove_dead();
+    Ok(reports)
+}
+
+/// Solves one region; no solution where the program stays as it was.
+fn solve(
+    graph: &Graph,
+    region: &Region,
+    mut egraph: EGraph,
+    classes: &[egg::Id],
+    costs: &mut Costs,
+) -> Result<(Option<Solution>, Rewrite)> {
+    let originals: BTreeSet<Expr> = egraph.nodes().iter().filter(|n| matches!(n.head, Head::Op(_))).cloned().collect();
+    let Saturated { stop, iterations, made, near } = saturate::saturate(&mut egraph, &|_| true);
+    if let Some(clash) = &egraph.analysis.clash {
+        return Err(Diagnostic::internal("E0290", format!("a rewriting rule is wrong: {clash}")));
+    }
+    let (problem, numbers) = region::problem(&egraph, region, classes, &originals, &made);
+    let class_of: Vec<usize> = classes.iter().filter_map(|&id| numbers.get(&egraph.find(id)).copied()).collect();
+    let circular = || Diagnostic::internal("E0290", "a region of the graph depends on itself");
+    let (choice, before, after) = problem.solve(costs).ok_or_else(circular)?;
+    let solution = region::solution(&problem, &choice, region, &class_of).filter(Solution::is_new);
+    let node = |class: usize| {
+        let place = problem.classes[class].facts.origin.unwrap_or(0);
+        region.nodes.get(place as usize).and_then(|&id| graph.node(id).ok()).map(|n| n.origin.node.clone())
+    };
+    let mut misses: BTreeSet<NearMiss> = BTreeSet::new();
+    for (id, rule, why) in near {
+        let Some(&class) = numbers.get(&egraph.find(id)) else { continue };
+        misses.insert(NearMiss { rule: RULES[rule].name, node: node(class).unwrap_or_default(), why });
+    }
+    for (class, rule, why) in refused(&problem, &choice, &after, costs) {
+        misses.insert(NearMiss { rule: RULES[rule].name, node: node(class).unwrap_or_default(), why });
+    }
+    let mut applied: BTreeMap<&'static str, usize> = BTreeMap::new();
+    for class in problem.order(&choice).unwrap_or_default() {
+        if let Some(rule) = problem.classes[class].terms[choice[class]].rule {
+            *applied.entry(RULES[rule].name).or_default() += 1;
+        }
+    }
+    let report = Rewrite {
+        layers: region.layer.into_iter().collect(),
+        nodes: region.nodes.len(),
+        terms: egraph.total_number_of_nodes(),
+        iterations,
+        stop: stop.name(),
+        applied,
+        before: before.total,
+        after: after.total,
+        near: misses.into_iter().collect(),
+    };
+    Ok((solution, report))
+}
+
+/// Rules whose terms would be chosen if rounds cost nothing, where they are the point of the rule.
+fn refused(problem: &Problem, choice: &Choice, best: &Price, costs: &mut Costs) -> Vec<(usize, usize, String)> {
+    let Some((other, ..)) = problem.solve(&mut costs.without_latency()) else { return Vec::new() };
+    let Some(price) = problem.price(&other, costs).filter(|p| p.total > best.total) else { return Vec::new() };
+    let order = problem.order(&other).unwrap_or_default();
+    let changed = order.into_iter().filter(|&class| other[class] != choice[class]);
+    let found = changed.filter_map(|class| Some((class, problem.classes[class].terms[other[class]].rule?)));
+    found.filter(|&(_, rule)| RULES[rule].reported).map(|(class, rule)| (class, rule, dearer(best, &price))).collect()
+}
+
+/// Why a program is refused.
+fn dearer(best: &Price, other: &Price) -> String {
+    let rounds = |p: &Price| p.rounds.iter().sum::<u32>();
+    let more = |a: f64, b: f64| if b > a { "more" } else { "fewer" };
+    format!(
+        "the layer would take {} {} rounds and {:.0} {} bytes in the reference steps, and {:.0} {} bytes to share weights",
+        rounds(other).abs_diff(rounds(best)),
+        more(rounds(best).into(), rounds(other).into()),
+        (other.bytes - best.bytes).abs(),
+        more(best.bytes, other.bytes),
+        (other.setup - best.setup).abs(),
+        more(best.setup, other.setup)
+    )
+}

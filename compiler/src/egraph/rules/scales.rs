@@ -1,0 +1,164 @@
+//! Factors moved to where they cost nothing.
+
+use super::products::keeps_precision;
+use super::{Finding, Rule, View, is_add, is_matmul, is_mul};
+use crate::egraph::language::Tree;
+use crate::graph::{Op, Owner};
+use egg::Id;
+use ombra_ir::Dim;
+
+/// (X ∘ v)·W = X·(vᵀ ∘ W), where whoever knows W knows v: a secret product or a public factor less.
+pub const ROWS: Rule = Rule {
+    name: "scaled rows",
+    equation: "(X ∘ v)·W = X·(vᵀ ∘ W)",
+    tolerance: 1e-4,
+    reported: true,
+    find: |view, class| {
+        let mut found = Vec::new();
+        for (_, y, w) in view.pairs(class, is_matmul) {
+            if view.owner(class) != Owner::Secret || !view.is_known_matrix(w) {
+                continue;
+            }
+            for (x, v) in view.unordered(y, is_mul) {
+                let Some(width) = vector(view, v) else { continue };
+                if view.shape(x) != view.shape(y) || view.shape(w).first() != Some(&width) {
+                    continue;
+                }
+                match takes(view, w, v) {
+                    Ok(()) => {
+                        let column = Tree::unary(Op::Reshape { shape: vec![width, Dim::constant(1)] }, v);
+                        let scaled = Tree::binary(Op::Mul, w, column);
+                        found.push(Finding::Equal(Tree::binary(Op::MatMul, x, scaled)));
+                    }
+                    Err(why) => found.push(Finding::Near(why)),
+                }
+            }
+        }
+        found
+    },
+};
+
+/// (X·W) ∘ v = X·(W ∘ v), where whoever knows W knows v.
+pub const COLUMNS: Rule = Rule {
+    name: "scaled columns",
+    equation: "(X·W) ∘ v = X·(W ∘ v)",
+    tolerance: 1e-4,
+    reported: true,
+    find: |view, class| {
+        let mut found = Vec::new();
+        if view.owner(class) != Owner::Secret {
+            return found;
+        }
+        for (y, v) in view.unordered(class, is_mul) {
+            let Some(width) = vector(view, v) else { continue };
+            if view.shape(y) != view.shape(class) {
+                continue;
+            }
+            for (_, x, w) in view.pairs(y, is_matmul) {
+                if !view.is_known_matrix(w) || view.shape(w).last() != Some(&width) {
+                    continue;
+                }
+                match takes(view, w, v) {
+                    Ok(()) => {
+                        let row = Tree::unary(Op::Reshape { shape: vec![width.clone()] }, v);
+                        let scaled = Tree::binary(Op::Mul, w, row);
+                        found.push(Finding::Equal(Tree::binary(Op::MatMul, x, scaled)));
+                    }
+                    Err(why) => found.push(Finding::Near(why)),
+                }
+            }
+        }
+        found
+    },
+};
+
+/// (x ∘ c) ∘ d = x ∘ (c ∘ d), where c and d are both public, or both the server's.
+pub const FACTORS: Rule = Rule {
+    name: "factors of one owner",
+    equation: "(x ∘ c) ∘ d = x ∘ (c ∘ d)",
+    tolerance: 1e-5,
+    reported: false,
+    find: |view, class| {
+        let mut found = Vec::new();
+        if view.owner(class) != Owner::Secret {
+            return found;
+        }
+        for (y, d) in view.unordered(class, is_mul) {
+            for (x, c) in view.unordered(y, is_mul) {
+                let both = match (view.scalar(c), view.scalar(d)) {
+                    (Some(c), Some(d)) => Tree::scalar(c * d),
+                    _ if one_owner(view, c, d) => Tree::binary(Op::Mul, c, d),
+                    _ => continue,
+                };
+                found.push(Finding::Equal(Tree::binary(Op::Mul, x, both)));
+            }
+        }
+        found
+    },
+};
+
+/// s·M(x) = M(s·x) for a scalar s and a movement M.
+pub const MOVED: Rule = Rule {
+    name: "scaled movement",
+    equation: "s·M(x) = M(s·x)",
+    tolerance: 1e-6,
+    reported: false,
+    find: |view, class| {
+        let mut found = Vec::new();
+        for (y, s) in view.unordered(class, is_mul) {
+            if view.scalar(s).is_none() {
+                continue;
+            }
+            for (op, x) in view.singles(y, |op| matches!(op, Op::Transpose { .. } | Op::Reshape { .. })) {
+                found.push(Finding::Equal(Tree::unary(op.clone(), Tree::binary(Op::Mul, x, s))));
+            }
+        }
+        found
+    },
+};
+
+/// s·(a + b) = s·a + s·b for a scalar s and b known before a run.
+pub const SUM: Rule = Rule {
+    name: "scaled sum",
+    equation: "s·(a + b) = s·a + s·b",
+    tolerance: 1e-5,
+    reported: false,
+    find: |view, class| {
+        let mut found = Vec::new();
+        for (y, s) in view.unordered(class, is_mul) {
+            if view.scalar(s).is_none_or(|k| !keeps_precision(k)) && view.owner(class) == Owner::Secret {
+                continue;
+            }
+            for (a, b) in view.unordered(y, is_add) {
+                if view.scalar(s).is_some() && view.facts(b).fixed && view.shape(a) == view.shape(y) {
+                    let scaled = |x: Id| Tree::binary(Op::Mul, x, s);
+                    found.push(Finding::Equal(Tree::binary(Op::Add, scaled(a), scaled(b))));
+                }
+            }
+        }
+        found
+    },
+};
+
+/// The size of a vector along the last axis, of two elements or more, known before a run.
+fn vector(view: &View, class: Id) -> Option<Dim> {
+    let (last, before) = view.shape(class).split_last()?;
+    let known = view.facts(class).fixed && matches!(view.owner(class), Owner::Public | Owner::Server);
+    (known && before.iter().all(|d| d.is(1)) && last.as_constant().is_some_and(|n| n > 1)).then(|| last.clone())
+}
+
+/// Whether the weight may take the factor.
+fn takes(view: &View, w: Id, v: Id) -> Result<(), String> {
+    if view.owner(w).join(view.owner(v)) != view.owner(w) {
+        return Err("a private scale would make the product with a public weight a secret one".into());
+    }
+    if view.facts(w).tied {
+        return Err("the weight is tied to the private embedding table, and a scaled copy would be shared twice".into());
+    }
+    Ok(())
+}
+
+fn one_owner(view: &View, c: Id, d: Id) -> bool {
+    let (a, b) = (view.facts(c), view.facts(d));
+    a.owner == b.owner && (a.owner == Owner::Public || a.owner == Owner::Server && a.fixed && b.fixed)
+}

@@ -1,0 +1,143 @@
+//! What is chosen: comparisons shared, public parts out of MPC, equal layers once, the same program every time.
+
+use super::cost::Network;
+use super::sampling::Draw;
+use super::{Rewrite, rewrite};
+use crate::graph::{Graph, Op, Owner, ValueId, print};
+
+/// Rounds cost nothing.
+const IMMEDIATE: Network = Network { bytes_per_s: 25e6, latency_s: 0.0 };
+
+fn rewritten(draw: &Draw, network: Network) -> (Graph, Vec<Rewrite>) {
+    let mut graph = draw.graph.clone();
+    let reports = rewrite(&mut graph, network, 16).unwrap();
+    assert!(reports.iter().all(|r| r.after <= r.before), "{reports:?}");
+    (graph, reports)
+}
+
+fn count(graph: &Graph, of: impl Fn(&Op) -> bool) -> usize {
+    graph.iter().filter(|(_, n)| of(&n.op)).count()
+}
+
+fn comparisons(graph: &Graph) -> usize {
+    count(graph, |op| matches!(op, Op::Relu | Op::Max | Op::Min))
+}
+
+fn applied(reports: &[Rewrite], rule: &str) -> usize {
+    reports.iter().filter_map(|r| r.applied.get(rule)).sum()
+}
+
+#[test]
+fn both_signs_share_one_comparison() {
+    let mut d = Draw::new(1);
+    let x = d.secret(&[40, 8]);
+    let minus = d.op(Op::Neg, &[x]);
+    for value in [x, minus] {
+        let y = d.op(Op::Relu, &[value]);
+        d.output(y);
+    }
+    let (graph, reports) = rewritten(&d, Network::WAN);
+    assert_eq!(comparisons(&graph), 1, "{}", print::print(&graph));
+    assert_eq!(applied(&reports, "negated comparison"), 1);
+}
+
+#[test]
+fn greatest_and_least_of_a_pair_share_one_comparison() {
+    let mut d = Draw::new(2);
+    let (a, b) = (d.secret(&[40, 8]), d.secret(&[40, 8]));
+    for (op, args) in [(Op::Max, [a, b]), (Op::Min, [b, a])] {
+        let y = d.op(op, &args);
+        d.output(y);
+    }
+    let (graph, _) = rewritten(&d, Network::WAN);
+    assert_eq!(comparisons(&graph), 1, "{}", print::print(&graph));
+}
+
+#[test]
+fn what_is_public_leaves_the_sum() {
+    let mut d = Draw::new(3);
+    let x = d.secret(&[40, 8]);
+    let (p, q) = (d.weight(Owner::Public, &[40, 8]), d.weight(Owner::Public, &[8]));
+    let y = d.op(Op::Add, &[x, p]);
+    let y = d.op(Op::Add, &[q, y]);
+    d.output(y);
+    let (graph, reports) = rewritten(&d, IMMEDIATE);
+    assert_eq!(graph.iter().filter(|(_, n)| n.owner == Owner::Secret && n.op == Op::Add).count(), 1);
+    assert_eq!(applied(&reports, "known terms"), 1);
+}
+
+/// x·(W + B·A) with an adapter of rank `r` to a square matrix, in layer `layer`.
+fn adapted(d: &mut Draw, x: ValueId, size: i64, r: i64, layer: u32) -> ValueId {
+    let w = d.weight(Owner::Public, &[size, size]);
+    let (a, b) = (d.weight(Owner::Server, &[size, r]), d.weight(Owner::Server, &[r, size]));
+    let delta = d.op(Op::MatMul, &[a, b]);
+    let sum = d.op(Op::Add, &[w, delta]);
+    let y = d.op(Op::MatMul, &[x, sum]);
+    for id in [delta, sum, y] {
+        d.graph.node_mut(id).unwrap().origin.layer = Some(layer);
+    }
+    y
+}
+
+#[test]
+fn equal_layers_are_solved_once() {
+    let mut d = Draw::new(4);
+    let mut x = d.secret(&[4, 64]);
+    for layer in 0..5 {
+        x = adapted(&mut d, x, 64, 4, layer);
+    }
+    d.output(x);
+    let (graph, reports) = rewritten(&d, IMMEDIATE);
+    assert_eq!(reports.iter().map(|r| r.layers.clone()).collect::<Vec<_>>(), [vec![0, 1, 2, 3, 4]]);
+    let products = |graph: &Graph| graph.iter().filter(|(_, n)| n.op == Op::MatMul && n.owner == Owner::Secret).count();
+    assert_eq!(products(&graph), 15, "three in each layer");
+}
+
+#[test]
+fn thick_adapters_and_slow_networks_leave_them_whole() {
+    let thick = |r: i64, network| {
+        let mut d = Draw::new(5);
+        let x = d.secret(&[4, 64]);
+        let y = adapted(&mut d, x, 64, r, 0);
+        d.output(y);
+        rewritten(&d, network).1
+    };
+    let near = &thick(40, IMMEDIATE)[0].near;
+    assert!(near.iter().any(|n| n.why.contains("rank 40") && n.why.contains("break-even rank of 32")), "{near:?}");
+    assert_eq!(applied(&thick(4, IMMEDIATE), "product of a sum"), 1);
+    let slow = thick(4, Network::WAN);
+    assert_eq!(applied(&slow, "product of a sum"), 0);
+    assert!(slow[0].near.iter().any(|n| n.why.contains("more rounds")), "{:?}", slow[0].near);
+}
+
+#[test]
+fn the_same_graph_gives_the_same_program() {
+    let once = || {
+        let mut d = Draw::new(6);
+        let mut x = d.secret(&[4, 32]);
+        for layer in 0..3 {
+            let y = adapted(&mut d, x, 32, 2, layer);
+            let r = d.op(Op::Relu, &[y]);
+            let n = d.op(Op::Neg, &[y]);
+            let s = d.op(Op::Relu, &[n]);
+            x = d.op(Op::Add, &[r, s]);
+        }
+        d.output(x);
+        let (graph, reports) = rewritten(&d, IMMEDIATE);
+        (print::print(&graph), format!("{reports:?}"))
+    };
+    let first = once();
+    for _ in 0..3 {
+        assert!(once() == first);
+    }
+}
+
+#[test]
+fn networks_are_read() {
+    assert_eq!(Network::parse("wan").unwrap(), Network::WAN);
+    let network = Network::parse("1Gbps,2ms").unwrap();
+    assert_eq!((network.bytes_per_s, network.latency_s), (125e6, 0.001));
+    for wrong in ["", "none", "1Gbps", "0Gbps,1ms", "NaNGbps,1ms", "1Gbps,20s", "1Gbps,-1ms"] {
+        assert!(Network::parse(wrong).is_err(), "{wrong}");
+    }
+}

@@ -1,0 +1,176 @@
+//! Rewriting on whole models: the same values, adapters taken apart, nothing dearer.
+
+use ombra_compiler::egraph::cost::Network;
+use ombra_compiler::graph::eval::evaluate;
+use ombra_compiler::import::load_weight;
+use ombra_compiler::inspect::{Report, inspect};
+use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::{Compiled, Options, compile, rewritten};
+use ombra_compiler::reveal::Reveal;
+use ombra_compiler::savings::Passes;
+use ombra_ir::Diagnostic;
+use ombra_ir::op::Op;
+use ombra_tests::corpus::{self, selected};
+use ombra_tests::logits::max_error;
+use ombra_tests::plain;
+use onnx_protobuf::NodeProto;
+use std::collections::BTreeMap;
+
+/// A network on which rounds cost nothing: what is thin is taken apart however small the model is.
+const IMMEDIATE: Network = Network { bytes_per_s: 25e6, latency_s: 0.0 };
+
+fn show(errors: Vec<Diagnostic>) -> String {
+    errors.iter().map(|e| format!("{e}\n")).collect()
+}
+
+/// Passes up to rewriting, and with it.
+fn before_and_after() -> [Passes; 2] {
+    let count = (0..).find(|&n| Passes::first(n).has(ombra_compiler::savings::Pass::Rewrites)).expect("it is a pass");
+    [Passes::first(count - 1), Passes::first(count)]
+}
+
+#[test]
+fn rewritten_graphs_of_the_corpus_have_the_same_values() {
+    for (name, base) in selected() {
+        let model = corpus::model(name).expect("the model is bundled");
+        let base = base.map(|b| corpus::model(b).expect("the base is bundled"));
+        let weights = |tensor: &str| load_weight(&model, tensor);
+        let inputs: BTreeMap<_, _> =
+            corpus::test_set(name, 0).expect("the test set is bundled").inputs.into_iter().collect();
+        let options = Options { reveal: vec![Reveal::Output("logits".into())], ..Options::default() };
+        let [before, after] = before_and_after();
+        let graph = |passes: &Passes, network| {
+            let options = Options { passes: passes.clone(), network, ..options.clone() };
+            rewritten(&model, base.as_ref(), &options).map_err(show).unwrap_or_else(|e| panic!("{name}: {e}"))
+        };
+        let want = evaluate(&graph(&before, IMMEDIATE).graph, &weights, &inputs).expect("the graph can be evaluated");
+        for network in [IMMEDIATE, Network::LAN, Network::WAN] {
+            let rewritten = graph(&after, network);
+            let got = evaluate(&rewritten.graph, &weights, &inputs).expect("the graph can be evaluated");
+            for (want, got) in want.iter().zip(&got) {
+                let (want, got) = (want.as_f32().expect("floats"), got.as_f32().expect("floats"));
+                let greatest = want.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+                let worst = want.iter().zip(got).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(worst <= 1e-4 * greatest, "{name}: {worst} of {greatest}");
+            }
+            for report in &rewritten.rewrites {
+                assert!(report.after <= report.before, "{name}: {report:?}");
+            }
+        }
+    }
+}
+
+/// The model with its adapters merged at run time: `x·W + s·((x·A)·B)` becomes `x·(W + s·(A·B))`; returns how many.
+fn merged(model: &Model) -> (Model, usize) {
+    let mut proto = model.proto.clone();
+    let graph = proto.graph.as_mut().expect("the model has a graph");
+    let by_output: BTreeMap<String, NodeProto> =
+        graph.node.iter().flat_map(|n| n.output.iter().map(|o| (o.clone(), n.clone()))).collect();
+    let made_by = |value: &str, op: &str| by_output.get(value).filter(|n| n.op_type == op);
+    let mut count = 0;
+    for at in (0..graph.node.len()).rev() {
+        let sum = graph.node[at].clone();
+        let found = (|| {
+            let plain = made_by(&sum.input.first()?.clone(), "MatMul")?;
+            let scaled = made_by(sum.input.get(1)?, "Mul")?;
+            let second = made_by(&scaled.input[0], "MatMul")?;
+            let first = made_by(&second.input[0], "MatMul")?;
+            (sum.op_type == "Add" && first.input[0] == plain.input[0]).then_some((plain, scaled, second, first))
+        })();
+        let Some((plain, scaled, second, first)) = found else { continue };
+        count += 1;
+        let node = |op: &str, inputs: [&str; 2], output: &str| NodeProto {
+            op_type: op.into(),
+            name: format!("{}_{op}", sum.name),
+            input: inputs.iter().map(|s| s.to_string()).collect(),
+            output: vec![output.into()],
+            ..Default::default()
+        };
+        let of = |part: &str| format!("{}.{part}", sum.output[0]);
+        let new = [
+            node("MatMul", [&first.input[1], &second.input[1]], &of("delta")),
+            node("Mul", [&of("delta"), &scaled.input[1]], &of("scaled")),
+            node("Add", [&plain.input[1], &of("scaled")], &of("weight")),
+            NodeProto { name: sum.name.clone(), ..node("MatMul", [&plain.input[0], &of("weight")], &sum.output[0]) },
+        ];
+        graph.node.splice(at..=at, new);
+    }
+    loop {
+        let used: std::collections::BTreeSet<String> = graph
+            .node
+            .iter()
+            .flat_map(|n| n.input.iter().cloned())
+            .chain(graph.output.iter().map(|o| o.name.clone()))
+            .collect();
+        let before = graph.node.len();
+        graph.node.retain(|n| n.output.iter().any(|o| used.contains(o)));
+        if graph.node.len() == before {
+            break;
+        }
+    }
+    (Model::from_proto(proto, &model.path).expect("the model is valid"), count)
+}
+
+fn compiled(model: &Model, base: &Model, network: Network) -> Compiled {
+    let options = Options { reveal: vec![Reveal::Output("logits".into())], network, ..Options::default() };
+    compile(model, Some(base), &options).map_err(show).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn costs(compiled: &Compiled, seq: u64, past: u64) -> Report {
+    let sizes = BTreeMap::from([("seq".to_owned(), seq), ("past".to_owned(), past)]);
+    inspect(&compiled.plan, &sizes).expect("the sizes are the plan's")
+}
+
+fn check_logits(name: &str, compiled: &Compiled, model: &Model) {
+    let data = corpus::test_set(name, 0).expect("the test set is bundled");
+    let inputs: BTreeMap<_, _> = data.inputs.into_iter().collect();
+    let outcome = plain::step(compiled, model, &inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let reveal = compiled.plan.module.ops.iter().find(|n| matches!(n.op, Op::Reveal { .. }));
+    let (_, scale) = reveal.and_then(|n| n.ty.as_ring()).expect("a ring value is revealed");
+    let got = outcome.outputs[0].as_ref().and_then(|v| v.decode(scale).ok()).expect("a ring value");
+    let want = &data.outputs.iter().find(|(n, _)| n == "logits").expect("the output is known").1;
+    let worst = max_error(&got, want, inputs.get("attention_mask")).expect("logits are floats");
+    assert!(worst <= 0.02, "{name}: error {worst}");
+}
+
+#[test]
+fn adapters_merged_at_run_time_are_taken_apart() {
+    let name = "llama-trained/lora";
+    let base = corpus::model("llama-trained/base").expect("the base is bundled");
+    let apart = corpus::model(name).expect("the model is bundled");
+    let (whole, count) = merged(&apart);
+    assert_eq!(count, 28, "seven matrices in each of four layers");
+    let untouched = compiled(&apart, &base, IMMEDIATE);
+    let found = compiled(&whole, &base, IMMEDIATE);
+    let applied: usize =
+        found.rewrites.iter().map(|r| r.layers.len() * r.applied.get("product of a sum").copied().unwrap_or(0)).sum();
+    let (a, b) = (costs(&untouched, 8, 0), costs(&found, 8, 0));
+    println!(
+        "{applied} adapters taken apart; secret MACs {} and {}, set-up {} and {} bytes",
+        a.macs.secret, b.macs.secret, a.setup_bytes, b.setup_bytes
+    );
+    check_logits(name, &found, &whole);
+    assert_eq!(applied, 28);
+    assert_eq!(a.macs.secret, b.macs.secret);
+    assert_eq!(a.setup_bytes, b.setup_bytes);
+}
+
+#[test]
+fn what_rounds_would_cost_more_than_they_save_stays_whole_and_is_said() {
+    let name = "llama-trained/lora";
+    let base = corpus::model("llama-trained/base").expect("the base is bundled");
+    let (whole, _) = merged(&corpus::model(name).expect("the model is bundled"));
+    let found = compiled(&whole, &base, Network::WAN);
+    check_logits(name, &found, &whole);
+    let near: Vec<&str> = found
+        .rewrites
+        .iter()
+        .flat_map(|r| &r.near)
+        .filter(|n| n.rule == "product of a sum")
+        .map(|n| n.why.as_str())
+        .collect();
+    assert!(
+        near.iter().any(|why| why.contains("more rounds") && why.contains("fewer bytes to share weights")),
+        "{near:?}"
+    );
+}
