@@ -11,7 +11,7 @@
 //! |---|---|---|---|---|
 //! | GELU | 4 | 7 | 1.7e-4 | 1.3e-4 |
 //! | GELU, tanh form | 4 | 7 | 2.4e-4 | 1.3e-4 |
-//! | SiLU | 9.24 | 13 | 4.2e-5 to 1, 1.8e-4 to 4, 1.2e-3 | 9.1e-4 |
+//! | SiLU | 9.24 | 13 | 5e-5 to 1, 2e-4 to 4, 1.2e-3 | 9.1e-4 |
 //! | softplus | 9.24 | 9 | 3.2e-4 | 9.8e-5 |
 //! | tanh | 5.06 | 13 | 1.6e-4 | 8.1e-5 |
 //! | sigmoid | 10.12 | 13 | 7.8e-5 | 4.1e-5 |
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn silu_is_closer_where_its_operands_are() {
         let (t, fit) = (SILU.t(), silu_fit());
-        for (up_to, most) in [(1.0, 4.2e-5), (2.0, 6.5e-5), (4.0, 1.8e-4)] {
+        for (up_to, most) in [(1.0, 5e-5), (2.0, 7e-5), (4.0, 2e-4)] {
             let error = |i: u32| {
                 let x = up_to * f64::from(i) / f64::from(STEPS);
                 libm::fabs(eval_chebyshev(&fit, 2.0 * (x / t) * (x / t) - 1.0) - silu_even(x))

@@ -471,7 +471,7 @@ impl Lower<'_> {
             Op::Gather { axis } => self.gather(v, args[0], args[1], *axis)?,
             other => {
                 return Err(Diagnostic::unsupported("E0520", format!("operator {} on a secret value is not supported yet", other.name()))
-                    .note("expected one of the operators of a transformer decoder: products, sums, norms, softmax, GELU, SiLU")
+                    .note("expected sums, products, quotients, powers, roots, norms, softmax, comparisons, choices, or a usual activation")
                     .note("export the model with a standard activation and norm, or make the weights before it public"));
             }
         };
