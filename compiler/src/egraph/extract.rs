@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 
 /// A change that gains less than this part of a region's price is taken back.
 const LEAST_GAIN: f64 = 1e-4;
-/// Rounds of improvement.
-const IMPROVEMENTS: usize = 8;
+/// Rounds of improvement, and of the greedy choice.
+const ROUNDS: usize = 8;
+/// Classes that improvement may price in all: the bound on its work for regions with very many terms.
+const PRICED: usize = 2_000_000;
 
 /// A term of a class, over classes by number.
 #[derive(Clone, Debug)]
@@ -329,12 +331,15 @@ impl Problem<'_> {
             };
             consider(self.classes.iter().enumerate().map(pick).collect(), &mut best, costs);
         }
-        for _ in 0..IMPROVEMENTS {
+        let mut priced = 0;
+        for _ in 0..ROUNDS {
             let mut changed = false;
             let Some(order) = self.order(&best.0) else { break };
+            let size = order.len();
             for class in order {
                 for term in 0..self.classes[class].terms.len() {
-                    if term != best.0[class] {
+                    if term != best.0[class] && priced < PRICED {
+                        priced += size;
                         let mut choice = best.0.clone();
                         choice[class] = term;
                         changed |= consider(choice, &mut best, costs);
@@ -366,24 +371,26 @@ impl Problem<'_> {
     fn greedy(&self, costs: &mut Costs) -> Choice {
         let mut best: Vec<Option<Paid>> = vec![None; self.classes.len()];
         let mut choice = self.original();
-        loop {
+        for _ in 0..ROUNDS {
             let mut changed = false;
             for class in 0..self.classes.len() {
+                let mut chosen = choice[class];
                 for term in 0..self.classes[class].terms.len() {
-                    let mut trial = choice.clone();
-                    trial[class] = term;
-                    let Some(paid) = self.pay(class, &trial, &best, costs) else { continue };
+                    choice[class] = term;
+                    let Some(paid) = self.pay(class, &choice, &best, costs) else { continue };
                     if best[class].as_ref().is_none_or(|b| paid.total < b.total) {
                         best[class] = Some(paid);
-                        choice[class] = term;
+                        chosen = term;
                         changed = true;
                     }
                 }
+                choice[class] = chosen;
             }
             if !changed {
-                return choice;
+                break;
             }
         }
+        choice
     }
 
     /// What a class with its chosen term costs with all that it needs; `None` while an operand is unknown or it needs

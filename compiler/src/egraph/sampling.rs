@@ -89,7 +89,8 @@ impl Draw {
         self.graph.outputs.push(Output { name, role: OutputRole::Other, value });
     }
 
-    fn evaluate(&self, graph: &Graph) -> Vec<Tensor> {
+    /// Outputs of a graph on the drawn values.
+    pub(super) fn evaluate(&self, graph: &Graph) -> Vec<Tensor> {
         let weights = |name: &str| -> Result<Tensor> { Ok(self.values[name].clone()) };
         eval::evaluate(graph, &weights, &self.values).unwrap()
     }

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most rounds of all rules.
 pub const MAX_ITERATIONS: usize = 12;
-/// Most nodes, beside four for each that was there.
-pub const MAX_NODES: usize = 4000;
+/// Most terms, beside three for each that was there.
+pub const MAX_NODES: usize = 1000;
 
 /// Why saturation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Saturated {
 /// Applies the rules of [`RULES`] that `wanted` names by number.
 pub fn saturate(egraph: &mut EGraph, wanted: &dyn Fn(usize) -> bool) -> Saturated {
     let mut made: BTreeMap<Expr, usize> = BTreeMap::new();
-    let limit = MAX_NODES + 4 * egraph.total_number_of_nodes();
+    let limit = MAX_NODES + 3 * egraph.total_number_of_nodes();
     let mut iterations = 0;
     let (stop, near) = loop {
         egraph.rebuild();

@@ -111,6 +111,15 @@ fn thick_adapters_and_slow_networks_leave_them_whole() {
 }
 
 #[test]
+fn wide_matrices_are_worth_their_adapters_rounds() {
+    let mut d = Draw::new(7);
+    let x = d.secret(&[4, 1024]);
+    let y = adapted(&mut d, x, 1024, 8, 0);
+    d.output(y);
+    assert_eq!(applied(&rewritten(&d, Network::WAN).1, "product of a sum"), 1);
+}
+
+#[test]
 fn the_same_graph_gives_the_same_program() {
     let once = || {
         let mut d = Draw::new(6);
@@ -139,5 +148,37 @@ fn networks_are_read() {
     assert_eq!((network.bytes_per_s, network.latency_s), (125e6, 0.001));
     for wrong in ["", "none", "1Gbps", "0Gbps,1ms", "NaNGbps,1ms", "1Gbps,20s", "1Gbps,-1ms"] {
         assert!(Network::parse(wrong).is_err(), "{wrong}");
+    }
+}
+
+/// Long chains of sums and factors, where equal programs are many: limits end the search, and what is found is no dearer.
+#[test]
+fn limits_end_what_does_not_saturate() {
+    let mut d = Draw::new(8);
+    let mut x = d.secret(&[4, 8]);
+    for i in 0..40 {
+        let p = d.weight(if i % 3 == 0 { Owner::Server } else { Owner::Public }, &[8]);
+        x = d.op(if i % 2 == 0 { Op::Add } else { Op::Mul }, &[x, p]);
+        let q = d.weight(Owner::Public, &[8]);
+        x = d.op(Op::Add, &[x, q]);
+        let q = d.weight(Owner::Public, &[4, 8]);
+        x = d.op(Op::Add, &[q, x]);
+    }
+    let w = d.weight(Owner::Server, &[8, 8]);
+    let y = d.op(Op::MatMul, &[x, w]);
+    d.output(y);
+    let mut chain = d.secret(&[4, 8]);
+    for _ in 0..40 {
+        let p = d.weight(Owner::Public, &[8]);
+        chain = d.op(Op::Add, &[chain, p]);
+    }
+    d.output(chain);
+    let (graph, reports) = rewritten(&d, IMMEDIATE);
+    assert_eq!(reports.len(), 1);
+    assert_ne!(reports[0].stop, "saturated");
+    for (a, b) in d.evaluate(&d.graph).iter().zip(d.evaluate(&graph)) {
+        let (a, b) = (a.as_f32().unwrap(), b.as_f32().unwrap());
+        let greatest = a.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+        assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-3 * greatest));
     }
 }

@@ -21,7 +21,7 @@ use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorPro
 use protobuf::Enum;
 
 use super::find::{Attention, Scale, place};
-use crate::graph::{Graph, Op};
+use crate::graph::{Graph, Op, ValueId};
 use crate::onnx::{attribute, element_of, is_default_domain, used_names};
 
 /// Word in the names of everything that is added.
@@ -113,33 +113,40 @@ impl<'a> File<'a> {
 
     fn merge(&mut self, graph: &Graph, merge: &Merge) -> Result<()> {
         let a = merge.attention;
-        let value = |id| graph.node(id).map(|n| n.origin.value.clone());
-        let (scores_name, output_name) = (value(a.scores)?, value(a.output)?);
+        let (scores_name, output_name) = (written_as(graph, a.scores)?, written_as(graph, a.output)?);
+        let factor = merge.groups.first().map_or(1, Vec::len);
+        if scores_name == output_name
+            && let Some((at, node)) = self.node(&scores_name)
+            && node.op_type == "Attention"
+            && is_default_domain(&node.domain)
+        {
+            let layout = Layout { like: &node, heads: a.heads, factor, order: merge.groups.concat() };
+            return self.merge_operator(graph, a, at, &layout);
+        }
         let (scores_at, scores) = self.product(&scores_name)?;
         let (output_at, output) = self.product(&output_name)?;
-        let factor = merge.groups.first().map_or(1, Vec::len);
         let layout = Layout { like: &scores, heads: a.heads, factor, order: merge.groups.concat() };
         if flag(&scores, "transA") || flag(&output, "transA") || flag(&output, "transB") {
             return Err(unknown("one of its products transposes an operand that is written row by row"));
         }
-        let one_head = |id: crate::graph::ValueId| graph.shape(id).get(1).is_some_and(|d| d.is(1)) && a.heads != 1;
+        let own = |id: ValueId| if graph.shape(id).get(1).is_some_and(|d| d.is(1)) { 1 } else { a.heads };
 
         self.forget_shapes(&scores_name, output_at);
         let (mut new_scores, mut new_output) = (scores.clone(), output.clone());
         let mut steps = Vec::new();
-        let queries = self.merge_rows(&layout, &mut steps, "queries", input(&scores, 0)?, a.key_size, false);
-        let (keys, single) = (input(&scores, 1)?, one_head(a.keys));
+        let queries = self.merge_rows(&layout, &mut steps, "queries", input(&scores, 0)?, a.key_size, a.heads);
+        let (keys, own_keys) = (input(&scores, 1)?, own(a.keys));
         let keys = if flag(&scores, "transB") {
-            self.merge_rows(&layout, &mut steps, "keys", keys, a.key_size, single)
+            self.merge_rows(&layout, &mut steps, "keys", keys, a.key_size, own_keys)
         } else {
-            self.merge_columns(&layout, &mut steps, "keys", keys, a.key_size, single)
+            self.merge_columns(&layout, &mut steps, "keys", keys, a.key_size, own_keys)
         };
         (new_scores.input[0], new_scores.input[1]) = (queries, keys);
         self.before.entry(scores_at).or_default().extend(steps);
 
         let mut steps = Vec::new();
-        let (values, single) = (input(&output, 1)?, one_head(a.values));
-        new_output.input[1] = self.merge_rows(&layout, &mut steps, "values", values, a.value_size, single);
+        let values = input(&output, 1)?;
+        new_output.input[1] = self.merge_rows(&layout, &mut steps, "values", values, a.value_size, own(a.values));
         self.before.entry(output_at).or_default().extend(steps);
         let merged = self.unique(&format!("{output_name}/{WORD}"));
         new_output.output[0] = merged.clone();
@@ -150,13 +157,7 @@ impl<'a> File<'a> {
         let root = libm::sqrt(factor as f64);
         if scores.op_type == "FusedMatMul" {
             let alpha = attribute(&scores, "alpha").map_or(1.0, |a| a.f);
-            new_scores.attribute.retain(|a| a.name != "alpha");
-            new_scores.attribute.push(AttributeProto {
-                name: "alpha".into(),
-                type_: AttributeType::FLOAT.into(),
-                f: (f64::from(alpha) / root) as f32,
-                ..AttributeProto::default()
-            });
+            set_float(&mut new_scores, "alpha", f64::from(alpha) / root);
             self.changed.insert(scores_at, new_scores);
             return Ok(());
         }
@@ -174,6 +175,48 @@ impl<'a> File<'a> {
         Ok(())
     }
 
+    /// Merges heads around ONNX's operator `Attention` on heads of four axes.
+    fn merge_operator(&mut self, graph: &Graph, a: &Attention, at: usize, layout: &Layout) -> Result<()> {
+        let node = layout.like;
+        let given = |slot: usize| node.input.get(slot).is_some_and(|name| !name.is_empty());
+        if given(4) || given(5) || node.output.iter().skip(1).any(|o| !o.is_empty()) {
+            return Err(unknown("the operator Attention keeps the cache or gives more than its result")
+                .note("export with the cache outside of the operator"));
+        }
+        if attribute(node, "q_num_heads").is_some_and(|a| a.i != 0) {
+            return Err(unknown("the operator Attention takes heads side by side")
+                .note("expected operands of shape [batch, heads, tokens, size]"));
+        }
+        let heads_of = |name: &str| {
+            let values = graph.iter().filter(|(_, n)| n.origin.value == name && n.shape.len() == 4);
+            let heads = values.last().and_then(|(_, n)| n.shape.get(1)?.as_constant());
+            heads.and_then(|h| usize::try_from(h).ok()).filter(|h| *h > 0 && a.heads.is_multiple_of(*h))
+        };
+        let mut new = node.clone();
+        let mut steps = Vec::new();
+        for (slot, what, size) in [(0, "queries", a.key_size), (1, "keys", a.key_size), (2, "values", a.value_size)] {
+            let name = input(node, slot)?;
+            let own =
+                heads_of(&name).ok_or_else(|| unknown(&format!("the number of heads of its {what} is unknown")))?;
+            let merged = self.merge_rows(layout, &mut steps, what, name, size, own);
+            if let Some(operand) = new.input.get_mut(slot) {
+                *operand = merged;
+            }
+        }
+        self.before.entry(at).or_default().extend(steps);
+        let result = node.output.first().cloned().unwrap_or_default();
+        let merged = self.unique(&format!("{result}/{WORD}"));
+        if let Some(output) = new.output.first_mut() {
+            *output = merged.clone();
+        }
+        let steps = self.split_rows(layout, merged, result, a.value_size);
+        self.after.entry(at).or_default().extend(steps);
+        let old = attribute(node, "scale").map_or(1.0 / libm::sqrt(a.key_size as f64), |a| f64::from(a.f));
+        set_float(&mut new, "scale", old / libm::sqrt(layout.factor as f64));
+        self.changed.insert(at, new);
+        Ok(())
+    }
+
     /// The product that computes `name`.
     fn product(&self, name: &str) -> Result<(usize, NodeProto)> {
         let Some((at, node)) = self.node(name) else {
@@ -186,8 +229,9 @@ impl<'a> File<'a> {
             _ => false,
         };
         if !known {
-            return Err(unknown(&format!("the file computes it with the operator {}", node.op_type.escape_debug()))
-                .note("expected MatMul; export without fused attention"));
+            let (operator, domain) = (node.op_type.escape_debug(), node.domain.escape_debug());
+            return Err(unknown(&format!("the file computes it with the operator {operator} of domain '{domain}'"))
+                .note("expected MatMul or ONNX's own Attention; export without fused attention"));
         }
         if node.input.len() != 2 || node.output.len() != 1 {
             return Err(unknown("a product does not have two inputs and one output"));
@@ -239,10 +283,10 @@ impl<'a> File<'a> {
         what: &str,
         x: String,
         size: usize,
-        single: bool,
+        own: usize,
     ) -> String {
         let (groups, factor, size) = (layout.heads / layout.factor, layout.factor as i64, size as i64);
-        let x = self.choose(layout, steps, what, x, single);
+        let x = self.choose(layout, steps, what, x, own);
         let x = self.reshape(layout, steps, what, x, vec![0, groups as i64, factor, -1, size]);
         let x = self.transpose(layout, steps, what, x);
         self.reshape(layout, steps, what, x, vec![0, groups as i64, -1, factor * size])
@@ -256,10 +300,10 @@ impl<'a> File<'a> {
         what: &str,
         x: String,
         size: usize,
-        single: bool,
+        own: usize,
     ) -> String {
         let groups = (layout.heads / layout.factor) as i64;
-        let x = self.choose(layout, steps, what, x, single);
+        let x = self.choose(layout, steps, what, x, own);
         self.reshape(layout, steps, what, x, vec![0, groups, (layout.factor * size) as i64, -1])
     }
 
@@ -283,9 +327,9 @@ impl<'a> File<'a> {
         steps
     }
 
-    /// The heads of `x` group by group; a `single` head is repeated for every one.
-    fn choose(&mut self, layout: &Layout, steps: &mut Vec<NodeProto>, what: &str, x: String, single: bool) -> String {
-        let order = layout.order.iter().map(|&h| if single { 0 } else { h as i64 }).collect();
+    /// The heads of `x` group by group; `own` heads are repeated for every one that shares them.
+    fn choose(&mut self, layout: &Layout, steps: &mut Vec<NodeProto>, what: &str, x: String, own: usize) -> String {
+        let order = layout.order.iter().map(|&h| (h * own / layout.heads.max(1)) as i64).collect();
         self.gather(layout, steps, what, x, order)
     }
 
@@ -421,8 +465,26 @@ impl<'a> File<'a> {
     }
 }
 
+/// The ONNX value of `id`; for what an operator computes on the way to its output, that output.
+fn written_as(graph: &Graph, mut id: ValueId) -> Result<String> {
+    loop {
+        let name = &graph.node(id)?.origin.value;
+        match graph.users(id).first() {
+            Some(&user) if name.is_empty() => id = user,
+            _ => return Ok(name.clone()),
+        }
+    }
+}
+
 fn input(node: &NodeProto, slot: usize) -> Result<String> {
     node.input.get(slot).cloned().ok_or_else(|| unknown("a product lacks an operand"))
+}
+
+fn set_float(node: &mut NodeProto, name: &str, value: f64) {
+    node.attribute.retain(|a| a.name != name);
+    let f = value as f32;
+    let type_ = AttributeType::FLOAT.into();
+    node.attribute.push(AttributeProto { name: name.into(), type_, f, ..AttributeProto::default() });
 }
 
 fn flag(node: &NodeProto, name: &str) -> bool {

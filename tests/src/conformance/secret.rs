@@ -1,7 +1,8 @@
 //! A test between three parties, its floating operands secret.
 //!
 //! A test has no weights, so nothing in it would be secret: its inputs are the client's, who would compute alone.
-//! Therefore every floating operand is split into a sum of two: the client's input, and a weight of the server's.
+//! Therefore every floating operand is split into a sum of two: the client's input, and a weight of the server's. Where
+//! there are several, the test runs once more with the first as the client's input and the others as weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,8 +12,8 @@ use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{self, Options, analyse};
 use ombra_compiler::reveal::Reveal;
-use ombra_ir::plain::{DType, Tensor};
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::plain::{self, DType, Op, Tensor};
+use ombra_ir::{Bindings, Diagnostic, Result};
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::inputs::infer_request;
 use onnx_protobuf::tensor_proto::DataType;
@@ -35,6 +36,8 @@ const PARTS: [f32; 4] = [0.5, -0.25, 0.125, -0.75];
 enum Treatment {
     /// A part is the client's, a part the server's.
     Secret,
+    /// An input of the client's.
+    Client,
     /// A weight of the server's.
     Weight,
     /// An input that everybody sees.
@@ -92,10 +95,25 @@ pub fn run(case: &Case) -> Result<Outcome> {
     if let Some(why) = left_out(case) {
         return Ok(Outcome::LeftOut(why));
     }
-    let treatments: Vec<Treatment> = case.inputs.iter().map(|i| treatment(case, i)).collect();
-    if !treatments.contains(&Treatment::Secret) {
-        return Ok(Outcome::LeftOut("not secret"));
+    let sums: Vec<Treatment> = case.inputs.iter().map(|i| treatment(case, i)).collect();
+    let mut secrets = (0..sums.len()).filter(|i| sums[*i] == Treatment::Secret);
+    let Some(data) = secrets.next() else { return Ok(Outcome::LeftOut("not secret")) };
+    let mut outcome = run_with(case, &sums)?;
+    if secrets.next().is_some() && outcome == Outcome::Passed {
+        let mut apart = sums;
+        apart.iter_mut().filter(|t| **t == Treatment::Secret).for_each(|t| *t = Treatment::Weight);
+        apart[data] = Treatment::Client;
+        outcome = match run_with(case, &apart)? {
+            Outcome::Failed(why) => Outcome::Failed(format!("of client and server: {why}")),
+            // With a weight of one number, which is public, everything is the client's.
+            Outcome::LeftOut(_) => Outcome::Passed,
+            other => other,
+        };
     }
+    Ok(outcome)
+}
+
+fn run_with(case: &Case, treatments: &[Treatment]) -> Result<Outcome> {
     let mut proto = case.model.proto.clone();
     let graph = proto.graph.as_mut().ok_or_else(|| Diagnostic::internal("E0000", "a model without a graph"))?;
     let mut sizes = import::Options::default();
@@ -104,6 +122,7 @@ pub fn run(case: &Case) -> Result<Outcome> {
         let named = |t: Tensor| (input.name.clone(), t);
         match treatment {
             Treatment::Secret => given.push(named(share(graph, input)?)),
+            Treatment::Client => given.push(named(input.tensor.clone())),
             Treatment::Weight => {
                 graph.input.retain(|i| i.name != input.name);
                 graph.initializer.push(weight(&input.name, input.tensor.shape(), input.tensor.as_f32()?.to_vec()));
@@ -139,18 +158,23 @@ pub fn run(case: &Case) -> Result<Outcome> {
     given.retain(|(name, _)| known(name));
     let (request, given) = infer_request(&plan.plan, given)?;
     let sides = parties::run(&plan, &request, &[given])?;
+    let costs = parties::costs(&plan, &request, &sides, 0)?;
+    if !costs.wrong.is_empty() || costs.measured != costs.predicted {
+        return Ok(Outcome::Failed("it does not cost what is declared".into()));
+    }
     let opened = sides[0].steps.first().map_or(&[][..], |step| &step.opened);
     let slots = &plan.plan.module.outputs;
     for output in revealed {
         let at = opened.iter().find(|o| slots.get(o.slot as usize).is_some_and(|s| s.name == output.name));
         let Some(at) = at else { return Ok(Outcome::Failed(format!("{} is not revealed", output.name))) };
         let reals: Vec<f32> = at.reals().into_iter().map(|v| v as f32).collect();
-        let got = match output.tensor.dtype() {
-            DType::F32 => Tensor::f32(&at.shape, reals)?,
-            DType::I64 => Tensor::i64(&at.shape, at.values.clone())?,
-            DType::Bool => Tensor::bool(&at.shape, reals.iter().map(|v| *v != 0.0).collect())?,
-        };
-        if let Some(wrong) = difference(&got, &output.tensor, ABSOLUTE, RELATIVE) {
+        let got = Tensor::f32(&at.shape, reals)?;
+        // Truth values and integers are revealed as numbers.
+        let want = Op::Cast { to: DType::F32 };
+        let want = plain::eval(&want, &[&output.tensor], &Bindings::new(), output.tensor.len())?;
+        let exact = output.tensor.dtype() != DType::F32;
+        let (absolute, relative) = if exact { (0.0, 0.0) } else { (ABSOLUTE, RELATIVE) };
+        if let Some(wrong) = difference(&got, &want, absolute, relative) {
             return Ok(Outcome::Failed(format!("{}: {wrong}", output.name)));
         }
     }

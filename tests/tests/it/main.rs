@@ -1,6 +1,7 @@
 //! End-to-end tests and rules of the repository.
 
 mod bounds;
+mod conformance;
 mod damage;
 mod determinism;
 mod faults;

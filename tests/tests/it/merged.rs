@@ -7,8 +7,8 @@ use ombra_compiler::graph::{Graph, eval};
 use ombra_compiler::import::load_weight;
 use ombra_compiler::inspect::{Report, inspect};
 use ombra_compiler::merge_heads::find::{Attention, attentions};
-use ombra_compiler::merge_heads::{Grouping, Merged, Options, merge_heads};
-use ombra_compiler::onnx::Model;
+use ombra_compiler::merge_heads::{Grouping, Merged, Options, merge_heads, write};
+use ombra_compiler::onnx::{ExternalWriter, Model, write_model};
 use ombra_compiler::pipeline::{self, analyse};
 use ombra_ir::module::Id;
 use ombra_ir::plain::Tensor;
@@ -446,4 +446,51 @@ fn the_command_writes_a_model_and_its_groups() {
     let own = corpus::folder("llama-trained/frozen").join("model.onnx");
     let run = ombra(&["--factor".as_ref(), "2".as_ref(), "-o".as_ref(), own.as_os_str()]);
     assert!(String::from_utf8_lossy(&run.stderr).contains("E0115"), "the original is not written over");
+}
+
+#[test]
+fn heads_are_compared_on_given_inputs() {
+    let model = corpus::model("llama-trained/full").expect("bundled");
+    let rows = corpus::token_rows("llama-trained/eval_pydoc.pb").expect("rows are bundled");
+    let ids = Tensor::i64(&[rows.len(), rows[0].len()], rows.concat()).expect("rows of one length");
+    let mut options = Options { factor: 2, grouping: Grouping::Similar, analysis: pipeline::Options::default() };
+    options.analysis.calibration = vec![BTreeMap::from([("input_ids".to_owned(), ids)])];
+    let given = merge_heads(&model, None, &options).unwrap_or_else(|e| panic!("{}", e[0])).report;
+    assert!(given.calibrated);
+    assert_eq!(given.rows, rows.len() * rows[0].len());
+    let drawn = merge(&model, None, 2, Grouping::Similar).report;
+    assert!(!drawn.calibrated && given.layers != drawn.layers);
+    for layer in given.layers {
+        let mut heads = layer.groups.concat();
+        heads.sort_unstable();
+        assert_eq!(heads, (0..6).collect::<Vec<_>>());
+        assert!(layer.mean_distance_in_groups < layer.mean_distance, "layer {:?}", layer.layer);
+    }
+}
+
+#[test]
+fn external_data_go_with_the_model() {
+    let (source, target) = (Folder::new().expect("a folder"), Folder::new().expect("a folder"));
+    let model = corpus::model("llama-trained/full").expect("bundled");
+    let mut proto = model.proto.clone();
+    let mut writer = ExternalWriter::create(&source.path().join("model.onnx.data")).expect("the folder is empty");
+    for tensor in proto.graph.as_mut().into_iter().flat_map(|g| &mut g.initializer).filter(|t| t.dims.len() == 2) {
+        let dims: Vec<usize> = tensor.dims.iter().map(|&d| d as usize).collect();
+        let values = model.floats(tensor).expect("matrices are floats");
+        *tensor = writer.push(&tensor.name, &dims, values.into_iter()).expect("it is written");
+    }
+    writer.finish().expect("it is written");
+    let path = source.path().join("model.onnx");
+    write_model(&proto, &path).expect("it is written");
+    let external = Model::read(&path).expect("it can be read");
+    let merged = merge(&external, None, 3, Grouping::Adjacent);
+    let file = target.path().join("merged.onnx");
+    write(&merged, &external, &file).expect("the folder is empty");
+    let inputs: BTreeMap<_, _> =
+        test_set("llama-trained/full", 0).expect("the set is bundled").inputs.into_iter().collect();
+    let found = outputs(&Model::read(&file).expect("it can be read"), &inputs);
+    let inside = read_again(&merge(&model, None, 3, Grouping::Adjacent), &model);
+    assert_eq!(found["logits"], outputs(&inside, &inputs)["logits"]);
+    // What is there already is not written over.
+    assert_eq!(write(&merged, &external, &file).expect_err("the data file exists").code, "E0115");
 }

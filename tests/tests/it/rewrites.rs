@@ -1,11 +1,12 @@
 //! Rewriting on whole models: the same values, adapters taken apart, nothing dearer.
 
+use ombra_compiler::egraph::Rewrite;
 use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::graph::eval::evaluate;
 use ombra_compiler::import::load_weight;
 use ombra_compiler::inspect::{Report, inspect};
 use ombra_compiler::onnx::Model;
-use ombra_compiler::pipeline::{Compiled, Options, compile, rewritten};
+use ombra_compiler::pipeline::{Compiled, Options, compile, plan_of, rewritten};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::Passes;
 use ombra_ir::Diagnostic;
@@ -60,8 +61,9 @@ fn rewritten_graphs_of_the_corpus_have_the_same_values() {
     }
 }
 
-/// The model with its adapters merged at run time: `x·W + s·((x·A)·B)` becomes `x·(W + s·(A·B))`; returns how many.
-fn merged(model: &Model) -> (Model, usize) {
+/// The model with its adapters merged at run time: `x·W + s·((x·A)·B)` becomes `x·(W + s·(A·B))`, or, `turned`,
+/// `x·(Wᵀ + s·(Bᵀ·Aᵀ))ᵀ`; returns how many.
+fn merged(model: &Model, turned: bool) -> (Model, usize) {
     let mut proto = model.proto.clone();
     let graph = proto.graph.as_mut().expect("the model has a graph");
     let by_output: BTreeMap<String, NodeProto> =
@@ -87,12 +89,22 @@ fn merged(model: &Model) -> (Model, usize) {
             ..Default::default()
         };
         let of = |part: &str| format!("{}.{part}", sum.output[0]);
-        let new = [
-            node("MatMul", [&first.input[1], &second.input[1]], &of("delta")),
-            node("Mul", [&of("delta"), &scaled.input[1]], &of("scaled")),
-            node("Add", [&plain.input[1], &of("scaled")], &of("weight")),
-            NodeProto { name: sum.name.clone(), ..node("MatMul", [&plain.input[0], &of("weight")], &sum.output[0]) },
-        ];
+        let turn = |input: &str, output: &str| {
+            let turn = node("Transpose", [input, ""], output);
+            NodeProto { input: vec![input.into()], name: format!("{}_turn_{output}", sum.name), ..turn }
+        };
+        let [w, a, b] = [&plain.input[1], &first.input[1], &second.input[1]];
+        let [wt, left_t, right_t] = ["wt", "at", "bt"].map(&of);
+        let mut new = if turned { vec![turn(w, &wt), turn(a, &left_t), turn(b, &right_t)] } else { Vec::new() };
+        let (w, left, right) = if turned { (&wt, &right_t, &left_t) } else { (w, a, b) };
+        new.push(node("MatMul", [left, right], &of("delta")));
+        new.push(node("Mul", [&of("delta"), &scaled.input[1]], &of("scaled")));
+        new.push(node("Add", [w, &of("scaled")], &of("sum")));
+        if turned {
+            new.push(turn(&of("sum"), &of("weight")));
+        }
+        let weight = if turned { of("weight") } else { of("sum") };
+        new.push(NodeProto { name: sum.name.clone(), ..node("MatMul", [&plain.input[0], &weight], &sum.output[0]) });
         graph.node.splice(at..=at, new);
     }
     loop {
@@ -133,33 +145,50 @@ fn check_logits(name: &str, compiled: &Compiled, model: &Model) {
     assert!(worst <= 0.02, "{name}: error {worst}");
 }
 
+/// Bytes of sharing weights, of a prompt of 64 tokens and of a token after it, without and with rewriting.
+fn reference_bytes(model: &Model, base: &Model) -> [u64; 2] {
+    before_and_after().map(|passes| {
+        let options = Options { passes, network: IMMEDIATE, ..Options::default() };
+        let plan = plan_of(model, Some(base), &options).map_err(show).unwrap_or_else(|e| panic!("{e}"));
+        let [prompt, token] = [(64, 0), (1, 64)].map(|(seq, past)| {
+            let sizes = BTreeMap::from([("seq".to_owned(), seq), ("past".to_owned(), past)]);
+            inspect(&plan, &sizes).expect("the sizes are the plan's")
+        });
+        prompt.setup_bytes + prompt.total_bytes() + token.total_bytes()
+    })
+}
+
 #[test]
 fn adapters_merged_at_run_time_are_taken_apart() {
     let name = "llama-trained/lora";
     let base = corpus::model("llama-trained/base").expect("the base is bundled");
     let apart = corpus::model(name).expect("the model is bundled");
-    let (whole, count) = merged(&apart);
-    assert_eq!(count, 28, "seven matrices in each of four layers");
     let untouched = compiled(&apart, &base, IMMEDIATE);
-    let found = compiled(&whole, &base, IMMEDIATE);
-    let applied: usize =
-        found.rewrites.iter().map(|r| r.layers.len() * r.applied.get("product of a sum").copied().unwrap_or(0)).sum();
-    let (a, b) = (costs(&untouched, 8, 0), costs(&found, 8, 0));
-    println!(
-        "{applied} adapters taken apart; secret MACs {} and {}, set-up {} and {} bytes",
-        a.macs.secret, b.macs.secret, a.setup_bytes, b.setup_bytes
-    );
-    check_logits(name, &found, &whole);
-    assert_eq!(applied, 28);
-    assert_eq!(a.macs.secret, b.macs.secret);
-    assert_eq!(a.setup_bytes, b.setup_bytes);
+    for turned in [false, true] {
+        let (whole, count) = merged(&apart, turned);
+        assert_eq!(count, 28, "seven matrices in each of four layers");
+        let found = compiled(&whole, &base, IMMEDIATE);
+        let of = |r: &Rewrite| r.layers.len() * r.applied.get("product of a sum").copied().unwrap_or(0);
+        let applied: usize = found.rewrites.iter().map(of).sum();
+        let (a, b) = (costs(&untouched, 8, 0), costs(&found, 8, 0));
+        let [before, after] = reference_bytes(&whole, &base);
+        println!(
+            "{applied} adapters taken apart; secret MACs {} and {}, set-up {} and {} bytes; {before} bytes become {after}",
+            a.macs.secret, b.macs.secret, a.setup_bytes, b.setup_bytes
+        );
+        check_logits(name, &found, &whole);
+        assert_eq!(applied, 28);
+        assert_eq!(a.macs.secret, b.macs.secret);
+        assert_eq!(a.setup_bytes, b.setup_bytes);
+        assert!(after < before, "{before} bytes become {after}");
+    }
 }
 
 #[test]
 fn what_rounds_would_cost_more_than_they_save_stays_whole_and_is_said() {
     let name = "llama-trained/lora";
     let base = corpus::model("llama-trained/base").expect("the base is bundled");
-    let (whole, _) = merged(&corpus::model(name).expect("the model is bundled"));
+    let (whole, _) = merged(&corpus::model(name).expect("the model is bundled"), false);
     let found = compiled(&whole, &base, Network::WAN);
     check_logits(name, &found, &whole);
     let near: Vec<&str> = found

@@ -1,13 +1,24 @@
 //! `ombra explain`.
 
 use crate::{ModelArgs, Outcome, one, options, read_models};
+use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::graph::{Graph, Owner};
-use ombra_compiler::pipeline;
+use ombra_compiler::pipeline::{self, Options};
+
+/// Arguments of `ombra explain`.
+#[derive(clap::Args)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The network that rewriting chooses for: lan, wan or BANDWIDTH,RTT.
+    #[arg(long, default_value = "wan")]
+    network: String,
+}
 
 /// Says for every node what it was recognised as, who owns it and where it will run.
-pub fn explain(args: &ModelArgs) -> Outcome {
-    let (model, base) = read_models(args)?;
-    let options = options(args);
+pub fn explain(args: &ExplainArgs) -> Outcome {
+    let (model, base) = read_models(&args.model)?;
+    let options = Options { network: Network::parse(&args.network).map_err(one)?, ..options(&args.model) };
     let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
     let graph: &Graph = &analysed.graph;
     for id in graph.topological() {

@@ -37,7 +37,7 @@ enum Command {
         file: PathBuf,
     },
     /// Say for every node what it was recognised as, who owns it and where it will run.
-    Explain(ModelArgs),
+    Explain(explain::ExplainArgs),
     /// Merge attention heads of private layers, for further fine-tuning.
     MergeHeads(merge_heads::MergeHeadsArgs),
     /// Predict what full, LoRA, frozen and merged variants would cost.
