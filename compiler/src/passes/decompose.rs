@@ -145,7 +145,7 @@ fn power(graph: &mut Graph, x: ValueId, p: f32, inner: Origin, origin: Origin) -
         let square = graph.add(Op::Mul, &[half, half], if p % 2.0 == 0.0 { origin.clone() } else { inner })?;
         return if p % 2.0 == 0.0 { Ok(square) } else { graph.add(Op::Mul, &[square, x], origin) };
     }
-    if p < 0.0 && p >= -LARGEST && p.fract() == 0.0 {
+    if (-LARGEST..0.0).contains(&p) && p.fract() == 0.0 {
         let up = power(graph, x, -p, inner.clone(), inner)?;
         return graph.add(Op::Reciprocal, &[up], origin);
     }
