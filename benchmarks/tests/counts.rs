@@ -6,6 +6,7 @@
 
 use ombra_compiler::inspect::{Report, inspect, size};
 use ombra_compiler::onnx::Model;
+use ombra_compiler::passes::approximate::Approximations;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_ir::plan;
 use std::collections::BTreeMap;
@@ -17,18 +18,47 @@ struct Case {
     model: &'static str,
     base: Option<&'static str>,
     file: &'static str,
+    /// Forms of softmax, activation and norm.
+    forms: [&'static str; 3],
 }
+
+const EXACT: [&str; 3] = ["exact"; 3];
 
 const TRAINED: Option<&str> = Some("llama-trained/base");
 
 const CASES: &[Case] = &[
-    Case { model: "llama-trained/frozen", base: TRAINED, file: "llama-trained-frozen" },
-    Case { model: "llama-trained/lora", base: TRAINED, file: "llama-trained-lora" },
-    Case { model: "llama-trained/full", base: TRAINED, file: "llama-trained-full" },
-    Case { model: "llama-trained/frozen-headmerge", base: TRAINED, file: "llama-trained-frozen-headmerge" },
-    Case { model: "llama-trained/frozen", base: None, file: "llama-trained-frozen-all-private" },
-    Case { model: "gpt2-optimum-past", base: None, file: "gpt2-optimum-past" },
+    Case { model: "llama-trained/frozen", base: TRAINED, file: "llama-trained-frozen", forms: EXACT },
+    Case { model: "llama-trained/lora", base: TRAINED, file: "llama-trained-lora", forms: EXACT },
+    Case { model: "llama-trained/full", base: TRAINED, file: "llama-trained-full", forms: EXACT },
+    Case {
+        model: "llama-trained/frozen-headmerge",
+        base: TRAINED,
+        file: "llama-trained-frozen-headmerge",
+        forms: EXACT,
+    },
+    Case { model: "llama-trained/frozen", base: None, file: "llama-trained-frozen-all-private", forms: EXACT },
+    Case { model: "gpt2-optimum-past", base: None, file: "gpt2-optimum-past", forms: EXACT },
 ];
+
+/// The table of README.md that shows what approximations save.
+const APPROXIMATED: &[Case] = &[
+    approximated("llama-trained-frozen", EXACT),
+    approximated("llama-trained-frozen-2relu", ["2relu", "exact", "exact"]),
+    approximated("llama-trained-frozen-2quad", ["2quad", "exact", "exact"]),
+    approximated("llama-trained-frozen-relu", ["exact", "relu", "exact"]),
+    approximated("llama-trained-frozen-quad", ["exact", "quad", "exact"]),
+    approximated("llama-trained-frozen-affine", ["exact", "exact", "affine"]),
+    approximated("llama-trained-frozen-2relu-relu-affine", ["2relu", "relu", "affine"]),
+    approximated("llama-trained-frozen-2quad-quad-affine", ["2quad", "quad", "affine"]),
+];
+
+const fn approximated(file: &'static str, forms: [&'static str; 3]) -> Case {
+    Case { model: "llama-trained/frozen", base: TRAINED, file, forms }
+}
+
+fn all_cases() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().chain(&APPROXIMATED[1..])
+}
 
 /// Steps that are counted: name, new tokens, cached tokens.
 const STEPS: &[(&str, u64, u64)] = &[("prefill", 8, 0), ("prefill", 32, 0), ("prefill", 64, 0), ("decode", 1, 32)];
@@ -45,7 +75,14 @@ fn read(name: &str) -> Model {
 
 fn compiled(case: &Case) -> Compiled {
     let (model, base) = (read(case.model), case.base.map(read));
-    compile(&model, base.as_ref(), &Options::default()).unwrap_or_else(|errors| {
+    let [softmax, activation, norm] = case.forms;
+    let wrong = |e| -> ! { panic!("{}: {e}", case.file) };
+    let approximations = Approximations {
+        softmax: vec![softmax.parse().unwrap_or_else(|e| wrong(e))],
+        activation: vec![activation.parse().unwrap_or_else(|e| wrong(e))],
+        norm: vec![norm.parse().unwrap_or_else(|e| wrong(e))],
+    };
+    compile(&model, base.as_ref(), &Options { approximations, ..Options::default() }).unwrap_or_else(|errors| {
         panic!("{}: {}", case.model, errors.iter().map(|e| format!("{e}\n")).collect::<String>())
     })
 }
@@ -53,6 +90,9 @@ fn compiled(case: &Case) -> Compiled {
 fn counts(case: &Case, compiled: &Compiled) -> String {
     let base = case.base.unwrap_or("none");
     let mut out = format!("model {}\nbase {base}\nreveal next-token\n", case.model);
+    for change in &compiled.plan.changes {
+        let _ = writeln!(out, "change {}", change.split(';').next().unwrap_or_default());
+    }
     for &(name, seq, past) in STEPS {
         out.push('\n');
         let _ = writeln!(out, "{name} seq={seq} past={past}");
@@ -98,7 +138,7 @@ fn kinds(report: &Report) -> BTreeMap<&str, (usize, u64)> {
 fn costs_of_models_are_those_on_file() {
     let bless = std::env::var_os("OMBRA_BLESS").is_some();
     let mut wrong = Vec::new();
-    for case in CASES {
+    for case in all_cases() {
         let path = folder().join(format!("{}.txt", case.file));
         let found = counts(case, &compiled(case));
         if bless {
@@ -144,18 +184,40 @@ fn table() -> String {
     out
 }
 
+/// The table of README.md between two other comments: what approximations save.
+fn approximations_table() -> String {
+    let mut out = String::from(
+        "| softmax | activation | norm | prompt of 32: bytes | rounds | next token: bytes | rounds |\n|---|---|---|---|---|---|---|\n",
+    );
+    for case in APPROXIMATED {
+        let compiled = compiled(case);
+        let (prompt, token) = (report(&compiled, 32, 0), report(&compiled, 1, 32));
+        let [softmax, activation, norm] = case.forms;
+        let _ = writeln!(
+            out,
+            "| {softmax} | {activation} | {norm} | {} | {} | {} | {} |",
+            size(prompt.total_bytes()),
+            prompt.rounds,
+            size(token.total_bytes()),
+            token.rounds
+        );
+    }
+    out
+}
+
 #[test]
 fn the_readme_has_these_costs() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = std::fs::read_to_string(&path).expect("README.md is there");
-    let (before, rest) = readme.split_once("<!-- counts -->\n").expect("README.md has the table's begin");
-    let (found, after) = rest.split_once("<!-- end of counts -->").expect("README.md has the table's end");
-    let expected = table();
-    if std::env::var_os("OMBRA_BLESS").is_some() {
-        let text = format!("{before}<!-- counts -->\n{expected}<!-- end of counts -->{after}");
-        std::fs::write(&path, text).expect("README.md can be written");
-    } else {
-        assert_eq!(found, expected, "if the change of cost is meant: OMBRA_BLESS=1 cargo test -p ombra-bench");
+    for (name, expected) in [("counts", table()), ("approximations", approximations_table())] {
+        let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
+        let readme = std::fs::read_to_string(&path).expect("README.md is there");
+        let (before, rest) = readme.split_once(&begin).expect("README.md has the table's begin");
+        let (found, after) = rest.split_once(&end).expect("README.md has the table's end");
+        if std::env::var_os("OMBRA_BLESS").is_some() {
+            std::fs::write(&path, [before, &begin, &expected, &end, after].concat()).expect("README.md can be written");
+        } else {
+            assert_eq!(found, expected, "if the change of cost is meant: OMBRA_BLESS=1 cargo test -p ombra-bench");
+        }
     }
 }
 
@@ -164,7 +226,7 @@ fn every_file_belongs_to_a_case() {
     for entry in std::fs::read_dir(folder()).expect("the folder is part of the repository").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         assert!(
-            CASES.iter().any(|case| name.strip_suffix(".txt") == Some(case.file)),
+            all_cases().any(|case| name.strip_suffix(".txt") == Some(case.file)),
             "counts/{name} belongs to no case: remove it"
         );
     }

@@ -2,13 +2,15 @@
 //!
 //! `OMBRA_BLESS=1 cargo test -p ombra-bench --test savings` writes the tables anew; read the difference.
 
+use ombra_compiler::inspect::size;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, compile};
 use ombra_compiler::savings::{NAIVE, Pass, savings};
 use ombra_ir::plan::{Saving, StepCost};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// A fine-tuned model and its base, by their folders in the corpus.
 const CASES: &[(&str, &str)] = &[
@@ -33,7 +35,14 @@ fn read(name: &str) -> Model {
     Model::read(&models.join(name).join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
+/// Counted once for all tests.
 fn counted(model: &str, base: &str) -> Vec<Saving> {
+    static DONE: Mutex<BTreeMap<String, Vec<Saving>>> = Mutex::new(BTreeMap::new());
+    let mut done = DONE.lock().expect("no test panics while it counts");
+    done.entry(model.to_string()).or_insert_with(|| count(model, base)).clone()
+}
+
+fn count(model: &str, base: &str) -> Vec<Saving> {
     let (model, base, options) = (read(model), read(base), Options::default());
     let plan = compile(&model, Some(&base), &options).expect("the corpus compiles").plan;
     savings(&model, Some(&base), &options, &plan).unwrap_or_else(|e| panic!("{}", e[0]))
@@ -90,6 +99,36 @@ fn savings_of_models_are_those_on_file() {
     }
     let done = "if the change is meant: OMBRA_BLESS=1 cargo test -p ombra-bench --test savings";
     assert!(wrong.is_empty(), "{} changed\n{done}", wrong.join(", "));
+}
+
+/// The table of README.md between two comments: bytes and rounds of the first step of some models.
+fn table(counted: &[(&str, Vec<Saving>)]) -> String {
+    let models: Vec<String> = counted.iter().map(|(model, _)| format!("`{model}`: bytes | rounds")).collect();
+    let mut out = format!("| after | {} |\n|---|{}\n", models.join(" | "), "---|---|".repeat(models.len()));
+    for (i, saving) in counted[0].1.iter().enumerate() {
+        let _ = write!(out, "| {} |", saving.pass);
+        for (_, savings) in counted {
+            let _ = write!(out, " {} | {} |", size(savings[i].steps[0].total_bytes()), savings[i].steps[0].rounds);
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[test]
+fn the_readme_has_these_savings() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(&path).expect("README.md is there");
+    let (before, rest) = readme.split_once("<!-- savings -->\n").expect("README.md has the table's begin");
+    let (found, after) = rest.split_once("<!-- end of savings -->").expect("README.md has the table's end");
+    let shown = [CASES[0], CASES[1], CASES[3]].map(|(model, base)| (model, counted(model, base)));
+    let expected = table(&shown);
+    if std::env::var_os("OMBRA_BLESS").is_some() {
+        let text = format!("{before}<!-- savings -->\n{expected}<!-- end of savings -->{after}");
+        std::fs::write(&path, text).expect("README.md can be written");
+    } else {
+        assert_eq!(found, expected, "if the change is meant: OMBRA_BLESS=1 cargo test -p ombra-bench --test savings");
+    }
 }
 
 #[test]

@@ -4,10 +4,10 @@
 //! from measurement are assumptions: they get a margin and are marked in the plan.
 
 use crate::graph::eval::{Weights, visit};
-use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId};
+use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId, ratio};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What calibration saw, by value.
 #[derive(Clone, Debug, Default)]
@@ -22,10 +22,21 @@ pub struct Ranges {
     pub moments: BTreeMap<ValueId, Moments>,
     /// For a norm: what was seen of its row statistic, eps included.
     pub rows: BTreeMap<ValueId, Rows>,
+    /// For a softmax by quotients: its divisors.
+    pub divisors: BTreeMap<ValueId, Divisors>,
     /// For a cache input: greatest absolute value of what continues it.
     pub states: BTreeMap<ValueId, f64>,
     /// Greatest absolute value of any private weight.
     pub private_weights: f64,
+}
+
+/// Divisors of a softmax by quotients, of rows with an entry that is not 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Divisors {
+    /// The least one.
+    pub least: f64,
+    /// The greatest one over the number of its row's entries.
+    pub greatest_mean: f64,
 }
 
 /// Count, sum and sum of squares of a sample.
@@ -95,8 +106,18 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
             norms.entry(x).or_default().push((id, f64::from(eps), centred));
         }
     }
+    let quotients: Vec<ValueId> =
+        graph.iter().filter(|(_, n)| matches!(n.op, Op::RatioSoftmax { .. })).map(|(id, _)| id).collect();
+    let scores_and_masks: BTreeSet<ValueId> = quotients.iter().flat_map(|&id| graph.operands(id)).collect();
     for inputs in sets {
+        let mut held: BTreeMap<ValueId, Tensor> = BTreeMap::new();
         visit(graph, weights, inputs, &mut |id, tensor| {
+            if scores_and_masks.contains(&id) {
+                held.insert(id, tensor.clone());
+            }
+            if quotients.contains(&id) {
+                see_divisors(graph, id, &held, &mut ranges.divisors);
+            }
             let Data::F32(values) = tensor.data() else { return };
             let moments = ranges.moments.entry(id).or_default();
             let mut max = 0.0f64;
@@ -138,6 +159,28 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
         }
     }
     Ok(ranges)
+}
+
+/// Widens what is known of the divisors of `id` by those of its operands among `held`.
+fn see_divisors(
+    graph: &Graph,
+    id: ValueId,
+    held: &BTreeMap<ValueId, Tensor>,
+    ranges: &mut BTreeMap<ValueId, Divisors>,
+) {
+    let Some(Op::RatioSoftmax { axis, numerator, eps }) = graph.op(id) else { return };
+    let operands: Vec<Option<&Tensor>> = graph.operands(id).iter().map(|o| held.get(o)).collect();
+    let Some(Some(x)) = operands.first() else { return };
+    let mask = operands.get(1).copied().flatten();
+    // It was evaluated, so its operands fit.
+    for (entries, divisor) in ratio::divisors(x, mask, *axis, *numerator, *eps).unwrap_or_default() {
+        if divisor > f64::from(*eps) && divisor.is_finite() {
+            let mean = divisor / entries as f64;
+            let seen = ranges.entry(id).or_insert(Divisors { least: divisor, greatest_mean: mean });
+            seen.least = seen.least.min(divisor);
+            seen.greatest_mean = seen.greatest_mean.max(mean);
+        }
+    }
 }
 
 fn widen(map: &mut BTreeMap<ValueId, f64>, id: ValueId, v: f64) {

@@ -242,7 +242,7 @@ mod tests {
             why: String::new(),
             readable: None,
         };
-        Labels { tensors: list.iter().map(label).collect() }
+        Labels { tensors: list.iter().map(label).collect(), ..Labels::default() }
     }
 
     fn region(initializer: Vec<TensorProto>, node: Vec<NodeProto>) -> ModelProto {

@@ -1,6 +1,8 @@
 //! ONNX in, plan out.
 
+pub mod advise;
 pub mod assign_rotations;
+pub mod assume;
 pub mod bounds;
 pub mod calibrate;
 pub mod client_region;

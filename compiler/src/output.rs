@@ -1,4 +1,5 @@
-//! A compiled model as files: `public/` for everybody, `server/` for the provider alone.
+//! A compiled model as files: `public/` for everybody, `server/` for the provider alone; a plan for costs alone as one
+//! file.
 //!
 //! Before anything is written, every tensor that would go to `public/` is checked against the owners: nothing that
 //! depends on a private weight leaves. What was written is then searched for pieces of private tensors.
@@ -28,12 +29,17 @@ pub const WEIGHTS: &str = "weights.safetensors";
 /// Name of the tokenizer in the public folder.
 pub const TOKENIZER: &str = "tokenizer.json";
 
-/// Writes all files of a compiled model into `folder`; returns the plan's digest.
+/// Writes all files of a compiled model into `folder`; returns the plan's digest. A plan for costs alone stands in `folder`
+/// itself, since it is for nobody else, and nothing beside it: files of an earlier plan are removed.
 ///
 /// # Errors
 /// A file cannot be written or a weight cannot be read. `E0549`, an internal error, when a piece of a private tensor
 /// stands in a file of `public/`: what was written there is removed.
 pub fn write(compiled: &mut Compiled, model: &Model, tokenizer: Option<&Path>, folder: &Path) -> Result<String> {
+    if compiled.plan.costs_only {
+        fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
+        return write_for_costs(compiled, folder);
+    }
     let (public, server) = (folder.join("public"), folder.join("server"));
     for dir in [&public, &server] {
         fs::create_dir_all(dir).map_err(|e| failed(dir, &e))?;
@@ -64,6 +70,19 @@ pub fn write(compiled: &mut Compiled, model: &Model, tokenizer: Option<&Path>, f
         }
         return Err(leak);
     }
+    Ok(plan::digest(&bytes))
+}
+
+/// Writes a plan that cannot run.
+fn write_for_costs(compiled: &Compiled, folder: &Path) -> Result<String> {
+    let public = [PLAN, CLIENT_MODEL, WEIGHTS, TOKENIZER].map(|file| folder.join("public").join(file));
+    let old = public.into_iter().chain([folder.join("server").join(WEIGHTS)]);
+    for path in old.filter(|path| path.exists()) {
+        fs::remove_file(&path).map_err(|e| failed(&path, &e))?;
+    }
+    let bytes = plan::encode(&compiled.plan)?;
+    let path = folder.join(PLAN);
+    fs::write(&path, &bytes).map_err(|e| failed(&path, &e))?;
     Ok(plan::digest(&bytes))
 }
 

@@ -1,19 +1,22 @@
 //! From a model file to a plan: the one place that knows the order of passes.
 
 use crate::assign_rotations::{Spread, assign_rotations};
+use crate::assume::assume;
 use crate::bounds::{MAX_FAILURE_LOG2, check_failure};
 use crate::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
 use crate::egraph::cost::Network;
 use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
+use crate::graph::eval::Weights;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::ops::attention::ROTARY;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, Lowered, lower};
-use crate::onnx::Model;
+use crate::onnx::{ABSENT, Model};
 use crate::partition::partition;
+use crate::passes::approximate::{Approximations, approximate};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::clamp::clamp;
 use crate::passes::decompose::decompose;
@@ -57,6 +60,10 @@ pub struct Options {
     pub clamp: bool,
     /// How roles are spread over parties.
     pub spread: Spread,
+    /// Cheaper functions in place of the model's own.
+    pub approximations: Approximations,
+    /// Ranges are assumed and not measured, as they are for a model without its weights. For costs alone.
+    pub assume: bool,
     /// The network that rewriting chooses for.
     pub network: Network,
     /// Passes that are applied: all of them, unless their savings are counted.
@@ -76,6 +83,8 @@ impl Default for Options {
             max_failure_log2: MAX_FAILURE_LOG2,
             clamp: false,
             spread: Spread::Fixed,
+            approximations: Approximations::default(),
+            assume: false,
             network: Network::WAN,
             passes: Passes::default(),
         }
@@ -101,6 +110,8 @@ pub struct Analysed {
     pub labels: Labels,
     /// What was recognised, in full or in part.
     pub found: Vec<import::recognise::Found>,
+    /// Elements of the model's or the base's weights are not there, so that owners may be guesses.
+    pub absent: bool,
 }
 
 /// A compiled model.
@@ -136,9 +147,14 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     }
     let after = weights_of(&graph);
     for tensor in before.difference(&after) {
-        if import::recognise::is_mask(&load_weight(model, tensor).map_err(one)?) {
-            let (tensor, node) = (tensor.clone(), "softmax".into());
-            published.insert(Published { tensor, node, op: MASK, integer: false });
+        match load_weight(model, tensor) {
+            Ok(elements) if import::recognise::is_mask(&elements) => {
+                let (tensor, node) = (tensor.clone(), "softmax".into());
+                published.insert(Published { tensor, node, op: MASK, integer: false });
+            }
+            // What was not read was not made a mask.
+            Err(e) if e.code != ABSENT => return Err(one(e)),
+            _ => {}
         }
     }
     for f in &found {
@@ -156,7 +172,8 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     let labels = label(model, base, &overrides).map_err(one)?;
     check_published(&published, &labels)?;
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
-    Ok(Analysed { graph, labels, found })
+    let absent = [Some(model), base].into_iter().flatten().any(|m| !m.absent().is_empty());
+    Ok(Analysed { graph, labels, found, absent })
 }
 
 fn weight_owner(labels: &Labels, name: &str) -> Owner {
@@ -171,8 +188,11 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
-    let Program { plan, lowered, graph, labels, rewrites } = program(model, base, options)?;
-    let client_model = client_region::build(model, &graph, &plan.module, &labels).map_err(one)?;
+    let analysed = analyse(model, base, options)?;
+    let Program { plan, lowered, graph, labels, rewrites } =
+        program(model, base, analysed, &|name| load_weight(model, name), options)?;
+    let region = || client_region::build(model, &graph, &plan.module, &labels);
+    let client_model = if plan.costs_only { None } else { region().map_err(one)? };
     ombra_ir::verify::verify(&plan.module)?;
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
     Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph, rewrites })
@@ -183,7 +203,24 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
 /// # Errors
 /// Those of [`compile`].
 pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Plan, Errors> {
-    let Program { plan, .. } = program(model, base, options)?;
+    let analysed = analyse(model, base, options)?;
+    let Program { plan, .. } = program(model, base, analysed, &|name| load_weight(model, name), options)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    Ok(plan)
+}
+
+/// [`plan_of`] for a model whose graph and labels may have been changed since they were analysed. `weights` gives the
+/// elements of all weights that the graph has now.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn plan_of_analysed(
+    model: &Model,
+    analysed: Analysed,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Plan, Errors> {
+    let Program { plan, .. } = program(model, None, analysed, weights, options)?;
     ombra_ir::verify::verify(&plan.module)?;
     Ok(plan)
 }
@@ -191,7 +228,7 @@ pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::r
 /// What the passes made of a model.
 struct Program {
     plan: Plan,
-    lowered: lower::Lowered,
+    lowered: Lowered,
     graph: Graph,
     labels: Labels,
     rewrites: Vec<Rewrite>,
@@ -207,6 +244,8 @@ pub struct Rewritten {
     pub reveal: Vec<(usize, OutputKind)>,
     /// What rewriting did and refused.
     pub rewrites: Vec<Rewrite>,
+    /// What was changed by request, in words.
+    pub changes: Vec<String>,
 }
 
 /// Analyses a model, leaves out what the outputs do not need, and rewrites what remains.
@@ -214,7 +253,11 @@ pub struct Rewritten {
 /// # Errors
 /// Those of [`analyse`], and outputs that the model does not have.
 pub fn rewritten(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Rewritten, Errors> {
-    let Analysed { mut graph, labels, .. } = analyse(model, base, options)?;
+    rewritten_analysed(analyse(model, base, options)?, options)
+}
+
+fn rewritten_analysed(analysed: Analysed, options: &Options) -> std::result::Result<Rewritten, Errors> {
+    let Analysed { mut graph, labels, .. } = analysed;
     let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
@@ -231,47 +274,56 @@ pub fn rewritten(model: &Model, base: Option<&Model>, options: &Options) -> std:
         }
     }
     assign_owners(&mut graph, owner);
+    let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
     // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
     let mut rewrites = Vec::new();
     if has(Pass::Rewrites) {
         rewrites = rewrite(&mut graph, options.network, options.f).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
-    Ok(Rewritten { graph, labels, reveal, rewrites })
+    Ok(Rewritten { graph, labels, reveal, rewrites, changes })
 }
 
-fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Program, Errors> {
-    let Rewritten { mut graph, labels, reveal, rewrites } = rewritten(model, base, options)?;
+fn program(
+    model: &Model,
+    base: Option<&Model>,
+    analysed: Analysed,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Program, Errors> {
+    let absent = analysed.absent;
+    let assumed = options.assume || !model.absent().is_empty();
+    let Rewritten { mut graph, labels, reveal, rewrites, changes } = rewritten_analysed(analysed, options)?;
     let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
-    let weights = |name: &str| load_weight(model, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     if has(Pass::Norms) {
-        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, &weights, v)).map_err(one)?;
+        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
     client_region::hide_unnamed(&mut graph).map_err(one)?;
     decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
-    let sets = match &options.calibration {
-        given if !given.is_empty() => {
-            given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<_>>().map_err(one)?
-        }
-        _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH).map_err(one)?,
+    let sets = || match &options.calibration {
+        given if !given.is_empty() => given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<Vec<_>>>(),
+        _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH),
     };
-    let ranges = match (options.calibrated_on, base) {
-        (CalibratedOn::Model, _) => calibrate(&graph, &weights, &sets),
+    let mut ranges = match (options.calibrated_on, base) {
+        _ if assumed => assume(&graph),
+        (CalibratedOn::Model, _) => sets().and_then(|sets| calibrate(&graph, weights, &sets)).map_err(one)?,
         (CalibratedOn::Base, Some(base)) => {
             let stand_ins = StandIns::new(model, base, &labels);
+            let sets = sets().map_err(one)?;
             let mut ranges = calibrate(&graph, &|name: &str| stand_ins.load(name), &sets).map_err(one)?;
             ranges.private_weights *= libm::ldexp(1.0, i32::from(options.margin));
-            Ok(ranges)
+            ranges
         }
-        (CalibratedOn::Base, None) => Err(Diagnostic::input("E0573", "there is no base model to measure bounds on")
-            .note("expected --base with --calibrate-base")),
+        (CalibratedOn::Base, None) => {
+            return Err(one(Diagnostic::input("E0573", "there is no base model to measure bounds on")
+                .note("expected --base with --calibrate-base")));
+        }
     };
-    let mut ranges = ranges.map_err(one)?;
     if options.clamp {
         clamp(&mut graph, &mut ranges, options.margin).map_err(one)?;
     }
@@ -280,7 +332,7 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         assign_owners(&mut graph, owner);
         client_region::hide_unnamed(&mut graph).map_err(one)?;
     }
-    let statics = |v: ValueId| eval::static_value(&graph, &weights, v);
+    let statics = |v: ValueId| eval::static_value(&graph, weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
         &graph,
@@ -295,10 +347,14 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
             defer: has(Pass::Sums),
         },
     )?;
-    if options.calibrated_on == CalibratedOn::Base {
+    if options.calibrated_on == CalibratedOn::Base && !assumed {
         check_weights(&lowered, &statics)?;
     }
-    let failure = check_failure(&graph, &lowered.assumed, &ranges, options.max_failure_log2).map_err(one)?;
+    // Of assumed bounds nothing is known.
+    let failure = match assumed {
+        true => 0.0,
+        false => check_failure(&graph, &lowered.assumed, &ranges, options.max_failure_log2).map_err(one)?,
+    };
     let mut module = expand(&lowered.module).map_err(one)?;
     if !has(Pass::Widths) {
         module = widen(&module).map_err(one)?;
@@ -316,7 +372,8 @@ fn program(model: &Model, base: Option<&Model>, options: &Options) -> std::resul
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
-        changes: Vec::new(),
+        changes,
+        costs_only: absent || assumed,
         parts: partition(&graph),
         savings: Vec::new(),
         module,

@@ -20,7 +20,7 @@ const PUBLIC_LIMIT: usize = 1 << 28;
 /// The entries that a mask keeps, row after row.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// Positions of the kept entries in the dense tensor, ascending.
+    /// Positions of the kept entries in the dense tensor, ascending; empty after [`bind_lengths`].
     pub keep: Vec<u32>,
     /// Kept entries of every row (all axes but the last, flattened).
     pub lens: Vec<u32>,
@@ -46,7 +46,16 @@ pub struct Bound {
 /// A symbol without a value or out of its range, a public input that is missing or of another shape, a size that is
 /// negative or beyond [`MAX_ELEMENTS`].
 pub fn bind(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)]) -> Result<Bound> {
-    bind_within(module, sizes, inputs, u64::MAX)
+    bind_as(module, sizes, inputs, u64::MAX, true)
+}
+
+/// [`bind`] for costs, which need the lengths of rows and not the positions of their entries: those of long prompts take
+/// much memory.
+///
+/// # Errors
+/// Those of [`bind`].
+pub fn bind_lengths(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)]) -> Result<Bound> {
+    bind_as(module, sizes, inputs, u64::MAX, false)
 }
 
 /// [`bind`] for sizes that another party chose: public values and masks take at most `limit` bytes, which is checked
@@ -55,6 +64,16 @@ pub fn bind(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)])
 /// # Errors
 /// Those of [`bind`], and `E0405` above the limit.
 pub fn bind_within(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Tensor)], limit: u64) -> Result<Bound> {
+    bind_as(module, sizes, inputs, limit, true)
+}
+
+fn bind_as(
+    module: &Module,
+    sizes: &[(&str, u64)],
+    inputs: &[(String, Tensor)],
+    limit: u64,
+    positions: bool,
+) -> Result<Bound> {
     let mut bindings = module.dims.bind(sizes)?;
     let mut bytes = module.public.bytes(&bindings)?;
     check_bytes(bytes, limit)?;
@@ -72,8 +91,8 @@ pub fn bind_within(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Te
         let shape = concrete(&count.shape, &bindings)?;
         bytes = bytes.saturating_add(rows_bytes(&shape));
         check_bytes(bytes, limit)?;
-        let kept = rows_of(mask_value(&public, count.mask)?, &shape)?;
-        bindings.set(count.sym, kept.keep.len() as u64);
+        let kept = rows_of(mask_value(&public, count.mask)?, &shape, positions)?;
+        bindings.set(count.sym, kept.lens.iter().map(|&n| u64::from(n)).sum());
         rows.insert((count.mask, shape), Arc::new(kept));
     }
     let mut shapes = Vec::with_capacity(module.ops.len());
@@ -87,7 +106,7 @@ pub fn bind_within(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Te
         if !bound.rows.contains_key(&(mask, dense.clone())) {
             bytes = bytes.saturating_add(rows_bytes(&dense));
             check_bytes(bytes, limit)?;
-            let kept = rows_of(mask_value(&bound.public, mask)?, &dense)?;
+            let kept = rows_of(mask_value(&bound.public, mask)?, &dense, positions)?;
             bound.rows.insert((mask, dense), Arc::new(kept));
         }
     }
@@ -174,8 +193,8 @@ fn mask_value(public: &[Tensor], value: u32) -> Result<&Tensor> {
         .ok_or_else(|| Diagnostic::input("E0404", "mask names a public value that does not exist"))
 }
 
-/// Positions that a boolean mask, broadcast to `shape`, keeps.
-fn rows_of(mask: &Tensor, shape: &[usize]) -> Result<Rows> {
+/// What a boolean mask, broadcast to `shape`, keeps; `positions` of entries only where they are wanted.
+fn rows_of(mask: &Tensor, shape: &[usize], positions: bool) -> Result<Rows> {
     let values = mask.as_bool()?;
     let rank = shape.len();
     let offset = rank.checked_sub(mask.rank());
@@ -200,15 +219,16 @@ fn rows_of(mask: &Tensor, shape: &[usize]) -> Result<Rows> {
     let column_stride = strides.last().copied().unwrap_or(0);
     let mut rows = Rows { keep: Vec::new(), lens: Vec::with_capacity(row_count), dense };
     let mut index = vec![0usize; rank.saturating_sub(1)];
+    // Rows that are the same part of the mask have the same length.
+    let mut counted: BTreeMap<usize, u32> = BTreeMap::new();
     for row in 0..row_count {
         let start: usize = index.iter().zip(&strides).map(|(i, s)| i * s).sum();
-        let before = rows.keep.len();
-        for column in 0..columns {
-            if values[start + column * column_stride] {
-                rows.keep.push((row * columns + column) as u32);
-            }
+        let kept = |column: &usize| values[start + column * column_stride];
+        let len = *counted.entry(start).or_insert_with(|| (0..columns).filter(kept).count() as u32);
+        if positions {
+            rows.keep.extend((0..columns).filter(kept).map(|column| (row * columns + column) as u32));
         }
-        rows.lens.push((rows.keep.len() - before) as u32);
+        rows.lens.push(len);
         for axis in (0..index.len()).rev() {
             index[axis] += 1;
             if index[axis] < shape[axis] {
@@ -227,9 +247,11 @@ mod tests {
     #[test]
     fn causal_rows_broadcast_over_heads() {
         let mask = Tensor::bool(&[1, 1, 2, 3], vec![true, true, false, true, true, true]).expect("six elements");
-        let rows = rows_of(&mask, &[1, 2, 2, 3]).expect("the mask broadcasts");
+        let rows = rows_of(&mask, &[1, 2, 2, 3], true).expect("the mask broadcasts");
+        let lengths = rows_of(&mask, &[1, 2, 2, 3], false).expect("the mask broadcasts");
+        assert_eq!((lengths.lens, lengths.keep), (rows.lens.clone(), vec![]));
         assert_eq!(rows.lens, [2, 3, 2, 3]);
         assert_eq!(rows.keep, [0, 1, 3, 4, 5, 6, 7, 9, 10, 11]);
-        assert!(rows_of(&mask, &[1, 2, 2, 4]).is_err());
+        assert!(rows_of(&mask, &[1, 2, 2, 4], true).is_err());
     }
 }

@@ -192,6 +192,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::Log { .. }
         | Op::Rsqrt { .. }
         | Op::Softmax
+        | Op::RatioSoftmax { .. }
         | Op::Gelu { .. }
         | Op::Silu
         | Op::Tanh

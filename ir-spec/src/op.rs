@@ -261,6 +261,20 @@ pub enum Op {
     },
     /// Softmax over the last axis of operand 0 among the entries that the public mask (operand 1) keeps.
     Softmax,
+    /// `g(x) / (Σ g(x) + eps)` over the last axis of operand 0 among the entries that the public mask (operand 1) keeps,
+    /// where `g(x) = max(x + shift, 0)`, or `(x + shift)²`: what takes the place of softmax in models trained for MPC.
+    RatioSoftmax {
+        /// Whether `g` is the square.
+        square: bool,
+        /// Added to every score, as the bits of an f32.
+        shift: u32,
+        /// Added to the sum, as the bits of an f32.
+        eps: u32,
+        /// Range of the divisor: `2^min_log2 ≤ Σ g(x) + eps < 2^max_log2`. Below it the result is too small.
+        min_log2: i8,
+        /// End of that range.
+        max_log2: i8,
+    },
     /// `x · Φ(x)`, or its tanh form `x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
     Gelu {
         /// The tanh form.
@@ -376,6 +390,7 @@ impl Op {
             Op::Rsqrt { .. } => ("rsqrt", Composite, Some(1)),
             Op::Log { .. } => ("log", Composite, Some(1)),
             Op::Softmax => ("softmax", Composite, Some(2)),
+            Op::RatioSoftmax { .. } => ("ratio_softmax", Composite, Some(2)),
             Op::Gelu { .. } => ("gelu", Composite, Some(1)),
             Op::Silu => ("silu", Composite, Some(1)),
             Op::Tanh => ("tanh", Composite, Some(1)),

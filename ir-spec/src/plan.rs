@@ -46,6 +46,9 @@ pub struct Plan {
     pub margin: u8,
     /// What changed the model's meaning, in words: approximations that were asked for.
     pub changes: Vec<String>,
+    /// The plan says what a model would cost and cannot run: owners of weights or bounds of values are assumed, or there
+    /// are no files of weights.
+    pub costs_only: bool,
     /// Who computes what, folded by layer and role.
     pub parts: Vec<Part>,
     /// What a step costs before all passes of the compiler and after each of them, where that was asked for.
@@ -159,6 +162,19 @@ impl StepCost {
 }
 
 impl Plan {
+    /// Refuses a plan that was made for costs alone.
+    ///
+    /// # Errors
+    /// `E0414`.
+    pub fn check_runs(&self) -> Result<()> {
+        if !self.costs_only {
+            return Ok(());
+        }
+        Err(Diagnostic::input("E0414", "this plan is for costs only and cannot run")
+            .note("it was compiled without weights: owners and bounds in it are assumed")
+            .note("compile the model again with its data files beside it"))
+    }
+
     /// Checks the sizes of a step against what the model takes for granted.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 
 #[path = "app/folders.rs"]
 mod folders;
+#[path = "app/measure.rs"]
+mod measure;
 #[path = "app/plans.rs"]
 mod plans;
 #[path = "app/processes.rs"]

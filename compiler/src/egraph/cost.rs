@@ -15,6 +15,7 @@ use crate::lower::{self, lower};
 use ombra_ir::bind::bind;
 use ombra_ir::cost::{RowLens, Sizes, traffic};
 use ombra_ir::module::OutputKind;
+use ombra_ir::network;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{DType, Tensor, Type};
 use ombra_ir::schedule::schedule;
@@ -31,36 +32,23 @@ pub struct Network {
 }
 
 impl Network {
-    /// 3 Gbit/s, 0.8 ms to and fro.
-    pub const LAN: Network = Network { bytes_per_s: 375e6, latency_s: 0.0004 };
-    /// 200 Mbit/s, 40 ms to and fro.
-    pub const WAN: Network = Network { bytes_per_s: 25e6, latency_s: 0.02 };
+    /// A local network.
+    pub const LAN: Network = Network::of(&network::Network::LAN);
+    /// A wide area network.
+    pub const WAN: Network = Network::of(&network::Network::WAN);
+
+    const fn of(network: &network::Network) -> Network {
+        Network { bytes_per_s: network.bandwidth_bits_per_s as f64 / 8.0, latency_s: network.rtt.as_secs_f64() / 2.0 }
+    }
 
     /// Reads `lan`, `wan` or `BANDWIDTH,RTT` such as `1Gbps,2ms`.
     ///
     /// # Errors
     /// Anything else.
     pub fn parse(text: &str) -> Result<Network> {
-        match text {
-            "lan" => return Ok(Self::LAN),
-            "wan" => return Ok(Self::WAN),
-            _ => {}
-        }
-        let number = |text: &str, units: &[(&str, f64)]| {
-            units.iter().find_map(|(unit, factor)| {
-                let count: f64 = text.trim().strip_suffix(unit)?.trim().parse().ok()?;
-                Some(count * factor).filter(|v| v.is_finite())
-            })
-        };
-        let parsed = text.split_once(',').and_then(|(bandwidth, rtt)| {
-            let bits = number(bandwidth, &[("Gbps", 1e9), ("Mbps", 1e6), ("kbps", 1e3)])?;
-            let rtt = number(rtt, &[("ms", 1e-3), ("us", 1e-6), ("s", 1.0)])?;
-            let sound = (1e3..=1e12).contains(&bits) && (0.0..=10.0).contains(&rtt);
-            sound.then_some(Network { bytes_per_s: bits / 8.0, latency_s: rtt / 2.0 })
-        });
-        parsed.ok_or_else(|| {
+        network::Network::parse(text)?.as_ref().map(Network::of).ok_or_else(|| {
             Diagnostic::input("E0561", format!("--network {} is no network", text.escape_debug()))
-                .note("expected lan, wan or BANDWIDTH,RTT such as 1Gbps,2ms, of 1kbps to 1000Gbps and at most 10s")
+                .note("expected lan, wan or BANDWIDTH,RTT such as 1Gbps,2ms")
         })
     }
 }

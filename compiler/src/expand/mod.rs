@@ -83,6 +83,16 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     let result = (node.ty.bound, node.ty.bound_from);
     let id = match &node.op {
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
+        Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
+            let form = softmax::Ratio {
+                square: *square,
+                shift: f32::from_bits(*shift),
+                eps: f32::from_bits(*eps),
+                min_log2: *min_log2,
+                max_log2: *max_log2,
+            };
+            softmax::ratio_softmax(&mut e, x, args[1], form)
+        }
         Op::Exp { max } => quotient::exp(&mut e, x, *max),
         Op::Reciprocal { min_log2, max_log2, scale } => {
             quotient::reciprocal(&mut e, x, Range2 { min: *min_log2, max: *max_log2 }, *scale)

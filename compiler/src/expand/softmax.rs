@@ -6,10 +6,14 @@
 //! error is 2.1e-3. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared,
 //! exponentiated and summed, so nothing depends on what a mask hides.
 //!
-//! Comparisons leave out low bits where that is harmless. The maximum may fall short by `2^−8` at every level of its
+//! Comparisons leave out low bits where that is harmless. The maximum may fall short by `2^−5` at every level of its
 //! tree, which makes the greatest exponential a little more than 1 and cancels in the quotient; the cut at −14 may lie
 //! `2^−4` higher. The maximum is taken in the smallest ring that holds the scores, the exponential in one of
 //! 56 bits: values near 1 with 22 fraction bits.
+//!
+//! What takes the place of softmax in models trained for MPC has neither maximum nor exponential: a comparison and a
+//! product an entry (2ReLU), or a product alone (2Quad), then the same reciprocal a row and product an entry. 2ReLU takes
+//! scores below `2^−12` for 0.
 
 use super::{Emit, FINE, fixed, reciprocal, ring_for};
 use ombra_ir::module::Id;
@@ -22,7 +26,7 @@ const RING: u8 = 56;
 /// Fraction bits inside the exponential.
 const INNER: u8 = 22;
 /// Fraction bits that decide the maximum.
-const MAX_FRACTION: u8 = 8;
+const MAX_FRACTION: u8 = 5;
 /// Fraction bits that decide the cut.
 const CUT_FRACTION: u8 = 4;
 /// Squarings.
@@ -32,13 +36,14 @@ const SIXTH: u8 = 8;
 /// Below this the result is 0.
 const LOWEST: f64 = -14.0;
 
-/// `exp(x)` at scale [`FINE`] for `x ≤ 0`.
-pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
-    exp_by(e, x, T)
+/// `exp(x)` at scale [`FINE`] for `x ≤ 0`, by `t` squarings: the relative error is `x⁴ / (24 · 2^{3t})`.
+pub(super) fn exp_by(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
+    let y = inner_exp(e, x, t)?;
+    e.op(Op::Upscale { by: FINE - INNER }, &[y])
 }
 
-/// As [`exp`] with `t` squarings: the relative error is `x⁴ / (24 · 2^{3t})`.
-pub(super) fn exp_by(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
+/// `exp(x)` at scale [`INNER`] for `x ≤ 0`, by `t` squarings.
+fn inner_exp(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
     let (bits, scale, _) = e.ring(x)?;
     let x = e.narrow(x, RING)?;
     let keep = e.at_least(x, LOWEST, scale.saturating_sub(CUT_FRACTION))?;
@@ -62,18 +67,23 @@ pub(super) fn exp_by(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
         y = e.product(y, y, INNER, INNER + 1)?;
     }
     let kept = e.op(Op::Mul, &[y, keep])?;
-    let wide = e.widen(kept, bits, (INNER + 1, BoundFrom::Guarded))?;
-    e.op(Op::Upscale { by: FINE - INNER }, &[wide])
+    e.widen(kept, bits, (INNER + 1, BoundFrom::Guarded))
+}
+
+/// The longest row of a softmax over the last axis of `x`.
+fn longest_row(e: &Emit, x: Id) -> Result<u64> {
+    let shape = &e.ty(x).shape;
+    let columns = shape.last().ok_or_else(|| Diagnostic::internal("E0505", "softmax of a scalar"))?;
+    e.module.dims.upper(columns).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| {
+        Diagnostic::input("E0506", "a softmax row has no greatest length").note("give --max for its sizes")
+    })
 }
 
 /// Softmax over the last axis of `x` among the entries that `mask` keeps; 0 elsewhere.
 pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let (_, scale, bound) = e.ring(x)?;
     let shape = e.ty(x).shape.clone();
-    let columns = shape.last().ok_or_else(|| Diagnostic::internal("E0505", "softmax of a scalar"))?;
-    let max_columns = e.module.dims.upper(columns).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| {
-        Diagnostic::input("E0506", "a softmax row has no greatest length").note("give --max for its sizes")
-    })?;
+    let max_columns = longest_row(e, x)?;
     let log2 = u8::try_from(max_columns.max(2).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX);
     let packed = e.op(Op::Pack, &[x, mask])?;
     // The smallest ring for the maximum; its one result a row comes back.
@@ -86,11 +96,98 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let max = if max_bits < bits { e.widen(max, bits, (max_bound, BoundFrom::Proven))? } else { max };
     let max_each = e.op(Op::RowExpand { shape: shape.clone() }, &[max, mask])?;
     let below = e.op(Op::Sub, &[packed, max_each])?;
-    let exp = exp(e, below)?;
+    let exp = inner_exp(e, below, T)?;
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
-    let inverse = reciprocal::reciprocal(e, sum, log2 + 1)?;
+    // As fine as the product of both has room for.
+    let inverse = reciprocal::reciprocal_at(e, sum, log2 + 1, QUOTIENT as u8 - INNER)?;
     let inverse_each = e.op(Op::RowExpand { shape: shape.clone() }, &[inverse, mask])?;
     let product = e.op(Op::Mul, &[exp, inverse_each])?;
     let y = e.truncate_to(product, scale, scale + 1)?;
     e.op(Op::Unpack { shape }, &[y, mask])
+}
+
+/// The form of a softmax by quotients: `g(x) / (Σ g(x) + eps)` with `2^min_log2 ≤ Σ g(x) + eps < 2^max_log2`.
+pub(super) struct Ratio {
+    /// Whether `g` is the square of `x + shift`; its positive part otherwise.
+    pub(super) square: bool,
+    /// Added to every score.
+    pub(super) shift: f32,
+    /// Added to the sum.
+    pub(super) eps: f32,
+    /// Begin of the divisor's range.
+    pub(super) min_log2: i8,
+    /// End of the divisor's range.
+    pub(super) max_log2: i8,
+}
+
+/// Bits of a quotient before its division: one less than a truncation takes.
+const QUOTIENT: i32 = 61;
+/// Significant bits of the reciprocal of the greatest divisor.
+const LEAST_SIGNIFICANT: i32 = 10;
+/// Fraction bits of a score that decide whether it is positive.
+const POSITIVE_FRACTION: u8 = 12;
+
+/// `g(x) / (Σ g(x) + eps)` over the last axis of `x` among the entries that `mask` keeps; 0 elsewhere.
+///
+/// Everything stays in integers of one scale until the end: with `q = g(x)` at scale `s` and the reciprocal
+/// `i = 2^min / (Σ g(x) + eps) ≤ 1` at scale `t`, the quotient is `q·i` read at scale `s + t + min`.
+pub(super) fn ratio_softmax(e: &mut Emit, x: Id, mask: Id, form: Ratio) -> Result<Id> {
+    let (_, scale, _) = e.ring(x)?;
+    let shape = e.ty(x).shape.clone();
+    longest_row(e, x)?;
+    let (min, max) = (i32::from(form.min_log2), i32::from(form.max_log2));
+    let small = |n: i32| u8::try_from(n).map_err(|_| too_wide(&form));
+    let packed = e.op(Op::Pack, &[x, mask])?;
+    let shifted = if form.shift == 0.0 { packed } else { e.add_real(packed, f64::from(form.shift))? };
+    let entries = if form.square {
+        let square = e.op(Op::Mul, &[shifted, shifted])?;
+        let kept = small((2 * i32::from(scale)).min(QUOTIENT - LEAST_SIGNIFICANT - max))?;
+        let (_, _, bound) = e.ring(square)?;
+        e.truncate_to(square, kept, bound.saturating_sub(2 * scale - kept).saturating_add(1))?
+    } else {
+        positive(e, shifted)?
+    };
+    let (_, s, _) = e.ring(entries)?;
+    let s = i32::from(s);
+    let bound = (small((s + max).max(1))?, BoundFrom::Calibrated);
+    let mut divisor = e.declared(Op::RowSum { shape: shape.clone() }, &[entries, mask], bound)?;
+    if form.eps > 0.0 {
+        let eps = fixed(f64::from(form.eps), small(s)?)?;
+        divisor = e.declared(Op::AddInt { k: eps }, &[divisor], bound)?;
+    }
+    if s + min < 0 {
+        divisor = e.op(Op::Upscale { by: small(-s - min)? }, &[divisor])?;
+    }
+    let ratio = e.op(Op::SetScale { scale: small((s + min).max(0))? }, &[divisor])?;
+    let finest = small((QUOTIENT - s - min).min(63 - s))?;
+    let inverse = reciprocal::reciprocal_at(e, ratio, small(max - min)?, finest)?;
+    let (_, t, _) = e.ring(inverse)?;
+    let read = s + i32::from(t) + min;
+    if read <= i32::from(scale) {
+        return Err(too_wide(&form));
+    }
+    let inverse_each = e.op(Op::RowExpand { shape: shape.clone() }, &[inverse, mask])?;
+    let product = e.guarded(Op::Mul, &[entries, inverse_each], small(read + 1)?)?;
+    let quotient = e.op(Op::SetScale { scale: small(read)? }, &[product])?;
+    let y = e.truncate_to(quotient, scale, scale + 1)?;
+    e.op(Op::Unpack { shape }, &[y, mask])
+}
+
+fn too_wide(form: &Ratio) -> Diagnostic {
+    let (min, max) = (form.min_log2, form.max_log2);
+    Diagnostic::input("E0507", format!("a softmax row's divisor of 2^{min} to 2^{max} does not fit the ring"))
+        .note("give --max for the sizes of the model, or calibrate on inputs that are typical for it")
+}
+
+/// `max(x, 0)`, in the smallest ring that holds `x` until the end; 0 below `2^−POSITIVE_FRACTION`.
+fn positive(e: &mut Emit, x: Id) -> Result<Id> {
+    let (bits, scale, bound) = e.ring(x)?;
+    let small = e.narrow(x, ring_for(bound).min(bits))?;
+    let (inside, _, _) = e.ring(small)?;
+    let drop = scale.saturating_sub(POSITIVE_FRACTION);
+    let negative = e.op(Op::Msb { width: bound + 1 + u8::from(drop > 0), drop }, &[small])?;
+    let keep = e.op(Op::Not, &[negative])?;
+    let keep = e.op(Op::BitToRing { bits: inside }, &[keep])?;
+    let product = e.guarded(Op::Mul, &[small, keep], bound)?;
+    e.widen(product, bits, (bound, BoundFrom::Proven))
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use ombra_ir::plain::{self, DEFAULT_LIMIT, Data, Tensor};
+use ombra_ir::plain::{self, DEFAULT_LIMIT, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Result};
 
 use super::{Graph, Op, ValueId};
@@ -172,6 +172,13 @@ fn apply(
         }
         (Op::Softmax { axis }, [x]) => softmax(x, None, *axis),
         (Op::MaskedSoftmax { axis }, [x, mask]) => softmax(x, Some(mask), *axis),
+        (Op::RatioSoftmax { axis, numerator, eps }, [x]) => super::ratio::eval(x, None, *axis, *numerator, *eps),
+        (Op::RatioSoftmax { axis, numerator, eps }, [x, mask]) => {
+            super::ratio::eval(x, Some(mask), *axis, *numerator, *eps)
+        }
+        (Op::Quadratic { square, linear, constant }, [x]) => map(x, |v| (square * v + linear) * v + constant),
+        (Op::AffineNorm { centred }, [x, w]) => affine_norm(x, w, None, *centred),
+        (Op::AffineNorm { centred }, [x, w, b]) => affine_norm(x, w, Some(b), *centred),
         (Op::RmsNorm { eps }, [x, w]) => norm(x, w, None, *eps, false),
         (Op::LayerNorm { eps }, [x, w]) => norm(x, w, None, *eps, true),
         (Op::LayerNorm { eps }, [x, w, b]) => norm(x, w, Some(b), *eps, true),
@@ -189,28 +196,9 @@ fn map(x: &Tensor, f: impl Fn(f32) -> f32) -> Result<Tensor> {
 
 /// Softmax along `axis`; `mask` broadcasts to `x`. Without a mask a row of -inf gives no numbers, as in ONNX.
 fn softmax(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Tensor> {
-    let mask = match mask {
-        Some(m) => {
-            let shape = x.shape().iter().map(|d| ombra_ir::Dim::from_usize(*d)).collect::<Result<_>>()?;
-            let full = plain::eval(&plain::Op::Expand { shape }, &[m], &Bindings::new(), DEFAULT_LIMIT)?;
-            match full.into_parts().1 {
-                Data::Bool(v) => Some(v),
-                _ => return Err(Diagnostic::internal("E0299", "a mask is not of type bool")),
-            }
-        }
-        None => None,
-    };
-    let size = x.shape().get(axis).copied().unwrap_or(1);
-    let inner: usize = x.shape().iter().skip(axis + 1).product();
     let values = x.as_f32()?;
     let mut out = vec![0.0f32; values.len()];
-    let rows = values.len().checked_div(size).unwrap_or(0);
-    for row in 0..rows {
-        let base = row / inner.max(1) * size * inner + row % inner.max(1);
-        let at: Vec<usize> = (0..size)
-            .map(|k| base + k * inner)
-            .filter(|i| mask.as_ref().is_none_or(|m| m.get(*i).copied().unwrap_or(false)))
-            .collect();
+    for at in super::ratio::kept_rows(x, mask, axis)? {
         let get = |i: &usize| values.get(*i).copied().unwrap_or(0.0);
         let max = at.iter().map(get).fold(f32::NEG_INFINITY, f32::max);
         let exps: Vec<f32> = at.iter().map(|i| libm::expf(get(i) - max)).collect();
@@ -219,6 +207,22 @@ fn softmax(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Tensor> {
             if let Some(slot) = out.get_mut(*i) {
                 *slot = e / sum;
             }
+        }
+    }
+    Tensor::f32(x.shape(), out)
+}
+
+/// A norm without its division.
+fn affine_norm(x: &Tensor, w: &Tensor, b: Option<&Tensor>, centred: bool) -> Result<Tensor> {
+    let size = x.shape().last().copied().unwrap_or(1).max(1);
+    let scale = w.as_f32()?;
+    let shift = b.map(Tensor::as_f32).transpose()?;
+    let mut out = x.as_f32()?.to_vec();
+    for row in out.chunks_exact_mut(size) {
+        let mean = if centred { row.iter().sum::<f32>() / size as f32 } else { 0.0 };
+        row.iter_mut().zip(scale).for_each(|(v, s)| *v = (*v - mean) * s);
+        if let Some(shift) = shift {
+            row.iter_mut().zip(shift).for_each(|(v, s)| *v += s);
         }
     }
     Tensor::f32(x.shape(), out)

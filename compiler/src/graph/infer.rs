@@ -33,20 +33,21 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             | Op::Silu
             | Op::Sign
             | Op::Log
-            | Op::Softplus,
+            | Op::Softplus
+            | Op::Quadratic { .. },
             [x],
         ) => {
             float(x)?;
             Ok((*x).clone())
         }
-        (Op::Softmax { axis }, [x]) => {
+        (Op::Softmax { axis } | Op::RatioSoftmax { axis, .. }, [x]) => {
             float(x)?;
             if *axis >= x.shape.len() {
                 return Err(wrong(format!("axis {axis} of {} axes", x.shape.len())));
             }
             Ok((*x).clone())
         }
-        (Op::MaskedSoftmax { axis }, [x, mask]) => {
+        (Op::MaskedSoftmax { axis } | Op::RatioSoftmax { axis, .. }, [x, mask]) => {
             float(x)?;
             if mask.dtype != DType::Bool || *axis >= x.shape.len() {
                 return Err(wrong("mask or axis".into()));
@@ -56,7 +57,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             }
             Ok((*x).clone())
         }
-        (Op::RmsNorm { .. }, [x, parameters @ ..]) | (Op::LayerNorm { .. }, [x, parameters @ ..]) => {
+        (Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::AffineNorm { .. }, [x, parameters @ ..]) => {
             float(x)?;
             let most = if matches!(op, Op::RmsNorm { .. }) { 1 } else { 2 };
             if parameters.is_empty() || parameters.len() > most {

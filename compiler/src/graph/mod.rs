@@ -9,6 +9,7 @@ pub mod infer;
 pub mod op;
 pub mod owners;
 pub mod print;
+pub mod ratio;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -19,7 +20,7 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 
-pub use op::{InputRole, Op, OutputRole};
+pub use op::{InputRole, Numerator, Op, OutputRole};
 pub use owners::{Owner, propagate_owners};
 
 /// Largest constant that [`Graph::merge_equal`] compares.

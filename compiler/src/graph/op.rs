@@ -83,6 +83,18 @@ pub enum OutputRole {
     Other,
 }
 
+/// What takes the place of the exponential in [`Op::RatioSoftmax`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Numerator {
+    /// `max(x, 0)`.
+    Relu,
+    /// `(x + shift)²`.
+    Square {
+        /// Added to every score.
+        shift: f32,
+    },
+}
+
 /// An operator with its attributes. Axes are non-negative and within the rank. Operands are named in slot order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -156,6 +168,32 @@ pub enum Op {
     MaskedSoftmax {
         /// The axis.
         axis: usize,
+    },
+    /// `g(x) / (Σ g(x) + eps)` along an axis, where `g` is the numerator: what takes the place of softmax in models that are
+    /// trained for MPC. Over the positions where operand 1, a public bool tensor that broadcasts to operand 0, holds, or
+    /// over all without it; 0 elsewhere, and 0 where the divisor is 0.
+    RatioSoftmax {
+        /// The axis.
+        axis: usize,
+        /// `g`.
+        numerator: Numerator,
+        /// Added to the sum.
+        eps: f32,
+    },
+    /// `square · x² + linear · x + constant`.
+    Quadratic {
+        /// Factor of x².
+        square: f32,
+        /// Factor of x.
+        linear: f32,
+        /// What is added.
+        constant: f32,
+    },
+    /// A norm without its division: x · w, or (x - mean) · w where it is centred, + b along the last axis; operands x, w
+    /// and, when there is one, b.
+    AffineNorm {
+        /// Whether the mean is taken away.
+        centred: bool,
     },
     /// x / sqrt(mean(x²) + eps) · w along the last axis; operands x, w.
     RmsNorm {
@@ -267,6 +305,9 @@ impl Op {
             Op::Silu => "silu",
             Op::Softmax { .. } => "softmax",
             Op::MaskedSoftmax { .. } => "masked_softmax",
+            Op::RatioSoftmax { .. } => "ratio_softmax",
+            Op::Quadratic { .. } => "quadratic",
+            Op::AffineNorm { .. } => "affine_norm",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
             Op::ReduceMean { .. } => "reduce_mean",
@@ -337,6 +378,9 @@ impl Op {
             | Op::Softplus
             | Op::Softmax { .. }
             | Op::MaskedSoftmax { .. }
+            | Op::RatioSoftmax { .. }
+            | Op::Quadratic { .. }
+            | Op::AffineNorm { .. }
             | Op::RmsNorm { .. }
             | Op::LayerNorm { .. } => return None,
         })

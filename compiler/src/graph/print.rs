@@ -5,7 +5,7 @@ use std::fmt::Write;
 use ombra_ir::Dims;
 use ombra_ir::plain;
 
-use super::{Graph, Op};
+use super::{Graph, Numerator, Op};
 
 /// Largest constant whose elements are printed.
 const SHOWN_ELEMENTS: usize = 8;
@@ -51,6 +51,17 @@ fn attributes(op: &Op, dims: &Dims) -> String {
         Op::Pow(exponent) => format!("exponent = {exponent:?}"),
         Op::Gelu { tanh } => format!("tanh = {tanh}"),
         Op::Softmax { axis } | Op::MaskedSoftmax { axis } => format!("axis = {axis}"),
+        Op::RatioSoftmax { axis, numerator, eps } => {
+            let form = match numerator {
+                Numerator::Relu => "relu".to_owned(),
+                Numerator::Square { shift } => format!("square, shift = {shift:?}"),
+            };
+            format!("axis = {axis}, numerator = {form}, eps = {eps:?}")
+        }
+        Op::Quadratic { square, linear, constant } => {
+            format!("square = {square:?}, linear = {linear:?}, constant = {constant:?}")
+        }
+        Op::AffineNorm { centred } => format!("centred = {centred}"),
         Op::RmsNorm { eps } | Op::LayerNorm { eps } => format!("eps = {eps:?}"),
         other => other.to_plain().map_or_else(String::new, |op| plain_attributes(&op, dims)),
     }

@@ -32,6 +32,8 @@ pub struct Report {
     pub setting: &'static str,
     /// Sizes the costs are for.
     pub dims: BTreeMap<String, u64>,
+    /// The plan was made for costs alone and cannot run.
+    pub costs_only: bool,
     /// What the client learns: names of outputs, or `next token`.
     pub revealed: Vec<String>,
     /// Inputs whose contents every party learns.
@@ -220,7 +222,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
     }
     let pairs: Vec<(&str, u64)> = sizes.iter().map(|(n, &v)| (n.as_str(), v)).collect();
     plan.check_limits(&module.dims.bind(&pairs)?)?;
-    let bound = bind::bind(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
+    let bound = bind::bind_lengths(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
     let plan_schedule = schedule(module, &bound)?;
     let Cost { bytes, rounds } = plan_schedule.cost(module);
     let on_path = path(module, &plan_schedule);
@@ -267,6 +269,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
         model: module.name.clone(),
         setting: module.setting.name(),
         dims: sizes,
+        costs_only: plan.costs_only,
         revealed: module
             .outputs
             .iter()

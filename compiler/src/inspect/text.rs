@@ -27,6 +27,9 @@ impl Report {
         let mut out = String::new();
         let dims = self.dims.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(" ");
         let _ = writeln!(out, "{} in {} at {dims}", self.model, self.setting);
+        if self.costs_only {
+            let _ = writeln!(out, "plan    for costs only: it cannot run; what was not measured is assumed");
+        }
         let each = self.bytes.iter().map(|(p, &b)| format!("{p} {}", size(b))).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "step    {} rounds, {} sent ({each})", self.rounds, size(self.total_bytes()));
         if let Some(time) = &self.predicted_seconds {
@@ -40,10 +43,15 @@ impl Report {
             count(self.macs.public)
         );
         let b = &self.bounds;
+        let failure = match b.failure_log2 {
+            log2 if log2 < 0.0 => format!("failure probability below 2^{log2:.0} if values are sub-Gaussian"),
+            _ => "no failure probability is known".into(),
+        };
+        let assumed = if self.costs_only { " or assumed" } else { "" };
         let _ = writeln!(
             out,
-            "bounds  {} proven, {} calibrated on the {} with {} bits of margin, {} guarded; failure probability below 2^{:.0} if values are sub-Gaussian",
-            b.proven, b.calibrated, b.calibrated_on, b.margin, b.guarded, b.failure_log2
+            "bounds  {} proven, {} calibrated{assumed} on the {} with {} bits of margin, {} guarded; {failure}",
+            b.proven, b.calibrated, b.calibrated_on, b.margin, b.guarded
         );
         let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
         let contents = match self.public_inputs.as_slice() {

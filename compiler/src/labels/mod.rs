@@ -5,6 +5,10 @@
 //! after another. Whatever nothing makes public is private, the safe direction: a public weight taken for private costs
 //! time, the other error gives the provider's weight away. Numbers of one element are structure of the graph and public,
 //! and so are integer tensors, but for those that earlier passes found to be used as weights. Equality itself shows which tensors were left as they were.
+//!
+//! Models that were read for costs alone may lack contents. A tensor that lacks them, or whose namesake in the base does,
+//! then counts as public when name and shape are those of a tensor of the base: a guess, which says so, and with which no
+//! plan is made that can run.
 
 mod content;
 
@@ -48,6 +52,8 @@ pub struct Label {
 pub struct Labels {
     /// One entry for each name.
     pub tensors: Vec<Label>,
+    /// How many are public because of name and shape alone, since contents are not there.
+    pub guessed: usize,
 }
 
 impl Labels {
@@ -95,7 +101,19 @@ pub fn label(tuned: &Model, base: Option<&Model>, overrides: &Overrides) -> Resu
     }
     let kinds: BTreeSet<Kind> = tensors.iter().filter_map(|(_, tensor)| Kind::of(tensor)).collect();
     let integers = !overrides.integers.is_empty();
-    let mut content = base.map(|base| Content::new(base, tensors_of(base, &|_| integers), kinds)).transpose()?;
+    let of_base: Vec<_> = base.map(|base| tensors_of(base, &|_| integers)).unwrap_or_default();
+    let mut namesakes: BTreeMap<String, (Vec<usize>, bool)> = BTreeMap::new();
+    for (name, tensor) in &of_base {
+        namesakes.insert(name.clone(), (shape(tensor)?, base.is_some_and(|base| base.has_data(tensor))));
+    }
+    let mut content = match base {
+        Some(base) => {
+            let readable = of_base.into_iter().filter(|(_, tensor)| base.has_data(tensor)).collect();
+            Some(Content::new(base, readable, kinds)?)
+        }
+        None => None,
+    };
+    let mut guessed = 0;
     let consumers = places(tuned);
     let mut labels = BTreeMap::new();
     for (name, tensor) in &tensors {
@@ -115,10 +133,19 @@ pub fn label(tuned: &Model, base: Option<&Model>, overrides: &Overrides) -> Resu
         } else {
             match &mut content {
                 None => (Owner::Private, "there is no base to compare with".into()),
-                Some(content) => match content.find(tuned, tensor, kind)? {
-                    Some(why) => (Owner::Public, why),
-                    None => (Owner::Private, "its content is not in the base".into()),
-                },
+                Some(content) => {
+                    let readable = tuned.has_data(tensor);
+                    let why = if readable { content.find(tuned, tensor, kind)? } else { None };
+                    let namesake = namesakes.get(name).is_some_and(|(s, has)| *s == shape && !(*has && readable));
+                    match why {
+                        Some(why) => (Owner::Public, why),
+                        None if namesake => {
+                            guessed += 1;
+                            (Owner::Public, "has name and shape of a tensor of the base; contents are not there".into())
+                        }
+                        None => (Owner::Private, "its content is not in the base".into()),
+                    }
+                }
             }
         };
         let readable = consumers.get(name.as_str()).cloned();
@@ -131,7 +158,7 @@ pub fn label(tuned: &Model, base: Option<&Model>, overrides: &Overrides) -> Resu
             }
         }
     }
-    Ok(Labels { tensors: labels.into_values().collect() })
+    Ok(Labels { tensors: labels.into_values().collect(), guessed })
 }
 
 /// The patterns given with `option`.

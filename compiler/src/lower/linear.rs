@@ -189,13 +189,21 @@ impl Lower<'_> {
         let op =
             if centred { M::LayerNorm { eps, min_log4, max_log4 } } else { M::RmsNorm { eps, min_log4, max_log4 } };
         let n = self.graph.shape(v).last().and_then(Dim::as_constant).unwrap_or(1);
-        let mut id = self.push(v, op, &[x])?;
+        let id = self.push(v, op, &[x])?;
         // |x_i| ≤ √n · rms, whatever x is.
         let bound = magnitude_bits(libm::sqrt(n as f64) * 1.01, self.options.f);
         let ty = &mut self.module.ops[id.index()].ty;
         if bound < ty.bound {
             (ty.bound, ty.bound_from) = (bound, BoundFrom::Guarded);
         }
+        let id = self.scale_and_shift(v, id, args)?;
+        self.calibrate(v, id);
+        Ok(id)
+    }
+
+    /// The scale and the shift of a norm, operands 1 and 2 of the graph's value, on what is normalised.
+    pub(super) fn scale_and_shift(&mut self, v: ValueId, normalised: Id, args: &[ValueId]) -> Result<Id> {
+        let mut id = normalised;
         let f = self.options.f;
         if let Some(&gamma) = args.get(1).filter(|&&g| !is_ones(self.graph, g)) {
             id = if self.owner(gamma)? == Owner::Public {
@@ -211,7 +219,6 @@ impl Lower<'_> {
             let beta = self.at_scale(beta, scale)?;
             id = self.push(v, M::Add, &[id, beta])?;
         }
-        self.calibrate(v, id);
         Ok(id)
     }
 

@@ -8,6 +8,7 @@
 //! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form or,
 //! if that would need a truncation, from the untruncated sum, reshared.
 
+mod approximate;
 mod choice;
 mod clamp;
 mod facts;
@@ -323,10 +324,23 @@ impl Lower<'_> {
     fn client_value(&mut self, v: ValueId) -> Result<Id> {
         // A slice of the last element of some axes is taken by the client before it shares.
         let mut at = v;
-        let mut last_of = Vec::new();
+        let (mut last_of, mut slices) = (Vec::new(), Vec::new());
         while let Some((axis, x)) = client_region::last_of(self.graph, at) {
             last_of.push(axis as u8);
+            slices.push(at);
             at = x;
+        }
+        // What is shared whole for somebody else is not shared again: every party takes the slice of its own shares.
+        let secret = |u: &ValueId| self.graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
+        if at != v && self.graph.users(at).iter().any(secret) {
+            let mut id = self.raw(at)?;
+            for &slice in slices.iter().rev() {
+                if let Some(Op::Slice { axis, start, len, .. }) = self.graph.op(slice) {
+                    let op = M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() };
+                    id = self.push(slice, op, &[id])?;
+                }
+            }
+            return Ok(id);
         }
         let node = self.graph.node(at)?.clone();
         let name = client_region::name_of(self.graph, at)
@@ -445,6 +459,11 @@ impl Lower<'_> {
             Op::Erf => self.unary(v, args[0], M::Erf)?,
             Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
             Op::Softmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], None)?,
+            Op::RatioSoftmax { axis, numerator, eps } if *axis + 1 == node.shape.len() => {
+                self.ratio_softmax(v, args[0], args.get(1).copied(), *numerator, *eps)?
+            }
+            Op::Quadratic { square, linear, constant } => self.quadratic(v, args[0], [*square, *linear, *constant])?,
+            Op::AffineNorm { centred } => self.affine_norm(v, &args, *centred)?,
             Op::RmsNorm { eps } => self.norm(v, &args, *eps, false)?,
             Op::LayerNorm { eps } => self.norm(v, &args, *eps, true)?,
             Op::ReduceMean { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, true)?,
@@ -508,6 +527,7 @@ impl Lower<'_> {
                 Op::MaskedSoftmax { .. } | Op::Softmax { .. } => true,
                 Op::Pow(p) => *p == 2.0,
                 Op::Tanh | Op::Sigmoid | Op::Erf | Op::Softplus | Op::Exp | Op::ReduceMax { .. } => true,
+                Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { centred: true } => true,
                 Op::Max | Op::Min | Op::Sign | Op::Public(plain::Op::Unary(_) | plain::Op::Binary(_)) => true,
                 Op::Where => args.first().is_some_and(secret),
                 Op::Div => {
@@ -517,7 +537,7 @@ impl Lower<'_> {
                 }
                 // A cache is settled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
-                Op::Mul => args.iter().all(secret),
+                Op::Mul | Op::AffineNorm { centred: false } => args.iter().all(secret),
                 _ => false,
             };
             if !self.options.defer && matches!(node.op, Op::MatMul | Op::Mul | Op::Div | Op::ReduceMean { .. }) {

@@ -2,6 +2,7 @@
 
 use super::{Lower, RING, magnitude_bits};
 use crate::graph::{Op, Owner, ValueId};
+use crate::onnx::ABSENT;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, Binary, DType, Tensor, Unary, ValueRef};
@@ -103,9 +104,15 @@ impl Lower<'_> {
     /// Greatest size of a public value, at a scale, and whether that is proven.
     fn public_bound(&self, v: ValueId, scale: u8) -> Result<(u8, BoundFrom)> {
         if self.is_static(v) {
-            let tensor = (self.options.statics)(v)?;
-            let max = tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())));
-            return Ok((magnitude_bits(max, scale) + 1, BoundFrom::Proven));
+            match (self.options.statics)(v) {
+                Ok(tensor) => {
+                    let max = tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())));
+                    return Ok((magnitude_bits(max, scale) + 1, BoundFrom::Proven));
+                }
+                // A model that was read without its weights: the range is assumed.
+                Err(e) if e.code == ABSENT => {}
+                Err(e) => return Err(e),
+            }
         }
         match self.interval(v) {
             Some(max) => Ok((magnitude_bits(max, scale) + 1, BoundFrom::Proven)),

@@ -64,8 +64,8 @@ impl Lower<'_> {
             }
             Signs::Both => {
                 let sign = self.sign_of_nonzero(v, right)?;
-                left = self.times(v, left, sign)?;
-                right = self.times(v, right, sign)?;
+                left = self.with_sign(v, left, sign)?;
+                right = self.with_sign(v, right, sign)?;
             }
         }
         let Range { min: min_log2, max: max_log2, .. } = range;
@@ -81,7 +81,7 @@ impl Lower<'_> {
         };
         match (range.signs, sign) {
             (Signs::Negative, _) => right = self.push(v, M::Neg, &[right])?,
-            (_, Some(sign)) => right = self.times(v, right, sign)?,
+            (_, Some(sign)) => right = self.with_sign(v, right, sign)?,
             _ => {}
         }
         let scale = if is_fine(self.graph, v) { self.options.f + FINER } else { self.options.f };
@@ -89,7 +89,7 @@ impl Lower<'_> {
         let inverse = self.value(v, M::Reciprocal { min_log2, max_log2, scale }, &[right])?;
         match (range.signs, sign) {
             (Signs::Negative, _) => self.push(v, M::Neg, &[inverse]),
-            (_, Some(sign)) => self.times(v, inverse, sign),
+            (_, Some(sign)) => self.with_sign(v, inverse, sign),
             _ => Ok(inverse),
         }
     }
@@ -199,7 +199,7 @@ impl Lower<'_> {
     }
 
     /// A product with a sign, shared.
-    fn times(&mut self, v: ValueId, x: Id, sign: Id) -> Result<Id> {
+    fn with_sign(&mut self, v: ValueId, x: Id, sign: Id) -> Result<Id> {
         let (_, bound) = self.ring(x)?;
         let product = self.push(v, M::Mul, &[x, sign])?;
         self.within(v, M::Reshare, &[product], bound)

@@ -2,8 +2,11 @@
 //!
 //! A location comes from the model, so it may only name a regular file inside the model's own folder. The files must not
 //! be changed while the model is open: a mapped file that shrinks ends the process.
+//!
+//! A model whose costs alone are wanted may be read without its data files. Only a file that is not there is let pass:
+//! one that is there but cannot be read, or has too few bytes, is an error all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
@@ -15,7 +18,12 @@ use onnx_protobuf::TensorProto;
 pub(crate) struct ExternalFiles {
     folder: PathBuf,
     maps: BTreeMap<String, Mmap>,
+    may_be_absent: bool,
+    absent: BTreeSet<String>,
 }
+
+/// The code of an error about data that are not there, in a model that was read without them.
+pub const ABSENT: &str = "E0113";
 
 /// Where an external tensor lies.
 struct Place<'a> {
@@ -25,9 +33,19 @@ struct Place<'a> {
 }
 
 impl ExternalFiles {
-    /// No files yet, of a model in `folder`.
-    pub(crate) fn new(folder: &Path) -> Self {
-        ExternalFiles { folder: folder.to_owned(), maps: BTreeMap::new() }
+    /// No files yet, of a model in `folder`. Files that are not there are an error, unless they `may_be_absent`.
+    pub(crate) fn new(folder: &Path, may_be_absent: bool) -> Self {
+        ExternalFiles { folder: folder.to_owned(), maps: BTreeMap::new(), may_be_absent, absent: BTreeSet::new() }
+    }
+
+    /// Locations of files that are not there.
+    pub(crate) fn absent(&self) -> &BTreeSet<String> {
+        &self.absent
+    }
+
+    /// Whether the file of `tensor` is not there.
+    pub(crate) fn lacks(&self, tensor: &TensorProto) -> bool {
+        place(tensor).is_ok_and(|place| self.absent.contains(place.location))
     }
 
     /// Maps the file of `tensor`, unless it is mapped already.
@@ -36,10 +54,13 @@ impl ExternalFiles {
     /// `E0110` when the location leaves the model's folder, `E0111` when the file cannot be read.
     pub(crate) fn open(&mut self, tensor: &TensorProto) -> Result<()> {
         let place = place(tensor)?;
-        if self.maps.contains_key(place.location) {
+        if self.maps.contains_key(place.location) || self.absent.contains(place.location) {
             return Ok(());
         }
-        let path = inside(&self.folder, place.location)?;
+        let Some(path) = inside(&self.folder, place.location, self.may_be_absent)? else {
+            self.absent.insert(place.location.to_owned());
+            return Ok(());
+        };
         self.maps.insert(place.location.to_owned(), map_file(&path)?);
         Ok(())
     }
@@ -47,20 +68,20 @@ impl ExternalFiles {
     /// The `size` bytes of `tensor`.
     ///
     /// # Errors
-    /// `E0111` when the file is not mapped, `E0112` when offset or length do not fit the file or the shape.
+    /// `E0111` when the file is not mapped, `E0112` when offset or length do not fit the file or the shape, `E0113` when
+    /// the model was read without the file.
     pub(crate) fn bytes(&self, tensor: &TensorProto, size: usize) -> Result<&[u8]> {
         let place = place(tensor)?;
+        if self.absent.contains(place.location) {
+            return Err(Diagnostic::input(ABSENT, format!("the elements of tensor '{}' are needed", tensor.name))
+                .note(format!("they are in the external data file '{}', which is not there", place.location))
+                .note("put the file into the folder of the model"));
+        }
         let map = self.maps.get(place.location).ok_or_else(|| {
             Diagnostic::input("E0111", format!("the external data file '{}' is not open", place.location))
                 .note("keep the data file in the folder of the model")
         })?;
-        if let Some(length) = place.length.filter(|length| *length != size as u64) {
-            return Err(Diagnostic::input(
-                "E0112",
-                format!("external data of {length} bytes, but its shape and type take {size} bytes"),
-            )
-            .note(format!("tensor '{}' in '{}'", tensor.name, place.location)));
-        }
+        check_length(&place, tensor, size)?;
         usize::try_from(place.offset).ok().and_then(|start| map.get(start..start.checked_add(size)?)).ok_or_else(|| {
             Diagnostic::input(
                 "E0112",
@@ -73,6 +94,25 @@ impl ExternalFiles {
             )
             .note(format!("tensor '{}': the data file belongs to another model or is cut short", tensor.name))
         })
+    }
+}
+
+/// Checks that the length that `tensor` declares, if it does, is `size`.
+///
+/// # Errors
+/// `E0112`.
+pub(crate) fn check_declared(tensor: &TensorProto, size: usize) -> Result<()> {
+    check_length(&place(tensor)?, tensor, size)
+}
+
+fn check_length(place: &Place, tensor: &TensorProto, size: usize) -> Result<()> {
+    match place.length.filter(|length| *length != size as u64) {
+        None => Ok(()),
+        Some(length) => Err(Diagnostic::input(
+            "E0112",
+            format!("external data of {length} bytes, but its shape and type take {size} bytes"),
+        )
+        .note(format!("tensor '{}' in '{}'", tensor.name, place.location))),
     }
 }
 
@@ -92,8 +132,9 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(|e| fail(e.to_string()))
 }
 
-/// The file at `location`, which must lie inside `folder` after all links are followed.
-fn inside(folder: &Path, location: &str) -> Result<PathBuf> {
+/// The file at `location`, which must lie inside `folder` after all links are followed; nothing when it is not there and
+/// `may_be_absent`.
+fn inside(folder: &Path, location: &str, may_be_absent: bool) -> Result<Option<PathBuf>> {
     let refuse = |why: &str| {
         Diagnostic::input("E0110", format!("external data at '{}': {why}", location.escape_debug()))
             .note("a location must be a relative path without '..' to a file in the folder of the model")
@@ -109,11 +150,15 @@ fn inside(folder: &Path, location: &str) -> Result<PathBuf> {
     };
     let folder = folder.canonicalize().map_err(|e| missing(folder, e))?;
     let joined = folder.join(relative);
-    let path = joined.canonicalize().map_err(|e| missing(&joined, e))?;
+    let path = match joined.canonicalize() {
+        Ok(path) => path,
+        Err(e) if may_be_absent && e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(missing(&joined, e)),
+    };
     if !path.starts_with(&folder) {
         return Err(refuse("a link leads out of the folder of the model"));
     }
-    Ok(path)
+    Ok(Some(path))
 }
 
 /// The entries of `external_data`.

@@ -16,7 +16,7 @@ mod write;
 mod tests;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ombra_ir::{Diagnostic, Result};
@@ -26,6 +26,7 @@ use external::ExternalFiles;
 
 pub use check::OPSETS;
 pub(crate) use check::used_names;
+pub use external::ABSENT;
 pub(crate) use extract::element_of;
 pub use extract::extract;
 pub use tensor::{element_size, element_type, is_floating, shape};
@@ -52,16 +53,29 @@ impl Model {
         Model::from_proto(proto, path)
     }
 
+    /// [`Model::read`] for costs alone: files of external data need not be there. See [`Model::absent`].
+    ///
+    /// # Errors
+    /// As [`Model::read`].
+    pub fn read_for_costs(path: &Path) -> Result<Model> {
+        let proto = parse_file(path).map_err(|d| within(path, d))?;
+        Model::checked(proto, path, true)
+    }
+
     /// Checks `proto` as the content of a file at `path`, in whose folder external data lie.
     ///
     /// # Errors
     /// As [`Model::read`].
-    pub fn from_proto(mut proto: ModelProto, path: &Path) -> Result<Model> {
+    pub fn from_proto(proto: ModelProto, path: &Path) -> Result<Model> {
+        Model::checked(proto, path, false)
+    }
+
+    fn checked(mut proto: ModelProto, path: &Path, may_be_absent: bool) -> Result<Model> {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let mut files = ExternalFiles::new(folder);
+        let mut files = ExternalFiles::new(folder, may_be_absent);
         check::structure(&mut proto).map_err(|d| within(path, d))?;
         each_tensor(&proto, &mut |tensor| {
             if tensor::is_external(tensor) {
@@ -77,6 +91,16 @@ impl Model {
     /// The main graph.
     pub fn graph(&self) -> &GraphProto {
         &self.proto.graph
+    }
+
+    /// Locations of the data files that are not there; none but for a model that was read for costs.
+    pub fn absent(&self) -> &BTreeSet<String> {
+        self.files.absent()
+    }
+
+    /// Whether the elements of `tensor` can be read.
+    pub fn has_data(&self, tensor: &TensorProto) -> bool {
+        !tensor::is_external(tensor) || !self.files.lacks(tensor)
     }
 
     /// Version of the default operator set.

@@ -94,6 +94,9 @@ pub(crate) fn check(tensor: &TensorProto, files: Option<&ExternalFiles>) -> Resu
     let (kind, count, size) = size(tensor)?;
     if is_external(tensor) {
         return match files {
+            Some(files) if files.lacks(tensor) => {
+                super::external::check_declared(tensor, size).map_err(|d| d.at(place(tensor)))
+            }
             Some(files) => files.bytes(tensor, size).map(|_| ()).map_err(|d| d.at(place(tensor))),
             None => Ok(()),
         };
@@ -245,7 +248,7 @@ mod tests {
     }
 
     fn read(tensor: &TensorProto) -> Result<Vec<u8>> {
-        let files = ExternalFiles::new(Path::new("."));
+        let files = ExternalFiles::new(Path::new("."), false);
         bytes(tensor, &files).map(Cow::into_owned)
     }
 

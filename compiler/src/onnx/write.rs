@@ -27,9 +27,9 @@ pub fn write_model(proto: &ModelProto, path: &Path) -> Result<()> {
     out.flush().map_err(|e| failed(path, e))
 }
 
-/// A data file beside a model, to which tensors are written one after another.
+/// A data file beside a model, to which tensors are written one after another; or the entries of one that is not written.
 pub struct ExternalWriter {
-    out: BufWriter<File>,
+    out: Option<BufWriter<File>>,
     location: String,
     length: u64,
 }
@@ -40,10 +40,19 @@ impl ExternalWriter {
     /// # Errors
     /// `E0115` when the file cannot be created or its name is not text.
     pub fn create(path: &Path) -> Result<Self> {
+        let entries = Self::entries_of(path)?;
+        let file = File::create(path).map_err(|e| failed(path, e))?;
+        Ok(ExternalWriter { out: Some(BufWriter::with_capacity(1 << 20, file)), ..entries })
+    }
+
+    /// The entries of a file `path` that is not written, for models whose costs alone matter.
+    ///
+    /// # Errors
+    /// `E0115` when its name is not text.
+    pub fn entries_of(path: &Path) -> Result<Self> {
         let location = path.file_name().and_then(|name| name.to_str());
         let location = location.ok_or_else(|| failed(path, "the file name is not UTF-8 text"))?.to_owned();
-        let file = File::create(path).map_err(|e| failed(path, e))?;
-        Ok(ExternalWriter { out: BufWriter::with_capacity(1 << 20, file), location, length: 0 })
+        Ok(ExternalWriter { out: None, location, length: 0 })
     }
 
     /// Writes single-precision `values` of shape `dims` as the tensor `name` and returns its entry for the model.
@@ -53,12 +62,15 @@ impl ExternalWriter {
     pub fn push(&mut self, name: &str, dims: &[usize], values: impl Iterator<Item = f32>) -> Result<TensorProto> {
         let lost = |e: std::io::Error| failed(Path::new(&self.location), e);
         let padding = self.length.next_multiple_of(ALIGNMENT) - self.length;
-        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), padding), &mut self.out).map_err(lost)?;
         let offset = self.length + padding;
-        let mut length = 0u64;
-        for value in values {
-            self.out.write_all(&value.to_le_bytes()).map_err(lost)?;
-            length += 4;
+        let mut length = 4 * dims.iter().map(|&d| d as u64).product::<u64>();
+        if let Some(out) = &mut self.out {
+            std::io::copy(&mut std::io::Read::take(std::io::repeat(0), padding), out).map_err(lost)?;
+            length = 0;
+            for value in values {
+                out.write_all(&value.to_le_bytes()).map_err(lost)?;
+                length += 4;
+            }
         }
         self.length = offset + length;
         let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
@@ -81,7 +93,7 @@ impl ExternalWriter {
     /// # Errors
     /// `E0115` when the file cannot be written.
     pub fn finish(mut self) -> Result<()> {
-        self.out.flush().map_err(|e| failed(Path::new(&self.location), e))
+        self.out.iter_mut().try_for_each(|out| out.flush()).map_err(|e| failed(Path::new(&self.location), e))
     }
 }
 

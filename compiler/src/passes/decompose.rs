@@ -39,7 +39,7 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
     let inner = Origin { value: String::new(), ..node.origin.clone() };
     let rank = args.first().map_or(0, |&x| graph.shape(x).len());
     match node.op {
-        Op::Softmax { axis } | Op::MaskedSoftmax { axis } if axis + 1 != rank => {
+        Op::Softmax { axis } | Op::MaskedSoftmax { axis } | Op::RatioSoftmax { axis, .. } if axis + 1 != rank => {
             let mut perm: Vec<usize> = (0..rank).collect();
             perm.swap(axis, rank - 1);
             let mut turned = Vec::with_capacity(args.len());
@@ -47,8 +47,10 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
                 let full = with_rank(graph, arg, rank, &inner)?;
                 turned.push(graph.add(Op::Transpose { perm: perm.clone() }, &[full], inner.clone())?);
             }
-            let last = rank - 1;
-            let op = if turned.len() == 1 { Op::Softmax { axis: last } } else { Op::MaskedSoftmax { axis: last } };
+            let mut op = node.op;
+            if let Op::Softmax { axis } | Op::MaskedSoftmax { axis } | Op::RatioSoftmax { axis, .. } = &mut op {
+                *axis = rank - 1;
+            }
             let y = graph.add(op, &turned, inner)?;
             graph.add(Op::Transpose { perm }, &[y], node.origin).map(Some)
         }

@@ -1,5 +1,6 @@
 //! Passes over the typed graph, one a file. `pipeline.rs` knows their order.
 
+pub mod approximate;
 pub mod assign_owners;
 pub mod clamp;
 pub mod decompose;

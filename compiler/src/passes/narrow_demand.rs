@@ -137,6 +137,7 @@ fn request(graph: &Graph, id: ValueId, slot: usize, operand: ValueId, axis: usiz
         | Op::Exp
         | Op::Gelu { .. }
         | Op::Silu
+        | Op::Quadratic { .. }
         | Op::Where
         | Op::Max
         | Op::Min
@@ -155,8 +156,14 @@ fn request(graph: &Graph, id: ValueId, slot: usize, operand: ValueId, axis: usiz
             }
         }
         Op::MatMul => aligned(),
-        Op::Softmax { axis: over } | Op::MaskedSoftmax { axis: over } if *over != axis => aligned(),
-        Op::RmsNorm { .. } | Op::LayerNorm { .. } if axis + 1 != rank && slot == 0 => Need::Last(axis),
+        Op::Softmax { axis: over } | Op::MaskedSoftmax { axis: over } | Op::RatioSoftmax { axis: over, .. }
+            if *over != axis =>
+        {
+            aligned()
+        }
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::AffineNorm { .. } if axis + 1 != rank && slot == 0 => {
+            Need::Last(axis)
+        }
         Op::Transpose { perm } => Need::Last(perm[axis]),
         Op::Slice { axis: over, .. } if *over != axis => Need::Last(axis),
         Op::Concat { axis: over } if *over != axis => Need::Last(axis),

@@ -27,7 +27,7 @@ const PROMPT: u64 = 64;
 /// with `options`.
 ///
 /// # Errors
-/// A prefix that does not compile; `E0554`, an internal error, for a pass that raises bytes or rounds of a step.
+/// A prefix that does not compile; `E0554`, an internal error, for a pass that raises the bytes of a step.
 pub fn savings(
     model: &Model,
     base: Option<&Model>,

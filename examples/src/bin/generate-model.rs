@@ -5,7 +5,9 @@
 //! generate-model llama --layers 12 --hidden 768 --heads 12 --kv-heads 4 --ff 2048 --vocab 32000 -o FILE
 //! ```
 //! `--seed N` chooses other weights; `--tuned-from LAYER` gives the layers from that one on weights of their own, as in a
-//! model fine-tuned from the one with the same seed.
+//! model fine-tuned from the one with the same seed. `--no-weights` declares the data file and does not write it, for costs
+//! alone. For Llama `--lora RANK` puts adapters beside the matrices, in place of tuning them, and `--merged M` lets M heads
+//! share a softmax, both in the tuned layers, or in all.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +31,10 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     let (mut gpt2, mut llama) = (Gpt2::default(), Llama::default());
     let mut output = None;
     while let Some(option) = arguments.next() {
+        if option == "--no-weights" {
+            (gpt2.seeds.no_weights, llama.seeds.no_weights) = (true, true);
+            continue;
+        }
         let value = arguments.next().ok_or_else(|| usage(format!("{option} has no value")))?;
         if option == "-o" {
             output = Some(PathBuf::from(value));
@@ -49,6 +55,8 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
             ("llama", "--kv-heads") => llama.kv_heads = number,
             ("llama", "--ff") => llama.ff = number,
             ("llama", "--vocab") => llama.vocab = number,
+            ("llama", "--lora") => llama.lora = Some(number),
+            ("llama", "--merged") => llama.merged = number,
             ("llama", "--seed") => llama.seeds.seed = number as u64,
             ("llama", "--tuned-from") => llama.seeds.tuned_from = Some(number),
             _ => return Err(usage(format!("{family} has no option {option}"))),
@@ -67,5 +75,5 @@ fn usage(what: String) -> Diagnostic {
     Diagnostic::input("E0901", what)
         .note("generate-model gpt2 [--layers N --hidden N --heads N --vocab N --positions N] -o FILE")
         .note("generate-model llama [--layers N --hidden N --heads N --kv-heads N --ff N --vocab N] -o FILE")
-        .note("both take --seed N and --tuned-from LAYER")
+        .note("both take --seed N, --tuned-from LAYER and --no-weights, llama also --lora RANK and --merged M")
 }

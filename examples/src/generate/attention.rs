@@ -20,13 +20,13 @@ pub(super) struct Sizes {
     pub(super) sees: String,
 }
 
-/// Declares the inputs of a cached decoder with `layers` layers, `heads` heads in the cache and heads of size `head`.
-pub(super) fn inputs(b: &mut Builder, layers: usize, heads: usize, head: usize) {
+/// Declares the inputs of a cached decoder: for each layer, heads in the cache and their size.
+pub(super) fn inputs(b: &mut Builder, layers: &[(usize, usize)]) {
     let (batch, sequence) = (Size::Symbol("batch"), Size::Symbol("sequence"));
     b.input("input_ids", DataType::INT64, &[batch, sequence]);
     b.input("attention_mask", DataType::INT64, &[batch, Size::Symbol("total")]);
     b.input("position_ids", DataType::INT64, &[batch, sequence]);
-    for layer in 0..layers {
+    for (layer, &(heads, head)) in layers.iter().enumerate() {
         for part in ["key", "value"] {
             let shape = [batch, Size::Fixed(heads), Size::Symbol("past"), Size::Fixed(head)];
             b.input(&format!("past_key_values.{layer}.{part}"), DataType::FLOAT, &shape);
@@ -34,11 +34,11 @@ pub(super) fn inputs(b: &mut Builder, layers: usize, heads: usize, head: usize) 
     }
 }
 
-/// Declares the outputs of a cached decoder.
-pub(super) fn outputs(b: &mut Builder, layers: usize, heads: usize, head: usize, vocabulary: usize) {
+/// Declares the outputs of a cached decoder: for each layer, heads in the cache and their size.
+pub(super) fn outputs(b: &mut Builder, layers: &[(usize, usize)], vocabulary: usize) {
     let batch = Size::Symbol("batch");
     b.output("logits", DataType::FLOAT, &[batch, Size::Symbol("sequence"), Size::Fixed(vocabulary)]);
-    for layer in 0..layers {
+    for (layer, &(heads, head)) in layers.iter().enumerate() {
         for part in ["key", "value"] {
             let shape = [batch, Size::Fixed(heads), Size::Symbol("past + sequence"), Size::Fixed(head)];
             b.output(&format!("present.{layer}.{part}"), DataType::FLOAT, &shape);

@@ -38,12 +38,12 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// An empty graph whose weights go to `data`.
-    pub(super) fn new(data: &Path) -> Result<Self> {
+    /// An empty graph whose weights go to `data`, or are only declared to be there.
+    pub(super) fn new(data: &Path, with_weights: bool) -> Result<Self> {
         Ok(Builder {
             graph: GraphProto { name: "main_graph".into(), ..GraphProto::default() },
             constants: HashMap::new(),
-            data: ExternalWriter::create(data)?,
+            data: if with_weights { ExternalWriter::create(data)? } else { ExternalWriter::entries_of(data)? },
             scope: String::new(),
         })
     }

@@ -49,8 +49,9 @@ pub fn write_gpt2(sizes_of: &Gpt2, path: &Path) -> Result<()> {
         &[("--hidden", hidden, "--heads", heads)],
     )?;
     let head = hidden / heads;
-    let mut b = Builder::new(&data_file(path))?;
-    inputs(&mut b, layers, heads, head);
+    let mut b = Builder::new(&data_file(path), !seeds.no_weights)?;
+    let cache = vec![(heads, head); layers];
+    inputs(&mut b, &cache);
     b.enter("/transformer");
     let sizes = sizes(&mut b);
     let mask = additive_mask(&mut b, &sizes);
@@ -96,7 +97,7 @@ pub fn write_gpt2(sizes_of: &Gpt2, path: &Path) -> Result<()> {
     b.enter("/lm_head");
     let tied = b.transposed("lm_head.weight_t", [vocab, hidden], &table)?;
     b.node_as("MatMul", &[&x, &tied], vec![], &["logits"]);
-    outputs(&mut b, layers, heads, head, vocab);
+    outputs(&mut b, &cache, vocab);
     b.finish(path)
 }
 

@@ -1,4 +1,7 @@
 //! Llama: rotary positions, RMS norm, grouped heads, gated SiLU, no biases, a head of its own.
+//!
+//! Also as MPC-friendly fine-tuning leaves it (Rathee et al., arXiv 2408.03561, §5): with frozen layers, with low-rank
+//! adapters that are not merged into their matrices, with merged heads.
 
 use std::path::Path;
 
@@ -26,13 +29,28 @@ pub struct Llama {
     pub ff: usize,
     /// Token ids.
     pub vocab: usize,
+    /// Rank of low-rank adapters beside every matrix of the tuned layers, of all if none is said to be tuned. Only the
+    /// adapters are tuned then.
+    pub lora: Option<usize>,
+    /// How many neighbouring heads share one softmax in the tuned layers, or in all. Rotations stay those of the heads.
+    pub merged: usize,
     /// Random weights.
     pub seeds: Seeds,
 }
 
 impl Default for Llama {
     fn default() -> Self {
-        Llama { layers: 12, hidden: 768, heads: 12, kv_heads: 4, ff: 2048, vocab: 32000, seeds: Seeds::default() }
+        Llama {
+            layers: 12,
+            hidden: 768,
+            heads: 12,
+            kv_heads: 4,
+            ff: 2048,
+            vocab: 32000,
+            lora: None,
+            merged: 1,
+            seeds: Seeds::default(),
+        }
     }
 }
 
@@ -41,7 +59,10 @@ impl Default for Llama {
 /// # Errors
 /// `E0900` for sizes that do not go together, `E0115` when a file cannot be written.
 pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
-    let Llama { layers, hidden, heads, kv_heads, ff, vocab, seeds } = *sizes_of;
+    let Llama { layers, hidden, heads, kv_heads, ff, vocab, lora, merged, seeds } = *sizes_of;
+    // With adapters the matrices are those of the base.
+    let base = Seeds { tuned_from: seeds.tuned_from.filter(|_| lora.is_none()), ..seeds };
+    let tuned = |layer: usize| seeds.tuned_from.is_none_or(|first| layer >= first);
     check(
         &[
             ("--layers", layers),
@@ -50,9 +71,19 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
             ("--kv-heads", kv_heads),
             ("--ff", ff),
             ("--vocab", vocab),
+            ("--lora", lora.unwrap_or(1)),
+            ("--merged", merged),
         ],
-        &[("--hidden", hidden, "--heads", heads), ("--heads", heads, "--kv-heads", kv_heads)],
+        &[
+            ("--hidden", hidden, "--heads", heads),
+            ("--heads", heads, "--kv-heads", kv_heads),
+            ("--kv-heads", kv_heads, "--merged", merged),
+        ],
     )?;
+    if merged > 1 && kv_heads != heads {
+        let message = "only heads with keys of their own are merged here";
+        return Err(Diagnostic::input("E0900", message).note("expected --kv-heads as many as --heads"));
+    }
     let head = hidden / heads;
     if head % 2 != 0 {
         return Err(Diagnostic::input(
@@ -60,26 +91,39 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
             format!("a head has {head} elements, rotary positions need an even number"),
         ));
     }
-    let mut b = Builder::new(&data_file(path))?;
-    inputs(&mut b, layers, kv_heads, head);
+    let mut b = Builder::new(&data_file(path), !seeds.no_weights)?;
+    let cache: Vec<(usize, usize)> =
+        (0..layers).map(|l| if tuned(l) { (kv_heads / merged, head * merged) } else { (kv_heads, head) }).collect();
+    inputs(&mut b, &cache);
     b.enter("/model");
     let sizes = sizes(&mut b);
     let mask = additive_mask(&mut b, &sizes);
     let rotary = angles(&mut b, head);
     let name = "model.embed_tokens.weight";
-    let tokens = b.weight(name, &[vocab, hidden], &seeds.outer(name, 0.0, 0.02))?;
+    let tokens = b.weight(name, &[vocab, hidden], &base.outer(name, 0.0, 0.02))?;
     let mut x = b.node("Gather", &[&tokens, "input_ids"], vec![int("axis", 0)]);
     let by_head = by_token(&mut b, &sizes, &[-1, head as i64]);
     let merged = by_token(&mut b, &sizes, &[-1]);
     let residual = 0.02 / (2.0 * layers as f32).sqrt();
     let kv = kv_heads * head;
-    for layer in 0..layers {
+    for (layer, &(groups, width)) in cache.iter().enumerate() {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let weights = |name: &str, mean: f32, deviation: f32| seeds.layer(layer, name, mean, deviation);
+        let weights = |name: &str, mean: f32, deviation: f32| base.layer(layer, name, mean, deviation);
+        let rank = lora.filter(|_| tuned(layer));
         let product = |b: &mut Builder, x: &str, part: &str, dims: [usize; 2], deviation: f32| -> Result<String> {
             let weight = name(part);
             b.weight(&weight, &dims, &weights(&weight, 0.0, deviation))?;
-            Ok(b.node("MatMul", &[x, &weight], vec![]))
+            let y = b.node("MatMul", &[x, &weight], vec![]);
+            let Some(rank) = rank else { return Ok(y) };
+            let [down, up] = ["lora_A", "lora_B"].map(|side| name(&format!("{part}.{side}")));
+            let own = |name: &str, deviation: f32| seeds.own(name, deviation);
+            b.weight(&down, &[dims[0], rank], &own(&down, 0.02))?;
+            b.weight(&up, &[rank, dims[1]], &own(&up, 0.01))?;
+            let low = b.node("MatMul", &[x, &down], vec![]);
+            let change = b.node("MatMul", &[&low, &up], vec![]);
+            let scale = b.float(ADAPTER_SCALE);
+            let change = b.node("Mul", &[&change, &scale], vec![]);
+            Ok(b.node("Add", &[&y, &change], vec![]))
         };
         b.enter(format!("/model/layers.{layer}/self_attn"));
         let y = rms_norm(&mut b, &x, &name("input_layernorm"), hidden, &weights)?;
@@ -88,12 +132,16 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
         let k = product(&mut b, &y, "self_attn.k_proj", [hidden, kv], 0.02)?;
         let k = split_heads(&mut b, &k, &by_head);
         let v = product(&mut b, &y, "self_attn.v_proj", [hidden, kv], 0.02)?;
-        let v = split_heads(&mut b, &v, &by_head);
-        let q = rotate(&mut b, &q, &rotary, head);
-        let k = rotate(&mut b, &k, &rotary, head);
+        let by_group = if groups == kv_heads { by_head.clone() } else { by_token(&mut b, &sizes, &[-1, width as i64]) };
+        let v = split_heads(&mut b, &v, &by_group);
+        let mut q = rotate(&mut b, &q, &rotary, head);
+        let mut k = rotate(&mut b, &k, &rotary, head);
+        if groups != kv_heads {
+            (q, k) = (join_heads(&mut b, &q, &by_group), join_heads(&mut b, &k, &by_group));
+        }
         let (k, v) = (append(&mut b, layer, "key", &k), append(&mut b, layer, "value", &v));
         let y = if kv_heads == heads {
-            plain(&mut b, &q, &k, &v, &mask, head)
+            plain(&mut b, &q, &k, &v, &mask, width)
         } else {
             let k = copy_heads(&mut b, &k, &sizes, [kv_heads, heads, head]);
             let v = copy_heads(&mut b, &v, &sizes, [kv_heads, heads, head]);
@@ -114,13 +162,22 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
         x = b.node("Add", &[&x, &y], vec![]);
     }
     b.enter("/model");
-    let weights = |name: &str, mean: f32, deviation: f32| seeds.layer(layers, name, mean, deviation);
+    let weights = |name: &str, mean: f32, deviation: f32| base.layer(layers, name, mean, deviation);
     let x = rms_norm(&mut b, &x, "model.norm.weight", hidden, &weights)?;
     b.enter("/lm_head");
     let weight = b.weight("lm_head.weight", &[hidden, vocab], &weights("lm_head.weight", 0.0, 0.02))?;
     b.node_as("MatMul", &[&x, &weight], vec![], &["logits"]);
-    outputs(&mut b, layers, kv_heads, head, vocab);
+    outputs(&mut b, &cache, vocab);
     b.finish(path)
+}
+
+/// What the product of the two factors of an adapter is multiplied by.
+const ADAPTER_SCALE: f32 = 2.0;
+
+/// `[batch, heads, sequence, head]` as `[batch, groups, sequence, heads of a group * head]`, `shape` being that of groups.
+fn join_heads(b: &mut Builder, x: &str, shape: &str) -> String {
+    let x = b.node("Transpose", &[x], vec![ints("perm", &[0, 2, 1, 3])]);
+    split_heads(b, &x, shape)
 }
 
 /// Names of the cosines and sines of all rotary angles, `[batch, 1, sequence, head]`.

@@ -2,7 +2,8 @@
 //!
 //! They stand in for checkpoints where only sizes matter: costs, time, memory. A model is written as `FILE` and
 //! `FILE.data`, the weights being in the latter. With the same seed two files have the same weights, except those of the
-//! layers from `tuned_from` on, which makes one the fine-tuned variant of the other.
+//! layers from `tuned_from` on, which makes one the fine-tuned variant of the other. For costs alone `FILE.data` need not
+//! be written.
 
 mod attention;
 mod builder;
@@ -26,6 +27,8 @@ pub struct Seeds {
     pub seed: u64,
     /// The first layer with weights of its own, as after fine-tuning; the final norm then has its own as well.
     pub tuned_from: Option<usize>,
+    /// The data file is declared but not written: the model can be compiled for its costs alone.
+    pub no_weights: bool,
 }
 
 impl Seeds {
@@ -38,6 +41,11 @@ impl Seeds {
     fn layer(self, layer: usize, name: &str, mean: f32, deviation: f32) -> Weights {
         let tuned = self.tuned_from.is_some_and(|first| layer >= first);
         Weights::new(if tuned { !self.seed } else { self.seed }, name, mean, deviation)
+    }
+
+    /// The weight `name`, which only a tuned model has.
+    fn own(self, name: &str, deviation: f32) -> Weights {
+        Weights::new(!self.seed, name, 0.0, deviation)
     }
 }
 

@@ -35,7 +35,8 @@ fn gpt2(path: &Path, seeds: Seeds) -> Model {
 }
 
 fn llama(path: &Path, kv_heads: usize, seeds: Seeds) -> Model {
-    let sizes = Llama { layers: 3, hidden: 24, heads: 4, kv_heads, ff: 40, vocab: VOCABULARY, seeds };
+    let sizes =
+        Llama { layers: 3, hidden: 24, heads: 4, kv_heads, ff: 40, vocab: VOCABULARY, seeds, ..Llama::default() };
     write_llama(&sizes, path).unwrap();
     Model::read(path).unwrap()
 }
@@ -132,9 +133,49 @@ fn llama_steps_like_it_runs_with_grouped_and_single_heads() {
 }
 
 #[test]
+fn llama_steps_like_it_runs_with_adapters_and_merged_heads() {
+    let folder = Folder::new("forms");
+    let path = folder.0.join("m.onnx");
+    let sizes = Llama {
+        layers: 3,
+        hidden: 24,
+        heads: 4,
+        kv_heads: 4,
+        ff: 40,
+        vocab: VOCABULARY,
+        lora: Some(2),
+        merged: 2,
+        ..Llama::default()
+    };
+    write_llama(&sizes, &path).unwrap();
+    check_cache(&Model::read(&path).unwrap(), 2, 12);
+    let refused = write_llama(&Llama { kv_heads: 2, ..sizes }, &path).unwrap_err();
+    assert_eq!(refused.code, "E0900", "merged heads have keys of their own");
+}
+
+#[test]
+fn a_model_without_weights_has_their_entries_alone() {
+    let folder = Folder::new("entries");
+    let path = folder.0.join("m.onnx");
+    let sizes = Llama { layers: 1, hidden: 24, heads: 4, kv_heads: 4, ff: 40, vocab: VOCABULARY, ..Llama::default() };
+    write_llama(&sizes, &path).unwrap();
+    let whole = Model::read(&path).unwrap();
+    let empty = folder.0.join("n.onnx");
+    let seeds = Seeds { no_weights: true, ..Seeds::default() };
+    write_llama(&Llama { seeds, ..sizes }, &empty).unwrap();
+    assert!(!folder.0.join("n.onnx.data").exists());
+    let model = Model::read_for_costs(&empty).unwrap();
+    let shapes = |model: &Model| -> Vec<_> {
+        model.graph().initializer.iter().map(|t| (t.name.clone(), t.dims.clone(), t.data_type)).collect()
+    };
+    assert_eq!(shapes(&model), shapes(&whole));
+    assert_eq!(model.absent().len(), 1);
+}
+
+#[test]
 fn a_tuned_variant_differs_in_its_layers_alone() {
     let folder = Folder::new("tuned");
-    let tuned = Seeds { seed: 0, tuned_from: Some(2) };
+    let tuned = Seeds { tuned_from: Some(2), ..Seeds::default() };
     let (base_path, tuned_path) = (folder.0.join("base.onnx"), folder.0.join("tuned.onnx"));
     let pairs = [
         (gpt2(&base_path, Seeds::default()), gpt2(&tuned_path, tuned)),

@@ -171,7 +171,12 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::Sqrt { min_log4, max_log4, scale }, [x]) => nonlinear::sqrt(x, (*min_log4, *max_log4), *scale),
         (Op::Rsqrt { min_log4, max_log4, scale }, [x]) => nonlinear::rsqrt(x, (*min_log4, *max_log4), *scale),
         (Op::Log { min_log2, max_log2, scale }, [x]) => nonlinear::log(x, (*min_log2, *max_log2), *scale),
-        (Op::Softmax, [x, mask]) => nonlinear::softmax(cx, x, mask),
+        (Op::Softmax, [x, mask]) => {
+            nonlinear::softmax(cx, ["softmax_c1", "softmax_c2", "softmax_c3", "softmax_c4"], x, mask)
+        }
+        (Op::RatioSoftmax { shift, eps, min_log2, max_log2, .. }, [x, mask]) => {
+            nonlinear::ratio_softmax(cx, x, mask, [*shift, *eps], (*min_log2, *max_log2))
+        }
         (Op::Gelu { .. }, [x]) => nonlinear::activation("gelu_c1", x),
         (Op::Silu, [x]) => nonlinear::activation("silu_c1", x),
         (Op::Tanh, [x]) => nonlinear::saturating("tanh_c1", x),

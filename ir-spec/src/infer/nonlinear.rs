@@ -186,14 +186,33 @@ fn rescaled(ty: &Ty, scale: u8, bound: i32) -> Ty {
     ring(bits, scale.into(), Sharing::Shared, ty.shape.clone(), u32::try_from(bound).unwrap_or(1).max(1))
 }
 
-pub(super) fn softmax(cx: &TypeCx, x: &Operand, mask: &Operand) -> Rule<Ty> {
-    let (_, scale) = shared_ring("softmax_c1", x)?;
-    mask_of(["softmax_c2", "softmax_c3"], mask)?;
-    let fits = broadcast(cx, "softmax_c4", &x.ty.shape, &mask.ty.shape)? == x.ty.shape;
+/// `softmax` and what takes its place: labels are those for the operand, the mask's form, its elements and the shapes.
+/// Values in [0, 1].
+pub(super) fn softmax(cx: &TypeCx, labels: [&'static str; 4], x: &Operand, mask: &Operand) -> Rule<Ty> {
+    let [form, public, element, shape] = labels;
+    let (_, scale) = shared_ring(form, x)?;
+    mask_of([public, element], mask)?;
+    let fits = broadcast(cx, shape, &x.ty.shape, &mask.ty.shape)? == x.ty.shape;
     if x.ty.shape.is_empty() || !fits {
-        return Err(Violation::new("softmax_c4", cx.dims.show_shape(&mask.ty.shape)));
+        return Err(Violation::new(shape, cx.dims.show_shape(&mask.ty.shape)));
     }
     Ok(with(x.ty, u32::from(scale) + 1))
+}
+
+pub(super) fn ratio_softmax(
+    cx: &TypeCx,
+    x: &Operand,
+    mask: &Operand,
+    constants: [u32; 2],
+    (min, max): (i8, i8),
+) -> Rule<Ty> {
+    let labels = ["ratio_softmax_c1", "ratio_softmax_c2", "ratio_softmax_c3", "ratio_softmax_c4"];
+    let ty = softmax(cx, labels, x, mask)?;
+    let [shift, eps] = constants.map(f32::from_bits);
+    if !shift.is_finite() || !eps.is_finite() || eps < 0.0 || !is_range(min, max) {
+        return Err(Violation::new("ratio_softmax_c5", format!("shift = {shift}, eps = {eps}, {min} to {max}")));
+    }
+    Ok(ty)
 }
 
 /// The result's magnitude is at most the operand's, and the error of the fit takes one bit.

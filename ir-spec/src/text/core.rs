@@ -49,6 +49,13 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
             out.push(("scale", int((*scale).into())));
             out
         }
+        Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => vec![
+            ("square", word(*square)),
+            ("shift", Attr::Bits(*shift)),
+            ("eps", Attr::Bits(*eps)),
+            ("min_log2", int((*min_log2).into())),
+            ("max_log2", int((*max_log2).into())),
+        ],
         Op::Gelu { tanh } => vec![("tanh", word(*tanh))],
         Op::RmsNorm { eps, min_log4, max_log4 } | Op::LayerNorm { eps, min_log4, max_log4 } => {
             let mut out = vec![("eps", Attr::Bits(*eps))];
@@ -132,6 +139,13 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "rsqrt" => Op::Rsqrt { min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")?, scale: a.int("scale")? },
         "log" => Op::Log { min_log2: a.int("min_log2")?, max_log2: a.int("max_log2")?, scale: a.int("scale")? },
         "softmax" => Op::Softmax,
+        "ratio_softmax" => Op::RatioSoftmax {
+            square: a.flag("square")?,
+            shift: a.bits("shift")?,
+            eps: a.bits("eps")?,
+            min_log2: a.int("min_log2")?,
+            max_log2: a.int("max_log2")?,
+        },
         "gelu" => Op::Gelu { tanh: a.flag("tanh")? },
         "silu" => Op::Silu,
         "tanh" => Op::Tanh,

@@ -17,7 +17,7 @@ use super::party::{Keep, serve};
 use super::report::Report;
 use super::test_data::{self, TestSet};
 use super::text::{Text, TextStream};
-use super::{tensor_file, verify};
+use super::{measure, tensor_file, verify};
 use crate::config::PartyConfig;
 use crate::keygen;
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose};
@@ -75,6 +75,17 @@ pub struct ClientRun {
 pub fn make_keys(party: Party, folder: &Path) -> Result<()> {
     let fingerprint = keygen::generate(party, folder)?;
     print(&format!("{fingerprint}\n"))
+}
+
+/// Measures this machine and, with a configuration, its links; prints the profile as JSON.
+///
+/// # Errors
+/// Those of [`measure::measure`].
+pub fn measure_machine(config: Option<&Path>, network: &str, threads: usize) -> Result<()> {
+    let profile = measure::measure(config, Network::parse(network)?, threads, measure::Size::MACHINE)?;
+    let text = serde_json::to_string_pretty(&profile)
+        .map_err(|error| Diagnostic::internal("E1013", format!("the profile cannot be written: {error}")))?;
+    print(&(text + "\n"))
 }
 
 /// Serves sessions as `party` for ever.

@@ -52,6 +52,7 @@ impl PlanFolder {
         let place = path.display().to_string();
         let bytes = read_bounded(&path, plan::MAX_BYTES as u64)?;
         let plan = plan::decode(&bytes).map_err(|error| error.at(place.clone()))?;
+        plan.check_runs().map_err(|error| error.at(place.clone()))?;
         let digest = plan::digest(&bytes);
         drop(bytes);
         check_module(&plan).map_err(|error| error.at(place))?;

@@ -119,7 +119,7 @@ fn failed(what: &str, error: &std::io::Error) -> Diagnostic {
 }
 
 /// A folder that only its owner may enter.
-fn make_private(folder: &Path) -> Result<()> {
+pub(super) fn make_private(folder: &Path) -> Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
     {

@@ -24,6 +24,7 @@ pub mod command;
 pub mod folder;
 pub mod inputs;
 pub mod local;
+pub mod measure;
 pub mod party;
 pub mod program;
 pub mod region;

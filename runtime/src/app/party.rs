@@ -7,6 +7,7 @@ use ombra_ir::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
 
 use super::folder::PlanFolder;
+use super::measure::answer;
 use super::program;
 use super::request::Request;
 use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, senseless};
@@ -114,7 +115,7 @@ pub fn serve(
 pub fn serve_session(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize) -> Result<()> {
     guarded(session, || {
         if session.purpose() != Purpose::Run {
-            return Err(Diagnostic::unsupported("E1012", "measuring links is not supported yet"));
+            return answer(session);
         }
         // What is kept is replaced as a whole, so that a panic leaves the old or the new.
         let served = panic::catch_unwind(AssertUnwindSafe(|| steps(folder, session, keep, threads)));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::{Diagnostic, Kind, Result};
-use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, run_client, serve_party};
+use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, run_client, serve_party};
 use ombra_runtime::transport::Party;
 
 /// Runs a plan that `ombra compile` made between client, server and helper.
@@ -84,11 +84,13 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Measure this machine and its links.
+    /// Measure this machine with three parties at work, and write what it does in a second as JSON.
     Measure {
-        /// This party's configuration.
+        /// The client's configuration: its links to the serving peers are measured too.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        #[command(flatten)]
+        common: ServeCommon,
     },
 }
 
@@ -193,7 +195,10 @@ fn run(command: Command) -> Result<()> {
             let given = given(None, Vec::new(), tensors.input, None)?;
             client(dir, Peers::Configured(config), given, none, tensors.output_dir, false, common)
         }
-        Command::Measure { .. } => Err(Diagnostic::unsupported("E1012", "measuring is not supported yet")),
+        Command::Measure { config, common } => {
+            let threads = threads(&common)?;
+            measure_machine(config.as_deref(), &common.network, threads)
+        }
     }
 }
 

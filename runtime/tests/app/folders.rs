@@ -78,6 +78,7 @@ fn a_plan_that_names_files_elsewhere_or_reveals_more_is_refused() {
         assert_eq!(code, Some("E1004"), "{name}");
     }
     assert_eq!(refused_with(&|plan| plan.past = Some("nothing".to_owned())), Some("E1004"));
+    assert_eq!(refused_with(&|plan| plan.costs_only = true), Some("E0414"));
     assert_eq!(refused_with(&|plan| plan.module.stage = ombra_ir::module::Stage::Expanded), Some("E1004"));
     assert!(refused_with(&|plan| plan.module.outputs.clear()).is_some());
     assert!(refused_with(&|plan| plan.module.ops[2].args = vec![ombra_ir::module::Id(u32::MAX); 2]).is_some());

@@ -316,6 +316,7 @@ fn write(
         calibrated_on: ombra_ir::plan::CalibratedOn::Model,
         margin: 3,
         changes: vec![],
+        costs_only: false,
         parts: vec![],
         savings: vec![],
     };

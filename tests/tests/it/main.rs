@@ -1,5 +1,6 @@
 //! End-to-end tests and rules of the repository.
 
+mod approximations;
 mod bounds;
 mod conformance;
 mod damage;

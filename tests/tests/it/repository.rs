@@ -17,7 +17,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("runtime", &["ombra-ir"]),
     ("examples", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
     ("tests", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
-    ("benchmarks", &["ombra-ir", "ombra-compiler", "ombra-runtime", "ombra-tests"]),
+    ("benchmarks", &["ombra-ir", "ombra-compiler", "ombra-runtime", "ombra-examples", "ombra-tests"]),
 ];
 /// Where `unsafe` may stand, each with its reason.
 const UNSAFE: &[(&str, &str)] = &[

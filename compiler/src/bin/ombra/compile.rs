@@ -1,15 +1,16 @@
 //! `ombra compile`.
 
-use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::egraph::cost::Network;
+use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::savings;
-use ombra_compiler::{inspect, npz, output};
+use ombra_compiler::{assume, inspect, npz, output};
 use ombra_ir::plan::CalibratedOn;
 use ombra_ir::{Diagnostic, text};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `ombra compile`.
@@ -26,15 +27,8 @@ pub struct CompileArgs {
     /// Fraction bits.
     #[arg(long, default_value_t = 16)]
     fixed_point: u8,
-    /// Softmax: only `exact` is built.
-    #[arg(long)]
-    softmax: Vec<String>,
-    /// Activation: only `exact` is built.
-    #[arg(long)]
-    activation: Vec<String>,
-    /// Norm: only `exact` is built.
-    #[arg(long)]
-    norm: Vec<String>,
+    #[command(flatten)]
+    approximations: ApproximationArgs,
     /// The network that choices assume: lan, wan or BANDWIDTH,RTT.
     #[arg(long)]
     network: Option<String>,
@@ -76,6 +70,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     let (model, base) = read_models(&args.model)?;
     let mut options = options(&args.model);
     options.f = args.fixed_point;
+    options.approximations = args.approximations.parse()?;
     options.reveal = args
         .reveal
         .iter()
@@ -119,9 +114,15 @@ pub fn compile(args: &CompileArgs) -> Outcome {
             _ => {}
         }
     }
+    if compiled.plan.costs_only {
+        say_costs_only(&model, base.as_ref(), &compiled);
+    }
     let digest = output::write(&mut compiled, &model, args.tokenizer.as_deref(), &args.output).map_err(one)?;
     let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
     eprint!("{}", report.text(inspect::By::Kind));
+    for change in &compiled.plan.changes {
+        eprintln!("changed: {change}");
+    }
     println!("{digest}");
     if let Some(path) = &args.report {
         write_report(path, &compiled, &digest, &report)?;
@@ -129,13 +130,25 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     Ok(())
 }
 
+/// Says what is not there, and what took its place.
+fn say_costs_only(model: &Model, base: Option<&Model>, compiled: &Compiled) {
+    let files: BTreeSet<&str> =
+        [Some(model), base].into_iter().flatten().flat_map(|m| m.absent()).map(String::as_str).collect();
+    let files: Vec<&str> = files.into_iter().collect();
+    eprintln!("note: this plan is for costs only and will not run: {} not there", files.join(", "));
+    eprintln!("      ranges are assumed: {}", assume::in_words());
+    if compiled.labels.guessed > 0 {
+        eprintln!(
+            "      {} weights count as public because the base has their names and shapes; --private takes them out",
+            compiled.labels.guessed
+        );
+    }
+}
+
 fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
     let mut errors = Vec::new();
     if args.setting != "3pc" {
         errors.push(not_yet(&format!("setting `{}`", args.setting)).note("expected 3pc"));
-    }
-    for (option, values) in [("softmax", &args.softmax), ("activation", &args.activation), ("norm", &args.norm)] {
-        errors.extend(values.iter().filter(|v| *v != "exact").map(|v| not_yet(&format!("--{option} {v}"))));
     }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
@@ -172,7 +185,10 @@ fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect
     let json = serde_json::json!({
         "ombra": env!("CARGO_PKG_VERSION"),
         "plan_digest": digest,
-        "weights": { "public": public, "private": compiled.labels.tensors.len() - public },
+        "weights": {
+            "public": public, "private": compiled.labels.tensors.len() - public, "guessed": compiled.labels.guessed
+        },
+        "costs_only": compiled.plan.costs_only,
         "changes": compiled.plan.changes,
         "bounds": {
             "calibrated_on": compiled.plan.calibrated_on.name(),

@@ -1,15 +1,18 @@
 //! `ombra explain`.
 
-use crate::{ModelArgs, Outcome, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Outcome, one, options, read_models};
 use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::graph::{Graph, Owner};
-use ombra_compiler::pipeline::{self, Options};
+use ombra_compiler::passes::approximate::approximate;
+use ombra_compiler::pipeline;
 
 /// Arguments of `ombra explain`.
 #[derive(clap::Args)]
 pub struct ExplainArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    approximations: ApproximationArgs,
     /// The network that rewriting chooses for: lan, wan or BANDWIDTH,RTT.
     #[arg(long, default_value = "wan")]
     network: String,
@@ -17,9 +20,12 @@ pub struct ExplainArgs {
 
 /// Says for every node what it was recognised as, who owns it and where it will run.
 pub fn explain(args: &ExplainArgs) -> Outcome {
+    let mut options = options(&args.model);
+    options.approximations = args.approximations.parse()?;
+    options.network = Network::parse(&args.network).map_err(one)?;
     let (model, base) = read_models(&args.model)?;
-    let options = Options { network: Network::parse(&args.network).map_err(one)?, ..options(&args.model) };
-    let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
+    let mut analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
+    let changes = approximate(&mut analysed.graph, &options.approximations).map_err(one)?;
     let graph: &Graph = &analysed.graph;
     for id in graph.topological() {
         let node = graph.node(id).map_err(one)?;
@@ -41,6 +47,9 @@ pub fn explain(args: &ExplainArgs) -> Outcome {
         };
         let name = if node.origin.node.is_empty() { &node.origin.value } else { &node.origin.node };
         println!("{:<16} {:<7} {place:<26} {name}{why}", node.op.name(), node.owner.name());
+    }
+    for change in &changes {
+        println!("changed: {change}");
     }
     for found in &analysed.found {
         if let Some(why) = &found.near_miss {

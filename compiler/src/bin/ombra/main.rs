@@ -1,5 +1,6 @@
 //! The compiler's command line.
 
+mod advise;
 mod compile;
 mod explain;
 mod inspect;
@@ -9,6 +10,7 @@ use clap::{Parser, Subcommand};
 use ombra_compiler::import;
 use ombra_compiler::labels::Overrides;
 use ombra_compiler::onnx::Model;
+use ombra_compiler::passes::approximate::{Approximations, Choice};
 use ombra_compiler::pipeline::Options;
 use ombra_ir::{Diagnostic, Kind};
 use std::path::PathBuf;
@@ -37,15 +39,11 @@ enum Command {
         file: PathBuf,
     },
     /// Say for every node what it was recognised as, who owns it and where it will run.
-    Explain(explain::ExplainArgs),
+    Explain(Box<explain::ExplainArgs>),
     /// Merge attention heads of private layers, for further fine-tuning.
     MergeHeads(merge_heads::MergeHeadsArgs),
     /// Predict what full, LoRA, frozen and merged variants would cost.
-    Advise {
-        /// The model and its options.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
-    },
+    Advise(Box<advise::AdviseArgs>),
 }
 
 #[derive(clap::Args)]
@@ -72,6 +70,41 @@ struct ModelArgs {
     max: Vec<(String, u64)>,
 }
 
+/// Cheaper functions in place of the model's own, under MPC alone. They change the model, which must be fine-tuned with
+/// them.
+#[derive(clap::Args)]
+struct ApproximationArgs {
+    /// Softmax: exact, 2relu, 2quad or l2quad:A,B, for the nodes that a pattern names or for all; repeatable, the last
+    /// one holds.
+    #[arg(long, value_name = "[PATTERN=]FORM")]
+    softmax: Vec<String>,
+    /// GELU and SiLU: exact, relu or quad; likewise.
+    #[arg(long, value_name = "[PATTERN=]FORM")]
+    activation: Vec<String>,
+    /// Layer norms and RMS norms: exact or affine; likewise.
+    #[arg(long, value_name = "[PATTERN=]FORM")]
+    norm: Vec<String>,
+}
+
+impl ApproximationArgs {
+    fn parse(&self) -> Result<Approximations, Vec<Diagnostic>> {
+        fn all<T: std::str::FromStr<Err = Diagnostic>>(
+            texts: &[String],
+            errors: &mut Vec<Diagnostic>,
+        ) -> Vec<Choice<T>> {
+            let read = texts.iter().map(|text| text.parse());
+            read.filter_map(|choice: Result<_, _>| choice.map_err(|e| errors.push(e)).ok()).collect()
+        }
+        let mut errors = Vec::new();
+        let parsed = Approximations {
+            softmax: all(&self.softmax, &mut errors),
+            activation: all(&self.activation, &mut errors),
+            norm: all(&self.norm, &mut errors),
+        };
+        if errors.is_empty() { Ok(parsed) } else { Err(errors) }
+    }
+}
+
 fn pair(text: &str) -> Result<(String, u64), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=N")?;
     Ok((name.to_string(), value.parse().map_err(|_| format!("`{value}` is not a number"))?))
@@ -84,7 +117,7 @@ fn main() -> ExitCode {
         Command::Check { file } => inspect::check(&file),
         Command::Explain(args) => explain::explain(&args),
         Command::MergeHeads(args) => merge_heads::merge_heads(&args),
-        Command::Advise { .. } => Err(vec![not_yet("advise")]),
+        Command::Advise(args) => advise::advise(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,9 +141,10 @@ fn not_yet(what: &str) -> Diagnostic {
     Diagnostic::unsupported("E0560", format!("{what} is not supported yet"))
 }
 
+/// Reads both models; their data need not be there.
 fn read_models(args: &ModelArgs) -> Result<(Model, Option<Model>), Vec<Diagnostic>> {
-    let model = Model::read(&args.model).map_err(one)?;
-    let base = args.base.as_ref().map(|b| Model::read(b)).transpose().map_err(one)?;
+    let model = Model::read_for_costs(&args.model).map_err(one)?;
+    let base = args.base.as_ref().map(|b| Model::read_for_costs(b)).transpose().map_err(one)?;
     Ok((model, base))
 }
 

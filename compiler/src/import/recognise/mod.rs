@@ -5,6 +5,7 @@
 //! A pattern that matched in part says why not in full.
 
 mod activation;
+mod approximate;
 mod norm;
 mod rotary;
 mod softmax;
@@ -41,7 +42,7 @@ pub struct Pattern {
 
 /// The patterns, in the order in which they are tried: a layer norm is also an RMS norm of what is centred, and guards of
 /// a softmax are taken away after its mask is known.
-pub const PATTERNS: [Pattern; 10] = [
+pub const PATTERNS: &[Pattern] = &[
     Pattern { name: "neutral element", test: activation::neutral },
     Pattern { name: "rotary", test: rotary::rotary },
     Pattern { name: "layer_norm", test: norm::layer_norm },
@@ -49,6 +50,11 @@ pub const PATTERNS: [Pattern; 10] = [
     Pattern { name: "rms_norm", test: norm::rms_norm },
     Pattern { name: "gelu", test: activation::gelu },
     Pattern { name: "silu", test: activation::silu },
+    Pattern { name: "softmax by quotients", test: approximate::ratio_softmax },
+    Pattern { name: "affine norm", test: approximate::affine_norm },
+    Pattern { name: "affine norm without bias", test: approximate::affine_norm_without_bias },
+    Pattern { name: "scale before products", test: approximate::scale_before_products },
+    Pattern { name: "quadratic", test: approximate::quadratic },
     Pattern { name: "softmax with additive mask", test: softmax::additive_mask },
     Pattern { name: "softmax with chosen mask", test: softmax::chosen_mask },
     Pattern { name: "softmax with guard", test: softmax::guard },
@@ -72,7 +78,7 @@ pub struct Found {
 /// Errors: those of `weights`; an internal error when a replacement is of another type.
 pub fn recognise(graph: &mut Graph, weights: &Weights) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    for pattern in &PATTERNS {
+    for pattern in PATTERNS {
         let mut near = Vec::new();
         for id in graph.topological() {
             if graph.users(id).is_empty() && !graph.is_output(id) {

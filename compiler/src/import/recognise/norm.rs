@@ -7,7 +7,7 @@ use crate::graph::eval::Weights;
 use crate::graph::{Graph, Op, ValueId};
 
 /// The operand of a mean over the last axis that keeps it.
-fn mean_of(graph: &Graph, id: ValueId) -> Option<ValueId> {
+pub(super) fn mean_of(graph: &Graph, id: ValueId) -> Option<ValueId> {
     let (Op::ReduceMean { axes, keepdims: true }, x) = only(graph, id)? else { return None };
     let last = graph.shape(x).len().checked_sub(1)?;
     (axes.as_slice() == [last]).then_some(x)
@@ -38,7 +38,7 @@ fn over_root(graph: &Graph, id: ValueId) -> Vec<(ValueId, ValueId)> {
 }
 
 /// Whether `w` is a parameter of the last axis of `x`.
-fn fits(graph: &Graph, w: ValueId, x: ValueId) -> bool {
+pub(super) fn fits(graph: &Graph, w: ValueId, x: ValueId) -> bool {
     graph.shape(w).len() == 1 && last_size(graph, w) == last_size(graph, x)
 }
 

@@ -10,7 +10,7 @@ use ombra_ir::plain::{self, Binary, DType, Data, Tensor, Unary};
 
 use super::{Match, both_orders, same, scalar};
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, InputRole, Op, ValueId};
+use crate::graph::{Graph, InputRole, Numerator, Op, ValueId};
 
 /// A number at or below this is no score but a mask: exporters write -10000, the least half or the least single.
 const HUGE: f32 = -9.0e3;
@@ -18,7 +18,7 @@ const HUGE: f32 = -9.0e3;
 const CUT: f32 = -1.0e30;
 
 /// Whether no weight, token or cache goes into `id`.
-fn is_structure(graph: &Graph, id: ValueId) -> bool {
+pub(super) fn is_structure(graph: &Graph, id: ValueId) -> bool {
     graph.ancestors(id).into_iter().all(|a| match graph.op(a) {
         Some(Op::Const(_) | Op::Public(_)) => true,
         Some(Op::Input { role, .. }) => {
@@ -29,7 +29,7 @@ fn is_structure(graph: &Graph, id: ValueId) -> bool {
 }
 
 /// Adds an operator on public tensors behind `like`; folded when its operands are constants.
-fn public(graph: &mut Graph, op: plain::Op, operands: &[ValueId], like: ValueId) -> Result<ValueId> {
+pub(super) fn public(graph: &mut Graph, op: plain::Op, operands: &[ValueId], like: ValueId) -> Result<ValueId> {
     let origin = graph.node(like)?.origin.clone();
     let tensors: Option<Vec<&Tensor>> = operands.iter().map(|o| graph.constant(*o)).collect();
     if let Some(tensors) = tensors
@@ -45,7 +45,7 @@ const PROOF_STEPS: usize = 1000;
 
 /// A claim about every element of a value.
 #[derive(Clone, Copy, PartialEq)]
-enum Claim {
+pub(super) enum Claim {
     Zero,
     Huge,
     ZeroOrHuge,
@@ -64,7 +64,7 @@ impl Claim {
 }
 
 /// Whether `claim` is known of every element of `id`, from constants, choices, movements and casts.
-fn known(graph: &Graph, id: ValueId, claim: Claim) -> bool {
+pub(super) fn known(graph: &Graph, id: ValueId, claim: Claim) -> bool {
     let mut left = PROOF_STEPS;
     prove(graph, id, claim, &mut left)
 }
@@ -116,18 +116,26 @@ fn prove(graph: &Graph, id: ValueId, claim: Claim, left: &mut usize) -> bool {
     }
 }
 
-/// Scores and axis of a softmax, and the mask it has already.
-fn softmax_of(graph: &Graph, id: ValueId) -> Option<(ValueId, usize, Option<ValueId>)> {
+/// Scores of a softmax, what it is with a mask, and the mask it has already. A huge negative score is 0 also after the
+/// positive part that some models have in place of the exponential.
+fn softmax_of(graph: &Graph, id: ValueId) -> Option<(ValueId, Op, Option<ValueId>)> {
     let (scores, mask) = (graph.operand(id, 0)?, graph.operand(id, 1));
     match graph.op(id)? {
-        Op::Softmax { axis } => Some((scores, *axis, None)),
-        Op::MaskedSoftmax { axis } => Some((scores, *axis, mask)),
+        Op::Softmax { axis } => Some((scores, Op::MaskedSoftmax { axis: *axis }, None)),
+        op @ Op::MaskedSoftmax { .. } => Some((scores, op.clone(), mask)),
+        op @ Op::RatioSoftmax { numerator: Numerator::Relu, .. } => Some((scores, op.clone(), mask)),
         _ => None,
     }
 }
 
 /// A softmax of `scores` where `mask`, and the mask it has already, hold.
-fn masked(graph: &mut Graph, id: ValueId, scores: ValueId, axis: usize, masks: [Option<ValueId>; 2]) -> Result<Match> {
+fn masked(
+    graph: &mut Graph,
+    id: ValueId,
+    scores: ValueId,
+    with_mask: Op,
+    masks: [Option<ValueId>; 2],
+) -> Result<Match> {
     let mask = match masks {
         [Some(a), Some(b)] => public(graph, plain::Op::Binary(Binary::And), &[a, b], id)?,
         [Some(one), None] | [None, Some(one)] => one,
@@ -138,13 +146,13 @@ fn masked(graph: &mut Graph, id: ValueId, scores: ValueId, axis: usize, masks: [
         let shape = graph.dims.show_shape(graph.shape(mask));
         return Ok(Match::Near(format!("its mask of shape {shape} does not broadcast to the scores")));
     }
-    Ok(Match::Yes(Op::MaskedSoftmax { axis }, vec![scores, mask]))
+    Ok(Match::Yes(with_mask, vec![scores, mask]))
 }
 
 /// softmax(scores + m) with a public m: masked where m is huge. What of m is not known to be 0 there stays as a bias.
 /// A maximum with a huge number between the sum and the softmax changes nothing and goes.
 pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<Match> {
-    let Some((mut scores, axis, mut mask)) = softmax_of(graph, id) else { return Ok(Match::No) };
+    let Some((mut scores, with_mask, mut mask)) = softmax_of(graph, id) else { return Ok(Match::No) };
     let mut changed = false;
     let mut near = None;
     loop {
@@ -187,7 +195,7 @@ pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -
         }
     }
     match (changed, near) {
-        (true, _) => masked(graph, id, scores, axis, [mask, None]),
+        (true, _) => masked(graph, id, scores, with_mask, [mask, None]),
         (false, Some(why)) => Ok(Match::Near(why)),
         (false, None) => Ok(Match::No),
     }
@@ -229,7 +237,7 @@ pub fn is_mask(tensor: &Tensor) -> bool {
 
 /// softmax(where(c, scores, huge)) or softmax(where(c, huge, scores)) with a public c.
 pub(super) fn chosen_mask(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
-    let Some((scores, axis, old)) = softmax_of(graph, id) else { return Ok(Match::No) };
+    let Some((scores, with_mask, old)) = softmax_of(graph, id) else { return Ok(Match::No) };
     let operands = graph.operands(scores);
     let (Some(Op::Where), [c, a, b]) = (graph.op(scores), operands.as_slice()) else {
         return Ok(Match::No);
@@ -250,7 +258,7 @@ pub(super) fn chosen_mask(graph: &mut Graph, id: ValueId, _: &Weights) -> Result
         return Ok(Match::Near("the condition has more elements than the scores".into()));
     }
     let mask = if negate { public(graph, plain::Op::Unary(Unary::Not), &[c], id)? } else { c };
-    masked(graph, id, rest, axis, [Some(mask), old])
+    masked(graph, id, rest, with_mask, [Some(mask), old])
 }
 
 /// where(is_nan(p), 0, p) of a masked softmax p, which is 0 there already.
@@ -260,7 +268,7 @@ pub(super) fn guard(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match
     let guards =
         graph.op(*c) == Some(&Op::IsNan) && graph.operand(*c, 0) == Some(*p) && scalar(graph, *zero) == Some(0.0);
     Ok(match (guards, graph.op(*p)) {
-        (true, Some(Op::MaskedSoftmax { .. })) => Match::Yes(same(), vec![*p]),
+        (true, Some(Op::MaskedSoftmax { .. } | Op::RatioSoftmax { .. })) => Match::Yes(same(), vec![*p]),
         (true, _) => Match::Near("what it guards is no masked softmax".into()),
         (false, _) => Match::No,
     })

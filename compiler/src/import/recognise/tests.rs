@@ -280,3 +280,6 @@ fn tables_of_rotary_embeddings_become_public() {
         assert!(rotary[0].published.is_empty());
     }
 }
+
+#[path = "approximate_tests.rs"]
+mod approximate;

@@ -1,0 +1,78 @@
+//! The meaning of [`Op::RatioSoftmax`](super::Op): `g(x) / (Σ g(x) + eps)` over the entries of a row that a mask keeps.
+
+use ombra_ir::plain::{self, DEFAULT_LIMIT, Data, Tensor};
+use ombra_ir::{Bindings, Diagnostic, Dim, Result};
+
+use super::Numerator;
+
+impl Numerator {
+    /// The numerator of one score.
+    pub fn of(self, x: f32) -> f32 {
+        match self {
+            Numerator::Relu => x.max(0.0),
+            Numerator::Square { shift } => (x + shift) * (x + shift),
+        }
+    }
+}
+
+/// The quotients, 0 where the mask does not hold and where the divisor is 0. The mask broadcasts to `x`.
+pub(super) fn eval(x: &Tensor, mask: Option<&Tensor>, axis: usize, numerator: Numerator, eps: f32) -> Result<Tensor> {
+    let values = x.as_f32()?;
+    let mut out = vec![0.0f32; values.len()];
+    for row in kept_rows(x, mask, axis)? {
+        let entry = |i: &usize| numerator.of(values.get(*i).copied().unwrap_or(0.0));
+        let divisor = row.iter().map(entry).sum::<f32>() + eps;
+        for i in row.iter().filter(|_| divisor != 0.0) {
+            if let Some(slot) = out.get_mut(*i) {
+                *slot = entry(i) / divisor;
+            }
+        }
+    }
+    Tensor::f32(x.shape(), out)
+}
+
+/// Number of kept entries and divisor of every row that has an entry.
+///
+/// # Errors
+/// As the operator.
+pub fn divisors(
+    x: &Tensor,
+    mask: Option<&Tensor>,
+    axis: usize,
+    numerator: Numerator,
+    eps: f32,
+) -> Result<Vec<(usize, f64)>> {
+    let values = x.as_f32()?;
+    let entry = |i: &usize| f64::from(numerator.of(values.get(*i).copied().unwrap_or(0.0)));
+    let rows = kept_rows(x, mask, axis)?;
+    let kept = rows.iter().filter(|row| !row.is_empty());
+    Ok(kept.map(|row| (row.len(), row.iter().map(entry).sum::<f64>() + f64::from(eps))).collect())
+}
+
+/// For every row along `axis`, the positions of the entries that the mask keeps.
+///
+/// # Errors
+/// A mask of another type, or that does not broadcast to `x`.
+pub(super) fn kept_rows(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Vec<Vec<usize>>> {
+    let mask = match mask {
+        Some(m) => {
+            let shape = x.shape().iter().map(|d| Dim::from_usize(*d)).collect::<Result<_>>()?;
+            let full = plain::eval(&plain::Op::Expand { shape }, &[m], &Bindings::new(), DEFAULT_LIMIT)?;
+            match full.into_parts().1 {
+                Data::Bool(v) => Some(v),
+                _ => return Err(Diagnostic::internal("E0299", "a mask is not of type bool")),
+            }
+        }
+        None => None,
+    };
+    let size = x.shape().get(axis).copied().unwrap_or(1);
+    let inner: usize = x.shape().iter().skip(axis + 1).product();
+    let rows = x.len().checked_div(size).unwrap_or(0);
+    let kept = |i: &usize| mask.as_ref().is_none_or(|m| m.get(*i).copied().unwrap_or(false));
+    Ok((0..rows)
+        .map(|row| {
+            let base = row / inner.max(1) * size * inner + row % inner.max(1);
+            (0..size).map(|k| base + k * inner).filter(kept).collect()
+        })
+        .collect())
+}
