@@ -28,14 +28,10 @@ pub(super) struct Range4 {
     pub(super) max: i8,
 }
 
-/// `1/x` at scale [`FINE`] for `1 ≤ x < 2^max_log2`; error 2e-5 relative.
+/// `1/x` for `1 ≤ x < 2^max_log2`, with at most `finest` fraction bits: as many as come without a division, if they are
+/// not more; error 2e-5 relative.
 ///
 /// Below 1 the factor is 1 and the result too small, by 3 percent at one half; at 0 it stays below 8.
-pub(super) fn reciprocal(e: &mut Emit, x: Id, max_log2: u8) -> Result<Id> {
-    reciprocal_at(e, x, max_log2, FINE)
-}
-
-/// As [`reciprocal`], with at most `finest` fraction bits: as many as come without a division, if they are not more.
 pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Result<Id> {
     if max_log2 > FINE {
         return Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{max_log2} entries is too long"))
