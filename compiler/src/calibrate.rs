@@ -208,6 +208,7 @@ pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>>
         state ^= state << 17;
         state
     };
+    let len = len.min(positions(graph).unwrap_or(len));
     let mut bindings = Bindings::new();
     for (i, info) in graph.dims.syms.iter().enumerate() {
         let value = match info.name.as_str() {
@@ -305,6 +306,21 @@ fn input_name(graph: &Graph, id: ValueId) -> Option<&str> {
         Op::Input { name, .. } => Some(name),
         _ => None,
     }
+}
+
+/// Rows of the smallest table that positions look up: there are no more positions than that.
+fn positions(graph: &Graph) -> Option<u64> {
+    let looks_up = |id: ValueId| {
+        let (table, index) = (graph.operand(id, 0)?, graph.operand(id, 1)?);
+        let of_tokens = graph.ancestors(index).into_iter().chain([index]).any(|a| {
+            matches!(graph.op(a), Some(Op::Input { role: InputRole::TokenIds, .. }))
+                && graph.node(index).is_ok_and(|n| n.owner != Owner::Public)
+        });
+        let by_position = !of_tokens && graph.shape(index).iter().any(|d| d.as_constant().is_none());
+        let rows = graph.shape(table).first()?.as_constant().filter(|_| by_position)?;
+        u64::try_from(rows).ok().filter(|&rows| rows > 0)
+    };
+    graph.iter().filter(|(_, n)| matches!(n.op, Op::Gather { axis: 0 })).filter_map(|(id, _)| looks_up(id)).min()
 }
 
 /// Rows of the table that token ids look up.

@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format; a runtime reads its own version only.
 pub const VERSION: u32 = 2;
+/// Bytes before the body: magic, version, digest.
+pub const HEADER: usize = 44;
 /// Largest plan file that is read.
 pub const MAX_BYTES: usize = 1 << 30;
 
@@ -267,12 +269,17 @@ pub struct GraphInput {
 pub fn encode(plan: &Plan) -> Result<Vec<u8>> {
     let body = postcard::to_stdvec(plan)
         .map_err(|e| Diagnostic::internal("E0410", format!("the plan cannot be encoded: {e}")))?;
-    let mut file = Vec::with_capacity(body.len() + 44);
+    Ok(with_header(&body))
+}
+
+/// A plan file with this body: magic bytes, version and the body's digest in front of it.
+pub fn with_header(body: &[u8]) -> Vec<u8> {
+    let mut file = Vec::with_capacity(body.len() + HEADER);
     file.extend_from_slice(MAGIC);
     file.extend_from_slice(&VERSION.to_le_bytes());
-    file.extend_from_slice(&Sha256::digest(&body));
-    file.extend_from_slice(&body);
-    Ok(file)
+    file.extend_from_slice(&Sha256::digest(body));
+    file.extend_from_slice(body);
+    file
 }
 
 /// A plan from a file's bytes; checks length, magic, version and digest before decoding.
@@ -285,9 +292,9 @@ pub fn decode(file: &[u8]) -> Result<Plan> {
         return Err(bad("it is too large").note(format!("expected at most {MAX_BYTES} bytes, found {}", file.len())));
     }
     let (Some(magic), Some(version), Some(digest), Some(body)) =
-        (file.get(..8), file.get(8..12), file.get(12..44), file.get(44..))
+        (file.get(..8), file.get(8..12), file.get(12..HEADER), file.get(HEADER..))
     else {
-        return Err(bad("it is cut short").note(format!("expected at least 44 bytes, found {}", file.len())));
+        return Err(bad("it is cut short").note(format!("expected at least {HEADER} bytes, found {}", file.len())));
     };
     if magic != MAGIC {
         return Err(bad("its first bytes are not OMBRAPLN").note("give the plan.ombra that `ombra compile` wrote"));

@@ -19,11 +19,11 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Compiles in a process of its own.
-fn compile_elsewhere(name: &str, base: Option<&str>, output: &Path) {
+/// Compiles in a process of its own, which hashes with seeds of its own, with so many threads.
+fn compile_elsewhere(name: &str, base: Option<&str>, threads: &str, output: &Path) {
     let model = |name: &str| corpus::folder(name).join("model.onnx");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tested-ombra"));
-    command.arg("compile").arg(model(name)).arg("-o").arg(output);
+    command.env("RAYON_NUM_THREADS", threads).arg("compile").arg(model(name)).arg("-o").arg(output);
     if let Some(base) = base {
         command.arg("--base").arg(model(base));
     }
@@ -38,8 +38,15 @@ fn compiling_again_gives_the_same_files() {
         let first = files(first.folder.path());
         let second = build(name, base, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let elsewhere = Folder::new().expect("there is room");
-        compile_elsewhere(name, base, elsewhere.path());
-        for (how, other) in [("again", files(second.folder.path())), ("in another process", files(elsewhere.path()))] {
+        compile_elsewhere(name, base, "1", elsewhere.path());
+        let threads = Folder::new().expect("there is room");
+        compile_elsewhere(name, base, "5", threads.path());
+        let others = [
+            ("again", files(second.folder.path())),
+            ("in another process", files(elsewhere.path())),
+            ("with more threads", files(threads.path())),
+        ];
+        for (how, other) in others {
             assert_eq!(first.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>(), "{name} {how}");
             for (file, bytes) in &first {
                 assert!(bytes == &other[file], "{name}: {file} is another when compiled {how}");
