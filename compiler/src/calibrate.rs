@@ -14,6 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Ranges {
     /// Greatest absolute value.
     pub abs: BTreeMap<ValueId, f64>,
+    /// Least and greatest value.
+    pub ends: BTreeMap<ValueId, (f64, f64)>,
+    /// Least absolute value.
+    pub least: BTreeMap<ValueId, f64>,
     /// How elements spread.
     pub moments: BTreeMap<ValueId, Moments>,
     /// For a norm: what was seen of its row statistic, eps included.
@@ -120,6 +124,10 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
             for v in values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v)) {
                 max = max.max(v.abs());
                 moments.add(v);
+                let (low, high) = ranges.ends.entry(id).or_insert((v, v));
+                (*low, *high) = (low.min(v), high.max(v));
+                let least = ranges.least.entry(id).or_insert(v.abs());
+                *least = least.min(v.abs());
             }
             widen(&mut ranges.abs, id, max);
             if graph.node(id).is_ok_and(|n| n.owner == Owner::Server) {

@@ -185,8 +185,11 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::Xor
         | Op::Not
         | Op::SetState { .. }
-        | Op::Exp
+        | Op::Exp { .. }
         | Op::Reciprocal { .. }
+        | Op::Div { .. }
+        | Op::Sqrt { .. }
+        | Op::Log { .. }
         | Op::Rsqrt { .. }
         | Op::Softmax
         | Op::RatioSoftmax { .. }

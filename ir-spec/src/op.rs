@@ -209,12 +209,37 @@ pub enum Op {
     },
 
     // Composite.
-    /// `exp(x)` for `x ≤ 0`, zero below −14.
-    Exp,
-    /// `1/x` for `1 ≤ x < 2^max_log2`.
+    /// `exp(x)` for `x ≤ max`, zero below `max − 14`.
+    Exp {
+        /// The greatest operand.
+        max: i8,
+    },
+    /// `1/x` for `2^min_log2 ≤ x < 2^max_log2`.
     Reciprocal {
+        /// Logarithm of the range's begin.
+        min_log2: i8,
         /// Logarithm of the range's end.
-        max_log2: u8,
+        max_log2: i8,
+        /// Fraction bits of the result.
+        scale: u8,
+    },
+    /// `a / b` for `2^min_log2 ≤ b < 2^max_log2`.
+    Div {
+        /// Logarithm of the divisor's least value.
+        min_log2: i8,
+        /// Logarithm of the end of its range.
+        max_log2: i8,
+        /// Fraction bits of the result.
+        scale: u8,
+    },
+    /// `√x` for `0 ≤ x < 4^max_log4`, with an absolute error up to `2^min_log4` below `4^min_log4`.
+    Sqrt {
+        /// Logarithm to base 4 of the begin of the exact range.
+        min_log4: i8,
+        /// Logarithm to base 4 of the range's end.
+        max_log4: i8,
+        /// Fraction bits of the result.
+        scale: u8,
     },
     /// `1/√x` for `4^min_log4 ≤ x < 4^max_log4`; outside, the nearest bucket's parabola.
     Rsqrt {
@@ -222,6 +247,17 @@ pub enum Op {
         min_log4: i8,
         /// Logarithm to base 4 of the range's end.
         max_log4: i8,
+        /// Fraction bits of the result.
+        scale: u8,
+    },
+    /// `ln x` for `2^min_log2 ≤ x < 2^max_log2`.
+    Log {
+        /// Logarithm to base 2 of the range's begin.
+        min_log2: i8,
+        /// Logarithm to base 2 of the range's end.
+        max_log2: i8,
+        /// Fraction bits of the result.
+        scale: u8,
     },
     /// Softmax over the last axis of operand 0 among the entries that the public mask (operand 1) keeps.
     Softmax,
@@ -347,9 +383,12 @@ impl Op {
             Op::Embed => ("embed", Interactive, Some(2)),
             Op::Reveal { .. } => ("reveal", Interactive, Some(1)),
             Op::SetState { .. } => ("set_state", Local, Some(1)),
-            Op::Exp => ("exp", Composite, Some(1)),
+            Op::Exp { .. } => ("exp", Composite, Some(1)),
             Op::Reciprocal { .. } => ("reciprocal", Composite, Some(1)),
+            Op::Div { .. } => ("div", Composite, Some(2)),
+            Op::Sqrt { .. } => ("sqrt", Composite, Some(1)),
             Op::Rsqrt { .. } => ("rsqrt", Composite, Some(1)),
+            Op::Log { .. } => ("log", Composite, Some(1)),
             Op::Softmax => ("softmax", Composite, Some(2)),
             Op::RatioSoftmax { .. } => ("ratio_softmax", Composite, Some(2)),
             Op::Gelu { .. } => ("gelu", Composite, Some(1)),

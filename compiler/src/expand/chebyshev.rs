@@ -147,9 +147,24 @@ pub fn chebyshev_fit(even: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f6
     fit(t, degree, |x| (even(x), 1.0))
 }
 
+/// As [`chebyshev_fit`], where an error counts as much as `counts` says of its place in `(0, t)`.
+pub fn chebyshev_fit_weighted(
+    even: impl Fn(f64) -> f64,
+    counts: impl Fn(f64) -> f64,
+    t: f64,
+    degree: usize,
+) -> Vec<f64> {
+    fit(t, degree, |x| (even(x), counts(x)))
+}
+
 /// As [`chebyshev_fit`] for the series `p` that makes `x · p` nearest to an odd function.
 pub fn chebyshev_fit_odd(odd: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f64> {
     fit(t, degree, |x| (odd(x) / x, x))
+}
+
+/// Coefficients of the Chebyshev series of degree `degree` nearest to a function on `[−1, 1]`.
+pub fn chebyshev_fit_at(f: impl Fn(f64) -> f64, degree: usize) -> Vec<f64> {
+    fit(1.0, degree, |x| (f(2.0 * x * x - 1.0), 1.0))
 }
 
 /// The series nearest to the first of what `f` gives for `x` in `(0, t)`, where an error counts as often as the second

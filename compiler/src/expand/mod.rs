@@ -9,10 +9,13 @@
 mod activation;
 mod chebyshev;
 mod norm;
+mod quotient;
 mod reciprocal;
 mod softmax;
 
 pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};
+
+use quotient::Range2;
 
 use ombra_ir::infer::{push, push_source, push_within};
 use ombra_ir::module::{Id, Module, Node, Origin, Stage};
@@ -78,8 +81,7 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     let mut e = Emit { module, origin };
     let x = args[0];
     let result = (node.ty.bound, node.ty.bound_from);
-    match &node.op {
-        Op::Exp => softmax::exp(&mut e, x),
+    let id = match &node.op {
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
             let form = softmax::Ratio {
@@ -91,10 +93,22 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
             };
             softmax::ratio_softmax(&mut e, x, args[1], form)
         }
-        Op::Reciprocal { max_log2 } => reciprocal::reciprocal(&mut e, x, *max_log2),
-        Op::Rsqrt { min_log4, max_log4 } => {
+        Op::Exp { max } => quotient::exp(&mut e, x, *max),
+        Op::Reciprocal { min_log2, max_log2, scale } => {
+            quotient::reciprocal(&mut e, x, Range2 { min: *min_log2, max: *max_log2 }, *scale)
+        }
+        Op::Div { min_log2, max_log2, scale } => {
+            quotient::div(&mut e, x, args[1], Range2 { min: *min_log2, max: *max_log2 }, *scale, result)
+        }
+        Op::Sqrt { min_log4, max_log4, scale } => {
+            quotient::sqrt(&mut e, x, reciprocal::Range4 { min: *min_log4, max: *max_log4 }, *scale)
+        }
+        Op::Rsqrt { min_log4, max_log4, scale } => {
             let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
-            reciprocal::rsqrt(&mut e, x, range, 1.0, reciprocal::RSQRT_SCALE)
+            reciprocal::rsqrt(&mut e, x, range, 1.0, *scale)
+        }
+        Op::Log { min_log2, max_log2, scale } => {
+            quotient::log(&mut e, x, Range2 { min: *min_log2, max: *max_log2 }, *scale)
         }
         Op::Gelu { tanh } => activation::gelu(&mut e, x, *tanh, result),
         Op::Silu => activation::silu(&mut e, x, result),
@@ -111,7 +125,14 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
             norm::layer_norm(&mut e, x, f32::from_bits(*eps), range, result)
         }
         other => Err(Diagnostic::internal("E0501", format!("{} has no expansion", other.name()))),
+    }?;
+    // What was lowered counts on this bound.
+    let ty = &mut module.ops[id.index()].ty;
+    if result.0 < ty.bound {
+        let from = if result.1 == BoundFrom::Proven { BoundFrom::Guarded } else { result.1 };
+        (ty.bound, ty.bound_from) = (result.0, from);
     }
+    Ok(id)
 }
 
 /// A module under construction, with the origin that new ops get.

@@ -16,9 +16,6 @@ use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
 
-/// Scale of a reciprocal square root without a scale of its own.
-pub(super) const RSQRT_SCALE: u8 = 22;
-
 /// Blur of a reciprocal's buckets: this many powers of two below the least threshold.
 const BLUR: i32 = 6;
 /// Blur of a reciprocal square root's buckets.
@@ -31,14 +28,10 @@ pub(super) struct Range4 {
     pub(super) max: i8,
 }
 
-/// `1/x` at scale [`FINE`] for `1 ≤ x < 2^max_log2`; error 2e-5 relative.
+/// `1/x` for `1 ≤ x < 2^max_log2`, with at most `finest` fraction bits: as many as come without a division, if they are
+/// not more; error 2e-5 relative.
 ///
 /// Below 1 the factor is 1 and the result too small, by 3 percent at one half; at 0 it stays below 8.
-pub(super) fn reciprocal(e: &mut Emit, x: Id, max_log2: u8) -> Result<Id> {
-    reciprocal_at(e, x, max_log2, FINE)
-}
-
-/// As [`reciprocal`], with at most `finest` fraction bits: as many as come without a division, if they are not more.
 pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Result<Id> {
     if max_log2 > FINE {
         return Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{max_log2} entries is too long"))
@@ -145,20 +138,20 @@ pub(super) fn rsqrt(e: &mut Emit, x: Id, range: Range4, gain: f64, out_scale: u8
 }
 
 /// The value at a finer scale, if it is not there yet.
-fn raise(e: &mut Emit, x: Id, scale: u8) -> Result<Id> {
+pub(super) fn raise(e: &mut Emit, x: Id, scale: u8) -> Result<Id> {
     let (_, from, _) = e.ring(x)?;
     if from == scale { Ok(x) } else { e.op(Op::Upscale { by: scale - from }, &[x]) }
 }
 
 /// The bits `1{x ≥ t_j}` as ring elements of scale 0, side by side along a new last axis.
-struct Compared {
+pub(super) struct Compared {
     bits: Option<Id>,
     shape: Vec<Dim>,
     like: Id,
 }
 
 /// Compares with every threshold, blurred below `2^blur` units under it.
-fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64], blur: i32) -> Result<Compared> {
+pub(super) fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64], blur: i32) -> Result<Compared> {
     let drop = u8::try_from(blur).unwrap_or(0);
     let (_, scale, _) = e.ring(x)?;
     let shape = e.ty(x).shape.clone();
@@ -182,7 +175,7 @@ fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64], blur: i32) -> Result<Com
 }
 
 /// `base + Σ steps_j c_j` in ring units, read at `scale`, within `2^bound` since the `c_j` are monotone.
-fn combine(e: &mut Emit, c: &Compared, base: i64, steps: &[i64], scale: u8, bound: u8) -> Result<Id> {
+pub(super) fn combine(e: &mut Emit, c: &Compared, base: i64, steps: &[i64], scale: u8, bound: u8) -> Result<Id> {
     let mut sum: Option<Id> = None;
     if let Some(bits) = c.bits {
         for (j, &k) in steps.iter().enumerate() {

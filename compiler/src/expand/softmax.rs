@@ -36,21 +36,21 @@ const SIXTH: u8 = 8;
 /// Below this the result is 0.
 const LOWEST: f64 = -14.0;
 
-/// `exp(x)` at scale [`FINE`] for `x ≤ 0`.
-pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
-    let y = inner_exp(e, x)?;
+/// `exp(x)` at scale [`FINE`] for `x ≤ 0`, by `t` squarings: the relative error is `x⁴ / (24 · 2^{3t})`.
+pub(super) fn exp_by(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
+    let y = inner_exp(e, x, t)?;
     e.op(Op::Upscale { by: FINE - INNER }, &[y])
 }
 
-/// `exp(x)` at scale [`INNER`] for `x ≤ 0`.
-fn inner_exp(e: &mut Emit, x: Id) -> Result<Id> {
+/// `exp(x)` at scale [`INNER`] for `x ≤ 0`, by `t` squarings.
+fn inner_exp(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
     let (bits, scale, _) = e.ring(x)?;
     let x = e.narrow(x, RING)?;
     let keep = e.at_least(x, LOWEST, scale.saturating_sub(CUT_FRACTION))?;
-    // x_int · 2^(INNER − scale − T) read at scale INNER stands for x / 2^T.
-    let by = (INNER - T)
+    // x_int · 2^(INNER − scale − t) read at scale INNER stands for x / 2^t.
+    let by = (INNER - t)
         .checked_sub(scale)
-        .ok_or_else(|| Diagnostic::internal("E0504", format!("exp needs a scale of at most {}", INNER - T)))?;
+        .ok_or_else(|| Diagnostic::internal("E0504", format!("exp needs a scale of at most {}", INNER - t)))?;
     let fine = e.op(Op::Upscale { by }, &[x])?;
     let z = e.guarded(Op::SetScale { scale: INNER }, &[fine], INNER)?;
     // y = 1 + z + z² (1/2 + z/6)
@@ -63,7 +63,7 @@ fn inner_exp(e: &mut Emit, x: Id) -> Result<Id> {
     let linear = e.op(Op::Upscale { by: INNER + SIXTH }, &[linear])?;
     let sum = e.guarded(Op::Add, &[cubic, linear], 2 * INNER + SIXTH + 1)?;
     let mut y = e.truncate_to(sum, INNER, INNER + 1)?;
-    for _ in 0..T {
+    for _ in 0..t {
         y = e.product(y, y, INNER, INNER + 1)?;
     }
     let kept = e.op(Op::Mul, &[y, keep])?;
@@ -96,7 +96,7 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let max = if max_bits < bits { e.widen(max, bits, (max_bound, BoundFrom::Proven))? } else { max };
     let max_each = e.op(Op::RowExpand { shape: shape.clone() }, &[max, mask])?;
     let below = e.op(Op::Sub, &[packed, max_each])?;
-    let exp = inner_exp(e, below)?;
+    let exp = inner_exp(e, below, T)?;
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
     // As fine as the product of both has room for.
     let inverse = reciprocal::reciprocal_at(e, sum, log2 + 1, QUOTIENT as u8 - INNER)?;

@@ -31,6 +31,9 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             | Op::Clamp { .. }
             | Op::Gelu { .. }
             | Op::Silu
+            | Op::Sign
+            | Op::Log
+            | Op::Softplus
             | Op::Quadratic { .. },
             [x],
         ) => {

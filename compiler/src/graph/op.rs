@@ -270,6 +270,12 @@ pub enum Op {
     Min,
     /// Whether x is no number.
     IsNan,
+    /// -1, 0 or 1.
+    Sign,
+    /// ln x.
+    Log,
+    /// ln(1 + e^x).
+    Softplus,
 }
 
 impl Op {
@@ -317,6 +323,9 @@ impl Op {
             Op::Max => "max",
             Op::Min => "min",
             Op::IsNan => "is_nan",
+            Op::Sign => "sign",
+            Op::Log => "log",
+            Op::Softplus => "softplus",
         }
     }
 
@@ -364,6 +373,9 @@ impl Op {
             | Op::Clamp { .. }
             | Op::Gelu { .. }
             | Op::Silu
+            | Op::Sign
+            | Op::Log
+            | Op::Softplus
             | Op::Softmax { .. }
             | Op::MaskedSoftmax { .. }
             | Op::RatioSoftmax { .. }

@@ -1,5 +1,6 @@
 //! Lowering of sums, products, movement, and of what is made of them.
 
+use super::quotient::is_fine;
 use super::{Assumed, Lower, Quantity, RING, magnitude_bits};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
@@ -40,15 +41,20 @@ impl Lower<'_> {
 
     /// `a ± b` at the finer of the two scales.
     pub(super) fn add(&mut self, v: ValueId, a: ValueId, b: ValueId, minus: bool) -> Result<Id> {
-        let (pa, pb) = (self.owner(a)? == Owner::Public, self.owner(b)? == Owner::Public);
-        let scale = match (pa, pb) {
-            (false, false) => self.raw_scale(a)?.max(self.raw_scale(b)?),
-            (false, true) => self.raw_scale(a)?,
-            _ => self.raw_scale(b)?,
-        };
+        let scale = self.common_scale(a, b)?;
         let left = self.at_scale(a, scale)?;
         let right = self.at_scale(b, scale)?;
         self.value(v, if minus { M::Sub } else { M::Add }, &[left, right])
+    }
+
+    /// The finer scale of two values; a public one takes any.
+    pub(super) fn common_scale(&mut self, a: ValueId, b: ValueId) -> Result<u8> {
+        Ok(match (self.owner(a)? == Owner::Public, self.owner(b)? == Owner::Public) {
+            (true, true) => self.options.f,
+            (false, false) => self.raw_scale(a)?.max(self.raw_scale(b)?),
+            (false, true) => self.raw_scale(a)?,
+            (true, false) => self.raw_scale(b)?,
+        })
     }
 
     fn raw_scale(&mut self, v: ValueId) -> Result<u8> {
@@ -57,7 +63,7 @@ impl Lower<'_> {
     }
 
     /// A value at a scale no coarser than its own.
-    fn at_scale(&mut self, v: ValueId, scale: u8) -> Result<Id> {
+    pub(super) fn at_scale(&mut self, v: ValueId, scale: u8) -> Result<Id> {
         if self.owner(v)? == Owner::Public {
             return self.encode(v, scale);
         }
@@ -69,14 +75,19 @@ impl Lower<'_> {
     pub(super) fn mul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
         let (a, b) = if self.owner(a)? == Owner::Public { (b, a) } else { (a, b) };
         if self.owner(b)? != Owner::Public {
-            let (left, right) = (self.shares(a)?, self.shares(b)?);
+            let (left, right) = (self.factor(a)?, self.factor(b)?);
             return self.value(v, M::Mul, &[left, right]);
         }
         if let Some(k) = self.scalar(b) {
             return self.scale_by(v, a, k);
         }
         let f = self.options.f;
-        let factor = self.encode(b, f)?;
+        // An inverse may be small: it takes the more fraction bits.
+        let spare = match (self.graph.op(b), self.options.ranges.abs.get(&b)) {
+            (Some(Op::Reciprocal), Some(&max)) if max > 0.0 => (-libm::floor(libm::log2(max))).clamp(0.0, 12.0) as u8,
+            _ => 0,
+        };
+        let factor = self.encode(b, f + spare)?;
         let raw = self.raw(a)?;
         let (_, bound) = self.ring(raw)?;
         let room = bound + self.module.ty(factor).bound <= RING - 3;
@@ -84,18 +95,23 @@ impl Lower<'_> {
         self.value(v, M::Mul, &[left, factor])
     }
 
+    /// A secret factor: at scale f, or finer where it was made so.
+    fn factor(&mut self, v: ValueId) -> Result<Id> {
+        if !is_fine(self.graph, v) {
+            return self.shares(v);
+        }
+        self.raw(v)
+    }
+
     pub(super) fn div(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
         match self.scalar(b).filter(|&k| k != 0.0) {
             Some(k) if self.owner(a)? != Owner::Public => self.scale_by(v, a, 1.0 / k),
-            _ => {
-                Err(Diagnostic::unsupported("E0522", "division by a value that is not a constant is not supported yet")
-                    .note("expected a scalar constant, or a norm or softmax in one of its usual forms"))
-            }
+            _ => self.quotient(v, a, b),
         }
     }
 
     /// The constant that a public value is full of.
-    fn scalar(&self, v: ValueId) -> Option<f64> {
+    pub(super) fn scalar(&self, v: ValueId) -> Option<f64> {
         let t = self.graph.constant(v)?;
         let values = t.as_f32().ok()?;
         let first = *values.first()?;
@@ -137,16 +153,6 @@ impl Lower<'_> {
     pub(super) fn unary(&mut self, v: ValueId, x: ValueId, op: M) -> Result<Id> {
         let x = self.shares(x)?;
         self.value(v, op, &[x])
-    }
-
-    pub(super) fn relu(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let x = self.shares(x)?;
-        let (_, bound) = self.ring(x)?;
-        let negative = self.push(v, M::Msb { width: bound + 1, drop: 0 }, &[x])?;
-        let keep = self.push(v, M::Not, &[negative])?;
-        let keep = self.push(v, M::BitToRing { bits: RING }, &[keep])?;
-        let product = self.push(v, M::Mul, &[x, keep])?;
-        self.value(v, M::Reshare, &[product])
     }
 
     pub(super) fn softmax(&mut self, v: ValueId, x: ValueId, mask: Option<ValueId>) -> Result<Id> {

@@ -9,9 +9,12 @@
 //! if that would need a truncation, from the untruncated sum, reshared.
 
 mod approximate;
+mod choice;
 mod clamp;
+mod facts;
 mod linear;
 mod publics;
+mod quotient;
 mod rows;
 
 use crate::calibrate::Ranges;
@@ -102,6 +105,9 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         program: BTreeMap::new(),
         published: BTreeMap::new(),
         tied: BTreeMap::new(),
+        signs: BTreeMap::new(),
+        rings: BTreeMap::new(),
+        differences: BTreeMap::new(),
         norms: Vec::new(),
     };
     l.wants_settled = l.settled_wishes();
@@ -139,6 +145,12 @@ struct Lower<'a> {
     program: BTreeMap<ValueId, plain::ValueRef>,
     published: BTreeMap<ValueId, Id>,
     tied: BTreeMap<ValueId, Option<ValueId>>,
+    /// Bits by the value whose sign they are.
+    signs: BTreeMap<Id, Id>,
+    /// Ring elements by the bit that they are.
+    rings: BTreeMap<Id, Id>,
+    /// Differences that were compared.
+    differences: BTreeMap<(ValueId, ValueId), Id>,
     norms: Vec<Assumed>,
 }
 
@@ -183,6 +195,12 @@ impl Lower<'_> {
         Origin { node: node.origin.node.clone(), layer: node.origin.layer, kind: node.op.name().to_string() }
     }
 
+    /// One op whose result is within `2^bound` by its formula.
+    fn within(&mut self, v: ValueId, op: M, args: &[Id], bound: u8) -> Result<Id> {
+        let origin = self.origin(v);
+        push_within(&mut self.module, op, args, (bound, BoundFrom::Guarded), origin)
+    }
+
     /// One op whose result is the graph's value `v`, within what calibration saw of `v`.
     fn value(&mut self, v: ValueId, op: M, args: &[Id]) -> Result<Id> {
         let Some(&max) = self.options.ranges.abs.get(&v) else { return self.push(v, op, args) };
@@ -199,7 +217,12 @@ impl Lower<'_> {
         match op {
             M::Mul | M::MatMul { .. } => Some(scale(0)?.saturating_add(scale(1)?)),
             M::Truncate { by } => scale(0)?.checked_sub(*by),
-            M::SetScale { scale } => Some(*scale),
+            M::SetScale { scale }
+            | M::Reciprocal { scale, .. }
+            | M::Div { scale, .. }
+            | M::Sqrt { scale, .. }
+            | M::Rsqrt { scale, .. }
+            | M::Log { scale, .. } => Some(*scale),
             M::Embed => scale(1),
             _ => scale(0),
         }
@@ -377,7 +400,10 @@ impl Lower<'_> {
                 OutputKind::Tensor => match self.settled.get(&v) {
                     Some(&id) => id,
                     None => {
-                        let raw = self.raw(v)?;
+                        let raw = match self.graph.node(v)?.dtype {
+                            DType::Bool => self.indicator(v, v)?,
+                            _ => self.raw(v)?,
+                        };
                         match self.module.ty(raw).sharing {
                             Sharing::Shared => raw,
                             _ => self.push(v, M::Reshare, &[raw])?,
@@ -408,6 +434,22 @@ impl Lower<'_> {
                 self.value(v, M::Neg, &[x])?
             }
             Op::Pow(p) if *p == 2.0 => self.mul(v, args[0], args[0])?,
+            Op::Pow(p) if *p == -0.5 => self.rsqrt(v, args[0])?,
+            Op::Reciprocal => self.reciprocal(v, args[0])?,
+            Op::Sqrt => self.sqrt(v, args[0])?,
+            Op::Exp => self.exponential(v, args[0])?,
+            Op::Log => self.log(v, args[0])?,
+            Op::Max => self.extremum(v, args[0], args[1], true)?,
+            Op::Min => self.extremum(v, args[0], args[1], false)?,
+            Op::Where => self.choose(v, args[0], args[1], args[2])?,
+            Op::Sign => self.sign(v, args[0])?,
+            Op::Softplus => self.unary(v, args[0], M::Softplus)?,
+            Op::Public(plain::Op::Unary(plain::Unary::Abs)) => self.abs(v, args[0])?,
+            Op::Public(plain::Op::Unary(plain::Unary::Not)) => self.not(v, args[0])?,
+            Op::Public(plain::Op::Binary(b)) if node.dtype == DType::Bool => self.predicate(v, *b, args[0], args[1])?,
+            Op::Public(plain::Op::Cast { to: DType::F32 }) if self.graph.node(args[0])?.dtype == DType::Bool => {
+                self.indicator(v, args[0])?
+            }
             Op::Relu => self.relu(v, args[0])?,
             Op::Clamp { low, high } => self.clamp(v, args[0], *low, *high)?,
             Op::Gelu { tanh } => self.unary(v, args[0], M::Gelu { tanh: *tanh })?,
@@ -439,6 +481,7 @@ impl Lower<'_> {
                 let x = self.raw(args[0])?;
                 self.value(v, M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() }, &[x])?
             }
+            Op::Slice { axis, start, len, step } => self.strided(v, args[0], *axis, (start, len), *step)?,
             Op::Expand { shape } => {
                 let x = self.raw(args[0])?;
                 self.value(v, M::Expand { shape: shape.clone() }, &[x])?
@@ -447,7 +490,7 @@ impl Lower<'_> {
             Op::Gather { axis } => self.gather(v, args[0], args[1], *axis)?,
             other => {
                 return Err(Diagnostic::unsupported("E0520", format!("operator {} on a secret value is not supported yet", other.name()))
-                    .note("expected one of the operators of a transformer decoder: products, sums, norms, softmax, GELU, SiLU")
+                    .note("expected sums, products, quotients, powers, roots, norms, softmax, comparisons, choices, or a usual activation")
                     .note("export the model with a standard activation and norm, or make the weights before it public"));
             }
         };
@@ -481,9 +524,17 @@ impl Lower<'_> {
                 | Op::Clamp { .. }
                 | Op::RmsNorm { .. }
                 | Op::LayerNorm { .. } => true,
-                Op::MaskedSoftmax { .. } | Op::Softmax { .. } | Op::Pow(_) => true,
+                Op::MaskedSoftmax { .. } | Op::Softmax { .. } => true,
+                Op::Pow(p) => *p == 2.0,
+                Op::Tanh | Op::Sigmoid | Op::Erf | Op::Softplus | Op::Exp | Op::ReduceMax { .. } => true,
                 Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { centred: true } => true,
-                Op::Tanh | Op::Sigmoid | Op::Erf | Op::ReduceMax { .. } => true,
+                Op::Max | Op::Min | Op::Sign | Op::Public(plain::Op::Unary(_) | plain::Op::Binary(_)) => true,
+                Op::Where => args.first().is_some_and(secret),
+                Op::Div => {
+                    wishes
+                        .extend(args.first().filter(|v| self.graph.node(**v).is_ok_and(|n| n.owner == Owner::Secret)));
+                    false
+                }
                 // A cache is settled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
                 Op::Mul | Op::AffineNorm { centred: false } => args.iter().all(secret),
@@ -493,7 +544,11 @@ impl Lower<'_> {
                 wishes.insert(id);
             }
             if all {
-                wishes.extend(args.iter().filter(|v| self.graph.node(**v).is_ok_and(|n| n.owner == Owner::Secret)));
+                let float = |v: &ValueId| {
+                    let fine = quotient::is_fine(self.graph, *v) && matches!(node.op, Op::Mul);
+                    !fine && self.graph.node(*v).is_ok_and(|n| n.owner == Owner::Secret && n.dtype == DType::F32)
+                };
+                wishes.extend(args.iter().copied().filter(float));
             }
         }
         // A transpose that only turns a product's right side is free there: its operand settles instead.

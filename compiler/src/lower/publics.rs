@@ -45,7 +45,7 @@ impl Lower<'_> {
         Ok(id)
     }
 
-    fn publish_ref(&mut self, v: ValueId, value: ValueRef, dtype: DType, shape: Vec<Dim>) -> Result<Id> {
+    pub(super) fn publish_ref(&mut self, v: ValueId, value: ValueRef, dtype: DType, shape: Vec<Dim>) -> Result<Id> {
         let index = self.module.public.outputs.len() as u32;
         self.module.public.outputs.push(value);
         self.source(v, M::Public { value: index }, Ty::plain(dtype, Sharing::Public, shape))
@@ -58,7 +58,7 @@ impl Lower<'_> {
         self.publish_ref(v, value, DType::Bool, shape.to_vec())
     }
 
-    fn program_value(&mut self, v: ValueId) -> Result<ValueRef> {
+    pub(super) fn program_value(&mut self, v: ValueId) -> Result<ValueRef> {
         if let Some(&value) = self.program.get(&v) {
             return Ok(value);
         }

@@ -1,9 +1,11 @@
 //! Operators on secrets that have no lowering of their own, in terms of those that have one.
 //!
-//! Softmax works on the last axis, and so does the maximum: other axes are brought there. Values are the same up to
-//! rounding, and owners do not change.
+//! Softmax works on the last axis, and so does the maximum: other axes are brought there. A divisor that one party or
+//! everybody knows is inverted in the clear; a division by a root multiplies by the inverse root. Powers are products,
+//! roots, or exponentials of logarithms. Values are the same up to rounding, and owners do not change.
 
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
+use ombra_ir::plain::{self, DType, Reduce, Tensor};
 use ombra_ir::{Dim, Result};
 
 /// Rewrites every secret value whose operator needs it.
@@ -11,16 +13,23 @@ use ombra_ir::{Dim, Result};
 /// # Errors
 /// Sizes beyond the limits of symbolic sizes.
 pub fn decompose(graph: &mut Graph) -> Result<()> {
-    for id in graph.topological() {
-        if graph.node(id)?.owner != Owner::Secret {
-            continue;
+    // What is made may itself be made of others: quotients of powers of roots.
+    loop {
+        let mut changed = false;
+        for id in graph.topological() {
+            if graph.node(id)?.owner != Owner::Secret || graph.users(id).is_empty() && !graph.is_output(id) {
+                continue;
+            }
+            if let Some(new) = rewritten(graph, id)? {
+                graph.replace_all_uses(id, new)?;
+                changed = true;
+            }
         }
-        if let Some(new) = rewritten(graph, id)? {
-            graph.replace_all_uses(id, new)?;
+        graph.remove_dead();
+        if !changed {
+            return Ok(());
         }
     }
-    graph.remove_dead();
-    Ok(())
 }
 
 fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
@@ -56,8 +65,96 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
             let max = graph.add(Op::ReduceMax { axes: vec![kept.len()], keepdims: false }, &[flat], inner)?;
             graph.add(Op::Reshape { shape: node.shape }, &[max], node.origin).map(Some)
         }
+        Op::Public(plain::Op::Reduce { kind: Reduce::Min, axes, keepdims }) => {
+            let minus = graph.add(Op::Neg, &args, inner.clone())?;
+            let max = graph.add(Op::ReduceMax { axes, keepdims }, &[minus], inner)?;
+            graph.add(Op::Neg, &[max], node.origin).map(Some)
+        }
+        Op::ReduceMean { axes, keepdims } => {
+            let shape = graph.shape(args[0]).to_vec();
+            let n = axes.iter().try_fold(Dim::constant(1), |p, &a| p.mul(&shape[a]))?;
+            if n.as_constant().is_some() {
+                return Ok(None);
+            }
+            let n = plain::Op::Sizes { shape: Vec::new(), values: vec![n] };
+            let n = graph.add(Op::Public(n), &[], inner.clone())?;
+            let n = graph.add(Op::Public(plain::Op::Cast { to: DType::F32 }), &[n], inner.clone())?;
+            let sum = graph.add(Op::ReduceSum { axes, keepdims }, &args, inner)?;
+            graph.add(Op::Div, &[sum, n], node.origin).map(Some)
+        }
+        Op::Min => clipped(graph, id, (args[0], args[1]), node.origin),
+        Op::Div => divided(graph, (args[0], args[1]), inner, node.origin),
+        Op::Reciprocal => match secret_root(graph, args[0]) {
+            Some(x) => graph.add(Op::Pow(-0.5), &[x], node.origin).map(Some),
+            None => Ok(None),
+        },
+        Op::Pow(p) if p != 2.0 && p != -0.5 => power(graph, args[0], p, inner, node.origin).map(Some),
         _ => Ok(None),
     }
+}
+
+/// `min(max(x, low), high)` of two moderate constants as one clamp, whose comparisons do not wait for each other.
+fn clipped(graph: &mut Graph, id: ValueId, (a, b): (ValueId, ValueId), origin: Origin) -> Result<Option<ValueId>> {
+    const MODERATE: f32 = 4096.0;
+    let constant = |graph: &Graph, v: Option<ValueId>| {
+        let t = graph.constant(v?)?;
+        let one = *t.as_f32().ok().filter(|values| values.len() == 1)?.first()?;
+        (one.abs() <= MODERATE && t.rank() <= 1).then_some(one)
+    };
+    let (Some(Op::Max), Some(high)) = (graph.op(a), constant(graph, Some(b))) else { return Ok(None) };
+    let (x, low) = (graph.operand(a, 0), constant(graph, graph.operand(a, 1)));
+    let (Some(x), Some(low)) = (x, low) else { return Ok(None) };
+    let secret = graph.node(x)?.owner == Owner::Secret;
+    if low > high || !secret || graph.shape(x) != graph.shape(id) {
+        return Ok(None);
+    }
+    graph.add(Op::Clamp { low, high }, &[x], origin).map(Some)
+}
+
+/// A quotient whose divisor somebody knows, is a root, or divides a public value, as a product with an inverse.
+fn divided(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: Origin, origin: Origin) -> Result<Option<ValueId>> {
+    let known = matches!(graph.node(b)?.owner, Owner::Public | Owner::Server);
+    let scalar = |t: &Tensor| t.rank() <= 1 && t.as_f32().is_ok_and(|v| v.windows(2).all(|w| w[0] == w[1]));
+    if known && graph.constant(b).is_some_and(scalar) {
+        return Ok(None);
+    }
+    let inverse = match secret_root(graph, b) {
+        Some(x) => graph.add(Op::Pow(-0.5), &[x], inner)?,
+        None if known || graph.node(a)?.owner == Owner::Public => graph.add(Op::Reciprocal, &[b], inner)?,
+        None => return Ok(None),
+    };
+    graph.add(Op::Mul, &[a, inverse], origin).map(Some)
+}
+
+/// The secret that a value is the square root of.
+fn secret_root(graph: &Graph, v: ValueId) -> Option<ValueId> {
+    let secret = graph.node(v).ok()?.owner == Owner::Secret;
+    let root = matches!(graph.op(v), Some(Op::Sqrt)) || matches!(graph.op(v), Some(Op::Pow(p)) if *p == 0.5);
+    if secret && root { graph.operand(v, 0) } else { None }
+}
+
+/// `x^p`: products for small whole exponents, roots for halves, else `exp(p ln x)`.
+fn power(graph: &mut Graph, x: ValueId, p: f32, inner: Origin, origin: Origin) -> Result<ValueId> {
+    const LARGEST: f32 = 16.0;
+    if p == 1.0 {
+        return Ok(x);
+    }
+    if p == 0.5 {
+        return graph.add(Op::Sqrt, &[x], origin);
+    }
+    if p > 1.0 && p <= LARGEST && p.fract() == 0.0 {
+        let half = power(graph, x, (p / 2.0).floor(), inner.clone(), inner.clone())?;
+        let square = graph.add(Op::Mul, &[half, half], if p % 2.0 == 0.0 { origin.clone() } else { inner })?;
+        return if p % 2.0 == 0.0 { Ok(square) } else { graph.add(Op::Mul, &[square, x], origin) };
+    }
+    if (-LARGEST..0.0).contains(&p) && p.fract() == 0.0 {
+        let up = power(graph, x, -p, inner.clone(), inner)?;
+        return graph.add(Op::Reciprocal, &[up], origin);
+    }
+    let log = graph.add(Op::Log, &[x], inner.clone())?;
+    let factor = graph.add_const(Tensor::scalar_f32(p), inner.clone())?;
+    let scaled = graph.add(Op::Mul, &[log, factor], inner)?;
+    graph.add(Op::Exp, &[scaled], origin)
 }
 
 /// The value with leading axes of size 1 up to a rank.

@@ -7,7 +7,7 @@
 //! only sliced: what the client computes keeps the names it has in the model.
 
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
-use ombra_ir::{Dim, Result};
+use ombra_ir::{Dim, Result, plain};
 use std::collections::BTreeMap;
 
 /// What is needed of a value.
@@ -142,6 +142,10 @@ fn request(graph: &Graph, id: ValueId, slot: usize, operand: ValueId, axis: usiz
         | Op::Max
         | Op::Min
         | Op::IsNan
+        | Op::Sign
+        | Op::Log
+        | Op::Softplus
+        | Op::Public(plain::Op::Unary(_) | plain::Op::Binary(_) | plain::Op::Cast { .. })
         | Op::Expand { .. } => aligned(),
         Op::MatMul if axis + 1 == rank => Need::Whole,
         Op::MatMul if axis + 2 == rank => {

@@ -165,9 +165,12 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::Reveal { slot }, [x]) => nonlinear::reveal(cx, x, *slot),
         (Op::SetState { slot }, [x]) => nonlinear::set_state(cx, x, *slot),
 
-        (Op::Exp, [x]) => nonlinear::exp(x),
-        (Op::Reciprocal { max_log2 }, [x]) => nonlinear::reciprocal(x, *max_log2),
-        (Op::Rsqrt { min_log4, max_log4 }, [x]) => nonlinear::rsqrt(x, *min_log4, *max_log4),
+        (Op::Exp { max }, [x]) => nonlinear::exp(x, *max),
+        (Op::Reciprocal { min_log2, max_log2, scale }, [x]) => nonlinear::reciprocal(x, (*min_log2, *max_log2), *scale),
+        (Op::Div { min_log2, max_log2, scale }, [a, b]) => nonlinear::div(cx, a, b, (*min_log2, *max_log2), *scale),
+        (Op::Sqrt { min_log4, max_log4, scale }, [x]) => nonlinear::sqrt(x, (*min_log4, *max_log4), *scale),
+        (Op::Rsqrt { min_log4, max_log4, scale }, [x]) => nonlinear::rsqrt(x, (*min_log4, *max_log4), *scale),
+        (Op::Log { min_log2, max_log2, scale }, [x]) => nonlinear::log(x, (*min_log2, *max_log2), *scale),
         (Op::Softmax, [x, mask]) => {
             nonlinear::softmax(cx, ["softmax_c1", "softmax_c2", "softmax_c3", "softmax_c4"], x, mask)
         }

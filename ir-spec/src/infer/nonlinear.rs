@@ -125,29 +125,65 @@ pub(super) fn set_state(cx: &TypeCx, x: &Operand, slot: u32) -> Rule<Ty> {
     Ok(with(x.ty, x.ty.bound.into()))
 }
 
-/// Values in [0, 1].
-pub(super) fn exp(x: &Operand) -> Rule<Ty> {
+/// Values up to `e^max`, and one bit more.
+pub(super) fn exp(x: &Operand, max: i8) -> Rule<Ty> {
     let (_, scale) = shared_ring("exp_c1", x)?;
-    Ok(with(x.ty, u32::from(scale) + 1))
+    if !(-32..=32).contains(&max) {
+        return Err(Violation::new("exp_c2", format!("max = {max}")));
+    }
+    // 93/64 is above log2 e.
+    let bits = (i32::from(max) * 93 + 63).div_euclid(64).max(0);
+    Ok(with(x.ty, u32::from(scale) + bits.unsigned_abs() + 1))
 }
 
-/// Values in (0, 1].
-pub(super) fn reciprocal(x: &Operand, max_log2: u8) -> Rule<Ty> {
-    let (_, scale) = shared_ring("reciprocal_c1", x)?;
-    if !(1..=63).contains(&max_log2) {
-        return Err(Violation::new("reciprocal_c2", format!("max_log2 = {max_log2}")));
+/// Values up to `2^−min_log2`, and one bit more.
+pub(super) fn reciprocal(x: &Operand, range: (i8, i8), scale: u8) -> Rule<Ty> {
+    shared_ring("reciprocal_c1", x)?;
+    in_range("reciprocal_c2", range)?;
+    Ok(rescaled(x.ty, scale, i32::from(scale) - i32::from(range.0) + 1))
+}
+
+/// Values up to the dividend's bound times `2^−min_log2`, and one bit more.
+pub(super) fn div(cx: &TypeCx, a: &Operand, b: &Operand, range: (i8, i8), scale: u8) -> Rule<Ty> {
+    let ((bits, a_scale), (b_bits, _)) = (shared_ring("div_c1", a)?, shared_ring("div_c1", b)?);
+    if bits != b_bits {
+        return Err(Violation::new("div_c2", format!("{bits} and {b_bits} bits")));
     }
-    Ok(with(x.ty, u32::from(scale) + 1))
+    let shape = broadcast(cx, "div_c3", &a.ty.shape, &b.ty.shape)?;
+    in_range("div_c4", range)?;
+    let bound = i32::from(a.ty.bound) - i32::from(a_scale) + i32::from(scale) - i32::from(range.0) + 1;
+    Ok(Ty { shape, ..rescaled(a.ty, scale, bound) })
+}
+
+/// Values up to `2^max_log4`, and one bit more.
+pub(super) fn sqrt(x: &Operand, range: (i8, i8), scale: u8) -> Rule<Ty> {
+    shared_ring("sqrt_c1", x)?;
+    in_range("sqrt_c2", range)?;
+    Ok(rescaled(x.ty, scale, i32::from(scale) + i32::from(range.1) + 1))
 }
 
 /// Values up to `2^−min_log4`, and one bit more for the nearest bucket's parabola.
-pub(super) fn rsqrt(x: &Operand, min_log4: i8, max_log4: i8) -> Rule<Ty> {
-    let (_, scale) = shared_ring("rsqrt_c1", x)?;
-    if !is_range(min_log4, max_log4) {
-        return Err(Violation::new("rsqrt_c2", format!("{min_log4} to {max_log4}")));
-    }
-    let bound = i32::from(scale) - i32::from(min_log4) + 2;
-    Ok(with(x.ty, u32::try_from(bound).unwrap_or(1).max(1)))
+pub(super) fn rsqrt(x: &Operand, range: (i8, i8), scale: u8) -> Rule<Ty> {
+    shared_ring("rsqrt_c1", x)?;
+    in_range("rsqrt_c2", range)?;
+    Ok(rescaled(x.ty, scale, i32::from(scale) - i32::from(range.0) + 2))
+}
+
+/// Values below `32 · ln 2`.
+pub(super) fn log(x: &Operand, range: (i8, i8), scale: u8) -> Rule<Ty> {
+    shared_ring("log_c1", x)?;
+    in_range("log_c2", range)?;
+    Ok(rescaled(x.ty, scale, i32::from(scale) + 5))
+}
+
+fn in_range(label: &'static str, (min, max): (i8, i8)) -> Rule<()> {
+    if is_range(min, max) { Ok(()) } else { Err(Violation::new(label, format!("{min} to {max}"))) }
+}
+
+/// A type at another scale with another bound.
+fn rescaled(ty: &Ty, scale: u8, bound: i32) -> Ty {
+    let bits = ty.as_ring().map_or(0, |(bits, _)| bits);
+    ring(bits, scale.into(), Sharing::Shared, ty.shape.clone(), u32::try_from(bound).unwrap_or(1).max(1))
 }
 
 /// `softmax` and what takes its place: labels are those for the operand, the mask's form, its elements and the shapes.

@@ -36,8 +36,19 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         Op::RowMax { shape, width, drop } => {
             vec![("shape", Attr::Shape(shape)), ("width", int((*width).into())), ("drop", int((*drop).into()))]
         }
-        Op::Reciprocal { max_log2 } => vec![("max_log2", int((*max_log2).into()))],
-        Op::Rsqrt { min_log4, max_log4 } => range(*min_log4, *max_log4),
+        Op::Exp { max } => vec![("max", int((*max).into()))],
+        Op::Reciprocal { min_log2, max_log2, scale }
+        | Op::Div { min_log2, max_log2, scale }
+        | Op::Log { min_log2, max_log2, scale } => vec![
+            ("min_log2", int((*min_log2).into())),
+            ("max_log2", int((*max_log2).into())),
+            ("scale", int((*scale).into())),
+        ],
+        Op::Sqrt { min_log4, max_log4, scale } | Op::Rsqrt { min_log4, max_log4, scale } => {
+            let mut out = range(*min_log4, *max_log4);
+            out.push(("scale", int((*scale).into())));
+            out
+        }
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => vec![
             ("square", word(*square)),
             ("shift", Attr::Bits(*shift)),
@@ -61,7 +72,6 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         | Op::Not
         | Op::And
         | Op::Embed
-        | Op::Exp
         | Op::Softmax
         | Op::Silu
         | Op::Tanh
@@ -119,9 +129,15 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "embed" => Op::Embed,
         "reveal" => Op::Reveal { slot: a.int("slot")? },
         "set_state" => Op::SetState { slot: a.int("slot")? },
-        "exp" => Op::Exp,
-        "reciprocal" => Op::Reciprocal { max_log2: a.int("max_log2")? },
-        "rsqrt" => Op::Rsqrt { min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? },
+        "exp" => Op::Exp { max: a.int("max")? },
+        "reciprocal" => {
+            let (min_log2, max_log2) = (a.int("min_log2")?, a.int("max_log2")?);
+            Op::Reciprocal { min_log2, max_log2, scale: a.int("scale")? }
+        }
+        "div" => Op::Div { min_log2: a.int("min_log2")?, max_log2: a.int("max_log2")?, scale: a.int("scale")? },
+        "sqrt" => Op::Sqrt { min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")?, scale: a.int("scale")? },
+        "rsqrt" => Op::Rsqrt { min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")?, scale: a.int("scale")? },
+        "log" => Op::Log { min_log2: a.int("min_log2")?, max_log2: a.int("max_log2")?, scale: a.int("scale")? },
         "softmax" => Op::Softmax,
         "ratio_softmax" => Op::RatioSoftmax {
             square: a.flag("square")?,

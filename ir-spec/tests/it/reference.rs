@@ -171,7 +171,7 @@ fn encoding_rounds_and_keeps_its_bound() {
 #[test]
 fn sources_and_composites_have_no_value_here() {
     assert_eq!(try_run(Op::Weight { name: "w".into() }, &[], &[1]).unwrap_err().code, "E0382");
-    assert_eq!(try_run(Op::Exp, &[&ring(&[1], &[0])], &[1]).unwrap_err().code, "E0382");
+    assert_eq!(try_run(Op::Exp { max: 0 }, &[&ring(&[1], &[0])], &[1]).unwrap_err().code, "E0382");
     assert_eq!(try_run(Op::Add, &[&ring(&[1], &[0])], &[1]).unwrap_err().code, "E0382");
     let huge = [1 << 20, 1 << 20];
     let x = ring(&[1], &[0]);

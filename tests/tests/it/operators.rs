@@ -80,6 +80,16 @@ impl Small {
         self
     }
 
+    /// A public constant of floats.
+    fn floats(mut self, name: &str, values: &[f64]) -> Small {
+        let mut tensor = floats(name, &[values.len()], values);
+        if values.len() == 1 {
+            tensor.dims.clear();
+        }
+        self.graph.initializer.push(tensor);
+        self
+    }
+
     fn node(mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> Small {
         self.graph.node.push(NodeProto {
             name: format!("/{op}/{output}"),
@@ -92,17 +102,24 @@ impl Small {
         self
     }
 
-    /// Compiles the model with output `y`, runs it, and compares with what is expected.
-    fn check(mut self, what: &str, expected: &[f64], tolerance: f64) {
-        self.graph.output.push(declared("y", None));
+    /// The model with output `y`, and options that calibrate on its inputs.
+    fn model(&self) -> (Model, Options) {
+        let mut graph = self.graph.clone();
+        graph.output.push(declared("y", None));
         let proto = ModelProto {
             ir_version: 10,
             opset_import: vec![OperatorSetIdProto { version: 18, ..OperatorSetIdProto::default() }],
-            graph: Some(self.graph).into(),
+            graph: Some(graph).into(),
             ..ModelProto::default()
         };
-        let model = Model::from_proto(proto, Path::new("operator.onnx")).unwrap_or_else(|e| panic!("{what}: {e}"));
-        let options = Options { calibration: vec![self.inputs.clone()], ..Options::default() };
+        let model = Model::from_proto(proto, Path::new("operator.onnx")).expect("the model is well formed");
+        // Calibration sees the very inputs of the run: how likely others fit says nothing here.
+        (model, Options { calibration: vec![self.inputs.clone()], max_failure_log2: 0.0, ..Options::default() })
+    }
+
+    /// Compiles the model, runs it, and compares with what is expected.
+    fn check(self, what: &str, expected: &[f64], tolerance: f64) {
+        let (model, options) = self.model();
         let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{what}: {e}"));
 
         let outcome =
@@ -204,4 +221,163 @@ fn reductions_over_any_axes() {
             small("ReduceMax").check("ReduceMax", &groups.iter().map(max).collect::<Vec<_>>(), 1e-4);
         }
     }
+}
+
+/// A function of one operand at given places.
+fn at(op: &str, x: Vec<f64>, f: impl Fn(f64) -> f64, tolerance: f64) {
+    let expected: Vec<f64> = x.iter().map(|x| f(*x)).collect();
+    let shape = [x.len()];
+    Small::new().secret("x", (&shape, x)).node(op, &["x"], "y", vec![]).check(op, &expected, tolerance);
+}
+
+/// A function of two operands.
+fn binary(op: &str, (shape_a, a): Values, (shape_b, b): Values, expected: &[f64], tolerance: f64) {
+    Small::new()
+        .secret("a", (shape_a, a))
+        .secret("b", (shape_b, b))
+        .node(op, &["a", "b"], "y", vec![])
+        .check(op, expected, tolerance);
+}
+
+#[test]
+fn roots_and_quotients() {
+    unary("Sqrt", 0.0, 50.0, libm::sqrt, 2e-3);
+    unary("Sqrt", 0.5, 900.0, libm::sqrt, 1e-3);
+    // Inputs are rounded to 2^−17, which 1/x² magnifies.
+    unary("Reciprocal", 0.05, 8.0, |x| 1.0 / x, 5e-3);
+    unary("Reciprocal", 3.0, 300.0, |x| 1.0 / x, 5e-5);
+    unary("Reciprocal", -9.0, -0.5, |x| 1.0 / x, 2e-4);
+    let both: Vec<f64> = line(0.25, 20.0, 500).into_iter().flat_map(|x| [x, -x]).collect();
+    at("Reciprocal", both, |x| 1.0 / x, 5e-4);
+
+    let (a, b) = (mixed(60, 30.0), line(0.5, 700.0, 60));
+    let expected: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a / b).collect();
+    binary("Div", (&[3, 4, 5], a.clone()), (&[3, 4, 5], b), &expected, 2e-3);
+    let rows = [0.3, 1.7, -25.0];
+    let expected: Vec<f64> = a.iter().enumerate().map(|(i, a)| a / rows[i / 20]).collect();
+    binary("Div", (&[3, 20], a.clone()), (&[3, 1], rows.to_vec()), &expected, 5e-3);
+    // x / √(x² + 1/4): the root is never made.
+    let expected: Vec<f64> = a.iter().map(|a| a / libm::sqrt(a * a + 0.25)).collect();
+    Small::new()
+        .secret("a", (&[60], a))
+        .floats("half", &[0.25])
+        .node("Mul", &["a", "a"], "square", vec![])
+        .node("Add", &["square", "half"], "sum", vec![])
+        .node("Sqrt", &["sum"], "root", vec![])
+        .node("Div", &["a", "root"], "y", vec![])
+        .check("x / √(x² + 1/4)", &expected, 1e-3);
+}
+
+#[test]
+fn exponentials_logarithms_and_powers() {
+    unary("Exp", -9.0, 2.0, libm::exp, 3e-3);
+    unary("Exp", -20.0, -1.0, libm::exp, 1e-4);
+    unary("Log", 0.02, 40.0, libm::log, 1e-3);
+    unary("Log", 1.0, 2000.0, libm::log, 1e-4);
+    unary("Softplus", -30.0, 30.0, |x| libm::log1p(libm::exp(-x.abs())) + x.max(0.0), 5e-4);
+    for (p, from, to, tolerance) in [
+        (3.0, -3.0, 3.0, 2e-3),
+        (4.0, -2.0, 2.0, 2e-3),
+        (0.5, 0.1, 9.0, 1e-3),
+        (-0.5, 0.1, 9.0, 1e-3),
+        (-2.0, 0.5, 4.0, 1e-3),
+        (1.7, 0.5, 4.0, 3e-3),
+    ] {
+        let x = line(from, to, 400);
+        let expected: Vec<f64> = x.iter().map(|x| libm::pow(*x, f64::from(p as f32))).collect();
+        Small::new().secret("x", (&[400], x)).floats("p", &[p]).node("Pow", &["x", "p"], "y", vec![]).check(
+            &format!("Pow {p}"),
+            &expected,
+            tolerance,
+        );
+    }
+}
+
+#[test]
+fn choices() {
+    let (a, b) = (mixed(48, 5.0), mixed(60, 5.0)[12..].to_vec());
+    let pair = |f: fn(f64, f64) -> f64| -> Vec<f64> { a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect() };
+    let shape: [usize; 2] = [6, 8];
+    let ab = || ((&shape[..], a.clone()), (&shape[..], b.clone()));
+    let run = |op: &str, f: fn(f64, f64) -> f64| binary(op, ab().0, ab().1, &pair(f), 5e-5);
+    run("Max", f64::max);
+    run("Min", f64::min);
+    run("Less", |a, b| f64::from(u8::from(a < b)));
+    run("Greater", |a, b| f64::from(u8::from(a > b)));
+    run("LessOrEqual", |a, b| f64::from(u8::from(a <= b)));
+    run("GreaterOrEqual", |a, b| f64::from(u8::from(a >= b)));
+    at("Abs", a.clone(), f64::abs, 5e-5);
+    at("Relu", a.clone(), |x| x.max(0.0), 5e-5);
+    at("Sign", vec![-3.0, 0.0, 2.0, -0.01, 0.01], |x| if x == 0.0 { 0.0 } else { x.signum() }, 0.0);
+    let whole: Vec<f64> = a.iter().map(|x| x.round()).collect();
+    let same: Vec<f64> = whole.iter().map(|x| f64::from(u8::from(*x == 2.0))).collect();
+    Small::new()
+        .secret("a", (&shape, whole))
+        .floats("two", &[2.0])
+        .node("Equal", &["a", "two"], "y", vec![])
+        .check("Equal", &same, 0.0);
+    let clipped: Vec<f64> = a.iter().map(|x| x.clamp(-1.5, 2.0)).collect();
+    Small::new()
+        .secret("a", (&shape, a.clone()))
+        .floats("low", &[-1.5])
+        .floats("high", &[2.0])
+        .node("Clip", &["a", "low", "high"], "y", vec![])
+        .check("Clip", &clipped, 5e-5);
+    let chosen = pair(|a, b| if a < b { a } else { -b });
+    Small::new()
+        .secret("a", (&shape, a.clone()))
+        .secret("b", (&shape, b.clone()))
+        .node("Less", &["a", "b"], "less", vec![])
+        .node("Neg", &["b"], "minus", vec![])
+        .node("Where", &["less", "a", "minus"], "y", vec![])
+        .check("Where", &chosen, 5e-5);
+    let (low, high) = (-1.0, 1.0);
+    let between: Vec<f64> = a.iter().map(|a| if *a > low && *a < high { *a } else { 0.0 }).collect();
+    Small::new()
+        .secret("a", (&shape, a.clone()))
+        .floats("low", &[low])
+        .floats("high", &[high])
+        .node("Greater", &["a", "low"], "above", vec![])
+        .node("Less", &["a", "high"], "below", vec![])
+        .node("And", &["above", "below"], "inside", vec![])
+        .node("Cast", &["inside"], "factor", vec![int("to", 1)])
+        .node("Mul", &["a", "factor"], "y", vec![])
+        .check("Cast of And", &between, 5e-5);
+}
+
+#[test]
+fn movements_and_public_choices() {
+    let x = mixed(48, 5.0);
+    let every: Vec<f64> = (0..48).filter(|i| i % 8 % 3 == 1).map(|i| x[i]).collect();
+    Small::new()
+        .secret("x", (&[6, 8], x.clone()))
+        .integers("from", &[1])
+        .integers("to", &[8])
+        .integers("axes", &[1])
+        .integers("steps", &[3])
+        .node("Slice", &["x", "from", "to", "axes", "steps"], "y", vec![])
+        .check("Slice with a step", &every, 5e-5);
+    let picked: Vec<f64> = x.iter().enumerate().map(|(i, x)| if i % 8 < 3 { *x } else { 2.0 * x }).collect();
+    let mut small = Small::new().secret("x", (&[6, 8], x)).floats("two", &[2.0]);
+    let mask: Vec<i32> = (0..8).map(|i| i32::from(i < 3)).collect();
+    small.graph.initializer.push(TensorProto {
+        name: "mask".into(),
+        dims: vec![8],
+        data_type: DataType::BOOL as i32,
+        int32_data: mask,
+        ..TensorProto::default()
+    });
+    let small = small.node("Mul", &["x", "two"], "twice", vec![]);
+    small.node("Where", &["mask", "x", "twice"], "y", vec![]).check("Where of a public mask", &picked, 5e-5);
+}
+
+/// A divisor that comes near to zero is refused, with what was seen.
+#[test]
+fn divisors_near_zero_are_refused() {
+    let small = Small::new().secret("x", (&[8], line(-1.0, 1.0, 8).into_iter().chain([]).collect()));
+    let small = small.node("Sub", &["x", "x"], "none", vec![]).node("Reciprocal", &["none"], "y", vec![]);
+    let (model, options) = small.model();
+    let errors = ombra_compiler::pipeline::compile(&model, None, &options).err().expect("1/0 is refused");
+    assert_eq!(errors.iter().map(|e| e.code).collect::<Vec<_>>(), ["E0528"]);
+    assert_eq!(errors[0].place.as_deref(), Some("/Reciprocal/y"));
 }

@@ -1,0 +1,242 @@
+//! Lowering of what is decided by comparisons: signs, maxima, choices, truth values.
+//!
+//! Truth values are bits. A comparison is made once for all uses of one difference: `max(x, 0)`, `|x|` and `x < 0` share
+//! theirs, and so do the maximum and the minimum of one pair.
+
+use super::{Lower, RING};
+use crate::graph::{Owner, ValueId};
+use ombra_ir::module::Id;
+use ombra_ir::op::Op as M;
+use ombra_ir::plain::{self, Binary, DType};
+use ombra_ir::ty::BoundFrom;
+use ombra_ir::{Diagnostic, Dim, Result};
+
+impl Lower<'_> {
+    /// The bit that says whether a value is negative.
+    fn negative_bit(&mut self, v: ValueId, x: Id) -> Result<Id> {
+        if let Some(&bit) = self.signs.get(&x) {
+            return Ok(bit);
+        }
+        let (_, bound) = self.ring(x)?;
+        let bit = self.push(v, M::Msb { width: bound + 1, drop: 0 }, &[x])?;
+        self.signs.insert(x, bit);
+        Ok(bit)
+    }
+
+    /// A bit as 0 or 1 in the ring, at scale 0.
+    fn in_ring(&mut self, v: ValueId, bit: Id) -> Result<Id> {
+        if let Some(&id) = self.rings.get(&bit) {
+            return Ok(id);
+        }
+        let id = self.push(v, M::BitToRing { bits: RING }, &[bit])?;
+        self.rings.insert(bit, id);
+        Ok(id)
+    }
+
+    /// 1 where a value is negative, at scale 0.
+    pub(super) fn negative(&mut self, v: ValueId, x: Id) -> Result<Id> {
+        let bit = self.negative_bit(v, x)?;
+        self.in_ring(v, bit)
+    }
+
+    /// `max(x, 0)`, not yet shared.
+    fn positive_part(&mut self, v: ValueId, x: Id) -> Result<Id> {
+        let (_, bound) = self.ring(x)?;
+        let negative = self.negative(v, x)?;
+        let minus = self.push(v, M::Neg, &[negative])?;
+        let keep = self.within(v, M::AddInt { k: 1 }, &[minus], 1)?;
+        self.within(v, M::Mul, &[x, keep], bound)
+    }
+
+    pub(super) fn relu(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
+        let x = self.shares(x)?;
+        let product = self.positive_part(v, x)?;
+        self.value(v, M::Reshare, &[product])
+    }
+
+    /// |x| = x − 2 · [x < 0] · x.
+    pub(super) fn abs(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
+        let x = self.shares(x)?;
+        let (_, bound) = self.ring(x)?;
+        let negative = self.negative(v, x)?;
+        let minus = self.push(v, M::MulInt { k: -2 }, &[negative])?;
+        let sign = self.within(v, M::AddInt { k: 1 }, &[minus], 1)?;
+        let product = self.within(v, M::Mul, &[x, sign], bound)?;
+        self.value(v, M::Reshare, &[product])
+    }
+
+    /// [x > 0] − [x < 0].
+    pub(super) fn sign(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
+        let x = self.shares(x)?;
+        let minus = self.push(v, M::Neg, &[x])?;
+        let (negative, positive) = (self.negative(v, x)?, self.negative(v, minus)?);
+        self.within(v, M::Sub, &[positive, negative], 1)
+    }
+
+    /// Shares, or the encoded public value, at scale f.
+    fn settled_or_public(&mut self, v: ValueId) -> Result<Id> {
+        if self.graph.node(v)?.owner == Owner::Public { self.encode(v, self.options.f) } else { self.shares(v) }
+    }
+
+    /// `a − b` at scale f, once for each pair.
+    fn difference(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
+        if let Some(&id) = self.differences.get(&(a, b)) {
+            return Ok(id);
+        }
+        let (left, right) = (self.settled_or_public(a)?, self.settled_or_public(b)?);
+        let id = self.push(v, M::Sub, &[left, right])?;
+        self.differences.insert((a, b), id);
+        Ok(id)
+    }
+
+    /// `max(a, b) = b + max(a − b, 0)`, or `min(a, b) = a − max(a − b, 0)`.
+    pub(super) fn extremum(&mut self, v: ValueId, a: ValueId, b: ValueId, greatest: bool) -> Result<Id> {
+        // A bound that the other value never reaches decides nothing.
+        for (x, limit) in [(a, b), (b, a)] {
+            let reach = self.options.ranges.abs.get(&x).map(|m| m * f64::from(1u32 << self.options.margin.min(30)));
+            if let (Some(k), Some(reach)) = (self.scalar(limit), reach)
+                && if greatest { k < -reach } else { k > reach }
+                && self.graph.shape(x) == self.graph.shape(v)
+            {
+                return self.raw(x);
+            }
+        }
+        let difference = self.difference(v, a, b)?;
+        let excess = self.positive_part(v, difference)?;
+        if greatest {
+            let base = self.settled_or_public(b)?;
+            return self.value(v, M::Add, &[excess, base]);
+        }
+        let base = self.settled_or_public(a)?;
+        self.value(v, M::Sub, &[base, excess])
+    }
+
+    /// Operand 1 where the condition holds, else operand 2. A public condition only picks; a secret one costs a product.
+    pub(super) fn choose(&mut self, v: ValueId, condition: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
+        match self.graph.node(condition)?.owner {
+            Owner::Public => {
+                let holds = self.public_indicator(condition)?;
+                let minus = self.push(v, M::Neg, &[holds])?;
+                let fails = self.within(v, M::AddInt { k: 1 }, &[minus], 1)?;
+                let scale = self.common_scale(a, b)?;
+                let (left, right) = (self.at_scale(a, scale)?, self.at_scale(b, scale)?);
+                let left = self.masked(v, left, holds)?;
+                let right = self.masked(v, right, fails)?;
+                self.value(v, M::Add, &[left, right])
+            }
+            Owner::Secret => {
+                let bit = self.bit(condition)?;
+                let holds = self.in_ring(v, bit)?;
+                let difference = self.difference(v, a, b)?;
+                let (_, bound) = self.ring(difference)?;
+                let product = self.within(v, M::Mul, &[difference, holds], bound)?;
+                let base = self.settled_or_public(b)?;
+                self.value(v, M::Add, &[product, base])
+            }
+            Owner::Client | Owner::Server => {
+                Err(Diagnostic::unsupported("E0520", "a choice by a condition that one party knows is not supported")
+                    .note("expected a condition that is public, or computed from secret values"))
+            }
+        }
+    }
+
+    fn masked(&mut self, v: ValueId, x: Id, mask: Id) -> Result<Id> {
+        let (_, bound) = self.ring(x)?;
+        self.within(v, M::Mul, &[x, mask], bound)
+    }
+
+    /// 1 where a public truth value holds, at scale 0.
+    fn public_indicator(&mut self, v: ValueId) -> Result<Id> {
+        let value = self.program_value(v)?;
+        let cast = self.module.public.push(plain::Op::Cast { to: DType::F32 }, vec![value])?;
+        let plain = self.publish_ref(v, cast, DType::F32, self.graph.shape(v).to_vec())?;
+        let origin = self.origin(v);
+        let op = M::Encode { bits: RING, scale: 0 };
+        ombra_ir::infer::push(&mut self.module, op, &[plain], Some((1, BoundFrom::Proven)), origin)
+    }
+
+    /// The bit of a secret truth value.
+    fn bit(&mut self, v: ValueId) -> Result<Id> {
+        let public = self.graph.node(v)?.owner != Owner::Secret;
+        if public {
+            return Err(Diagnostic::unsupported(
+                "E0520",
+                "a public truth value beside a secret one is not supported yet",
+            )
+            .note("expected connectives of comparisons of secret values"));
+        }
+        self.raw(v)
+    }
+
+    pub(super) fn not(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
+        let bit = self.bit(x)?;
+        self.push(v, M::Not, &[bit])
+    }
+
+    /// A truth value as 0 or 1.
+    pub(super) fn indicator(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
+        let bit = self.bit(x)?;
+        self.in_ring(v, bit)
+    }
+
+    /// A comparison, or a connective of bits.
+    pub(super) fn predicate(&mut self, v: ValueId, op: Binary, a: ValueId, b: ValueId) -> Result<Id> {
+        match op {
+            Binary::And | Binary::Or => {
+                let (mut x, mut y) = (self.bit(a)?, self.bit(b)?);
+                if op == Binary::And {
+                    return self.push(v, M::And, &[x, y]);
+                }
+                x = self.push(v, M::Not, &[x])?;
+                y = self.push(v, M::Not, &[y])?;
+                let neither = self.push(v, M::And, &[x, y])?;
+                self.push(v, M::Not, &[neither])
+            }
+            Binary::Less => self.less(v, a, b),
+            Binary::Greater => self.less(v, b, a),
+            Binary::GreaterOrEqual => {
+                let less = self.less(v, a, b)?;
+                self.push(v, M::Not, &[less])
+            }
+            Binary::LessOrEqual => {
+                let less = self.less(v, b, a)?;
+                self.push(v, M::Not, &[less])
+            }
+            Binary::Equal => {
+                let (less, greater) = (self.less(v, a, b)?, self.less(v, b, a)?);
+                // At most one of the two holds.
+                let differs = self.push(v, M::Xor, &[less, greater])?;
+                self.push(v, M::Not, &[differs])
+            }
+            other => {
+                Err(Diagnostic::unsupported("E0520", format!("{} of secret values is not supported yet", other.name())))
+            }
+        }
+    }
+
+    fn less(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
+        let float = |v: ValueId| self.graph.node(v).is_ok_and(|n| n.dtype == DType::F32);
+        if !float(a) || !float(b) {
+            return Err(Diagnostic::unsupported("E0520", "a comparison of secret integers is not supported yet")
+                .note("expected a comparison of floating-point values"));
+        }
+        let difference = self.difference(v, a, b)?;
+        self.negative_bit(v, difference)
+    }
+
+    /// Every `step`-th element of an axis: a lookup by public indices.
+    pub(super) fn strided(
+        &mut self,
+        v: ValueId,
+        x: ValueId,
+        axis: usize,
+        (start, len): (&Dim, &Dim),
+        step: i64,
+    ) -> Result<Id> {
+        let op = plain::Op::Iota { start: start.clone(), len: len.clone(), step };
+        let value = self.module.public.push(op, Vec::new())?;
+        let index = self.publish_ref(v, value, DType::I64, vec![len.clone()])?;
+        let x = self.raw(x)?;
+        self.value(v, M::Gather { axis: axis as u8 }, &[x, index])
+    }
+}
