@@ -19,7 +19,7 @@ run() {
     local name=$1
     shift
     "$bin/generate-model" llama "${shape[@]}" "$@" -o "$folder/$name.onnx"
-    "$bin/ombra" compile "$folder/$name.onnx" "${compile[@]}" -o "$folder/$name" 2> "$folder/$name.log"
+    "$bin/ombra" compile "$folder/$name.onnx" "${compile[@]}" -o "$folder/$name" > /dev/null 2> "$folder/$name.log"
     "$bin/ombra-run" local "$folder/$name" --tokens "$tokens" -n 3 --network "$network" --report "$folder/$name.json" > /dev/null
 }
 base=(--base "$folder/base.onnx")

@@ -81,6 +81,8 @@ const ROWS: &[Row] = &[
     Row { private_layers: Some(13), rank: None, merged: 1, two_relu: false, paper: ["2.1", "2.0", "2.0"] },
     Row { private_layers: Some(13), rank: None, merged: 4, two_relu: false, paper: ["4.8", "5.4", ""] },
     Row { private_layers: Some(13), rank: Some(RANK), merged: 4, two_relu: false, paper: ["", "", ""] },
+    Row { private_layers: None, rank: None, merged: 4, two_relu: true, paper: ["3.25", "4.25", ""] },
+    Row { private_layers: Some(13), rank: None, merged: 4, two_relu: true, paper: ["6.9", "8.5", ""] },
 ];
 
 fn seconds(step: &ombra_compiler::advise::StepCost) -> f64 {

@@ -31,7 +31,7 @@ pub fn assume(graph: &Graph) -> Ranges {
     for (id, node) in graph.iter().filter(|(_, node)| node.dtype == DType::F32) {
         let greatest = match &node.op {
             Op::Const(tensor) => tensor.as_f32().map_or(0.0, |v| v.iter().fold(0.0, |m, x| x.abs().max(m))).into(),
-            Op::Softmax { .. } | Op::MaskedSoftmax { .. } => 1.0,
+            Op::Softmax { .. } | Op::MaskedSoftmax { .. } | Op::RatioSoftmax { .. } => 1.0,
             _ if matches!(node.owner, Owner::Client | Owner::Secret) => ACTIVATION,
             _ => WEIGHT,
         };

@@ -62,6 +62,26 @@ fn predictions_are_the_costs_of_exported_models() {
     }
 }
 
+#[test]
+fn approximations_are_those_of_a_compile() {
+    let options = Options { assume: true, ..Options::default() };
+    let base = corpus("llama-trained/base");
+    let analysed = analyse(&base, None, &options).map_err(show).unwrap();
+    let exact = plan_of_variant(&base, &analysed, &frozen(1), &options).map_err(show).unwrap();
+    let variant = Variant { two_relu: true, relu: true, ..frozen(1) };
+    let predicted = plan_of_variant(&base, &analysed, &variant, &options).map_err(show).unwrap();
+    let mut asked = options.clone();
+    asked.approximations.softmax.push("2relu".parse().unwrap());
+    asked.approximations.activation.push("relu".parse().unwrap());
+    let exported = compile(&corpus("llama-trained/frozen"), Some(&base), &asked).map_err(show).unwrap().plan;
+    assert_eq!(predicted.changes, exported.changes);
+    for (seq, past) in SIZES {
+        let (a, b) = (at(&predicted, seq, past), at(&exported, seq, past));
+        assert_eq!((&a.bytes, a.rounds), (&b.bytes, b.rounds));
+        assert!(a.total_bytes() < at(&exact, seq, past).total_bytes(), "{seq} {past}");
+    }
+}
+
 /// Measured ranges differ between a base and what was trained from it, and with them the widths of comparisons.
 #[test]
 fn measured_ranges_change_predictions_by_little() {

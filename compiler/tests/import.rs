@@ -211,3 +211,28 @@ fn owners_follow_labels() {
     assert_eq!(seen[&Some(3)], [Owner::Secret, Owner::Secret]);
     assert_eq!(seen[&None], [Owner::Secret]);
 }
+
+/// Queries and keys of every layer are rotated, whatever the exporter wrote: halves apart or one operator, angles computed
+/// or from tables.
+#[test]
+fn rotary_embeddings_are_recognised_in_every_form() {
+    let root = corpus();
+    let mut seen = 0;
+    for folder in models(&root) {
+        let name = folder.strip_prefix(&root).unwrap().display().to_string();
+        let model = Model::read(&folder.join("model.onnx")).unwrap();
+        let mut graph = import(&model, &Options::default()).unwrap().graph;
+        let found = recognise(&mut graph, &|name| load_weight(&model, name)).unwrap();
+        let rotary: Vec<_> = found.iter().filter(|f| f.pattern == "rotary").collect();
+        let attention = graph.iter().filter(|(_, n)| n.op.name().ends_with("softmax")).count();
+        let rotates = ["llama", "mistral", "qwen"].iter().any(|family| name.starts_with(family));
+        assert_eq!(rotary.len(), if rotates { 2 * attention } else { 0 }, "{name}: {attention} layers, {rotary:?}");
+        assert!(rotary.iter().all(|f| f.near_miss.is_none()), "{name}: {rotary:?}");
+        // Of the exports with tables one slices them by the lengths, and one has them folded.
+        if matches!(name.as_str(), "llama-optimum-1.10" | "llama-dynamo-op20-fixed-ids") {
+            assert!(rotary.iter().any(|f| !f.published.is_empty()), "{name}: {rotary:?}");
+        }
+        seen += usize::from(rotates);
+    }
+    assert!(seen >= 15, "{seen} models rotate");
+}

@@ -38,6 +38,10 @@ pub const MODELS: &[(&str, Option<&str>)] = &[
     ("gpt2-ort-optimized", None),
     ("gpt2-torchscript-op13-fixed", None),
     ("gpt2-optimum-1.10", None),
+    ("bert-trained/torchscript-op14", None),
+    ("bert-trained/dynamo-op20", None),
+    ("bert-trained/ort-optimized", None),
+    ("bert-functions-2.5", None),
 ];
 
 /// Whether a model chooses next tokens; the others are classifiers.
@@ -69,6 +73,9 @@ pub fn model(name: &str) -> Result<Model> {
     Model::read(&folder(name).join("model.onnx"))
 }
 
+/// Rows of a batch that run at once: as many as a plan allows by default.
+pub const ROWS: usize = 8;
+
 /// Inputs and outputs of one test set, by name. The first axis of every tensor is the batch.
 pub struct TestSet {
     /// What goes in.
@@ -78,18 +85,19 @@ pub struct TestSet {
 }
 
 impl TestSet {
-    /// The set cut into parts of at most `rows` rows of the batch, which do not depend on each other.
+    /// The set cut into parts of at most [`ROWS`] rows of the batch, which do not depend on each other; in short tests
+    /// the first of them alone.
     ///
     /// # Errors
     /// A tensor has no axes.
-    pub fn parts(&self, rows: usize) -> Result<Vec<TestSet>> {
+    pub fn parts(&self) -> Result<Vec<TestSet>> {
         let batch = self.inputs.first().and_then(|(_, tensor)| tensor.shape().first().copied()).unwrap_or(0);
         let cut = |list: &[(String, Tensor)], start: usize| -> Result<Vec<(String, Tensor)>> {
-            let len = rows.min(batch - start);
+            let len = ROWS.min(batch - start);
             let cut = |(name, tensor): &(String, Tensor)| Ok((name.clone(), tensor_rows(tensor, start, len)?));
             list.iter().map(cut).collect()
         };
-        let starts = (0..batch).step_by(rows.max(1));
+        let starts = (0..batch).step_by(ROWS).take(if long() { usize::MAX } else { 1 });
         starts.map(|at| Ok(TestSet { inputs: cut(&self.inputs, at)?, outputs: cut(&self.outputs, at)? })).collect()
     }
 }

@@ -16,13 +16,14 @@ use crate::assume;
 use crate::import::load_weight;
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
+use crate::passes::approximate::{Activation, Approximations, Choice as Approximation, Softmax};
 use crate::pipeline::{Analysed, Errors, Options, analyse, plan_of_analysed};
 use ombra_ir::network::Network;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::Plan;
 use ombra_ir::profile::{self, Profile};
 use ombra_ir::schedule::schedule;
-use ombra_ir::{Diagnostic, Result, bind};
+use ombra_ir::{Result, bind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -83,9 +84,6 @@ pub fn plan_of_variant(
     variant: &Variant,
     options: &Options,
 ) -> std::result::Result<Plan, Errors> {
-    if variant.approximates() {
-        return Err(vec![Diagnostic::unsupported("E0595", "approximations are not supported yet")]);
-    }
     let varied = vary(analysed, variant).map_err(|d| vec![d])?;
     let weights = |name: &str| -> Result<Tensor> {
         match varied.adapters.get(name) {
@@ -94,7 +92,10 @@ pub fn plan_of_variant(
         }
     };
     // What never runs never fails.
-    let options = Options { max_failure_log2: 0.0, ..options.clone() };
+    let mut options = Options { max_failure_log2: 0.0, ..options.clone() };
+    let Approximations { softmax, activation, .. } = &mut options.approximations;
+    softmax.extend(variant.two_relu.then_some(Approximation { pattern: None, value: Softmax::TwoRelu }));
+    activation.extend(variant.relu.then_some(Approximation { pattern: None, value: Activation::Relu }));
     let plan = plan_of_analysed(model, varied.analysed, &weights, &options)?;
     Ok(Plan { costs_only: true, ..plan })
 }

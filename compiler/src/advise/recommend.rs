@@ -18,8 +18,8 @@ pub const WORTH_QUALITY: f64 = 1.25;
 const NONLINEAR: [&str; 12] = [
     "softmax",
     "masked_softmax",
-    "two_relu",
-    "two_quad",
+    "ratio_softmax",
+    "quadratic",
     "gelu",
     "silu",
     "relu",
@@ -27,7 +27,7 @@ const NONLINEAR: [&str; 12] = [
     "layer_norm",
     "reciprocal",
     "exp",
-    "argmax",
+    "arg_max",
 ];
 
 /// A statement with the numbers it rests on.

@@ -13,6 +13,7 @@ use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
 
 use super::inline::inline;
+use super::split::split;
 use super::{is_default_domain, subgraphs};
 
 /// Versions of the default operator set that are read. Before 7, operators broadcast by attributes.
@@ -42,15 +43,18 @@ pub(crate) fn structure(proto: &mut ModelProto) -> Result<()> {
             let mut used = HashSet::new();
             all_used(main, &mut used);
             forget_unused(main, &used);
+            each_node(&main.node, &mut |node| used.extend(node.output.iter().cloned()));
+            split(main, &mut used);
             Ok(())
         }
         None => Err(Diagnostic::input("E0103", "the file has no graph").note("expected an exported ONNX model")),
     }
 }
 
-/// Adds every name that a node or an output of `graph` or of its subgraphs reads.
+/// Adds every name that `graph` is given, and that a node or an output of it or of its subgraphs reads.
 fn all_used(graph: &GraphProto, used: &mut HashSet<String>) {
-    used.extend(graph.output.iter().map(|o| o.name.clone()));
+    let known = graph.input.iter().map(|v| v.name.clone()).chain(graph.initializer.iter().map(|t| t.name.clone()));
+    used.extend(known.chain(graph.output.iter().map(|o| o.name.clone())));
     each_node(&graph.node, &mut |node| {
         used.extend(node.input.iter().cloned());
         used.extend(subgraphs(node).flat_map(|inner| &inner.output).map(|o| o.name.clone()));

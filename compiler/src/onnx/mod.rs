@@ -8,6 +8,7 @@ mod check;
 mod external;
 mod extract;
 mod inline;
+mod split;
 mod tensor;
 mod wire;
 mod write;

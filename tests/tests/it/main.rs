@@ -17,3 +17,4 @@ mod rewrites;
 mod savings;
 mod secrecy_of_files;
 mod secrecy_of_frames;
+mod tuned;

@@ -6,14 +6,12 @@ use ombra_ir::plain::Tensor;
 use ombra_runtime::app::Request;
 use ombra_runtime::app::inputs::{Named, find, infer_request, token_ids};
 use ombra_tests::built::{Built, build, logits};
-use ombra_tests::corpus::{TestSet, is_causal, long, selected, sets, test_set};
+use ombra_tests::corpus::{TestSet, is_causal, selected, sets, test_set};
 use ombra_tests::logits::{greatest, max_error};
 use ombra_tests::parties::{self, Side};
 
 /// Greatest error of a logit.
 const TOLERANCE: f64 = 0.02;
-/// Rows of a batch that run at once: as many as a plan allows by default.
-const ROWS: usize = 8;
 
 /// Runs a test set and compares its costs; gives the sides and the request.
 fn run_set(name: &str, built: &Built, set: &TestSet) -> ([Side; 3], Request) {
@@ -97,9 +95,7 @@ fn logits_and_tokens_are_those_of_onnx_runtime() {
         assert!(sets(name) > 0, "{name} has test sets");
         for index in 0..sets(name) {
             let set = test_set(name, index).expect("the set is bundled");
-            let parts = set.parts(ROWS).expect("every tensor has a batch");
-            let some = if long() { parts.len() } else { 1 };
-            for part in parts.iter().take(some) {
+            for part in &set.parts().expect("every tensor has a batch") {
                 let logits = all_logits(name, &all, part);
                 let chosen = match &next {
                     Some(next) => next_tokens(name, next, part, logits.error),

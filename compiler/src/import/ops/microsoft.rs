@@ -1,4 +1,5 @@
-//! ONNX Runtime's own operators, domain `com.microsoft`, brought to those of the graph.
+//! ONNX Runtime's own operators, domain `com.microsoft`, brought to those of the graph. Those with a sum inside were taken
+//! apart when the model was read.
 
 mod attention;
 
@@ -18,8 +19,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
     match node.proto.op_type.as_str() {
         "QuickGelu" => one(swish(cx, node.input(0)?, node.float("alpha", 1.702))),
         "Gelu" => one(cx.emit(Op::Gelu { tanh: false }, &[node.input(0)?])),
-        "FastGelu" => one(biased_gelu(cx, node, true)),
-        "BiasGelu" => one(biased_gelu(cx, node, false)),
+        "FastGelu" => one(cx.emit(Op::Gelu { tanh: true }, &[node.input(0)?])),
         "FusedMatMul" => one(fused_matmul(cx, node)),
         "FusedGemm" => one(fused_gemm(cx, node)),
         "BiasAdd" => {
@@ -35,46 +35,8 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
             let eps = node.float("epsilon", 1e-5);
             one(cx.emit(Op::RmsNorm { eps }, &[node.input(0)?, node.input(1)?]))
         }
-        "SkipSimplifiedLayerNormalization" => {
-            let sum = skip_sum(cx, node, 3)?;
-            let eps = node.float("epsilon", 1e-12);
-            let normed = cx.emit(Op::RmsNorm { eps }, &[&sum, node.input(2)?])?;
-            Ok(with_sum(normed, sum))
-        }
-        "SkipLayerNormalization" => {
-            let sum = skip_sum(cx, node, 4)?;
-            let mut operands = vec![&sum, node.input(2)?];
-            operands.extend(node.optional(3));
-            let normed = cx.emit(Op::LayerNorm { eps: node.float("epsilon", 1e-12) }, &operands)?;
-            Ok(with_sum(normed, sum))
-        }
         _ => Err(super::unsupported(node)),
     }
-}
-
-/// The outputs of a norm that also gives its input, which is output 3; the two between are statistics for training.
-fn with_sum(normed: Value, sum: Value) -> Vec<Value> {
-    vec![normed.clone(), normed.clone(), normed, sum]
-}
-
-/// The sum of inputs 0 and 1 and, when it is there, the bias in `slot`.
-fn skip_sum(cx: &mut Context, node: &Node, slot: usize) -> Result<Value> {
-    if node.proto.output.iter().skip(1).take(2).any(|o| !o.is_empty()) {
-        return Err(Diagnostic::unsupported("E0251", "statistics of a normalisation are used"));
-    }
-    let sum = cx.emit(Op::Add, &[node.input(0)?, node.input(1)?])?;
-    match node.optional(slot) {
-        Some(bias) => cx.emit(Op::Add, &[&sum, bias]),
-        None => Ok(sum),
-    }
-}
-
-fn biased_gelu(cx: &mut Context, node: &Node, tanh: bool) -> Result<Value> {
-    let x = match node.optional(1) {
-        Some(bias) => cx.emit(Op::Add, &[node.input(0)?, bias])?,
-        None => node.input(0)?.clone(),
-    };
-    cx.emit(Op::Gelu { tanh }, &[&x])
 }
 
 /// The sum of embeddings of tokens, positions and segments, normed: ids, segments, three tables, scale and shift, mask,
