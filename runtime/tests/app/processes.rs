@@ -332,7 +332,7 @@ fn wrong_commands_exit_with_2() {
         (&["local", "DIR", "--test-data", "DIR/nothing"], "no test data"),
         (&["serve", "DIR", "--party", "dealer", "--config", "x"], "not supported yet"),
         (&["keygen", "--party", "provider", "-o", "DIR/keys"], "unknown party"),
-        (&["measure"], "not supported yet"),
+        (&["measure", "--config", "DIR/nothing"], "cannot be read"),
         (&["run"], "unrecognized subcommand"),
     ] {
         let arguments: Vec<String> = arguments.iter().map(|text| text.replace("DIR", &directory)).collect();
