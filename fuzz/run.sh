@@ -22,10 +22,6 @@ for model in gpt2 llama; do
     rm -r "$out"
 done
 find tests/filetests -name '*.mpcir' | while read -r file; do cp "$file" "$corpus/mpcir/$(basename "$file")"; done
-# Cases that were found once.
-for target in onnx mpcir plan; do
-    [ ! -d "fuzz/found/$target" ] || cp fuzz/found/"$target"/* "$corpus/$target/"
-done
 
 for target in "${targets[@]}"; do
     cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -timeout=30 -rss_limit_mb=4096 -max_len=65536 \
