@@ -230,7 +230,11 @@ fn ty(c: &mut Cursor, dims: &Dims) -> Result<Ty> {
     let all = [Sharing::Public, Sharing::Client, Sharing::Shared, Sharing::Sum2, Sharing::Sum3];
     let sharing = one_of(c, all, Sharing::name)?;
     let (mut bound, mut bound_from) = (0, BoundFrom::Proven);
+    let at = c.pos();
     if c.eat('<') {
+        if !matches!(elem, Elem::Ring { .. }) {
+            return Err(c.error_at(at, "only ring elements have a bound".to_string()));
+        }
         bound = c.number()?;
         let marks = [BoundFrom::Calibrated, BoundFrom::Guarded];
         bound_from = marks.into_iter().find(|m| c.eat_word(m.name())).unwrap_or(BoundFrom::Proven);

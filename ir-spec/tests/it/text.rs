@@ -48,6 +48,7 @@ fn errors_name_line_and_column() {
         ("  %0 = truncate : bit[] shared", "E0371", "line 3 column 8", "expected an attribute `by`"),
         ("  %0 = not : bit[nothing] shared", "E0370", "line 3 column 17", "no size is called `nothing`"),
         ("  %0 = not : bit[] secret", "E0370", "line 3 column 20", "expected public or client or shared"),
+        ("  %0 = not : bit[] shared <3", "E0370", "line 3 column 27", "only ring elements have a bound"),
         ("  %0 = not : bit[] shared @ \"x", "E0370", "line 3 column 31", "control character"),
         ("  size seq 0..1", "E0370", "line 3 column 8", "declared twice"),
         ("  size 7 0..1", "E0370", "line 3 column 8", "is no name"),
