@@ -120,14 +120,17 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
             }
             let Data::F32(values) = tensor.data() else { return };
             let moments = ranges.moments.entry(id).or_default();
-            let mut max = 0.0f64;
+            let (mut low, mut high, mut least) = (f64::INFINITY, f64::NEG_INFINITY, f64::INFINITY);
             for v in values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v)) {
-                max = max.max(v.abs());
+                (low, high, least) = (low.min(v), high.max(v), least.min(v.abs()));
                 moments.add(v);
-                let (low, high) = ranges.ends.entry(id).or_insert((v, v));
-                (*low, *high) = (low.min(v), high.max(v));
-                let least = ranges.least.entry(id).or_insert(v.abs());
-                *least = least.min(v.abs());
+            }
+            let max = if low <= high { high.abs().max(low.abs()) } else { 0.0 };
+            if low <= high {
+                let ends = ranges.ends.entry(id).or_insert((low, high));
+                *ends = (ends.0.min(low), ends.1.max(high));
+                let seen = ranges.least.entry(id).or_insert(least);
+                *seen = seen.min(least);
             }
             widen(&mut ranges.abs, id, max);
             if graph.node(id).is_ok_and(|n| n.owner == Owner::Server) {
