@@ -205,12 +205,7 @@ fn row_statistic(row: &[f32], centred: bool) -> f64 {
 pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>> {
     let vocabulary = vocabulary(graph)?;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
+    let mut next = move || xorshift(&mut state);
     let len = len.min(positions(graph).unwrap_or(len));
     let mut bindings = Bindings::new();
     for (i, info) in graph.dims.syms.iter().enumerate() {
@@ -309,6 +304,15 @@ fn input_name(graph: &Graph, id: ValueId) -> Option<&str> {
         Op::Input { name, .. } => Some(name),
         _ => None,
     }
+}
+
+/// The next number of a fixed generator, and its next state (Marsaglia, "Xorshift RNGs", 2003; 64 bits: 13, 7, 17).
+/// Inputs and weights that stand for others are drawn from it, so that a plan is the same every time.
+pub(crate) fn xorshift(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
 }
 
 /// Rows of the smallest table that positions look up: there are no more positions than that.

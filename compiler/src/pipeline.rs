@@ -193,7 +193,6 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         program(model, base, analysed, &|name| load_weight(model, name), options)?;
     let region = || client_region::build(model, &graph, &plan.module, &labels);
     let client_model = if plan.costs_only { None } else { region().map_err(one)? };
-    ombra_ir::verify::verify(&plan.module)?;
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
     Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph, rewrites })
 }
@@ -204,9 +203,7 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
 /// Those of [`compile`].
 pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Plan, Errors> {
     let analysed = analyse(model, base, options)?;
-    let Program { plan, .. } = program(model, base, analysed, &|name| load_weight(model, name), options)?;
-    ombra_ir::verify::verify(&plan.module)?;
-    Ok(plan)
+    Ok(program(model, base, analysed, &|name| load_weight(model, name), options)?.plan)
 }
 
 /// [`plan_of`] for a model whose graph and labels may have been changed since they were analysed. `weights` gives the
@@ -220,12 +217,10 @@ pub fn plan_of_analysed(
     weights: &Weights,
     options: &Options,
 ) -> std::result::Result<Plan, Errors> {
-    let Program { plan, .. } = program(model, None, analysed, weights, options)?;
-    ombra_ir::verify::verify(&plan.module)?;
-    Ok(plan)
+    Ok(program(model, None, analysed, weights, options)?.plan)
 }
 
-/// What the passes made of a model.
+/// What the passes made of a model: its plan is verified.
 struct Program {
     plan: Plan,
     lowered: Lowered,
@@ -378,6 +373,7 @@ fn program(
         savings: Vec::new(),
         module,
     };
+    ombra_ir::verify::verify(&plan.module)?;
     Ok(Program { plan, lowered, graph, labels, rewrites })
 }
 

@@ -7,6 +7,7 @@
 //! program. What the base lacks, such as adapters, is drawn by a fixed generator, uniform with variance `1 / rows`, which is
 //! how such layers are initialised.
 
+use crate::calibrate::xorshift;
 use crate::import::load_weight;
 use crate::labels::{Labels, Owner, places};
 use crate::onnx::Model;
@@ -58,12 +59,7 @@ fn drawn(name: &str, shape: &[usize]) -> Result<Tensor> {
     let rows = shape.first().copied().unwrap_or(1).max(1);
     let width = libm::sqrt(3.0 / rows as f64);
     let n = ombra_ir::plain::tensor::volume(shape)?;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 11) as f64 / (1u64 << 52) as f64 - 1.0) * width
-    };
+    let mut next = || ((xorshift(&mut state) >> 11) as f64 / (1u64 << 52) as f64 - 1.0) * width;
     Tensor::f32(shape, (0..n).map(|_| next() as f32).collect())
 }
 

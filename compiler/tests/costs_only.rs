@@ -1,5 +1,8 @@
 //! Models without their weights: what is read, what compiles, and that it costs what the whole model costs.
 
+mod common;
+
+use common::{Folder, corpus};
 use ombra_compiler::inspect::{By, inspect};
 use ombra_compiler::labels::{Overrides, Owner, label};
 use ombra_compiler::onnx::{ABSENT, Model, write_model};
@@ -9,34 +12,12 @@ use onnx_protobuf::tensor_proto::{DataLocation, DataType};
 use onnx_protobuf::{ModelProto, StringStringEntryProto};
 use protobuf::Enum;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Tensors with more elements than this go into the data file.
 const INSIDE: i64 = 64;
 /// The data file that is never written.
 const DATA: &str = "model.onnx.data";
-
-/// A folder that is removed with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("ombra-costs-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn corpus(name: &str) -> Model {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models").join(name).join("model.onnx");
-    Model::read(&path).unwrap()
-}
 
 /// `model` with its large floating tensors in a data file.
 fn external(model: &Model) -> ModelProto {
@@ -74,7 +55,7 @@ fn compiled(model: &Model, base: Option<&Model>, options: &Options) -> Compiled 
 
 #[test]
 fn only_data_that_are_not_there_are_let_pass() {
-    let folder = Folder::new("read");
+    let folder = Folder::new("costs-read");
     let model = without_weights("llama-trained/base", &folder);
     assert_eq!(model.absent().iter().collect::<Vec<_>>(), [DATA]);
     let absent = model.graph().initializer.iter().find(|t| !model.has_data(t)).unwrap();
@@ -98,7 +79,7 @@ fn only_data_that_are_not_there_are_let_pass() {
 
 #[test]
 fn names_and_shapes_decide_what_is_public() {
-    let folder = Folder::new("labels");
+    let folder = Folder::new("costs-labels");
     let (tuned, base) =
         (without_weights("llama-trained/lora", &folder), without_weights("llama-trained/base", &folder));
     let labels = label(&tuned, Some(&base), &Overrides::default()).unwrap();
@@ -121,7 +102,7 @@ fn names_and_shapes_decide_what_is_public() {
 /// With the owners of the whole model and the same assumed ranges the program is the same, op by op.
 #[test]
 fn a_model_costs_without_its_weights_what_it_costs_with_them() {
-    let folder = Folder::new("costs");
+    let folder = Folder::new("costs-costs");
     for (name, base) in [("llama-trained/frozen", Some("llama-trained/base")), ("gpt2-optimum-past", None)] {
         let assume = Options { assume: true, ..Options::default() };
         let whole = corpus(name);
@@ -146,7 +127,7 @@ fn a_model_costs_without_its_weights_what_it_costs_with_them() {
 
 #[test]
 fn a_plan_for_costs_says_so_and_stands_alone() {
-    let folder = Folder::new("output");
+    let folder = Folder::new("costs-output");
     let model = without_weights("llama-trained/full", &folder);
     let mut plan = compiled(&model, None, &Options::default());
     assert!(plan.plan.costs_only);

@@ -1,6 +1,9 @@
 //! What is private stays out of plans: weights behind operators that exist on public tensors alone, integer weights,
 //! inputs whose contents are the client's.
 
+mod common;
+
+use common::{Folder, corpus};
 use std::path::Path;
 
 use ombra_compiler::calibrate::Inputs;
@@ -333,33 +336,10 @@ fn sizes_beyond_the_models_tables_are_refused() {
     assert_eq!(inspect(&plan, &Default::default()).unwrap().dims["seq"], 16, "the default fits");
 }
 
-/// A folder of its own for one test, removed at the end.
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("ombra-privacy-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What cannot be removed is left to the system.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn corpus(name: &str) -> Model {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models");
-    Model::read(&models.join(name).join("model.onnx")).unwrap()
-}
-
 #[test]
 fn a_private_tensor_in_a_public_file_stops_the_compiler() {
     let (tuned, base) = (corpus("llama-trained/lora"), corpus("llama-trained/base"));
-    let folder = Folder::new("leak");
+    let folder = Folder::new("privacy-leak");
     let mut compiled = compile(&tuned, Some(&base), &Options::default()).unwrap_or_else(|e| panic!("{e:?}"));
     output::write(&mut compiled, &tuned, None, &folder.0).unwrap();
     assert!(folder.0.join("public/plan.ombra").exists());

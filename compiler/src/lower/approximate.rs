@@ -26,14 +26,10 @@ impl Lower<'_> {
         numerator: Numerator,
         eps: f32,
     ) -> Result<Id> {
-        let shape = self.graph.shape(v).to_vec();
         let x = self.shares(x)?;
-        let mask = match mask {
-            Some(m) => self.publish(m)?,
-            None => self.all_true(v, &shape)?,
-        };
-        self.mask_count(mask, &shape)?;
-        let columns = shape.last().and_then(|d| self.module.dims.upper(d)).and_then(|n| u64::try_from(n).ok());
+        let mask = self.softmax_mask(v, mask)?;
+        let columns =
+            self.graph.shape(v).last().and_then(|d| self.module.dims.upper(d)).and_then(|n| u64::try_from(n).ok());
         let columns = columns.ok_or_else(|| {
             Diagnostic::input("E0506", "a softmax row has no greatest length").note("give --max for its sizes")
         })?;

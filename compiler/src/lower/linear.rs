@@ -156,14 +156,20 @@ impl Lower<'_> {
     }
 
     pub(super) fn softmax(&mut self, v: ValueId, x: ValueId, mask: Option<ValueId>) -> Result<Id> {
-        let shape = self.graph.shape(v).to_vec();
         let x = self.shares(x)?;
+        let mask = self.softmax_mask(v, mask)?;
+        self.value(v, M::Softmax, &[x, mask])
+    }
+
+    /// The positions that count in the rows of `v`, all of them without a mask; how many is a size from here on.
+    pub(super) fn softmax_mask(&mut self, v: ValueId, mask: Option<ValueId>) -> Result<Id> {
+        let shape = self.graph.shape(v).to_vec();
         let mask = match mask {
             Some(m) => self.publish(m)?,
             None => self.all_true(v, &shape)?,
         };
         self.mask_count(mask, &shape)?;
-        self.value(v, M::Softmax, &[x, mask])
+        Ok(mask)
     }
 
     pub(super) fn norm(&mut self, v: ValueId, args: &[ValueId], eps: f32, centred: bool) -> Result<Id> {
