@@ -3,8 +3,8 @@
 //! A kernel of the runtime must send exactly these messages; tests hold the two together. Roles are *logical*: logical
 //! party `j` of an op with rotation `r` is party `(j + r) mod 3`. Payload only: frame headers are not counted.
 //! Ring elements take `bits / 8` bytes. A plane of `n` bits takes `⌈n / 8⌉` bytes.
-//! Protocols: truncation by the wrap bit of a two-term sum, sign bit by a carry tree, bit to arithmetic from one
-//! party's private bit; sharing after Araki et al., 2016/768.
+//! Protocols: products of what roles 0 and 1 know and what role 2 knows, in one round, and from them truncation, the sign
+//! bit's carry tree, bits as ring elements and selection; sharing after Araki et al., 2016/768.
 
 use crate::op::Op;
 
@@ -26,7 +26,7 @@ pub struct Msg {
 pub struct Traffic {
     /// Rounds from start to result.
     pub rounds: u32,
-    /// Messages in order of rounds.
+    /// Messages in order of rounds, one at most from one role to another in a round.
     pub msgs: Vec<Msg>,
 }
 
@@ -92,6 +92,42 @@ pub fn plane_bytes(n: u64) -> u64 {
     n.div_ceil(8)
 }
 
+/// Bits that a link carries while a message is on its way, at the least of the networks that are usual: 1.2 million at
+/// 3 Gbit/s and 0.4 ms, 4 million at 200 Mbit/s and 20 ms. A round is worth so many bits on one link.
+const ROUND_BITS: u64 = 1 << 20;
+/// Bits of a group of a carry at most.
+const LARGEST_GROUP: u8 = 8;
+
+/// Products of the bits of a group that one role knows: of every choice of them.
+pub fn group_products(bits: u8) -> u64 {
+    (1u64 << bits.min(LARGEST_GROUP)) - 1
+}
+
+/// How `bits` bits are grouped for the carry of `n` sums, lowest first. Every group's carry takes one round together,
+/// and joining groups one round for each doubling of their number; large groups take more bytes. The numbers of groups
+/// are powers of two where there are as many bits, and the one is taken whose rounds and busiest link cost least at
+/// [`ROUND_BITS`]: sizes alone decide, so all parties agree.
+pub fn carry_groups(n: u64, bits: u8) -> Vec<u8> {
+    let grouped = |levels: u32| -> Vec<u8> {
+        let count = (1u8 << levels).min(bits);
+        (0..count).map(|i| bits / count + u8::from(i < bits % count)).collect()
+    };
+    let price = |levels: u32, groups: &[u8]| {
+        let products: u64 = groups.iter().map(|&bits| group_products(bits)).sum();
+        // A level joins its groups by nearly two ands a pair.
+        let planes = products + 2 * groups.len() as u64;
+        n.saturating_mul(planes).saturating_add(u64::from(levels) * ROUND_BITS)
+    };
+    if bits == 0 {
+        return Vec::new();
+    }
+    (0..=u8::BITS - 2)
+        .map(|levels| (levels, grouped(levels)))
+        .filter(|(_, groups)| groups.iter().all(|&bits| bits <= LARGEST_GROUP))
+        .min_by_key(|(levels, groups)| price(*levels, groups))
+        .map_or_else(Vec::new, |(_, groups)| groups)
+}
+
 /// Levels of the binary tree that joins `n` items.
 pub fn tree_levels(n: u64) -> u32 {
     n.max(1).next_power_of_two().trailing_zeros()
@@ -122,23 +158,26 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::Reshare => t.reshare(s.out * eb, s.sum3),
         Op::Msb { width, drop } => t.msb(s.out, width - drop),
         Op::And => t.and(plane_bytes(s.out)),
-        Op::BitToRing { .. } => t.bit_to_ring(s.out * eb),
+        Op::BitToRing { .. } => t.crossing(1, s.out * eb),
         Op::RowMax { width, drop, .. } => {
             for pairs in s.rows.pairs_by_level() {
                 t.msb(pairs, width - drop);
-                t.bit_to_ring(pairs * eb);
-                t.reshare(pairs * eb, true);
+                t.select(pairs * eb);
             }
         }
-        // The first level's indices are public, the last level's value is not needed.
+        // The first level's indices are its bits, the last level's value is not needed.
         Op::ArgMax { width } => {
             let levels = s.rows.pairs_by_level();
             for (i, &pairs) in levels.iter().enumerate() {
                 t.msb(pairs, *width);
-                t.bit_to_ring(pairs * eb);
-                let products = u64::from(i > 0) + u64::from(i + 1 < levels.len());
-                if products > 0 {
-                    t.reshare(products * pairs * eb, true);
+                let bytes = (u64::from(i > 0) + u64::from(i + 1 < levels.len())) * pairs * eb;
+                let at = t.rounds;
+                if bytes > 0 {
+                    t.select(bytes);
+                }
+                if i == 0 {
+                    t.rounds = at;
+                    t.crossing(1, pairs * eb);
                 }
             }
         }
@@ -212,36 +251,55 @@ impl Traffic {
     }
 
     fn send(&mut self, offset: u32, from: u8, to: u8, bytes: u64) {
-        if bytes > 0 {
-            self.msgs.push(Msg { round: self.rounds + offset, from, to, bytes });
+        let round = self.rounds + offset;
+        let same = self.msgs.iter_mut().rev().take_while(|m| m.round == round).find(|m| (m.from, m.to) == (from, to));
+        match same {
+            Some(msg) => msg.bytes += bytes,
+            None if bytes > 0 => self.msgs.push(Msg { round, from, to, bytes }),
+            None => {}
         }
     }
 
-    /// Role 2's term goes to role 0 (`sum3` only, one round earlier), the bit-product correlation to role 1; roles 0
-    /// and 1 exchange masked wrap bits, then masked results.
-    fn divide(&mut self, n: u64, (from, to): (u64, u64), correlation: u64, sum3: bool) {
+    /// Where roles 0 and 1 know one term, role 2 deals the quotient of the other to role 1, and the wrap is a crossing.
+    /// Of three terms, roles 0 and 1 exchange theirs first, and the wrap's two terms in a second round.
+    fn divide(&mut self, n: u64, (from, to): (u64, u64), wrap: u64, sum3: bool) {
+        self.send(0, 2, 1, n * to);
         if sum3 {
-            self.send(0, 2, 0, n * from);
+            self.send(0, 2, 1, n * wrap);
+            self.send(0, 0, 1, n * from);
+            self.send(0, 1, 0, n * from);
+            self.rounds += 1;
+            self.send(0, 0, 1, n * wrap);
+            self.send(0, 1, 0, n * wrap);
+            self.rounds += 1;
+        } else {
+            self.crossing(1, n * wrap);
         }
-        self.send(0, 2, 1, n * correlation);
-        self.rounds += u32::from(sum3);
-        self.send(0, 0, 1, plane_bytes(n));
-        self.send(0, 1, 0, plane_bytes(n));
-        self.send(1, 0, 1, n * to);
-        self.send(1, 1, 0, n * to);
-        self.rounds += 2;
     }
 
-    /// Every role sends its masked term to the one before it; a two-term sum is exchanged between its holders.
+    /// The sum of `factors` products of `bytes` each, whose one factor roles 0 and 1 know and whose other role 2 knows:
+    /// role 2 masks its factors for both others, which send each other what takes the masks off.
+    fn crossing(&mut self, factors: u64, bytes: u64) {
+        self.send(0, 2, 0, factors * bytes);
+        self.send(0, 2, 1, factors * bytes);
+        self.send(0, 0, 1, bytes);
+        self.send(0, 1, 0, bytes);
+        self.rounds += 1;
+    }
+
+    /// A bit times a ring element: two products, and a summand that role 2 deals.
+    fn select(&mut self, bytes: u64) {
+        self.send(0, 2, 1, bytes);
+        self.crossing(2, bytes);
+    }
+
+    /// Every role sends its masked term to the one before it; of two terms role 2 deals its own to role 1.
     fn reshare(&mut self, bytes: u64, sum3: bool) {
         if sum3 {
             self.send(0, 0, 2, bytes);
             self.send(0, 1, 0, bytes);
-            self.send(0, 2, 1, bytes);
-        } else {
-            self.send(0, 0, 1, bytes);
-            self.send(0, 1, 0, bytes);
         }
+        self.send(0, 2, 1, bytes);
         self.rounds += 1;
     }
 
@@ -250,30 +308,24 @@ impl Traffic {
         self.reshare(bytes, true);
     }
 
-    /// Role 0 shares its sum's bits with role 1; roles 1 and 2 exchange the generate bits; then the carry tree, which
-    /// needs no propagate bit for the group that holds bit 0.
+    /// Role 2 masks the products of its bits in every group for both others, and deals its highest bit to role 1; roles 0
+    /// and 1 exchange what takes the masks off the groups' generate and propagate bits, of which the lowest group needs
+    /// the first alone. Then the carry tree, which needs no propagate bit for the group that holds bit 0.
     fn msb(&mut self, n: u64, width: u8) {
         let plane = plane_bytes(n);
-        let w = u64::from(width);
-        self.send(0, 0, 1, w * plane);
+        let groups = carry_groups(n, width - 1);
+        let products = groups.iter().map(|&bits| group_products(bits)).sum::<u64>();
+        let mut groups = groups.len() as u64;
+        let joint = (2 * groups).saturating_sub(1);
+        self.send(0, 2, 0, products * plane);
+        self.send(0, 2, 1, (products + 1) * plane);
+        self.send(0, 0, 1, joint * plane);
+        self.send(0, 1, 0, joint * plane);
         self.rounds += 1;
-        self.send(0, 2, 1, (w - 1) * plane);
-        self.send(0, 1, 2, (w - 1) * plane);
-        self.rounds += 1;
-        let mut groups = w - 1;
         while groups > 1 {
             self.and((2 * (groups / 2) - 1) * plane);
             groups = groups.div_ceil(2);
         }
-    }
-
-    /// Role 0 shares its private bit with role 1; roles 1 and 2 exchange the product with the third component.
-    fn bit_to_ring(&mut self, bytes: u64) {
-        self.send(0, 0, 1, bytes);
-        self.rounds += 1;
-        self.send(0, 2, 1, bytes);
-        self.send(0, 1, 2, bytes);
-        self.rounds += 1;
     }
 }
 
@@ -293,20 +345,38 @@ mod tests {
         }
     }
 
-    /// The cost table of the protocol reference, §7, at sizes where planes fill whole bytes.
+    /// Bits and rounds an element, at sizes where planes fill whole bytes.
     #[test]
-    fn bits_and_rounds_of_the_cost_table() {
-        let per_element = |op: &Op, sum3| {
-            let t = traffic(op, &sizes(800, sum3));
-            (t.bytes() * 8 / 800, t.rounds)
+    fn bits_and_rounds_of_ops() {
+        let per_element = |op: &Op, n, sum3| {
+            let t = traffic(op, &sizes(n, sum3));
+            (t.bytes() * 8 / n, t.rounds)
         };
-        assert_eq!(per_element(&Op::Truncate { by: 16 }, true), (210, 3));
-        assert_eq!(per_element(&Op::Truncate { by: 16 }, false), (146, 2));
-        assert_eq!(per_element(&Op::BitToRing { bits: 64 }, false), (192, 2));
-        for (w, bits) in [(64, 544), (48, 400), (40, 328), (32, 259), (28, 223), (24, 187), (20, 151), (16, 118)] {
-            let rounds = 2 + tree_levels(w - 1);
-            assert_eq!(per_element(&Op::Msb { width: w as u8, drop: 0 }, false), (bits, rounds), "width {w}");
+        assert_eq!(per_element(&Op::Truncate { by: 16 }, 800, true), (3 * 64 + 3 * 16, 2));
+        assert_eq!(per_element(&Op::Truncate { by: 16 }, 800, false), (64 + 4 * 16, 1));
+        assert_eq!(per_element(&Op::Reshare, 800, true), (3 * 64, 1));
+        assert_eq!(per_element(&Op::Reshare, 800, false), (64, 1));
+        assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (4 * 64, 1));
+        // Few elements take few rounds, many take few bits.
+        for (n, w, bits, rounds) in [(800, 5, 33, 1), (800, 17, 1030, 2), (80_000, 17, 112, 4), (800, 64, 605, 5)] {
+            let op = Op::Msb { width: w, drop: 0 };
+            assert_eq!(per_element(&op, n, false), (bits, rounds), "{n} of width {w}");
         }
+    }
+
+    #[test]
+    fn carries_are_grouped_by_their_number() {
+        assert_eq!(carry_groups(1, 0), Vec::<u8>::new());
+        assert_eq!(carry_groups(1, 3), vec![3]);
+        assert_eq!(carry_groups(1, 63), vec![8, 8, 8, 8, 8, 8, 8, 7]);
+        for n in [0, 1, 800, 80_000, 1 << 40, u64::MAX] {
+            for bits in 0..=63 {
+                let groups = carry_groups(n, bits);
+                assert_eq!(groups.iter().sum::<u8>(), bits);
+                assert!(groups.iter().all(|bits| (1..=LARGEST_GROUP).contains(bits)));
+            }
+        }
+        assert!(carry_groups(1 << 30, 32).iter().all(|&bits| bits <= 2));
     }
 
     #[test]

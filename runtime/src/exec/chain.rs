@@ -34,7 +34,8 @@ enum Link {
     Add(usize),
     Sub(usize),
     Rsub(usize),
-    /// A public number goes to component 0: where this party holds it, or to its own term of a sum.
+    /// A public number goes to component 0: where this party holds it as `a` or as `b`. Of roles, the first is 0, the
+    /// second 2; what the number is added to in a sum follows from them.
     AddInt {
         k: u64,
         to_a: bool,
@@ -141,9 +142,13 @@ impl Chain {
             run_chain(words, inputs, &steps, &mut out);
             out
         };
-        // A public value takes every summand; of a sum, role 0 does.
-        let public = matches!(first, Ring::Public(_));
-        let one = side(a.ok_or_else(broken)?, &sides[0], self.steps(|to_a, _| to_a || public));
+        // A public value takes every summand; of two terms, that of roles 0 and 1 does, of three that of role 0.
+        let takes = |to_a: bool, to_b: bool| match first {
+            Ring::Public(_) => true,
+            Ring::Two(_) => !to_b,
+            Ring::Shared(_) | Ring::Three(_) => to_a,
+        };
+        let one = side(a.ok_or_else(broken)?, &sides[0], self.steps(takes));
         Ok(match (first, b) {
             (Ring::Public(_), _) => Ring::Public(one),
             (Ring::Two(_), _) => Ring::Two(Sum::new(Some(one))),

@@ -1,25 +1,32 @@
 //! The sign bit of a shared value, and the and of shared bits.
 //!
 //! Source: and after Araki et al., 2016/768, §2; carry of a two-term sum by a tree of generate and propagate bits
-//! (Brent and Kung, 1982), where the terms are `x0 + x1` at role 0 and `x2` at roles 1 and 2.
+//! (Brent and Kung, 1982), whose first step is a crossing of bits (see [`cross`](super::cross)): the terms are `x1` at
+//! roles 0 and 1 and `x0 + x2` at role 2.
 //! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
-//! Rounds: `⌈log2(w − 1)⌉ + 2` for a width of `w` bits that are looked at, 1 for `and`.
-//! Bits per element: `w + 2(w − 1)` and 3 for each and of the tree; 3 for `and`.
+//! Rounds: `⌈log2 g⌉ + 1` for `g` groups of the `w − 1` lower bits, 1 for `and`. `ombra_ir::cost::carry_groups` chooses
+//! the groups by their number: few values take large groups and few rounds.
+//! Bits per element: `4g − 1 + 2 Σ (2^k − 1)` over groups of `k` bits, and 3 for each and of the tree; 3 for `and`.
 //! Side channels: bit planes throughout; no branch or index on a secret.
 //!
 //! ```text
-//!   A = x0 + x1 mod 2^w at role 0, B = x2 mod 2^w at roles 1 and 2
-//!   [A] = (b0, b1, 0): b0 = F(k_0), role 0 sends b1 = A ⊕ b0 to role 1;  [B] = (0, 0, B)
-//!   g = A ∧ B = (F(k_0)', F(k_1)', sum of: role 2 sends b0∧B ⊕ F(k_0)' to role 1, role 1 sends b1∧B ⊕ F(k_1)' to role 2)
-//!   p = A ⊕ B;  (g1, p1) ∘ (g0, p0) = (g1 ⊕ p1 g0, p1 p0) over bits 0 .. w−2;  msb = A_{w−1} ⊕ B_{w−1} ⊕ G
+//!   A = x1 mod 2^w at roles 0 and 1, B = x0 + x2 mod 2^w at role 2
+//!   of a group of bits, carry G and propagate P are sums over its choices S:  α_S(A)·B^S,  B^S = ∧_{i∈S} B_i:
+//!     with a further bit i on top,  G' = A_i B_i ⊕ (A_i ⊕ B_i) G  and  P' = (A_i ⊕ B_i) P
+//!   role 2 sends B^S ⊕ F(k_2)_S to role 0, B^S ⊕ F(k_0)_S to role 1 for every S but the empty one
+//!   roles 1 and 0 send each other ⊕ α_S F(k_2)_S ⊕ t2 and ⊕ α_S F(k_0)_S ⊕ t0, with t2 = F(k_2)', t0 = F(k_0)'
+//!   components 0 and 2 of G and P are t0 and t2; the rest, component 1, is known to roles 0 and 1 as in every crossing
+//!   (g1, p1) ∘ (g0, p0) = (g1 ⊕ p1 g0, p1 p0) over the groups;  msb = A_{w−1} ⊕ B_{w−1} ⊕ G, where role 2 deals B_{w−1}
 //! ```
 //!
-//! Simulator. Role 1 receives `b1` and role 2's message under masks from `k_0`, which it does not know; role 2 receives
-//! role 1's message under a mask from `k_1`, which it does not know. An and's message from role `j` to role `j − 1` is
-//! under a mask from `k_{j+1}`, which the receiver does not know. All are uniform.
+//! Simulator. Role 0 receives messages under masks from `k_2`, which it does not know, one mask for each: all are
+//! uniform. Role 1 likewise with `k_0`, and what is dealt under `F(k_0)''`. Role 2 receives nothing. An and's message
+//! from role `j` to role `j − 1` is under a mask from `k_{j+1}`, which the receiver does not know.
 
+use ombra_ir::cost::{carry_groups, group_products};
 use ombra_ir::{Diagnostic, Result};
 
+use super::cross::two_terms;
 use super::cx::{Cx, Purpose};
 use super::planes::{Planes, to_planes};
 use crate::backend::bits::words as plane_words;
@@ -31,11 +38,16 @@ pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8, drop: u8) -> Result<B
     if width > 64 || drop >= width {
         return Err(Diagnostic::internal("E0803", format!("sign of a value of {width} bits")));
     }
-    let w = usize::from(width - drop);
-    let mut propagate = sum_bits(cx, x, n, (width, drop)).await?;
-    let generate = generate(cx, &propagate, n, w - 1).await?;
-    let mut top = propagate.split_off(w - 1);
-    if w > 1 {
+    let groups = carry_groups(n as u64, width - drop - 1);
+    let own = to_planes(&two_terms(cx, x, n), width, drop);
+    let (mut top, generate, propagate) = match cx.role() {
+        2 => crossed_single(cx, &own, &groups, n)?,
+        _ => crossed_joint(cx, &own, &groups, n).await?,
+    };
+    if cx.role() == 2 {
+        cx.round().await;
+    }
+    if !groups.is_empty() {
         top.xor(&carry(cx, generate, propagate, n).await?);
     }
     Ok(Bits::new(n, top.a, top.b))
@@ -50,66 +62,118 @@ pub async fn and(cx: &Cx, x: &Bits, y: &Bits) -> Result<Bits> {
     Ok(Bits::new(x.n, z.a, z.b))
 }
 
-/// Sharing of the bits of A ⊕ B: `(b0, b1, B)`.
-async fn sum_bits(cx: &Cx, x: &Shared, n: usize, (width, drop): (u8, u8)) -> Result<Planes> {
-    let (words, w) = (plane_words(n), usize::from(width - drop));
-    let to_planes = |words: &[u64]| to_planes(words, width, drop);
-    let (a, b) = match cx.role() {
-        0 => {
-            let b0 = cx.draw(0, Purpose::MsbBits, 0, w * words)?;
-            let mut b1 = to_planes(&x.both(n));
-            b1.iter_mut().zip(&b0).for_each(|(a, b)| *a ^= b);
-            cx.send_planes(1, &b1, w, n);
-            cx.round().await;
-            (b0, b1)
-        }
-        1 => {
-            let third = to_planes(&x.b.to_vec(n));
-            cx.round().await;
-            (cx.take_planes(0, w, n)?, third)
-        }
-        _ => {
-            let b0 = cx.draw(0, Purpose::MsbBits, 0, w * words)?;
-            let third = to_planes(&x.a.to_vec(n));
-            cx.round().await;
-            (third, b0)
-        }
-    };
-    Ok(Planes::new(a, b, w, words))
+/// Sharings of the highest bit of A ⊕ B, and of the groups' generate and propagate bits; the lowest group's propagate
+/// bit is not made.
+type Crossed = (Planes, Planes, Planes);
+
+/// Masks of `count` products, and of `2g − 1` results.
+fn masks(cx: &Cx, key: u8, count: usize, groups: &[u8], words: usize) -> Result<(Vec<u64>, Vec<u64>)> {
+    let results = (2 * groups.len()).saturating_sub(1);
+    Ok((cx.draw(key, Purpose::MsbFactor, 0, count * words)?, cx.draw(key, Purpose::MsbOut, 0, results * words)?))
 }
 
-/// Sharing of A ∧ B on the lowest `count` planes.
-async fn generate(cx: &Cx, sum: &Planes, n: usize, count: usize) -> Result<Planes> {
-    let words = plane_words(n);
-    let len = count * words;
-    // At role 1 this is b1 ∧ B, at role 2 b0 ∧ B.
-    let masked =
-        |mask: &[u64]| -> Vec<u64> { sum.a.iter().zip(&sum.b).zip(mask).map(|((a, b), mask)| a & b ^ mask).collect() };
-    let (a, b) = match cx.role() {
-        0 => {
-            cx.round().await;
-            (cx.draw(0, Purpose::MsbGenerate0, 0, len)?, cx.draw(1, Purpose::MsbGenerate1, 0, len)?)
+fn product_count(groups: &[u8]) -> usize {
+    groups.iter().map(|&bits| group_products(bits) as usize).sum()
+}
+
+/// Role 2: `own` is the planes of B.
+fn crossed_single(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<Crossed> {
+    let (words, count) = (plane_words(n), product_count(groups));
+    let mut products = Vec::with_capacity(count * words);
+    let mut bit = 0;
+    for &bits in groups {
+        let first = products.len();
+        for i in 0..usize::from(bits) {
+            let plane = own.get((bit + i) * words..(bit + i + 1) * words).unwrap_or(&[]);
+            // Choices whose highest bit is `i`: that bit alone, and every choice before it.
+            let before = products.len();
+            products.extend_from_slice(plane);
+            for at in (first..before).step_by(words.max(1)) {
+                for (j, b) in plane.iter().enumerate() {
+                    products.push(products[at + j] & b);
+                }
+            }
         }
-        1 => {
-            let g1 = cx.draw(1, Purpose::MsbGenerate1, 0, len)?;
-            let mut g2 = masked(&g1);
-            cx.send_planes(2, &g2, count, n);
-            cx.round().await;
-            let other = cx.take_planes(2, count, n)?;
-            g2.iter_mut().zip(&other).for_each(|(g, o)| *g ^= o);
-            (g1, g2)
-        }
-        _ => {
-            let g0 = cx.draw(0, Purpose::MsbGenerate0, 0, len)?;
-            let mut g2 = masked(&g0);
-            cx.send_planes(1, &g2, count, n);
-            cx.round().await;
-            let other = cx.take_planes(1, count, n)?;
-            g2.iter_mut().zip(&other).for_each(|(g, o)| *g ^= o);
-            (g2, g0)
-        }
+        bit += usize::from(bits);
+    }
+    let (masks_2, out_2) = masks(cx, 2, count, groups, words)?;
+    let (masks_0, out_0) = masks(cx, 0, count, groups, words)?;
+    let masked = |masks: Vec<u64>| -> Vec<u64> { masks.iter().zip(&products).map(|(m, p)| m ^ p).collect() };
+    cx.send_planes(0, &masked(masks_2), count, n);
+    cx.send_planes(1, &masked(masks_0), count, n);
+    let zeroth = cx.draw(0, Purpose::MsbTop, 0, words)?;
+    let top: Vec<u64> = own.iter().skip(bit * words).zip(&zeroth).map(|(b, z)| b ^ z).collect();
+    cx.send_planes(1, &top, 1, n);
+    let (generate, propagate) = split(Planes::new(out_2, out_0, (2 * groups.len()).saturating_sub(1), words));
+    Ok((Planes::new(top, zeroth, 1, words), generate, propagate))
+}
+
+/// Roles 0 and 1: `own` is the planes of A.
+async fn crossed_joint(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<Crossed> {
+    let (role, words, count) = (cx.role(), plane_words(n), product_count(groups));
+    let results = (2 * groups.len()).saturating_sub(1);
+    let (peer, key) = (1 - role, 2 * role);
+    let (masks, out) = masks(cx, key, count, groups, words)?;
+    let mut correction = out.clone();
+    add_combined(own, groups, &masks, 0, words, &mut correction);
+    cx.send_planes(peer, &correction, results, n);
+    cx.round().await;
+
+    let products = cx.take_planes(2, count, n)?;
+    let mut joint = cx.take_planes(peer, results, n)?;
+    add_combined(own, groups, &products, u64::MAX, words, &mut joint);
+    joint.iter_mut().zip(&out).for_each(|(j, t)| *j ^= t);
+    let highest = own.get(own.len().saturating_sub(words)..).unwrap_or(&[]).to_vec();
+    let (crossed, top) = if role == 0 {
+        let zeroth = cx.draw(0, Purpose::MsbTop, 0, words)?;
+        (Planes::new(out, joint, results, words), Planes::new(zeroth, highest, 1, words))
+    } else {
+        let second = cx.take_planes(2, 1, n)?;
+        (Planes::new(joint, out, results, words), Planes::new(highest, second, 1, words))
     };
-    Ok(Planes::new(a, b, count, words))
+    let (generate, propagate) = split(crossed);
+    Ok((top, generate, propagate))
+}
+
+/// Adds the groups' `⊕ α_S(A)·X_S` to their generate and propagate bits in `out`, where `X_∅` is `empty` and the others
+/// are in `products` in order of `S`. In word `j`, the choices without and with a group's highest bit are folded onto
+/// those without it, from the highest bit down: that is the recursion for `G` and `P`.
+fn add_combined(own: &[u64], groups: &[u8], products: &[u64], empty: u64, words: usize, out: &mut [u64]) {
+    let (mut bit, mut first, mut result) = (0, 0, 0);
+    let mut x = [0u64; 256];
+    for (g, &bits) in groups.iter().enumerate() {
+        let (bits, choices) = (usize::from(bits), 1usize << bits);
+        for j in 0..words {
+            x[0] = empty;
+            for (s, x) in x[1..choices].iter_mut().enumerate() {
+                *x = products[(first + s) * words + j];
+            }
+            let mut generate = 0;
+            for i in (0..bits).rev() {
+                let (half, a) = (1 << i, own[(bit + i) * words + j]);
+                generate ^= a & x[half];
+                for s in 0..half {
+                    x[s] = a & x[s] ^ x[s + half];
+                }
+            }
+            out[result * words + j] ^= generate;
+            if g > 0 {
+                out[(result + 1) * words + j] ^= x[0];
+            }
+        }
+        bit += bits;
+        first += choices - 1;
+        result += if g > 0 { 2 } else { 1 };
+    }
+}
+
+/// Generate and propagate bits from the results of a crossing: one plane for the lowest group, then two for each.
+fn split(results: Planes) -> (Planes, Planes) {
+    let (count, words) = (results.count(), results.words());
+    let mut propagate = Planes::new(vec![0; words], vec![0; words], 1, words);
+    propagate.append(results.pick((2..count).step_by(2)));
+    let generate = results.pick((0..count.min(1)).chain((1..count).step_by(2)));
+    (generate, propagate)
 }
 
 /// The carry out of the highest plane: a tree that joins neighbours; an odd highest group moves up. The lowest group

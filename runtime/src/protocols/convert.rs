@@ -1,70 +1,125 @@
-//! Shared bits as shared ring elements 0 and 1.
+//! Shared bits as shared ring elements 0 and 1, and a ring element where a bit is 1.
 //!
-//! Source: `b = c + b2 − 2·c·b2` with `c = b0 ⊕ b1` in the hands of one party, after the conversions of ABY3,
-//! 2018/403, §5.4, with the product done by the two parties that hold `b2`.
-//! Parties and adversary: three, one semi-honest corruption. Rounds: 2. Bits per element: `3ℓ`.
-//! Correlation and error: none. Side channels: no branch or index on a secret.
+//! Source: conversion and injection of bits of ABY3, 2018/403, §5.4, as crossings.
+//! Parties and adversary: three, one semi-honest corruption. Rounds: 1. Correlation and error: none.
+//! Bits per element: `4ℓ`, and `7ℓ` for a selection. Side channels: no branch or index on a secret.
 //!
 //! ```text
-//!   role 0: c = b0 ⊕ b1, c0 = F(k_0), sends c1 = c − c0 to role 1
-//!   role 2: sends c0·b2 − e0 to role 1, e0 = F(k_0)';  role 1: sends c1·b2 − e1 to role 2, e1 = F(k_1)'
-//!   m = sum of both;  result (c0 − 2e0, c1 − 2e1, b2 − 2m)
+//!   b = n ⊕ r with n = b1 at roles 0 and 1, r = b0 ⊕ b2 at role 2;  s = 1 − 2n
+//!   b = n + s·r: a crossing of s and r, and n in component 1
+//!   b·x with x = u + v, u = x1 at roles 0 and 1, v = x0 + x2 at role 2:
+//!     b·x = n·u + s·u·r + n·(v − 2rv) + rv: a crossing of two products, n·u in component 1, and rv is dealt
 //! ```
 //!
-//! Simulator. Role 1 receives two messages under masks from `k_0`, role 2 one under a mask from `k_1`; neither knows
-//! that key, so all are uniform. Role 0 receives nothing.
+//! Simulator. That of crossings and dealing, which have randomness of their own; everything else is local.
 
 use ombra_ir::Result;
 
+use super::cross::{Crossing, Dealt, Factors, add_words, begin, deal, two_bits, two_terms};
 use super::cx::{Cx, Purpose};
-use crate::share::{Bits, Shared};
+use crate::share::{Bits, Component, Shared};
 
 /// The bits in a ring of `bits`, with scale 0.
 pub async fn bit_to_ring(cx: &Cx, x: &Bits, bits: u8) -> Result<Shared> {
-    let n = x.n;
-    let minus_twice = |x: u64, y: u64| x.wrapping_sub(y << 1);
-    match cx.role() {
-        0 => {
-            let c0 = cx.draw(0, Purpose::ConvertBit, 0, n)?;
-            let c1: Vec<u64> = (0..n).map(|i| (bit(&x.a, i) ^ bit(&x.b, i)).wrapping_sub(c0[i])).collect();
-            cx.send(1, &c1, bits);
-            cx.round().await;
-            let e0 = cx.draw(0, Purpose::ConvertProduct0, 0, n)?;
-            let e1 = cx.draw(1, Purpose::ConvertProduct1, 0, n)?;
-            cx.round().await;
-            Ok(Shared::new(zip(&c0, &e0, minus_twice), zip(&c1, &e1, minus_twice)))
-        }
-        1 => {
-            let e1 = cx.draw(1, Purpose::ConvertProduct1, 0, n)?;
-            cx.round().await;
-            let c1 = cx.take(0, n, bits)?;
-            let third = product_third(cx, 2, &c1, &x.b, &e1, bits).await?;
-            Ok(Shared::new(zip(&c1, &e1, minus_twice), third))
-        }
-        _ => {
-            let c0 = cx.draw(0, Purpose::ConvertBit, 0, n)?;
-            let e0 = cx.draw(0, Purpose::ConvertProduct0, 0, n)?;
-            cx.round().await;
-            let third = product_third(cx, 1, &c0, &x.a, &e0, bits).await?;
-            Ok(Shared::new(third, zip(&c0, &e0, minus_twice)))
-        }
+    let conversion = Conversion::begin(cx, x, bits)?;
+    cx.round().await;
+    conversion.end(cx)
+}
+
+/// `b·x` of bits and ring elements.
+pub async fn select(cx: &Cx, b: &Bits, x: &Shared, bits: u8) -> Result<Shared> {
+    let selection = Selection::begin(cx, b, 1, x, bits)?;
+    cx.round().await;
+    selection.end(cx)
+}
+
+/// Bits on their way into a ring.
+pub(super) struct Conversion {
+    crossing: Crossing,
+    joint: Vec<u64>,
+}
+
+impl Conversion {
+    /// Sends the messages.
+    pub(super) fn begin(cx: &Cx, x: &Bits, bits: u8) -> Result<Conversion> {
+        let joint = two_bits(cx, &x.a, &x.b, x.n);
+        let factors = match cx.role() {
+            2 => Factors::Single(vec![joint.clone()]),
+            _ => Factors::Joint(vec![joint.iter().map(|n| sign(*n)).collect()]),
+        };
+        Ok(Conversion { crossing: begin(cx, factors, x.n, bits, 0)?, joint })
+    }
+
+    /// The result, after the round.
+    pub(super) fn end(self, cx: &Cx) -> Result<Shared> {
+        Ok(with_joint(cx, self.crossing.end(cx)?, self.joint))
     }
 }
 
-/// Component 2 of the result: `b2 − 2m`, where `m` is the sum of `c·b2 − e` here and at `peer`.
-async fn product_third(cx: &Cx, peer: u8, c: &[u64], b2: &[u64], e: &[u64], bits: u8) -> Result<Vec<u64>> {
-    let n = c.len();
-    let own: Vec<u64> = (0..n).map(|i| (c[i] & bit(b2, i).wrapping_neg()).wrapping_sub(e[i])).collect();
-    cx.send(peer, &own, bits);
-    cx.round().await;
-    let other = cx.take(peer, n, bits)?;
-    Ok((0..n).map(|i| bit(b2, i).wrapping_sub(own[i].wrapping_add(other[i]) << 1)).collect())
+/// Elements on their way to where their bits are 1.
+pub(super) struct Selection {
+    crossing: Crossing,
+    dealt: Dealt,
+    joint: Vec<u64>,
 }
 
-fn zip(x: &[u64], y: &[u64], f: impl Fn(u64, u64) -> u64) -> Vec<u64> {
-    x.iter().zip(y).map(|(x, y)| f(*x, *y)).collect()
+impl Selection {
+    /// Sends the messages. `x` has `times` elements for each bit, all first ones before all second ones.
+    pub(super) fn begin(cx: &Cx, b: &Bits, times: usize, x: &Shared, bits: u8) -> Result<Selection> {
+        let n = b.n * times;
+        let (bit, x) = (two_bits(cx, &b.a, &b.b, b.n).repeat(times), two_terms(cx, x, n));
+        let product: Vec<u64> = bit.iter().zip(&x).map(|(b, x)| b.wrapping_neg() & x).collect();
+        let dealt = deal(cx, product.clone(), n, bits, Purpose::Deal)?;
+        let factors = match cx.role() {
+            2 => {
+                let either = x.iter().zip(&product).map(|(v, rv)| v.wrapping_sub(rv << 1)).collect();
+                Factors::Single(vec![either, bit])
+            }
+            _ => {
+                let signed = x.iter().zip(&bit).map(|(u, n)| u.wrapping_mul(sign(*n))).collect();
+                Factors::Joint(vec![bit, signed])
+            }
+        };
+        Ok(Selection { dealt, crossing: begin(cx, factors, n, bits, 1)?, joint: product })
+    }
+
+    /// The result, after the round.
+    pub(super) fn end(self, cx: &Cx) -> Result<Shared> {
+        let dealt = self.dealt.end(cx)?;
+        let crossed = with_joint(cx, self.crossing.end(cx)?, self.joint);
+        Ok(with_dealt(cx, crossed, dealt))
+    }
 }
 
-fn bit(plane: &[u64], i: usize) -> u64 {
-    plane[i / 64] >> (i % 64) & 1
+/// 1 or −1.
+fn sign(bit: u64) -> u64 {
+    1u64.wrapping_sub(bit << 1)
+}
+
+/// The sharing with `joint` added to component 1.
+fn with_joint(cx: &Cx, x: Shared, joint: Vec<u64>) -> Shared {
+    let added = |c: &Component| {
+        let mut words = c.to_vec(joint.len());
+        add_words(&mut words, joint.iter().copied());
+        Component::from(words)
+    };
+    match cx.role() {
+        0 => Shared { b: added(&x.b), a: x.a },
+        1 => Shared { a: added(&x.a), b: x.b },
+        _ => x,
+    }
+}
+
+/// The sharing with what was dealt added to components 0 and 2.
+pub(super) fn with_dealt(cx: &Cx, x: Shared, [first, second]: [Vec<u64>; 2]) -> Shared {
+    let added = |c: &Component, y: Vec<u64>| {
+        let mut words = c.to_vec(y.len());
+        add_words(&mut words, y);
+        Component::from(words)
+    };
+    match cx.role() {
+        0 => Shared { a: added(&x.a, first), b: x.b },
+        1 => Shared { b: added(&x.b, first), a: x.a },
+        _ => Shared { a: added(&x.a, first), b: added(&x.b, second) },
+    }
 }

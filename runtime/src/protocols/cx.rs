@@ -53,38 +53,30 @@ impl Stream {
 pub enum Purpose {
     /// Component 0 of an input.
     Input = 1,
-    /// What refreshes the terms of a truncation.
+    /// Zero sharing that masks the terms of a truncation.
     TruncateTerm,
-    /// Mask of role 0's wrap bit.
-    TruncateWrap0,
-    /// Mask of role 1's wrap bit.
-    TruncateWrap1,
-    /// Role 0's share of the product of the two masks.
-    TruncateProduct,
-    /// Component 0 of a truncated value.
-    TruncateOut0,
-    /// Component 2 of a truncated value.
-    TruncateOut2,
+    /// Component 0 of the quotient of role 2's term.
+    TruncateQuotient,
+    /// Role 0's share of role 2's wrap bit.
+    TruncateBit,
+    /// Masks of both shares of the wrap, which are components 0 and 2 of it.
+    TruncateWrap,
     /// Zero sharing that masks resharing.
     Reshare,
-    /// Component 0 of a reshared two-term sum.
-    ReshareOut0,
-    /// Component 2 of a reshared two-term sum.
-    ReshareOut2,
-    /// Component 0 of the bits of role 0's sum.
-    MsbBits,
-    /// Component 0 of the generate bits.
-    MsbGenerate0,
-    /// Component 1 of the generate bits.
-    MsbGenerate1,
+    /// Component 0 of what role 2 deals.
+    Deal,
+    /// Masks of role 2's factors of a crossing.
+    CrossFactor,
+    /// Masks of what takes those masks off, which are components 0 and 2 of a crossing.
+    CrossOut,
+    /// Masks of products of role 2's bits.
+    MsbFactor,
+    /// Masks of what takes those masks off, which are components 0 and 2 of generate and propagate bits.
+    MsbOut,
+    /// Component 0 of role 2's highest bit.
+    MsbTop,
     /// Zero sharing that masks an `and`.
     And,
-    /// Component 0 of role 0's private bit.
-    ConvertBit,
-    /// Component 0 of the product with the third component.
-    ConvertProduct0,
-    /// Component 1 of the product with the third component.
-    ConvertProduct1,
     /// Root seeds of point function keys, from the client's private key.
     EmbedSeed,
     /// Component 1 of a weight.
@@ -175,20 +167,6 @@ impl Cx {
         let label = self.label(purpose, part);
         self.keys.private.at(label).fill_u64(label, &mut words);
         words
-    }
-
-    /// Adds `F(k_key, purpose)` to `words`.
-    pub(super) fn add_mask(&self, key: u8, purpose: Purpose, words: &mut [u64]) -> Result<()> {
-        let label = self.label(purpose, 0);
-        self.key(key)?.at(label).add_assign_u64(label, words);
-        Ok(())
-    }
-
-    /// Subtracts `F(k_key, purpose)` from `words`.
-    pub(super) fn sub_mask(&self, key: u8, purpose: Purpose, words: &mut [u64]) -> Result<()> {
-        let label = self.label(purpose, 0);
-        self.key(key)?.at(label).sub_assign_u64(label, words);
-        Ok(())
     }
 
     /// Adds this role's term of a sharing of zero, `F(k_j) − F(k_{j+1})`.

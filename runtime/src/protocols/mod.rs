@@ -5,6 +5,7 @@
 
 pub mod compare;
 pub mod convert;
+mod cross;
 pub mod cx;
 pub mod embed;
 pub mod input;

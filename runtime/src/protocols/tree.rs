@@ -1,9 +1,8 @@
 //! Greatest entries of rows, and where they are: binary trees of comparisons and selections.
 //!
-//! Source: comparison of [`compare`](super::compare), bit conversion of [`convert`](super::convert), product by
-//! Araki et al., 2016/768. Parties and adversary: three, one semi-honest corruption.
-//! Rounds per level: those of a sign bit, 2 for its conversion, 1 for the selection. Bits per pair of a level: the sum of
-//! the three. Correlation and error: none. Side channels: pairs are fixed by the rows' lengths alone.
+//! Source: comparison of [`compare`](super::compare), selection of [`convert`](super::convert). Parties and adversary:
+//! three, one semi-honest corruption.
+//! Rounds per level: those of a sign bit, 1 for the selection. Bits per pair of a level: the sum of both. Correlation and error: none. Side channels: pairs are fixed by the rows' lengths alone.
 //!
 //! A level joins neighbours; an odd last entry moves up. With `b = 1{x < y}` the greater of `x` and `y` is
 //! `x + b·(y − x)`. `x < y` is strict, so of equal entries the first wins.
@@ -13,10 +12,9 @@
 use ombra_ir::{Diagnostic, Result};
 
 use super::compare::msb;
-use super::convert::bit_to_ring;
+use super::convert::{Conversion, Selection, select};
 use super::cx::Cx;
-use super::reshare::reshare_three;
-use crate::share::Shared;
+use crate::share::{Bits, Shared};
 
 /// Entries of all rows, one row after another, at one party.
 struct Rows {
@@ -33,9 +31,9 @@ pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8
     while rows.any_pair() {
         let cx = cx.at_level(level);
         let (low, high) = rows.pairs();
-        let less = less_than(&cx, &low, &high, bits, width).await?;
-        let term = select_term(&less, &low, &high);
-        let chosen = reshare_three(&cx, term, bits).await?;
+        let difference = high.minus(&low);
+        let less = less_than(&cx, &difference, width).await?;
+        let chosen = select(&cx, &less, &difference.shared(), bits).await?;
         rows = rows.next(&low, &chosen);
         level += 1;
     }
@@ -54,14 +52,20 @@ pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, wi
         let cx = cx.at_level(level);
         let last = rows.lens.iter().all(|&len| len <= 2);
         let (low, high) = rows.pairs();
-        let less = less_than(&cx, &low, &high, bits, (width, 0)).await?;
-        let mut term = if last { Vec::new() } else { select_term(&less, &low, &high) };
-        let values = term.len();
+        let difference = high.minus(&low);
+        let less = less_than(&cx, &difference, (width, 0)).await?;
         let index_pairs = indices.as_ref().map(Rows::pairs);
+        let mut chosen_from = if last { rows.emptied() } else { difference };
+        let values = chosen_from.a.len();
         if let Some((low, high)) = &index_pairs {
-            term.extend(select_term(&less, low, high));
+            chosen_from.append(high.minus(low));
         }
-        let mut chosen = if term.is_empty() { Shared::zero() } else { reshare_three(&cx, term, bits).await? };
+        let (times, from) = (chosen_from.a.len() / low.a.len().max(1), chosen_from.shared());
+        let selection = if times > 0 { Some(Selection::begin(&cx, &less, times, &from, bits)?) } else { None };
+        let conversion = if indices.is_none() { Some(Conversion::begin(&cx, &less, bits)?) } else { None };
+        cx.round().await;
+        let mut chosen = selection.map_or_else(|| Ok(Shared::zero()), |s| s.end(&cx))?;
+        let less = conversion.map_or_else(|| Ok(Shared::zero()), |c| c.end(&cx))?;
         let chosen_indices = split_off(&mut chosen, values);
         indices = Some(match (&indices, &index_pairs) {
             (Some(indices), Some((low, _))) => indices.next(low, &chosen_indices),
@@ -73,26 +77,11 @@ pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, wi
     Ok(indices.map_or_else(Shared::zero, |indices| indices.result()))
 }
 
-/// Sharing of 1 where `low < high`.
-async fn less_than(cx: &Cx, low: &Rows, high: &Rows, bits: u8, (width, drop): (u8, u8)) -> Result<Shared> {
-    let n = low.a.len();
-    let minus = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x.wrapping_sub(*y)).collect::<Vec<_>>();
-    let difference = Shared::new(minus(&low.a, &high.a), minus(&low.b, &high.b));
-    let sign = msb(cx, &difference, n, width, drop).await?;
-    bit_to_ring(cx, &sign, bits).await
-}
-
-/// This role's term of `bit · (high − low)`.
-fn select_term(bit: &Shared, low: &Rows, high: &Rows) -> Vec<u64> {
-    let n = low.a.len();
-    let (ba, bb) = (bit.a.to_vec(n), bit.b.to_vec(n));
-    (0..n)
-        .map(|i| {
-            let da = high.a[i].wrapping_sub(low.a[i]);
-            let db = high.b[i].wrapping_sub(low.b[i]);
-            ba[i].wrapping_mul(da.wrapping_add(db)).wrapping_add(bb[i].wrapping_mul(da))
-        })
-        .collect()
+/// The bits 1 where `low < high`, from `high − low`.
+async fn less_than(cx: &Cx, difference: &Rows, (width, drop): (u8, u8)) -> Result<Bits> {
+    let n = difference.a.len();
+    let negated = |x: &[u64]| x.iter().map(|x| x.wrapping_neg()).collect();
+    msb(cx, &Shared::new(negated(&difference.a), negated(&difference.b)), n, width, drop).await
 }
 
 /// The indices after the first level: of pair `q` of a row `2q` plus the bit, of an odd last entry its own.
@@ -178,6 +167,22 @@ impl Rows {
             pair += len / 2;
         }
         next
+    }
+
+    /// The differences of entries, as rows without lengths.
+    fn minus(&self, other: &Rows) -> Rows {
+        let minus = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x.wrapping_sub(*y)).collect();
+        Rows { lens: Vec::new(), a: minus(&self.a, &other.a), b: minus(&self.b, &other.b) }
+    }
+
+    /// Adds entries at the end.
+    fn append(&mut self, mut other: Rows) {
+        self.a.append(&mut other.a);
+        self.b.append(&mut other.b);
+    }
+
+    fn shared(&self) -> Shared {
+        Shared::new(self.a.clone(), self.b.clone())
     }
 
     fn emptied(&self) -> Rows {

@@ -1,36 +1,40 @@
 //! Division by a power of two, and values in a larger ring.
 //!
-//! Source: wrap count with a quarter-range bound after Guo et al., 2025/200; resharing after Araki et al., 2016/768.
+//! Source: the wrap of a masked value from the highest bits of value and mask, with a bound that leaves a quarter of the
+//! ring: Dalskov, Escudero and Keller, 2019/131, §5.2, and 2020/1330, §3.3; here the mask is a term of the value itself.
 //! Parties and adversary: three, one semi-honest corruption.
-//! Rounds: 2, and 1 more when role 2 has a term. Bits per element: `2ℓ + 2` and `8⌈f/8⌉` of correlation, and `ℓ` more
-//! when role 2 has a term.
-//! Correlation: role 2 deals a product of two random bits, from keys but for one message.
-//! Error: the result is `⌊x / 2^f⌋` or one more. Over the shares' randomness the chance of one more is `(d + 1) / 2^f`,
-//! where `d` is the dropped part `x mod 2^f`: the mean of `result − x / 2^f` is `2^−f` for every `x`. Which of both it
-//! is depends on the shares: the functionality is the weaker one that rounds by the shares.
+//! Rounds and bits per element, where `w` is `f` rounded up to whole bytes: of a sharing or two terms 1 and `ℓ + 4w`, of
+//! three terms 2 and `3ℓ + 3w`. Correlation: none.
+//! Error: the result is `⌊x / 2^f⌋` or one more. Over the terms' randomness the chance of one more is `d / 2^f`, where
+//! `d` is the dropped part `x mod 2^f`: the mean of the result is `x / 2^f`. Which of both it is depends on the terms: the
+//! functionality is the weaker one that rounds by the shares.
 //! Needs `|x| < 2^(ℓ−2)`; beyond it the result is wrong by multiples of `2^(ℓ−f)`.
 //! Side channels: no branch or index on a secret.
 //!
 //! ```text
-//!   A at role 0, B at role 1, A + B = x mod 2^ℓ, refreshed:
-//!     three terms: role 2 sends Z_2 + F(k_2) to role 0; A = Z_0 + Z_2 + F(k_2), B = Z_1 − F(k_2)
-//!     two terms: A = Z_0 + F(k_1), B = Z_1 − F(k_1), so that a zero term does not make the rounding constant
-//!   role 0: a = 1{ (A − 2^(ℓ−2)) mod 2^ℓ ≥ 2^(ℓ−1) },  c = 1{ A ≥ 2^(ℓ−2) }
-//!   role 1: b = 1{ B ≥ 2^(ℓ−1) }
-//!   p0 + p1 = a·b,  y0 = (A ≫ f) − 2^(ℓ−f)·(c + p0) + 1,  y1 = (B ≫ f) − 2^(ℓ−f)·p1
+//!   two terms:   m' at roles 0 and 1, −r' at role 2, x = m' − r' mod 2^ℓ;  m = m' + d, r = r' + d for a public dither d
+//!   three terms: roles 0 and 1 exchange Z_0 and Z_1 of the sum masked by a sharing of zero; m = Z_0 + Z_1, r = −Z_2
+//!   with m = m + 2^(ℓ−2):  0 ≤ x + 2^(ℓ−2) = m − r + 2^ℓ·n·h < 2^(ℓ−1),  n = 1 − ⌊m / 2^(ℓ−1)⌋,  h = ⌊r / 2^(ℓ−1)⌋
+//!   result = (m ≫ f) − 2^(ℓ−2−f) at roles 0 and 1,  − (r ≫ f) dealt by role 2,  + 2^(ℓ−f)·n·h
+//!   n·h mod 2^w, two terms:   a crossing of n and h
+//!               three terms: role 2 deals h = h0 + h1, h0 = F(k_0); components 0 and 2 are t0 = F(k_0)', t2 = F(k_2);
+//!                            then roles 0 and 1 exchange n·h0 − t0 and n·h1 − t2
 //! ```
 //!
-//! Simulator. Role 0 receives role 2's term under `F(k_2)`, role 1's wrap bit under `r_b = F(k_2)`, and `y1` under
-//! `F(k_2)`: it does not know `k_2`, so all are uniform. Role 1 receives `s1 = r_a·r_b − s0` under `s0 = F(k_0)`, role
-//! 0's wrap bit under `r_a = F(k_0)`, and `y0` under `F(k_0)`, and does not know `k_0`. Role 2 receives nothing: it
-//! knows the masks of both wrap bits and must never see the masked bits.
+//! Since x + 2^(ℓ−2) is less than half the ring, `m` wraps exactly where `r` is in the upper half and `m` is not.
+//!
+//! Simulator. Role 2 receives nothing. Role 0 receives Z_1 under `F(k_2)`, then role 1's share of the wrap under `t2`, or
+//! the messages of the crossing. Role 1 receives what is dealt under masks from `k_0`, Z_0 under `F(k_0)`, then role
+//! 0's share of the wrap under `t0`, or the messages of the crossing. Role 0 does not know `k_2` nor role 1 `k_0`, and
+//! every mask is used once: all are uniform. `m` says nothing of `x`: it is a component that both hold, or such a term
+//! times public values, or the sum of Z_0 and Z_1, which is uniform because neither knows the mask of Z_2.
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::cross::{Dealt, Factors, add_words, begin, deal};
 use super::cx::{Cx, Purpose};
 use super::reshare::{Operand, own_term};
-use crate::backend::bits::words as plane_words;
-use crate::share::{Shared, ring_mask};
+use crate::share::{Component, Shared, ring_mask};
 
 /// The quotient of `n` elements of a ring of `bits` by `2^by`, `1 ≤ by ≤ bits − 2`.
 pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Result<Shared> {
@@ -40,8 +44,8 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Re
     divide(cx, x, n, Division { bits, by, out: bits }).await
 }
 
-/// The same `n` elements of a ring of `bits` in one of `out > bits` bits, exactly: the wrap of `A + B`, which has the
-/// weight `2^bits`, is taken away. Bits per element: `2·out + (out − bits) + 2`, and `bits` more when role 2 has a term.
+/// The same `n` elements of a ring of `bits` in one of `out > bits` bits, exactly: the wrap, which has the weight
+/// `2^bits`, is added. Bits per element: those of a truncation with `w = out − bits`, where what is dealt has `out` bits.
 pub async fn extend(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, out: u8) -> Result<Shared> {
     if bits < 8 || out <= bits || out > 64 {
         return Err(Diagnostic::internal("E0803", format!("extension of a {bits}-bit ring to {out} bits")));
@@ -58,135 +62,122 @@ struct Division {
 }
 
 impl Division {
-    /// Bits of the ring of the bit product: whole bytes, so that what is sent is uniform.
-    fn product_bits(self) -> u8 {
+    /// Bits of the ring of the wrap: whole bytes, so that what is sent is uniform.
+    fn wrap_bits(self) -> u8 {
         (self.out - (self.bits - self.by)).div_ceil(8) * 8
     }
 
-    /// Ring mask, a quarter of the ring, the sign bit's position, and the weight of the wrap, `2^(bits − by)`.
-    fn constants(self) -> (u64, u64, u32, u64) {
-        (ring_mask(self.bits), 1 << (self.bits - 2), u32::from(self.bits - 1), 1 << (self.bits - self.by))
+    /// `m` from its sum, with a quarter of the ring.
+    fn joint(self, sum: u64) -> u64 {
+        sum.wrapping_add(1 << (self.bits - 2)) & ring_mask(self.bits)
+    }
+
+    /// 1 in the lower half of the ring: `n` of `m`, `1 − h` of `r`.
+    fn low_half(self, x: u64) -> u64 {
+        1 ^ x >> (self.bits - 1)
+    }
+
+    /// What roles 0 and 1 know of component 1: the quotient of `m`.
+    fn quotient(self, m: u64) -> u64 {
+        (m >> self.by).wrapping_sub(1 << (self.bits - 2 - self.by))
+    }
+
+    /// The wrap's weight.
+    fn weight(self) -> u64 {
+        1 << (self.bits - self.by)
     }
 }
 
 async fn divide(cx: &Cx, x: Operand<'_>, n: usize, division: Division) -> Result<Shared> {
-    let (bits, product_bits) = (division.bits, division.product_bits());
-    match cx.role() {
-        0 => {
-            let mut a = own_term(cx, x, n);
-            if x.has_third_term() {
-                cx.round().await;
-                let z2 = cx.take(2, n, bits)?;
-                a.iter_mut().zip(&z2).for_each(|(a, z)| *a = a.wrapping_add(*z));
-            } else {
-                cx.add_mask(1, Purpose::TruncateTerm, &mut a)?;
-            }
-            dividend_0(cx, a, n, division).await
-        }
-        1 => {
-            let mut b = own_term(cx, x, n);
-            if x.has_third_term() {
-                cx.sub_mask(2, Purpose::TruncateTerm, &mut b)?;
-                cx.round().await;
-                let s1 = cx.take(2, n, product_bits)?;
-                dividend_1(cx, b, Some(s1), n, division).await
-            } else {
-                cx.sub_mask(1, Purpose::TruncateTerm, &mut b)?;
-                dividend_1(cx, b, None, n, division).await
-            }
-        }
-        _ => {
-            if x.has_third_term() {
-                let mut z2 = own_term(cx, x, n);
-                cx.add_mask(2, Purpose::TruncateTerm, &mut z2)?;
-                cx.send(0, &z2, bits);
-            }
-            let r_a = cx.draw(0, Purpose::TruncateWrap0, 0, plane_words(n))?;
-            let r_b = cx.draw(2, Purpose::TruncateWrap1, 0, plane_words(n))?;
-            let mut s1 = cx.draw(0, Purpose::TruncateProduct, 0, n)?;
-            s1.iter_mut().enumerate().for_each(|(i, s)| *s = (bit(&r_a, i) & bit(&r_b, i)).wrapping_sub(*s));
-            cx.send(1, &s1, product_bits);
-            for _ in 0..2 + u8::from(x.has_third_term()) {
-                cx.round().await;
-            }
-            let y2 = cx.draw(2, Purpose::TruncateOut2, 0, n)?;
-            let y0 = cx.draw(0, Purpose::TruncateOut0, 0, n)?;
-            Ok(Shared::new(y2, y0))
-        }
+    let three = x.has_three_terms();
+    let mut term = own_term(cx, x, n);
+    if three {
+        cx.add_zero_share(Purpose::TruncateTerm, &mut term);
     }
+    let single = cx.role() == 2;
+    if single {
+        term.iter_mut().for_each(|t| *t = t.wrapping_neg());
+    }
+    if !three {
+        // A term that is zero by construction would make the rounding constant.
+        term.iter_mut().enumerate().for_each(|(i, t)| *t = t.wrapping_add(dither(i)));
+    }
+    let (mut dealt, mut high) = (Vec::new(), Vec::new());
+    if single {
+        term.iter_mut().for_each(|r| *r &= ring_mask(division.bits));
+        dealt = term.iter().map(|r| (r >> division.by).wrapping_neg()).collect();
+        high = term.iter().map(|r| 1 ^ division.low_half(*r)).collect();
+    }
+    let quotient = deal(cx, dealt, n, division.out, Purpose::TruncateQuotient)?;
+    let (m, [first, second], wrap) = if three {
+        three_terms(cx, term, high, n, division, quotient).await?
+    } else {
+        two_terms(cx, term, high, n, division, quotient).await?
+    };
+
+    let weighted = |mut words: Vec<u64>, wrap: Component| {
+        let weight = division.weight();
+        add_words(&mut words, wrap.to_vec(n).into_iter().map(|w| w.wrapping_mul(weight)));
+        words
+    };
+    let quotient = m.iter().map(|m| division.quotient(*m)).collect();
+    Ok(match cx.role() {
+        0 => Shared::new(weighted(first, wrap.a), weighted(quotient, wrap.b)),
+        1 => Shared::new(weighted(quotient, wrap.a), weighted(first, wrap.b)),
+        _ => Shared::new(weighted(first, wrap.a), weighted(second, wrap.b)),
+    })
 }
 
-/// Role 0 from `A` on.
-async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, division: Division) -> Result<Shared> {
-    let (mask, quarter, top, k) = division.constants();
-    let Division { by, out, .. } = division;
-    // One more makes the rounding centred; without rounding there is none.
-    let one = u64::from(by > 0);
-    let mut wrap = vec![0u64; plane_words(n)];
-    for (i, a) in a.iter_mut().enumerate() {
-        *a &= mask;
-        wrap[i / 64] |= ((a.wrapping_sub(quarter) >> top) & 1) << (i % 64);
-    }
-    let r_a = cx.draw(0, Purpose::TruncateWrap0, 0, plane_words(n))?;
-    let d_a: Vec<u64> = wrap.iter().zip(&r_a).map(|(w, r)| w ^ r).collect();
-    cx.send_planes(1, &d_a, 1, n);
-    let s0 = cx.draw(0, Purpose::TruncateProduct, 0, n)?;
-    let t0 = cx.draw(0, Purpose::TruncateOut0, 0, n)?;
-    cx.round().await;
+/// `m` at roles 0 and 1, what role 2 deals, and `n·h`.
+type Divided = (Vec<u64>, [Vec<u64>; 2], Shared);
 
-    let d_b = cx.take_planes(1, 1, n)?;
-    for (i, a) in a.iter_mut().enumerate() {
-        let (da, db, ra) = (bit(&d_a, i), bit(&d_b, i), bit(&r_a, i));
-        let keep_a = 1u64.wrapping_sub(2 * da);
-        let keep_b = 1u64.wrapping_sub(2 * db);
-        let p0 = (da & db)
-            .wrapping_add((db & ra).wrapping_mul(keep_a))
-            .wrapping_add(keep_a.wrapping_mul(keep_b).wrapping_mul(s0[i]));
-        let c = u64::from(*a >= quarter);
-        let y0 = (*a >> by).wrapping_sub(k.wrapping_mul(c.wrapping_add(p0))).wrapping_add(one);
-        *a = y0.wrapping_sub(t0[i]);
-    }
-    cx.send(1, &a, out);
+async fn two_terms(cx: &Cx, m: Vec<u64>, h: Vec<u64>, n: usize, division: Division, dealt: Dealt) -> Result<Divided> {
+    let m: Vec<u64> = m.into_iter().map(|m| division.joint(m)).collect();
+    let factors = match cx.role() {
+        2 => Factors::Single(vec![h]),
+        _ => Factors::Joint(vec![m.iter().map(|m| division.low_half(*m)).collect()]),
+    };
+    let crossing = begin(cx, factors, n, division.wrap_bits(), 0)?;
     cx.round().await;
-
-    let other = cx.take(1, n, out)?;
-    a.iter_mut().zip(&other).for_each(|(y, o)| *y = y.wrapping_add(*o));
-    Ok(Shared::new(t0, a))
+    Ok((m, dealt.end(cx)?, crossing.end(cx)?))
 }
 
-/// Role 1 from `B` on; `s1` comes in the same round as the wrap bit unless it is there already.
-async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Option<Vec<u64>>, n: usize, division: Division) -> Result<Shared> {
-    let (mask, _, top, k) = division.constants();
-    let Division { by, out, .. } = division;
-    let mut wrap = vec![0u64; plane_words(n)];
-    for (i, b) in b.iter_mut().enumerate() {
-        *b &= mask;
-        wrap[i / 64] |= (*b >> top) << (i % 64);
+async fn three_terms(
+    cx: &Cx,
+    term: Vec<u64>,
+    h: Vec<u64>,
+    n: usize,
+    division: Division,
+    dealt: Dealt,
+) -> Result<Divided> {
+    let (role, wrap_bits) = (cx.role(), division.wrap_bits());
+    let h = deal(cx, h, n, wrap_bits, Purpose::TruncateBit)?;
+    if role == 2 {
+        cx.round().await;
+        cx.round().await;
+        let wrap =
+            Shared::new(cx.draw(2, Purpose::TruncateWrap, 0, n)?, cx.draw(0, Purpose::TruncateWrap, 0, n)?);
+        return Ok((Vec::new(), dealt.end(cx)?, wrap));
     }
-    let r_b = cx.draw(2, Purpose::TruncateWrap1, 0, plane_words(n))?;
-    let d_b: Vec<u64> = wrap.iter().zip(&r_b).map(|(w, r)| w ^ r).collect();
-    cx.send_planes(0, &d_b, 1, n);
-    let t2 = cx.draw(2, Purpose::TruncateOut2, 0, n)?;
+    let peer = 1 - role;
+    cx.send(peer, &term, division.bits);
     cx.round().await;
 
-    let s1 = s1.map_or_else(|| cx.take(2, n, division.product_bits()), Ok)?;
-    let d_a = cx.take_planes(0, 1, n)?;
-    for (i, b) in b.iter_mut().enumerate() {
-        let (da, db, rb) = (bit(&d_a, i), bit(&d_b, i), bit(&r_b, i));
-        let keep_a = 1u64.wrapping_sub(2 * da);
-        let keep_b = 1u64.wrapping_sub(2 * db);
-        let p1 = (da & rb).wrapping_mul(keep_b).wrapping_add(keep_a.wrapping_mul(keep_b).wrapping_mul(s1[i]));
-        let y1 = (*b >> by).wrapping_sub(k.wrapping_mul(p1));
-        *b = y1.wrapping_sub(t2[i]);
-    }
-    cx.send(0, &b, out);
+    let other = cx.take(peer, n, division.bits)?;
+    let m: Vec<u64> = term.iter().zip(&other).map(|(z, o)| division.joint(z.wrapping_add(*o))).collect();
+    let (dealt, [h, _]) = (dealt.end(cx)?, h.end(cx)?);
+    let own = cx.draw(2 * role, Purpose::TruncateWrap, 0, n)?;
+    let share = |i: usize| division.low_half(m[i]).wrapping_neg() & h[i];
+    let mut sum: Vec<u64> = own.iter().enumerate().map(|(i, t)| share(i).wrapping_sub(*t)).collect();
+    cx.send(peer, &sum, wrap_bits);
     cx.round().await;
 
-    let other = cx.take(0, n, out)?;
-    b.iter_mut().zip(&other).for_each(|(y, o)| *y = y.wrapping_add(*o));
-    Ok(Shared::new(b, t2))
+    add_words(&mut sum, cx.take(peer, n, wrap_bits)?);
+    let wrap = if role == 0 { Shared::new(own, sum) } else { Shared::new(sum, own) };
+    Ok((m, dealt, wrap))
 }
 
-fn bit(plane: &[u64], i: usize) -> u64 {
-    plane[i / 64] >> (i % 64) & 1
+/// What is added to both terms of element `i`: the same at all parties, and with low bits that are evenly spread.
+fn dither(i: usize) -> u64 {
+    (i as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 7
 }

@@ -26,7 +26,7 @@ pub enum Ring {
     Public(Vec<u64>),
     /// Replicated sharing.
     Shared(Shared),
-    /// A sum over roles 0 and 1.
+    /// A sum of a term that roles 0 and 1 both hold and one of role 2.
     Two(Sum),
     /// A sum over all roles.
     Three(Sum),
@@ -37,7 +37,7 @@ pub enum Ring {
 pub enum Term {
     /// Known to every party.
     Public,
-    /// A sum over roles 0 and 1.
+    /// A sum of a term that roles 0 and 1 both hold and one of role 2.
     Two,
     /// A sum over all roles.
     Three,
@@ -88,9 +88,9 @@ pub fn add_sub(role: u8, kind: AddSub, x: View<'_>, y: View<'_>, out: &[usize]) 
             Ring::Shared(Shared { a: part(|x| &x.a, role == 0)?, b: part(|x| &x.b, role == 2)? })
         }
         (a, b) => {
-            let (ta, tb) = (term(role, a), term(role, b));
-            let sum = Sum::new(of(ta.as_deref(), tb.as_deref())?);
             let three = matches!(a, Ring::Three(_)) || matches!(b, Ring::Three(_));
+            let (ta, tb) = (term(role, a, three), term(role, b, three));
+            let sum = Sum::new(of(ta.as_deref(), tb.as_deref())?);
             if three { Ring::Three(sum) } else { Ring::Two(sum) }
         }
     })
@@ -105,14 +105,24 @@ fn part(x: &Ring, component: fn(&Shared) -> &Component, holder: bool) -> Option<
     }
 }
 
-/// This role's term of a value read as a sum.
-fn term(role: u8, x: &Ring) -> Option<Cow<'_, [u64]>> {
+/// This role's term of a value read as a sum of two terms, or of three: then role 1 has none of what roles 0 and 1 hold.
+fn term(role: u8, x: &Ring, three: bool) -> Option<Cow<'_, [u64]>> {
     match (x, role) {
-        (Ring::Public(x), 0) => Some(Cow::Borrowed(x)),
-        (Ring::Shared(x), 0) => sum_of(&x.a, &x.b),
-        (Ring::Shared(x), 1) => x.b.data().map(Cow::Borrowed),
-        (Ring::Public(_) | Ring::Shared(_), _) => None,
-        (Ring::Two(x) | Ring::Three(x), _) => x.data().map(Cow::Borrowed),
+        (Ring::Three(x), _) => x.data().map(Cow::Borrowed),
+        (_, 1) if three => None,
+        (Ring::Public(x), 0 | 1) => Some(Cow::Borrowed(x)),
+        (Ring::Public(_), _) => None,
+        (Ring::Shared(x), _) => two_terms(role, x),
+        (Ring::Two(x), _) => x.data().map(Cow::Borrowed),
+    }
+}
+
+/// This role's term of a sharing read as two: component 1 at roles 0 and 1, the others at role 2.
+pub(super) fn two_terms(role: u8, x: &Shared) -> Option<Cow<'_, [u64]>> {
+    match role {
+        0 => x.b.data().map(Cow::Borrowed),
+        1 => x.a.data().map(Cow::Borrowed),
+        _ => sum_of(&x.a, &x.b),
     }
 }
 
@@ -233,7 +243,7 @@ pub fn concat(role: u8, parts: &[View<'_>], axis: usize) -> Result<Ring> {
             })
         }
         form => {
-            let sum = Sum::new(joined(parts.iter().map(|x| term(role, x.value)).collect())?);
+            let sum = Sum::new(joined(parts.iter().map(|x| term(role, x.value, form == 3)).collect())?);
             if form == 2 { Ring::Two(sum) } else { Ring::Three(sum) }
         }
     })

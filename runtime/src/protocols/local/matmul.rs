@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use ombra_ir::{Diagnostic, Result};
 
 use super::broadcast::{broadcast_shape, strides, volume};
-use super::linear::{Ring, View, sum_of};
+use super::linear::{Ring, View, sum_of, two_terms};
 use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::share::Sum;
 
@@ -26,7 +26,7 @@ struct Plan {
 type Pairs<'a> = [(Option<Cow<'a, [u64]>>, Option<Cow<'a, [u64]>>)];
 
 /// `x · y` over the last two axes, where `trans_b` says that `y` is given with its last two axes exchanged, at logical
-/// role `role` of the op: of two sharings a sum over all roles, of a sharing and a public matrix one over roles 0 and 1.
+/// role `role` of the op: of two sharings a sum over all roles, of a sharing and a public matrix one of two terms.
 pub fn matmul(role: u8, x: View<'_>, y: View<'_>, trans_b: bool, threads: usize) -> Result<Ring> {
     let plan = plan(x.shape, y.shape, trans_b)?;
     let product = |pairs: &Pairs<'_>| plan.sum_of_products(pairs, threads);
@@ -46,19 +46,11 @@ pub fn matmul(role: u8, x: View<'_>, y: View<'_>, trans_b: bool, threads: usize)
             Ring::Three(Sum::new(product(&pairs)?))
         }
         (Ring::Shared(a), Ring::Public(b)) => {
-            let own = match role {
-                0 => sum_of(&a.a, &a.b),
-                1 => a.b.data().map(Cow::Borrowed),
-                _ => None,
-            };
+            let own = two_terms(role, a);
             Ring::Two(Sum::new(product(&[(own, Some(Cow::Borrowed(b)))])?))
         }
         (Ring::Public(a), Ring::Shared(b)) => {
-            let own = match role {
-                0 => sum_of(&b.a, &b.b),
-                1 => b.b.data().map(Cow::Borrowed),
-                _ => None,
-            };
+            let own = two_terms(role, b);
             Ring::Two(Sum::new(product(&[(Some(Cow::Borrowed(a)), own)])?))
         }
         (Ring::Two(a), Ring::Public(b)) => {

@@ -43,8 +43,8 @@ fn value(parts: [Ring; 3], n: usize) -> (Vec<u64>, Form) {
         }
         [Ring::Shared(x), Ring::Shared(y), Ring::Shared(z)] => (open(&[x, y, z], n, 64), Form::Shared),
         [Ring::Two(x), Ring::Two(y), Ring::Two(z)] => {
-            assert!(z.data().is_none(), "role 2 has no term");
-            (added(&[x, y], n), Form::Two)
+            assert!(x.data() == y.data(), "roles 0 and 1 hold one term");
+            (added(&[y, z], n), Form::Two)
         }
         [Ring::Three(x), Ring::Three(y), Ring::Three(z)] => (added(&[x, y, z], n), Form::Three),
         _ => panic!("the roles disagree on the form"),

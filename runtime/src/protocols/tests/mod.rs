@@ -40,12 +40,13 @@ fn share(x: &[u64], words: &mut Words) -> [Rc<Shared>; 3] {
     [part(&x0, &x1), part(&x1, &x2), part(&x2, &x0)]
 }
 
-/// Terms whose sum is `x`: of all roles, or of roles 0 and 1.
+/// Terms whose sum is `x`: of all roles, or one of roles 0 and 1 and one of role 2.
 fn terms(x: &[u64], third: bool, words: &mut Words) -> [Rc<Sum>; 3] {
     let x0 = words.take(x.len());
-    let x2 = if third { words.take(x.len()) } else { vec![0; x.len()] };
-    let x1 = (0..x.len()).map(|i| x[i].wrapping_sub(x0[i]).wrapping_sub(x2[i])).collect();
-    [Some(x0), Some(x1), third.then_some(x2)].map(|term| Rc::new(Sum::new(term)))
+    let x1 = if third { words.take(x.len()) } else { vec![0; x.len()] };
+    let x2 = (0..x.len()).map(|i| x[i].wrapping_sub(x0[i]).wrapping_sub(x1[i])).collect();
+    let x1 = if third { x1 } else { x0.clone() };
+    [x0, x1, x2].map(|term| Rc::new(Sum::new(Some(term))))
 }
 
 /// Sharings of the bits `x`.

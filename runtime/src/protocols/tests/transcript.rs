@@ -29,7 +29,7 @@ enum Form {
     Shared,
     /// A sharing of which a component is zero by construction, as of weights and inputs.
     Without(usize),
-    /// A sum over roles 0 and 1.
+    /// A sum of a term that roles 0 and 1 hold and one of role 2.
     Two,
     /// A sum over all roles.
     Three,
@@ -257,10 +257,11 @@ fn every_message_is_under_a_key_that_its_receiver_does_not_know() {
     }
 }
 
-/// Role 2 knows the masks of both wrap bits, so no message of a truncation may go to it.
+/// Role 2 knows the masks of what the others send each other, so no message of a crossing may go to it.
 #[test]
-fn role_2_of_a_truncation_receives_nothing() {
-    for case in cases().iter().filter(|case| matches!(case.op, Op::Truncate { .. })) {
+fn role_2_of_a_crossing_receives_nothing() {
+    let crossing = |case: &&Case| matches!(case.op, Op::Truncate { .. } | Op::Extend { .. } | Op::BitToRing { .. });
+    for case in cases().iter().filter(crossing) {
         let sent = messages(case, 5, 1, 0, lockstep::keys(1));
         assert!(!sent.is_empty() && sent.iter().all(|m| m.to != 2), "{case:?}");
     }
