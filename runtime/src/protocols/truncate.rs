@@ -155,8 +155,7 @@ async fn three_terms(
     if role == 2 {
         cx.round().await;
         cx.round().await;
-        let wrap =
-            Shared::new(cx.draw(2, Purpose::TruncateWrap, 0, n)?, cx.draw(0, Purpose::TruncateWrap, 0, n)?);
+        let wrap = Shared::new(cx.draw(2, Purpose::TruncateWrap, 0, n)?, cx.draw(0, Purpose::TruncateWrap, 0, n)?);
         return Ok((Vec::new(), dealt.end(cx)?, wrap));
     }
     let peer = 1 - role;
