@@ -96,7 +96,15 @@ pub fn plane_bytes(n: u64) -> u64 {
 /// 3 Gbit/s and 0.4 ms, 4 million at 200 Mbit/s and 20 ms. A round is worth so many bits on one link.
 const ROUND_BITS: u64 = 1 << 20;
 /// Bits of a group of a carry at most.
-const LARGEST_GROUP: u8 = 8;
+pub const LARGEST_GROUP: u8 = 4;
+
+/// Directions of links, over which what an op sends spreads.
+const LINKS: u64 = 4;
+
+/// Whether `n` elements of an op are better sent in one round less at the price of so many bits each.
+pub fn is_round_cheaper(n: u64, bits: u64) -> bool {
+    n.saturating_mul(bits) <= LINKS * ROUND_BITS
+}
 
 /// Products of the bits of a group that one role knows: of every choice of them.
 pub fn group_products(bits: u8) -> u64 {
@@ -158,7 +166,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::Reshare => t.reshare(s.out * eb, s.sum3),
         Op::Msb { width, drop } => t.msb(s.out, width - drop),
         Op::And => t.and(plane_bytes(s.out)),
-        Op::BitToRing { .. } => t.crossing(1, s.out * eb),
+        Op::BitToRing { .. } => t.bit_to_ring(s.out, eb),
         Op::RowMax { width, drop, .. } => {
             for pairs in s.rows.pairs_by_level() {
                 t.msb(pairs, width - drop);
@@ -261,8 +269,12 @@ impl Traffic {
     }
 
     /// Where roles 0 and 1 know one term, role 2 deals the quotient of the other to role 1, and the wrap is a crossing.
-    /// Of three terms, roles 0 and 1 exchange theirs first, and the wrap's two terms in a second round.
+    /// Of three terms, roles 0 and 1 exchange theirs first, and the wrap's two terms in a second round; unless there are
+    /// many.
     fn divide(&mut self, n: u64, (from, to): (u64, u64), wrap: u64, sum3: bool) {
+        if sum3 && !is_round_cheaper(n, 16 * wrap) {
+            return self.divide_many(n, (from, to), wrap);
+        }
         self.send(0, 2, 1, n * to);
         if sum3 {
             self.send(0, 2, 1, n * wrap);
@@ -275,6 +287,30 @@ impl Traffic {
         } else {
             self.crossing(1, n * wrap);
         }
+    }
+
+    /// Role 2's term goes to role 0, the bit-product correlation to role 1; roles 0 and 1 exchange masked wrap bits, then
+    /// masked results.
+    fn divide_many(&mut self, n: u64, (from, to): (u64, u64), correlation: u64) {
+        self.send(0, 2, 0, n * from);
+        self.send(0, 2, 1, n * correlation);
+        self.send(1, 0, 1, plane_bytes(n));
+        self.send(1, 1, 0, plane_bytes(n));
+        self.send(2, 0, 1, n * to);
+        self.send(2, 1, 0, n * to);
+        self.rounds += 3;
+    }
+
+    /// Bits as ring elements. Of many, role 0 shares its private bit with role 1; roles 1 and 2 exchange the product with
+    /// the third component.
+    fn bit_to_ring(&mut self, n: u64, bytes: u64) {
+        if is_round_cheaper(n, 8 * bytes) {
+            return self.crossing(1, n * bytes);
+        }
+        self.send(0, 0, 1, n * bytes);
+        self.send(1, 2, 1, n * bytes);
+        self.send(1, 1, 2, n * bytes);
+        self.rounds += 2;
     }
 
     /// The sum of `factors` products of `bytes` each, whose one factor roles 0 and 1 know and whose other role 2 knows:
@@ -358,7 +394,9 @@ mod tests {
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (4 * 64, 1));
         // Few elements take few rounds, many take few bits.
-        for (n, w, bits, rounds) in [(800, 5, 33, 1), (800, 17, 1030, 2), (80_000, 17, 112, 4), (800, 64, 605, 5)] {
+        assert_eq!(per_element(&Op::Truncate { by: 16 }, 800_000, true), (3 * 64 + 16 + 2, 3));
+        assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800_000, false), (3 * 64, 2));
+        for (n, w, bits, rounds) in [(800, 5, 33, 1), (800, 17, 147, 3), (80_000, 17, 112, 4), (800, 64, 605, 5)] {
             let op = Op::Msb { width: w, drop: 0 };
             assert_eq!(per_element(&op, n, false), (bits, rounds), "{n} of width {w}");
         }
@@ -368,7 +406,7 @@ mod tests {
     fn carries_are_grouped_by_their_number() {
         assert_eq!(carry_groups(1, 0), Vec::<u8>::new());
         assert_eq!(carry_groups(1, 3), vec![3]);
-        assert_eq!(carry_groups(1, 63), vec![8, 8, 8, 8, 8, 8, 8, 7]);
+        assert_eq!(carry_groups(1, 15), vec![4, 4, 4, 3]);
         for n in [0, 1, 800, 80_000, 1 << 40, u64::MAX] {
             for bits in 0..=63 {
                 let groups = carry_groups(n, bits);

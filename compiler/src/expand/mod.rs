@@ -8,6 +8,7 @@
 
 mod activation;
 mod chebyshev;
+mod inverse;
 mod norm;
 mod quotient;
 mod reciprocal;
@@ -101,11 +102,11 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
             quotient::div(&mut e, x, args[1], Range2 { min: *min_log2, max: *max_log2 }, *scale, result)
         }
         Op::Sqrt { min_log4, max_log4, scale } => {
-            quotient::sqrt(&mut e, x, reciprocal::Range4 { min: *min_log4, max: *max_log4 }, *scale)
+            quotient::sqrt(&mut e, x, inverse::Range4 { min: *min_log4, max: *max_log4 }, *scale)
         }
         Op::Rsqrt { min_log4, max_log4, scale } => {
-            let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
-            reciprocal::rsqrt(&mut e, x, range, 1.0, *scale)
+            let range = inverse::Range4 { min: *min_log4, max: *max_log4 };
+            inverse::rsqrt(&mut e, x, range, *scale)
         }
         Op::Log { min_log2, max_log2, scale } => {
             quotient::log(&mut e, x, Range2 { min: *min_log2, max: *max_log2 }, *scale)
@@ -117,11 +118,11 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         Op::Sigmoid => activation::sigmoid(&mut e, x),
         Op::Erf => activation::erf(&mut e, x),
         Op::RmsNorm { eps, min_log4, max_log4 } => {
-            let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
+            let range = inverse::Range4 { min: *min_log4, max: *max_log4 };
             norm::rms_norm(&mut e, x, f32::from_bits(*eps), range, result)
         }
         Op::LayerNorm { eps, min_log4, max_log4 } => {
-            let range = reciprocal::Range4 { min: *min_log4, max: *max_log4 };
+            let range = inverse::Range4 { min: *min_log4, max: *max_log4 };
             norm::layer_norm(&mut e, x, f32::from_bits(*eps), range, result)
         }
         other => Err(Diagnostic::internal("E0501", format!("{} has no expansion", other.name()))),

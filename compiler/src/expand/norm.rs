@@ -3,7 +3,7 @@
 //! The statistic is the *sum* of squares: `1/√(mean + eps) = √n / √(Σ x² + n·eps)`, so no division by `n` rounds it.
 //! It is kept at a scale at which the smallest variance of the calibrated range still has 12 significant bits.
 
-use super::reciprocal::{Range4, rsqrt};
+use super::inverse::{Inverse, Range4, inverse, most_scale};
 use super::{Emit, fixed};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
@@ -11,7 +11,7 @@ use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits of the row's factor.
-const FACTOR_SCALE: u8 = 22;
+const FACTOR_SCALE: u8 = 24;
 /// Fraction bits of `1/n`.
 const INVERSE_SCALE: u8 = 22;
 
@@ -51,16 +51,20 @@ fn normalise(e: &mut Emit, x: Id, n: u64, eps: f32, mean: Range4, result: (u8, B
     let squares = e.declared(Op::Mul, &[x, x], calibrated)?;
     let sum = e.declared(Op::ReduceSum { axis: last_axis(e, x) }, &[squares], calibrated)?;
     let with_eps = e.declared(Op::AddInt { k: fixed(f64::from(eps) * n as f64, 2 * scale)? }, &[sum], calibrated)?;
-    // Room for the factor 4^−e beside the value in one product.
-    let room = i32::from(bits) - 4 - (2 * (i32::from(range.max) - 1)).max(0);
+    // Room for the factor beside the value in one product.
+    let room = most_scale(bits, 2 * i32::from(range.max));
     let wanted = 16 - 2 * i32::from(range.min);
     let stat_scale = u8::try_from(wanted.clamp(12, i32::from(2 * scale)).min(room)).unwrap_or(0);
     if i32::from(stat_scale) < wanted.min(i32::from(2 * scale)) - 4 {
         return Err(too_wide(mean));
     }
     let stat_bound = u8::try_from(i32::from(stat_scale) + 2 * i32::from(range.max)).unwrap_or(bits - 2);
-    let stat = e.truncate_to(with_eps, stat_scale, stat_bound.min(bits - 2))?;
-    let factor = rsqrt(e, stat, range, libm::sqrt(n as f64), FACTOR_SCALE)?;
+    // The comparisons need no division: they go on beside it.
+    let shared = e.declared(Op::Reshare, &[with_eps], calibrated)?;
+    let stat =
+        if stat_scale == 2 * scale { shared } else { e.truncate_to(shared, stat_scale, stat_bound.min(bits - 2))? };
+    let root = Inverse { gain: libm::sqrt(n as f64), ..range.powers_of_2() };
+    let factor = inverse(e, stat, shared, root, FACTOR_SCALE)?;
     let product = e.op(Op::Mul, &[x, factor])?;
     let (result_bound, from) = result;
     let id = e.truncate_to(product, scale, result_bound)?;

@@ -8,7 +8,8 @@
 //! Comparisons leave out low bits: `v` may begin 2^−6 below 1.
 
 use super::chebyshev::{chebyshev_fit_at, series};
-use super::reciprocal::{Compared, Range4, combine, compare_all, raise, rsqrt};
+use super::inverse::{Range4, rsqrt};
+use super::reciprocal::{Compared, combine, compare_all, raise};
 use super::{Emit, FINE, fixed, softmax};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
@@ -123,7 +124,7 @@ pub(super) fn sqrt(e: &mut Emit, x: Id, range: Range4, out: u8) -> Result<Id> {
     if inverse + scale < out || i32::from(inverse) < max + 8 {
         return Err(too_wide());
     }
-    let root = rsqrt(e, x, range, 1.0, inverse)?;
+    let root = rsqrt(e, x, range, inverse)?;
     let at = |scale: u8| u8::try_from((i32::from(scale) + max + 1).max(1)).unwrap_or(u8::MAX);
     let product = e.guarded(Op::Mul, &[x, root], at(scale + inverse))?;
     e.truncate_to(product, out, at(out))

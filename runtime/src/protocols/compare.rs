@@ -23,7 +23,7 @@
 //! uniform. Role 1 likewise with `k_0`, and what is dealt under `F(k_0)''`. Role 2 receives nothing. An and's message
 //! from role `j` to role `j − 1` is under a mask from `k_{j+1}`, which the receiver does not know.
 
-use ombra_ir::cost::{carry_groups, group_products};
+use ombra_ir::cost::{LARGEST_GROUP, carry_groups, group_products};
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::two_terms;
@@ -140,7 +140,7 @@ async fn crossed_joint(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<
 /// those without it, from the highest bit down: that is the recursion for `G` and `P`.
 fn add_combined(own: &[u64], groups: &[u8], products: &[u64], empty: u64, words: usize, out: &mut [u64]) {
     let (mut bit, mut first, mut result) = (0, 0, 0);
-    let mut x = [0u64; 256];
+    let mut x = [0u64; 1 << LARGEST_GROUP];
     for (g, &bits) in groups.iter().enumerate() {
         let (bits, choices) = (usize::from(bits), 1usize << bits);
         for j in 0..words {

@@ -2,28 +2,76 @@
 //!
 //! Source: conversion and injection of bits of ABY3, 2018/403, §5.4, as crossings.
 //! Parties and adversary: three, one semi-honest corruption. Rounds: 1. Correlation and error: none.
-//! Bits per element: `4ℓ`, and `7ℓ` for a selection. Side channels: no branch or index on a secret.
+//! Bits per element: `4ℓ`, and `7ℓ` for a selection. Of many bits, 2 rounds and `3ℓ`. Side channels: no branch or index on a secret.
 //!
 //! ```text
 //!   b = n ⊕ r with n = b1 at roles 0 and 1, r = b0 ⊕ b2 at role 2;  s = 1 − 2n
 //!   b = n + s·r: a crossing of s and r, and n in component 1
 //!   b·x with x = u + v, u = x1 at roles 0 and 1, v = x0 + x2 at role 2:
 //!     b·x = n·u + s·u·r + n·(v − 2rv) + rv: a crossing of two products, n·u in component 1, and rv is dealt
+//!   many: role 0 has c = b0 ⊕ b1 and sends c1 = c − F(k_0) to role 1; with c0 = F(k_0),
+//!     role 2 sends c0·b2 − F(k_0)' to role 1 and role 1 c1·b2 − F(k_1) to role 2; m is the sum of both
+//!     result (c0 − 2F(k_0)', c1 − 2F(k_1), b2 − 2m)
 //! ```
 //!
 //! Simulator. That of crossings and dealing, which have randomness of their own; everything else is local.
+//! Of many bits, role 1 receives two messages under masks from `k_0`, role 2 one under a mask from `k_1`, role 0 none.
 
 use ombra_ir::Result;
+use ombra_ir::cost::is_round_cheaper;
 
-use super::cross::{Crossing, Dealt, Factors, add_words, begin, deal, two_bits, two_terms};
+use super::cross::{Crossing, Dealt, Factors, add_words, begin, bit, deal, two_bits, two_terms};
 use super::cx::{Cx, Purpose};
 use crate::share::{Bits, Component, Shared};
 
 /// The bits in a ring of `bits`, with scale 0.
 pub async fn bit_to_ring(cx: &Cx, x: &Bits, bits: u8) -> Result<Shared> {
+    if !is_round_cheaper(x.n as u64, bits.into()) {
+        return many_bits_to_ring(cx, x, bits).await;
+    }
     let conversion = Conversion::begin(cx, x, bits)?;
     cx.round().await;
     conversion.end(cx)
+}
+
+async fn many_bits_to_ring(cx: &Cx, x: &Bits, bits: u8) -> Result<Shared> {
+    let n = x.n;
+    let minus_twice = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x.wrapping_sub(y << 1)).collect();
+    let product = |key: u8| cx.draw(key, Purpose::ManyBitProduct, 0, n);
+    match cx.role() {
+        0 => {
+            let c0 = cx.draw(0, Purpose::ManyBit, 0, n)?;
+            let c1: Vec<u64> = (0..n).map(|i| (bit(&x.a, i) ^ bit(&x.b, i)).wrapping_sub(c0[i])).collect();
+            cx.send(1, &c1, bits);
+            cx.round().await;
+            let (e0, e1) = (product(0)?, product(1)?);
+            cx.round().await;
+            Ok(Shared::new(minus_twice(&c0, &e0), minus_twice(&c1, &e1)))
+        }
+        1 => {
+            let e1 = product(1)?;
+            cx.round().await;
+            let c1 = cx.take(0, n, bits)?;
+            let third = product_third(cx, 2, &c1, &x.b, &e1, bits).await?;
+            Ok(Shared::new(minus_twice(&c1, &e1), third))
+        }
+        _ => {
+            let (c0, e0) = (cx.draw(0, Purpose::ManyBit, 0, n)?, product(0)?);
+            cx.round().await;
+            let third = product_third(cx, 1, &c0, &x.a, &e0, bits).await?;
+            Ok(Shared::new(third, minus_twice(&c0, &e0)))
+        }
+    }
+}
+
+/// Component 2 of the result: `b2 − 2m`, where `m` is the sum of `c·b2 − e` here and at `peer`.
+async fn product_third(cx: &Cx, peer: u8, c: &[u64], b2: &[u64], e: &[u64], bits: u8) -> Result<Vec<u64>> {
+    let n = c.len();
+    let own: Vec<u64> = (0..n).map(|i| (c[i] & bit(b2, i).wrapping_neg()).wrapping_sub(e[i])).collect();
+    cx.send(peer, &own, bits);
+    cx.round().await;
+    let other = cx.take(peer, n, bits)?;
+    Ok((0..n).map(|i| bit(b2, i).wrapping_sub(own[i].wrapping_add(other[i]) << 1)).collect())
 }
 
 /// `b·x` of bits and ring elements.
@@ -67,17 +115,17 @@ impl Selection {
     /// Sends the messages. `x` has `times` elements for each bit, all first ones before all second ones.
     pub(super) fn begin(cx: &Cx, b: &Bits, times: usize, x: &Shared, bits: u8) -> Result<Selection> {
         let n = b.n * times;
-        let (bit, x) = (two_bits(cx, &b.a, &b.b, b.n).repeat(times), two_terms(cx, x, n));
-        let product: Vec<u64> = bit.iter().zip(&x).map(|(b, x)| b.wrapping_neg() & x).collect();
+        let (bits_of, x) = (two_bits(cx, &b.a, &b.b, b.n).repeat(times), two_terms(cx, x, n));
+        let product: Vec<u64> = bits_of.iter().zip(&x).map(|(b, x)| b.wrapping_neg() & x).collect();
         let dealt = deal(cx, product.clone(), n, bits, Purpose::Deal)?;
         let factors = match cx.role() {
             2 => {
                 let either = x.iter().zip(&product).map(|(v, rv)| v.wrapping_sub(rv << 1)).collect();
-                Factors::Single(vec![either, bit])
+                Factors::Single(vec![either, bits_of])
             }
             _ => {
-                let signed = x.iter().zip(&bit).map(|(u, n)| u.wrapping_mul(sign(*n))).collect();
-                Factors::Joint(vec![bit, signed])
+                let signed = x.iter().zip(&bits_of).map(|(u, n)| u.wrapping_mul(sign(*n))).collect();
+                Factors::Joint(vec![bits_of, signed])
             }
         };
         Ok(Selection { dealt, crossing: begin(cx, factors, n, bits, 1)?, joint: product })

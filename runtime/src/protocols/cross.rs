@@ -132,7 +132,6 @@ pub(super) fn two_terms(cx: &Cx, x: &Shared, n: usize) -> Vec<u64> {
 
 /// The same of shared bits, in `n` words of 0 and 1.
 pub(super) fn two_bits(cx: &Cx, a: &[u64], b: &[u64], n: usize) -> Vec<u64> {
-    let bit = |plane: &[u64], i: usize| plane[i / 64] >> (i % 64) & 1;
     (0..n)
         .map(|i| match cx.role() {
             0 => bit(b, i),
@@ -140,6 +139,11 @@ pub(super) fn two_bits(cx: &Cx, a: &[u64], b: &[u64], n: usize) -> Vec<u64> {
             _ => bit(a, i) ^ bit(b, i),
         })
         .collect()
+}
+
+/// Bit `i` of a plane.
+pub(super) fn bit(plane: &[u64], i: usize) -> u64 {
+    plane[i / 64] >> (i % 64) & 1
 }
 
 /// Adds `y` to every word of `x`.

@@ -61,6 +61,20 @@ pub enum Purpose {
     TruncateBit,
     /// Masks of both shares of the wrap, which are components 0 and 2 of it.
     TruncateWrap,
+    /// What masks role 2's term where many are divided.
+    ManyTerm,
+    /// Mask of role 0's wrap bit there.
+    ManyWrap0,
+    /// Mask of role 1's wrap bit there.
+    ManyWrap1,
+    /// Role 0's share of the product of the two masks.
+    ManyProduct,
+    /// Components 0 and 2 of what many are divided into.
+    ManyOut,
+    /// Component 0 of the bits of role 0's sum where many bits are converted.
+    ManyBit,
+    /// Masks of its product with the third component.
+    ManyBitProduct,
     /// Zero sharing that masks resharing.
     Reshare,
     /// Component 0 of what role 2 deals.

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod convert;
 mod cross;
 pub mod cx;
+mod divide_many;
 pub mod embed;
 pub mod input;
 pub mod local;

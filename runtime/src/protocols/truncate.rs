@@ -4,7 +4,7 @@
 //! ring: Dalskov, Escudero and Keller, 2019/131, §5.2, and 2020/1330, §3.3; here the mask is a term of the value itself.
 //! Parties and adversary: three, one semi-honest corruption.
 //! Rounds and bits per element, where `w` is `f` rounded up to whole bytes: of a sharing or two terms 1 and `ℓ + 4w`, of
-//! three terms 2 and `3ℓ + 3w`. Correlation: none.
+//! three terms 2 and `3ℓ + 3w`, or as in [`divide_many`]. Correlation: none.
 //! Error: the result is `⌊x / 2^f⌋` or one more. Over the terms' randomness the chance of one more is `d / 2^f`, where
 //! `d` is the dropped part `x mod 2^f`: the mean of the result is `x / 2^f`. Which of both it is depends on the terms: the
 //! functionality is the weaker one that rounds by the shares.
@@ -29,10 +29,12 @@
 //! every mask is used once: all are uniform. `m` says nothing of `x`: it is a component that both hold, or such a term
 //! times public values, or the sum of Z_0 and Z_1, which is uniform because neither knows the mask of Z_2.
 
+use ombra_ir::cost::is_round_cheaper;
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::{Dealt, Factors, add_words, begin, deal};
 use super::cx::{Cx, Purpose};
+use super::divide_many;
 use super::reshare::{Operand, own_term};
 use crate::share::{Component, Shared, ring_mask};
 
@@ -55,16 +57,21 @@ pub async fn extend(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, out: u8) -> Res
 
 /// `x / 2^by` for `x` in a ring of `bits`, as an element of a ring of `out` bits.
 #[derive(Clone, Copy)]
-struct Division {
-    bits: u8,
-    by: u8,
-    out: u8,
+pub(super) struct Division {
+    pub(super) bits: u8,
+    pub(super) by: u8,
+    pub(super) out: u8,
 }
 
 impl Division {
     /// Bits of the ring of the wrap: whole bytes, so that what is sent is uniform.
-    fn wrap_bits(self) -> u8 {
+    pub(super) fn wrap_bits(self) -> u8 {
         (self.out - (self.bits - self.by)).div_ceil(8) * 8
+    }
+
+    /// Ring mask, a quarter of the ring, the sign bit's position, and the weight of the wrap, `2^(bits − by)`.
+    pub(super) fn constants(self) -> (u64, u64, u32, u64) {
+        (ring_mask(self.bits), 1 << (self.bits - 2), u32::from(self.bits - 1), self.weight())
     }
 
     /// `m` from its sum, with a quarter of the ring.
@@ -91,6 +98,9 @@ impl Division {
 async fn divide(cx: &Cx, x: Operand<'_>, n: usize, division: Division) -> Result<Shared> {
     let three = x.has_three_terms();
     let mut term = own_term(cx, x, n);
+    if three && !is_round_cheaper(n as u64, 2 * u64::from(division.wrap_bits())) {
+        return divide_many::divide(cx, term, n, division).await;
+    }
     if three {
         cx.add_zero_share(Purpose::TruncateTerm, &mut term);
     }

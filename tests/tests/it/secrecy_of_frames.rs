@@ -78,7 +78,7 @@ fn received_bytes_look_uniform() {
             let total: u64 = counts.iter().sum();
             let statistic = chi_square(counts);
             println!("{} from {}: {total} bytes, chi-square {statistic:.1}", receiver.name(), sender.name());
-            assert!(total > 256 * 100, "too little to judge");
+            assert!(total > 256 * 8, "too little to judge");
             assert!(statistic < ALARM, "{} from {}: {statistic}", receiver.name(), sender.name());
         }
     }

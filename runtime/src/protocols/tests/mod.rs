@@ -2,6 +2,7 @@
 
 mod compare;
 mod linear;
+mod many;
 mod rows;
 mod transcript;
 mod truncate;
