@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ombra_compiler::attention::{attentions, describe};
 use ombra_compiler::calibrate::drawn_inputs;
 use ombra_compiler::graph::{Graph, eval};
 use ombra_compiler::import::load_weight;
@@ -81,6 +82,12 @@ fn merged_models_are_those_that_onnx_runtime_ran() {
         assert_eq!(expected["sha256"].as_str(), Some(digest.as_str()), "{name}: ONNX Runtime ran another file");
 
         let merged = read_again(&merged, &model);
+        let graph = graph_of(&merged, base.as_ref());
+        for found in attentions(&graph) {
+            let found = found.unwrap_or_else(|miss| panic!("{name}: {}", miss.why));
+            let wanted = expected["layers"].get(found.layer.expect("layers have numbers").to_string());
+            assert_eq!(describe(&graph, &found, &[]).merged, wanted.map_or(1, |_| factor), "{name}");
+        }
         let sets: Vec<_> = (0..3).map(|k| test_set(original, k).expect("the set is bundled")).collect();
         let wanted = |k: usize| {
             let file = corpus::folder("../merged").join(name).join(format!("output_{k}.pb"));
