@@ -25,9 +25,8 @@ pub(super) fn query_heads(graph: &Graph, scores: ValueId) -> Option<(usize, Dim)
 
 /// The size of the batch, from the model's tokens.
 fn batch_of(graph: &Graph) -> Option<Dim> {
-    let is_tokens = |id: &ValueId| match graph.op(*id) {
-        Some(Op::Input { role: InputRole::TokenIds | InputRole::Embeddings, .. }) => true,
-        _ => false,
+    let is_tokens = |id: &ValueId| {
+        matches!(graph.op(*id), Some(Op::Input { role: InputRole::TokenIds | InputRole::Embeddings, .. }))
     };
     graph.shape(graph.inputs.iter().copied().find(is_tokens)?).first().cloned()
 }
