@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ombra_compiler::attention::{attentions, describe};
+use ombra_compiler::attention::{Attention, attentions, describe};
 use ombra_compiler::calibrate::drawn_inputs;
 use ombra_compiler::graph::{Graph, eval};
 use ombra_compiler::import::load_weight;
 use ombra_compiler::inspect::{Report, inspect};
-use ombra_compiler::merge_heads::find::{Attention, attentions};
+use ombra_compiler::merge_heads::find::mergeable;
 use ombra_compiler::merge_heads::{Grouping, Merged, Options, merge_heads, write};
 use ombra_compiler::onnx::{ExternalWriter, Model, write_model};
 use ombra_compiler::pipeline::{self, analyse};
@@ -188,7 +188,8 @@ fn merged_attention_is_its_formula() {
         let (old, new_model) = (graph_of(&model, base.as_ref()), read_again(&merged, &model));
         let new = graph_of(&new_model, base.as_ref());
         let inputs = drawn_inputs(&old, 1, 12).expect("tokens can be drawn").remove(0);
-        let private: Vec<Attention> = attentions(&old).into_iter().flatten().filter(|a| a.private).collect();
+        let private = mergeable(&old).into_iter().flatten().filter(|m| m.private);
+        let private: Vec<Attention> = private.map(|m| m.attention).collect();
         assert_eq!(private.len(), merged.report.layers.len());
         for (index, (attention, layer)) in private.iter().zip(&merged.report.layers).enumerate() {
             let value = |id| old.node(id).expect("it is in the graph").origin.value.clone();
