@@ -144,7 +144,6 @@ pub(super) fn inverse(e: &mut Emit, x: Id, like: Id, of: Inverse, out: u8) -> Re
     let [b0, b1, b2, b3] = coefficients(table.rho);
     let results: Vec<i64> =
         table.results.iter().map(|&y| fixed(of.gain * b0 * y, formats.result)).collect::<Result<_>>()?;
-    let magnitude = |k: &[i64]| k.iter().map(|k| (64 - k.unsigned_abs().leading_zeros()) as u8).max().unwrap_or(1);
     let (largest, work) = (magnitude(&results), formats.result);
     let bit = compare(e, like, &table, of)?;
     let factor = choose(e, x, bit, &table.factors, (formats.factor, magnitude(&table.factors)))?;
@@ -192,8 +191,10 @@ fn compare(e: &mut Emit, x: Id, table: &Table, of: Inverse) -> Result<Id> {
     let flat = e.op(Op::Reshape { shape: column }, &[x])?;
     let lower = if drop > 0 { 1i64 << drop } else { 0 };
     let thresholds: Vec<i64> = table.thresholds.iter().map(|&t| Ok(fixed(t, scale)? - lower)).collect::<Result<_>>()?;
-    let limits = constant(e, &thresholds, (bits, scale, bound))?;
-    let all = e.op(Op::Sub, &[flat, limits])?;
+    let limits = constant(e, &thresholds, bits, scale)?;
+    let (_, _, most) = e.ring(limits)?;
+    // Neither is negative.
+    let all = e.guarded(Op::Sub, &[flat, limits], bound.max(most))?;
     let (_, _, bound) = e.ring(all)?;
     let below = e.op(Op::Msb { width: bound + 1 + u8::from(drop > 0), drop }, &[all])?;
     let not = e.op(Op::Not, &[below])?;
@@ -211,12 +212,17 @@ fn choose(e: &mut Emit, like: Id, bit: Id, entries: &[i64], (scale, bound): (u8,
         at += step;
         steps.push(step);
     }
-    let steps = constant(e, &steps, (bits, 0, bound))?;
+    let steps = constant(e, &steps, bits, 0)?;
     let terms = e.guarded(Op::Mul, &[bit, steps], bound)?;
     let sum = e.guarded(Op::ReduceSum { axis: shape.len() as u8 }, &[terms], bound)?;
     let sum = e.op(Op::Reshape { shape }, &[sum])?;
     let read = e.op(Op::SetScale { scale }, &[sum])?;
     e.guarded(Op::AddInt { k: entries[0] }, &[read], bound)
+}
+
+/// Bits of the greatest of integers.
+fn magnitude(values: &[i64]) -> u8 {
+    values.iter().map(|k| (64 - k.unsigned_abs().leading_zeros()) as u8).max().unwrap_or(1).max(1)
 }
 
 /// The nearest integer that a float holds exactly.
@@ -227,7 +233,8 @@ fn exact(k: i64) -> i64 {
 }
 
 /// Public integers in a ring: what a float holds of them.
-fn constant(e: &mut Emit, values: &[i64], (bits, scale, bound): (u8, u8, u8)) -> Result<Id> {
+fn constant(e: &mut Emit, values: &[i64], bits: u8, scale: u8) -> Result<Id> {
+    let bound = magnitude(values) + 1;
     let floats = values.iter().map(|&k| libm::ldexp(exact(k) as f64, -i32::from(scale)) as f32).collect();
     let tensor = Tensor::f32(&[values.len()], floats)?;
     let value = e.module.public.push(plain::Op::Constant(tensor), Vec::new())?;

@@ -461,7 +461,8 @@ fn every_party_ends_when_one_fails() {
     assert_eq!(codes(&given(vec![floats(&[3], 1.0, 0.5)]), &own), ["E0705", "E0813", "E0705"]);
 }
 
-/// A message of a wrong size or in a wrong round ends the run at every party, in an error that names op and peer.
+/// A message of a wrong size or in a wrong round ends the run at every party that waits for more, in an error that names
+/// op and peer.
 #[test]
 fn faulty_messages_end_the_run() {
     let none = Tensors::default();
@@ -479,7 +480,9 @@ fn faulty_messages_end_the_run() {
     check(&module, &given, &none, &none, 0.1);
     for fault in [Fault::Truncated, Fault::Oversized, Fault::Reordered] {
         let errors = run_faulty(&module, &given, &none, &none, fault);
-        let errors: Vec<Diagnostic> = errors.into_iter().map(|r| r.err().unwrap()).collect();
+        // Who waits for nothing after the fault may end well.
+        let errors: Vec<Diagnostic> = errors.into_iter().filter_map(|r| r.err()).collect();
+        assert!(errors.len() >= 2, "{fault:?}: {errors:?}");
         let found = errors.iter().find(|e| e.code == "E0703").unwrap_or_else(|| panic!("{fault:?}: {errors:?}"));
         let place = found.place.clone().unwrap_or_default();
         assert!(place.contains("truncate of node2") && place.ends_with("with server"), "{place}");
