@@ -117,6 +117,31 @@ fn connectives_of_secret_and_public_truth_values() {
     }
 }
 
+#[test]
+fn what_the_client_decides_for_secret_values_is_decided_on_shares() {
+    let (a, b, c) = (halves(0), halves(7), halves(11));
+    let small = || {
+        Small::new()
+            .client("a", (&SHAPE, a.clone()))
+            .weight("b", (&SHAPE, b.clone()))
+            .secret("c", (&SHAPE, c.clone()))
+            .floats("zero", &[0.0])
+            .floats("one", &[1.0])
+            .node("Less", &["a", "zero"], "p", vec![])
+            .node("Equal", &["a", "one"], "q", vec![])
+            .node("Or", &["p", "q"], "r", vec![])
+    };
+    let either = |x: f64| x < 0.0 || x == 1.0;
+    let chosen: Vec<f64> = (0..32).map(|i| if either(a[i]) { b[i] } else { c[i] }).collect();
+    small().node("Where", &["r", "b", "c"], "y", vec![]).check("client's choice", &chosen, 5e-5);
+    let both: Vec<f64> = (0..32).map(|i| truth(either(a[i]) && c[i] > b[i])).collect();
+    small().node("Greater", &["c", "b"], "s", vec![]).node("And", &["r", "s"], "y", vec![]).check(
+        "client's and secret",
+        &both,
+        0.0,
+    );
+}
+
 fn float(name: &str, f: f32) -> AttributeProto {
     AttributeProto { name: name.into(), type_: AttributeType::FLOAT.into(), f, ..AttributeProto::default() }
 }
