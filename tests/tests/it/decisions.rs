@@ -20,11 +20,13 @@ fn truth(b: bool) -> f64 {
     f64::from(u8::from(b))
 }
 
+type Comparison = fn(f64, f64) -> bool;
+
 #[test]
 fn an_input_is_compared_with_a_private_weight() {
     let (a, b) = (halves(0), halves(7));
     assert!(a.iter().zip(&b).any(|(a, b)| a == b), "there are ties");
-    let cases: [(&str, fn(f64, f64) -> bool); 5] = [
+    let cases: [(&str, Comparison); 5] = [
         ("Less", |a, b| a < b),
         ("LessOrEqual", |a, b| a <= b),
         ("Greater", |a, b| a > b),
