@@ -47,17 +47,12 @@ pub fn bind_step(compiled: &Compiled, inputs: &BTreeMap<String, Tensor>) -> Resu
 pub fn step(compiled: &Compiled, model: &Model, inputs: &BTreeMap<String, Tensor>) -> Result<Outcome> {
     let bound = bind_step(compiled, inputs)?;
     let weights = |name: &str| load_weight(model, name);
-    // What the client computes in plaintext: every value of its region, by ONNX name.
-    let wanted: Vec<String> = compiled.plan.module.inputs.iter().map(|i| i.name.clone()).collect();
+    // What the client computes in plaintext.
     let mut known: BTreeMap<String, Tensor> = inputs.clone();
     let mut found = BTreeMap::new();
     eval::visit(&compiled.graph, &weights, inputs, &mut |id, tensor| {
-        if let Ok(node) = compiled.graph.node(id)
-            && node.owner == ombra_compiler::graph::Owner::Client
-            && let Some(name) = ombra_compiler::client_region::name_of(&compiled.graph, id)
-            && wanted.contains(&name)
-        {
-            found.insert(name, tensor.clone());
+        if let Some((name, _)) = compiled.inputs.iter().find(|(_, v)| **v == id) {
+            found.insert(name.clone(), tensor.clone());
         }
     })?;
     known.extend(found);

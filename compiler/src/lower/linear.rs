@@ -296,6 +296,7 @@ impl Lower<'_> {
                 .note("expected the model's input_ids as they are"));
         };
         let slot = self.module.inputs.len() as u32;
+        self.inputs.insert(name.clone(), v);
         self.module.inputs.push(ombra_ir::module::InputSlot {
             name: name.clone(),
             dtype: node.dtype,
