@@ -2,17 +2,21 @@
 //! model and the lengths of the paper, and compared with `benchmarks/marill/README.md`.
 //!
 //! The 3B model is generated without its weights, every form of it is made by `advise` and compiled for its costs. Nothing
-//! here is timed: seconds are those that messages take on the paper's network by the model of `ombra_ir::network`.
+//! here is timed: seconds are those that messages take on the paper's network by the model of `ombra_ir::network`, and
+//! those that computing takes besides by a machine profile in `benchmarks/results`.
 //! `OMBRA_BLESS=1 cargo test -p ombra-bench --test marill` writes the table anew.
 
-use ombra_compiler::advise::{Prediction, Request, Variant, plan_of_variant, predict};
+mod common;
+
+use common::{Folder, three_billion};
+use ombra_compiler::advise::{Prediction, Request, StepCost, Variant, plan_of_variant, predict};
 use ombra_compiler::inspect::size;
-use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, analyse, compile};
-use ombra_examples::generate::{Llama, Seeds, write_llama};
+use ombra_examples::generate::{Llama, Seeds};
 use ombra_ir::network::Network;
+use ombra_ir::profile::Profile;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The network of the paper's measurements: 16 Gbps, 0.1 ms (§6).
 const NETWORK: &str = "16Gbps,0.1ms";
@@ -20,35 +24,6 @@ const NETWORK: &str = "16Gbps,0.1ms";
 const LENGTH: u64 = 2048;
 /// Rank of adapters (§6.2).
 const RANK: u32 = 64;
-
-/// openLLaMA-3B's shape.
-fn three_billion() -> Llama {
-    let seeds = Seeds { no_weights: true, ..Seeds::default() };
-    Llama { layers: 26, hidden: 3200, heads: 32, kv_heads: 32, ff: 8640, vocab: 32000, seeds, ..Llama::default() }
-}
-
-/// A folder that is removed with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("ombra-marill-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a temporary folder can be made");
-        Folder(path)
-    }
-
-    fn model(&self, shape: &Llama) -> Model {
-        let path = self.0.join("model.onnx");
-        write_llama(shape, &path).unwrap_or_else(|e| panic!("{e}"));
-        Model::read_for_costs(&path).unwrap_or_else(|e| panic!("{e}"))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn request() -> Request {
     let network = Network::parse(NETWORK).expect("it is a network").expect("and not none");
@@ -85,59 +60,79 @@ const ROWS: &[Row] = &[
     Row { private_layers: Some(13), rank: None, merged: 4, two_relu: true, paper: ["6.9", "8.5", ""] },
 ];
 
-fn seconds(step: &ombra_compiler::advise::StepCost) -> f64 {
+fn seconds(step: &StepCost) -> f64 {
     step.seconds.get(NETWORK).copied().expect("the network was asked for")
 }
 
+/// The profile of a machine with two cores, all three parties on it.
+fn machine() -> Profile {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/2026-11-20-zen5-2cores/machine.json");
+    let text = std::fs::read_to_string(path).expect("the profile is there");
+    serde_json::from_str(&text).expect("it is a profile")
+}
+
+/// What one step of a form costs.
+struct Step {
+    bytes: u64,
+    rounds: u32,
+    messages_s: f64,
+    all_s: f64,
+}
+
+/// What a form costs: a prompt, a further token, and sharing its private weights.
+struct Costs {
+    prompt: Step,
+    token: Step,
+    setup_bytes: u64,
+}
+
 fn table() -> String {
-    let folder = Folder::new("table");
+    let folder = Folder::new("marill-table");
     let model = folder.model(&three_billion());
     let options = Options::default();
     let analysed = analyse(&model, None, &options).unwrap_or_else(|e| panic!("{}", e[0]));
-    let of = |variant: &Variant| -> Prediction {
+    let (of_messages, of_all) = (request(), Request { machine: Some(machine()), ..request() });
+    let of = |variant: &Variant| -> Costs {
         let plan = plan_of_variant(&model, &analysed, variant, &options).unwrap_or_else(|e| panic!("{}", e[0]));
-        predict(&plan, variant, &request()).unwrap_or_else(|e| panic!("{e}"))
+        let [messages, all] =
+            [&of_messages, &of_all].map(|r| predict(&plan, variant, r).unwrap_or_else(|e| panic!("{e}")));
+        let step = |a: &StepCost, b: &StepCost| Step {
+            bytes: a.bytes,
+            rounds: a.rounds,
+            messages_s: seconds(a),
+            all_s: seconds(b),
+        };
+        let token = messages.decode.as_ref().zip(all.decode.as_ref()).map(|(a, b)| step(a, b));
+        Costs {
+            prompt: step(&messages.prefill, &all.prefill),
+            token: token.expect("the model keeps a cache"),
+            setup_bytes: messages.setup_bytes,
+        }
     };
     let full = of(&Variant::default());
-    let decode = |p: &Prediction| p.decode.clone().expect("the model keeps a cache");
-    let factors = |p: &Prediction| -> [f64; 4] {
-        let (a, b) = (decode(&full), decode(p));
-        [
-            seconds(&full.prefill) / seconds(&p.prefill),
-            full.prefill.bytes as f64 / p.prefill.bytes as f64,
-            seconds(&a) / seconds(&b),
-            a.bytes as f64 / b.bytes as f64,
-        ]
+    // Of both steps: messages' time, all time, communication.
+    let factors = |c: &Costs| -> [[f64; 3]; 2] {
+        [(&full.prompt, &c.prompt), (&full.token, &c.token)].map(|(full, own)| {
+            [full.messages_s / own.messages_s, full.all_s / own.all_s, full.bytes as f64 / own.bytes as f64]
+        })
     };
     let mut out = String::new();
     let line = |out: &mut String, text: String| {
         let _ = writeln!(out, "{text}");
     };
-    let absolute = |name: &str, p: &Prediction| {
-        let d = decode(p);
-        format!(
-            "| {name} | {} | {} | {:.1} | {} | {} | {:.3} | {} |",
-            size(p.prefill.bytes),
-            p.prefill.rounds,
-            seconds(&p.prefill),
-            size(d.bytes),
-            d.rounds,
-            seconds(&d),
-            size(p.setup_bytes)
-        )
+    let absolute = |name: &str, c: &Costs| {
+        let step = |s: &Step| format!("{} | {} | {:.3} | {:.2}", size(s.bytes), s.rounds, s.messages_s, s.all_s);
+        format!("| {name} | {} | {} | {} |", step(&c.prompt), step(&c.token), size(c.setup_bytes))
     };
-    line(&mut out, "Absolute, all parties together:\n".into());
-    line(
-        &mut out,
-        "| form | prompt: bytes | rounds | message seconds | token: bytes | rounds | message seconds | set-up |".into(),
-    );
-    line(&mut out, "|---|---|---|---|---|---|---|---|".into());
+    line(&mut out, "Absolute, all parties together; seconds are those of messages, then with computing:\n".into());
+    line(&mut out, "| form | prompt: bytes | rounds | messages, s | all, s | token: bytes | rounds | messages, s | all, s | set-up |".into());
+    line(&mut out, "|---|---|---|---|---|---|---|---|---|---|".into());
     line(&mut out, absolute("full", &full));
     let mut relative = String::new();
     let mut frozen = String::new();
     for (layers, paper) in FROZEN {
-        let p = of(&Variant { private_layers: Some(*layers), ..Variant::default() });
-        let ours = factors(&p);
+        let [prompt, token] = factors(&of(&Variant { private_layers: Some(*layers), ..Variant::default() }));
+        let ours = [prompt[0], prompt[2], token[0], token[2]];
         let cells: Vec<String> = ours.iter().zip(paper).map(|(o, p)| format!("{o:.2} | {p:.1}")).collect();
         line(&mut frozen, format!("| {layers} of 26 | {} |", cells.join(" | ")));
     }
@@ -149,28 +144,31 @@ fn table() -> String {
             two_relu: row.two_relu,
             relu: false,
         };
-        let p = of(&variant);
-        line(&mut out, absolute(&variant.name(), &p));
-        let [time, bytes, token_time, token_bytes] = factors(&p);
+        let costs = of(&variant);
+        line(&mut out, absolute(&variant.name(), &costs));
+        let [prompt, token] = factors(&costs).map(|[messages, all, bytes]| [bytes, messages, all]);
         let [paper_time, paper_bytes, paper_token] = row.paper;
         line(
             &mut relative,
             format!(
-                "| {} | {bytes:.2} | {paper_bytes} | {time:.2} | {paper_time} | {token_bytes:.2} | {token_time:.2} | {paper_token} |",
-                variant.name()
+                "| {} | {:.2} | {paper_bytes} | {:.2} | {:.2} | {paper_time} | {:.2} | {:.2} | {:.2} | {paper_token} |",
+                variant.name(),
+                prompt[0],
+                prompt[1],
+                prompt[2],
+                token[0],
+                token[1],
+                token[2],
             ),
         );
     }
     line(&mut out, "\nFactors over full, as layers are frozen (the paper's table 2, three parties):\n".into());
-    line(&mut out, "| private layers | prompt: time | paper | communication | paper | token: time | paper | communication | paper |".into());
+    line(&mut out, "| private layers | prompt: messages' time | paper | communication | paper | token: messages' time | paper | communication | paper |".into());
     line(&mut out, "|---|---|---|---|---|---|---|---|---|".into());
     out += &frozen;
     line(&mut out, "\nFactors over full, by technique (the paper's figure 4 and table 1):\n".into());
-    line(
-        &mut out,
-        "| form | prompt: communication | paper | time | paper | token: communication | time | paper |".into(),
-    );
-    line(&mut out, "|---|---|---|---|---|---|---|---|".into());
+    line(&mut out, "| form | prompt: communication | paper | messages' time | all time | paper's time | token: communication | messages' time | all time | paper's time |".into());
+    line(&mut out, "|---|---|---|---|---|---|---|---|---|---|".into());
     out += &relative;
     out
 }
@@ -197,7 +195,7 @@ fn the_table_is_the_one_on_file() {
 #[test]
 fn generated_forms_cost_what_is_predicted() {
     let small = Llama { layers: 4, hidden: 64, heads: 8, kv_heads: 8, ff: 96, vocab: 100, ..three_billion() };
-    let folder = Folder::new("forms");
+    let folder = Folder::new("marill-forms");
     let options = Options { assume: true, ..Options::default() };
     let full = folder.model(&small);
     let analysed = analyse(&full, None, &options).unwrap_or_else(|e| panic!("{}", e[0]));

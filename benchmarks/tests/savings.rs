@@ -2,6 +2,9 @@
 //!
 //! `OMBRA_BLESS=1 cargo test -p ombra-bench --test savings` writes the tables anew; read the difference.
 
+mod common;
+
+use common::{Folder, three_billion};
 use ombra_compiler::inspect::size;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, compile};
@@ -12,15 +15,24 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// A fine-tuned model and its base, by their folders in the corpus.
-const CASES: &[(&str, &str)] = &[
-    ("llama-trained/frozen", "llama-trained/base"),
-    ("llama-trained/lora", "llama-trained/base"),
-    ("llama-trained/full", "llama-trained/base"),
-    ("gpt2-pair/frozen", "gpt2-pair/base"),
-    ("gpt2-pair/lora", "gpt2-pair/base"),
-    ("gpt2-pair/full", "gpt2-pair/base"),
+/// A fine-tuned model and its base, by their folders in the corpus; without a base a form of the 3B model, whose weights
+/// are not there: what is private is said by name.
+const CASES: &[(&str, Option<&str>)] = &[
+    ("llama-trained/frozen", TRAINED),
+    ("llama-trained/lora", TRAINED),
+    ("llama-trained/full", TRAINED),
+    ("gpt2-pair/frozen", GPT2),
+    ("gpt2-pair/lora", GPT2),
+    ("gpt2-pair/full", GPT2),
+    ("3b/frozen", None),
+    ("3b/lora", None),
+    ("3b/full", None),
 ];
+const TRAINED: Option<&str> = Some("llama-trained/base");
+const GPT2: Option<&str> = Some("gpt2-pair/base");
+/// The first private layer of the frozen 3B model, and the rank of adapters of the other one.
+const FROZEN_LAYERS: usize = 13;
+const RANK: usize = 64;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("savings")
@@ -36,21 +48,50 @@ fn read(name: &str) -> Model {
 }
 
 /// Counted once for all tests.
-fn counted(model: &str, base: &str) -> Vec<Saving> {
+fn counted(model: &str, base: Option<&str>) -> Vec<Saving> {
     static DONE: Mutex<BTreeMap<String, Vec<Saving>>> = Mutex::new(BTreeMap::new());
     let mut done = DONE.lock().expect("no test panics while it counts");
     done.entry(model.to_string()).or_insert_with(|| count(model, base)).clone()
 }
 
-fn count(model: &str, base: &str) -> Vec<Saving> {
-    let (model, base, options) = (read(model), read(base), Options::default());
-    let plan = compile(&model, Some(&base), &options).expect("the corpus compiles").plan;
-    savings(&model, Some(&base), &options, &plan).unwrap_or_else(|e| panic!("{}", e[0]))
+fn count(name: &str, base: Option<&str>) -> Vec<Saving> {
+    let mut options = Options::default();
+    let (model, base) = match base {
+        Some(base) => (read(name), Some(read(base))),
+        None => (without_weights(name, &mut options), None),
+    };
+    let plan = compile(&model, base.as_ref(), &options).unwrap_or_else(|e| panic!("{name}: {}", e[0])).plan;
+    savings(&model, base.as_ref(), &options, &plan).unwrap_or_else(|e| panic!("{name}: {}", e[0]))
+}
+
+/// The 3B model in a form, and what is private in it.
+fn without_weights(form: &str, options: &mut Options) -> Model {
+    let mut shape = three_billion();
+    let private: Vec<String> = match form {
+        "3b/full" => vec!["model.*".into(), "lm_head*".into()],
+        "3b/lora" => {
+            shape.lora = Some(RANK);
+            vec!["*lora*".into()]
+        }
+        _ => {
+            let layers = (FROZEN_LAYERS..shape.layers).map(|layer| format!("model.layers.{layer}.*"));
+            layers.chain(["model.norm*".into(), "lm_head*".into()]).collect()
+        }
+    };
+    options.overrides.private = private;
+    options.overrides.public = vec!["*".into()];
+    Folder::new(&format!("savings-{}", form.replace('/', "-"))).model(&shape)
 }
 
 /// Two tables for every step: bytes and rounds after each pass, and bytes by kind.
-fn tables(model: &str, base: &str, savings: &[Saving]) -> String {
-    let mut out = format!("# What each pass saves: {model} against {base}\n\n");
+fn tables(model: &str, base: Option<&str>, savings: &[Saving]) -> String {
+    let against = match (base, model) {
+        (Some(base), _) => format!("{model} against {base}"),
+        (None, "3b/full") => "the 3B model, all private".into(),
+        (None, "3b/lora") => format!("the 3B model, adapters of rank {RANK} private"),
+        (None, _) => format!("the 3B model, {FROZEN_LAYERS} of its 26 layers public"),
+    };
+    let mut out = format!("# What each pass saves: {against}\n\n");
     out += "Exact bytes of all parties and rounds of one step, after each pass and the ones before it.\n";
     for (i, step) in savings[0].steps.iter().enumerate() {
         let dims = step.dims.iter().map(|(n, v)| format!("{n} {v}")).collect::<Vec<_>>().join(", ");
@@ -80,7 +121,7 @@ fn savings_of_models_are_those_on_file() {
     let bless = std::env::var_os("OMBRA_BLESS").is_some();
     let mut wrong = Vec::new();
     for (model, base) in CASES {
-        let savings = counted(model, base);
+        let savings = counted(model, *base);
         assert_eq!(savings[0].pass, NAIVE);
         for saving in &savings {
             for step in &saving.steps {
@@ -89,7 +130,7 @@ fn savings_of_models_are_those_on_file() {
             }
         }
         let path = folder().join(file_of(model));
-        let found = tables(model, base, &savings);
+        let found = tables(model, *base, &savings);
         if bless {
             std::fs::write(&path, &found).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         }
@@ -147,7 +188,7 @@ fn every_pass_saves_something_somewhere() {
     // These exports are written in the cheapest of equal ways; `tests/tests/it/rewrites.rs` has some that are not.
     idle.remove(Pass::Rewrites.name());
     for (model, base) in CASES {
-        let savings = counted(model, base);
+        let savings = counted(model, *base);
         for pair in savings.windows(2) {
             let saved = |a: &StepCost, b: &StepCost| b.total_bytes() < a.total_bytes() || b.rounds < a.rounds;
             if pair[0].steps.iter().zip(&pair[1].steps).any(|(a, b)| saved(a, b)) {

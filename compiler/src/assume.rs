@@ -4,7 +4,7 @@
 //! defaults are those of trained decoders of common sizes: activations below 2^5, weights below 2, norm statistics
 //! between 2^-8 and 2^8. As with measured ranges the margin comes on top. A plan with assumed ranges never runs.
 
-use crate::calibrate::{Moments, Ranges, Rows};
+use crate::calibrate::{Moments, Ranges, Rows, Size, divisors};
 use crate::graph::{Graph, InputRole, Op, Owner};
 use ombra_ir::plain::DType;
 
@@ -12,13 +12,13 @@ use ombra_ir::plain::DType;
 pub const ACTIVATION: f64 = 31.0;
 /// Greatest element of a weight, and of what is computed from weights alone.
 pub const WEIGHT: f64 = 1.0;
-/// Least and greatest row statistic of a norm.
+/// Least and greatest row statistic of a norm; no divisor is less than the least one.
 pub const ROW: (f64, f64) = (1.0 / 256.0, 256.0);
 
 /// Every default in words, for reports.
 pub fn in_words() -> String {
     format!(
-        "activations below {}, weights at most {WEIGHT}, norm statistics from {} to {}",
+        "activations below {}, weights at most {WEIGHT}, norm statistics from {} to {}, divisors from the least of these",
         ACTIVATION + 1.0,
         ROW.0,
         ROW.1
@@ -46,6 +46,9 @@ pub fn assume(graph: &Graph) -> Ranges {
             }
             _ => {}
         }
+    }
+    for id in divisors(graph) {
+        ranges.sizes.insert(id, Size { least: ROW.0, log: Moments::default() });
     }
     ranges
 }

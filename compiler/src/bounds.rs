@@ -3,13 +3,15 @@
 //! A bound that no interval proves is taken from calibration: the power of two above the greatest value seen, times
 //! `2^margin`. That it holds for other inputs is an assumption; here it gets a number. Every element is taken as
 //! sub-Gaussian about the mean that calibration saw, with the deviation that it saw, so that
-//! `P(|x| ≥ B) ≤ 2 exp(−((B − |mean|) / deviation)² / 2)`; for a norm, the root of a row's statistic has such a tail
-//! upwards and its logarithm downwards. The probabilities of all elements of all values of one step at the largest
-//! sizes are added up (union bound).
+//! `P(|x| ≥ B) ≤ 2 exp(−((B − |mean|) / deviation)² / 2)`; an exponent has its upper tail alone. The logarithm of what must
+//! not vanish, of a divisor or a row's statistic in a norm, has such a tail downwards, and the root of a row's statistic
+//! upwards. A divisor of both signs has no such logarithm: near zero its density is taken to be at most that of a normal
+//! distribution with its deviation. One whose sign calibration saw, and nothing proves, may also have the other one. The
+//! probabilities of all elements of all values of one step at the largest sizes are added up (union bound).
 
 use crate::calibrate::{Moments, Ranges};
 use crate::graph::Graph;
-use crate::lower::{Assumed, Quantity};
+use crate::lower::{Assumed, Quantity, Signs};
 use ombra_ir::Diagnostic;
 
 /// Largest failure probability of a step that is compiled without being asked for, as a power of two.
@@ -29,8 +31,20 @@ fn log2(total: f64) -> f64 {
 
 /// Probability that any element leaves its range, at most 1.
 fn probability(a: &Assumed, ranges: &Ranges) -> f64 {
+    let moments = ranges.moments.get(&a.value);
     let one = match a.quantity {
-        Quantity::Magnitude => ranges.moments.get(&a.value).map_or(0.0, |m| 2.0 * tail(m, a.high - m.mean().abs())),
+        Quantity::Magnitude => moments.map_or(0.0, |m| 2.0 * tail(m, a.high - m.mean().abs())),
+        Quantity::Exponent => moments.map_or(0.0, |m| tail(m, a.high - m.mean())),
+        Quantity::Divisor(signs) => moments.map_or(0.0, |m| {
+            let size = ranges.sizes.get(&a.value);
+            let below = match (a.low, signs) {
+                (Some(low), Signs::Both) => near_zero(m, low),
+                (Some(low), _) => size.map_or(0.0, |size| tail(&size.log, size.log.mean() - libm::log(low))),
+                (None, _) => 0.0,
+            };
+            let other_sign = if signs == Signs::Seen { tail(m, m.mean().abs()) } else { 0.0 };
+            2.0 * tail(m, a.high - m.mean().abs()) + below + other_sign
+        }),
         Quantity::RowStatistic => ranges.rows.get(&a.value).map_or(0.0, |rows| {
             let above = tail(&rows.root, libm::sqrt(a.high) - rows.root.mean());
             let below = a.low.map_or(0.0, |low| tail(&rows.log, rows.log.mean() - libm::log(low)));
@@ -53,6 +67,12 @@ fn tail(moments: &Moments, distance: f64) -> f64 {
     libm::exp(-sigmas * sigmas / 2.0)
 }
 
+/// Probability of a size below `low`, at the greatest density of a normal distribution.
+fn near_zero(moments: &Moments, low: f64) -> f64 {
+    let deviation = moments.deviation();
+    if deviation <= 0.0 { 0.0 } else { 2.0 * low / (deviation * libm::sqrt(2.0 * std::f64::consts::PI)) }
+}
+
 /// Refuses a program whose bounds fail too often; returns [`failure_log2`] otherwise.
 ///
 /// # Errors
@@ -68,9 +88,16 @@ pub fn check_failure(graph: &Graph, assumed: &[Assumed], ranges: &Ranges, most: 
     if let Some(a) = worst
         && let Ok(node) = graph.node(a.value)
     {
-        let what = match a.quantity {
-            Quantity::Magnitude => format!("the result of this {}, taken to be below {}", node.op.name(), a.high),
-            Quantity::RowStatistic => format!("the variance in this {}, taken to be below {}", node.op.name(), a.high),
+        let name = node.op.name();
+        let what = match (a.quantity, a.low) {
+            (Quantity::Magnitude, _) => format!("the result of this {name}, taken to be below {} in size", a.high),
+            (Quantity::Exponent, _) => format!("the result of this {name}, taken to be an exponent below {}", a.high),
+            (Quantity::Divisor(Signs::Seen), _) => format!("the result of this {name}, taken not to change its sign"),
+            (Quantity::Divisor(_), Some(low)) => {
+                format!("the result of this {name}, taken to be between {low} and {} in size", a.high)
+            }
+            (Quantity::Divisor(_), None) => format!("the result of this {name}, taken to be below {}", a.high),
+            (Quantity::RowStatistic, _) => format!("the variance or the divisor in this {name}"),
         };
         let own = log2(probability(a, ranges));
         error = error.at(node.origin.node.clone()).note(format!("most likely to fail: {what}, with 2^{own:.0}"));
@@ -81,6 +108,7 @@ pub fn check_failure(graph: &Graph, assumed: &[Assumed], ranges: &Ranges, most: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibrate::Size;
     use crate::graph::ValueId;
 
     fn moments(values: &[f64]) -> Moments {
@@ -112,6 +140,37 @@ mod tests {
         assert_eq!(failure_log2(&[magnitude(8.0, 1.0)], &ranges), 0.0, "one deviation is no bound");
         ranges.moments.insert(ValueId::new(0), moments(&[7.0, 7.0]));
         assert_eq!(failure_log2(&[magnitude(8.0, 1e9)], &ranges), LEAST_LOG2);
+    }
+
+    #[test]
+    fn a_divisor_may_vanish_grow_or_change_its_sign() {
+        let value = ValueId::new(0);
+        let mut ranges = Ranges::default();
+        ranges.moments.insert(value, moments(&[7.0, 9.0]));
+        ranges.sizes.insert(value, Size { least: 7.0, log: moments(&[1.0, 3.0]) });
+        let divisor = |signs, low, high| {
+            failure_log2(&[Assumed { value, quantity: Quantity::Divisor(signs), low, high, elements: 1.0 }], &ranges)
+        };
+        // Ten deviations upwards: 2 exp(-50) = 2^-71.1.
+        assert_eq!(divisor(Signs::Proven, None, 18.0), -71.0);
+        // Six deviations of the logarithm downwards: exp(-18) = 2^-25.97.
+        assert_eq!(divisor(Signs::Proven, Some(libm::exp(-4.0)), 18.0), -25.0);
+        // Eight deviations to the other sign: exp(-32) = 2^-46.2.
+        assert_eq!(divisor(Signs::Seen, None, 18.0), -46.0);
+        // Of both signs: 2·2^-20/√(2π) = 2^-20.3, whatever the margin upwards is.
+        assert_eq!(divisor(Signs::Both, Some(libm::exp2(-20.0)), 18.0), -20.0);
+    }
+
+    #[test]
+    fn an_exponent_fails_upwards_alone() {
+        let value = ValueId::new(0);
+        let mut ranges = Ranges::default();
+        ranges.moments.insert(value, moments(&[-51.0, -49.0]));
+        let exponent = |high| {
+            failure_log2(&[Assumed { value, quantity: Quantity::Exponent, low: None, high, elements: 1.0 }], &ranges)
+        };
+        assert_eq!(exponent(-42.0), -46.0);
+        assert_eq!(exponent(-50.0), 0.0);
     }
 
     #[test]

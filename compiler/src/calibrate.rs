@@ -16,27 +16,25 @@ pub struct Ranges {
     pub abs: BTreeMap<ValueId, f64>,
     /// Least and greatest value.
     pub ends: BTreeMap<ValueId, (f64, f64)>,
-    /// Least absolute value.
-    pub least: BTreeMap<ValueId, f64>,
-    /// How elements spread.
+    /// Of what must not be zero, such as a divisor: how near it came.
+    pub sizes: BTreeMap<ValueId, Size>,
+    /// How elements spread, of values that are computed from the client's.
     pub moments: BTreeMap<ValueId, Moments>,
-    /// For a norm: what was seen of its row statistic, eps included.
+    /// For a norm, its row statistic, eps included; for a softmax by quotients, its divisors.
     pub rows: BTreeMap<ValueId, Rows>,
-    /// For a softmax by quotients: its divisors.
-    pub divisors: BTreeMap<ValueId, Divisors>,
     /// For a cache input: greatest absolute value of what continues it.
     pub states: BTreeMap<ValueId, f64>,
     /// Greatest absolute value of any private weight.
     pub private_weights: f64,
 }
 
-/// Divisors of a softmax by quotients, of rows with an entry that is not 0.
+/// Sizes of the elements of one value.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Divisors {
-    /// The least one.
+pub struct Size {
+    /// The least.
     pub least: f64,
-    /// The greatest one over the number of its row's entries.
-    pub greatest_mean: f64,
+    /// Spread of their natural logarithm.
+    pub log: Moments,
 }
 
 /// Count, sum and sum of squares of a sample.
@@ -73,17 +71,44 @@ impl Moments {
     }
 }
 
-/// What was seen of a norm's row statistic: the mean of squares or the variance of a row, plus eps.
+/// What was seen of one number a row: the mean of squares or the variance plus eps for a norm, the divisor for a softmax
+/// by quotients, of rows with an entry that is not 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rows {
     /// Least.
     pub low: f64,
-    /// Greatest.
+    /// Greatest; for a divisor, over the number of its row's entries.
     pub high: f64,
-    /// Spread of its root.
+    /// Spread of the root of what `high` is the greatest of.
     pub root: Moments,
-    /// Spread of its natural logarithm.
+    /// Spread of the natural logarithm of what `low` is the least of.
     pub log: Moments,
+}
+
+impl Rows {
+    /// Adds what one row has at its low and its high end to what `rows` has for `id`.
+    fn see(rows: &mut BTreeMap<ValueId, Rows>, id: ValueId, low: f64, high: f64) {
+        let new = Rows { low, high, root: Moments::default(), log: Moments::default() };
+        let seen = rows.entry(id).or_insert(new);
+        (seen.low, seen.high) = (seen.low.min(low), seen.high.max(high));
+        seen.root.add(libm::sqrt(high));
+        seen.log.add(libm::log(low.max(f64::MIN_POSITIVE)));
+    }
+}
+
+/// The operand that must not be zero.
+fn divisor(op: &Op) -> Option<u32> {
+    match op {
+        Op::Div => Some(1),
+        Op::Reciprocal | Op::Log => Some(0),
+        Op::Pow(p) if *p < 0.0 => Some(0),
+        _ => None,
+    }
+}
+
+/// Values that must not be zero.
+pub(crate) fn divisors(graph: &Graph) -> BTreeSet<ValueId> {
+    graph.iter().filter_map(|(id, node)| graph.operand(id, divisor(&node.op)?)).collect()
 }
 
 /// Inputs of one evaluation, by name.
@@ -108,6 +133,7 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
     }
     let quotients: Vec<ValueId> =
         graph.iter().filter(|(_, n)| matches!(n.op, Op::RatioSoftmax { .. })).map(|(id, _)| id).collect();
+    let divisors = divisors(graph);
     let scores_and_masks: BTreeSet<ValueId> = quotients.iter().flat_map(|&id| graph.operands(id)).collect();
     for inputs in sets {
         let mut held: BTreeMap<ValueId, Tensor> = BTreeMap::new();
@@ -116,21 +142,29 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
                 held.insert(id, tensor.clone());
             }
             if quotients.contains(&id) {
-                see_divisors(graph, id, &held, &mut ranges.divisors);
+                see_divisors(graph, id, &held, &mut ranges.rows);
             }
             let Data::F32(values) = tensor.data() else { return };
-            let moments = ranges.moments.entry(id).or_default();
-            let (mut low, mut high, mut least) = (f64::INFINITY, f64::NEG_INFINITY, f64::INFINITY);
+            let spreads = graph.node(id).is_ok_and(|n| matches!(n.owner, Owner::Client | Owner::Secret));
+            let mut spread = spreads.then(|| ranges.moments.entry(id).or_default());
+            let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
             for v in values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v)) {
-                (low, high, least) = (low.min(v), high.max(v), least.min(v.abs()));
-                moments.add(v);
+                (low, high) = (low.min(v), high.max(v));
+                if let Some(moments) = &mut spread {
+                    moments.add(v);
+                }
             }
             let max = if low <= high { high.abs().max(low.abs()) } else { 0.0 };
             if low <= high {
                 let ends = ranges.ends.entry(id).or_insert((low, high));
                 *ends = (ends.0.min(low), ends.1.max(high));
-                let seen = ranges.least.entry(id).or_insert(least);
-                *seen = seen.min(least);
+            }
+            if divisors.contains(&id) {
+                let size = ranges.sizes.entry(id).or_insert(Size { least: f64::INFINITY, log: Moments::default() });
+                for v in values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v.abs())) {
+                    size.least = size.least.min(v);
+                    size.log.add(libm::log(v.max(f64::MIN_POSITIVE)));
+                }
             }
             widen(&mut ranges.abs, id, max);
             if graph.node(id).is_ok_and(|n| n.owner == Owner::Server) {
@@ -140,11 +174,7 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
                 let width = tensor.shape().last().copied().unwrap_or(1).max(1);
                 for row in values.chunks_exact(width) {
                     let stat = row_statistic(row, centred) + eps;
-                    let (root, log) = (Moments::default(), Moments::default());
-                    let rows = ranges.rows.entry(norm).or_insert(Rows { low: stat, high: stat, root, log });
-                    (rows.low, rows.high) = (rows.low.min(stat), rows.high.max(stat));
-                    rows.root.add(libm::sqrt(stat));
-                    rows.log.add(libm::log(stat.max(f64::MIN_POSITIVE)));
+                    Rows::see(&mut ranges.rows, norm, stat, stat);
                 }
             }
         })?;
@@ -165,12 +195,7 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
 }
 
 /// Widens what is known of the divisors of `id` by those of its operands among `held`.
-fn see_divisors(
-    graph: &Graph,
-    id: ValueId,
-    held: &BTreeMap<ValueId, Tensor>,
-    ranges: &mut BTreeMap<ValueId, Divisors>,
-) {
+fn see_divisors(graph: &Graph, id: ValueId, held: &BTreeMap<ValueId, Tensor>, rows: &mut BTreeMap<ValueId, Rows>) {
     let Some(Op::RatioSoftmax { axis, numerator, eps }) = graph.op(id) else { return };
     let operands: Vec<Option<&Tensor>> = graph.operands(id).iter().map(|o| held.get(o)).collect();
     let Some(Some(x)) = operands.first() else { return };
@@ -178,10 +203,7 @@ fn see_divisors(
     // It was evaluated, so its operands fit.
     for (entries, divisor) in ratio::divisors(x, mask, *axis, *numerator, *eps).unwrap_or_default() {
         if divisor > f64::from(*eps) && divisor.is_finite() {
-            let mean = divisor / entries as f64;
-            let seen = ranges.entry(id).or_insert(Divisors { least: divisor, greatest_mean: mean });
-            seen.least = seen.least.min(divisor);
-            seen.greatest_mean = seen.greatest_mean.max(mean);
+            Rows::see(rows, id, divisor, divisor / entries as f64);
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::published::{MASK, check_published, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
-use crate::savings::{Pass, Passes, unpack_masks, widen};
+use crate::savings::{Pass, Passes, session_price, unpack_masks, widen};
 use crate::stand_in::StandIns;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
@@ -232,6 +232,7 @@ struct Program {
 }
 
 /// A model whose graph is rewritten, before norms are folded.
+#[derive(Clone)]
 pub struct Rewritten {
     /// The graph, with owners.
     pub graph: Graph,
@@ -243,6 +244,8 @@ pub struct Rewritten {
     pub rewrites: Vec<Rewrite>,
     /// What was changed by request, in words.
     pub changes: Vec<String>,
+    /// As in [`Analysed`].
+    pub absent: bool,
 }
 
 /// Analyses a model, leaves out what the outputs do not need, and rewrites what remains.
@@ -250,13 +253,17 @@ pub struct Rewritten {
 /// # Errors
 /// Those of [`analyse`], and outputs that the model does not have.
 pub fn rewritten(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Rewritten, Errors> {
-    rewritten_analysed(analyse(model, base, options)?, options)
+    rewritten_analysed(model, analyse(model, base, options)?, &|name| load_weight(model, name), options)
 }
 
-fn rewritten_analysed(analysed: Analysed, options: &Options) -> std::result::Result<Rewritten, Errors> {
-    let Analysed { mut graph, labels, .. } = analysed;
+fn rewritten_analysed(
+    model: &Model,
+    analysed: Analysed,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Rewritten, Errors> {
+    let Analysed { mut graph, labels, absent, .. } = analysed;
     let has = |pass: Pass| options.passes.has(pass);
-    let owner = |name: &str| weight_owner(&labels, name);
     let reveal = reveals(&mut graph, &options.reveal)?;
     let reveal = keep_outputs(&mut graph, &reveal);
     // Reshapes first: a sequence merged with the batch has no last position to narrow to.
@@ -270,15 +277,39 @@ fn rewritten_analysed(analysed: Analysed, options: &Options) -> std::result::Res
             take_last(&mut graph, index, 1).map_err(one)?;
         }
     }
-    assign_owners(&mut graph, owner);
+    assign_owners(&mut graph, |name| weight_owner(&labels, name));
     let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
+    let whole = Rewritten { graph, labels, reveal, rewrites: Vec::new(), changes, absent };
     // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
-    let mut rewrites = Vec::new();
-    if has(Pass::Rewrites) {
-        rewrites = rewrite(&mut graph, options.network, options.f).map_err(one)?;
-        assign_owners(&mut graph, owner);
+    if has(Pass::Rewrites) { rewritten_where_cheaper(model, whole, weights, options) } else { Ok(whole) }
+}
+
+/// Rewrites, and takes it back if the whole program would cost more than before, to the byte. Both are priced with
+/// assumed ranges: nothing is measured twice.
+fn rewritten_where_cheaper(
+    model: &Model,
+    before: Rewritten,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Rewritten, Errors> {
+    let mut after = before.clone();
+    after.rewrites = rewrite(&mut after.graph, options.network, options.f).map_err(one)?;
+    assign_owners(&mut after.graph, |name| weight_owner(&before.labels, name));
+    if after.rewrites.iter().all(|r| r.applied.is_empty()) {
+        return Ok(after);
     }
-    Ok(Rewritten { graph, labels, reveal, rewrites, changes })
+    let quote = |rewritten: &Rewritten| -> f64 {
+        let options = Options { assume: true, ..options.clone() };
+        // What does not compile is worth nothing; the program that is kept says why it does not.
+        let plan = finish(model, None, rewritten.clone(), weights, &options).map(|program| program.plan);
+        plan.ok().and_then(|plan| session_price(&plan, options.network).ok()).unwrap_or(f64::INFINITY)
+    };
+    let (old, new) = (quote(&before), quote(&after));
+    if new <= old {
+        return Ok(after);
+    }
+    let rewrites = after.rewrites.into_iter().map(|r| r.taken_back(old, new)).collect();
+    Ok(Rewritten { rewrites, ..before })
 }
 
 fn program(
@@ -288,9 +319,19 @@ fn program(
     weights: &Weights,
     options: &Options,
 ) -> std::result::Result<Program, Errors> {
-    let absent = analysed.absent;
+    finish(model, base, rewritten_analysed(model, analysed, weights, options)?, weights, options)
+}
+
+/// From a rewritten graph to a plan.
+fn finish(
+    model: &Model,
+    base: Option<&Model>,
+    rewritten: Rewritten,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Program, Errors> {
+    let Rewritten { mut graph, labels, reveal, rewrites, changes, absent } = rewritten;
     let assumed = options.assume || !model.absent().is_empty();
-    let Rewritten { mut graph, labels, reveal, rewrites, changes } = rewritten_analysed(analysed, options)?;
     let has = |pass: Pass| options.passes.has(pass);
     let owner = |name: &str| weight_owner(&labels, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.

@@ -56,7 +56,7 @@ impl Network {
 /// Steps of the reference session: new tokens and cached tokens.
 pub const STEPS: [(u64, u64); 2] = [(64, 0), (1, 64)];
 /// Multiply-accumulates of one core in a second, with one product for each.
-const MACS_PER_S: f64 = 1e10;
+pub const MACS_PER_S: f64 = 1e10;
 /// Element-wise operations take as long as so many multiply-accumulates: they wait for memory.
 const MACS_PER_ELEMENT: f64 = 5.0;
 /// A value that is computed before a run, in bytes: next to nothing, but fewer are better.

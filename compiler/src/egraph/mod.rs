@@ -67,6 +67,17 @@ pub struct NearMiss {
 }
 
 impl Rewrite {
+    /// The report on a program that was not rewritten, as it would cost `new` and not `old` bytes as a whole.
+    #[must_use]
+    pub fn taken_back(mut self, old: f64, new: f64) -> Rewrite {
+        let why =
+            || format!("the whole program would cost {new:.0} bytes in the reference session instead of {old:.0}");
+        let refused = std::mem::take(&mut self.applied).into_keys();
+        self.near.extend(refused.map(|rule| NearMiss { rule, node: String::new(), why: why() }));
+        self.after = self.before;
+        self
+    }
+
     /// Some lines for people.
     pub fn text(&self) -> String {
         let layers = match self.layers.as_slice() {

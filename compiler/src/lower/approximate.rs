@@ -1,6 +1,6 @@
 //! Lowering of what takes the place of softmax, activations and norms in models trained for MPC.
 
-use super::Lower;
+use super::{Assumed, Lower, Quantity};
 use crate::expand::FINE;
 use crate::graph::{Numerator, ValueId};
 use ombra_ir::module::Id;
@@ -15,6 +15,8 @@ const SIGNIFICANT: f64 = 14.0;
 const WIDEST: i32 = FINE as i32;
 /// The least power of two at which a divisor's range begins.
 const LEAST: i32 = -20;
+/// Standard deviations of a divisor's logarithm that its range leaves below the mean: 10 are exceeded with 2^-72.
+const DEVIATIONS: f64 = 10.0;
 
 impl Lower<'_> {
     /// `g(x) / (Σ g(x) + eps)` over the last axis, for a divisor in the range that follows from calibration.
@@ -44,10 +46,11 @@ impl Lower<'_> {
 
     /// `2^min ≤ divisor < 2^max`. The end is what the scores' bound proves, or the greatest mean that calibration saw
     /// times the longest row, with the margin of every bound. The begin is `eps`, below which no divisor is, or the least
-    /// one that calibration saw, with the same margin.
-    fn divisor_range(&self, v: ValueId, x: Id, columns: u64, numerator: Numerator, eps: f32) -> Result<(i8, i8)> {
+    /// one that calibration saw, with the same margin, and at least [`DEVIATIONS`] below the mean of their logarithms:
+    /// divisors of short rows spread widely.
+    fn divisor_range(&mut self, v: ValueId, x: Id, columns: u64, numerator: Numerator, eps: f32) -> Result<(i8, i8)> {
         let margin = i32::from(self.options.margin);
-        let seen = self.options.ranges.divisors.get(&v);
+        let seen = self.options.ranges.rows.get(&v).copied();
         let (scale, bound) = self.ring(x)?;
         let score = libm::ldexp(1.0, i32::from(bound) - i32::from(scale));
         let entry = match numerator {
@@ -55,10 +58,13 @@ impl Lower<'_> {
             Numerator::Square { shift } => (score + f64::from(shift.abs())) * (score + f64::from(shift.abs())),
         };
         let proven = entry * columns as f64 + f64::from(eps);
-        let most = seen.map_or(proven, |s| proven.min(libm::ldexp(s.greatest_mean, margin) * columns as f64));
+        let most = seen.map_or(proven, |s| proven.min(libm::ldexp(s.high, margin) * columns as f64));
         let max = libm::floor(libm::log2(most)) as i32 + 1;
         let from_eps = (eps > 0.0).then(|| libm::floor(libm::log2(f64::from(eps))) as i32);
-        let from_seen = seen.map(|s| libm::floor(libm::log2(s.least)) as i32);
+        let from_seen = seen.map(|s| libm::floor(libm::log2(s.low)) as i32);
+        let from_spread = seen.map_or(i32::MAX, |s| {
+            libm::floor((s.log.mean() - DEVIATIONS * s.log.deviation()) / std::f64::consts::LN_2) as i32
+        });
         let wide = |least: i32| {
             Diagnostic::input("E0508", format!("a softmax row's divisor ranges from 2^{least} to 2^{max}: too wide"))
                 .note(format!("expected at most {WIDEST} powers of two above 2^{LEAST}"))
@@ -67,14 +73,24 @@ impl Lower<'_> {
         let lowest = (max - WIDEST).max(LEAST);
         let min = match (from_eps, from_seen) {
             (Some(min), _) if min >= lowest => min,
-            (_, Some(least)) if least >= lowest => (least - margin).max(lowest),
+            (_, Some(least)) if least >= lowest => (least - margin).min(from_spread).max(lowest),
             (_, Some(least)) => return Err(wide(least)),
             (Some(min), None) => return Err(wide(min)),
             // No row had an entry that is not 0.
             (None, None) => lowest,
         };
         let small = |n: i32| i8::try_from(n).map_err(|_| wide(min));
-        Ok((small(min.min(max - 1))?, small(max)?))
+        let (min_log2, max_log2) = (small(min.min(max - 1))?, small(max)?);
+        let power = |n: i8| libm::ldexp(1.0, i32::from(n));
+        let rows = self.graph.shape(v).split_last().map_or(1.0, |(_, rows)| self.elements(rows));
+        self.assume(Assumed {
+            value: v,
+            quantity: Quantity::RowStatistic,
+            low: from_eps.is_none_or(|least| least < i32::from(min_log2)).then(|| power(min_log2)),
+            high: if power(max_log2) > proven { f64::INFINITY } else { power(max_log2) / columns as f64 },
+            elements: rows,
+        });
+        Ok((min_log2, max_log2))
     }
 
     /// `square · x² + linear · x + constant` with one secret product.

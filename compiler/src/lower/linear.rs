@@ -184,7 +184,7 @@ impl Lower<'_> {
         let min_log4 = if proven { of_eps } else { floor(low.max(f64::from(eps))) - margin }.clamp(-20, 20) as i8;
         let max_log4 = (libm::ceil(libm::log2(high.max(1e-9)) / 2.0) as i32 + margin).clamp(-19, 24) as i8;
         let rows = self.graph.shape(v).split_last().map_or(1.0, |(_, rows)| self.elements(rows));
-        self.norms.push(Assumed {
+        self.assume(Assumed {
             value: v,
             quantity: Quantity::RowStatistic,
             low: (!proven).then(|| libm::ldexp(1.0, 2 * i32::from(min_log4))),

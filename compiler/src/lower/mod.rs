@@ -66,18 +66,33 @@ pub struct Lowered {
 }
 
 /// What is assumed of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quantity {
     /// Of every element: its size.
     Magnitude,
-    /// Of a norm: the statistic of every row, eps included.
+    /// Of every element: that it is not above the high end.
+    Exponent,
+    /// Of every element: its size, which must not vanish, and its sign.
+    Divisor(Signs),
+    /// Of a norm or a softmax by quotients: one number of every row, see [`Rows`](crate::calibrate::Rows).
     RowStatistic,
+}
+
+/// Signs of the elements of a divisor, or of what a root is taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Signs {
+    /// None is negative, whatever the inputs are.
+    Proven,
+    /// All had one sign on calibration inputs.
+    Seen,
+    /// Both signs are taken care of.
+    Both,
 }
 
 /// An assumed range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assumed {
-    /// The value, or the norm.
+    /// The value; for a number of every row, the norm or the softmax.
     pub value: ValueId,
     /// What is bounded.
     pub quantity: Quantity,
@@ -111,7 +126,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         signs: BTreeMap::new(),
         rings: BTreeMap::new(),
         differences: BTreeMap::new(),
-        norms: Vec::new(),
+        ranges: BTreeMap::new(),
     };
     l.wants_settled = l.settled_wishes();
     let mut errors = Vec::new();
@@ -155,11 +170,12 @@ struct Lower<'a> {
     rings: BTreeMap<Id, Id>,
     /// Differences that were compared.
     differences: BTreeMap<(ValueId, ValueId), Id>,
-    norms: Vec<Assumed>,
+    /// What is assumed beside sizes of elements.
+    ranges: BTreeMap<(ValueId, Quantity), Assumed>,
 }
 
 impl Lower<'_> {
-    /// Calibrated bounds of the graph's values, the tighter one where a value has two forms, and ranges of norms.
+    /// Calibrated bounds of the graph's values, the tighter one where a value has two forms, and other ranges.
     fn assumed(&self) -> Vec<Assumed> {
         let mut bounds: BTreeMap<ValueId, f64> = BTreeMap::new();
         let encoded = self.encoded.iter().map(|((v, _), id)| (v, id));
@@ -181,7 +197,15 @@ impl Lower<'_> {
             high,
             elements: self.elements(self.graph.shape(value)),
         });
-        magnitudes.chain(self.norms.iter().cloned()).collect()
+        magnitudes.chain(self.ranges.values().cloned()).collect()
+    }
+
+    /// Notes a range that is assumed; of two for the same quantity the narrower one counts.
+    fn assume(&mut self, assumed: Assumed) {
+        let Assumed { value, quantity, low, high, .. } = assumed;
+        let entry = self.ranges.entry((value, quantity)).or_insert(assumed);
+        entry.low = [entry.low, low].into_iter().flatten().reduce(f64::max);
+        entry.high = entry.high.min(high);
     }
 
     /// Elements of a value at the largest sizes.

@@ -4,7 +4,7 @@
 //! relative to its size is taken at a finer scale than others, from before its truncation.
 
 use super::facts::at_least;
-use super::{Lower, RING};
+use super::{Assumed, Lower, Quantity, RING, Signs};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
@@ -13,26 +13,20 @@ use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits of operands whose relative error counts, above those of others.
 const FINER: u8 = 8;
-/// Powers of two below the least divisor that calibration saw.
-const BELOW: i32 = 2;
-/// Margin on the greatest exponent that calibration saw.
-const EXPONENT_MARGIN: f64 = 2.0;
 /// The least divisor, in units of the fixed point: it has this many significant bits.
 const SIGNIFICANT: i32 = 4;
 
-/// Signs that a divisor may have.
-#[derive(Clone, Copy, PartialEq)]
-enum Signs {
-    Positive,
-    Negative,
-    Both,
-}
-
-/// Powers of two around the size of an operand, and its signs.
+/// Powers of two around the size of an operand, and its sign, if it has one that is known.
 struct Range {
     min: i8,
     max: i8,
-    signs: Signs,
+    sign: Option<Sign>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Sign {
+    Plus,
+    Minus,
 }
 
 /// Whether the value is a factor of secret products alone and may come at a finer scale.
@@ -56,13 +50,13 @@ impl Lower<'_> {
     pub(super) fn quotient(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
         let range = self.divisor(b)?;
         let (mut left, mut right) = (self.shares(a)?, self.finer(v, b, range.max)?);
-        match range.signs {
-            Signs::Positive => {}
-            Signs::Negative => {
+        match range.sign {
+            Some(Sign::Plus) => {}
+            Some(Sign::Minus) => {
                 left = self.push(v, M::Neg, &[left])?;
                 right = self.push(v, M::Neg, &[right])?;
             }
-            Signs::Both => {
+            None => {
                 let sign = self.sign_of_nonzero(v, right)?;
                 left = self.with_sign(v, left, sign)?;
                 right = self.with_sign(v, right, sign)?;
@@ -75,20 +69,23 @@ impl Lower<'_> {
     pub(super) fn reciprocal(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let range = self.divisor(x)?;
         let mut right = self.finer(v, x, range.max)?;
-        let sign = match range.signs {
-            Signs::Both => Some(self.sign_of_nonzero(v, right)?),
-            Signs::Positive | Signs::Negative => None,
+        let sign = match range.sign {
+            Some(Sign::Plus) => None,
+            Some(Sign::Minus) => {
+                right = self.push(v, M::Neg, &[right])?;
+                None
+            }
+            None => {
+                let sign = self.sign_of_nonzero(v, right)?;
+                right = self.with_sign(v, right, sign)?;
+                Some(sign)
+            }
         };
-        match (range.signs, sign) {
-            (Signs::Negative, _) => right = self.push(v, M::Neg, &[right])?,
-            (_, Some(sign)) => right = self.with_sign(v, right, sign)?,
-            _ => {}
-        }
         let scale = if is_fine(self.graph, v) { self.options.f + FINER } else { self.options.f };
         let Range { min: min_log2, max: max_log2, .. } = range;
         let inverse = self.value(v, M::Reciprocal { min_log2, max_log2, scale }, &[right])?;
-        match (range.signs, sign) {
-            (Signs::Negative, _) => self.push(v, M::Neg, &[inverse]),
+        match (range.sign, sign) {
+            (Some(Sign::Minus), _) => self.push(v, M::Neg, &[inverse]),
             (_, Some(sign)) => self.with_sign(v, inverse, sign),
             _ => Ok(inverse),
         }
@@ -98,16 +95,20 @@ impl Lower<'_> {
         let (low, high) = self.ends(x);
         // Below the resolution of the operand there is nothing to tell apart.
         let floor = -i32::from(self.options.f) / 2;
-        let min = log2(low.max(at_least(self.graph, x)).max(0.0)).div_euclid(2) - BELOW / 2;
+        let proven = at_least(self.graph, x);
+        let min = (log2(low.max(proven).max(0.0)) - i32::from(self.options.margin)).div_euclid(2);
         let max = self.top(high).div_euclid(2) + 1;
         let (min_log4, max_log4) = (small(min.max(floor).min(max - 1)), small(max));
+        // Small operands have small errors: only the greatest, and the sign, are taken for granted.
+        let signs = if proven >= 0.0 { Signs::Proven } else { Signs::Seen };
+        self.assume_divisor(x, signs, None, 2 * i32::from(max_log4));
         let x = self.finer(v, x, max_log4.saturating_mul(2))?;
         self.value(v, M::Sqrt { min_log4, max_log4, scale: self.options.f }, &[x])
     }
 
     pub(super) fn rsqrt(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let Range { min, max, signs } = self.divisor(x)?;
-        if signs != Signs::Positive {
+        let Range { min, max, sign } = self.divisor(x)?;
+        if sign != Some(Sign::Plus) {
             return Err(not_positive("a square root in a divisor"));
         }
         let (min_log4, max_log4) = (min.div_euclid(2), (max + 1).div_euclid(2));
@@ -117,8 +118,8 @@ impl Lower<'_> {
     }
 
     pub(super) fn log(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let Range { min: min_log2, max: max_log2, signs } = self.divisor(x)?;
-        if signs != Signs::Positive {
+        let Range { min: min_log2, max: max_log2, sign } = self.divisor(x)?;
+        if sign != Some(Sign::Plus) {
             return Err(not_positive("a logarithm"));
         }
         let x = self.finer(v, x, max_log2)?;
@@ -127,7 +128,14 @@ impl Lower<'_> {
 
     pub(super) fn exponential(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let (_, high) = self.ends(x);
-        let max = small(libm::ceil(high + EXPONENT_MARGIN) as i32);
+        let max = small(libm::ceil(high + f64::from(self.options.margin)) as i32);
+        self.assume(Assumed {
+            value: x,
+            quantity: Quantity::Exponent,
+            low: None,
+            high: f64::from(max),
+            elements: self.elements(self.graph.shape(x)),
+        });
         let x = self.shares(x)?;
         self.value(v, M::Exp { max }, &[x])
     }
@@ -146,29 +154,45 @@ impl Lower<'_> {
     ///
     /// # Errors
     /// `E0528` where it may come too near to zero.
-    fn divisor(&self, x: ValueId) -> Result<Range> {
+    fn divisor(&mut self, x: ValueId) -> Result<Range> {
         let (low, high) = self.ends(x);
         let proven = at_least(self.graph, x);
-        let seen = self.options.ranges.least.get(&x).copied().unwrap_or(0.0);
+        let seen = self.options.ranges.sizes.get(&x).map_or(0.0, |size| size.least);
+        let margin = i32::from(self.options.margin);
         let most = libm::fabs(low).max(libm::fabs(high));
         let max = self.top(most);
-        let min = (log2(seen) - BELOW).max(if proven > 0.0 { log2(proven) } else { i32::MIN }).min(max - 1);
+        let of_proven = if proven > 0.0 { log2(proven) } else { i32::MIN };
+        let min = (log2(seen) - margin).max(of_proven).min(max - 1);
         if min < SIGNIFICANT - i32::from(self.options.f) {
             return Err(Diagnostic::unsupported("E0528", "an operand that must not be zero may come too near to it")
                 .note(format!(
                     "expected at least 2^{} in size, found {seen:.1e} on calibration inputs",
-                    SIGNIFICANT + BELOW - i32::from(self.options.f)
+                    SIGNIFICANT + margin - i32::from(self.options.f)
                 ))
                 .note(
                     "use more fraction bits, add a small constant to it in the model, or calibrate on typical inputs",
                 ));
         }
-        let signs = match (low > 0.0 || proven > 0.0, high < 0.0) {
-            (true, _) => Signs::Positive,
-            (false, true) => Signs::Negative,
-            (false, false) => Signs::Both,
+        let (sign, signs) = match (proven > 0.0, low > 0.0, high < 0.0) {
+            (true, ..) => (Some(Sign::Plus), Signs::Proven),
+            (_, true, _) => (Some(Sign::Plus), Signs::Seen),
+            (_, _, true) => (Some(Sign::Minus), Signs::Seen),
+            _ => (None, Signs::Both),
         };
-        Ok(Range { min: small(min), max: small(max), signs })
+        let (min, max) = (small(min), small(max));
+        self.assume_divisor(x, signs, (i32::from(min) > of_proven).then_some(i32::from(min)), i32::from(max));
+        Ok(Range { min, max, sign })
+    }
+
+    /// Takes elements of `x` to be at least `2^min` and below `2^max` in size.
+    fn assume_divisor(&mut self, x: ValueId, signs: Signs, min: Option<i32>, max: i32) {
+        self.assume(Assumed {
+            value: x,
+            quantity: Quantity::Divisor(signs),
+            low: min.map(|min| libm::ldexp(1.0, min)),
+            high: libm::ldexp(1.0, max),
+            elements: self.elements(self.graph.shape(x)),
+        });
     }
 
     /// Shares of a value below `2^max` at a scale above f, as far as the ring has room: from before its truncation where

@@ -11,6 +11,7 @@ pub use naive::{unpack_masks, widen};
 pub use pass::{NAIVE, Pass, Passes};
 
 use crate::assign_rotations::Spread;
+use crate::egraph::cost::{MACS_PER_S, Network};
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
 use crate::pipeline::{Errors, Options, plan_of};
@@ -22,6 +23,23 @@ use std::collections::BTreeMap;
 /// New tokens of the prompt at which savings are counted, and cached tokens of the step after it; fewer where the model's
 /// tables are shorter.
 const PROMPT: u64 = 64;
+
+/// What a short session costs in bytes: private weights are shared, a prompt is read and a token made. Rounds count as
+/// what a link carries meanwhile, and so do multiply-accumulates; see `egraph/cost.rs`.
+///
+/// # Errors
+/// A plan without costs at such sizes.
+pub fn session_price(plan: &Plan, network: Network) -> Result<f64> {
+    let (mut bytes, mut seconds) = (0u64, 0.0);
+    for (step, (_, sizes)) in steps(plan).iter().enumerate() {
+        let report = inspect(plan, sizes)?;
+        let shared = if step == 0 { report.setup_bytes } else { 0 };
+        bytes += shared + report.bytes.values().sum::<u64>();
+        let macs = report.macs.secret + report.macs.public;
+        seconds += f64::from(report.rounds) * network.latency_s + macs as f64 / MACS_PER_S;
+    }
+    Ok(bytes as f64 + seconds * network.bytes_per_s)
+}
 
 /// Costs before all passes and after each of them; the last entry is that of `plan`, which was compiled from `model`
 /// with `options`.
@@ -101,7 +119,7 @@ fn step_cost(name: &str, report: &Report) -> StepCost {
 /// No pass may make a step dearer.
 fn check(savings: &[Saving]) -> Result<()> {
     for (before, after) in savings.iter().zip(savings.iter().skip(1)) {
-        // Rewriting weighs bytes against rounds and the sharing of weights, and has kept what is no cheaper by that.
+        // Rewriting weighs bytes against rounds and the sharing of weights: every compilation checks `session_price`.
         if after.pass == Pass::Rewrites.name() {
             continue;
         }

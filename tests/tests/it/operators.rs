@@ -2,7 +2,7 @@
 //! with predicted costs equal to measured ones.
 
 use ombra_compiler::onnx::Model;
-use ombra_compiler::pipeline::Options;
+use ombra_compiler::pipeline::{self, Options};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_runtime::app::inputs::infer_request;
@@ -172,6 +172,27 @@ fn saturating_functions() {
     unary("Sigmoid", -12.0, 12.0, |x| 1.0 / (1.0 + libm::exp(-x)), 2e-4);
     unary("Sigmoid", -100.0, 100.0, |x| 1.0 / (1.0 + libm::exp(-x)), 2e-4);
     unary("Erf", -4.0, 4.0, libm::erf, 2e-4);
+}
+
+#[test]
+fn a_divisor_that_may_vanish_is_refused_unless_accepted() {
+    let code = |divisor: Vec<f64>| {
+        let small = Small::new().secret("a", (&[64], line(1.0, 2.0, 64))).secret("b", (&[64], divisor)).node(
+            "Div",
+            &["a", "b"],
+            "y",
+            vec![],
+        );
+        let (model, accepted) = small.model();
+        let careful = Options { max_failure_log2: Options::default().max_failure_log2, ..accepted.clone() };
+        pipeline::compile(&model, None, &accepted).expect("it is accepted");
+        pipeline::compile(&model, None, &careful).err().map(|errors| errors[0].code)
+    };
+    assert_eq!(code(line(3.0, 3.1, 64)), None, "all inputs are far from zero");
+    assert_eq!(code(line(0.5, 4.0, 64)), Some("E0572"), "others may be negative");
+    let both: Vec<f64> =
+        line(1.0, 2.0, 64).into_iter().enumerate().map(|(i, x)| if i % 2 == 0 { x } else { -x }).collect();
+    assert_eq!(code(both), Some("E0572"), "others may be zero");
 }
 
 #[test]

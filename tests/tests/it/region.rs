@@ -356,6 +356,6 @@ fn what_cannot_be_written_is_named() {
         inputs: vec![integers(&[2, 3], 0, 5), integers(&[3, 2], 0, 5)],
         sized: false,
     };
-    let error = both(&case).err().expect("integers have no such product at the client");
+    let error = both(&case).expect_err("integers have no such product at the client");
     assert_eq!((error.code, error.place.as_deref()), ("E0541", Some("the_node")));
 }

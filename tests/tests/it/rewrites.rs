@@ -8,7 +8,7 @@ use ombra_compiler::inspect::{Report, inspect};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Compiled, Options, compile, plan_of, rewritten};
 use ombra_compiler::reveal::Reveal;
-use ombra_compiler::savings::Passes;
+use ombra_compiler::savings::{Passes, session_price};
 use ombra_ir::Diagnostic;
 use ombra_ir::op::Op;
 use ombra_tests::corpus::{self, selected};
@@ -202,4 +202,27 @@ fn what_rounds_would_cost_more_than_they_save_stays_whole_and_is_said() {
         near.iter().any(|why| why.contains("more rounds") && why.contains("fewer bytes to share weights")),
         "{near:?}"
     );
+}
+
+/// The compiler prices both with assumed ranges; here they are measured ones.
+#[test]
+fn no_rewritten_program_costs_more_as_a_whole() {
+    let base = corpus::model("llama-trained/base").expect("the base is bundled");
+    let apart = corpus::model("llama-trained/lora").expect("the model is bundled");
+    let [before, after] = before_and_after();
+    let mut changed = 0;
+    for (name, model) in [("adapters", merged(&apart, false).0), ("turned", merged(&apart, true).0), ("apart", apart)] {
+        for network in [IMMEDIATE, Network::LAN, Network::WAN] {
+            let price = |passes: &Passes| {
+                let options = Options { passes: passes.clone(), network, ..Options::default() };
+                let plan = plan_of(&model, Some(&base), &options).map_err(show).unwrap_or_else(|e| panic!("{e}"));
+                session_price(&plan, network).expect("the sizes are the plan's")
+            };
+            let (old, new) = (price(&before), price(&after));
+            println!("{name}: {old:.0} bytes become {new:.0}");
+            assert!(new <= old, "{name}: {old} bytes become {new}");
+            changed += usize::from(new < old);
+        }
+    }
+    assert!(changed > 0, "some programs are rewritten");
 }
