@@ -3,11 +3,13 @@
 pub mod advise;
 pub mod assign_rotations;
 pub mod assume;
+pub mod attention;
 pub mod bounds;
 pub mod calibrate;
 pub mod client_region;
 pub mod egraph;
 pub mod expand;
+pub mod explain;
 pub mod graph;
 pub mod import;
 pub mod inspect;

@@ -5,16 +5,10 @@
 //! a model answers, not what it costs; here neighbours do.
 
 use super::variant::beside;
+use crate::attention::{self, Attention};
 use crate::graph::{Graph, Op, ValueId};
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Dim, Result};
-
-/// An attention: its softmax, the scores and where their constant factor is, the product of scores, the product of values.
-struct Attention {
-    softmax: ValueId,
-    scores: ValueId,
-    values: ValueId,
-}
 
 /// Merges every `m` neighbouring heads in the layers from `first` on.
 ///
@@ -45,19 +39,13 @@ fn cannot(m: impl std::fmt::Display, why: &str) -> Diagnostic {
 }
 
 fn merge_one(graph: &mut Graph, softmax: ValueId, m: i64) -> Result<()> {
-    let attention = attention(graph, softmax).ok_or_else(|| cannot(m, "its products were not recognised"))?;
+    let attention = attention(graph, softmax, m)?;
     let shape = graph.shape(softmax).to_vec();
     let [batch, heads, queries, keys] = shape.as_slice() else { return Err(cannot(m, "scores have not four axes")) };
     let heads = heads.as_constant().filter(|h| h % m == 0).ok_or_else(|| cannot(m, "their number is no multiple"))?;
-    let axis = |graph: &Graph, v: ValueId, axis: usize| graph.shape(v).get(axis).and_then(Dim::as_constant);
-    let operands = |graph: &Graph, v: ValueId| match graph.operands(v).as_slice() {
-        [a, b] => Some((*a, *b)),
-        _ => None,
-    };
-    let missing = || cannot(m, "its products were not recognised");
-    let (q, k) = operands(graph, attention.scores).ok_or_else(missing)?;
-    let (_, v) = operands(graph, attention.values).ok_or_else(missing)?;
-    let (d, dv) = axis(graph, q, 3).zip(axis(graph, v, 3)).ok_or_else(missing)?;
+    let size = |size: usize| i64::try_from(size).map_err(|_| cannot(m, "they are too large"));
+    let (q, k, v) = (attention.queries, attention.keys, attention.values);
+    let (d, dv) = (size(attention.key_size)?, size(attention.value_size)?);
     let group = Group { batch: batch.clone(), heads, m };
 
     let q = group.join(graph, q, queries, d)?;
@@ -80,27 +68,19 @@ fn merge_one(graph: &mut Graph, softmax: ValueId, m: i64) -> Result<()> {
     }
     let node = graph.node(softmax)?.clone();
     let probabilities = graph.add(node.op, &args, beside(&node.origin))?;
-    let node = graph.node(attention.values)?.clone();
+    let node = graph.node(attention.output)?.clone();
     let out = graph.add(Op::MatMul, &[probabilities, v], beside(&node.origin))?;
     let out = group.split(graph, out, queries, dv)?;
-    graph.replace_all_uses(attention.values, out)
+    graph.replace_all_uses(attention.output, out)
 }
 
-/// The products around a softmax, and nothing else that uses its result.
-fn attention(graph: &Graph, softmax: ValueId) -> Option<Attention> {
-    let mut at = graph.operand(softmax, 0)?;
-    while let Some((rest, _)) = factor(graph, at) {
-        at = rest;
-    }
-    let users = graph.users(softmax);
-    let [values] = users.as_slice() else { return None };
-    let fits = matches!(graph.op(at), Some(Op::MatMul))
-        && matches!(graph.op(*values), Some(Op::MatMul))
-        && graph.operand(*values, 0) == Some(softmax)
-        && graph.operand(*values, 1) != Some(softmax)
-        && !graph.is_output(softmax)
-        && graph.shape(at) == graph.shape(softmax);
-    fits.then_some(Attention { softmax, scores: at, values: *values })
+/// The attention of a softmax, when nothing but factors stands between its products.
+fn attention(graph: &Graph, softmax: ValueId, m: i64) -> Result<Attention> {
+    let unknown = || cannot(m, "its products were not recognised");
+    let found = attention::candidate(graph, softmax).ok_or_else(unknown)?;
+    let found = found.map_err(|miss| cannot(m, &miss.why))?;
+    let only_factors = found.chain.iter().all(|&at| factor(graph, at).is_some()) && found.below.is_empty();
+    if only_factors && graph.shape(found.scores) == graph.shape(softmax) { Ok(found) } else { Err(unknown()) }
 }
 
 /// The operand and the factor of a product or quotient with a scalar constant, and whether it divides.

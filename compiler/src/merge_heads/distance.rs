@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use ombra_ir::Result;
 use ombra_ir::plain::Tensor;
 
-use super::find::Attention;
+use crate::attention::Attention;
 use crate::calibrate::Inputs;
 use crate::graph::eval::{Weights, visit};
 use crate::graph::{Graph, ValueId};
@@ -48,7 +48,7 @@ pub fn compare_heads(
     graph: &Graph,
     weights: &Weights,
     sets: &[Inputs],
-    attentions: &[Attention],
+    attentions: &[&Attention],
 ) -> Result<Vec<Heads>> {
     let mut seen: Vec<Seen> = attentions
         .iter()

@@ -17,13 +17,14 @@ use ombra_ir::Diagnostic;
 use onnx_protobuf::ModelProto;
 use serde::Serialize;
 
+use crate::attention::{Attention, place};
 use crate::calibrate::{complete_inputs, drawn_inputs};
 use crate::graph::Graph;
 use crate::import::load_weight;
 use crate::onnx::{Model, each_tensor, write_model};
 use crate::pipeline::{self, Errors};
 use distance::{Heads, compare_heads};
-use find::{Attention, attentions};
+use find::{Mergeable, mergeable};
 use rewrite::{Merge, rewrite};
 
 /// How heads are put into groups.
@@ -110,9 +111,9 @@ pub fn merge_heads(model: &Model, base: Option<&Model>, options: &Options) -> Re
     let graph = &analysed.graph;
     let mut errors = Vec::new();
     let mut wanted = Vec::new();
-    for candidate in attentions(graph) {
+    for candidate in mergeable(graph) {
         match candidate {
-            Ok(attention) if attention.private => wanted.push(attention),
+            Ok(found) if found.private => wanted.push(found),
             Err((error, true)) => errors.push(error),
             Ok(_) | Err((_, false)) => {}
         }
@@ -136,19 +137,20 @@ pub fn merge_heads(model: &Model, base: Option<&Model>, options: &Options) -> Re
     };
     let sets = sets.map_err(one)?;
     let weights = |name: &str| load_weight(model, name);
-    let heads = compare_heads(graph, &weights, &sets, &wanted).map_err(one)?;
+    let found: Vec<&Attention> = wanted.iter().map(|w| &w.attention).collect();
+    let heads = compare_heads(graph, &weights, &sets, &found).map_err(one)?;
     let mut layers = Vec::new();
-    for (attention, heads) in wanted.iter().zip(&heads) {
+    for (attention, heads) in found.iter().zip(&heads) {
         match cluster::groups(heads, options.factor, options.grouping) {
-            Ok(groups) => layers.push(layer_report(attention, heads, groups, find::place(graph, attention.softmax))),
-            Err(e) => errors.push(e.at(find::place(graph, attention.softmax))),
+            Ok(groups) => layers.push(layer_report(attention, heads, groups, place(graph, attention.softmax))),
+            Err(e) => errors.push(e.at(place(graph, attention.softmax))),
         }
     }
     if !errors.is_empty() {
         return Err(errors);
     }
     let merges: Vec<Merge> =
-        wanted.iter().zip(&layers).map(|(attention, layer)| Merge { attention, groups: &layer.groups }).collect();
+        wanted.iter().zip(&layers).map(|(mergeable, layer)| Merge { mergeable, groups: &layer.groups }).collect();
     let proto = rewrite(&model.proto, graph, &merges)?;
     check(model, base, options, graph, &proto, &wanted)?;
     let report = Report {
@@ -192,7 +194,7 @@ fn check(
     options: &Options,
     before: &Graph,
     proto: &ModelProto,
-    wanted: &[Attention],
+    wanted: &[Mergeable],
 ) -> Result<(), Errors> {
     let wrong = |what: String| {
         Diagnostic::unsupported("E0594", format!("the merged model is not what it has to be: {what}"))
@@ -202,8 +204,9 @@ fn check(
     let after = pipeline::analyse(&merged, base, &options.analysis)
         .map_err(|errors| errors.iter().map(|e| wrong(e.to_string())).collect::<Vec<_>>())?
         .graph;
-    let heads: Vec<usize> = attentions(&after).into_iter().flatten().filter(|a| a.private).map(|a| a.heads).collect();
-    let expected: Vec<usize> = wanted.iter().map(|a| a.heads / options.factor).collect();
+    let merged = mergeable(&after).into_iter().flatten().filter(|m| m.private);
+    let heads: Vec<usize> = merged.map(|m| m.attention.heads).collect();
+    let expected: Vec<usize> = wanted.iter().map(|w| w.attention.heads / options.factor).collect();
     if heads != expected {
         return Err(one(wrong(format!("expected {expected:?} heads in private layers, found {heads:?}"))));
     }

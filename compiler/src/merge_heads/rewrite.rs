@@ -20,7 +20,8 @@ use onnx_protobuf::tensor_proto::DataType;
 use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use protobuf::Enum;
 
-use super::find::{Attention, Scale, place};
+use super::find::{Mergeable, Scale};
+use crate::attention::{Attention, place};
 use crate::graph::{Graph, Op, ValueId};
 use crate::onnx::{attribute, element_of, is_default_domain, used_names};
 
@@ -30,7 +31,7 @@ const WORD: &str = "merge_heads";
 /// One attention and the groups that its heads form.
 pub struct Merge<'a> {
     /// The attention.
-    pub attention: &'a Attention,
+    pub mergeable: &'a Mergeable,
     /// Groups of heads, all of the same size, every head in one of them.
     pub groups: &'a [Vec<usize>],
 }
@@ -48,7 +49,7 @@ pub fn rewrite(
     let mut errors = Vec::new();
     for merge in merges {
         if let Err(e) = file.merge(graph, merge) {
-            errors.push(e.at(place(graph, merge.attention.scores)));
+            errors.push(e.at(place(graph, merge.mergeable.attention.scores)));
         }
     }
     if !errors.is_empty() {
@@ -112,7 +113,7 @@ impl<'a> File<'a> {
     }
 
     fn merge(&mut self, graph: &Graph, merge: &Merge) -> Result<()> {
-        let a = merge.attention;
+        let Mergeable { attention: a, scale, .. } = merge.mergeable;
         let (scores_name, output_name) = (written_as(graph, a.scores)?, written_as(graph, a.output)?);
         let factor = merge.groups.first().map_or(1, Vec::len);
         if scores_name == output_name
@@ -162,7 +163,7 @@ impl<'a> File<'a> {
             return Ok(());
         }
         self.changed.insert(scores_at, new_scores.clone());
-        if !self.rescale(graph, a.scale, &scores, root)? {
+        if !self.rescale(graph, *scale, &scores, root)? {
             // No constant of its own: one more product.
             let kind = self.kind_of(&scores_name);
             let inner = self.unique(&format!("{scores_name}/{WORD}"));

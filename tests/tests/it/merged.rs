@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use ombra_compiler::attention::{Attention, attentions, describe};
 use ombra_compiler::calibrate::drawn_inputs;
 use ombra_compiler::graph::{Graph, eval};
 use ombra_compiler::import::load_weight;
 use ombra_compiler::inspect::{Report, inspect};
-use ombra_compiler::merge_heads::find::{Attention, attentions};
+use ombra_compiler::merge_heads::find::mergeable;
 use ombra_compiler::merge_heads::{Grouping, Merged, Options, merge_heads, write};
 use ombra_compiler::onnx::{ExternalWriter, Model, write_model};
 use ombra_compiler::pipeline::{self, analyse};
@@ -81,6 +82,12 @@ fn merged_models_are_those_that_onnx_runtime_ran() {
         assert_eq!(expected["sha256"].as_str(), Some(digest.as_str()), "{name}: ONNX Runtime ran another file");
 
         let merged = read_again(&merged, &model);
+        let graph = graph_of(&merged, base.as_ref());
+        for found in attentions(&graph) {
+            let found = found.unwrap_or_else(|miss| panic!("{name}: {}", miss.why));
+            let wanted = expected["layers"].get(found.layer.expect("layers have numbers").to_string());
+            assert_eq!(describe(&graph, &found, &[]).merged, wanted.map_or(1, |_| factor), "{name}");
+        }
         let sets: Vec<_> = (0..3).map(|k| test_set(original, k).expect("the set is bundled")).collect();
         let wanted = |k: usize| {
             let file = corpus::folder("../merged").join(name).join(format!("output_{k}.pb"));
@@ -181,7 +188,8 @@ fn merged_attention_is_its_formula() {
         let (old, new_model) = (graph_of(&model, base.as_ref()), read_again(&merged, &model));
         let new = graph_of(&new_model, base.as_ref());
         let inputs = drawn_inputs(&old, 1, 12).expect("tokens can be drawn").remove(0);
-        let private: Vec<Attention> = attentions(&old).into_iter().flatten().filter(|a| a.private).collect();
+        let private = mergeable(&old).into_iter().flatten().filter(|m| m.private);
+        let private: Vec<Attention> = private.map(|m| m.attention).collect();
         assert_eq!(private.len(), merged.report.layers.len());
         for (index, (attention, layer)) in private.iter().zip(&merged.report.layers).enumerate() {
             let value = |id| old.node(id).expect("it is in the graph").origin.value.clone();
