@@ -301,7 +301,6 @@ impl Lower<'_> {
             name: name.clone(),
             dtype: node.dtype,
             shape: node.shape.clone(),
-            last_of: Vec::new(),
         });
         let ty = ombra_ir::ty::Ty::plain(node.dtype, Sharing::Client, node.shape);
         self.source(v, M::ClientInts { slot }, ty)

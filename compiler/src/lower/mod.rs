@@ -353,7 +353,7 @@ impl Lower<'_> {
         self.inputs.insert(name.clone(), v);
         let slot = self.module.inputs.len() as u32;
         let shape = node.shape.clone();
-        self.module.inputs.push(InputSlot { name, dtype: node.dtype, shape: node.shape, last_of: Vec::new() });
+        self.module.inputs.push(InputSlot { name, dtype: node.dtype, shape: node.shape });
         let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, shape, RING - 2);
         if let Some(&max) = self.options.ranges.abs.get(&v) {
             ty.bound = magnitude_bits(max, self.options.f) + self.options.margin;
