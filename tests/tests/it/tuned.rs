@@ -9,6 +9,7 @@ use ombra_compiler::graph::{Graph, Op};
 use ombra_compiler::import::load_weight;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, analyse};
+use ombra_compiler::reveal::Reveal;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::SIZE;
 use ombra_runtime::app::Request;
@@ -51,11 +52,23 @@ fn with_other_numbers(model: &Model, names: &BTreeSet<String>) -> Model {
     Model::from_proto(proto, &model.path).expect("still a model")
 }
 
-/// Model `name` compiled against a base that shares its first layer.
-fn tuned(name: &str, reveal: Vec<ombra_compiler::reveal::Reveal>) -> Built {
+/// The weights that are no table of embeddings.
+fn all_but_embeddings(graph: &Graph) -> BTreeSet<String> {
+    let looked_up = |v| graph.users(v).iter().any(|&u| matches!(graph.op(u), Some(Op::Gather { .. })));
+    let weights = graph.iter().filter_map(|(v, node)| match &node.op {
+        Op::Weight { name, .. } => Some((name.clone(), looked_up(v))),
+        _ => None,
+    });
+    let (tables, others): (Vec<_>, Vec<_>) = weights.partition(|(_, looked_up)| *looked_up);
+    let tables: BTreeSet<String> = tables.into_iter().map(|(name, _)| name).collect();
+    others.into_iter().map(|(name, _)| name).filter(|name| !tables.contains(name)).collect()
+}
+
+/// Model `name` compiled against a base that has other numbers in the weights that `private` chooses.
+fn tuned(name: &str, private: fn(&Graph) -> BTreeSet<String>, reveal: Vec<Reveal>) -> Built {
     let model = corpus::model(name).expect("the model is bundled");
     let analysed = analyse(&model, None, &Options::default()).unwrap_or_else(|e| panic!("{name}: {e:?}"));
-    let base = with_other_numbers(&model, &later_weights(&analysed.graph));
+    let base = with_other_numbers(&model, &private(&analysed.graph));
     build_model(model, Some(&base), reveal).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
@@ -106,33 +119,48 @@ fn plain_input(tensor: &Tensor) -> PlainInput<'_> {
     PlainInput { shape: tensor.shape(), elements }
 }
 
+/// Runs all sets in the clear at the client and between the parties.
+fn check_sets(name: &str, built: &Built) {
+    for index in 0..corpus::sets(name) {
+        let set = corpus::test_set(name, index).and_then(|set| set.parts()).expect("the set is bundled").remove(0);
+        let (values, worst) = check_region(name, built, &set);
+        let (request, given) = infer_request(&built.plan.plan, set.inputs.clone()).expect("the set fits the plan");
+        let sides = parties::run(&built.plan, &request, &[given]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let want = find(&set.outputs, "logits").expect("the set has logits");
+        let got = sides[0].steps[0].opened[0].reals();
+        let error = max_error(&got, want, find(&set.inputs, "attention_mask")).expect("logits are floats");
+        println!("{name} set {index}: {values} values of the client within {worst:.7}, logits within {error:.5}");
+        assert!(worst < 1e-4, "{name} set {index}: the region is off by {worst}");
+        assert!(error <= 0.02, "{name} set {index}: error {error}");
+    }
+}
+
 #[test]
 fn the_clients_part_of_every_export_runs_in_the_clear() {
     for (name, _) in corpus::selected() {
-        let built = tuned(name, logits());
+        let built = tuned(name, later_weights, logits());
         let region = built.compiled.client_model.as_ref().expect("the client has a part");
         let attention = region.proto.graph.node.iter().filter(|n| n.op_type == "Softmax").count();
         assert!(attention >= 1, "{name}: the client has no attention");
         assert!(region.proto.graph.node.iter().all(|n| n.domain.is_empty()), "{name}: another operator set");
-        for index in 0..corpus::sets(name) {
-            let set = corpus::test_set(name, index).and_then(|set| set.parts()).expect("the set is bundled").remove(0);
-            let (values, worst) = check_region(name, &built, &set);
-            let (request, given) = infer_request(&built.plan.plan, set.inputs.clone()).expect("the set fits the plan");
-            let sides = parties::run(&built.plan, &request, &[given]).unwrap_or_else(|e| panic!("{name}: {e}"));
-            let want = find(&set.outputs, "logits").expect("the set has logits");
-            let got = sides[0].steps[0].opened[0].reals();
-            let error = max_error(&got, want, find(&set.inputs, "attention_mask")).expect("logits are floats");
-            println!("{name} set {index}: {values} values of the client within {worst:.7}, logits within {error:.5}");
-            assert!(worst < 1e-4, "{name} set {index}: the region is off by {worst}");
-            assert!(error <= 0.02, "{name} set {index}: error {error}");
-        }
+        check_sets(name, &built);
+    }
+}
+
+#[test]
+fn embeddings_alone_need_no_cache_of_the_clients() {
+    for name in ["gpt2-optimum-past", "gpt2-dynamo-op20-cached", "gpt2-ort-optimized", "opt-optimum-past"] {
+        let built = tuned(name, all_but_embeddings, logits());
+        let region = built.compiled.client_model.as_ref().expect("the client has a part");
+        assert!(region.proto.graph.input.iter().all(|i| !i.name.starts_with("past_key_values")), "{name}: a cache");
+        check_sets(name, &built);
     }
 }
 
 #[test]
 fn caches_of_the_clients_layers_grow_from_step_to_step() {
     for name in ["llama-gqa-dynamo-op23", "llama-gqa-genai", "gpt2-dynamo-op20-cached"] {
-        let built = tuned(name, Vec::new());
+        let built = tuned(name, later_weights, Vec::new());
         let plan = &built.plan.plan;
         assert!(!plan.client_states.is_empty(), "{name}: the client keeps no cache");
         // The reference is the same plan, one longer prompt after another.
