@@ -10,14 +10,39 @@
 //! probabilities of all elements of all values of one step at the largest sizes are added up (union bound).
 
 use crate::calibrate::{Moments, Ranges};
-use crate::graph::Graph;
-use crate::lower::{Assumed, Quantity, Signs};
+use crate::graph::{Graph, Op, ValueId};
+use crate::lower::Assumed;
 use ombra_ir::Diagnostic;
+use ombra_ir::plan::{AssumedRange, Quantity};
+use std::collections::BTreeMap;
 
 /// Largest failure probability of a step that is compiled without being asked for, as a power of two.
 pub const MAX_FAILURE_LOG2: f64 = -40.0;
 /// Exponent of probabilities that are told from zero no more.
 const LEAST_LOG2: f64 = -1000.0;
+
+/// What is assumed, for the plan: in the order of computation.
+pub fn listed(graph: &Graph, assumed: &[Assumed]) -> Result<Vec<AssumedRange>, Diagnostic> {
+    let place: BTreeMap<ValueId, usize> = graph.topological().into_iter().enumerate().map(|(i, id)| (id, i)).collect();
+    let mut assumed: Vec<&Assumed> = assumed.iter().collect();
+    assumed.sort_by_key(|a| place.get(&a.value));
+    let range = |a: &Assumed| {
+        let node = graph.node(a.value)?;
+        let name = match &node.op {
+            Op::Input { name, .. } => name,
+            _ => &node.origin.node,
+        };
+        Ok(AssumedRange {
+            node: name.clone(),
+            layer: node.origin.layer,
+            op: node.op.name().to_owned(),
+            quantity: a.quantity,
+            low: a.low,
+            high: Some(a.high).filter(|high| high.is_finite()),
+        })
+    };
+    assumed.into_iter().map(range).collect()
+}
 
 /// Union bound over all assumptions of a step, as an exponent of two rounded up to a whole number: the measured spread
 /// of a private value stands in the plan as no more than that.
@@ -35,16 +60,18 @@ fn probability(a: &Assumed, ranges: &Ranges) -> f64 {
     let one = match a.quantity {
         Quantity::Magnitude => moments.map_or(0.0, |m| 2.0 * tail(m, a.high - m.mean().abs())),
         Quantity::Exponent => moments.map_or(0.0, |m| tail(m, a.high - m.mean())),
-        Quantity::Divisor(signs) => moments.map_or(0.0, |m| {
-            let size = ranges.sizes.get(&a.value);
-            let below = match (a.low, signs) {
-                (Some(low), Signs::Both) => near_zero(m, low),
-                (Some(low), _) => size.map_or(0.0, |size| tail(&size.log, size.log.mean() - libm::log(low))),
-                (None, _) => 0.0,
-            };
-            let other_sign = if signs == Signs::Seen { tail(m, m.mean().abs()) } else { 0.0 };
-            2.0 * tail(m, a.high - m.mean().abs()) + below + other_sign
-        }),
+        Quantity::PositiveDivisor | Quantity::DivisorOfOneSign | Quantity::DivisorOfBothSigns => {
+            moments.map_or(0.0, |m| {
+                let size = ranges.sizes.get(&a.value);
+                let below = match (a.low, a.quantity) {
+                    (Some(low), Quantity::DivisorOfBothSigns) => near_zero(m, low),
+                    (Some(low), _) => size.map_or(0.0, |size| tail(&size.log, size.log.mean() - libm::log(low))),
+                    (None, _) => 0.0,
+                };
+                let other_sign = if a.quantity == Quantity::DivisorOfOneSign { tail(m, m.mean().abs()) } else { 0.0 };
+                2.0 * tail(m, a.high - m.mean().abs()) + below + other_sign
+            })
+        }
         Quantity::RowStatistic => ranges.rows.get(&a.value).map_or(0.0, |rows| {
             let above = tail(&rows.root, libm::sqrt(a.high) - rows.root.mean());
             let below = a.low.map_or(0.0, |low| tail(&rows.log, rows.log.mean() - libm::log(low)));
@@ -88,17 +115,9 @@ pub fn check_failure(graph: &Graph, assumed: &[Assumed], ranges: &Ranges, most: 
     if let Some(a) = worst
         && let Ok(node) = graph.node(a.value)
     {
-        let name = node.op.name();
-        let what = match (a.quantity, a.low) {
-            (Quantity::Magnitude, _) => format!("the result of this {name}, taken to be below {} in size", a.high),
-            (Quantity::Exponent, _) => format!("the result of this {name}, taken to be an exponent below {}", a.high),
-            (Quantity::Divisor(Signs::Seen), _) => format!("the result of this {name}, taken not to change its sign"),
-            (Quantity::Divisor(_), Some(low)) => {
-                format!("the result of this {name}, taken to be between {low} and {} in size", a.high)
-            }
-            (Quantity::Divisor(_), None) => format!("the result of this {name}, taken to be below {}", a.high),
-            (Quantity::RowStatistic, _) => format!("the variance or the divisor in this {name}"),
-        };
+        let low = a.low.map_or(String::new(), |low| format!(" and at least {low}"));
+        let (name, quantity, high) = (node.op.name(), a.quantity.name(), a.high);
+        let what = format!("the {quantity} of this {name}, taken to be below {high}{low}");
         let own = log2(probability(a, ranges));
         error = error.at(node.origin.node.clone()).note(format!("most likely to fail: {what}, with 2^{own:.0}"));
     }
@@ -109,7 +128,6 @@ pub fn check_failure(graph: &Graph, assumed: &[Assumed], ranges: &Ranges, most: 
 mod tests {
     use super::*;
     use crate::calibrate::Size;
-    use crate::graph::ValueId;
 
     fn moments(values: &[f64]) -> Moments {
         let mut m = Moments::default();
@@ -148,17 +166,16 @@ mod tests {
         let mut ranges = Ranges::default();
         ranges.moments.insert(value, moments(&[7.0, 9.0]));
         ranges.sizes.insert(value, Size { least: 7.0, log: moments(&[1.0, 3.0]) });
-        let divisor = |signs, low, high| {
-            failure_log2(&[Assumed { value, quantity: Quantity::Divisor(signs), low, high, elements: 1.0 }], &ranges)
-        };
+        let divisor =
+            |quantity, low, high| failure_log2(&[Assumed { value, quantity, low, high, elements: 1.0 }], &ranges);
         // Ten deviations upwards: 2 exp(-50) = 2^-71.1.
-        assert_eq!(divisor(Signs::Proven, None, 18.0), -71.0);
+        assert_eq!(divisor(Quantity::PositiveDivisor, None, 18.0), -71.0);
         // Six deviations of the logarithm downwards: exp(-18) = 2^-25.97.
-        assert_eq!(divisor(Signs::Proven, Some(libm::exp(-4.0)), 18.0), -25.0);
+        assert_eq!(divisor(Quantity::PositiveDivisor, Some(libm::exp(-4.0)), 18.0), -25.0);
         // Eight deviations to the other sign: exp(-32) = 2^-46.2.
-        assert_eq!(divisor(Signs::Seen, None, 18.0), -46.0);
+        assert_eq!(divisor(Quantity::DivisorOfOneSign, None, 18.0), -46.0);
         // Of both signs: 2·2^-20/√(2π) = 2^-20.3, whatever the margin upwards is.
-        assert_eq!(divisor(Signs::Both, Some(libm::exp2(-20.0)), 18.0), -20.0);
+        assert_eq!(divisor(Quantity::DivisorOfBothSigns, Some(libm::exp2(-20.0)), 18.0), -20.0);
     }
 
     #[test]

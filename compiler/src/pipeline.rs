@@ -2,7 +2,7 @@
 
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::assume::assume;
-use crate::bounds::{MAX_FAILURE_LOG2, check_failure};
+use crate::bounds::{MAX_FAILURE_LOG2, check_failure, listed};
 use crate::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
 use crate::egraph::cost::Network;
@@ -397,6 +397,7 @@ fn finish(
     }
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
+        assumed: listed(&graph, &lowered.assumed).map_err(one)?,
         failure_log2: failure,
         calibrated_on: options.calibrated_on,
         margin: options.margin,

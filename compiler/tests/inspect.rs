@@ -6,7 +6,7 @@ use ombra_compiler::pipeline::{Options, compile};
 use ombra_compiler::savings::savings;
 use ombra_ir::bind::bind;
 use ombra_ir::network::Network;
-use ombra_ir::plan::{Place, Plan, Role};
+use ombra_ir::plan::{Place, Plan, Quantity, Role};
 use ombra_ir::profile::{Profile, Unit, VERSION};
 use ombra_ir::schedule::schedule;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +51,24 @@ fn costs_are_those_of_the_schedule() {
         assert_eq!(report.ops.iter().map(|op| op.path_rounds).sum::<u32>(), schedule.ticks);
         assert_eq!(report.ticks, schedule.ticks);
     }
+}
+
+#[test]
+fn every_range_that_is_taken_for_granted_is_listed() {
+    let plan = plan(false);
+    let report = inspect(&plan, &sizes(8)).expect("the sizes are the plan's");
+    let of = |quantity| plan.assumed.iter().filter(move |range| range.quantity == quantity);
+    assert!(of(Quantity::Magnitude).all(|r| r.low.is_none() && r.high.is_some_and(|high| high.log2().fract() == 0.0)));
+    // The norms of the two private layers and the last one; the first norm is that of a client's value.
+    assert_eq!(of(Quantity::RowStatistic).count(), 4);
+    assert!(of(Quantity::Magnitude).count() > 0);
+    let text = report.text(By::Bound);
+    for range in &plan.assumed {
+        let line = text.lines().find(|line| line.ends_with(&range.node) && line.contains(range.quantity.name()));
+        assert!(line.is_some(), "{range:?} is missing in\n{text}");
+    }
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    assert_eq!(json["assumed"].as_array().map(Vec::len), Some(plan.assumed.len()));
 }
 
 #[test]

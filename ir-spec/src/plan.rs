@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
-/// Version of the format; a runtime reads its own version only.
-pub const VERSION: u32 = 3;
+/// Version of the format and of what its ops send; a runtime reads its own version only.
+pub const VERSION: u32 = 4;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.
@@ -45,6 +45,8 @@ pub struct Plan {
     /// Sizes that the model takes to be at most a number, as it cuts tables of that length to them. Nothing in the module
     /// says so: see [`Plan::check_limits`].
     pub limits: Vec<(Dim, u64)>,
+    /// Ranges that nothing proves and that the program takes for granted.
+    pub assumed: Vec<AssumedRange>,
     /// Logarithm to base 2 of the probability that any assumed bound fails in one step, as far as it can be bounded.
     pub failure_log2: f64,
     /// What calibrated bounds were measured on.
@@ -60,6 +62,56 @@ pub struct Plan {
     pub parts: Vec<Part>,
     /// What a step costs before all passes of the compiler and after each of them, where that was asked for.
     pub savings: Vec<Saving>,
+}
+
+/// A range that nothing proves and that the program takes for granted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AssumedRange {
+    /// The ONNX node that makes the value, or whose rows they are.
+    pub node: String,
+    /// Its layer, where names show one.
+    pub layer: Option<u32>,
+    /// Name of its operator.
+    pub op: String,
+    /// What is bounded.
+    pub quantity: Quantity,
+    /// It is at least this; nothing is assumed without it.
+    pub low: Option<f64>,
+    /// It is less than this; nothing is assumed without it.
+    pub high: Option<f64>,
+}
+
+/// What is assumed of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    /// Of every element: its size.
+    Magnitude,
+    /// Of every element: that it is not above the high end.
+    Exponent,
+    /// Of every element: its size, which must not vanish. None is negative, whatever the inputs are.
+    PositiveDivisor,
+    /// The same, and that its sign is the one that all had on calibration inputs.
+    DivisorOfOneSign,
+    /// Its size alone: both signs are taken care of.
+    DivisorOfBothSigns,
+    /// Of a norm: the mean of squares or the variance of every row, eps included. Of a softmax by quotients: the divisor of
+    /// every row, for the high end over the number of its entries.
+    RowStatistic,
+}
+
+impl Quantity {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Quantity::Magnitude => "size",
+            Quantity::Exponent => "exponent",
+            Quantity::PositiveDivisor => "size of a positive divisor",
+            Quantity::DivisorOfOneSign => "size and sign of a divisor",
+            Quantity::DivisorOfBothSigns => "size of a divisor",
+            Quantity::RowStatistic => "statistic of rows",
+        }
+    }
 }
 
 /// What a part of the model does.

@@ -3,7 +3,7 @@
 //! Names from the model are escaped by the templates, wherever they stand.
 
 use super::picture::picture;
-use super::text::{count, seconds, size};
+use super::text::{count, power, seconds, size};
 use super::{OpCost, Report};
 use maud::{DOCTYPE, Markup, html};
 use ombra_ir::plan::{Saving, StepCost};
@@ -319,13 +319,14 @@ fn seen(report: &Report) -> Markup {
 }
 
 fn bounds(report: &Report) -> Markup {
-    // By kind of op: how many, and the least and greatest.
-    let mut assumed: BTreeMap<String, (usize, i32, i32)> = BTreeMap::new();
-    for op in report.ops.iter().filter(|op| op.bound_from == "calibrated") {
-        let Some(log2) = op.bound_log2 else { continue };
-        let entry = assumed.entry(shown(op.kind())).or_insert((0, log2, log2));
-        *entry = (entry.0 + 1, entry.1.min(log2), entry.2.max(log2));
+    // By what is bounded and the operator: how many, the least low end and the greatest high end.
+    let mut assumed: BTreeMap<(&str, String), (usize, f64, f64)> = BTreeMap::new();
+    for range in &report.assumed {
+        let entry = assumed.entry((range.quantity.name(), shown(&range.op))).or_insert((0, f64::INFINITY, 0.0));
+        let (low, high) = (range.low.unwrap_or(f64::INFINITY), range.high.unwrap_or(0.0));
+        *entry = (entry.0 + 1, entry.1.min(low), entry.2.max(high));
     }
+    let end = |end: f64| if end > 0.0 && end.is_finite() { power(end) } else { "–".into() };
     let b = &report.bounds;
     html! {
         section {
@@ -338,10 +339,10 @@ fn bounds(report: &Report) -> Markup {
             @if !assumed.is_empty() {
                 div.scroll {
                     table {
-                        thead { tr { th scope="col" { "measured bounds of" } th.n scope="col" { "how many" } th.n scope="col" { "least" } th.n scope="col" { "greatest" } } }
+                        thead { tr { th scope="col" { "taken for granted" } th scope="col" { "of" } th.n scope="col" { "how many" } th.n scope="col" { "at least" } th.n scope="col" { "below" } } }
                         tbody {
-                            @for (kind, (n, least, greatest)) in &assumed {
-                                tr { th scope="row" { (kind) } td.n { (n) } td.n { (format!("2^{least}")) } td.n { (format!("2^{greatest}")) } }
+                            @for ((quantity, op), (n, low, high)) in &assumed {
+                                tr { th scope="row" { (quantity) } td { (op) } td.n { (n) } td.n { (end(*low)) } td.n { (end(*high)) } }
                             }
                         }
                     }

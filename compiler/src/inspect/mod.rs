@@ -15,7 +15,7 @@ use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::network::Network;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
-use ombra_ir::plan::{InputRole, Part, Plan, Saving};
+use ombra_ir::plan::{AssumedRange, InputRole, Part, Plan, Saving};
 use ombra_ir::profile::{Profile, Time, predict};
 use ombra_ir::schedule::{Cost, Schedule, schedule};
 use ombra_ir::ty::{BoundFrom, Sharing};
@@ -63,6 +63,8 @@ pub struct Report {
     /// Costs before all passes of the compiler and after each of them, at sizes of their own; empty unless the plan was
     /// compiled with `--savings`.
     pub savings: Vec<Saving>,
+    /// Every range that is taken for granted.
+    pub assumed: Vec<AssumedRange>,
     /// What every op costs.
     pub ops: Vec<OpCost>,
 }
@@ -298,6 +300,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
         parts: plan.parts.clone(),
         changes: plan.changes.clone(),
         savings: plan.savings.clone(),
+        assumed: plan.assumed.clone(),
         ops,
     })
 }

@@ -14,6 +14,8 @@ pub enum By {
     Layer,
     /// One line a kind: the composite op that messages belong to.
     Kind,
+    /// One line for every range that is taken for granted, instead of costs.
+    Bound,
 }
 
 impl Report {
@@ -59,13 +61,17 @@ impl Report {
             names => format!("the contents of {}, ", names.join(" and ")),
         };
         let _ = writeln!(out, "others  learn {contents}lengths, and the number of generated tokens\n");
+        if by == By::Bound {
+            self.write_assumed(&mut out);
+            return out;
+        }
         self.write_savings(&mut out);
         let mut groups: Vec<(String, u64, u64, u32)> = Vec::new();
         for op in self.ops.iter().filter(|o| o.bytes > 0 || o.macs > 0) {
             let key = match by {
                 By::Op => format!("%{} {} [{}] {}", op.id, op.op, join(&op.dims), op.origin),
                 By::Layer => op.layer.map_or("outside layers".into(), |l| format!("layer {l}")),
-                By::Kind => op.kind().into(),
+                By::Kind | By::Bound => op.kind().into(),
             };
             match groups.iter_mut().find(|g| g.0 == key && by != By::Op) {
                 Some(g) => {
@@ -106,6 +112,18 @@ impl Report {
             parts.push("local work not counted: give --machine".into());
         }
         format!("about {} ({})", seconds(time.total()), parts.join("; "))
+    }
+
+    /// Every range that is taken for granted, and where it comes from.
+    fn write_assumed(&self, out: &mut String) {
+        let end = |end: Option<f64>| end.map_or("-".into(), power);
+        let _ = writeln!(out, "{:>12} {:>12}  taken for granted", "at least", "below");
+        for range in &self.assumed {
+            let what = range.quantity.name();
+            let layer = range.layer.map_or(String::new(), |layer| format!(" in layer {layer}"));
+            let (low, high) = (end(range.low), end(range.high));
+            let _ = writeln!(out, "{low:>12} {high:>12}  {what}, {}{layer}: {}", range.op, range.node);
+        }
     }
 
     /// One block for every step whose savings were counted.
@@ -151,6 +169,12 @@ pub fn compare(a: &Report, b: &Report) -> String {
         line(&format!("  {kind}"), of(&ka), of(&kb), &size);
     }
     out
+}
+
+/// A number as a power of two, if it is one.
+pub(super) fn power(x: f64) -> String {
+    let log2 = libm::log2(x);
+    if x > 0.0 && log2 == libm::trunc(log2) { format!("2^{log2}") } else { format!("{x:.4}") }
 }
 
 /// Seconds with a unit.

@@ -1,10 +1,11 @@
 //! Lowering of what takes the place of softmax, activations and norms in models trained for MPC.
 
-use super::{Assumed, Lower, Quantity};
+use super::{Assumed, Lower};
 use crate::expand::FINE;
 use crate::graph::{Numerator, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
+use ombra_ir::plan::Quantity;
 use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits of `1/n` in a mean.

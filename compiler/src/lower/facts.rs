@@ -36,3 +36,15 @@ pub(super) fn at_least(graph: &Graph, v: ValueId) -> f64 {
         _ => unknown,
     }
 }
+
+/// Whether no element of a value is above 1 in size, whatever the inputs are.
+pub(super) fn is_unit(graph: &Graph, v: ValueId) -> bool {
+    match graph.op(v) {
+        Some(Op::Softmax { .. } | Op::MaskedSoftmax { .. } | Op::RatioSoftmax { .. }) => true,
+        Some(Op::Sigmoid | Op::Tanh | Op::Erf) => true,
+        Some(Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. }) => {
+            graph.operand(v, 0).is_some_and(|x| is_unit(graph, x))
+        }
+        _ => false,
+    }
+}

@@ -1,11 +1,12 @@
 //! Lowering of sums, products, movement, and of what is made of them.
 
 use super::quotient::is_fine;
-use super::{Assumed, Lower, Quantity, RING, magnitude_bits};
+use super::{Assumed, Lower, RING, magnitude_bits};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
+use ombra_ir::plan::Quantity;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
 

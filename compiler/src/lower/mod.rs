@@ -26,6 +26,7 @@ use ombra_ir::module::{
 };
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, DType, Tensor};
+use ombra_ir::plan::Quantity;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,30 +64,6 @@ pub struct Lowered {
     pub inputs: BTreeMap<String, ValueId>,
     /// What the program takes for granted, in order of values.
     pub assumed: Vec<Assumed>,
-}
-
-/// What is assumed of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Quantity {
-    /// Of every element: its size.
-    Magnitude,
-    /// Of every element: that it is not above the high end.
-    Exponent,
-    /// Of every element: its size, which must not vanish, and its sign.
-    Divisor(Signs),
-    /// Of a norm or a softmax by quotients: one number of every row, see [`Rows`](crate::calibrate::Rows).
-    RowStatistic,
-}
-
-/// Signs of the elements of a divisor, or of what a root is taken of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Signs {
-    /// None is negative, whatever the inputs are.
-    Proven,
-    /// All had one sign on calibration inputs.
-    Seen,
-    /// Both signs are taken care of.
-    Both,
 }
 
 /// An assumed range.
@@ -229,9 +206,15 @@ impl Lower<'_> {
         push_within(&mut self.module, op, args, (bound, BoundFrom::Guarded), origin)
     }
 
+    /// Greatest size that calibration saw of a value, where no bound is proven that matters: a probability that was
+    /// always small may be 1 another time.
+    fn seen(&self, v: ValueId) -> Option<f64> {
+        if facts::is_unit(self.graph, v) { None } else { self.options.ranges.abs.get(&v).copied() }
+    }
+
     /// One op whose result is the graph's value `v`, within what calibration saw of `v`.
     fn value(&mut self, v: ValueId, op: M, args: &[Id]) -> Result<Id> {
-        let Some(&max) = self.options.ranges.abs.get(&v) else { return self.push(v, op, args) };
+        let Some(max) = self.seen(v) else { return self.push(v, op, args) };
         let margin = self.options.margin;
         let Some(scale) = self.result_scale(&op, args) else { return self.push(v, op, args) };
         let bound = magnitude_bits(max, scale).saturating_add(margin);
@@ -268,7 +251,7 @@ impl Lower<'_> {
 
     fn calibrated_bound(&self, v: ValueId, id: Id) -> Option<u8> {
         let (_, scale) = self.module.ty(id).as_ring()?;
-        let max = *self.options.ranges.abs.get(&v)?;
+        let max = self.seen(v)?;
         Some(magnitude_bits(max, scale).saturating_add(self.options.margin))
     }
 

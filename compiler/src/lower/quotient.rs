@@ -4,10 +4,11 @@
 //! relative to its size is taken at a finer scale than others, from before its truncation.
 
 use super::facts::at_least;
-use super::{Assumed, Lower, Quantity, RING, Signs};
+use super::{Assumed, Lower, RING};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
+use ombra_ir::plan::Quantity;
 use ombra_ir::ty::Sharing;
 use ombra_ir::{Diagnostic, Result};
 
@@ -100,8 +101,8 @@ impl Lower<'_> {
         let max = self.top(high).div_euclid(2) + 1;
         let (min_log4, max_log4) = (small(min.max(floor).min(max - 1)), small(max));
         // Small operands have small errors: only the greatest, and the sign, are taken for granted.
-        let signs = if proven >= 0.0 { Signs::Proven } else { Signs::Seen };
-        self.assume_divisor(x, signs, None, 2 * i32::from(max_log4));
+        let quantity = if proven >= 0.0 { Quantity::PositiveDivisor } else { Quantity::DivisorOfOneSign };
+        self.assume_divisor(x, quantity, None, 2 * i32::from(max_log4));
         let x = self.finer(v, x, max_log4.saturating_mul(2))?;
         self.value(v, M::Sqrt { min_log4, max_log4, scale: self.options.f }, &[x])
     }
@@ -173,22 +174,22 @@ impl Lower<'_> {
                     "use more fraction bits, add a small constant to it in the model, or calibrate on typical inputs",
                 ));
         }
-        let (sign, signs) = match (proven > 0.0, low > 0.0, high < 0.0) {
-            (true, ..) => (Some(Sign::Plus), Signs::Proven),
-            (_, true, _) => (Some(Sign::Plus), Signs::Seen),
-            (_, _, true) => (Some(Sign::Minus), Signs::Seen),
-            _ => (None, Signs::Both),
+        let (sign, quantity) = match (proven > 0.0, low > 0.0, high < 0.0) {
+            (true, ..) => (Some(Sign::Plus), Quantity::PositiveDivisor),
+            (_, true, _) => (Some(Sign::Plus), Quantity::DivisorOfOneSign),
+            (_, _, true) => (Some(Sign::Minus), Quantity::DivisorOfOneSign),
+            _ => (None, Quantity::DivisorOfBothSigns),
         };
         let (min, max) = (small(min), small(max));
-        self.assume_divisor(x, signs, (i32::from(min) > of_proven).then_some(i32::from(min)), i32::from(max));
+        self.assume_divisor(x, quantity, (i32::from(min) > of_proven).then_some(i32::from(min)), i32::from(max));
         Ok(Range { min, max, sign })
     }
 
     /// Takes elements of `x` to be at least `2^min` and below `2^max` in size.
-    fn assume_divisor(&mut self, x: ValueId, signs: Signs, min: Option<i32>, max: i32) {
+    fn assume_divisor(&mut self, x: ValueId, quantity: Quantity, min: Option<i32>, max: i32) {
         self.assume(Assumed {
             value: x,
-            quantity: Quantity::Divisor(signs),
+            quantity,
             low: min.map(|min| libm::ldexp(1.0, min)),
             high: libm::ldexp(1.0, max),
             elements: self.elements(self.graph.shape(x)),

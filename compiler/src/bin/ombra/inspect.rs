@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub struct InspectArgs {
     /// A plan folder or plan file.
     plan: PathBuf,
-    /// What to group by.
+    /// What to group by; `bound` lists what is taken for granted instead of costs.
     #[arg(long, value_enum, default_value_t = GroupBy::Kind)]
     by: GroupBy,
     /// Sizes at which costs are evaluated.
@@ -40,6 +40,7 @@ enum GroupBy {
     Op,
     Layer,
     Kind,
+    Bound,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -95,6 +96,7 @@ pub fn inspect_plan(args: &InspectArgs) -> Outcome {
         GroupBy::Op => inspect::By::Op,
         GroupBy::Layer => inspect::By::Layer,
         GroupBy::Kind => inspect::By::Kind,
+        GroupBy::Bound => inspect::By::Bound,
     };
     match (args.format, other) {
         (Format::Text, None) => print!("{}", first.text(by)),
