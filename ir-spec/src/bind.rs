@@ -203,9 +203,12 @@ fn rows_of(mask: &Tensor, shape: &[usize], positions: bool) -> Result<Rows> {
         return Err(Diagnostic::input("E0406", "mask does not broadcast to the scores")
             .note(format!("expected a mask for {shape:?}, found {:?}", mask.shape())));
     };
-    let dense: usize = shape.iter().product();
     let columns = shape.last().copied().unwrap_or(1);
-    if dense > u32::MAX as usize {
+    // Rows without columns are rows all the same.
+    let leading = shape.split_last().map_or(&[][..], |(_, leading)| leading);
+    let row_count = leading.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).unwrap_or(usize::MAX);
+    let dense = row_count.saturating_mul(columns);
+    if row_count > u32::MAX as usize || dense > u32::MAX as usize {
         return Err(Diagnostic::input("E0402", "a masked value would be too large"));
     }
     let mut strides = vec![0usize; rank];
@@ -215,7 +218,6 @@ fn rows_of(mask: &Tensor, shape: &[usize], positions: bool) -> Result<Rows> {
         strides[axis] = if size == 1 { 0 } else { stride };
         stride *= size;
     }
-    let row_count = dense.checked_div(columns).unwrap_or(0);
     let column_stride = strides.last().copied().unwrap_or(0);
     let mut rows = Rows { keep: Vec::new(), lens: Vec::with_capacity(row_count), dense };
     let mut index = vec![0usize; rank.saturating_sub(1)];
@@ -253,5 +255,14 @@ mod tests {
         assert_eq!(rows.lens, [2, 3, 2, 3]);
         assert_eq!(rows.keep, [0, 1, 3, 4, 5, 6, 7, 9, 10, 11]);
         assert!(rows_of(&mask, &[1, 2, 2, 4], true).is_err());
+    }
+
+    #[test]
+    fn rows_without_columns_are_rows() {
+        let mask = Tensor::bool(&[1, 0], vec![]).expect("no element");
+        let rows = rows_of(&mask, &[2, 3, 0], true).expect("the mask broadcasts");
+        assert_eq!((rows.lens, rows.keep, rows.dense), (vec![0; 6], vec![], 0));
+        let huge = [1 << 20, 1 << 20, 0];
+        assert_eq!(rows_of(&mask, &huge, false).err().map(|e| e.code), Some("E0402"));
     }
 }

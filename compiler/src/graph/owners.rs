@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ombra_ir::Dim;
-use ombra_ir::plain::{self, DType};
+use ombra_ir::plain::{self, Binary, DType, Unary};
 
 use super::{Graph, InputRole, Op, ValueId};
 
@@ -69,6 +69,70 @@ pub fn propagate_owners(
             _ => joined,
         };
     }
+    share_decisions(graph);
+}
+
+/// What the client decides for secret values alone is secret: a bit of its own would decide the course of the program,
+/// while what it compares can be shared. A decision is a comparison of floats, or a connective of decisions. Masks are
+/// none: what chooses a huge number has to be public, and whoever may say so is asked.
+fn share_decisions(graph: &mut Graph) {
+    for id in graph.topological().into_iter().rev() {
+        let users = graph.users(id);
+        if users.is_empty() || graph.is_output(id) || !is_decision(graph, id) {
+            continue;
+        }
+        let decides = |user: &ValueId| {
+            graph.node(*user).is_ok_and(|n| {
+                let takes_bits = match n.op {
+                    Op::Where => !graph.operands(*user).into_iter().any(|o| is_huge(graph, o)),
+                    Op::Public(plain::Op::Cast { .. }) => true,
+                    _ => is_logic(&n.op),
+                };
+                n.owner == Owner::Secret && takes_bits
+            })
+        };
+        if users.iter().all(decides)
+            && let Ok(node) = graph.node_mut(id)
+        {
+            node.owner = Owner::Secret;
+        }
+    }
+}
+
+/// Whether a value is a constant that a mask has in place of scores.
+fn is_huge(graph: &Graph, id: ValueId) -> bool {
+    graph.constant(id).and_then(|t| t.single_f32()).is_some_and(|k| k <= -9.0e3)
+}
+
+fn is_logic(op: &Op) -> bool {
+    matches!(op, Op::Public(plain::Op::Unary(Unary::Not) | plain::Op::Binary(Binary::And | Binary::Or | Binary::Equal)))
+}
+
+/// Whether truth values of the client's are compared floats, or connectives of such and of what is no client's.
+fn is_decision(graph: &Graph, id: ValueId) -> bool {
+    let mut stack = vec![id];
+    let mut seen = BTreeSet::new();
+    while let Some(at) = stack.pop() {
+        let Ok(node) = graph.node(at) else { return false };
+        if node.dtype != DType::Bool || node.owner != Owner::Client {
+            // Only what is looked at first has to be the client's.
+            if at == id || node.dtype != DType::Bool {
+                return false;
+            }
+            continue;
+        }
+        if !seen.insert(at) {
+            continue;
+        }
+        let operands = graph.operands(at);
+        let floats = operands.iter().all(|o| graph.node(*o).is_ok_and(|n| n.dtype == DType::F32));
+        match &node.op {
+            Op::Public(plain::Op::Binary(b)) if b.is_comparison() && floats => {}
+            op if is_logic(op) => stack.extend(operands),
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// Whether the value comes with a run: an input, or a number that depends on sizes.
@@ -84,7 +148,38 @@ fn is_given(op: &Op) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use ombra_ir::plain::{Tensor, Type};
+
     use super::*;
+    use crate::graph::{Origin, Output, OutputRole};
+
+    /// Owner of a comparison of two of the client's values that chooses between a secret and `other`, and is used by a
+    /// value of the client's if `elsewhere`.
+    fn owner_of_decision(other: f32, elsewhere: bool) -> Owner {
+        let ty = || Type::new(DType::F32, vec![Dim::constant(2)]);
+        let mut g = Graph::new();
+        let x = g.add_input("x", InputRole::Other, ty(), Origin::default());
+        let w = g.add_weight("w", false, vec![Dim::constant(2)], Origin::default());
+        let other = g.add_const(Tensor::scalar_f32(other), Origin::default()).expect("a constant");
+        let less = Op::Public(plain::Op::Binary(Binary::Less));
+        let less = g.add(less, &[x, other], Origin::default()).expect("it fits");
+        let sum = g.add(Op::Add, &[x, w], Origin::default()).expect("it fits");
+        let mut outputs = vec![g.add(Op::Where, &[less, sum, other], Origin::default()).expect("it fits")];
+        if elsewhere {
+            outputs.push(g.add(Op::Where, &[less, x, other], Origin::default()).expect("it fits"));
+        }
+        g.outputs =
+            outputs.into_iter().map(|value| Output { name: "y".into(), role: OutputRole::Other, value }).collect();
+        propagate_owners(&mut g, |_, role, dtype| role.owner(dtype), |_| Owner::Server);
+        g.node(less).expect("it is there").owner
+    }
+
+    #[test]
+    fn decisions_for_secrets_alone_are_secret() {
+        assert_eq!(owner_of_decision(0.5, false), Owner::Secret);
+        assert_eq!(owner_of_decision(0.5, true), Owner::Client);
+        assert_eq!(owner_of_decision(-1e30, false), Owner::Client, "a mask");
+    }
 
     #[test]
     fn join_is_the_lattice() {

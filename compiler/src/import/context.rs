@@ -294,9 +294,12 @@ impl<'a> Context<'a> {
     /// lowering says whether it can be done.
     ///
     /// Operands that depend on weights alone, such as the table of rotary frequencies, are put in the clear with their
-    /// data, and noted: whether their labels allow that is checked when there are labels.
+    /// data, and noted: whether their labels allow that is checked when there are labels. Not where two numbers decide
+    /// together, such as a comparison of an input with a weight: what comes of that depends on both parties.
     pub fn emit_public(&mut self, op: plain::Op, operands: &[&Value]) -> Result<Value> {
-        if operands.iter().any(|v| self.owner(v) == Owner::Secret) {
+        let owner = operands.iter().fold(Owner::Public, |all, v| all.join(self.owner(v)));
+        let together = matches!(op, plain::Op::Binary(_) | plain::Op::Where);
+        if owner == Owner::Secret && (together || operands.iter().any(|v| self.owner(v) == Owner::Secret)) {
             return self.add(Op::Public(op), operands);
         }
         let mut public = Vec::with_capacity(operands.len());

@@ -1,7 +1,12 @@
 //! Lowering of what is decided by comparisons: signs, maxima, choices, truth values.
 //!
-//! Truth values are bits. A comparison is made once for all uses of one difference: `max(x, 0)`, `|x|` and `x < 0` share
-//! theirs, and so do the maximum and the minimum of one pair.
+//! Truth values are shared bits, or, once a public truth value had a part in them, 0 or 1 in the ring. A comparison is made
+//! once for all uses of one difference: `max(x, 0)`, `|x|` and `x < 0` share theirs, and so do the maximum and the minimum
+//! of one pair.
+//!
+//! Comparisons are those of fixed point: two numbers are equal when they round to the same multiple of 2^−f, which is to
+//! say when their difference there is less than half a unit. Inputs and weights are rounded to the nearest; what was
+//! computed may be off by more than a unit, so that equality of such values says little.
 
 use super::{Lower, RING};
 use crate::graph::{Owner, ValueId};
@@ -125,8 +130,7 @@ impl Lower<'_> {
                 self.value(v, M::Add, &[left, right])
             }
             Owner::Secret => {
-                let bit = self.bit(condition)?;
-                let holds = self.in_ring(v, bit)?;
+                let holds = self.indicator(v, condition)?;
                 let difference = self.difference(v, a, b)?;
                 let (_, bound) = self.ring(difference)?;
                 let product = self.within(v, M::Mul, &[difference, holds], bound)?;
@@ -155,43 +159,96 @@ impl Lower<'_> {
         ombra_ir::infer::push(&mut self.module, op, &[plain], Some((1, BoundFrom::Proven)), origin)
     }
 
-    /// The bit of a secret truth value.
-    fn bit(&mut self, v: ValueId) -> Result<Id> {
-        let public = self.graph.node(v)?.owner != Owner::Secret;
-        if public {
-            return Err(Diagnostic::unsupported(
-                "E0520",
-                "a public truth value beside a secret one is not supported yet",
-            )
-            .note("expected connectives of comparisons of secret values"));
+    /// A truth value that is secret: bits, or 0 and 1 in the ring.
+    fn truth(&mut self, v: ValueId) -> Result<Id> {
+        match self.graph.node(v)?.owner {
+            Owner::Secret => self.raw(v),
+            _ => Err(Diagnostic::unsupported("E0520", "a truth value that one party knows beside a secret one")
+                .note("expected connectives of public truth values and comparisons of secret values")),
         }
-        self.raw(v)
+    }
+
+    /// A secret truth value as 0 or 1 in the ring, at scale 0.
+    pub(super) fn indicator(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
+        let truth = self.truth(x)?;
+        if self.module.ty(truth).as_ring().is_some() { Ok(truth) } else { self.in_ring(v, truth) }
+    }
+
+    /// `1 − x` of 0 or 1 in the ring.
+    fn opposite(&mut self, v: ValueId, x: Id) -> Result<Id> {
+        let minus = self.push(v, M::Neg, &[x])?;
+        self.within(v, M::AddInt { k: 1 }, &[minus], 1)
     }
 
     pub(super) fn not(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let bit = self.bit(x)?;
-        self.push(v, M::Not, &[bit])
+        let truth = self.truth(x)?;
+        match self.module.ty(truth).as_ring() {
+            Some(_) => self.opposite(v, truth),
+            None => self.push(v, M::Not, &[truth]),
+        }
     }
 
-    /// A truth value as 0 or 1.
-    pub(super) fn indicator(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let bit = self.bit(x)?;
-        self.in_ring(v, bit)
+    /// `and`, `or` or equality of truth values.
+    fn connective(&mut self, v: ValueId, op: Binary, a: ValueId, b: ValueId) -> Result<Id> {
+        for (public, secret) in [(a, b), (b, a)] {
+            if self.graph.node(public)?.owner == Owner::Public {
+                return self.with_public(v, op, public, secret);
+            }
+        }
+        let (x, y) = (self.truth(a)?, self.truth(b)?);
+        if self.module.ty(x).as_ring().is_none() && self.module.ty(y).as_ring().is_none() {
+            return match op {
+                Binary::And => self.push(v, M::And, &[x, y]),
+                Binary::Equal => {
+                    let differ = self.push(v, M::Xor, &[x, y])?;
+                    self.push(v, M::Not, &[differ])
+                }
+                _ => {
+                    let (x, y) = (self.push(v, M::Not, &[x])?, self.push(v, M::Not, &[y])?);
+                    let neither = self.push(v, M::And, &[x, y])?;
+                    self.push(v, M::Not, &[neither])
+                }
+            };
+        }
+        let (x, y) = (self.indicator(v, a)?, self.indicator(v, b)?);
+        let both = self.within(v, M::Mul, &[x, y], 1)?;
+        let both = self.push(v, M::Reshare, &[both])?;
+        if op == Binary::And {
+            return Ok(both);
+        }
+        // x + y − xy, and 1 − x − y + 2xy.
+        let sum = self.push(v, M::Add, &[x, y])?;
+        let any = self.within(v, M::Sub, &[sum, both], 1)?;
+        if op == Binary::Or {
+            return Ok(any);
+        }
+        let one = self.within(v, M::Sub, &[any, both], 1)?;
+        self.opposite(v, one)
     }
 
-    /// A comparison, or a connective of bits.
+    /// [`Lower::connective`] of a public and a secret truth value: no message but those that bring bits into the ring.
+    fn with_public(&mut self, v: ValueId, op: Binary, public: ValueId, secret: ValueId) -> Result<Id> {
+        let (p, x) = (self.public_indicator(public)?, self.indicator(v, secret)?);
+        let both = self.within(v, M::Mul, &[x, p], 1)?;
+        if op == Binary::And {
+            return Ok(both);
+        }
+        let other = self.opposite(v, p)?;
+        if op == Binary::Or {
+            let alone = self.within(v, M::Mul, &[x, other], 1)?;
+            return self.within(v, M::Add, &[alone, p], 1);
+        }
+        // Both, or neither.
+        let fails = self.opposite(v, x)?;
+        let neither = self.within(v, M::Mul, &[fails, other], 1)?;
+        self.within(v, M::Add, &[both, neither], 1)
+    }
+
+    /// A comparison, or a connective of truth values.
     pub(super) fn predicate(&mut self, v: ValueId, op: Binary, a: ValueId, b: ValueId) -> Result<Id> {
         match op {
-            Binary::And | Binary::Or => {
-                let (mut x, mut y) = (self.bit(a)?, self.bit(b)?);
-                if op == Binary::And {
-                    return self.push(v, M::And, &[x, y]);
-                }
-                x = self.push(v, M::Not, &[x])?;
-                y = self.push(v, M::Not, &[y])?;
-                let neither = self.push(v, M::And, &[x, y])?;
-                self.push(v, M::Not, &[neither])
-            }
+            Binary::And | Binary::Or => self.connective(v, op, a, b),
+            Binary::Equal if self.graph.node(a)?.dtype == DType::Bool => self.connective(v, op, a, b),
             Binary::Less => self.less(v, a, b),
             Binary::Greater => self.less(v, b, a),
             Binary::GreaterOrEqual => {

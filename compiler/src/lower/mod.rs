@@ -462,8 +462,14 @@ impl Lower<'_> {
             Op::Public(plain::Op::Unary(plain::Unary::Abs)) => self.abs(v, args[0])?,
             Op::Public(plain::Op::Unary(plain::Unary::Not)) => self.not(v, args[0])?,
             Op::Public(plain::Op::Binary(b)) if node.dtype == DType::Bool => self.predicate(v, *b, args[0], args[1])?,
-            Op::Public(plain::Op::Cast { to: DType::F32 }) if self.graph.node(args[0])?.dtype == DType::Bool => {
+            Op::Public(plain::Op::Cast { to: DType::F32 | DType::I64 })
+                if self.graph.node(args[0])?.dtype == DType::Bool =>
+            {
                 self.indicator(v, args[0])?
+            }
+            // Integers come of truth values alone.
+            Op::Public(plain::Op::Cast { to: DType::F32 }) if self.graph.node(args[0])?.dtype == DType::I64 => {
+                self.raw(args[0])?
             }
             Op::Relu => self.relu(v, args[0])?,
             Op::Clamp { low, high } => self.clamp(v, args[0], *low, *high)?,
@@ -503,6 +509,16 @@ impl Lower<'_> {
             }
             Op::Concat { axis } => self.concat(v, &args, *axis)?,
             Op::Gather { axis } => self.gather(v, args[0], args[1], *axis)?,
+            Op::Public(plain::Op::Binary(plain::Binary::Pow)) => {
+                return Err(Diagnostic::unsupported("E0520", "a power with a secret or varying exponent is not supported")
+                    .note("it would be exp(y ln x), whose relative error in fixed point is large where results differ in size")
+                    .note("expected one exponent that is a constant of the model"));
+            }
+            Op::Public(plain::Op::Unary(u @ (plain::Unary::Sin | plain::Unary::Cos))) => {
+                let message = format!("{} of a secret value is not supported", u.name());
+                return Err(Diagnostic::unsupported("E0520", message)
+                    .note("expected angles that follow from positions, as those of a rotary embedding do"));
+            }
             other => {
                 return Err(Diagnostic::unsupported("E0520", format!("operator {} on a secret value is not supported yet", other.name()))
                     .note("expected sums, products, quotients, powers, roots, norms, softmax, comparisons, choices, or a usual activation")

@@ -82,6 +82,10 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
             let sum = graph.add(Op::ReduceSum { axes, keepdims }, &args, inner)?;
             graph.add(Op::Div, &[sum, n], node.origin).map(Some)
         }
+        Op::Tanh => match (graph.op(args[0]), graph.operand(args[0], 0)) {
+            (Some(Op::Softplus), Some(x)) => tanh_of_softplus(graph, x, inner, node.origin).map(Some),
+            _ => Ok(None),
+        },
         Op::Min => clipped(graph, id, (args[0], args[1]), node.origin),
         Op::Div => divided(graph, (args[0], args[1]), inner, node.origin),
         Op::Reciprocal => match secret_root(graph, args[0]) {
@@ -91,6 +95,28 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
         Op::Pow(p) if p != 2.0 && p != -0.5 => power(graph, args[0], p, inner, node.origin).map(Some),
         _ => Ok(None),
     }
+}
+
+/// `tanh(ln(1 + e^x))`, the gate of Mish, as a quotient: its error stays small where `x` is large and the gate is not.
+///
+/// With `u = e^−|x|` it is `(u + u²/2) / (1 + u + u²/2)` for negative `x`, and `(1 + 2u) / (1 + 2u + 2u²)` for others.
+fn tanh_of_softplus(graph: &mut Graph, x: ValueId, inner: Origin, origin: Origin) -> Result<ValueId> {
+    let mut number = |k: f32| graph.add_const(Tensor::scalar_f32(k), inner.clone());
+    let [zero, half, one, two] = [number(0.0)?, number(0.5)?, number(1.0)?, number(2.0)?];
+    let mut make = |op: Op, args: &[ValueId]| graph.add(op, args, inner.clone());
+    let negative = make(Op::Public(plain::Op::Binary(plain::Binary::Less)), &[x, zero])?;
+    let minus = make(Op::Neg, &[x])?;
+    let size = make(Op::Where, &[negative, x, minus])?;
+    let u = make(Op::Exp, &[size])?;
+    let square = make(Op::Mul, &[u, u])?;
+    let (halved, doubled) = (make(Op::Mul, &[square, half])?, make(Op::Mul, &[square, two])?);
+    let below = make(Op::Add, &[u, halved])?;
+    let twice = make(Op::Mul, &[u, two])?;
+    let (above, rest) = (make(Op::Add, &[twice, one])?, make(Op::Add, &[twice, doubled])?);
+    let numerator = make(Op::Where, &[negative, below, above])?;
+    let divisor = make(Op::Where, &[negative, below, rest])?;
+    let divisor = make(Op::Add, &[divisor, one])?;
+    graph.add(Op::Div, &[numerator, divisor], origin)
 }
 
 /// `min(max(x, low), high)` of two moderate constants as one clamp, whose comparisons do not wait for each other.

@@ -80,7 +80,7 @@ fn left_out(case: &Case) -> Option<&'static str> {
         Some("half or double precision")
     } else if case.name.starts_with("test_isnan") {
         Some("fixed point has no NaN")
-    } else if case.name.starts_with("test_softmax_large_number") {
+    } else if case.name.contains("softmax_large_number") {
         Some("scores far beyond those of models")
     } else {
         None

@@ -4,6 +4,7 @@ mod approximations;
 mod bounds;
 mod conformance;
 mod damage;
+mod decisions;
 mod determinism;
 mod faults;
 mod lengths;

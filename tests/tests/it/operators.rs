@@ -20,10 +20,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Values of a tensor with their shape.
-type Values<'a> = (&'a [usize], Vec<f64>);
+pub(crate) type Values<'a> = (&'a [usize], Vec<f64>);
 
 /// A model under construction. Inputs become secret by a sum with a private weight of zeros.
-struct Small {
+pub(crate) struct Small {
     graph: GraphProto,
     inputs: BTreeMap<String, Tensor>,
 }
@@ -49,17 +49,17 @@ fn declared(name: &str, shape: Option<&[usize]>) -> ValueInfoProto {
     ValueInfoProto { name: name.into(), type_: Some(ty).into(), ..ValueInfoProto::default() }
 }
 
-fn int(name: &str, i: i64) -> AttributeProto {
+pub(crate) fn int(name: &str, i: i64) -> AttributeProto {
     AttributeProto { name: name.into(), type_: AttributeType::INT.into(), i, ..AttributeProto::default() }
 }
 
 impl Small {
-    fn new() -> Small {
+    pub(crate) fn new() -> Small {
         Small { graph: GraphProto { name: "operator".into(), ..GraphProto::default() }, inputs: BTreeMap::new() }
     }
 
     /// An input that is secret under the name `name`.
-    fn secret(mut self, name: &str, (shape, values): Values) -> Small {
+    pub(crate) fn secret(mut self, name: &str, (shape, values): Values) -> Small {
         let (given, zero) = (format!("{name}.given"), format!("{name}.zero"));
         let tensor = Tensor::f32(shape, values.iter().map(|v| *v as f32).collect()).expect("it fits");
         self.graph.input.push(declared(&given, Some(shape)));
@@ -68,8 +68,42 @@ impl Small {
         self.node("Add", &[&given, &zero], name, vec![])
     }
 
+    /// An input of the client's.
+    pub(crate) fn client(mut self, name: &str, (shape, values): Values) -> Small {
+        let tensor = Tensor::f32(shape, values.iter().map(|v| *v as f32).collect()).expect("it fits");
+        self.graph.input.push(declared(name, Some(shape)));
+        self.inputs.insert(name.into(), tensor);
+        self
+    }
+
+    /// Gives an axis of an input a name in place of its size.
+    pub(crate) fn symbolic(mut self, name: &str, axis: usize, size: &str) -> Small {
+        let input = self.graph.input.iter_mut().find(|i| i.name == name).expect("it was declared");
+        let tensor = input.type_.as_mut().expect("it has a type").mut_tensor_type();
+        tensor.shape.as_mut().expect("it has a shape").dim[axis].set_dim_param(size.into());
+        self
+    }
+
+    /// A private weight.
+    pub(crate) fn weight(mut self, name: &str, (shape, values): Values) -> Small {
+        self.graph.initializer.push(floats(name, shape, &values));
+        self
+    }
+
+    /// Public truth values.
+    pub(crate) fn truths(mut self, name: &str, shape: &[usize], values: &[bool]) -> Small {
+        self.graph.initializer.push(TensorProto {
+            name: name.into(),
+            dims: shape.iter().map(|d| *d as i64).collect(),
+            data_type: DataType::BOOL as i32,
+            int32_data: values.iter().map(|v| i32::from(*v)).collect(),
+            ..TensorProto::default()
+        });
+        self
+    }
+
     /// A public integer constant.
-    fn integers(mut self, name: &str, values: &[i64]) -> Small {
+    pub(crate) fn integers(mut self, name: &str, values: &[i64]) -> Small {
         self.graph.initializer.push(TensorProto {
             name: name.into(),
             dims: vec![values.len() as i64],
@@ -81,7 +115,7 @@ impl Small {
     }
 
     /// A public constant of floats.
-    fn floats(mut self, name: &str, values: &[f64]) -> Small {
+    pub(crate) fn floats(mut self, name: &str, values: &[f64]) -> Small {
         let mut tensor = floats(name, &[values.len()], values);
         if values.len() == 1 {
             tensor.dims.clear();
@@ -90,7 +124,7 @@ impl Small {
         self
     }
 
-    fn node(mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> Small {
+    pub(crate) fn node(mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> Small {
         self.graph.node.push(NodeProto {
             name: format!("/{op}/{output}"),
             op_type: op.into(),
@@ -103,7 +137,7 @@ impl Small {
     }
 
     /// The model with output `y`, and options that calibrate on its inputs.
-    fn model(&self) -> (Model, Options) {
+    pub(crate) fn model(&self) -> (Model, Options) {
         let mut graph = self.graph.clone();
         graph.output.push(declared("y", None));
         let proto = ModelProto {
@@ -118,7 +152,7 @@ impl Small {
     }
 
     /// Compiles the model, runs it, and compares with what is expected.
-    fn check(self, what: &str, expected: &[f64], tolerance: f64) {
+    pub(crate) fn check(self, what: &str, expected: &[f64], tolerance: f64) {
         let (model, options) = self.model();
         let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{what}: {e}"));
 
@@ -149,17 +183,17 @@ impl Small {
 }
 
 /// `n` values from `from` to `to`.
-fn line(from: f64, to: f64, n: usize) -> Vec<f64> {
+pub(crate) fn line(from: f64, to: f64, n: usize) -> Vec<f64> {
     (0..n).map(|i| f64::from((from + (to - from) * i as f64 / (n - 1) as f64) as f32)).collect()
 }
 
 /// Values without order between −`size` and `size`.
-fn mixed(n: usize, size: f64) -> Vec<f64> {
+pub(crate) fn mixed(n: usize, size: f64) -> Vec<f64> {
     (0..n).map(|i| f64::from((size * libm::sin(1.0 + 12.9898 * i as f64 * (i + 1) as f64)) as f32)).collect()
 }
 
 /// A function of one operand over a range.
-fn unary(op: &str, from: f64, to: f64, f: impl Fn(f64) -> f64, tolerance: f64) {
+pub(crate) fn unary(op: &str, from: f64, to: f64, f: impl Fn(f64) -> f64, tolerance: f64) {
     let x = line(from, to, 1601);
     let expected: Vec<f64> = x.iter().map(|x| f(*x)).collect();
     Small::new().secret("x", (&[1601], x)).node(op, &["x"], "y", vec![]).check(op, &expected, tolerance);

@@ -21,6 +21,10 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
         "Min" => chain(cx, node, Op::Min),
         "Sum" => chain(cx, node, Op::Add),
         "Pow" => power(cx, node),
+        "Xor" => {
+            let same = cx.emit_public(plain::Op::Binary(Binary::Equal), &[node.input(0)?, node.input(1)?])?;
+            cx.emit_public(plain::Op::Unary(Unary::Not), &[&same])
+        }
         "Gelu" => {
             let tanh = match node.text("approximate", "none").as_str() {
                 "none" => false,

@@ -1,5 +1,6 @@
 //! One function for each ONNX operator, by group.
 
+mod activation;
 pub mod attention;
 mod create;
 mod elementwise;
@@ -55,6 +56,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "MatMul" => one(linear::matmul(cx, node)),
         "Gemm" => one(linear::gemm(cx, node)),
         "Softmax" => one(norm::softmax(cx, node)),
+        "LogSoftmax" => one(norm::log_softmax(cx, node)),
         "LayerNormalization" => norm::layer_norm(cx, node),
         "Attention" => attention::attention(cx, node),
         "RotaryEmbedding" => one(attention::rotary(cx, node)),
@@ -62,10 +64,11 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" => one(norm::reduce(cx, node)),
         "ReduceL2" => one(norm::reduce_l2(cx, node)),
         "CumSum" => one(norm::cum_sum(cx, node)),
-        _ => match elementwise::import(cx, node)? {
-            Some(value) => Ok(vec![value]),
-            None => Err(unsupported(node)),
-        },
+        _ => {
+            let value = elementwise::import(cx, node)?;
+            let value = if value.is_none() { activation::import(cx, node)? } else { value };
+            value.map(|v| vec![v]).ok_or_else(|| unsupported(node))
+        }
     }
 }
 

@@ -11,15 +11,40 @@ use crate::import::node::{Node, axes, axis};
 use crate::import::{Context, Value};
 
 pub fn softmax(cx: &mut Context, node: &Node) -> Result<Value> {
+    along_axis(cx, node, |cx, x, axis| cx.emit(Op::Softmax { axis }, &[x]))
+}
+
+/// `x − max(x) − ln Σ exp(x − max(x))`.
+pub fn log_softmax(cx: &mut Context, node: &Node) -> Result<Value> {
+    along_axis(cx, node, |cx, x, axis| {
+        let (axes, keepdims) = (vec![axis], true);
+        let greatest = cx.emit(Op::ReduceMax { axes: axes.clone(), keepdims }, &[x])?;
+        let less = cx.emit(Op::Sub, &[x, &greatest])?;
+        let powers = cx.emit(Op::Exp, &[&less])?;
+        let sum = cx.emit(Op::ReduceSum { axes, keepdims }, &[&powers])?;
+        let log = cx.emit(Op::Log, &[&sum])?;
+        cx.emit(Op::Sub, &[&less, &log])
+    })
+}
+
+/// `f` of the input and the axis that a softmax runs along. Before operator set 13, the axis and all after it are one.
+fn along_axis(
+    cx: &mut Context,
+    node: &Node,
+    f: impl Fn(&mut Context, &Value, usize) -> Result<Value>,
+) -> Result<Value> {
     let input = node.input(0)?;
     let shape = cx.shape(input)?;
     let axis = axis(node.int("axis", if node.opset < 13 { 1 } else { -1 }), shape.len())?;
-    if node.opset >= 13 || axis + 1 == shape.len() {
-        return cx.emit(Op::Softmax { axis }, &[input]);
+    // There is nothing along an axis of size 0, and nothing comes of it.
+    if shape.get(axis).is_some_and(|d| d.is(0)) {
+        return Ok(input.clone());
     }
-    // Before operator set 13, the axis and all after it are one.
+    if node.opset >= 13 || axis + 1 == shape.len() {
+        return f(cx, input, axis);
+    }
     let flat = flattened(cx, input, axis)?;
-    let result = cx.emit(Op::Softmax { axis }, &[&flat])?;
+    let result = f(cx, &flat, axis)?;
     reshape_to(cx, &result, shape)
 }
 
