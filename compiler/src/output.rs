@@ -9,7 +9,6 @@ use crate::graph::eval::static_value;
 use crate::import::load_weight;
 use crate::leak::Pieces;
 use crate::onnx::Model;
-use crate::onnx::write_model;
 use crate::pipeline::{Compiled, f32_bytes};
 use ombra_ir::plan::{self, FileDigest};
 use ombra_ir::{Diagnostic, Result};
@@ -52,7 +51,7 @@ pub fn write(compiled: &mut Compiled, model: &Model, tokenizer: Option<&Path>, f
         fs::remove_file(&client).map_err(|e| failed(&client, &e))?;
     }
     if let Some(region) = &compiled.client_model {
-        write_model(region, &client)?;
+        region.write(&compiled.graph, &|name| load_weight(model, name), &client)?;
         compiled.plan.client_model = Some(digest_of(&public, CLIENT_MODEL)?);
     }
     if let Some(tokenizer) = tokenizer {

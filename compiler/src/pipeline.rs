@@ -31,7 +31,6 @@ use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{CalibratedOn, ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::{Diagnostic, Dim, Result, plan};
-use onnx_protobuf::ModelProto;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Diagnostics of one attempt.
@@ -124,8 +123,10 @@ pub struct Compiled {
     pub graph: Graph,
     /// Weights of both files.
     pub weights: BTreeMap<String, (ValueId, Owner)>,
+    /// What the client gives the program, by its name there.
+    pub inputs: BTreeMap<String, ValueId>,
     /// The client's plaintext region.
-    pub client_model: Option<ModelProto>,
+    pub client_model: Option<client_region::Region>,
     /// Owners of weights.
     pub labels: Labels,
     /// What rewriting did and refused.
@@ -191,10 +192,11 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     let analysed = analyse(model, base, options)?;
     let Program { plan, lowered, graph, labels, rewrites } =
         program(model, base, analysed, &|name| load_weight(model, name), options)?;
-    let region = || client_region::build(model, &graph, &plan.module, &labels);
+    let region = || client_region::build(&graph, &lowered.inputs, &labels);
     let client_model = if plan.costs_only { None } else { region().map_err(one)? };
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
-    Ok(Compiled { plan, lowered: lowered.module, weights: lowered.weights, client_model, labels, graph, rewrites })
+    let Lowered { module: lowered, weights, inputs, .. } = lowered;
+    Ok(Compiled { plan, lowered, weights, inputs, client_model, labels, graph, rewrites })
 }
 
 /// A model's plan for its costs alone: without the client's region, and not for running.
@@ -337,7 +339,6 @@ fn finish(
         fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
-    client_region::hide_unnamed(&mut graph).map_err(one)?;
     decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
 
@@ -366,7 +367,6 @@ fn finish(
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
-        client_region::hide_unnamed(&mut graph).map_err(one)?;
     }
     let statics = |v: ValueId| eval::static_value(&graph, weights, v);
     let states = secret_states(&graph);

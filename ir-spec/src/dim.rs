@@ -137,6 +137,11 @@ impl Dim {
         self.as_constant() == Some(value)
     }
 
+    /// The term of degree zero.
+    pub fn constant_term(&self) -> i64 {
+        self.constant
+    }
+
     /// The terms of degree one and more, in canonical order.
     pub fn terms(&self) -> &[Term] {
         &self.terms

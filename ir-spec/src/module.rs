@@ -146,8 +146,6 @@ pub struct InputSlot {
     pub dtype: plain::DType,
     /// Sizes as the client computes it.
     pub shape: Vec<Dim>,
-    /// Axes of which only the last element is used; the op's type has size 1 there.
-    pub last_of: Vec<u8>,
 }
 
 /// State that stays in shares between the steps of a session.

@@ -12,18 +12,23 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format and of what its ops send; a runtime reads its own version only.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.
 pub const MAX_BYTES: usize = 1 << 30;
+
+/// How the names of the inputs of the client's plaintext region begin that are symbolic sizes: the name of the size
+/// follows. Each is a list of one integer.
+pub const SIZE: &str = "%size.";
 
 /// What every party gets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The program.
     pub module: Module,
-    /// The client's plaintext region, an ONNX model, if there is one: file name in the public folder and digest.
+    /// The client's plaintext region, an ONNX model, if there is one: file name in the public folder and digest. Its inputs
+    /// are inputs of the model, client states, and sizes: see [`SIZE`].
     pub client_model: Option<FileDigest>,
     /// Digest of the public weights file.
     pub public_weights: FileDigest,

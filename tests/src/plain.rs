@@ -47,30 +47,21 @@ pub fn bind_step(compiled: &Compiled, inputs: &BTreeMap<String, Tensor>) -> Resu
 pub fn step(compiled: &Compiled, model: &Model, inputs: &BTreeMap<String, Tensor>) -> Result<Outcome> {
     let bound = bind_step(compiled, inputs)?;
     let weights = |name: &str| load_weight(model, name);
-    // What the client computes in plaintext: every value of its region, by ONNX name.
-    let wanted: Vec<String> = compiled.plan.module.inputs.iter().map(|i| i.name.clone()).collect();
+    // What the client computes in plaintext.
     let mut known: BTreeMap<String, Tensor> = inputs.clone();
-    let mut found = BTreeMap::new();
     eval::visit(&compiled.graph, &weights, inputs, &mut |id, tensor| {
-        if let Ok(node) = compiled.graph.node(id)
-            && node.owner == ombra_compiler::graph::Owner::Client
-            && let Some(name) = ombra_compiler::client_region::name_of(&compiled.graph, id)
-            && wanted.contains(&name)
-        {
-            found.insert(name, tensor.clone());
+        if let Some((name, _)) = compiled.inputs.iter().find(|(_, v)| **v == id) {
+            known.insert(name.clone(), tensor.clone());
         }
     })?;
-    known.extend(found);
-    let mut source = |id: Id, node: &Node| source_value(compiled, &weights, &bound, &known, id, node);
+    let mut source = |_: Id, node: &Node| source_value(compiled, &weights, &known, node);
     run(&compiled.plan.module, &bound, &mut source)
 }
 
 fn source_value(
     compiled: &Compiled,
     weights: &eval::Weights,
-    bound: &Bound,
     known: &BTreeMap<String, Tensor>,
-    id: Id,
     node: &Node,
 ) -> Result<RefValue> {
     let module = &compiled.plan.module;
@@ -87,7 +78,7 @@ fn source_value(
         Op::Input { slot } => {
             let input = &module.inputs[*slot as usize];
             let tensor = known.get(&input.name).ok_or_else(|| missing(&input.name))?;
-            ring(&last_of(tensor, &bound.shapes[id.index()])?)
+            ring(tensor)
         }
         Op::ClientInts { slot } => {
             let input = &module.inputs[*slot as usize];
@@ -99,22 +90,4 @@ fn source_value(
         }
         other => Err(Diagnostic::internal("E0000", format!("{} is no source", other.name()))),
     }
-}
-
-/// The last elements along every axis that `shape` has with size 1.
-fn last_of(tensor: &Tensor, shape: &[usize]) -> Result<Tensor> {
-    let mut out = tensor.clone();
-    for (axis, &size) in shape.iter().enumerate() {
-        let have = out.shape()[axis];
-        if size == 1 && have > 1 {
-            let op = ombra_ir::plain::Op::Slice {
-                axis,
-                start: ombra_ir::Dim::constant(have as i64 - 1),
-                len: ombra_ir::Dim::constant(1),
-                step: 1,
-            };
-            out = ombra_ir::plain::eval(&op, &[&out], &ombra_ir::Bindings::new(), ombra_ir::plain::DEFAULT_LIMIT)?;
-        }
-    }
-    Ok(out)
 }

@@ -297,11 +297,11 @@ impl Lower<'_> {
                 .note("expected the model's input_ids as they are"));
         };
         let slot = self.module.inputs.len() as u32;
+        self.inputs.insert(name.clone(), v);
         self.module.inputs.push(ombra_ir::module::InputSlot {
             name: name.clone(),
             dtype: node.dtype,
             shape: node.shape.clone(),
-            last_of: Vec::new(),
         });
         let ty = ombra_ir::ty::Ty::plain(node.dtype, Sharing::Client, node.shape);
         self.source(v, M::ClientInts { slot }, ty)

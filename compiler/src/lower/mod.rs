@@ -60,6 +60,8 @@ pub struct Lowered {
     pub module: Module,
     /// Weights by name: the node that has their values, and who owns them.
     pub weights: BTreeMap<String, (ValueId, Owner)>,
+    /// What the client gives, by name.
+    pub inputs: BTreeMap<String, ValueId>,
     /// What the program takes for granted, in order of values.
     pub assumed: Vec<Assumed>,
 }
@@ -90,6 +92,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         options,
         module,
         weights: BTreeMap::new(),
+        inputs: BTreeMap::new(),
         raw: BTreeMap::new(),
         settled: BTreeMap::new(),
         wants_settled: BTreeSet::new(),
@@ -119,7 +122,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
     }
     l.finish().map_err(|d| vec![d])?;
     let assumed = l.assumed();
-    Ok(Lowered { module: l.module, weights: l.weights, assumed })
+    Ok(Lowered { module: l.module, weights: l.weights, inputs: l.inputs, assumed })
 }
 
 /// Code of errors that follow from another one.
@@ -130,6 +133,7 @@ struct Lower<'a> {
     options: Options<'a>,
     module: Module,
     weights: BTreeMap<String, (ValueId, Owner)>,
+    inputs: BTreeMap<String, ValueId>,
     raw: BTreeMap<ValueId, Id>,
     settled: BTreeMap<ValueId, Id>,
     wants_settled: BTreeSet<ValueId>,
@@ -264,19 +268,9 @@ impl Lower<'_> {
         }
         match self.graph.node(v)?.owner {
             Owner::Secret => {}
-            // What rewriting made of the client's values is no value of its model: it is computed on shares.
-            Owner::Client if self.is_unnamed(v) => {
-                self.secret(v)?;
-                return self.raw(v);
-            }
             _ => return self.border(v),
         }
         Err(Diagnostic::unsupported(SKIPPED, "an operand has no lowering"))
-    }
-
-    /// Whether a value of the client is no value of its model, and is a product that shares can do.
-    fn is_unnamed(&self, v: ValueId) -> bool {
-        matches!(self.graph.op(v), Some(Op::MatMul)) && client_region::name_of(self.graph, v).is_none()
     }
 
     /// The settled form: shares at scale `f`.
@@ -329,39 +323,53 @@ impl Lower<'_> {
     }
 
     fn client_value(&mut self, v: ValueId) -> Result<Id> {
-        // A slice of the last element of some axes is taken by the client before it shares.
-        let mut at = v;
-        let (mut last_of, mut slices) = (Vec::new(), Vec::new());
-        while let Some((axis, x)) = client_region::last_of(self.graph, at) {
-            last_of.push(axis as u8);
-            slices.push(at);
-            at = x;
-        }
-        // What is shared whole for somebody else is not shared again: every party takes the slice of its own shares.
-        let secret = |u: &ValueId| self.graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
-        if at != v && self.graph.users(at).iter().any(secret) {
-            let mut id = self.raw(at)?;
-            for &slice in slices.iter().rev() {
-                if let Some(Op::Slice { axis, start, len, .. }) = self.graph.op(slice) {
-                    let op = M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() };
-                    id = self.push(slice, op, &[id])?;
-                }
-            }
+        if let Some(id) = self.moved(v)? {
             return Ok(id);
         }
-        let node = self.graph.node(at)?.clone();
-        let name = client_region::name_of(self.graph, at)
-            .filter(|_| node.dtype == DType::F32)
-            .ok_or_else(|| Diagnostic::internal("E0512", "a value of the client has no name in the model"))?;
+        let node = self.graph.node(v)?.clone();
+        if node.dtype != DType::F32 {
+            let message =
+                format!("{} of the client, which are no floats, decide what happens under MPC", node.op.name());
+            return Err(Diagnostic::unsupported("E0512", message));
+        }
+        let name = client_region::name_of(self.graph, v)?;
+        self.inputs.insert(name.clone(), v);
         let slot = self.module.inputs.len() as u32;
-        self.module.inputs.push(InputSlot { name, dtype: node.dtype, shape: node.shape, last_of });
-        let shape = self.graph.shape(v).to_vec();
+        let shape = node.shape.clone();
+        self.module.inputs.push(InputSlot { name, dtype: node.dtype, shape: node.shape });
         let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, shape, RING - 2);
-        if let Some(&max) = self.options.ranges.abs.get(&at) {
+        if let Some(&max) = self.options.ranges.abs.get(&v) {
             ty.bound = magnitude_bits(max, self.options.f) + self.options.margin;
             ty.bound_from = BoundFrom::Calibrated;
         }
         self.source(v, M::Input { slot }, ty)
+    }
+
+    /// A value of the client that is another one moved, where that other is shared for somebody else: nothing is shared
+    /// twice, every party moves its own shares.
+    fn moved(&mut self, v: ValueId) -> Result<Option<Id>> {
+        let secret = |u: &ValueId| self.graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
+        let (mut at, mut moves) = (v, Vec::new());
+        while let Some(Op::Slice { step: 1, .. } | Op::Reshape { .. } | Op::Transpose { .. }) = self.graph.op(at) {
+            let Some(x) = self.graph.operand(at, 0) else { break };
+            moves.push(at);
+            at = x;
+            if self.graph.users(at).iter().any(secret) {
+                let mut id = self.raw(at)?;
+                for &m in moves.iter().rev() {
+                    let op = match self.graph.op(m) {
+                        Some(Op::Slice { axis, start, len, .. }) => {
+                            M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() }
+                        }
+                        Some(Op::Transpose { perm }) => M::Transpose { perm: perm.iter().map(|&p| p as u8).collect() },
+                        _ => M::Reshape { shape: self.graph.shape(m).to_vec() },
+                    };
+                    id = self.push(m, op, &[id])?;
+                }
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
     }
 
     /// A source whose type is declared.

@@ -1,12 +1,12 @@
-//! Reading, checking, cutting and writing ONNX files.
+//! Reading, checking and writing ONNX files.
 //!
 //! What comes out of [`Model::read`] keeps the promises that everything after it relies on: the graph is there, its
 //! default operator set is one that is supported, value names are unique, nodes stand in an order in which every input is
 //! defined before it is used, no local functions are left, and every tensor has as much data as its shape says.
 
 mod check;
+mod element;
 mod external;
-mod extract;
 mod inline;
 mod split;
 mod tensor;
@@ -27,11 +27,10 @@ use external::ExternalFiles;
 
 pub use check::OPSETS;
 pub(crate) use check::used_names;
+pub(crate) use element::element_of;
 pub use external::ABSENT;
-pub(crate) use extract::element_of;
-pub use extract::extract;
 pub use tensor::{element_size, element_type, is_floating, shape};
-pub use write::{ExternalWriter, write_model};
+pub use write::{ExternalWriter, write_model, write_model_with};
 
 /// One ONNX file that was read and checked, with its external data mapped.
 pub struct Model {

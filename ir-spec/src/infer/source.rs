@@ -1,8 +1,6 @@
 //! Type rules of ops that bring values in.
 
 use super::{Operand, Rule, TypeCx, Violation, describe};
-use crate::dim::Dim;
-use crate::module::InputSlot;
 use crate::plain::{DType, Program, Type};
 use crate::ty::{Elem, Sharing, Ty};
 
@@ -54,7 +52,7 @@ pub(super) fn input(cx: &TypeCx, slot: u32, declared: Option<&Ty>) -> Rule<Ty> {
     }
     let ty = the(declared)?;
     is_ring("input_c3", ty, Sharing::Shared)?;
-    Ok(Ty { shape: used_shape(input), ..ty.clone() })
+    Ok(Ty { shape: input.shape.clone(), ..ty.clone() })
 }
 
 pub(super) fn client_ints(cx: &TypeCx, slot: u32) -> Rule<Ty> {
@@ -62,7 +60,7 @@ pub(super) fn client_ints(cx: &TypeCx, slot: u32) -> Rule<Ty> {
     if input.dtype != DType::I64 {
         return Err(Violation::new("client_ints_c2", input.dtype.name()));
     }
-    Ok(Ty::plain(DType::I64, Sharing::Client, used_shape(input)))
+    Ok(Ty::plain(DType::I64, Sharing::Client, input.shape.clone()))
 }
 
 pub(super) fn state(cx: &TypeCx, slot: u32, declared: Option<&Ty>) -> Rule<Ty> {
@@ -70,12 +68,6 @@ pub(super) fn state(cx: &TypeCx, slot: u32, declared: Option<&Ty>) -> Rule<Ty> {
     let ty = the(declared)?;
     is_ring("state_c2", ty, Sharing::Shared)?;
     Ok(Ty { shape: state.shape.clone(), ..ty.clone() })
-}
-
-/// The slot's shape, with size 1 on the axes of which only the last element is used.
-fn used_shape(slot: &InputSlot) -> Vec<Dim> {
-    let last = |i: usize| slot.last_of.iter().any(|a| usize::from(*a) == i);
-    slot.shape.iter().enumerate().map(|(i, d)| if last(i) { Dim::constant(1) } else { d.clone() }).collect()
 }
 
 fn find<T>(slots: &[T], slot: u32) -> Option<&T> {

@@ -154,13 +154,7 @@ fn count(c: &mut Cursor, dims: &Dims) -> Result<Count> {
 fn input(c: &mut Cursor, dims: &Dims) -> Result<InputSlot> {
     let name = c.quoted()?;
     let (dtype, shape) = plain_type(c, dims)?;
-    let mut last_of = Vec::new();
-    if c.eat_word("last") {
-        let pos = c.pos();
-        let axes = c.list('[', ']')?.iter().map(|t| t.parse().ok()).collect::<Option<_>>();
-        last_of = axes.ok_or_else(|| c.error_at(pos, "expected axes"))?;
-    }
-    Ok(InputSlot { name, dtype, shape, last_of })
+    Ok(InputSlot { name, dtype, shape })
 }
 
 fn plain_type(c: &mut Cursor, dims: &Dims) -> Result<(plain::DType, Vec<Dim>)> {

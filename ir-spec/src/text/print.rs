@@ -25,9 +25,6 @@ pub fn print(module: &Module) -> String {
         out += "  input ";
         quote(&mut out, &input.name);
         out += &format!(" : {}{}", input.dtype.name(), dims.show_shape(&input.shape));
-        if !input.last_of.is_empty() {
-            out += &format!(" last {:?}", input.last_of);
-        }
         out.push('\n');
     }
     for state in &module.states {

@@ -163,14 +163,6 @@ fn slots(report: &mut Report, module: &Module) {
         if let Err(d) = shape(dims, &input.shape) {
             report.declared(d);
         }
-        let ascending = input.last_of.windows(2).all(|w| matches!(w, [a, b] if a < b));
-        if !ascending || input.last_of.iter().any(|a| usize::from(*a) >= input.shape.len()) {
-            let name = input.name.escape_debug();
-            report.declared(
-                Diagnostic::input("E0307", format!("the input \"{name}\" uses the last element of wrong axes"))
-                    .note(format!("expected ascending axes below {}", input.shape.len())),
-            );
-        }
     }
     for state in &module.states {
         if let Err(d) = shape(dims, &state.shape) {

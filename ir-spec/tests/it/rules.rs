@@ -15,7 +15,7 @@ fn module() -> Module {
         (info.min, info.max) = (1, max);
     }
     let size = |name| Dim::from(dims.find(name).unwrap());
-    let slot = |name: &str, shape| InputSlot { name: name.into(), dtype: DType::F32, shape, last_of: vec![] };
+    let slot = |name: &str, shape| InputSlot { name: name.into(), dtype: DType::F32, shape };
     let inputs = vec![slot("x", vec![size("seq"), 8.into()]), slot("y", vec![size("open"), size("open")])];
     Module {
         name: "m".into(),

@@ -112,7 +112,7 @@ pub fn with_given_states(module: &Module) -> Result<Arc<Module>> {
     let first = module.inputs.len();
     for state in &module.states {
         let (name, shape) = (state.input.clone(), state.shape.clone());
-        module.inputs.push(InputSlot { name, dtype: DType::F32, shape, last_of: Vec::new() });
+        module.inputs.push(InputSlot { name, dtype: DType::F32, shape });
     }
     for node in &mut module.ops {
         if let Op::State { slot } = node.op {

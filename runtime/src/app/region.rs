@@ -1,7 +1,7 @@
 //! The client's plaintext region: the part of the model that runs in the clear before every step.
 
 use ombra_ir::plain::{DType, Data, Tensor};
-use ombra_ir::plan::Plan;
+use ombra_ir::plan::{Plan, SIZE};
 use ombra_ir::{Bindings, Diagnostic, Result};
 
 use super::folder::PlanFolder;
@@ -67,7 +67,7 @@ fn run(
     bindings: &Bindings,
     given: &[Named],
 ) -> Result<Vec<Named>> {
-    let mut empty = Vec::new();
+    let mut made = Vec::new();
     for state in &plan.client_states {
         if find(given, &state.input).or(find(states, &state.input)).is_some() {
             continue;
@@ -76,11 +76,17 @@ fn run(
         if !shape.contains(&0) {
             return Err(missing(&state.input));
         }
-        empty.push((state.input.clone(), Tensor::f32(&shape, Vec::new())?));
+        made.push((state.input.clone(), Tensor::f32(&shape, Vec::new())?));
+    }
+    for name in model.inputs() {
+        let Some(symbol) = name.strip_prefix(SIZE) else { continue };
+        let size = plan.module.dims.find(symbol).and_then(|sym| bindings.get(sym)).ok_or_else(|| missing(name))?;
+        let size = i64::try_from(size).map_err(|_| missing(name))?;
+        made.push((name.to_owned(), Tensor::i64(&[1], vec![size])?));
     }
     let mut inputs = Vec::new();
     for name in model.inputs() {
-        let tensor = find(states, name).or(find(given, name)).or(find(&empty, name)).ok_or_else(|| missing(name))?;
+        let tensor = find(states, name).or(find(given, name)).or(find(&made, name)).ok_or_else(|| missing(name))?;
         let elements = match tensor.data() {
             Data::F32(values) => PlainElements::F32(values),
             Data::I64(values) => PlainElements::I64(values),

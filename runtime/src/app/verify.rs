@@ -120,11 +120,6 @@ impl Clear<'_> {
             Op::Public { value } => bound.public.get(*value as usize).cloned().map(RefValue::plain).ok_or_else(broken),
             Op::Input { slot } | Op::ClientInts { slot } => {
                 let tensor = given.get(*slot as usize).ok_or_else(broken)?.clone();
-                let declared = self.module.inputs.get(*slot as usize).ok_or_else(broken)?;
-                let mut tensor = tensor;
-                for &axis in &declared.last_of {
-                    tensor = last_of(&tensor, usize::from(axis))?;
-                }
                 match ty.as_ring() {
                     Some((bits, scale)) => {
                         let words = encode(tensor.as_f32()?, bits, scale, ty.bound)?;
@@ -158,27 +153,6 @@ impl Clear<'_> {
         }
         RefValue::ring(bits, shape, encode(&elements, bits, scale, ty.bound)?)
     }
-}
-
-/// The last element of a tensor along an axis, which stays with size 1.
-fn last_of(tensor: &Tensor, axis: usize) -> Result<Tensor> {
-    let mut shape = tensor.shape().to_vec();
-    let size = shape.get(axis).copied().filter(|&size| size > 0).ok_or_else(broken)?;
-    let inner: usize = shape.iter().skip(axis + 1).product();
-    let outer: usize = shape.iter().take(axis).product();
-    let places = (0..outer).flat_map(|block| {
-        let start = (block * size + size - 1) * inner;
-        start..start + inner
-    });
-    let data = match tensor.data() {
-        Data::F32(values) => Data::F32(places.filter_map(|place| values.get(place).copied()).collect()),
-        Data::I64(values) => Data::I64(places.filter_map(|place| values.get(place).copied()).collect()),
-        Data::Bool(values) => Data::Bool(places.filter_map(|place| values.get(place).copied()).collect()),
-    };
-    if let Some(size) = shape.get_mut(axis) {
-        *size = 1;
-    }
-    Tensor::new(shape, data)
 }
 
 fn broken() -> Diagnostic {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ombra_ir::bind::{Bound, concrete, place};
 use ombra_ir::module::{Id, Module, Node, Party};
 use ombra_ir::op::{Class, Op};
-use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::plain::Tensor;
 use ombra_ir::reference::{encode, signed};
 use ombra_ir::schedule::Schedule;
 use ombra_ir::{Diagnostic, Result};
@@ -277,7 +277,7 @@ impl Run {
                 .note(format!("expected  {} of shape {expected:?}", slot.dtype.name()))
                 .note(format!("found     {} of shape {:?}", tensor.dtype().name(), tensor.shape())));
         }
-        slot.last_of.iter().try_fold(tensor.clone(), |tensor, &axis| last_of(tensor, usize::from(axis))).map(Some)
+        Ok(Some(tensor.clone()))
     }
 
     fn client_ints(&self, bound: &Bound, slot: u32, inputs: &[Tensor]) -> Result<Option<Vec<i64>>> {
@@ -405,26 +405,6 @@ impl Step<'_> {
             None => error,
         }
     }
-}
-
-/// The last element of a tensor along an axis, which stays with size 1.
-fn last_of(tensor: Tensor, axis: usize) -> Result<Tensor> {
-    fn cut<T: Copy>(x: &[T], size: usize, inner: usize) -> Vec<T> {
-        if size * inner == 0 {
-            return Vec::new();
-        }
-        x.chunks_exact(size * inner).flat_map(|block| &block[(size - 1) * inner..]).copied().collect()
-    }
-    let (mut shape, data) = tensor.into_parts();
-    let Some(&size) = shape.get(axis) else { return Err(missing()) };
-    let inner = shape[axis + 1..].iter().product();
-    shape[axis] = size.min(1);
-    let data = match data {
-        Data::F32(x) => Data::F32(cut(&x, size, inner)),
-        Data::I64(x) => Data::I64(cut(&x, size, inner)),
-        Data::Bool(x) => Data::Bool(cut(&x, size, inner)),
-    };
-    Tensor::new(shape, data)
 }
 
 fn missing() -> Diagnostic {

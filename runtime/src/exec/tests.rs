@@ -35,9 +35,9 @@ impl Build {
         (Build(module), symbols)
     }
 
-    fn input(&mut self, dtype: DType, shape: &[Dim], last_of: &[u8]) -> u32 {
+    fn input(&mut self, dtype: DType, shape: &[Dim]) -> u32 {
         let name = format!("in{}", self.0.inputs.len());
-        self.0.inputs.push(InputSlot { name, dtype, shape: shape.to_vec(), last_of: last_of.to_vec() });
+        self.0.inputs.push(InputSlot { name, dtype, shape: shape.to_vec() });
         self.0.inputs.len() as u32 - 1
     }
 
@@ -312,7 +312,7 @@ fn attention_like_block_with_a_cache() {
         output: "present".into(),
         shape: vec![past.clone(), four.clone()],
     });
-    let slot = b.input(DType::I64, std::slice::from_ref(&seq), &[]);
+    let slot = b.input(DType::I64, std::slice::from_ref(&seq));
     let ids = b.op(Op::ClientInts { slot }, &[]);
     let dense = vec![seq.clone(), all.clone()];
     let mask = b.public("mask", DType::Bool, &dense);
@@ -323,7 +323,7 @@ fn attention_like_block_with_a_cache() {
     let table = weight(&mut own, "table", &[10, 4], -1.0, 0.25);
     let table = b.ring(Op::Weight { name: table }, (64, 12), Sharing::Shared, &[Dim::from(10), four.clone()], 16);
     let embedded = b.op(Op::Embed, &[ids, table]);
-    let slot = b.input(DType::F32, &[seq.clone(), four.clone()], &[]);
+    let slot = b.input(DType::F32, &[seq.clone(), four.clone()]);
     let given = b.ring(Op::Input { slot }, (64, 12), Sharing::Shared, &[seq.clone(), four.clone()], 16);
     let x = b.rotated(1, Op::Add, &[embedded, given]);
     let w = weight(&mut public, "w", &[4, 4], -0.5, 0.125);
@@ -378,9 +378,9 @@ fn exact_ops_on_a_small_ring() {
     let (public, own) = (Tensors::default(), Tensors::default());
     let (mut b, dims) = Build::new(&[("seq", 8)]);
     let (seq, six) = (dims[0].clone(), Dim::from(6));
-    let slot = b.input(DType::F32, &[seq.clone(), six.clone()], &[]);
+    let slot = b.input(DType::F32, &[seq.clone(), six.clone()]);
     let x = b.ring(Op::Input { slot }, (40, 4), Sharing::Shared, &[seq.clone(), six.clone()], 12);
-    let slot = b.input(DType::F32, &[seq.clone(), six.clone()], &[0]);
+    let slot = b.input(DType::F32, &[Dim::from(1), six.clone()]);
     let last = b.ring(Op::Input { slot }, (40, 4), Sharing::Shared, &[Dim::from(1), six.clone()], 12);
     let order = b.public("order", DType::I64, &[Dim::from(4)]);
     let factor = b.public("factor", DType::F32, std::slice::from_ref(&six));
@@ -427,7 +427,7 @@ fn exact_ops_on_a_small_ring() {
             ("order".into(), Tensor::i64(&[4], vec![5, 0, 0, 3]).unwrap()),
             ("factor".into(), floats(&[6], -2.0, 0.75)),
         ],
-        client: vec![floats(&[seq, 6], 2.0, -0.5), floats(&[seq, 6], -1.0, 0.25)],
+        client: vec![floats(&[seq, 6], 2.0, -0.5), floats(&[1, 6], -1.0, 0.25)],
     };
     check(&module, &[step(3), step(8), step(1)], &public, &own, 0.0);
 }
@@ -440,7 +440,7 @@ fn every_party_ends_when_one_fails() {
     let shape = [Dim::from(3)];
     let name = weight(&mut own, "w", &[3], 0.0, 0.5);
     let w = b.ring(Op::Weight { name }, (64, 8), Sharing::Shared, &shape, 12);
-    let slot = b.input(DType::F32, &shape, &[]);
+    let slot = b.input(DType::F32, &shape);
     let x = b.ring(Op::Input { slot }, (64, 8), Sharing::Shared, &shape, 12);
     let sum = b.op(Op::Add, &[x, w]);
     let slot = b.output(OutputKind::Tensor);
@@ -467,7 +467,7 @@ fn faulty_messages_end_the_run() {
     let none = Tensors::default();
     let (mut b, _) = Build::new(&[]);
     let shape = [Dim::from(70)];
-    let slot = b.input(DType::F32, &shape, &[]);
+    let slot = b.input(DType::F32, &shape);
     let x = b.ring(Op::Input { slot }, (64, 8), Sharing::Shared, &shape, 12);
     let squares = b.rotated(1, Op::Mul, &[x, x]);
     let y = b.rotated(1, Op::Truncate { by: 8 }, &[squares]);

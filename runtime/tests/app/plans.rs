@@ -106,9 +106,8 @@ impl Build {
         Build { module, seq, past }
     }
 
-    fn input(&mut self, name: &str, dtype: DType, shape: &[Dim], last_of: &[u8]) {
-        let (shape, last_of) = (shape.to_vec(), last_of.to_vec());
-        self.module.inputs.push(InputSlot { name: name.to_owned(), dtype, shape, last_of });
+    fn input(&mut self, name: &str, dtype: DType, shape: &[Dim]) {
+        self.module.inputs.push(InputSlot { name: name.to_owned(), dtype, shape: shape.to_vec() });
     }
 
     fn op(&mut self, op: Op, args: &[Id], bound: Option<u8>) -> Id {
@@ -139,7 +138,7 @@ impl Build {
 pub fn tall(rows: usize) -> Folder {
     let mut build = Build::new();
     let shape = [Dim::from(1), Dim::from(rows as u32)];
-    build.input("x", DType::F32, &shape, &[]);
+    build.input("x", DType::F32, &shape);
     let x = build.source(Op::Input { slot: 0 }, 16, &shape, 18);
     let w = build.weight("w", &[rows as u32, VOCABULARY as u32]);
     let product = build.op(Op::MatMul { trans_b: false }, &[x, w], Some(54));
@@ -154,7 +153,7 @@ pub fn linear(region: bool) -> Folder {
     let mut build = Build::new();
     let shape = [build.seq.clone(), Dim::from(WIDTH as u32)];
     let name = if region { "doubled" } else { "x" };
-    build.input(name, DType::F32, &shape, &[]);
+    build.input(name, DType::F32, &shape);
     let x = build.source(Op::Input { slot: 0 }, 16, &shape, 22);
     let w = build.weight("w", &[WIDTH as u32, VOCABULARY as u32]);
     let product = build.op(Op::MatMul { trans_b: false }, &[x, w], Some(42));
@@ -177,7 +176,7 @@ pub fn cached() -> Folder {
     let width = Dim::from(WIDTH as u32);
     let ids = [Dim::from(1), build.seq.clone()];
     let cache = [Dim::from(1), build.past.clone(), width.clone()];
-    build.input("input_ids", DType::I64, &ids, &[]);
+    build.input("input_ids", DType::I64, &ids);
     build.module.states.push(StateSlot {
         input: "past.rows".to_owned(),
         output: "present.rows".to_owned(),
@@ -208,8 +207,7 @@ pub fn client_cached() -> Folder {
     let width = Dim::from(WIDTH as u32);
     let ids = [Dim::from(1), build.seq.clone()];
     let cache = [Dim::from(1), build.past.clone(), width.clone()];
-    let total = build.past.add(&build.seq).unwrap();
-    build.input("sums", DType::F32, &[Dim::from(1), total, width.clone()], &[1]);
+    build.input("sum", DType::F32, &[Dim::from(1), Dim::from(1), width.clone()]);
     let sum = build.source(Op::Input { slot: 0 }, 16, &[Dim::from(1), Dim::from(1), width], 22);
     next(&mut build, sum);
     let graph = vec![
@@ -221,13 +219,14 @@ pub fn client_cached() -> Folder {
     (rows.data_type, rows.float_data) = (DataType::FLOAT.value(), weights(VOCABULARY, WIDTH, table));
     let mut axis = TensorProto::new();
     (axis.name, axis.data_type, axis.int64_data) = ("axis".to_owned(), DataType::INT64.value(), vec![1]);
+    axis.dims = vec![1];
     let nodes = vec![
         node("Gather", &["table", "input_ids"], "rows", &[]),
         node("Concat", &["past.rows", "rows"], "present.rows", &[("axis", 1)]),
-        node("CumSum", &["present.rows", "axis"], "sums", &[]),
+        node("ReduceSum", &["present.rows", "axis"], "sum", &[]),
     ];
     let mut model =
-        model(nodes, &[("input_ids", DataType::INT64), ("past.rows", DataType::FLOAT)], &["sums", "present.rows"]);
+        model(nodes, &[("input_ids", DataType::INT64), ("past.rows", DataType::FLOAT)], &["sum", "present.rows"]);
     model.graph.mut_or_insert_default().initializer = vec![rows, axis];
     let states =
         vec![ClientState { input: "past.rows".to_owned(), output: "present.rows".to_owned(), shape: cache.to_vec() }];

@@ -129,7 +129,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
     let lookup = |n: usize| {
         let mut b = Build::new();
         let dims = dims(&[1, n]);
-        let slot = InputSlot { name: "ids".into(), dtype: DType::I64, shape: dims.clone(), last_of: Vec::new() };
+        let slot = InputSlot { name: "ids".into(), dtype: DType::I64, shape: dims.clone() };
         b.0.inputs.push(slot);
         let ids = Ty::plain(DType::I64, Sharing::Client, dims);
         let ids = push_source(&mut b.0, Op::ClientInts { slot: 0 }, ids, Origin::default())?;
@@ -185,7 +185,7 @@ fn floats(shapes: &[&[usize]], build: impl FnOnce(&mut Build, &[Id]) -> Result<(
     let mut b = Build::new();
     let (mut ids, mut tensors) = (Vec::new(), Vec::new());
     for (slot, &shape) in (0u32..).zip(shapes) {
-        let input = InputSlot { name: format!("x{slot}"), dtype: DType::F32, shape: dims(shape), last_of: Vec::new() };
+        let input = InputSlot { name: format!("x{slot}"), dtype: DType::F32, shape: dims(shape) };
         b.0.inputs.push(input);
         let ty = Ty::ring(RING, SCALE, Sharing::Shared, dims(shape), BOUND);
         ids.push(push_source(&mut b.0, Op::Input { slot }, ty, Origin::default())?);
