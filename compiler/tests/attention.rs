@@ -218,3 +218,19 @@ fn explain_shows_attention_as_text_and_json() {
     );
     assert_eq!(json["nodes"].as_array().unwrap().len(), explained.nodes.len());
 }
+
+/// Fused operators alone, their operands the inputs of a model: also those forms that no model of the corpus has.
+#[test]
+fn fused_operators_are_attention_too() {
+    let mut text = String::new();
+    for folder in folders("../operators") {
+        let model = Model::read(&corpus().join(&folder).join("model.onnx")).unwrap();
+        let Ok(analysed) = analyse(&model, None, &Options::default()) else { continue };
+        for candidate in attentions(&analysed.graph) {
+            let said = candidate.map(|a| describe(&analysed.graph, &a, &analysed.found).to_string());
+            let said = said.unwrap_or_else(|miss| format!("near miss: {}", miss.why));
+            writeln!(text, "{}: {said}", folder.trim_start_matches("../operators/")).unwrap();
+        }
+    }
+    insta::assert_snapshot!("attention-of-operators", text);
+}

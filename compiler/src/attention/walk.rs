@@ -62,7 +62,10 @@ pub(super) fn back(graph: &Graph, id: ValueId) -> Way {
             Some(Op::Input { .. }) if joined => way.appended.push(at),
             Some(Op::Concat { .. }) => {
                 let operands = graph.operands(at);
-                stack.extend(operands.into_iter().filter(|&o| is_activation(graph, o)).map(|o| (o, true)));
+                // What others are appended to stands first.
+                let first = operands.first().copied();
+                let active = operands.into_iter().filter(|&o| is_activation(graph, o));
+                stack.extend(active.map(|o| (o, joined || Some(o) == first)));
             }
             Some(Op::Slice { .. } | Op::Gather { .. }) => stack.extend(graph.operand(at, 0).map(|o| (o, joined))),
             _ => stack.extend(arranged(graph, at).map(|o| (o, joined))),

@@ -155,11 +155,10 @@ fn a_dead_client_is_survived() {
     let (helper, server) = (site.serve("helper"), site.serve("server"));
     let before = site.tokens();
     site.busy_client().kill();
-    for process in [&server, &helper] {
-        let error = process.error();
-        println!("client killed: {error}");
-        assert!(error.contains("client"), "{error}");
-    }
+    // Whoever notices first tells the other, who may hear that before it notices itself.
+    let errors = [server.error(), helper.error()];
+    println!("client killed: {errors:?}");
+    assert!(errors.iter().any(|error| error.contains("client")), "{errors:?}");
     assert_eq!(site.tokens(), before, "the next request");
 }
 
