@@ -38,11 +38,23 @@ pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8, drop: u8) -> Result<B
     if width > 64 || drop >= width {
         return Err(Diagnostic::internal("E0803", format!("sign of a value of {width} bits")));
     }
-    let groups = carry_groups(n as u64, width - drop - 1);
+    msb_of_groups(cx, x, n, (width, drop), &carry_groups(n as u64, width - drop - 1)).await
+}
+
+/// [`msb`] with the carry of the lower bits by the given groups, lowest first: of 1 to [`LARGEST_GROUP`] bits each,
+/// `width − drop − 1` together.
+pub(super) async fn msb_of_groups(
+    cx: &Cx,
+    x: &Shared,
+    n: usize,
+    (width, drop): (u8, u8),
+    groups: &[u8],
+) -> Result<Bits> {
+    debug_assert_eq!(groups.iter().sum::<u8>(), width - drop - 1, "groups hold every bit but the highest");
     let own = to_planes(&two_terms(cx, x, n), width, drop);
     let (mut top, generate, propagate) = match cx.role() {
-        2 => crossed_single(cx, &own, &groups, n)?,
-        _ => crossed_joint(cx, &own, &groups, n).await?,
+        2 => crossed_single(cx, &own, groups, n)?,
+        _ => crossed_joint(cx, &own, groups, n).await?,
     };
     if cx.role() == 2 {
         cx.round().await;
@@ -205,7 +217,7 @@ async fn carry(cx: &Cx, mut g: Planes, mut p: Planes, n: usize) -> Result<Planes
 }
 
 /// Plane by plane `x ∧ y`; `part` tells the calls of one op level apart.
-async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, n: usize, part: u16) -> Result<Planes> {
+async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, n: usize, part: u8) -> Result<Planes> {
     let terms = x.a.iter().zip(&x.b).zip(y.a.iter().zip(&y.b));
     let mut z: Vec<u64> = terms.map(|((xa, xb), (ya, yb))| xa & (ya ^ yb) ^ xb & ya).collect();
     cx.xor_zero_share(Purpose::And, part, &mut z);

@@ -1,8 +1,10 @@
 //! Shared bits as shared ring elements 0 and 1, and a ring element where a bit is 1.
 //!
 //! Source: conversion and injection of bits of ABY3, 2018/403, §5.4, as crossings.
-//! Parties and adversary: three, one semi-honest corruption. Rounds: 1. Correlation and error: none.
-//! Bits per element: `4ℓ`, and `7ℓ` for a selection. Of many bits, 2 rounds and `3ℓ`. Side channels: no branch or index on a secret.
+//! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
+//! Rounds and bits per element: of a selection 1 and `7ℓ`; of a conversion 1 and `4ℓ` while bits are few, 2 and `3ℓ`
+//! where they are many: `ombra_ir::cost::is_round_cheaper` decides, for `ℓ = 64` up to 2^16 bits.
+//! Side channels: no branch or index on a secret.
 //!
 //! ```text
 //!   b = n ⊕ r with n = b1 at roles 0 and 1, r = b0 ⊕ b2 at role 2;  s = 1 − 2n
@@ -34,7 +36,8 @@ pub async fn bit_to_ring(cx: &Cx, x: &Bits, bits: u8) -> Result<Shared> {
     conversion.end(cx)
 }
 
-async fn many_bits_to_ring(cx: &Cx, x: &Bits, bits: u8) -> Result<Shared> {
+/// [`bit_to_ring`] in two rounds, with fewer bits for each element.
+pub(super) async fn many_bits_to_ring(cx: &Cx, x: &Bits, bits: u8) -> Result<Shared> {
     let n = x.n;
     let minus_twice = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x.wrapping_sub(y << 1)).collect();
     let product = |key: u8| cx.draw(key, Purpose::ManyBitProduct, 0, n);

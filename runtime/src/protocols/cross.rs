@@ -20,6 +20,14 @@
 //! nothing.
 //!
 //! What role 2 knows alone is dealt in the same round: component 0 is `F(k_0)`, and component 2 goes to role 1 under it.
+//!
+//! Composition. Output sharings are not independent of input sharings: after a truncation component 1 mod `2^(ℓ−f)` is
+//! `(m ≫ f) − 2^(ℓ−2−f)`, and of a reshared sum of two terms it is the joint term itself. This is harmless because of
+//! two things that hold of every kernel. Every message that a role receives is uniform given everything that the role
+//! holds, so the simulators of steps one after another are one simulator. And an opening sends exactly the component that
+//! the receiver's own shares and the output determine. A kernel breaks this that takes its operand for a fresh sharing,
+//! say as a mask, or that sends role 2 anything of component 1 that is no output: role 2 knows the other term, and every
+//! mask of a crossing.
 
 use ombra_ir::Result;
 
@@ -44,7 +52,9 @@ pub(super) struct Crossing {
 }
 
 /// Sends the messages of a crossing of `n` elements of a ring of `bits`; `part` tells those of one op level apart.
-pub(super) fn begin(cx: &Cx, factors: Factors, n: usize, bits: u8, part: u16) -> Result<Crossing> {
+pub(super) fn begin(cx: &Cx, factors: Factors, n: usize, bits: u8, part: u8) -> Result<Crossing> {
+    let (Factors::Joint(lists) | Factors::Single(lists)) = &factors;
+    lists.iter().for_each(|factor| debug_assert_eq!(factor.len(), n, "one factor of an element each"));
     let masks = |key: u8, count: usize| cx.draw(key, Purpose::CrossFactor, part, n * count);
     let out = |key: u8| cx.draw(key, Purpose::CrossOut, part, n);
     let out = match &factors {
@@ -103,6 +113,7 @@ pub(super) fn deal(cx: &Cx, value: Vec<u64>, n: usize, bits: u8, purpose: Purpos
         0 => [cx.draw(0, purpose, 0, n)?, Vec::new()],
         1 => [Vec::new(), Vec::new()],
         _ => {
+            debug_assert_eq!(value.len(), n, "one value of an element each");
             let zeroth = cx.draw(0, purpose, 0, n)?;
             let mut second = value;
             second.iter_mut().zip(&zeroth).for_each(|(v, z)| *v = v.wrapping_sub(*z));

@@ -136,7 +136,7 @@ pub struct Cx {
     rot: u8,
     op: u32,
     step: u32,
-    level: u16,
+    level: u8,
 }
 
 impl Cx {
@@ -155,7 +155,7 @@ impl Cx {
     }
 
     /// The same instance at a level of a tree: its randomness differs from that of other levels.
-    pub(super) fn at_level(&self, level: u16) -> Cx {
+    pub(super) fn at_level(&self, level: u8) -> Cx {
         Cx { level, ..self.clone() }
     }
 
@@ -163,12 +163,14 @@ impl Cx {
         usize::from((role + self.rot) % 3)
     }
 
-    fn label(&self, purpose: Purpose, part: u16) -> Label {
-        Label { op: self.op, step: self.step, purpose: purpose as u16, part: self.level << 8 | part }
+    /// Level and part have a byte each, so that no two of them share a label.
+    fn label(&self, purpose: Purpose, part: u8) -> Label {
+        let part = u16::from_be_bytes([self.level, part]);
+        Label { op: self.op, step: self.step, purpose: purpose as u16, part }
     }
 
     /// `F(k_key, purpose, part)` in `n` words. An error where this role does not know the key.
-    pub(super) fn draw(&self, key: u8, purpose: Purpose, part: u16, n: usize) -> Result<Vec<u64>> {
+    pub(super) fn draw(&self, key: u8, purpose: Purpose, part: u8, n: usize) -> Result<Vec<u64>> {
         let mut words = vec![0; n];
         let label = self.label(purpose, part);
         self.key(key)?.at(label).fill_u64(label, &mut words);
@@ -176,7 +178,7 @@ impl Cx {
     }
 
     /// Words from this party's private key.
-    pub(super) fn draw_private(&self, purpose: Purpose, part: u16, n: usize) -> Vec<u64> {
+    pub(super) fn draw_private(&self, purpose: Purpose, part: u8, n: usize) -> Vec<u64> {
         let mut words = vec![0; n];
         let label = self.label(purpose, part);
         self.keys.private.at(label).fill_u64(label, &mut words);
@@ -191,7 +193,7 @@ impl Cx {
     }
 
     /// Adds this role's term of a sharing of zero bits, `F(k_j) ⊕ F(k_{j+1})`.
-    pub(super) fn xor_zero_share(&self, purpose: Purpose, part: u16, words: &mut [u64]) {
+    pub(super) fn xor_zero_share(&self, purpose: Purpose, part: u8, words: &mut [u64]) {
         let label = self.label(purpose, part);
         self.keys.own.at(label).xor_assign_u64(label, words);
         self.keys.next.at(label).xor_assign_u64(label, words);

@@ -3,7 +3,9 @@
 //! Source: wrap count with a quarter-range bound after Guo et al., 2025/200; resharing after Araki et al., 2016/768.
 //! Parties and adversary: three, one semi-honest corruption. Rounds: 3. Bits per element: `3ℓ + w + 2`.
 //! Correlation: role 2 deals a product of two random bits, from keys but for one message.
-//! Error and bound: as there; over the terms' randomness the chance of one more is `(d + 1) / 2^f`.
+//! Bound: as there. Functionality: `y = ⌊x / 2^f⌋ + [x mod 2^f ≥ A mod 2^f]`, where role 0 knows `A` (below); without a
+//! division, for `f = 0`, `y = x`. Error: `A` is uniform given `x`, whatever the terms are, because of `F(k_2)`. So one
+//! more has chance `(x mod 2^f + 1) / 2^f`, and the mean of `y` is `(x + 1) / 2^f`.
 //! Side channels: no branch or index on a secret.
 //!
 //! ```text

@@ -8,7 +8,8 @@
 //! component `j`. Simulator: the receiver does not know `k_{j+1}`, so the message is uniform.
 //!
 //! Two terms: the one that roles 0 and 1 hold is component 1, and role 2 deals its own. Simulator: role 1 does not know
-//! `k_0`, so what it receives is uniform; the others receive nothing.
+//! `k_0`, so what it receives is uniform; the others receive nothing. Component 1 of the result is the operand's term and
+//! not fresh: see [`cross`](super::cross).
 
 use ombra_ir::Result;
 

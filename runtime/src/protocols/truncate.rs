@@ -5,9 +5,12 @@
 //! Parties and adversary: three, one semi-honest corruption.
 //! Rounds and bits per element, where `w` is `f` rounded up to whole bytes: of a sharing or two terms 1 and `ℓ + 4w`, of
 //! three terms 2 and `3ℓ + 3w`, or as in [`divide_many`]. Correlation: none.
-//! Error: the result is `⌊x / 2^f⌋` or one more. Over the terms' randomness the chance of one more is `d / 2^f`, where
-//! `d` is the dropped part `x mod 2^f`: the mean of the result is `x / 2^f`. Which of both it is depends on the terms: the
-//! functionality is the weaker one that rounds by the shares.
+//! Functionality: `y = ⌊x / 2^f⌋ + [x mod 2^f > m mod 2^f]`, where roles 0 and 1 know `m` (below): the weaker one that
+//! rounds by the shares. Error: where `m mod 2^f` is uniform given `x`, as of fresh sharings and of three terms, one more
+//! has chance `(x mod 2^f) / 2^f`, and the mean of `y` is `x / 2^f`. Where the joint term is zero or public, `m mod 2^f`
+//! is public, for zero the dither of the element's position; where role 2's term is public, `x` and position decide too.
+//! Then `y` is the same in every run, and the mean is right over elements alone, whose dithers are evenly spread. The
+//! form for many elements has another threshold: see [`divide_many`].
 //! Needs `|x| < 2^(ℓ−2)`; beyond it the result is wrong by multiples of `2^(ℓ−f)`.
 //! Side channels: no branch or index on a secret.
 //!
@@ -21,7 +24,12 @@
 //!                            then roles 0 and 1 exchange n·h0 − t0 and n·h1 − t2
 //! ```
 //!
-//! Since x + 2^(ℓ−2) is less than half the ring, `m` wraps exactly where `r` is in the upper half and `m` is not.
+//! Since x + 2^(ℓ−2) is less than half the ring, `m` wraps exactly where `r` is in the upper half and `m` is not. And
+//! `⌊(x + r) / 2^f⌋ − ⌊r / 2^f⌋` is `⌊x / 2^f⌋` and the carry out of the low `f` bits of `x + r`, which is 1 exactly
+//! where those of their sum `m` are less than those of `x`.
+//!
+//! The result is not independent of the operand: component 1 is `(m ≫ f) − 2^(ℓ−2−f)` mod `2^(ℓ−f)`. See
+//! [`cross`](super::cross) for why that is harmless.
 //!
 //! Simulator. Role 2 receives nothing. Role 0 receives Z_1 under `F(k_2)`, then role 1's share of the wrap under `t2`, or
 //! the messages of the crossing. Role 1 receives what is dealt under masks from `k_0`, Z_0 under `F(k_0)`, then role
@@ -109,7 +117,7 @@ async fn divide(cx: &Cx, x: Operand<'_>, n: usize, division: Division) -> Result
         term.iter_mut().for_each(|t| *t = t.wrapping_neg());
     }
     if !three {
-        // A term that is zero by construction would make the rounding constant.
+        // A term that is zero by construction would make the rounding that of one threshold for all elements.
         term.iter_mut().enumerate().for_each(|(i, t)| *t = t.wrapping_add(dither(i)));
     }
     let (mut dealt, mut high) = (Vec::new(), Vec::new());
@@ -187,6 +195,6 @@ async fn three_terms(
 }
 
 /// What is added to both terms of element `i`: the same at all parties, and with low bits that are evenly spread.
-fn dither(i: usize) -> u64 {
+pub(super) fn dither(i: usize) -> u64 {
     (i as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 7
 }

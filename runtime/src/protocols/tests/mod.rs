@@ -3,6 +3,7 @@
 mod compare;
 mod linear;
 mod many;
+mod rank;
 mod rows;
 mod transcript;
 mod truncate;
@@ -10,7 +11,7 @@ mod truncate;
 use std::future::Future;
 use std::rc::Rc;
 
-use ombra_ir::cost::{RowLens, Sizes, Traffic, traffic};
+use ombra_ir::cost::{Msg, RowLens, Sizes, Traffic, traffic};
 use ombra_ir::op::Op;
 
 use crate::exec::lockstep::{self, Sent};
@@ -90,6 +91,44 @@ fn open_bits(shares: &[Bits; 3]) -> Vec<bool> {
 fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
     let rows = RowLens::Equal { count: 0, len: 0 };
     Sizes { out: out as u64, bits, from_bits: bits, sum3, rows, table_rows: 0, tokens: 0 }
+}
+
+/// The messages of a round each, as sender, receiver and bytes; empty ones are not sent.
+fn messages_of(rounds: &[Vec<(u8, u8, u64)>]) -> Traffic {
+    let mut traffic = Traffic { rounds: rounds.len() as u32, msgs: Vec::new() };
+    for (round, messages) in (0u32..).zip(rounds) {
+        let sent = messages.iter().filter(|(_, _, bytes)| *bytes > 0);
+        traffic.msgs.extend(sent.map(|&(from, to, bytes)| Msg { round, from, to, bytes }));
+    }
+    traffic
+}
+
+/// What a selection of `words` elements of `bytes` sends: two factors to each, and what role 2 deals.
+fn selection_traffic(words: u64, bytes: u64) -> Traffic {
+    let word = words * bytes;
+    messages_of(&[vec![(2, 0, 2 * word), (2, 1, 3 * word), (0, 1, word), (1, 0, word)]])
+}
+
+/// Ands of every level of the tree that joins `groups`: two a pair, but one for the lowest.
+fn ands_by_level(mut groups: usize) -> Vec<usize> {
+    let mut ands = Vec::new();
+    while groups > 1 {
+        ands.push(2 * (groups / 2) - 1);
+        groups = groups.div_ceil(2);
+    }
+    ands
+}
+
+/// What `n` sign bits by the given groups send.
+fn sign_traffic(n: u64, groups: &[u8]) -> Traffic {
+    let plane = n.div_ceil(8);
+    let products: u64 = groups.iter().map(|bits| (1 << bits) - 1).sum();
+    let results = (2 * groups.len() as u64).saturating_sub(1);
+    let first = [(2, 0, products), (2, 1, products + 1), (0, 1, results), (1, 0, results)];
+    let mut rounds = vec![first.map(|(from, to, planes)| (from, to, planes * plane)).to_vec()];
+    let levels = ands_by_level(groups.len()).into_iter().map(|ands| ands as u64 * plane);
+    rounds.extend(levels.map(|bytes| vec![(0, 2, bytes), (1, 0, bytes), (2, 1, bytes)]));
+    messages_of(&rounds)
 }
 
 /// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;

@@ -4,7 +4,7 @@ use super::*;
 use crate::protocols::input::input;
 use crate::protocols::reshare::{Operand, reshare};
 use crate::protocols::reveal::reveal;
-use crate::protocols::truncate::{extend, truncate};
+use crate::protocols::truncate::{dither, extend, truncate};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
@@ -118,6 +118,36 @@ fn sizes_are_as_declared() {
         for (rot, form) in [(0, Form::Shared), (1, Form::Two), (2, Form::Three)] {
             for (bits, by) in [(64, 16), (40, 12), (24, 5)] {
                 assert_eq!(truncated(5, rot, &vec![1 << by; n], form, bits, by).len(), n);
+            }
+        }
+    }
+}
+
+/// The functionality: the floor, and one more where the dropped part of the value is greater than that of `m`, which
+/// is the joint term and the dither; component 1 of the result is the quotient of `m` but for multiples of its range.
+#[test]
+fn rounding_is_decided_by_the_joint_term() {
+    for (bits, by) in [(64u8, 16u8), (32, 12), (16, 4), (8, 6), (64, 62)] {
+        let (n, quarter) = (2000, 1u64 << (bits - 2));
+        let mut words = Words(u64::from(bits) + u64::from(by));
+        let x: Vec<u64> = (0..n).map(|_| signed(words.next(), bits - 1) as u64).collect();
+        let joints = [words.take(n), vec![0; n], x.clone(), vec![words.next(); n]];
+        for (rot, joint) in (0u8..).map(|i| i % 3).zip(joints) {
+            let single = x.iter().zip(&joint).map(|(x, joint)| x.wrapping_sub(*joint)).collect();
+            let terms = [joint.clone(), joint.clone(), single].map(|term| Rc::new(Sum::new(Some(term))));
+            let shares = run(4, rot, &Op::Truncate { by }, &sizes(n, bits, false), |cx, role| {
+                let term = terms[role].clone();
+                async move { truncate(&cx, Operand::Two(&term), n, bits, by).await }
+            });
+            let dropped = |x: u64| x & ring_mask(by);
+            let m: Vec<u64> = joint.iter().enumerate().map(|(i, joint)| joint.wrapping_add(dither(i))).collect();
+            let expected: Vec<i64> = x.iter().zip(&m).map(|(x, m)| i64::from(dropped(*x) > dropped(*m))).collect();
+            assert_eq!(rounding(&x, &open(&shares, n, bits), bits, by), expected, "{bits} bits by {by}");
+
+            let kept = |x: u64| x & ring_mask(bits - by);
+            for (component, m) in shares[0].b.to_vec(n).iter().zip(&m) {
+                let quotient = (m.wrapping_add(quarter) & ring_mask(bits)) >> by;
+                assert_eq!(kept(*component), kept(quotient.wrapping_sub(quarter >> by)));
             }
         }
     }
