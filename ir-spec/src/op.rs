@@ -185,14 +185,14 @@ pub enum Op {
     RowMax {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,
-        /// Bits that hold the difference of two entries.
+        /// Bits that hold the difference of two entries: `bound + 2 ≤ width`, or `bound + 3` where bits are dropped.
         width: u8,
         /// Low bits that comparisons do not look at: at every level of the tree the result may fall short by `2^drop`.
         drop: u8,
     },
     /// Index of the greatest element along the last axis, which is dropped; scale 0.
     ArgMax {
-        /// Bits that hold the difference of two elements.
+        /// Bits that hold the difference of two elements: `bound + 2 ≤ width`.
         width: u8,
     },
     /// Rows of the secret weight table (operand 1, `[v, d]`) at the client's ids (operand 0, `[…]`): `[…, d]`.

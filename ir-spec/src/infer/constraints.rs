@@ -129,7 +129,11 @@ pub const CONSTRAINTS: &[Constraint] = &[
     c("row_max_c3", ELEMENT, "the mask is a value of the public program of truth values"),
     c("row_max_c4", SHAPE, "a count is declared for the mask and the dense shape"),
     c("row_max_c5", SHAPE, "operand 0 has one axis, of the count's size"),
-    c("row_max_c6", LIMIT, "the width is from the operand's bound plus 2 to the ring bits"),
+    c(
+        "row_max_c6",
+        LIMIT,
+        "the width is at most the ring bits and at least the operand's bound plus 2, or plus 3 where bits are dropped, and at least 2 bits of it are not dropped",
+    ),
     c("arg_max_c1", SHARING, "the operand is a shared ring tensor"),
     c("arg_max_c2", SHAPE, "the last axis has at least one element, and a maximum"),
     c("arg_max_c3", LIMIT, "the width is from the operand's bound plus 2 to the ring bits"),

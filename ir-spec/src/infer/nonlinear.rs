@@ -70,10 +70,7 @@ pub(super) fn row_max(cx: &TypeCx, x: &Operand, mask: &Operand, shape: &[Dim], (
     let (bits, _) = shared_ring("row_max_c1", x)?;
     let mask = mask_of(["row_max_c2", "row_max_c3"], mask)?;
     packed(cx, ["row_max_c4", "row_max_c5"], x, mask, shape)?;
-    if u32::from(drop) + 2 > u32::from(width) {
-        return Err(Violation::new("row_max_c6", format!("width {width} and {drop} dropped")));
-    }
-    holds_difference("row_max_c6", x.ty, width.saturating_sub(u8::from(drop > 0)), bits)?;
+    holds_difference("row_max_c6", x.ty, (width, drop), bits)?;
     Ok(moved(x.ty, rows(shape)))
 }
 
@@ -85,14 +82,17 @@ pub(super) fn arg_max(cx: &TypeCx, x: &Operand, width: u8) -> Rule<Ty> {
     if cx.dims.lower(columns).is_none_or(|n| n < 1) {
         return Err(wrong());
     }
-    holds_difference("arg_max_c3", x.ty, width, bits)?;
+    holds_difference("arg_max_c3", x.ty, (width, 0), bits)?;
     Ok(ring(bits, 0, Sharing::Shared, rows.to_vec(), log))
 }
 
-/// The difference of two values below `2^bound` is below `2^(bound + 1)`.
-fn holds_difference(label: &'static str, ty: &Ty, width: u8, bits: u8) -> Rule<()> {
-    if u32::from(ty.bound) + 2 > u32::from(width) || width > bits {
-        return Err(Violation::new(label, format!("a bound of {} and width {width} in {bits} bits", ty.bound)));
+/// The difference of two values below `2^bound` is below `2^(bound + 1)`. Dropped bits take one bit more, since what is
+/// left of both terms may add up to one less, and leave at least two to compare.
+fn holds_difference(label: &'static str, ty: &Ty, (width, drop): (u8, u8), bits: u8) -> Rule<()> {
+    let least = (u32::from(ty.bound) + 2 + u32::from(drop > 0)).max(u32::from(drop) + 2);
+    if u32::from(width) < least || width > bits {
+        let found = format!("a bound of {} and width {width}, {drop} dropped, in {bits} bits", ty.bound);
+        return Err(Violation::new(label, found));
     }
     Ok(())
 }
