@@ -5,7 +5,7 @@
 //! | bytes | field |
 //! |---|---|
 //! | 0..2 | `Om` |
-//! | 2 | version of this format, 1 |
+//! | 2 | version of this format and of the messages that the protocols send, 2 |
 //! | 3 | kind: 0 data, 1 control, 2 abort |
 //! | 4..8 | op |
 //! | 8..12 | round |
@@ -32,7 +32,8 @@ pub const MAX_CONTROL_BYTES: u64 = 1 << 20;
 pub(super) const MAX_ABORT_BYTES: u64 = 4 << 10;
 
 const MAGIC: [u8; 2] = *b"Om";
-const VERSION: u8 = 1;
+/// Grows with every change of what kernels send or of the labels of their randomness.
+const VERSION: u8 = 2;
 /// Memory is taken for at most this much payload, or as much again as has arrived, ahead of the data.
 const READ_AHEAD: u64 = 1 << 20;
 
