@@ -40,12 +40,12 @@ impl PlaintextModel {
     /// Loads the ONNX file `bytes`, which must hold all its weights.
     ///
     /// # Errors
-    /// `E0701` when rten cannot load it, with the operator at fault where there is one.
+    /// `E0721` when rten cannot load it, with the operator at fault where there is one.
     pub fn load(bytes: Vec<u8>) -> Result<Self> {
         let loaded = guarded(|| ModelOptions::with_all_ops().load(bytes)).ok_or_else(|| broken("loading"))?;
         let model = loaded.map_err(|e| {
             let error =
-                Diagnostic::unsupported("E0701", format!("the model to run in the clear cannot be loaded: {e}"));
+                Diagnostic::unsupported("E0721", format!("the model to run in the clear cannot be loaded: {e}"));
             match e.node() {
                 Some(node) => error.at(format!("node '{node}'")),
                 None => error,
@@ -74,8 +74,8 @@ impl PlaintextModel {
     /// come as numbers of the same value.
     ///
     /// # Errors
-    /// `E0702` when an input or output does not exist, an input's elements are not as many as its shape says, or an integer
-    /// is beyond 32 bits; `E0703` when the run fails, an input being missing or of a wrong shape; `E0704` when an integer
+    /// `E0722` when an input or output does not exist, an input's elements are not as many as its shape says, or an integer
+    /// is beyond 32 bits; `E0723` when the run fails, an input being missing or of a wrong shape; `E0724` when an integer
     /// output cannot be represented exactly.
     pub fn run(&self, inputs: &[(&str, PlainInput)], outputs: &[&str]) -> Result<Vec<(Vec<usize>, Vec<f32>)>> {
         let mut values: Vec<(NodeId, ValueOrView)> = Vec::with_capacity(inputs.len());
@@ -86,7 +86,7 @@ impl PlaintextModel {
         let options = RunOptions::default().with_thread_pool(self.threads.clone());
         let results = guarded(|| self.model.run(values, &ids, Some(options)))
             .ok_or_else(|| broken("running"))?
-            .map_err(|e| Diagnostic::input("E0703", format!("a part of the model cannot be run in the clear: {e}")))?;
+            .map_err(|e| Diagnostic::input("E0723", format!("a part of the model cannot be run in the clear: {e}")))?;
         outputs.iter().zip(results).map(|(name, value)| numbers(name, value)).collect()
     }
 
@@ -98,7 +98,7 @@ impl PlaintextModel {
     /// The node called `name`, one of `known`.
     fn id(&self, name: &str, what: &str, known: &[&str]) -> Result<NodeId> {
         self.model.find_node(name).filter(|_| known.contains(&name)).ok_or_else(|| {
-            Diagnostic::input("E0702", format!("the model to run in the clear has no {what} '{name}'"))
+            Diagnostic::input("E0722", format!("the model to run in the clear has no {what} '{name}'"))
                 .note(format!("it has {}", known.join(", ")))
         })
     }
@@ -112,7 +112,7 @@ impl<'a> PlainInput<'a> {
             PlainElements::I64(elements) => elements.len(),
             PlainElements::Bool(elements) => elements.len(),
         };
-        let wrong = |what: String| Diagnostic::input("E0702", what).at(format!("input '{name}'"));
+        let wrong = |what: String| Diagnostic::input("E0722", what).at(format!("input '{name}'"));
         let expected = self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let mismatch = || wrong(format!("{count} elements for a shape of {:?}", self.shape));
         if expected != Some(count) {
@@ -142,7 +142,7 @@ fn numbers(name: &str, value: Value) -> Result<(Vec<usize>, Vec<f32>)> {
         if f64::from(number) == f64::from(v) {
             return Ok(number);
         }
-        Err(Diagnostic::unsupported("E0704", "an integer output has more digits than single precision holds")
+        Err(Diagnostic::unsupported("E0724", "an integer output has more digits than single precision holds")
             .at(format!("output '{name}'")))
     };
     match value {
@@ -156,7 +156,7 @@ fn numbers(name: &str, value: Value) -> Result<(Vec<usize>, Vec<f32>)> {
         Value::UInt8Tensor(tensor) => {
             Ok((tensor.shape().to_vec(), tensor.into_data().into_iter().map(f32::from).collect()))
         }
-        _ => Err(Diagnostic::unsupported("E0704", "an output is no tensor").at(format!("output '{name}'"))),
+        _ => Err(Diagnostic::unsupported("E0724", "an output is no tensor").at(format!("output '{name}'"))),
     }
 }
 
@@ -167,7 +167,7 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
 
 /// The error of a panic while `doing`.
 fn broken(doing: &str) -> Diagnostic {
-    Diagnostic::unsupported("E0703", format!("{doing} a part of the model in the clear ended with a panic in rten"))
+    Diagnostic::unsupported("E0723", format!("{doing} a part of the model in the clear ended with a panic in rten"))
         .note("the model uses an operator in a way that rten does not support")
 }
 
@@ -258,19 +258,19 @@ mod tests {
             code(&changed, "logits")
         };
         assert_eq!(code(&given, "logits"), None);
-        assert_eq!(code(&given, "nothing"), Some("E0702"));
-        assert_eq!(code(&given[1..], "logits"), Some("E0703"));
-        assert_eq!(with(0, "nothing", &[1, 1], PlainElements::I64(&[1])), Some("E0702"));
-        assert_eq!(with(0, "input_ids", &[7, 7], PlainElements::I64(&[1])), Some("E0702"));
-        assert_eq!(with(0, "input_ids", &[usize::MAX, 2], PlainElements::I64(&[1])), Some("E0702"));
-        assert_eq!(with(0, "input_ids", &[1, 1], PlainElements::I64(&[1 << 40])), Some("E0702"));
-        assert_eq!(with(1, "attention_mask", &[2], PlainElements::Bool(&[true, false])), Some("E0703"));
+        assert_eq!(code(&given, "nothing"), Some("E0722"));
+        assert_eq!(code(&given[1..], "logits"), Some("E0723"));
+        assert_eq!(with(0, "nothing", &[1, 1], PlainElements::I64(&[1])), Some("E0722"));
+        assert_eq!(with(0, "input_ids", &[7, 7], PlainElements::I64(&[1])), Some("E0722"));
+        assert_eq!(with(0, "input_ids", &[usize::MAX, 2], PlainElements::I64(&[1])), Some("E0722"));
+        assert_eq!(with(0, "input_ids", &[1, 1], PlainElements::I64(&[1 << 40])), Some("E0722"));
+        assert_eq!(with(1, "attention_mask", &[2], PlainElements::Bool(&[true, false])), Some("E0723"));
     }
 
     #[test]
     fn what_is_no_model_is_an_error() {
-        assert_eq!(PlaintextModel::load(vec![]).err().unwrap().code, "E0701");
+        assert_eq!(PlaintextModel::load(vec![]).err().unwrap().code, "E0721");
         let bytes = std::fs::read(folder().join("model.onnx")).unwrap();
-        assert_eq!(PlaintextModel::load(bytes[..bytes.len() / 2].to_vec()).err().unwrap().code, "E0701");
+        assert_eq!(PlaintextModel::load(bytes[..bytes.len() / 2].to_vec()).err().unwrap().code, "E0721");
     }
 }

@@ -52,7 +52,7 @@ impl Region {
 /// own inputs.
 ///
 /// # Errors
-/// `E0541` for what has no form in ONNX, with the node it came from; `E0542`, internal, if a private value would be part
+/// `E0552` for what has no form in ONNX, with the node it came from; `E0542`, internal, if a private value would be part
 /// of it.
 pub fn build(graph: &Graph, inputs: &BTreeMap<String, ValueId>, labels: &Labels) -> Result<Option<Region>> {
     let given = |v: &ValueId| matches!(graph.op(*v), Some(Op::Input { .. }));

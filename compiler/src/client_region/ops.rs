@@ -11,7 +11,7 @@ const SMALL: usize = 1024;
 /// Writes the value `id`, whose operands are written.
 ///
 /// # Errors
-/// `E0541`: its operator has no form in ONNX.
+/// `E0552`: its operator has no form in ONNX.
 pub fn write(w: &mut Writer, id: ValueId) -> Result<()> {
     let node = w.graph.node(id)?;
     let names = w.graph.operands(id).into_iter().map(|o| w.name(o)).collect::<Result<Vec<_>>>()?;
@@ -92,7 +92,7 @@ pub fn write(w: &mut Writer, id: ValueId) -> Result<()> {
 
 /// The error of an operator that cannot be written.
 pub(super) fn unwritten(op: &str) -> Diagnostic {
-    Diagnostic::unsupported("E0541", format!("the client cannot compute {op} in the clear"))
+    Diagnostic::unsupported("E0552", format!("the client cannot compute {op} in the clear"))
         .note("the value comes before every private weight, so it would run at the client")
         .note("make a weight before it private with --private, or export the model with other operators")
 }

@@ -10,7 +10,7 @@ use protobuf::Enum;
 /// Writes the value `id`, which is `op` of `args`; the name of the result.
 ///
 /// # Errors
-/// `E0541`: the operator has no form in ONNX on these elements.
+/// `E0552`: the operator has no form in ONNX on these elements.
 pub fn write(w: &mut Writer, id: ValueId, op: &Op, args: &[&str]) -> Result<String> {
     let of = |slot: u32| w.graph.operand(id, slot).and_then(|o| w.graph.node(o).ok()).map(|n| n.dtype);
     let dtype = of(0);

@@ -96,7 +96,7 @@ impl<'a> Writer<'a> {
     pub fn input(&mut self, id: ValueId, name: &str) -> Result<String> {
         let node = self.graph.node(id)?;
         if name.starts_with(OWN) {
-            let error = Diagnostic::unsupported("E0541", format!("an input is called `{}`", name.escape_debug()));
+            let error = Diagnostic::unsupported("E0552", format!("an input is called `{}`", name.escape_debug()));
             return Err(error.note(format!("expected a name that does not begin with `{OWN}`: rename it")));
         }
         self.proto.input.push(self.info(name, node.dtype, &node.shape));

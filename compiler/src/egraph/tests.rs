@@ -4,6 +4,7 @@ use super::cost::Network;
 use super::sampling::Draw;
 use super::{Rewrite, rewrite};
 use crate::graph::{Graph, Op, Owner, ValueId, print};
+use std::collections::BTreeMap;
 
 /// Rounds cost nothing.
 const IMMEDIATE: Network = Network { bytes_per_s: 25e6, latency_s: 0.0 };
@@ -181,4 +182,25 @@ fn limits_end_what_does_not_saturate() {
         let greatest = a.iter().fold(1.0f32, |m, x| m.max(x.abs()));
         assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-3 * greatest));
     }
+}
+
+#[test]
+fn what_is_taken_back_is_reported_as_refused() {
+    let report = Rewrite {
+        layers: vec![3],
+        nodes: 10,
+        terms: 20,
+        iterations: 2,
+        stop: "saturated",
+        applied: BTreeMap::from([("product of a sum", 4)]),
+        before: 100.0,
+        after: 90.0,
+        near: Vec::new(),
+    };
+    let report = report.taken_back(1000.0, 1001.0);
+    assert!(report.applied.is_empty() && report.after == report.before);
+    let [miss] = report.near.as_slice() else { panic!("{:?}", report.near) };
+    assert_eq!(miss.rule, "product of a sum");
+    assert!(miss.why.contains("1001 bytes") && miss.why.contains("1000"), "{}", miss.why);
+    assert!(report.text().contains("near miss: product of a sum"));
 }

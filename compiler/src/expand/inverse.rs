@@ -10,6 +10,7 @@
 
 use super::chebyshev::chebyshev_fit_at;
 use super::reciprocal::raise;
+use super::root::rsqrt_of_many;
 use super::{Emit, FINE, fixed};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
@@ -45,8 +46,12 @@ impl Range4 {
     }
 }
 
-/// `1/√x` at scale `out` for `x` in `range`.
+/// `1/√x` at scale `out` for `x` in `range`: by the table for one number a row, whose rounds count more than its bytes.
 pub(super) fn rsqrt(e: &mut Emit, x: Id, range: Range4, out: u8) -> Result<Id> {
+    let of_rows = e.ty(x).shape.last().and_then(Dim::as_constant) == Some(1);
+    if !of_rows {
+        return rsqrt_of_many(e, x, range, out);
+    }
     inverse(e, x, x, range.powers_of_2(), out)
 }
 

@@ -12,6 +12,7 @@ mod inverse;
 mod norm;
 mod quotient;
 mod reciprocal;
+mod root;
 mod softmax;
 
 pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};

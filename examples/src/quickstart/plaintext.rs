@@ -16,7 +16,7 @@ use ombra_runtime::plaintext::{PlainElements, PlainInput, PlaintextModel};
 /// The model cannot be run, or has no logits.
 pub fn generate(model: &Path, plan: &Plan, prompt: &[i64], count: usize) -> Result<Vec<i64>> {
     let bytes = std::fs::read(model).map_err(|e| {
-        Diagnostic::input("E0591", format!("cannot read the model: {e}")).at(model.display().to_string())
+        Diagnostic::input("E0911", format!("cannot read the model: {e}")).at(model.display().to_string())
     })?;
     let loaded = PlaintextModel::load(bytes)?;
     let mut tokens = prompt.to_vec();
@@ -62,7 +62,7 @@ fn view(tensor: &Tensor) -> PlainInput<'_> {
 /// The first greatest entry of the last row: the next token.
 fn greatest_of_last_row(logits: &[(Vec<usize>, Vec<f32>)]) -> Result<i64> {
     let row = logits.first().and_then(|(shape, values)| values.rchunks_exact(*shape.last()?).next());
-    let row = row.ok_or_else(|| Diagnostic::input("E0592", "the model gives no logits"))?;
+    let row = row.ok_or_else(|| Diagnostic::input("E0912", "the model gives no logits"))?;
     let mut best = 0;
     for (at, value) in row.iter().enumerate() {
         if *value > row[best] {

@@ -12,7 +12,7 @@ use ombra_runtime::app::command::serve_party;
 /// Arguments that the client does not give, and those of [`serve_party`].
 pub fn serve(args: &[String]) -> Result<()> {
     let wrong = || {
-        Diagnostic::input("E0590", "the arguments are not those that quickstart gives to its own processes")
+        Diagnostic::input("E0910", "the arguments are not those that quickstart gives to its own processes")
             .note("help      use `ombra-run serve` to serve as a party")
     };
     let (folder, options) = args.split_first().ok_or_else(wrong)?;

@@ -75,7 +75,7 @@ pub fn show(prompt: &str) -> Result<(), Errors> {
     match columns.iter().find(|c| c.agreeing() < c.expected.len()) {
         None => Ok(()),
         Some(c) => {
-            Err(one(Diagnostic::internal("E0593", format!("{}: tokens differ from those in the clear", c.name))
+            Err(one(Diagnostic::internal("E0913", format!("{}: tokens differ from those in the clear", c.name))
                 .note(format!("expected  {:?}", c.expected))
                 .note(format!("found     {:?}", c.report.tokens.as_deref().unwrap_or_default()))))
         }
@@ -161,7 +161,7 @@ fn run(folder: &Path, prompt: &str) -> ombra_ir::Result<Report> {
         threads,
         network: "none".to_string(),
     })?;
-    let unreadable = |what: String| Diagnostic::internal("E0594", format!("the report cannot be read: {what}"));
+    let unreadable = |what: String| Diagnostic::internal("E0914", format!("the report cannot be read: {what}"));
     let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
     serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))
 }

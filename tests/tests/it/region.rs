@@ -357,5 +357,5 @@ fn what_cannot_be_written_is_named() {
         sized: false,
     };
     let error = both(&case).expect_err("integers have no such product at the client");
-    assert_eq!((error.code, error.place.as_deref()), ("E0541", Some("the_node")));
+    assert_eq!((error.code, error.place.as_deref()), ("E0552", Some("the_node")));
 }
