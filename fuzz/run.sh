@@ -6,16 +6,17 @@ cd "$(dirname "$0")/.."
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(onnx mpcir plan)
+[ ${#targets[@]} -gt 0 ] || targets=(onnx compile mpcir plan)
 
 command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 2; }
 cargo +nightly --version >/dev/null || { echo "a nightly toolchain is missing: rustup toolchain install nightly" >&2; exit 2; }
 
 corpus=fuzz/corpus
-mkdir -p "$corpus"/{onnx,mpcir,plan}
+mkdir -p "$corpus"/{onnx,compile,mpcir,plan}
 for model in gpt2 llama; do
     out=$(mktemp -d)
     cp "tests/data/small/$model.onnx" "$corpus/onnx/$model"
+    cp "tests/data/small/$model.onnx" "$corpus/compile/$model"
     cargo run --quiet --locked --bin ombra -- compile "tests/data/small/$model.onnx" --max-failure 0 \
         --emit "lowered=$corpus/mpcir/$model-lowered" --emit "scheduled=$corpus/mpcir/$model" -o "$out" 2>/dev/null
     cp "$out/public/plan.ombra" "$corpus/plan/$model"
