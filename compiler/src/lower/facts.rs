@@ -2,11 +2,42 @@
 
 use crate::graph::{Graph, Op, ValueId};
 use ombra_ir::plain::{self, Binary, Unary};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// A number that no element of a value is below; −∞ where nothing is known.
-pub(super) fn at_least(graph: &Graph, v: ValueId) -> f64 {
+/// What is known of every value, from one walk through the graph.
+pub(super) struct Facts {
+    least: BTreeMap<ValueId, f64>,
+    unit: BTreeSet<ValueId>,
+}
+
+impl Facts {
+    /// Facts of all values of `graph`.
+    pub(super) fn new(graph: &Graph) -> Facts {
+        let mut facts = Facts { least: BTreeMap::new(), unit: BTreeSet::new() };
+        for v in graph.topological() {
+            facts.least.insert(v, least(graph, v, &facts));
+            if is_unit(graph, v, &facts) {
+                facts.unit.insert(v);
+            }
+        }
+        facts
+    }
+
+    /// A number that no element of a value is below; −∞ where nothing is known.
+    pub(super) fn at_least(&self, v: ValueId) -> f64 {
+        self.least.get(&v).copied().unwrap_or(f64::NEG_INFINITY)
+    }
+
+    /// Whether no element of a value is above 1 in size, whatever the inputs are.
+    pub(super) fn is_unit(&self, v: ValueId) -> bool {
+        self.unit.contains(&v)
+    }
+}
+
+/// The same number of `v`, from those of its operands.
+fn least(graph: &Graph, v: ValueId, facts: &Facts) -> f64 {
     let args = graph.operands(v);
-    let of = |i: usize| args.get(i).map_or(f64::NEG_INFINITY, |&a| at_least(graph, a));
+    let of = |i: usize| args.get(i).map_or(f64::NEG_INFINITY, |&a| facts.at_least(a));
     let unknown = f64::NEG_INFINITY;
     match graph.op(v) {
         Some(Op::Const(t)) => t.as_f32().map_or(unknown, |v| v.iter().fold(f64::INFINITY, |m, &x| m.min(f64::from(x)))),
@@ -37,14 +68,32 @@ pub(super) fn at_least(graph: &Graph, v: ValueId) -> f64 {
     }
 }
 
-/// Whether no element of a value is above 1 in size, whatever the inputs are.
-pub(super) fn is_unit(graph: &Graph, v: ValueId) -> bool {
+fn is_unit(graph: &Graph, v: ValueId, facts: &Facts) -> bool {
     match graph.op(v) {
         Some(Op::Softmax { .. } | Op::MaskedSoftmax { .. } | Op::RatioSoftmax { .. }) => true,
         Some(Op::Sigmoid | Op::Tanh | Op::Erf) => true,
         Some(Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. }) => {
-            graph.operand(v, 0).is_some_and(|x| is_unit(graph, x))
+            graph.operand(v, 0).is_some_and(|x| facts.is_unit(x))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Origin;
+    use ombra_ir::plain::Tensor;
+
+    #[test]
+    fn sums_of_sums_are_looked_at_once_each() {
+        let mut g = Graph::new();
+        let mut x = g.add_const(Tensor::scalar_f32(1.0), Origin::default()).expect("a constant");
+        for _ in 0..200 {
+            x = g.add(Op::Add, &[x, x], Origin::default()).expect("it fits");
+        }
+        let facts = Facts::new(&g);
+        assert_eq!(facts.at_least(x), libm::exp2(200.0));
+        assert!(!facts.is_unit(x));
     }
 }

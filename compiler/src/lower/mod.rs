@@ -20,6 +20,7 @@ mod rows;
 use crate::calibrate::Ranges;
 use crate::client_region;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
+use facts::Facts;
 use ombra_ir::infer::{push, push_within};
 use ombra_ir::module::{
     Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
@@ -89,6 +90,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
     let module = Module::empty(options.name.clone(), Setting::ThreeParty, Stage::Lowered, graph.dims.clone());
     let mut l = Lower {
         graph,
+        facts: Facts::new(graph),
         options,
         module,
         weights: BTreeMap::new(),
@@ -130,6 +132,7 @@ const SKIPPED: &str = "E0500";
 
 struct Lower<'a> {
     graph: &'a Graph,
+    facts: Facts,
     options: Options<'a>,
     module: Module,
     weights: BTreeMap<String, (ValueId, Owner)>,
@@ -209,7 +212,7 @@ impl Lower<'_> {
     /// Greatest size that calibration saw of a value, where no bound is proven that matters: a probability that was
     /// always small may be 1 another time.
     fn seen(&self, v: ValueId) -> Option<f64> {
-        if facts::is_unit(self.graph, v) { None } else { self.options.ranges.abs.get(&v).copied() }
+        if self.facts.is_unit(v) { None } else { self.options.ranges.abs.get(&v).copied() }
     }
 
     /// One op whose result is the graph's value `v`, within what calibration saw of `v`.

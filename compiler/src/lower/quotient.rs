@@ -3,7 +3,6 @@
 //! The range is what calibration saw with a margin, cut to what the operators before prove. An operand whose error counts
 //! relative to its size is taken at a finer scale than others, from before its truncation.
 
-use super::facts::at_least;
 use super::{Assumed, Lower, RING};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use ombra_ir::module::Id;
@@ -96,7 +95,7 @@ impl Lower<'_> {
         let (low, high) = self.ends(x);
         // Below the resolution of the operand there is nothing to tell apart.
         let floor = -i32::from(self.options.f) / 2;
-        let proven = at_least(self.graph, x);
+        let proven = self.facts.at_least(x);
         let min = (log2(low.max(proven).max(0.0)) - i32::from(self.options.margin)).div_euclid(2);
         let max = self.top(high).div_euclid(2) + 1;
         let (min_log4, max_log4) = (small(min.max(floor).min(max - 1)), small(max));
@@ -157,7 +156,7 @@ impl Lower<'_> {
     /// `E0528` where it may come too near to zero.
     fn divisor(&mut self, x: ValueId) -> Result<Range> {
         let (low, high) = self.ends(x);
-        let proven = at_least(self.graph, x);
+        let proven = self.facts.at_least(x);
         let seen = self.options.ranges.sizes.get(&x).map_or(0.0, |size| size.least);
         let margin = i32::from(self.options.margin);
         let most = libm::fabs(low).max(libm::fabs(high));
