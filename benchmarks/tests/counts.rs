@@ -4,6 +4,7 @@
 //! The transport measures what these formulas declare, so a changed file is a changed cost of a run. Every file holds
 //! one plan at several sizes. `OMBRA_BLESS=1 cargo test -p ombra-bench` writes both anew; read the difference.
 
+use ombra_bench::compare_table;
 use ombra_compiler::inspect::{Report, inspect, size};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::passes::approximate::Approximations;
@@ -209,15 +210,7 @@ fn approximations_table() -> String {
 fn the_readme_has_these_costs() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
     for (name, expected) in [("counts", table()), ("approximations", approximations_table())] {
-        let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
-        let readme = std::fs::read_to_string(&path).expect("README.md is there");
-        let (before, rest) = readme.split_once(&begin).expect("README.md has the table's begin");
-        let (found, after) = rest.split_once(&end).expect("README.md has the table's end");
-        if std::env::var_os("OMBRA_BLESS").is_some() {
-            std::fs::write(&path, [before, &begin, &expected, &end, after].concat()).expect("README.md can be written");
-        } else {
-            assert_eq!(found, expected, "if the change of cost is meant: OMBRA_BLESS=1 cargo test -p ombra-bench");
-        }
+        compare_table(&path, name, &expected).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 

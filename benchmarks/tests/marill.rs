@@ -9,6 +9,7 @@
 mod common;
 
 use common::{Folder, three_billion};
+use ombra_bench::compare_table;
 use ombra_compiler::advise::{Prediction, Request, StepCost, Variant, plan_of_variant, predict};
 use ombra_compiler::inspect::size;
 use ombra_compiler::pipeline::{Options, analyse, compile};
@@ -176,19 +177,7 @@ fn table() -> String {
 #[test]
 fn the_table_is_the_one_on_file() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("marill/README.md");
-    let file = std::fs::read_to_string(&path).expect("benchmarks/marill/README.md is there");
-    let (before, rest) = file.split_once("<!-- table -->\n").expect("it has the table's begin");
-    let (found, after) = rest.split_once("<!-- end of table -->").expect("it has the table's end");
-    let expected = table();
-    if std::env::var_os("OMBRA_BLESS").is_some() {
-        let text = format!("{before}<!-- table -->\n{expected}<!-- end of table -->{after}");
-        std::fs::write(&path, text).expect("the file can be written");
-    } else {
-        assert_eq!(
-            found, expected,
-            "if the change of cost is meant: OMBRA_BLESS=1 cargo test -p ombra-bench --test marill"
-        );
-    }
+    compare_table(&path, "table", &table()).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// What the generator writes in a form costs what the same form made of the full model does.

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Folder, three_billion};
+use ombra_bench::compare_table;
 use ombra_compiler::inspect::size;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, compile};
@@ -159,17 +160,8 @@ fn table(counted: &[(&str, Vec<Saving>)]) -> String {
 #[test]
 fn the_readme_has_these_savings() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = std::fs::read_to_string(&path).expect("README.md is there");
-    let (before, rest) = readme.split_once("<!-- savings -->\n").expect("README.md has the table's begin");
-    let (found, after) = rest.split_once("<!-- end of savings -->").expect("README.md has the table's end");
     let shown = [CASES[0], CASES[1], CASES[3]].map(|(model, base)| (model, counted(model, base)));
-    let expected = table(&shown);
-    if std::env::var_os("OMBRA_BLESS").is_some() {
-        let text = format!("{before}<!-- savings -->\n{expected}<!-- end of savings -->{after}");
-        std::fs::write(&path, text).expect("README.md can be written");
-    } else {
-        assert_eq!(found, expected, "if the change is meant: OMBRA_BLESS=1 cargo test -p ombra-bench --test savings");
-    }
+    compare_table(&path, "savings", &table(&shown)).unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]
