@@ -219,6 +219,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::MatMul { .. }
         | Op::ReduceSum { .. }
         | Op::Narrow { .. }
+        | Op::Cut { .. }
         | Op::Reshape { .. }
         | Op::Transpose { .. }
         | Op::Slice { .. }

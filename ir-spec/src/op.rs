@@ -94,6 +94,16 @@ pub enum Op {
         /// The new ring bits.
         bits: u8,
     },
+    /// Divides a sharing by `2^by`, in a ring of `by` bits less: every party shifts the components it holds, none sends.
+    ///
+    /// The result is `⌊x / 2^by⌋` less 0, 1 or 2, as the shares decide, modulo the smaller ring: components
+    /// `x_i = 2^by h_i + l_i` add up to `x` modulo the larger ring, so the `h_i` do to `(x − Σ l_i) / 2^by` modulo the
+    /// smaller one. No wrap matters, and so no bound. Uniform components give `x / 2^by − 3/2` on average with a variance
+    /// of 1/4. No rounds, no bits; semi-honest: nobody sees more than the shares that he had, which his own view simulates.
+    Cut {
+        /// Dropped fraction bits, a multiple of 8.
+        by: u8,
+    },
 
     // Local movement.
     /// The same elements in another shape.
@@ -290,23 +300,23 @@ pub enum Op {
     Erf,
     /// `ln(1 + e^x)`.
     Softplus,
-    /// `x / √(mean(x²) + eps)` over the last axis.
+    /// `x / √(mean(x²) + eps)` over the last axis, for rows of any length below `2^length`, zero among them.
     RmsNorm {
         /// eps, as the bits of an f32.
         eps: u32,
-        /// Range of the mean square: `4^min_log4 ≤ mean(x²) + eps < 4^max_log4`.
-        min_log4: i8,
-        /// End of that range.
-        max_log4: i8,
+        /// The 2-norm of every row of integers is below `2^length`.
+        length: u8,
+        /// Fraction bits of the result.
+        scale: u8,
     },
-    /// `(x − mean) / √(var + eps)` over the last axis.
+    /// `(x − mean) / √(var + eps)` over the last axis, for rows of any length below `2^length`, constant ones among them.
     LayerNorm {
         /// eps, as the bits of an f32.
         eps: u32,
-        /// Range of the variance: `4^min_log4 ≤ var + eps < 4^max_log4`.
-        min_log4: i8,
-        /// End of that range.
-        max_log4: i8,
+        /// The 2-norm of every row of integers is below `2^length`.
+        length: u8,
+        /// Fraction bits of the result.
+        scale: u8,
     },
 }
 
@@ -360,6 +370,7 @@ impl Op {
             Op::MatMul { .. } => ("matmul", Local, Some(2)),
             Op::ReduceSum { .. } => ("reduce_sum", Local, Some(1)),
             Op::Narrow { .. } => ("narrow", Local, Some(1)),
+            Op::Cut { .. } => ("cut", Local, Some(1)),
             Op::Reshape { .. } => ("reshape", Local, Some(1)),
             Op::Transpose { .. } => ("transpose", Local, Some(1)),
             Op::Slice { .. } => ("slice", Local, Some(1)),

@@ -100,14 +100,13 @@ struct Branch {
     middle: Id,
 }
 
-/// Compares with −T and T in a ring that has room for the form and the value.
-fn branch(e: &mut Emit, x: Id, form: Form) -> Result<Branch> {
-    let (outer, scale, bound) = e.ring(x)?;
-    let bits = form.ring.max(ring_for(bound)).min(outer);
-    let x = e.narrow(x, bits)?;
+/// Compares the whole value with −T and T, and takes its low bits into a ring of `bits`.
+fn branch(e: &mut Emit, x: Id, form: Form, bits: u8) -> Result<Branch> {
+    let (_, scale, _) = e.ring(x)?;
     let drop = scale.saturating_sub(BRANCH_FRACTION);
     let low = e.below(x, -form.t(), drop)?;
     let not_high = e.below(x, form.t(), drop)?;
+    let x = e.narrow(x, bits)?;
     let low = e.op(Op::BitToRing { bits }, &[low])?;
     let not_high = e.op(Op::BitToRing { bits }, &[not_high])?;
     let middle = e.guarded(Op::Sub, &[not_high, low], 1)?;
@@ -117,16 +116,18 @@ fn branch(e: &mut Emit, x: Id, form: Form) -> Result<Branch> {
 /// 0 below −T, `x/2 + g` inside, `x` from T on.
 fn gated(e: &mut Emit, x: Id, form: Form, fit: &[f64], result: (u8, BoundFrom)) -> Result<Id> {
     let (outer, scale, bound) = e.ring(x)?;
-    let Branch { x, not_high, middle, .. } = branch(e, x, form)?;
+    // Beyond T the result is x itself, for which the ring needs room. At most one of two terms is not 0.
+    let most = bound.max(scale + form.log2_t() + 1);
+    let bits = form.ring_at(scale).max(ring_for(most)).min(outer);
+    let Branch { x, not_high, middle, .. } = branch(e, x, form, bits)?;
     let inside = inside(e, x, form, fit)?;
     let minus = e.op(Op::Neg, &[not_high])?;
     let high = e.guarded(Op::AddInt { k: 1 }, &[minus], 1)?;
-    let upper = e.op(Op::Mul, &[x, high])?;
-    let inner = e.op(Op::Mul, &[inside, middle])?;
-    let sum = e.op(Op::Add, &[upper, inner])?;
-    let proven = bound.max(scale + form.log2_t()) + 1;
-    let from = if result.0 < proven { result.1 } else { BoundFrom::Guarded };
-    e.widen(sum, outer, (result.0.min(proven), from))
+    let upper = e.guarded(Op::Mul, &[x, high], most)?;
+    let inner = e.guarded(Op::Mul, &[inside, middle], most)?;
+    let sum = e.guarded(Op::Add, &[upper, inner], most)?;
+    let from = if result.0 < most { result.1 } else { BoundFrom::Guarded };
+    e.widen(sum, outer, (result.0.min(most), from))
 }
 
 /// `x/2 + Σ a_k T_k` at the scale of `x`. Inside, everything is divided by a power of two from T on and so at most 1.
@@ -153,8 +154,9 @@ struct Ends {
 fn saturating(e: &mut Emit, x: Id, form: Form, fit: &[f64], ends: Ends) -> Result<Id> {
     let (outer, scale, _) = e.ring(x)?;
     let fine = form.fine;
-    let Branch { x, low, not_high, middle } = branch(e, x, form)?;
-    let masked = e.op(Op::Mul, &[x, middle])?;
+    let bits = form.ring_at(scale).max(ring_for(fine + scale + 1)).min(outer);
+    let Branch { x, low, not_high, middle } = branch(e, x, form, bits)?;
+    let masked = e.guarded(Op::Mul, &[x, middle], scale + form.log2_t())?;
     let masked = e.guarded(Op::Reshare, &[masked], scale + form.log2_t())?;
     let s = argument(e, x, form)?;
     let parts = series(e, s, fine, fit)?;

@@ -4,7 +4,7 @@
 //! takes four secret products, degree 13 seven, beside the square that makes `s`. The fit is made at compile time,
 //! near-minimax by Lawson's reweighting.
 
-use super::{Emit, fixed};
+use super::{Emit, fixed, ring_for};
 use ombra_ir::Result;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
@@ -26,6 +26,11 @@ impl Form {
     /// T.
     pub(super) fn t(self) -> f64 {
         libm::sqrt(libm::ldexp(1.0, i32::from(self.shift) + 1) / f64::from(self.factor))
+    }
+
+    /// Ring bits for values at `scale`: those of the form, or what the square of a finer value needs.
+    pub(super) fn ring_at(self, scale: u8) -> u8 {
+        self.ring.max(ring_for(2 * scale + self.shift))
     }
 
     /// `⌈log2 T⌉`.

@@ -83,11 +83,6 @@ struct Formats {
     mantissa: i32,
 }
 
-/// Fraction bits of a value in `2^…max` of which there is room for an inverse, with few bits in its factors.
-pub(super) fn most_scale(bits: u8, max: i32) -> i32 {
-    i32::from(bits) - 3 - max.max(-LEAST_MANTISSA) - LEAST_MANTISSA
-}
-
 impl Inverse {
     /// Logarithm of the greatest result, rounded up.
     fn largest(self) -> i32 {
@@ -132,7 +127,7 @@ impl Inverse {
 }
 
 /// Coefficients of `1/√(1 − r)` on `|r| ≤ rho` by powers of `r`.
-fn coefficients(rho: f64) -> [f64; 4] {
+pub(super) fn coefficients(rho: f64) -> [f64; 4] {
     let c = chebyshev_fit_at(|s| 1.0 / libm::sqrt(1.0 - rho * s), 3);
     [c[0] - c[2], (c[1] - 3.0 * c[3]) / rho, 2.0 * c[2] / (rho * rho), 4.0 * c[3] / (rho * rho * rho)]
 }
@@ -200,29 +195,64 @@ fn compare(e: &mut Emit, x: Id, table: &Table, of: Inverse) -> Result<Id> {
     let (_, _, most) = e.ring(limits)?;
     // Neither is negative.
     let all = e.guarded(Op::Sub, &[flat, limits], bound.max(most))?;
-    let (_, _, bound) = e.ring(all)?;
-    let below = e.op(Op::Msb { width: bound + 1 + u8::from(drop > 0), drop }, &[all])?;
+    let below = e.sign(all, drop)?;
     let not = e.op(Op::Not, &[below])?;
     e.op(Op::BitToRing { bits }, &[not])
 }
 
-/// The entry of a table that the bits choose.
+/// The entry of a table that the bits along a new last axis choose, of the shape of `like`.
 fn choose(e: &mut Emit, like: Id, bit: Id, entries: &[i64], (scale, bound): (u8, u8)) -> Result<Id> {
     let (bits, _, _) = e.ring(like)?;
     let shape = e.ty(like).shape.clone();
-    // Every step is rounded to what a float holds, and the next one makes good for it.
-    let (mut at, mut steps) = (entries[0], Vec::with_capacity(entries.len()));
-    for &entry in &entries[1..] {
-        let step = exact(entry - at);
-        at += step;
-        steps.push(step);
-    }
-    let steps = constant(e, &steps, bits, 0)?;
-    let terms = e.guarded(Op::Mul, &[bit, steps], bound)?;
-    let sum = e.guarded(Op::ReduceSum { axis: shape.len() as u8 }, &[terms], bound)?;
+    let sum = combined(e, bit, &steps(entries[0], &entries[1..]), (bits, bound))?;
     let sum = e.op(Op::Reshape { shape }, &[sum])?;
     let read = e.op(Op::SetScale { scale }, &[sum])?;
     e.guarded(Op::AddInt { k: entries[0] }, &[read], bound)
+}
+
+/// The entry of a table in the ring of 64 bits that the bits along the last axis choose, which has size 1 in `like`.
+///
+/// The table has parts that begin at `starts`. Of several parts, one has a first bit of 1, and all bits of the others are
+/// 0. The only part has no first bit, and no bit at all where it has one entry.
+pub(super) fn choose_part(
+    e: &mut Emit,
+    like: Id,
+    bit: Option<Id>,
+    (entries, starts): (&[i64], &[usize]),
+    (scale, bound): (u8, u8),
+) -> Result<Id> {
+    let first = entries.first().copied().unwrap_or(0);
+    let base = if starts.len() > 1 { 0 } else { first };
+    let sum = match bit {
+        None => e.op(Op::MulInt { k: 0 }, &[like])?,
+        Some(bit) if starts.len() > 1 => {
+            let ends = starts.iter().skip(1).copied().chain([entries.len()]);
+            let parts = starts.iter().zip(ends).flat_map(|(&start, end)| steps(0, &entries[start..end]));
+            combined(e, bit, &parts.collect::<Vec<_>>(), (64, bound))?
+        }
+        Some(bit) => combined(e, bit, &steps(first, &entries[1..]), (64, bound))?,
+    };
+    let read = e.op(Op::SetScale { scale }, &[sum])?;
+    e.guarded(Op::AddInt { k: base }, &[read], bound)
+}
+
+/// What the bits add to an entry to give the next ones. Every step is rounded to what a float holds, and the next one
+/// makes good for it.
+fn steps(mut at: i64, entries: &[i64]) -> Vec<i64> {
+    let step = |&entry: &i64| {
+        let step = exact(entry - at);
+        at += step;
+        step
+    };
+    entries.iter().map(step).collect()
+}
+
+/// `Σ bit · step` over the last axis.
+fn combined(e: &mut Emit, bit: Id, steps: &[i64], (bits, bound): (u8, u8)) -> Result<Id> {
+    let axis = (e.ty(bit).shape.len() - 1) as u8;
+    let steps = constant(e, steps, bits, 0)?;
+    let terms = e.guarded(Op::Mul, &[bit, steps], bound)?;
+    e.guarded(Op::ReduceSum { axis }, &[terms], bound)
 }
 
 /// Bits of the greatest of integers.
@@ -238,7 +268,7 @@ fn exact(k: i64) -> i64 {
 }
 
 /// Public integers in a ring: what a float holds of them.
-fn constant(e: &mut Emit, values: &[i64], bits: u8, scale: u8) -> Result<Id> {
+pub(super) fn constant(e: &mut Emit, values: &[i64], bits: u8, scale: u8) -> Result<Id> {
     let bound = magnitude(values) + 1;
     let floats = values.iter().map(|&k| libm::ldexp(exact(k) as f64, -i32::from(scale)) as f32).collect();
     let tensor = Tensor::f32(&[values.len()], floats)?;

@@ -1,10 +1,11 @@
 //! Composite ops into core ops.
 //!
-//! Every expansion works on values of ring 64 and scale `f` and gives a value of the same form. Inside, functions with
-//! results near 1 are computed at the finer scale [`FINE`], so that rounding adds little to the error of the formula.
+//! Every expansion works on values of ring 64 and gives a value of the same form. Inside, functions with results near 1
+//! are computed at the finer scale [`FINE`], so that rounding adds little to the error of the formula.
 //!
 //! Bounds marked `guarded` follow from the formula and not from intervals: inside the function's range the value is
-//! that small. Outside the range the value is garbage, and the expansion multiplies it by a zero bit.
+//! that small. Outside the range the value is garbage, and the expansion multiplies it by a zero bit. That bit comes from
+//! the whole value, however wide its bound, while the formula runs on its low bits.
 
 mod activation;
 mod chebyshev;
@@ -14,11 +15,14 @@ mod quotient;
 mod reciprocal;
 mod root;
 mod softmax;
+#[cfg(test)]
+mod tests;
 
 pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};
 
 use quotient::Range2;
 
+use ombra_ir::diag::Kind;
 use ombra_ir::infer::{push, push_source, push_within};
 use ombra_ir::module::{Id, Module, Node, Origin, Stage};
 use ombra_ir::op::{Class, Op};
@@ -39,13 +43,31 @@ pub fn expand(lowered: &Module) -> Result<Module> {
     for node in &lowered.ops {
         let args: Vec<Id> = node.args.iter().map(|a| new_ids[a.index()]).collect();
         let id = if node.op.class() == Class::Composite {
-            composite(&mut module, node, &args).map_err(|d| d.at(node.origin.node.clone()))?
+            composite(&mut module, node, &args).map_err(|d| about(node, lowered, d))?
         } else {
             carry_over(&mut module, node, &args)?
         };
         new_ids.push(id);
     }
     Ok(module)
+}
+
+/// The error of an expansion in terms of the value that it was given: no rule of the IR is one of the user's.
+fn about(node: &Node, lowered: &Module, found: Diagnostic) -> Diagnostic {
+    let place = node.origin.node.clone();
+    let operand = node.args.first().map(|a| lowered.ty(*a));
+    let broken_rule = found.code.starts_with("E03") && found.kind == Kind::Input;
+    let (Some(ty), true) = (operand, broken_rule) else { return found.at(place) };
+    let (bits, scale) = ty.as_ring().unwrap_or_default();
+    let size = i32::from(ty.bound) - i32::from(scale);
+    let message = format!(
+        "{} of values up to 2^{size} at {scale} fraction bits does not fit a ring of {bits} bits",
+        node.op.name()
+    );
+    Diagnostic::input("E0510", message)
+        .note(format!("expected values up to about 2^{}", i32::from(bits) - 4 - i32::from(scale)))
+        .note("use fewer fraction bits, or a model whose values are smaller there")
+        .at(place)
 }
 
 /// A node that stays: with its declared bound, or a tighter one that its new operands prove.
@@ -118,13 +140,13 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         Op::Tanh => activation::tanh(&mut e, x),
         Op::Sigmoid => activation::sigmoid(&mut e, x),
         Op::Erf => activation::erf(&mut e, x),
-        Op::RmsNorm { eps, min_log4, max_log4 } => {
-            let range = inverse::Range4 { min: *min_log4, max: *max_log4 };
-            norm::rms_norm(&mut e, x, f32::from_bits(*eps), range, result)
+        Op::RmsNorm { eps, length, scale } => {
+            let form = norm::Form { eps: f32::from_bits(*eps), length: *length, scale: *scale };
+            norm::rms_norm(&mut e, x, form, result.0)
         }
-        Op::LayerNorm { eps, min_log4, max_log4 } => {
-            let range = inverse::Range4 { min: *min_log4, max: *max_log4 };
-            norm::layer_norm(&mut e, x, f32::from_bits(*eps), range, result)
+        Op::LayerNorm { eps, length, scale } => {
+            let form = norm::Form { eps: f32::from_bits(*eps), length: *length, scale: *scale };
+            norm::layer_norm(&mut e, x, form, result.0)
         }
         other => Err(Diagnostic::internal("E0501", format!("{} has no expansion", other.name()))),
     }?;
@@ -185,12 +207,7 @@ impl Emit<'_> {
             // What the formula says of the result holds before the division too.
             let before = bound.saturating_add(from - scale);
             if before > bits - 2 {
-                return Err(Diagnostic::input(
-                    "E0510",
-                    format!("a value of {before} bits does not fit a ring of {bits} bits"),
-                )
-                .note(format!("expected at most {} bits at scale {from}", bits - 2))
-                .note("calibrate on inputs that are typical for the model, or use fewer fraction bits"));
+                return Err(no_room(before, bits));
             }
             let node = &mut self.module.ops[x.index()].ty;
             (node.bound, node.bound_from) = (before, BoundFrom::Guarded);
@@ -207,25 +224,39 @@ impl Emit<'_> {
         self.op(Op::AddInt { k: fixed(k, scale)? }, &[x])
     }
 
-    /// The bit 1{x ≥ threshold} as a ring element of scale 0, blurred below `2^drop` units above the threshold.
-    pub(crate) fn at_least(&mut self, x: Id, threshold: f64, drop: u8) -> Result<Id> {
+    /// The bit 1{x ≥ threshold} as an element of scale 0 of a ring of `bits`, blurred below `2^drop` units above the
+    /// threshold.
+    pub(crate) fn at_least(&mut self, x: Id, threshold: f64, drop: u8, bits: u8) -> Result<Id> {
         let below = self.below(x, threshold, drop)?;
         let not = self.op(Op::Not, &[below])?;
-        let (bits, _, _) = self.ring(x)?;
         self.op(Op::BitToRing { bits }, &[not])
     }
 
     /// The secret bit 1{x < threshold}, blurred below `2^drop` units above the threshold.
     pub(crate) fn below(&mut self, x: Id, threshold: f64, drop: u8) -> Result<Id> {
         let difference = self.add_real(x, -threshold)?;
-        let (_, _, bound) = self.ring(difference)?;
-        self.op(Op::Msb { width: bound + 1 + u8::from(drop > 0), drop }, &[difference])
+        self.sign(difference, drop)
     }
 
-    /// The value in a ring of `bits`, if it is in a larger one.
+    /// The secret bit 1{x < 0}; where `drop` > 0, values in `[0, 2^drop)` may count as negative.
+    ///
+    /// # Errors
+    /// `E0510` where the ring has no room for the sign of what its bound allows.
+    pub(crate) fn sign(&mut self, x: Id, drop: u8) -> Result<Id> {
+        let (bits, _, bound) = self.ring(x)?;
+        let (width, drop) = comparison(bound, drop, bits).ok_or_else(|| no_room(bound, bits))?;
+        self.op(Op::Msb { width, drop }, &[x])
+    }
+
+    /// The low bits of the value in a ring of `bits`, if it is in a larger one: what does not fit is garbage.
     pub(crate) fn narrow(&mut self, x: Id, bits: u8) -> Result<Id> {
-        let (from, _, _) = self.ring(x)?;
-        if from <= bits { Ok(x) } else { self.op(Op::Narrow { bits }, &[x]) }
+        let (from, scale, bound) = self.ring(x)?;
+        if from <= bits {
+            return Ok(x);
+        }
+        // Bounds of garbage are those of what fits.
+        let x = if bound < bits { x } else { self.guarded(Op::SetScale { scale }, &[x], bits - 1)? };
+        self.op(Op::Narrow { bits }, &[x])
     }
 
     /// The value in a ring of `bits`: extended from a smaller one, reshared if it is a sum.
@@ -236,6 +267,19 @@ impl Emit<'_> {
         }
         self.declared(Op::Reshare, &[x], bound)
     }
+}
+
+/// Width and dropped bits of a comparison of values below `2^bound` in a ring of `bits`: wide enough for what is dropped
+/// too, and without dropping where that takes the one bit that is missing. None where there is no room.
+pub(crate) fn comparison(bound: u8, drop: u8, bits: u8) -> Option<(u8, u8)> {
+    let width = |drop: u8| bound.saturating_add(1 + u8::from(drop > 0)).max(drop.saturating_add(2));
+    [drop, 0].into_iter().map(|drop| (width(drop), drop)).find(|(width, _)| *width <= bits)
+}
+
+fn no_room(bound: u8, bits: u8) -> Diagnostic {
+    Diagnostic::input("E0510", format!("a value of {bound} bits does not fit a ring of {bits} bits"))
+        .note(format!("expected at most {} bits", bits.saturating_sub(2)))
+        .note("use fewer fraction bits, or a model whose values are smaller there")
 }
 
 /// The smallest ring of whole bytes, from 32 bits up, that has room for values below `2^bound` and their sums and

@@ -101,8 +101,8 @@ pub(super) fn compare_all(e: &mut Emit, x: Id, thresholds: &[f64], blur: i32) ->
         return Ok(Compared { bits: None, shape, like: x });
     }
     let all = e.op(Op::Concat { axis: shape.len() as u8 }, &columns)?;
-    let (bits, _, bound) = e.ring(all)?;
-    let below = e.op(Op::Msb { width: bound + 1 + u8::from(drop > 0), drop }, &[all])?;
+    let (bits, _, _) = e.ring(all)?;
+    let below = e.sign(all, drop)?;
     let not = e.op(Op::Not, &[below])?;
     let ring = e.op(Op::BitToRing { bits }, &[not])?;
     Ok(Compared { bits: Some(ring), shape, like: x })

@@ -1,21 +1,22 @@
 //! `exp` and `softmax`.
 //!
-//! `exp(x) ≈ (1 + z + z²/2 + z³/6)^{2^t}` with `z = x/2^t`, for `−14 ≤ x ≤ 0`, and 0 below; `t = 4`. The relative error is
-//! `x⁴ / (24 · 2^{3t})`: 1e-5 at −1, 1.6e-4 at −2, 2.6e-3 at −4; the absolute error is at most 6e-5 everywhere. It takes six
-//! secret products, one less than the usual `(1 + x/2^7)^{2^7}` (PUMA, arXiv 2307.12533, with t = 5), whose absolute
-//! error is 2.1e-3. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared,
+//! `exp(x) ≈ (1 + z + z²/2 + c z³)^{2^t}` with `z = x/2^t`, for `−14 ≤ x ≤ 0`, and 0 below; `t = 5`. With `c = 21/128`, a
+//! little less than 1/6, the error of what the series leaves out is met by that of `c` at −2: at most 3e-6 in absolute
+//! terms, and with rounding 8e-6 everywhere. It takes seven secret products, as many as the usual `(1 + x/2^7)^{2^7}`
+//! (PUMA, arXiv 2307.12533, with t = 5), whose absolute error is 2.1e-3. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared,
 //! exponentiated and summed, so nothing depends on what a mask hides.
 //!
 //! Comparisons leave out low bits where that is harmless. The maximum may fall short by `2^−5` at every level of its
 //! tree, which makes the greatest exponential a little more than 1 and cancels in the quotient; the cut at −14 may lie
 //! `2^−4` higher. The maximum is taken in the smallest ring that holds the scores, the exponential in one of
-//! 56 bits: values near 1 with 22 fraction bits.
+//! 56 bits: values near 1 with 23 fraction bits. The bit that cuts comes from the whole score, the exponential from its
+//! low bits.
 //!
 //! What takes the place of softmax in models trained for MPC has neither maximum nor exponential: a comparison and a
 //! product an entry (2ReLU), or a product alone (2Quad), then the same reciprocal a row and product an entry. 2ReLU takes
 //! scores below `2^−12` for 0.
 
-use super::{Emit, FINE, fixed, reciprocal, ring_for};
+use super::{Emit, FINE, comparison, fixed, no_room, reciprocal, ring_for};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::ty::BoundFrom;
@@ -24,15 +25,17 @@ use ombra_ir::{Diagnostic, Result};
 /// Ring bits inside the exponential.
 const RING: u8 = 56;
 /// Fraction bits inside the exponential.
-const INNER: u8 = 22;
+const INNER: u8 = 23;
 /// Fraction bits that decide the maximum.
 const MAX_FRACTION: u8 = 5;
 /// Fraction bits that decide the cut.
 const CUT_FRACTION: u8 = 4;
 /// Squarings.
-const T: u8 = 4;
-/// Fraction bits of 1/6.
-const SIXTH: u8 = 8;
+const T: u8 = 5;
+/// Fraction bits of `c` at most: all that the ring has room for.
+const SIXTH: u8 = 7;
+/// Fraction bits of `c` at least: 5 of them make the error 9e-6.
+const LEAST_SIXTH: u8 = 4;
 /// Below this the result is 0.
 const LOWEST: f64 = -14.0;
 
@@ -45,29 +48,39 @@ pub(super) fn exp_by(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
 /// `exp(x)` at scale [`INNER`] for `x ≤ 0`, by `t` squarings.
 fn inner_exp(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
     let (bits, scale, _) = e.ring(x)?;
+    let keep = e.at_least(x, LOWEST, scale.saturating_sub(CUT_FRACTION), RING)?;
     let x = e.narrow(x, RING)?;
-    let keep = e.at_least(x, LOWEST, scale.saturating_sub(CUT_FRACTION))?;
-    // x_int · 2^(INNER − scale − t) read at scale INNER stands for x / 2^t.
-    let by = (INNER - t)
-        .checked_sub(scale)
-        .ok_or_else(|| Diagnostic::internal("E0504", format!("exp needs a scale of at most {}", INNER - t)))?;
-    let fine = e.op(Op::Upscale { by }, &[x])?;
-    let z = e.guarded(Op::SetScale { scale: INNER }, &[fine], INNER)?;
-    // y = 1 + z + z² (1/2 + z/6)
+    // The integers of x, read t bits finer, stand for z = x / 2^t.
+    let fine = scale.max(INNER - t) + t;
+    let sixth = RING
+        .checked_sub(3 + INNER + fine)
+        .map(|room| room.min(SIXTH))
+        .filter(|room| *room >= LEAST_SIXTH)
+        .ok_or_else(|| too_fine(scale))?;
+    let raised = e.guarded(Op::Upscale { by: fine - t - scale }, &[x], fine)?;
+    let z = e.op(Op::SetScale { scale: fine }, &[raised])?;
+    // y = 1 + z + z² (1/2 + c z), with c rounded down
     let square = e.product(z, z, INNER, INNER)?;
-    let sixth = e.op(Op::MulInt { k: fixed(1.0 / 6.0, SIXTH)? }, &[z])?;
-    let sixth = e.op(Op::SetScale { scale: INNER + SIXTH }, &[sixth])?;
-    let factor = e.add_real(sixth, 0.5)?;
-    let cubic = e.op(Op::Mul, &[square, factor])?;
-    let linear = e.guarded(Op::AddInt { k: 1 << INNER }, &[z], INNER)?;
-    let linear = e.op(Op::Upscale { by: INNER + SIXTH }, &[linear])?;
-    let sum = e.guarded(Op::Add, &[cubic, linear], 2 * INNER + SIXTH + 1)?;
+    let cube = e.guarded(Op::MulInt { k: (1 << sixth) / 6 }, &[z], fine + sixth)?;
+    let cube = e.op(Op::SetScale { scale: fine + sixth }, &[cube])?;
+    let factor = e.guarded(Op::AddInt { k: 1 << (fine + sixth - 1) }, &[cube], fine + sixth)?;
+    let bound = INNER + fine + sixth + 1;
+    let cubic = e.guarded(Op::Mul, &[square, factor], bound)?;
+    let linear = e.guarded(Op::AddInt { k: 1 << fine }, &[z], fine)?;
+    let linear = e.guarded(Op::Upscale { by: INNER + sixth }, &[linear], bound)?;
+    let sum = e.guarded(Op::Add, &[cubic, linear], bound)?;
     let mut y = e.truncate_to(sum, INNER, INNER + 1)?;
     for _ in 0..t {
         y = e.product(y, y, INNER, INNER + 1)?;
     }
     let kept = e.op(Op::Mul, &[y, keep])?;
     e.widen(kept, bits, (INNER + 1, BoundFrom::Guarded))
+}
+
+fn too_fine(scale: u8) -> Diagnostic {
+    Diagnostic::input("E0504", format!("an exponential of values with {scale} fraction bits does not fit its ring"))
+        .note("expected at most 20 fraction bits")
+        .note("use fewer fraction bits")
 }
 
 /// The longest row of a softmax over the last axis of `x`.
@@ -88,9 +101,10 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let packed = e.op(Op::Pack, &[x, mask])?;
     // The smallest ring for the maximum; its one result a row comes back.
     let (bits, _, _) = e.ring(x)?;
-    let small = e.narrow(packed, ring_for(bound).min(bits))?;
+    // A difference of two scores has a bit more than they have.
     let drop = scale.saturating_sub(MAX_FRACTION);
-    let width = bound + 2 + u8::from(drop > 0);
+    let (width, drop) = comparison(bound.saturating_add(1), drop, bits).ok_or_else(|| no_room(bound, bits))?;
+    let small = e.narrow(packed, ring_for(width.saturating_sub(3)).min(bits))?;
     let max = e.op(Op::RowMax { shape: shape.clone(), width, drop }, &[small, mask])?;
     let (max_bits, _, max_bound) = e.ring(max)?;
     let max = if max_bits < bits { e.widen(max, bits, (max_bound, BoundFrom::Proven))? } else { max };
@@ -185,7 +199,7 @@ fn positive(e: &mut Emit, x: Id) -> Result<Id> {
     let small = e.narrow(x, ring_for(bound).min(bits))?;
     let (inside, _, _) = e.ring(small)?;
     let drop = scale.saturating_sub(POSITIVE_FRACTION);
-    let negative = e.op(Op::Msb { width: bound + 1 + u8::from(drop > 0), drop }, &[small])?;
+    let negative = e.sign(small, drop)?;
     let keep = e.op(Op::Not, &[negative])?;
     let keep = e.op(Op::BitToRing { bits: inside }, &[keep])?;
     let product = e.guarded(Op::Mul, &[small, keep], bound)?;

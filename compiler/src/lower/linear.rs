@@ -193,9 +193,10 @@ impl Lower<'_> {
             elements: rows,
         });
         let eps = eps.to_bits();
-        let op =
-            if centred { M::LayerNorm { eps, min_log4, max_log4 } } else { M::RmsNorm { eps, min_log4, max_log4 } };
         let n = self.graph.shape(v).last().and_then(Dim::as_constant).unwrap_or(1);
+        let (bits, scale) = (self.ring(x)?.1, self.options.f);
+        let length = bits.saturating_add(libm::ceil(libm::log2(n.max(1) as f64) / 2.0) as u8);
+        let op = if centred { M::LayerNorm { eps, length, scale } } else { M::RmsNorm { eps, length, scale } };
         let id = self.push(v, op, &[x])?;
         // |x_i| ≤ √n · rms, whatever x is.
         let bound = magnitude_bits(libm::sqrt(n as f64) * 1.01, self.options.f);

@@ -1,6 +1,6 @@
 //! Type rules of local arithmetic.
 
-use super::{Operand, Rule, TypeCx, Violation, broadcast, ceil_log2, ring, ring_of};
+use super::{Operand, Rule, TypeCx, Violation, broadcast, ceil_log2, ring, ring_of, shared_ring};
 use crate::ty::{Sharing, Ty};
 
 /// `add` and `sub`: labels are those for ring bits, scale and shape.
@@ -101,6 +101,16 @@ pub(super) fn narrow(x: &Operand, bits: u8) -> Rule<Ty> {
         return Err(Violation::new("narrow_c3", format!("a bound of {} and {bits} bits", x.ty.bound)));
     }
     Ok(ring(bits, scale.into(), x.ty.sharing, x.ty.shape.clone(), x.ty.bound.into()))
+}
+
+/// Of `|x| < 2^b` the floor is at least `−2^(b − by)`, and the result up to 2 less.
+pub(super) fn cut(x: &Operand, by: u8) -> Rule<Ty> {
+    let (bits, scale) = shared_ring("cut_c1", x)?;
+    if by == 0 || by % 8 != 0 || by > scale || by >= bits {
+        return Err(Violation::new("cut_c2", format!("by {by}, scale {scale}, {bits} bits")));
+    }
+    let left = u32::from(x.ty.bound.saturating_sub(by));
+    Ok(ring(bits - by, u32::from(scale - by), Sharing::Shared, x.ty.shape.clone(), (left + 1).max(left.min(1) + 2)))
 }
 
 /// The form of a sum of two terms: the weaker of theirs.

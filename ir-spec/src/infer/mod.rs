@@ -139,6 +139,7 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::MatMul { trans_b }, [a, b]) => linear::matmul(cx, a, b, *trans_b),
         (Op::ReduceSum { axis }, [x]) => linear::reduce_sum(cx, x, *axis),
         (Op::Narrow { bits }, [x]) => linear::narrow(x, *bits),
+        (Op::Cut { by }, [x]) => linear::cut(x, *by),
 
         (Op::Reshape { shape }, [x]) => movement::reshape(cx, x, shape),
         (Op::Transpose { perm }, [x]) => movement::transpose(x, perm),
@@ -183,11 +184,13 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::Sigmoid, [x]) => nonlinear::saturating("sigmoid_c1", x),
         (Op::Erf, [x]) => nonlinear::saturating("erf_c1", x),
         (Op::Softplus, [x]) => nonlinear::softplus(x),
-        (Op::RmsNorm { eps, min_log4, max_log4 }, [x]) => {
-            nonlinear::norm(cx, ["rms_norm_c1", "rms_norm_c2", "rms_norm_c3"], x, *eps, (*min_log4, *max_log4))
+        (Op::RmsNorm { eps, length, scale }, [x]) => {
+            let form = nonlinear::NormForm { eps: *eps, length: *length, scale: *scale, centred: false };
+            nonlinear::norm(cx, ["rms_norm_c1", "rms_norm_c2", "rms_norm_c3"], x, form)
         }
-        (Op::LayerNorm { eps, min_log4, max_log4 }, [x]) => {
-            nonlinear::norm(cx, ["layer_norm_c1", "layer_norm_c2", "layer_norm_c3"], x, *eps, (*min_log4, *max_log4))
+        (Op::LayerNorm { eps, length, scale }, [x]) => {
+            let form = nonlinear::NormForm { eps: *eps, length: *length, scale: *scale, centred: true };
+            nonlinear::norm(cx, ["layer_norm_c1", "layer_norm_c2", "layer_norm_c3"], x, form)
         }
         (_, _) => Err(Violation::new("arity", format!("{} operands", args.len()))),
     }?;

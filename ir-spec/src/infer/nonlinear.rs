@@ -3,7 +3,8 @@
 use super::linear::with;
 use super::movement::{moved, packed, rows};
 use super::{
-    Operand, Rule, TypeCx, Violation, broadcast, describe, mask_of, not_client, ring, shared_bits, shared_ring,
+    Operand, Rule, TypeCx, Violation, broadcast, ceil_log2, describe, mask_of, not_client, ring, shared_bits,
+    shared_ring,
 };
 use crate::dim::Dim;
 use crate::plain::DType;
@@ -233,18 +234,43 @@ pub(super) fn softplus(x: &Operand) -> Rule<Ty> {
     Ok(with(x.ty, u32::from(x.ty.bound.max(scale)) + 1))
 }
 
+/// Attributes of `rms_norm` and `layer_norm`.
+pub(super) struct NormForm {
+    pub(super) eps: u32,
+    pub(super) length: u8,
+    pub(super) scale: u8,
+    pub(super) centred: bool,
+}
+
+/// Rows shorter than `2^LONGEST_ROW` are normalised, after `layer_norm` has multiplied them by the number of columns.
+const LONGEST_ROW: u32 = 50;
+/// Rows from this length on are known to 5 percent, all shorter ones to 1 percent.
+const COARSE_ROW: u32 = 47;
+/// Most fraction bits of a norm's result.
+const FINEST_NORM: u8 = 40;
+
 /// `rms_norm` and `layer_norm`: labels are those for the operand, the axis and the attributes.
-/// The result's magnitude is at most the square root of the number of elements.
-pub(super) fn norm(cx: &TypeCx, labels: [&'static str; 3], x: &Operand, eps: u32, range: (i8, i8)) -> Rule<Ty> {
-    let [form, axis, attributes] = labels;
-    let (_, scale) = shared_ring(form, x)?;
-    let wrong = || Violation::new(axis, cx.dims.show_shape(&x.ty.shape));
-    let log = x.ty.shape.last().and_then(|d| cx.log2_of_max(d)).ok_or_else(wrong)?;
-    let eps = f32::from_bits(eps);
-    if !eps.is_finite() || eps < 0.0 || !is_range(range.0, range.1) {
-        return Err(Violation::new(attributes, format!("eps = {eps}, {} to {}", range.0, range.1)));
+/// The result's magnitude is at most the square root of the number of elements, and the error of the row's factor.
+pub(super) fn norm(cx: &TypeCx, labels: [&'static str; 3], x: &Operand, form: NormForm) -> Rule<Ty> {
+    let [operand, axis, attributes] = labels;
+    let NormForm { eps, length, scale, centred } = form;
+    let (bits, _) = shared_ring(operand, x)?;
+    if bits != 64 {
+        return Err(Violation::new(operand, describe(x.ty)));
     }
-    Ok(with(x.ty, u32::from(scale) + log.div_ceil(2) + 1))
+    let wrong = || Violation::new(axis, cx.dims.show_shape(&x.ty.shape));
+    let columns = x.ty.shape.last().and_then(|d| d.as_constant()).filter(|&n| n > 0).ok_or_else(wrong)?;
+    let eps = f32::from_bits(eps);
+    let longest = u32::from(length) + if centred { ceil_log2(columns.into()) } else { 0 };
+    if !eps.is_finite() || eps < 0.0 || longest > LONGEST_ROW || scale > FINEST_NORM {
+        let found = format!("eps = {eps}, length = {length}, scale = {scale} for {columns} columns");
+        return Err(Violation::new(attributes, found));
+    }
+    // √columns · (1 + error) < 2^b as columns · (1 + error)² < 4^b, in ten-thousandths.
+    let error = if longest < COARSE_ROW { 10_201 } else { 11_025 };
+    let size = i128::from(columns) * error;
+    let above = (0..=32u32).find(|&b| size < 10_000i128 << (2 * b)).ok_or_else(wrong)?;
+    Ok(ring(bits, scale.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(scale) + above))
 }
 
 fn is_range(min: i8, max: i8) -> bool {

@@ -32,6 +32,15 @@ pub(super) fn truncate(x: &RefValue, by: u8) -> Result<RefValue> {
     map(x, |v| (signed(v, bits) >> by.min(63)) as u64)
 }
 
+/// `⌊x / 2^by⌋ − 1` in a ring of `by` bits less: what uniform shares give most often.
+pub(super) fn cut(x: &RefValue, by: u8) -> Result<RefValue> {
+    let (bits, values) = x.as_ring()?;
+    let left =
+        bits.checked_sub(by).filter(|left| *left > 0).ok_or_else(|| mismatch(format!("{bits} bits cut by {by}")))?;
+    let cut = |v: &u64| ((signed(*v, bits) >> by) as u64).wrapping_sub(1);
+    RefValue::ring(left, x.shape.clone(), values.iter().map(cut).collect())
+}
+
 /// The low `bits`.
 pub(super) fn narrow(x: &RefValue, bits: u8) -> Result<RefValue> {
     let (_, values) = x.as_ring()?;

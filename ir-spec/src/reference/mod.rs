@@ -1,7 +1,8 @@
 //! Reference meaning: what every core op computes, on concrete tensors in the clear.
 //!
 //! A ring element is the low `bits` of a `u64`, in two's complement. `truncate` is the floor; where a protocol may
-//! return one more, its result differs from this by that and nothing else. A whole module runs by evaluating its ops in
+//! return one more, its result differs from this by that and nothing else. `cut` is the floor less 1, where shares give
+//! the floor less 0, 1 or 2. A whole module runs by evaluating its ops in
 //! order, with sources given by the caller; that is the setting `plain`.
 
 mod interactive;
@@ -154,6 +155,7 @@ pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<Re
         (Op::MatMul { trans_b }, [a, b]) => linear::matmul(a, b, shape, *trans_b),
         (Op::ReduceSum { axis }, [x]) => linear::reduce_sum(x, usize::from(*axis), shape),
         (Op::Narrow { bits }, [x]) => linear::narrow(x, *bits),
+        (Op::Cut { by }, [x]) => linear::cut(x, *by),
         (Op::Truncate { by }, [x]) => linear::truncate(x, *by),
 
         (Op::Reshape { .. }, [x]) => movement::reshape(x, shape),

@@ -17,7 +17,7 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         | Op::Reveal { slot }
         | Op::SetState { slot } => vec![("slot", int((*slot).into()))],
         Op::MulInt { k } | Op::AddInt { k } => vec![("k", int(*k))],
-        Op::Upscale { by } | Op::Truncate { by } => vec![("by", int((*by).into()))],
+        Op::Upscale { by } | Op::Truncate { by } | Op::Cut { by } => vec![("by", int((*by).into()))],
         Op::SetScale { scale } => vec![("scale", int((*scale).into()))],
         Op::MatMul { trans_b } => vec![("trans_b", word(*trans_b))],
         Op::ReduceSum { axis } | Op::Concat { axis } | Op::Gather { axis } => vec![("axis", int((*axis).into()))],
@@ -44,11 +44,11 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
             ("max_log2", int((*max_log2).into())),
             ("scale", int((*scale).into())),
         ],
-        Op::Sqrt { min_log4, max_log4, scale } | Op::Rsqrt { min_log4, max_log4, scale } => {
-            let mut out = range(*min_log4, *max_log4);
-            out.push(("scale", int((*scale).into())));
-            out
-        }
+        Op::Sqrt { min_log4, max_log4, scale } | Op::Rsqrt { min_log4, max_log4, scale } => vec![
+            ("min_log4", int((*min_log4).into())),
+            ("max_log4", int((*max_log4).into())),
+            ("scale", int((*scale).into())),
+        ],
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => vec![
             ("square", word(*square)),
             ("shift", Attr::Bits(*shift)),
@@ -57,10 +57,8 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
             ("max_log2", int((*max_log2).into())),
         ],
         Op::Gelu { tanh } => vec![("tanh", word(*tanh))],
-        Op::RmsNorm { eps, min_log4, max_log4 } | Op::LayerNorm { eps, min_log4, max_log4 } => {
-            let mut out = vec![("eps", Attr::Bits(*eps))];
-            out.extend(range(*min_log4, *max_log4));
-            out
+        Op::RmsNorm { eps, length, scale } | Op::LayerNorm { eps, length, scale } => {
+            vec![("eps", Attr::Bits(*eps)), ("length", int((*length).into())), ("scale", int((*scale).into()))]
         }
         Op::Add
         | Op::Sub
@@ -79,10 +77,6 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         | Op::Erf
         | Op::Softplus => Vec::new(),
     }
-}
-
-fn range(min: i8, max: i8) -> Vec<(&'static str, Attr<'static>)> {
-    vec![("min_log4", Attr::Int(min.into())), ("max_log4", Attr::Int(max.into()))]
 }
 
 /// The op of a name, with its attributes.
@@ -106,6 +100,7 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "matmul" => Op::MatMul { trans_b: a.flag("trans_b")? },
         "reduce_sum" => Op::ReduceSum { axis: a.int("axis")? },
         "narrow" => Op::Narrow { bits: a.int("bits")? },
+        "cut" => Op::Cut { by: a.int("by")? },
         "reshape" => Op::Reshape { shape: a.shape("shape")? },
         "transpose" => Op::Transpose { perm: a.ints("perm")? },
         "slice" => Op::Slice { axis: a.int("axis")?, start: a.size("start")?, len: a.size("len")? },
@@ -152,10 +147,8 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "sigmoid" => Op::Sigmoid,
         "erf" => Op::Erf,
         "softplus" => Op::Softplus,
-        "rms_norm" => Op::RmsNorm { eps: a.bits("eps")?, min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? },
-        "layer_norm" => {
-            Op::LayerNorm { eps: a.bits("eps")?, min_log4: a.int("min_log4")?, max_log4: a.int("max_log4")? }
-        }
+        "rms_norm" => Op::RmsNorm { eps: a.bits("eps")?, length: a.int("length")?, scale: a.int("scale")? },
+        "layer_norm" => Op::LayerNorm { eps: a.bits("eps")?, length: a.int("length")?, scale: a.int("scale")? },
         _ => return Err(wrong(name, "there is no such op".into())),
     })
 }

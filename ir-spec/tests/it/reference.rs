@@ -63,6 +63,13 @@ fn truncation_is_the_floor() {
 }
 
 #[test]
+fn a_cut_is_the_floor_less_one() {
+    let x = in_ring(32, &[6], &[-257, -256, -1, 0, 255, 256]);
+    assert_eq!(run(Op::Cut { by: 8 }, &[&x], &[6]), in_ring(24, &[6], &[-3, -2, -2, -1, -1, 0]));
+    assert_eq!(try_run(Op::Cut { by: 32 }, &[&x], &[6]).unwrap_err().code, "E0380");
+}
+
+#[test]
 fn matrix_products_broadcast_their_batch() {
     let a = ring(&[2, 2, 3], &[1, 2, 3, 4, 5, 6, -1, 0, 1, 2, 0, -2]);
     let b = ring(&[3, 2], &[1, 0, 0, 1, 2, -1]);

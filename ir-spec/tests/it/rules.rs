@@ -78,9 +78,33 @@ fn bounds_are_the_proven_ones() {
     assert_eq!(go(m, Op::Sub, &[raised, sum]), "ring64.32[seq, 8] sum3 <41");
     assert_eq!(go(m, Op::Concat { axis: 0 }, &[raised, sum]), "ring64.32[2*seq, 8] sum3 <40");
     assert_eq!(go(m, Op::Reshare, &[sum]), "ring64.32[seq, 8] shared <40");
-    assert_eq!(go(m, Op::RmsNorm { eps: 0, min_log4: -1, max_log4: 1 }, &[x]), "ring64.16[seq, 8] shared <19");
+    // Eight columns: 1.01 √8 and 1.05 √8 are below 4.
+    for (length, scale) in [(20, 16), (20, 12), (50, 16)] {
+        let norm = Op::RmsNorm { eps: 0, length, scale };
+        assert_eq!(go(m, norm, &[x]), format!("ring64.{scale}[seq, 8] shared <{}", scale + 2));
+    }
+    assert_eq!(go(m, Op::LayerNorm { eps: 0, length: 47, scale: 20 }, &[x]), "ring64.20[seq, 8] shared <22");
+    assert_eq!(go(m, Op::Cut { by: 8 }, &[x]), "ring56.8[seq, 8] shared <13");
+    assert_eq!(go(m, Op::Cut { by: 16 }, &[x]), "ring48.0[seq, 8] shared <5");
     let found = ombra_ir::verify::findings(m);
     assert_eq!(found.iter().map(|f| f.diagnostic.code).collect::<Vec<_>>(), ["E0305"], "a size without maximum");
+}
+
+/// Every value below a bound, less every error that shares can make, is within the bound of a cut, and no bound that is
+/// less holds them all.
+#[test]
+fn bounds_of_cuts_are_exact() {
+    for bound in 0..=13u8 {
+        let mut m = module();
+        let x = input(&mut m, 0, bound);
+        let cut = push(&mut m, Op::Cut { by: 8 }, &[x], None, Origin::default()).unwrap();
+        let proven = m.ty(cut).bound;
+        let most = (1i64 << bound) - 1;
+        let greatest = (-most..=most).flat_map(|x| (0..=2).map(move |less| ((x >> 8) - less).abs())).max().unwrap();
+        assert!(greatest < 1 << proven, "{bound}: {greatest} is not below 2^{proven}");
+        // A bound of 0 is that of 0 alone, which is its own floor.
+        assert!(greatest >= 1 << (proven - 1) || bound == 0, "{bound}: {greatest} is below 2^{}", proven - 1);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::value::Value;
 use crate::backend::bits as planes;
 use crate::backend::elementwise;
 use crate::protocols::local::broadcast::{broadcast_shape, expand, volume};
-use crate::protocols::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, map, mul, mul_int};
+use crate::protocols::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int};
 use crate::protocols::local::matmul::matmul;
 use crate::protocols::local::movement;
 use crate::share::Bits;
@@ -34,6 +34,12 @@ pub(super) struct Site<'a> {
 impl Site<'_> {
     fn shape(&self) -> &[usize] {
         &self.bound.shapes[self.id.index()]
+    }
+
+    /// Ring bits of an operand.
+    fn operand_bits(&self, i: usize) -> Result<u8> {
+        let arg = self.module.node(self.id).args.get(i).ok_or_else(missing)?;
+        self.module.ty(*arg).as_ring().map(|(bits, _)| bits).ok_or_else(missing)
     }
 
     pub(super) fn operand_shape(&self, i: usize) -> Result<&[usize]> {
@@ -74,6 +80,7 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         Op::MulInt { k } => mul_int(arg(0)?.ring()?, *k as u64)?,
         Op::AddInt { k } => add_int(site.role, view(0)?, *k)?,
         Op::Upscale { by } => mul_int(arg(0)?.ring()?, 1u64.checked_shl(u32::from(*by)).unwrap_or(0))?,
+        Op::Cut { by } => cut(arg(0)?.ring()?, site.operand_bits(0)?, *by)?,
         Op::Mul => mul(view(0)?, view(1)?, site.shape())?,
         Op::MatMul { trans_b } => matmul(site.role, view(0)?, view(1)?, *trans_b, site.threads)?,
         Op::Concat { axis } => {

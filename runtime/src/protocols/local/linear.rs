@@ -9,7 +9,7 @@ use ombra_ir::{Diagnostic, Result};
 
 use super::broadcast::{expand, volume, zip};
 use super::movement;
-use crate::share::{Component, Shared, Sum};
+use crate::share::{Component, Shared, Sum, ring_mask};
 
 /// A tensor's words with its shape.
 #[derive(Clone, Copy)]
@@ -165,6 +165,19 @@ pub fn map(x: &Ring, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Ring> {
 /// `x · k` for an integer.
 pub fn mul_int(x: &Ring, k: u64) -> Result<Ring> {
     map(x, |words| Ok(words.iter().map(|w| w.wrapping_mul(k)).collect()))
+}
+
+/// The components of a sharing modulo `2^bits`, each divided by `2^by` and rounded down: a sharing of `⌊x / 2^by⌋` less
+/// 0, 1 or 2 modulo `2^(bits − by)`.
+///
+/// No message and so no view but the party's own shares. What is cut off differs from party to party and is not added:
+/// it is what the result lacks. A component that is zero stays so.
+pub fn cut(x: &Ring, bits: u8, by: u8) -> Result<Ring> {
+    let Ring::Shared(x) = x else {
+        return Err(Diagnostic::internal("E0804", "a cut of a value that is no sharing"));
+    };
+    let mask = ring_mask(bits);
+    Ok(Ring::Shared(x.map(|words| words.iter().map(|w| (w & mask) >> by.min(63)).collect())))
 }
 
 /// `x ∘ y`: of two sharings a sum over all roles; a public operand keeps the other's form.

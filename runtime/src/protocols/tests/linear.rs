@@ -1,7 +1,7 @@
 //! Sums and products of every pair of forms, at every role and rotation.
 
 use super::*;
-use crate::protocols::local::linear::{AddSub, Ring, View, add_sub, map, mul};
+use crate::protocols::local::linear::{AddSub, Ring, View, add_sub, cut, map, mul};
 use crate::protocols::local::matmul::matmul;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -188,4 +188,30 @@ fn linear_maps_keep_zero_components() {
     let parts = given(&[1, 2], Form::Weight, &mut Words(1));
     let mapped = map(&parts[0], |words| Ok(words.to_vec())).unwrap();
     assert!(matches!(mapped, Ring::Shared(Shared { a: Component::Zero, b: Component::Data(_) })));
+}
+
+/// Every sharing of every value of a ring of 16 bits cut by 8 gives the floor less 0, 1 or 2, and each of them occurs;
+/// in larger rings, whatever lies above the ring, and with a component of zero the floor or one less.
+#[test]
+fn cuts_are_the_floor_less_what_the_shares_decide() {
+    let mut words = Words(15);
+    let mut seen = [0u32; 3];
+    let all: Vec<u64> = (0..1 << 16).collect();
+    for (bits, by) in [(16u8, 8u8), (64, 16), (48, 40), (24, 8)] {
+        for form in [Form::Shared, Form::Weight] {
+            let x: Vec<u64> =
+                all.iter().map(|x| x.wrapping_mul(if bits == 16 { 1 } else { 0x9e37_79b9_7f4a_7c15 })).collect();
+            let parts = given(&x, form, &mut words).map(|part| cut(&part, bits, by).unwrap());
+            let (found, _) = value(parts, x.len());
+            let left = bits - by;
+            for (x, y) in x.iter().zip(found) {
+                let less = ((signed(*x, bits) >> by) as u64).wrapping_sub(y) & ring_mask(left);
+                assert!(less <= if form == Form::Weight { 1 } else { 2 }, "{x} cut by {by}: {less} too low");
+                seen[less as usize] += 1;
+            }
+        }
+    }
+    assert!(seen.iter().all(|n| *n > 10_000), "{seen:?}");
+    let sums = given(&[1], Form::Three, &mut words);
+    assert_eq!(cut(&sums[0], 64, 8).err().map(|e| e.code), Some("E0804"));
 }
