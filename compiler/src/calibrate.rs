@@ -1,40 +1,23 @@
-//! Greatest values on calibration inputs: what bounds are made from where intervals prove nothing.
+//! Ranges on calibration inputs, for values that nothing proves a range of.
 //!
 //! The graph is evaluated in single precision on given inputs, or on token sequences drawn by a fixed generator. Bounds
-//! from measurement are assumptions: they get a margin and are marked in the plan.
+//! from measurement are assumptions: they get a margin and are listed in the plan.
 
 use crate::graph::eval::{Weights, visit};
-use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, ValueId, ratio};
+use crate::graph::{Graph, InputRole, Op, Owner, ValueId, ratio};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What calibration saw, by value.
 #[derive(Clone, Debug, Default)]
-pub struct Ranges {
-    /// Greatest absolute value.
-    pub abs: BTreeMap<ValueId, f64>,
+pub struct Seen {
     /// Least and greatest value.
     pub ends: BTreeMap<ValueId, (f64, f64)>,
-    /// Of what must not be zero, such as a divisor: how near it came.
-    pub sizes: BTreeMap<ValueId, Size>,
-    /// How elements spread, of values that are computed from the client's.
-    pub moments: BTreeMap<ValueId, Moments>,
-    /// For a norm, its row statistic, eps included; for a softmax by quotients, its divisors.
+    /// Of what must not be zero, such as a divisor: the least size.
+    pub least: BTreeMap<ValueId, f64>,
+    /// For a softmax by quotients, its divisors.
     pub rows: BTreeMap<ValueId, Rows>,
-    /// For a cache input: greatest absolute value of what continues it.
-    pub states: BTreeMap<ValueId, f64>,
-    /// Greatest absolute value of any private weight.
-    pub private_weights: f64,
-}
-
-/// Sizes of the elements of one value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Size {
-    /// The least.
-    pub least: f64,
-    /// Spread of their natural logarithm.
-    pub log: Moments,
 }
 
 /// Count, sum and sum of squares of a sample.
@@ -71,16 +54,13 @@ impl Moments {
     }
 }
 
-/// What was seen of one number a row: the mean of squares or the variance plus eps for a norm, the divisor for a softmax
-/// by quotients, of rows with an entry that is not 0.
+/// What was seen of the divisor of a softmax by quotients, of rows with an entry that is not 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rows {
     /// Least.
     pub low: f64,
-    /// Greatest; for a divisor, over the number of its row's entries.
+    /// Greatest, over the number of its row's entries.
     pub high: f64,
-    /// Spread of the root of what `high` is the greatest of.
-    pub root: Moments,
     /// Spread of the natural logarithm of what `low` is the least of.
     pub log: Moments,
 }
@@ -88,10 +68,9 @@ pub struct Rows {
 impl Rows {
     /// Adds what one row has at its low and its high end to what `rows` has for `id`.
     fn see(rows: &mut BTreeMap<ValueId, Rows>, id: ValueId, low: f64, high: f64) {
-        let new = Rows { low, high, root: Moments::default(), log: Moments::default() };
+        let new = Rows { low, high, log: Moments::default() };
         let seen = rows.entry(id).or_insert(new);
         (seen.low, seen.high) = (seen.low.min(low), seen.high.max(high));
-        seen.root.add(libm::sqrt(high));
         seen.log.add(libm::log(low.max(f64::MIN_POSITIVE)));
     }
 }
@@ -118,19 +97,8 @@ pub type Inputs = BTreeMap<String, Tensor>;
 ///
 /// # Errors
 /// Inputs that the model cannot take.
-pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ranges> {
-    let mut ranges = Ranges::default();
-    let mut norms: BTreeMap<ValueId, Vec<(ValueId, f64, bool)>> = BTreeMap::new();
-    for (id, node) in graph.iter() {
-        let (eps, centred) = match node.op {
-            Op::RmsNorm { eps } => (eps, false),
-            Op::LayerNorm { eps } => (eps, true),
-            _ => continue,
-        };
-        if let Some(x) = graph.operand(id, 0) {
-            norms.entry(x).or_default().push((id, f64::from(eps), centred));
-        }
-    }
+pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Seen> {
+    let mut seen = Seen::default();
     let quotients: Vec<ValueId> =
         graph.iter().filter(|(_, n)| matches!(n.op, Op::RatioSoftmax { .. })).map(|(id, _)| id).collect();
     let divisors = divisors(graph);
@@ -142,56 +110,22 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Ra
                 held.insert(id, tensor.clone());
             }
             if quotients.contains(&id) {
-                see_divisors(graph, id, &held, &mut ranges.rows);
+                see_divisors(graph, id, &held, &mut seen.rows);
             }
             let Data::F32(values) = tensor.data() else { return };
-            let spreads = graph.node(id).is_ok_and(|n| matches!(n.owner, Owner::Client | Owner::Secret));
-            let mut spread = spreads.then(|| ranges.moments.entry(id).or_default());
-            let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-            for v in values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v)) {
-                (low, high) = (low.min(v), high.max(v));
-                if let Some(moments) = &mut spread {
-                    moments.add(v);
-                }
-            }
-            let max = if low <= high { high.abs().max(low.abs()) } else { 0.0 };
-            if low <= high {
-                let ends = ranges.ends.entry(id).or_insert((low, high));
-                *ends = (ends.0.min(low), ends.1.max(high));
+            let finite = || values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v));
+            let ends = finite().map(|v| (v, v)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+            if let Some((low, high)) = ends {
+                let known = seen.ends.entry(id).or_insert((low, high));
+                *known = (known.0.min(low), known.1.max(high));
             }
             if divisors.contains(&id) {
-                let size = ranges.sizes.entry(id).or_insert(Size { least: f64::INFINITY, log: Moments::default() });
-                for v in values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v.abs())) {
-                    size.least = size.least.min(v);
-                    size.log.add(libm::log(v.max(f64::MIN_POSITIVE)));
-                }
-            }
-            widen(&mut ranges.abs, id, max);
-            if graph.node(id).is_ok_and(|n| n.owner == Owner::Server) {
-                ranges.private_weights = ranges.private_weights.max(max);
-            }
-            for &(norm, eps, centred) in norms.get(&id).into_iter().flatten() {
-                let width = tensor.shape().last().copied().unwrap_or(1).max(1);
-                for row in values.chunks_exact(width) {
-                    let stat = row_statistic(row, centred) + eps;
-                    Rows::see(&mut ranges.rows, norm, stat, stat);
-                }
+                let least = seen.least.entry(id).or_insert(f64::INFINITY);
+                *least = finite().map(f64::abs).fold(*least, f64::min);
             }
         })?;
     }
-    for output in &graph.outputs {
-        let (OutputRole::PresentKey { past: Some(past), .. } | OutputRole::PresentValue { past: Some(past), .. }) =
-            &output.role
-        else {
-            continue;
-        };
-        let input =
-            graph.inputs.iter().find(|&&id| matches!(graph.op(id), Some(Op::Input { name, .. }) if name == past));
-        if let (Some(&input), Some(&max)) = (input, ranges.abs.get(&output.value)) {
-            ranges.states.insert(input, max);
-        }
-    }
-    Ok(ranges)
+    Ok(seen)
 }
 
 /// Widens what is known of the divisors of `id` by those of its operands among `held`.
@@ -206,17 +140,6 @@ fn see_divisors(graph: &Graph, id: ValueId, held: &BTreeMap<ValueId, Tensor>, ro
             Rows::see(rows, id, divisor, divisor / entries as f64);
         }
     }
-}
-
-fn widen(map: &mut BTreeMap<ValueId, f64>, id: ValueId, v: f64) {
-    let entry = map.entry(id).or_insert(0.0);
-    *entry = entry.max(v);
-}
-
-fn row_statistic(row: &[f32], centred: bool) -> f64 {
-    let n = row.len() as f64;
-    let mean = if centred { row.iter().map(|&v| f64::from(v)).sum::<f64>() / n } else { 0.0 };
-    row.iter().map(|&v| (f64::from(v) - mean) * (f64::from(v) - mean)).sum::<f64>() / n
 }
 
 /// Inputs for a causal language model drawn by a fixed generator: `sets` prompts of `len` tokens, without padding or

@@ -2,7 +2,7 @@
 
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::assume::assume;
-use crate::bounds::{MAX_FAILURE_LOG2, check_failure, listed};
+use crate::bounds::{self, Ranges, listed};
 use crate::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs};
 use crate::client_region;
 use crate::egraph::cost::Network;
@@ -18,7 +18,6 @@ use crate::onnx::{ABSENT, Model};
 use crate::partition::partition;
 use crate::passes::approximate::{Approximations, approximate};
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
-use crate::passes::clamp::clamp;
 use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
@@ -29,7 +28,7 @@ use crate::savings::{Pass, Passes, session_price, unpack_masks, widen};
 use crate::stand_in::StandIns;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
-use ombra_ir::plan::{CalibratedOn, ClientState, FileDigest, GraphInput, Plan};
+use ombra_ir::plan::{BoundsOf, ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::{Diagnostic, Dim, Result, plan};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,16 +46,10 @@ pub struct Options {
     pub reveal: Vec<Reveal>,
     /// Fraction bits.
     pub f: u8,
-    /// Calibration inputs; drawn if there are none. Masks, positions and caches have defaults.
+    /// Inputs to measure ranges on that nothing proves; drawn if there are none. Masks, positions and caches have defaults.
     pub calibration: Vec<Inputs>,
-    /// The weights that calibration runs with.
-    pub calibrated_on: CalibratedOn,
-    /// Bits above the greatest value seen in calibration.
-    pub margin: u8,
-    /// Largest probability that an assumed bound fails in a step, as a power of two.
-    pub max_failure_log2: f64,
-    /// Whether hidden states are clamped to their bounds between layers.
-    pub clamp: bool,
+    /// The weights that bounds follow from.
+    pub bounds_of: BoundsOf,
     /// How roles are spread over parties.
     pub spread: Spread,
     /// Cheaper functions in place of the model's own.
@@ -77,10 +70,7 @@ impl Default for Options {
             reveal: Vec::new(),
             f: 16,
             calibration: Vec::new(),
-            calibrated_on: CalibratedOn::Model,
-            margin: MARGIN,
-            max_failure_log2: MAX_FAILURE_LOG2,
-            clamp: false,
+            bounds_of: BoundsOf::Model,
             spread: Spread::Fixed,
             approximations: Approximations::default(),
             assume: false,
@@ -94,8 +84,8 @@ impl Default for Options {
 const DEFAULT_BATCH: u64 = 8;
 /// Greatest number of new or cached tokens where the user gives none.
 const DEFAULT_LENGTH: u64 = 2048;
-/// Bits above the greatest value seen in calibration, where the user gives none.
-const MARGIN: u8 = 3;
+/// How much larger than the base's a private weight may be, and what follows from it, where bounds are the base's.
+const BASE_ROOM: f64 = 8.0;
 /// Tokens of a drawn calibration prompt.
 const DRAWN_LENGTH: u64 = 32;
 /// Drawn calibration prompts.
@@ -322,6 +312,45 @@ fn program(
     finish(model, base, rewritten_analysed(model, analysed, weights, options)?, weights, options)
 }
 
+/// A model as it is lowered, and what is proven of its values.
+///
+/// # Errors
+/// Those of [`rewritten`], and weights that cannot be read.
+pub fn bounded(
+    model: &Model,
+    base: Option<&Model>,
+    options: &Options,
+) -> std::result::Result<(Rewritten, Ranges), Errors> {
+    bounded_analysed(model, base, rewritten(model, base, options)?, &|name| load_weight(model, name), options)
+}
+
+fn bounded_analysed(
+    model: &Model,
+    base: Option<&Model>,
+    rewritten: Rewritten,
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<(Rewritten, Ranges), Errors> {
+    let Rewritten { mut graph, .. } = rewritten;
+    let labels = &rewritten.labels;
+    let has = |pass: Pass| options.passes.has(pass);
+    let owner = |name: &str| weight_owner(labels, name);
+    // Owners before folding: a scale goes only into weights of an owner that may know it.
+    if has(Pass::Norms) {
+        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
+    decompose(&mut graph).map_err(one)?;
+    check_inputs(&graph)?;
+    let assumed = options.assume || !model.absent().is_empty();
+    let ranges = if assumed { assume(&graph) } else { ranges(&graph, (model, base, labels), weights, options)? };
+    if !has(Pass::Packing) {
+        unpack_masks(&mut graph, &ranges).map_err(one)?;
+        assign_owners(&mut graph, owner);
+    }
+    Ok((Rewritten { graph, ..rewritten }, ranges))
+}
+
 /// From a rewritten graph to a plan.
 fn finish(
     model: &Model,
@@ -330,44 +359,10 @@ fn finish(
     weights: &Weights,
     options: &Options,
 ) -> std::result::Result<Program, Errors> {
-    let Rewritten { mut graph, labels, reveal, rewrites, changes, absent } = rewritten;
+    let (rewritten, ranges) = bounded_analysed(model, base, rewritten, weights, options)?;
+    let Rewritten { graph, labels, reveal, rewrites, changes, absent } = rewritten;
     let assumed = options.assume || !model.absent().is_empty();
     let has = |pass: Pass| options.passes.has(pass);
-    let owner = |name: &str| weight_owner(&labels, name);
-    // Owners before folding: a scale goes only into weights of an owner that may know it.
-    if has(Pass::Norms) {
-        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
-        assign_owners(&mut graph, owner);
-    }
-    decompose(&mut graph).map_err(one)?;
-    check_inputs(&graph)?;
-
-    let sets = || match &options.calibration {
-        given if !given.is_empty() => given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<Vec<_>>>(),
-        _ => drawn_inputs(&graph, DRAWN_SETS, DRAWN_LENGTH),
-    };
-    let mut ranges = match (options.calibrated_on, base) {
-        _ if assumed => assume(&graph),
-        (CalibratedOn::Model, _) => sets().and_then(|sets| calibrate(&graph, weights, &sets)).map_err(one)?,
-        (CalibratedOn::Base, Some(base)) => {
-            let stand_ins = StandIns::new(model, base, &labels);
-            let sets = sets().map_err(one)?;
-            let mut ranges = calibrate(&graph, &|name: &str| stand_ins.load(name), &sets).map_err(one)?;
-            ranges.private_weights *= libm::ldexp(1.0, i32::from(options.margin));
-            ranges
-        }
-        (CalibratedOn::Base, None) => {
-            return Err(one(Diagnostic::input("E0573", "there is no base model to measure bounds on")
-                .note("expected --base with --calibrate-base")));
-        }
-    };
-    if options.clamp {
-        clamp(&mut graph, &mut ranges, options.margin).map_err(one)?;
-    }
-    if !has(Pass::Packing) {
-        unpack_masks(&mut graph, &ranges).map_err(one)?;
-        assign_owners(&mut graph, owner);
-    }
     let statics = |v: ValueId| eval::static_value(&graph, weights, v);
     let states = secret_states(&graph);
     let lowered = lower(
@@ -375,22 +370,14 @@ fn finish(
         lower::Options {
             name: model.graph().name.clone(),
             f: options.f,
-            margin: options.margin,
             ranges: &ranges,
             statics: &statics,
             reveal,
             states,
+            guard: !assumed,
             defer: has(Pass::Sums),
         },
     )?;
-    if options.calibrated_on == CalibratedOn::Base && !assumed {
-        check_weights(&lowered, &statics)?;
-    }
-    // Of assumed bounds nothing is known.
-    let failure = match assumed {
-        true => 0.0,
-        false => check_failure(&graph, &lowered.assumed, &ranges, options.max_failure_log2).map_err(one)?,
-    };
     let mut module = expand(&lowered.module).map_err(one)?;
     if !has(Pass::Widths) {
         module = widen(&module).map_err(one)?;
@@ -398,9 +385,7 @@ fn finish(
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
         assumed: listed(&graph, &lowered.assumed).map_err(one)?,
-        failure_log2: failure,
-        calibrated_on: options.calibrated_on,
-        margin: options.margin,
+        bounds_of: options.bounds_of,
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
         client_states: client_states_of(&graph).map_err(one)?,
@@ -419,22 +404,61 @@ fn finish(
     Ok(Program { plan, lowered, graph, labels, rewrites })
 }
 
-/// Checks private weights against the bound that was measured on others.
-fn check_weights(lowered: &Lowered, value: &dyn Fn(ValueId) -> Result<Tensor>) -> std::result::Result<(), Errors> {
-    let mut errors = Vec::new();
-    for node in &lowered.module.ops {
-        let ombra_ir::op::Op::Weight { name } = &node.op else { continue };
-        let (Some((_, scale)), Some(&(v, _))) = (node.ty.as_ring(), lowered.weights.get(name)) else { continue };
-        let most = libm::ldexp(1.0, i32::from(node.ty.bound) - i32::from(scale));
-        let tensor = value(v).map_err(one)?;
-        if tensor.as_f32().map_err(one)?.iter().any(|x| f64::from(x.abs()) >= most) {
-            let message = format!("private weight `{name}` has values beyond {most}, the bound measured on the base");
-            errors.push(
-                Diagnostic::input("E0574", message).note("give a larger --margin, or leave out --calibrate-base"),
-            );
+/// Proven ranges of a graph's values, from the model's own weights or from those of its base.
+fn ranges(
+    graph: &Graph,
+    (model, base, labels): (&Model, Option<&Model>, &Labels),
+    weights: &Weights,
+    options: &Options,
+) -> std::result::Result<Ranges, Errors> {
+    let sets = || match &options.calibration {
+        given if !given.is_empty() => given.iter().map(|set| complete_inputs(graph, set)).collect::<Result<Vec<_>>>(),
+        _ => drawn_inputs(graph, DRAWN_SETS, DRAWN_LENGTH),
+    };
+    // Inputs that do not fit are errors, whether anything is measured or not.
+    for set in &options.calibration {
+        complete_inputs(graph, set).and_then(|set| eval::bind_inputs(graph, &set)).map_err(one)?;
+    }
+    let largest = given_sizes(&options.calibration);
+    let prove = |weights: &Weights| {
+        let statics = |v: ValueId| eval::static_value(graph, weights, v);
+        bounds::prove(graph, options.f, &statics, &largest, &|| calibrate(graph, weights, &sets()?))
+    };
+    let own = prove(weights).map_err(one)?;
+    if options.bounds_of == BoundsOf::Model {
+        return Ok(own);
+    }
+    let Some(base) = base else {
+        return Err(one(Diagnostic::input("E0573", "there is no base model to take bounds from")
+            .note("expected --base with --bounds-from-base")));
+    };
+    let stand_ins = StandIns::new(model, base, labels);
+    let statics = |name: &str| stand_ins.load(name);
+    let mut others = prove(&statics).map_err(one)?;
+    others.scale(BASE_ROOM);
+    match own.beyond(&others) {
+        None => Ok(others),
+        Some(v) => {
+            let node = graph.node(v).map_err(one)?;
+            let message = "the private weights make larger values than the base's allow";
+            Err(one(Diagnostic::input("E0574", message)
+                .at(node.origin.node.clone())
+                .note(format!("expected at most {BASE_ROOM} times what follows from the base"))
+                .note("leave out --bounds-from-base")))
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Greatest sizes of floats that a client may give: the margin above those of calibration inputs.
+fn given_sizes(sets: &[Inputs]) -> BTreeMap<String, f64> {
+    let mut most: BTreeMap<String, f64> = BTreeMap::new();
+    for (name, tensor) in sets.iter().flatten() {
+        let Data::F32(values) = tensor.data() else { continue };
+        let largest = values.iter().map(|x| f64::from(x.abs())).filter(|x| x.is_finite()).fold(0.0, f64::max);
+        let entry = most.entry(name.clone()).or_insert(f64::MIN_POSITIVE);
+        *entry = entry.max(largest * libm::ldexp(1.0, i32::from(bounds::MARGIN)));
+    }
+    most
 }
 
 fn one(d: Diagnostic) -> Errors {

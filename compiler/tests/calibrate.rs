@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ombra_compiler::calibrate::complete_inputs;
+use ombra_compiler::calibrate::{calibrate, complete_inputs};
 use ombra_compiler::npz;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, analyse, compile};
@@ -62,10 +62,10 @@ fn bounds_are_measured_on_the_given_inputs() {
         assert_eq!(all["attention_mask"].as_i64().unwrap(), [1; 5]);
         assert_eq!(all["position_ids"].as_i64().unwrap(), [0, 1, 2, 3, 4]);
         assert_eq!(all["past_key_values.0.key"].shape()[2], 0);
-        let options = Options { calibration: vec![set], ..Options::default() };
-        let (given, drawn) = (compile(&model, None, &options), compile(&model, None, &Options::default()));
-        let plan = |c: Result<ombra_compiler::pipeline::Compiled, _>| c.unwrap_or_else(|e| panic!("{e:?}")).plan;
-        assert_ne!(plan(given).failure_log2, plan(drawn).failure_log2, "other inputs, other spreads");
+        let weights = |name: &str| ombra_compiler::import::load_weight(&model, name);
+        let seen = calibrate(&graph, &weights, &[all]).unwrap();
+        let logits = graph.outputs.iter().find(|o| o.name == "logits").unwrap().value;
+        assert!(seen.ends[&logits].0 < seen.ends[&logits].1);
     }
 }
 
@@ -80,7 +80,6 @@ fn inputs_that_do_not_fit_are_errors() {
     assert_eq!(compiled(&[("no_such_input.npy", npy("(1,)", &[1]))]), Some("E0531"));
     assert_eq!(compiled(&[("attention_mask.npy", npy("(1, 2)", &[1, 1]))]), Some("E0531"));
     assert!(compiled(&[("input_ids.npy", npy("(5,)", &[1; 5]))]).is_some(), "another rank");
-    assert!(compiled(&[("input_ids.npy", npy("(1, 1)", &[1 << 40]))]).is_some(), "no row of the vocabulary");
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn stages(name: &str, embeddings: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/small").join(name).with_extension("onnx");
     let model = Model::read(&path).unwrap_or_else(|e| panic!("{e}"));
     // A model this narrow has outliers everywhere: its bounds are not what is looked at.
-    let mut options = Options { max_failure_log2: 0.0, ..Options::default() };
+    let mut options = Options::default();
     options.overrides.public.push(embeddings.into());
     let analysed = analyse(&model, None, &options).map_err(show).unwrap_or_else(|e| panic!("{e}"));
     let rewritten = rewritten(&model, None, &options).map_err(show).unwrap_or_else(|e| panic!("{e}"));

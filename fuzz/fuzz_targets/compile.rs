@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     let folder = Path::new("no-such-folder/model.onnx");
     let Ok(proto) = parse(bytes) else { return };
     let Ok(model) = Model::from_proto(proto, folder) else { return };
-    let mut options = Options { max_failure_log2: 0.0, ..Options::default() };
+    let mut options = Options::default();
     let _ = plan_of(&model, None, &Options { assume: true, ..options.clone() });
     // With a public first layer, so that the client has a region of its own.
     options.overrides.public = ["*layers.0*", "*h.0*", "*embed*", "*wte*"].map(String::from).to_vec();

@@ -47,12 +47,8 @@ pub struct Plan {
     pub limits: Vec<(Dim, u64)>,
     /// Ranges that nothing proves and that the program takes for granted.
     pub assumed: Vec<AssumedRange>,
-    /// Logarithm to base 2 of the probability that any assumed bound fails in one step, as far as it can be bounded.
-    pub failure_log2: f64,
-    /// What calibrated bounds were measured on.
-    pub calibrated_on: CalibratedOn,
-    /// Bits between the greatest value seen and a calibrated bound, beside rounding up to a power of two.
-    pub margin: u8,
+    /// The weights that bounds follow from.
+    pub bounds_of: BoundsOf,
     /// What changed the model's meaning, in words: approximations that were asked for.
     pub changes: Vec<String>,
     /// The plan says what a model would cost and cannot run: owners of weights or bounds of values are assumed, or there
@@ -252,21 +248,22 @@ impl Plan {
     }
 }
 
-/// What calibrated bounds were measured on. They are public, as powers of two with a margin.
+/// The weights that bounds follow from. Bounds are public, as powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CalibratedOn {
-    /// The model with its private weights: the bounds say how large its values are.
+pub enum BoundsOf {
+    /// The model with its private weights: bounds say how large these and the values that they make can be.
     Model,
-    /// The base model's weights in place of private ones: the bounds say nothing about private weights.
+    /// The base model's weights in place of private ones, and room above them. That the private weights keep within is
+    /// all that is said of them.
     Base,
 }
 
-impl CalibratedOn {
+impl BoundsOf {
     /// The word for it in reports.
     pub fn name(self) -> &'static str {
         match self {
-            CalibratedOn::Model => "model",
-            CalibratedOn::Base => "base",
+            BoundsOf::Model => "model",
+            BoundsOf::Base => "base",
         }
     }
 }

@@ -70,26 +70,33 @@ impl Sharing {
 pub enum BoundFrom {
     /// Follows from the operands' bounds.
     Proven,
-    /// Measured on calibration inputs, with a margin.
+    /// Assumed: measured on calibration inputs, with a margin.
     Calibrated,
     /// Follows from the formula of the expansion that made the op, inside the formula's range. Outside the range the
     /// value is garbage, which a later product by zero removes.
     Guarded,
+    /// Follows from the sizes and the row lengths of the weights, by the compiler's bounds: no input exceeds it. The
+    /// server checks the sizes of its weights when it encodes them.
+    Weights,
 }
 
 impl BoundFrom {
+    /// All of them.
+    pub const ALL: [BoundFrom; 4] = [BoundFrom::Proven, BoundFrom::Calibrated, BoundFrom::Guarded, BoundFrom::Weights];
+
     /// The mark that stands for it in the text form, after the bound.
     pub fn name(self) -> &'static str {
         match self {
             BoundFrom::Proven => "proven",
             BoundFrom::Calibrated => "calibrated",
             BoundFrom::Guarded => "guarded",
+            BoundFrom::Weights => "weights",
         }
     }
 
     /// The origin a word of the text form stands for.
     pub fn from_name(name: &str) -> Option<Self> {
-        [BoundFrom::Proven, BoundFrom::Calibrated, BoundFrom::Guarded].into_iter().find(|b| b.name() == name)
+        BoundFrom::ALL.into_iter().find(|b| b.name() == name)
     }
 }
 

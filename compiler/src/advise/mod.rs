@@ -92,7 +92,7 @@ pub fn plan_of_variant(
         }
     };
     // What never runs never fails.
-    let mut options = Options { max_failure_log2: 0.0, ..options.clone() };
+    let mut options = options.clone();
     let Approximations { softmax, activation, .. } = &mut options.approximations;
     softmax.extend(variant.two_relu.then_some(Approximation { pattern: None, value: Softmax::TwoRelu }));
     activation.extend(variant.relu.then_some(Approximation { pattern: None, value: Activation::Relu }));

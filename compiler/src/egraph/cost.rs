@@ -8,7 +8,7 @@
 //! terms, and is truncated when somebody needs shares at the common scale. All other operators are lowered and expanded
 //! alone, at the same width, and what they send is taken from their schedule.
 
-use crate::calibrate::Ranges;
+use crate::bounds::{Range, Ranges};
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner};
 use crate::lower::{self, lower};
@@ -19,6 +19,7 @@ use ombra_ir::network;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{DType, Tensor, Type};
 use ombra_ir::schedule::schedule;
+use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Bindings, Diagnostic, Dim, Dims, Result};
 use std::collections::BTreeMap;
 
@@ -242,6 +243,12 @@ impl Costs {
     }
 }
 
+/// What is taken to be proven of the operands and the result of a probe.
+fn probed() -> Range {
+    let length = None;
+    Range { low: -PROBED_RANGE, high: PROBED_RANGE, away: 0.0, proven: PROBED_RANGE, length, from: BoundFrom::Weights }
+}
+
 /// Bytes and rounds of one operator on rows of a width.
 fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, f: u8) -> Result<(u64, u32)> {
     let none = || Diagnostic::internal("E0290", "an operator cannot be tried alone");
@@ -256,7 +263,7 @@ fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, f: u8) -> Result<(u64,
         other => other.clone(),
     };
     let mut graph = Graph::new();
-    let mut ranges = Ranges { private_weights: 1.0, ..Ranges::default() };
+    let mut ranges = Ranges::default();
     let mut args = Vec::new();
     for (i, (ty, owner)) in operands.iter().enumerate() {
         let shape = if ty.shape.len() == rank { wide.clone() } else { vec![width.clone()] };
@@ -281,22 +288,22 @@ fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, f: u8) -> Result<(u64,
             }
             _ => return Err(none()),
         };
-        ranges.abs.insert(id, PROBED_RANGE);
+        ranges.values.insert(id, probed());
         args.push(id);
     }
     let result = graph.add(op, &args, Origin::default())?;
     graph.node_mut(result)?.owner = Owner::Secret;
-    ranges.abs.insert(result, PROBED_RANGE);
+    ranges.values.insert(result, probed());
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: result });
     let statics = |v| graph.constant(v).cloned().ok_or_else(none);
     let options = lower::Options {
         name: String::new(),
         f,
-        margin: 0,
         ranges: &ranges,
         statics: &statics,
         reveal: vec![(0, OutputKind::Tensor)],
         states: Vec::new(),
+        guard: false,
         defer: true,
     };
     let lowered = lower(&graph, options).map_err(|mut errors| errors.pop().unwrap_or_else(none))?;

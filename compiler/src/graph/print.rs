@@ -5,13 +5,18 @@ use std::fmt::Write;
 use ombra_ir::Dims;
 use ombra_ir::plain;
 
-use super::{Graph, Numerator, Op};
+use super::{Graph, Numerator, Op, ValueId};
 
 /// Largest constant whose elements are printed.
 const SHOWN_ELEMENTS: usize = 8;
 
 /// The graph as text: nodes in topological order, then the outputs. The same graph gives the same text.
 pub fn print(graph: &Graph) -> String {
+    print_with(graph, &|_| None)
+}
+
+/// The same with a note after every value that has one.
+pub fn print_with(graph: &Graph, note: &dyn Fn(ValueId) -> Option<String>) -> String {
     let mut out = String::from("graph {\n");
     for id in graph.topological() {
         let Ok(node) = graph.node(id) else { continue };
@@ -31,6 +36,9 @@ pub fn print(graph: &Graph) -> String {
         }
         if let Some(layer) = node.origin.layer {
             let _ = write!(out, " layer {layer}");
+        }
+        if let Some(note) = note(id) {
+            let _ = write!(out, " ; {note}");
         }
         out.push('\n');
     }

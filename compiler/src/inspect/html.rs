@@ -118,7 +118,6 @@ fn shown(kind: &str) -> String {
 }
 
 fn tiles(report: &Report) -> Markup {
-    let failure = format!("2^{:.0}", report.bounds.failure_log2);
     let time = report.predicted_seconds.as_ref();
     html! {
         section.tiles aria-label="The step in numbers" {
@@ -129,7 +128,7 @@ fn tiles(report: &Report) -> Markup {
             }
             (tile("sent once", &size(report.setup_bytes), "to share the private weights"))
             (tile("products of secrets", &count(report.macs.secret), &format!("and {} by public factors", count(report.macs.public))))
-            (tile("failure probability", &failure, "that a bound fails, if values are sub-Gaussian"))
+            (tile("assumed bounds", &report.bounds.assumed.to_string(), "ranges of values that nothing proves"))
         }
     }
 }
@@ -332,9 +331,8 @@ fn bounds(report: &Report) -> Markup {
         section {
             h2 { "Bounds" }
             p {
-                (b.proven) " bounds are proven, " (b.guarded) " follow from the formula of a function, and "
-                (b.calibrated) " are measured on inputs, with a margin. That one of these fails in a step has a probability below "
-                (format!("2^{:.0}", b.failure_log2)) " if values are sub-Gaussian."
+                (b.proven) " bounds follow from types, " (b.weights) " from the weights of the " (b.of) ", and "
+                (b.guarded) " from the formula of a function. " (b.assumed) " ranges are assumed."
             }
             @if !assumed.is_empty() {
                 div.scroll {

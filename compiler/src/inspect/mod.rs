@@ -83,16 +83,14 @@ pub struct Macs {
 pub struct Bounds {
     /// Follow from operands.
     pub proven: usize,
-    /// Measured, with a margin.
-    pub calibrated: usize,
+    /// Follow from the weights.
+    pub weights: usize,
     /// Follow from the formula of an expansion.
     pub guarded: usize,
-    /// Logarithm of the probability that a calibrated bound fails, under the stated assumption.
-    pub failure_log2: f64,
-    /// What calibrated bounds were measured on: `model` or `base`.
-    pub calibrated_on: &'static str,
-    /// Bits between the greatest value seen and a calibrated bound.
-    pub margin: u8,
+    /// Ranges that nothing proves.
+    pub assumed: usize,
+    /// Whose weights bounds follow from: `model` or `base`.
+    pub of: &'static str,
 }
 
 /// What one op costs.
@@ -124,7 +122,7 @@ pub struct OpCost {
     pub macs: u64,
     /// Power of two that the value stays below, for ring elements.
     pub bound_log2: Option<i32>,
-    /// Whether that is proven, calibrated or guarded.
+    /// Who says so.
     pub bound_from: &'static str,
 }
 
@@ -278,6 +276,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             .map(|o| match o.kind {
                 OutputKind::NextToken => "next token".into(),
                 OutputKind::Tensor => o.name.clone(),
+                OutputKind::Guard => "whether an assumed range was left".into(),
             })
             .collect(),
         public_inputs: module.public.inputs.iter().map(|i| i.name.clone()).collect(),
@@ -288,11 +287,10 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
         macs,
         bounds: Bounds {
             proven: count(BoundFrom::Proven),
-            calibrated: count(BoundFrom::Calibrated),
+            weights: count(BoundFrom::Weights),
             guarded: count(BoundFrom::Guarded),
-            failure_log2: plan.failure_log2,
-            calibrated_on: plan.calibrated_on.name(),
-            margin: plan.margin,
+            assumed: plan.assumed.len(),
+            of: plan.bounds_of.name(),
         },
         network: network.map(|n| n.0.clone()),
         machine: conditions.profile.is_some(),

@@ -45,15 +45,11 @@ impl Report {
             count(self.macs.public)
         );
         let b = &self.bounds;
-        let failure = match b.failure_log2 {
-            log2 if log2 < 0.0 => format!("failure probability below 2^{log2:.0} if values are sub-Gaussian"),
-            _ => "no failure probability is known".into(),
-        };
-        let assumed = if self.costs_only { " or assumed" } else { "" };
+        let of = if self.costs_only { "typical weights" } else { b.of };
         let _ = writeln!(
             out,
-            "bounds  {} proven, {} calibrated{assumed} on the {} with {} bits of margin, {} guarded; {failure}",
-            b.proven, b.calibrated, b.calibrated_on, b.margin, b.guarded
+            "bounds  {} proven from types, {} from the weights of the {of}, {} by formula; {} assumed bounds",
+            b.proven, b.weights, b.guarded, b.assumed
         );
         let _ = writeln!(out, "client  learns {}", self.revealed.join(", "));
         let contents = match self.public_inputs.as_slice() {

@@ -1,6 +1,7 @@
 //! Lowering of what takes the place of softmax, activations and norms in models trained for MPC.
 
 use super::{Assumed, Lower};
+use crate::bounds::MARGIN;
 use crate::expand::FINE;
 use crate::graph::{Numerator, ValueId};
 use ombra_ir::module::Id;
@@ -8,8 +9,6 @@ use ombra_ir::op::Op as M;
 use ombra_ir::plan::Quantity;
 use ombra_ir::{Diagnostic, Result};
 
-/// Fraction bits of `1/n` in a mean.
-const INVERSE: u8 = 20;
 /// Significant bits of a constant factor.
 const SIGNIFICANT: f64 = 14.0;
 /// Powers of two of a divisor that a reciprocal tells apart at most.
@@ -29,7 +28,7 @@ impl Lower<'_> {
         numerator: Numerator,
         eps: f32,
     ) -> Result<Id> {
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let mask = self.softmax_mask(v, mask)?;
         let columns =
             self.graph.shape(v).last().and_then(|d| self.module.dims.upper(d)).and_then(|n| u64::try_from(n).ok());
@@ -50,7 +49,7 @@ impl Lower<'_> {
     /// one that calibration saw, with the same margin, and at least [`DEVIATIONS`] below the mean of their logarithms:
     /// divisors of short rows spread widely.
     fn divisor_range(&mut self, v: ValueId, x: Id, columns: u64, numerator: Numerator, eps: f32) -> Result<(i8, i8)> {
-        let margin = i32::from(self.options.margin);
+        let margin = i32::from(MARGIN);
         let seen = self.options.ranges.rows.get(&v).copied();
         let (scale, bound) = self.ring(x)?;
         let score = libm::ldexp(1.0, i32::from(bound) - i32::from(scale));
@@ -96,7 +95,7 @@ impl Lower<'_> {
 
     /// `square · x² + linear · x + constant` with one secret product.
     pub(super) fn quadratic(&mut self, v: ValueId, x: ValueId, [square, linear, constant]: [f32; 3]) -> Result<Id> {
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let product = self.push(v, M::Mul, &[x, x])?;
         let product = self.times(v, product, square)?;
         let line = self.times(v, x, linear)?;
@@ -154,14 +153,13 @@ impl Lower<'_> {
                 .map_err(|_| Diagnostic::internal("E0510", "a value has too many axes"))?;
             let (scale, _) = self.ring(id)?;
             let sum = self.push(v, M::ReduceSum { axis }, &[id])?;
-            let k = libm::round(libm::ldexp(1.0 / n as f64, i32::from(INVERSE))) as i64;
-            let mean = self.push(v, M::MulInt { k }, &[sum])?;
-            let mean = self.push(v, M::SetScale { scale: scale + INVERSE }, &[mean])?;
-            let mean = self.push(v, M::Truncate { by: INVERSE }, &[mean])?;
+            let mean = self.over(v, sum, n as f64)?;
+            let (fine, _) = self.ring(mean)?;
+            let mean = if fine > scale { self.push(v, M::Truncate { by: fine - scale }, &[mean])? } else { mean };
             id = self.push(v, M::Sub, &[id, mean])?;
         }
         let id = self.scale_and_shift(v, id, args)?;
-        self.calibrate(v, id);
+        self.tighten(v, id);
         Ok(id)
     }
 }

@@ -45,7 +45,7 @@ impl Lower<'_> {
     }
 
     /// `max(x, 0)`, not yet shared.
-    fn positive_part(&mut self, v: ValueId, x: Id) -> Result<Id> {
+    pub(super) fn positive_part(&mut self, v: ValueId, x: Id) -> Result<Id> {
         let (_, bound) = self.ring(x)?;
         let negative = self.negative(v, x)?;
         let minus = self.push(v, M::Neg, &[negative])?;
@@ -54,14 +54,14 @@ impl Lower<'_> {
     }
 
     pub(super) fn relu(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let product = self.positive_part(v, x)?;
         self.value(v, M::Reshare, &[product])
     }
 
     /// |x| = x − 2 · [x < 0] · x.
     pub(super) fn abs(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let (_, bound) = self.ring(x)?;
         let negative = self.negative(v, x)?;
         let minus = self.push(v, M::MulInt { k: -2 }, &[negative])?;
@@ -72,7 +72,7 @@ impl Lower<'_> {
 
     /// [x > 0] − [x < 0].
     pub(super) fn sign(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let minus = self.push(v, M::Neg, &[x])?;
         let (negative, positive) = (self.negative(v, x)?, self.negative(v, minus)?);
         self.within(v, M::Sub, &[positive, negative], 1)
@@ -80,7 +80,7 @@ impl Lower<'_> {
 
     /// Shares, or the encoded public value, at scale f.
     fn settled_or_public(&mut self, v: ValueId) -> Result<Id> {
-        if self.graph.node(v)?.owner == Owner::Public { self.encode(v, self.options.f) } else { self.shares(v) }
+        if self.graph.node(v)?.owner == Owner::Public { self.encode(v, self.options.f) } else { self.at_f(v) }
     }
 
     /// `a − b` at scale f, once for each pair.
@@ -98,7 +98,7 @@ impl Lower<'_> {
     pub(super) fn extremum(&mut self, v: ValueId, a: ValueId, b: ValueId, greatest: bool) -> Result<Id> {
         // A bound that the other value never reaches decides nothing.
         for (x, limit) in [(a, b), (b, a)] {
-            let reach = self.options.ranges.abs.get(&x).map(|m| m * f64::from(1u32 << self.options.margin.min(30)));
+            let reach = self.options.ranges.size(x);
             if let (Some(k), Some(reach)) = (self.scalar(limit), reach)
                 && if greatest { k < -reach } else { k > reach }
                 && self.graph.shape(x) == self.graph.shape(v)

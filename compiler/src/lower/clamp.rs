@@ -18,7 +18,7 @@ impl Lower<'_> {
                 .note("expected two finite numbers, the lower one first"));
         }
         let f = self.options.f;
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let (low_fixed, high_fixed) = (fixed(f64::from(low), f)?, fixed(f64::from(high), f)?);
         let mut below = |k: i64| -> Result<Id> {
             let difference = self.push(v, M::AddInt { k: -k }, &[x])?;

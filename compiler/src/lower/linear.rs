@@ -1,17 +1,21 @@
 //! Lowering of sums, products, movement, and of what is made of them.
 
 use super::quotient::is_fine;
-use super::{Assumed, Lower, RING, magnitude_bits};
+use super::scales::LONGEST;
+use super::{Lower, RING, magnitude_bits};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
-use ombra_ir::plan::Quantity;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
 
-/// The smallest power of 4 at which a norm's statistic still has its precision beside the largest.
-const LEAST_LOG4: i32 = -9;
+/// Fewest fraction bits of a norm's operand.
+const LEAST_ROW: u8 = 4;
+/// Fewest fraction bits of a public factor that spares its product a truncation before it.
+const FACTOR: i32 = 13;
+/// Most and fewest significant bits of a constant factor.
+const CONSTANT: (i32, i32) = (14, 30);
 
 impl Lower<'_> {
     fn owner(&self, v: ValueId) -> Result<Owner> {
@@ -25,8 +29,36 @@ impl Lower<'_> {
         };
         let (b, trans_b) = turned.map_or((b, false), |x| (x, true));
         let f = self.options.f;
-        let left = if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.shares(a)? };
-        let right = if self.owner(b)? == Owner::Public { self.encode(b, f)? } else { self.shares(b)? };
+        // What a product with unlimited room for its result takes.
+        let room = |l: &Self, scale: u8| {
+            let bits = l.bound_at(v, 0).map_or(0, |(bits, _)| i32::from(bits));
+            i32::from(RING) - 2 - bits - i32::from(scale)
+        };
+        if self.owner(b)? == Owner::Public {
+            let left = self.shares(a)?;
+            let (scale, _) = self.ring(left)?;
+            let most = super::scales::room(self.graph, self.options.ranges, &self.scales, v, f).min(room(self, scale));
+            let largest = self.options.ranges.size(b).or_else(|| self.static_size(b));
+            let finest = super::scales::weight_scale(largest, most);
+            let right = self.encode(b, finest)?;
+            return self.fitting(v, a, (left, right), trans_b);
+        }
+        let right = self.shares(b)?;
+        if self.owner(a)? == Owner::Public {
+            let left = self.encode(a, f)?;
+            return self.value(v, M::MatMul { trans_b }, &[left, right]);
+        }
+        let left = self.shares(a)?;
+        self.fitting(v, a, (left, right), trans_b)
+    }
+
+    /// A product whose left side drops fraction bits where its result would not fit the ring.
+    fn fitting(&mut self, v: ValueId, a: ValueId, (left, right): (Id, Id), trans_b: bool) -> Result<Id> {
+        let scales = |l: &Self, left: Id| Ok::<_, Diagnostic>((l.ring(left)?.0, l.ring(right)?.0));
+        let (own, other) = scales(self, left)?;
+        let bits = self.bound_at(v, own.saturating_add(other)).map_or(0, |(bits, _)| bits);
+        let excess = bits.saturating_sub(RING - 2);
+        let left = if excess == 0 { left } else { self.shares_at(a, own.saturating_sub(excess).max(1))? };
         self.value(v, M::MatMul { trans_b }, &[left, right])
     }
 
@@ -42,7 +74,16 @@ impl Lower<'_> {
 
     /// `a ± b` at the finer of the two scales.
     pub(super) fn add(&mut self, v: ValueId, a: ValueId, b: ValueId, minus: bool) -> Result<Id> {
-        let scale = self.common_scale(a, b)?;
+        let mut scale = self.common_scale(a, b)?;
+        if self.bound_at(v, scale).is_some_and(|(bits, _)| bits > RING - 2) {
+            // No room for products that were not truncated.
+            for x in [a, b] {
+                if self.owner(x)? != Owner::Public {
+                    self.shares(x)?;
+                }
+            }
+            scale = self.common_scale(a, b)?;
+        }
         let left = self.at_scale(a, scale)?;
         let right = self.at_scale(b, scale)?;
         self.value(v, if minus { M::Sub } else { M::Add }, &[left, right])
@@ -83,20 +124,26 @@ impl Lower<'_> {
             return self.scale_by(v, a, k);
         }
         let f = self.options.f;
+        let largest = self.options.ranges.size(b).or_else(|| self.static_size(b)).filter(|&x| x > 0.0);
+        let bits = largest.map_or(0, |x| libm::ceil(libm::log2(x)) as i32 + 1);
         // An inverse may be small: it takes the more fraction bits.
-        let spare = match (self.graph.op(b), self.options.ranges.abs.get(&b)) {
-            (Some(Op::Reciprocal), Some(&max)) if max > 0.0 => (-libm::floor(libm::log2(max))).clamp(0.0, 12.0) as u8,
-            _ => 0,
-        };
-        let factor = self.encode(b, f + spare)?;
+        let spare = if matches!(self.graph.op(b), Some(Op::Reciprocal)) { (1 - bits).clamp(0, 12) } else { 0 };
         let raw = self.raw(a)?;
         let (_, bound) = self.ring(raw)?;
-        let room = bound + self.module.ty(factor).bound <= RING - 3;
-        let left = if room { raw } else { self.shares(a)? };
+        let wanted = i32::from(f) + spare;
+        let room = i32::from(RING) - 3 - i32::from(bound) - bits.max(0);
+        let (left, scale) = if room >= wanted.min(FACTOR) { (raw, wanted.min(room)) } else { (self.at_f(a)?, wanted) };
+        let factor = self.encode(b, scale as u8)?;
         self.value(v, M::Mul, &[left, factor])
     }
 
-    /// A secret factor: at scale f, or finer where it was made so.
+    /// The largest element of what depends on weights and constants alone, in size.
+    fn static_size(&self, v: ValueId) -> Option<f64> {
+        let tensor = self.is_static(v).then(|| (self.options.statics)(v).ok()).flatten()?;
+        Some(tensor.as_f32().ok()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs()))))
+    }
+
+    /// A secret factor: at its own scale, or finer where it was made so.
     fn factor(&mut self, v: ValueId) -> Result<Id> {
         if !is_fine(self.graph, v) {
             return self.shares(v);
@@ -138,26 +185,28 @@ impl Lower<'_> {
                 self.push(v, M::MulInt { k: libm::fabs(k) as i64 }, &[raw])?
             };
             let id = if k < 0.0 { self.push(v, M::Neg, &[id])? } else { id };
-            self.calibrate(v, id);
+            self.tighten(v, id);
             return Ok(id);
         }
-        // k = m / 2^s with 14 significant bits.
-        let s = (13.0 - libm::floor(log2)).clamp(0.0, 30.0) as u8;
+        // k = m / 2^s with as many significant bits as there is room for.
+        let room = |bound: u8| i32::from(RING) - 3 - i32::from(bound);
+        let base = if room(bound) >= CONSTANT.0 { raw } else { self.at_f(a)? };
+        let (scale, bound) = self.ring(base)?;
+        let exponent = libm::floor(log2) as i32;
+        let finest = i32::from(RING) - 2 - i32::from(scale);
+        let s = (room(bound).clamp(CONSTANT.0, CONSTANT.1) - 1 - exponent).clamp(0, finest.max(0)) as u8;
         let m = libm::round(libm::ldexp(k, i32::from(s))) as i64;
-        let room = bound + magnitude_bits(libm::fabs(m as f64), 0) <= RING - 3;
-        let base = if room { raw } else { self.shares(a)? };
-        let (scale, _) = self.ring(base)?;
         let product = self.push(v, M::MulInt { k: m }, &[base])?;
         self.value(v, M::SetScale { scale: scale + s }, &[product])
     }
 
     pub(super) fn unary(&mut self, v: ValueId, x: ValueId, op: M) -> Result<Id> {
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         self.value(v, op, &[x])
     }
 
     pub(super) fn softmax(&mut self, v: ValueId, x: ValueId, mask: Option<ValueId>) -> Result<Id> {
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let mask = self.softmax_mask(v, mask)?;
         self.value(v, M::Softmax, &[x, mask])
     }
@@ -175,37 +224,41 @@ impl Lower<'_> {
 
     pub(super) fn norm(&mut self, v: ValueId, args: &[ValueId], eps: f32, centred: bool) -> Result<Id> {
         let x = self.shares(args[0])?;
-        let (low, high) = self.options.ranges.rows.get(&v).map_or((1e-3, 1e3), |rows| (rows.low, rows.high));
-        // The margin is one of `x`, so it is one power of 4 a bit for the statistic, on either side of what calibration
-        // saw. But the statistic is never below eps, where that is not too small for the ring.
-        let floor = |x: f64| libm::floor(libm::log2(x.max(1e-12)) / 2.0) as i32;
-        let margin = i32::from(self.options.margin);
-        let of_eps = floor(f64::from(eps));
-        let proven = of_eps >= LEAST_LOG4;
-        let min_log4 = if proven { of_eps } else { floor(low.max(f64::from(eps))) - margin }.clamp(-20, 20) as i8;
-        let max_log4 = (libm::ceil(libm::log2(high.max(1e-9)) / 2.0) as i32 + margin).clamp(-19, 24) as i8;
-        let rows = self.graph.shape(v).split_last().map_or(1.0, |(_, rows)| self.elements(rows));
-        self.assume(Assumed {
-            value: v,
-            quantity: Quantity::RowStatistic,
-            low: (!proven).then(|| libm::ldexp(1.0, 2 * i32::from(min_log4))),
-            high: libm::ldexp(1.0, 2 * i32::from(max_log4)),
-            elements: rows,
-        });
-        let eps = eps.to_bits();
-        let n = self.graph.shape(v).last().and_then(Dim::as_constant).unwrap_or(1);
-        let (bits, scale) = (self.ring(x)?.1, self.options.f);
-        let length = bits.saturating_add(libm::ceil(libm::log2(n.max(1) as f64) / 2.0) as u8);
+        let (own, bound) = self.ring(x)?;
+        let n = self.graph.shape(v).last().and_then(Dim::as_constant).unwrap_or(1).max(1) as f64;
+        let centre = if centred { libm::ceil(libm::log2(n)) as u8 } else { 0 };
+        let limit = LONGEST as u8 - centre;
+        let known = self.options.ranges.values.get(&args[0]).and_then(|r| r.length);
+        let bits = |scale: u8, bound: u8| {
+            let of_bound = f64::from(bound) + libm::log2(n) / 2.0;
+            let of_rows = known.map_or(f64::INFINITY, |l| {
+                let units = libm::ldexp(l, i32::from(scale)) * (1.0 + 1.0 / 256.0) + 16.0 * libm::sqrt(n);
+                libm::log2(units)
+            });
+            libm::ceil(of_bound.min(of_rows)) as u8
+        };
+        let excess = bits(own, bound).saturating_sub(limit);
+        if excess > own.saturating_sub(LEAST_ROW) {
+            let message = format!("rows of this norm may have a length of 2^{}", bits(own, bound) - own);
+            return Err(Diagnostic::unsupported("E0508", message)
+                .note(format!("expected less than 2^{}", limit - LEAST_ROW))
+                .note("the bound follows from the weights before it: look for one with very large elements"));
+        }
+        let x = if excess == 0 { x } else { self.shares_at(args[0], own - excess)? };
+        let (own, bound) = self.ring(x)?;
+        let bare = args.get(1).is_none_or(|&g| is_ones(self.graph, g)) && args.get(2).is_none();
+        let scale = if bare { self.scale_of(v) } else { self.options.f };
+        let (eps, length) = (eps.to_bits(), bits(own, bound));
         let op = if centred { M::LayerNorm { eps, length, scale } } else { M::RmsNorm { eps, length, scale } };
         let id = self.push(v, op, &[x])?;
         // |x_i| ≤ √n · rms, whatever x is.
-        let bound = magnitude_bits(libm::sqrt(n as f64) * 1.01, self.options.f);
+        let bound = magnitude_bits(libm::sqrt(n) * 1.01, scale);
         let ty = &mut self.module.ops[id.index()].ty;
         if bound < ty.bound {
             (ty.bound, ty.bound_from) = (bound, BoundFrom::Guarded);
         }
         let id = self.scale_and_shift(v, id, args)?;
-        self.calibrate(v, id);
+        self.tighten(v, id);
         Ok(id)
     }
 
@@ -242,21 +295,31 @@ impl Lower<'_> {
             id = self.push(v, M::ReduceSum { axis: axis as u8 }, &[id])?;
         }
         if mean {
-            let s = 20u8;
-            let k = libm::round(libm::ldexp(1.0 / n, i32::from(s))) as i64;
-            let (scale, _) = self.ring(id)?;
-            let product = self.push(v, M::MulInt { k }, &[id])?;
-            id = self.push(v, M::SetScale { scale: scale + s }, &[product])?;
+            id = self.over(v, id, n)?;
         }
         if !keep {
             id = self.push(v, M::Reshape { shape: self.graph.shape(v).to_vec() }, &[id])?;
         }
-        self.calibrate(v, id);
+        self.tighten(v, id);
         Ok(id)
     }
 
+    /// `x / n` with as many bits of `1/n` as there is room for; no message.
+    pub(super) fn over(&mut self, v: ValueId, x: Id, n: f64) -> Result<Id> {
+        let (scale, bound) = self.ring(x)?;
+        let log2 = libm::log2(n);
+        if log2 == libm::floor(log2) && f64::from(scale) + log2 <= f64::from(RING - 2) {
+            return self.push(v, M::SetScale { scale: scale + log2 as u8 }, &[x]);
+        }
+        let room = (i32::from(RING) - 3 - i32::from(bound)).clamp(CONSTANT.0, CONSTANT.1);
+        let finest = i32::from(RING) - 2 - i32::from(scale);
+        let s = (room + libm::floor(log2) as i32).clamp(0, finest.max(0)) as u8;
+        let k = libm::round(libm::ldexp(1.0 / n, i32::from(s))) as i64;
+        let product = self.push(v, M::MulInt { k }, &[x])?;
+        self.push(v, M::SetScale { scale: scale + s }, &[product])
+    }
+
     pub(super) fn concat(&mut self, v: ValueId, args: &[ValueId], axis: usize) -> Result<Id> {
-        let f = self.options.f;
         let mut parts = Vec::with_capacity(args.len());
         if args.iter().all(|&a| stays_raw(self.graph, a)) {
             let mut scale = 0;
@@ -267,8 +330,10 @@ impl Lower<'_> {
                 parts.push(self.at_scale(a, scale)?);
             }
         } else {
+            // A cache has scale f.
+            let f = self.options.f;
             for &a in args {
-                parts.push(if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.shares(a)? });
+                parts.push(if self.owner(a)? == Owner::Public { self.encode(a, f)? } else { self.at_f(a)? });
             }
         }
         self.value(v, M::Concat { axis: axis as u8 }, &parts)

@@ -1,8 +1,8 @@
 //! The typed graph's secret part into the MPC IR, at fixed point.
 //!
 //! Every secret value has a *raw* form, in which linear operations leave it: possibly a sum that only truncation ends,
-//! at a scale above `f`. Operations that need shares at scale `f` ask for the *settled* form, which is truncated once
-//! and remembered. So a product, its bias, its adapter, its residual and a rotation by public angles share one
+//! at a scale above `f`. Operations that need shares ask for the *settled* form, which is truncated once, to the scale that
+//! [`scales`] chose for the value, and remembered. So a product, its bias, its adapter, its residual and a rotation by public angles share one
 //! truncation. A value that anybody needs settled is settled where it is made, so that nobody truncates it again.
 //!
 //! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form or,
@@ -11,16 +11,16 @@
 mod approximate;
 mod choice;
 mod clamp;
-mod facts;
+mod guard;
 mod linear;
 mod publics;
 mod quotient;
 mod rows;
+mod scales;
 
-use crate::calibrate::Ranges;
+use crate::bounds::Ranges;
 use crate::client_region;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
-use facts::Facts;
 use ombra_ir::infer::{push, push_within};
 use ombra_ir::module::{
     Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
@@ -41,9 +41,7 @@ pub struct Options<'a> {
     pub name: String,
     /// Fraction bits.
     pub f: u8,
-    /// Bits added to every calibrated bound.
-    pub margin: u8,
-    /// Greatest values seen on calibration inputs.
+    /// Ranges of values.
     pub ranges: &'a Ranges,
     /// The values of a node that depends on weights and constants alone.
     pub statics: &'a dyn Fn(ValueId) -> Result<Tensor>,
@@ -51,6 +49,8 @@ pub struct Options<'a> {
     pub reveal: Vec<(usize, OutputKind)>,
     /// Secret states: cache input and the output that continues it.
     pub states: Vec<(String, String)>,
+    /// Whether ranges that are assumed are guarded, as they are in every plan that runs.
+    pub guard: bool,
     /// Whether sums of products are truncated once, instead of every product.
     pub defer: bool,
 }
@@ -90,13 +90,14 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
     let module = Module::empty(options.name.clone(), Setting::ThreeParty, Stage::Lowered, graph.dims.clone());
     let mut l = Lower {
         graph,
-        facts: Facts::new(graph),
+        scales: scales::scales(graph, options.ranges, options.f),
         options,
         module,
         weights: BTreeMap::new(),
         inputs: BTreeMap::new(),
         raw: BTreeMap::new(),
         settled: BTreeMap::new(),
+        coarse: BTreeMap::new(),
         wants_settled: BTreeSet::new(),
         encoded: BTreeMap::new(),
         program: BTreeMap::new(),
@@ -132,13 +133,16 @@ const SKIPPED: &str = "E0500";
 
 struct Lower<'a> {
     graph: &'a Graph,
-    facts: Facts,
+    /// Fraction bits of settled values that do not have `f`.
+    scales: BTreeMap<ValueId, u8>,
     options: Options<'a>,
     module: Module,
     weights: BTreeMap<String, (ValueId, Owner)>,
     inputs: BTreeMap<String, ValueId>,
     raw: BTreeMap<ValueId, Id>,
     settled: BTreeMap<ValueId, Id>,
+    /// Settled values at scales below their own.
+    coarse: BTreeMap<(ValueId, u8), Id>,
     wants_settled: BTreeSet<ValueId>,
     encoded: BTreeMap<(ValueId, u8), Id>,
     program: BTreeMap<ValueId, plain::ValueRef>,
@@ -159,11 +163,11 @@ impl Lower<'_> {
     fn assumed(&self) -> Vec<Assumed> {
         let mut bounds: BTreeMap<ValueId, f64> = BTreeMap::new();
         let encoded = self.encoded.iter().map(|((v, _), id)| (v, id));
+        let ranges: BTreeSet<ValueId> = self.ranges.keys().map(|(v, _)| *v).collect();
         for (&v, &id) in self.raw.iter().chain(&self.settled).chain(encoded) {
             let ty = self.module.ty(id);
             let Some((_, scale)) = ty.as_ring().filter(|_| ty.bound_from == BoundFrom::Calibrated) else { continue };
-            // The largest of the weights is known: nothing is assumed of them.
-            if matches!(self.module.node(id).op, M::Weight { .. } | M::PublicWeight { .. }) {
+            if ranges.contains(&v) {
                 continue;
             }
             let most = libm::ldexp(1.0, i32::from(ty.bound) - i32::from(scale));
@@ -209,20 +213,18 @@ impl Lower<'_> {
         push_within(&mut self.module, op, args, (bound, BoundFrom::Guarded), origin)
     }
 
-    /// Greatest size that calibration saw of a value, where no bound is proven that matters: a probability that was
-    /// always small may be 1 another time.
-    fn seen(&self, v: ValueId) -> Option<f64> {
-        if self.facts.is_unit(v) { None } else { self.options.ranges.abs.get(&v).copied() }
+    /// The bound of the integers that stand for a value at a scale, and where it comes from.
+    fn bound_at(&self, v: ValueId, scale: u8) -> Option<(u8, BoundFrom)> {
+        let range = self.options.ranges.values.get(&v)?;
+        range.size().is_finite().then(|| (magnitude_bits(range.size(), scale), range.from))
     }
 
-    /// One op whose result is the graph's value `v`, within what calibration saw of `v`.
+    /// One op whose result is the graph's value `v`, within the range of `v`.
     fn value(&mut self, v: ValueId, op: M, args: &[Id]) -> Result<Id> {
-        let Some(max) = self.seen(v) else { return self.push(v, op, args) };
-        let margin = self.options.margin;
-        let Some(scale) = self.result_scale(&op, args) else { return self.push(v, op, args) };
-        let bound = magnitude_bits(max, scale).saturating_add(margin);
+        let bound = self.result_scale(&op, args).and_then(|scale| self.bound_at(v, scale));
+        let Some(bound) = bound else { return self.push(v, op, args) };
         let origin = self.origin(v);
-        push_within(&mut self.module, op, args, (bound, BoundFrom::Calibrated), origin)
+        push_within(&mut self.module, op, args, bound, origin)
     }
 
     /// The scale of an op's result, for ops that make a graph value.
@@ -242,20 +244,14 @@ impl Lower<'_> {
         }
     }
 
-    /// Tightens a value's bound to its calibrated one.
-    fn calibrate(&mut self, v: ValueId, id: Id) {
-        let Some(bound) = self.calibrated_bound(v, id) else { return };
+    /// Tightens a value's bound to that of its range.
+    fn tighten(&mut self, v: ValueId, id: Id) {
+        let Some((_, scale)) = self.module.ty(id).as_ring() else { return };
+        let Some((bound, from)) = self.bound_at(v, scale) else { return };
         let ty = &mut self.module.ops[id.index()].ty;
         if bound < ty.bound {
-            ty.bound = bound;
-            ty.bound_from = BoundFrom::Calibrated;
+            (ty.bound, ty.bound_from) = (bound, from);
         }
-    }
-
-    fn calibrated_bound(&self, v: ValueId, id: Id) -> Option<u8> {
-        let (_, scale) = self.module.ty(id).as_ring()?;
-        let max = self.seen(v)?;
-        Some(magnitude_bits(max, scale).saturating_add(self.options.margin))
     }
 
     fn ring(&self, id: Id) -> Result<(u8, u8)> {
@@ -276,27 +272,59 @@ impl Lower<'_> {
         Err(Diagnostic::unsupported(SKIPPED, "an operand has no lowering"))
     }
 
-    /// The settled form: shares at scale `f`.
+    /// Fraction bits of a value's settled form.
+    fn scale_of(&self, v: ValueId) -> u8 {
+        self.scales.get(&v).copied().unwrap_or(self.options.f)
+    }
+
+    /// The settled form: shares at the value's own scale.
     fn shares(&mut self, v: ValueId) -> Result<Id> {
         if let Some(&id) = self.settled.get(&v) {
             return Ok(id);
         }
         let raw = self.raw(v)?;
+        if let Some(&id) = self.settled.get(&v) {
+            return Ok(id);
+        }
         let id = self.settle(v, raw)?;
         self.settled.insert(v, id);
         Ok(id)
     }
 
+    /// Shares at a scale, from the settled form.
+    fn shares_at(&mut self, v: ValueId, scale: u8) -> Result<Id> {
+        let id = self.shares(v)?;
+        let (own, _) = self.ring(id)?;
+        if own == scale {
+            return Ok(id);
+        }
+        if let Some(&known) = self.coarse.get(&(v, scale)) {
+            return Ok(known);
+        }
+        let known = if own > scale {
+            self.value(v, M::Truncate { by: own - scale }, &[id])?
+        } else {
+            self.push(v, M::Upscale { by: scale - own }, &[id])?
+        };
+        self.coarse.insert((v, scale), known);
+        Ok(known)
+    }
+
+    /// Shares at scale `f`.
+    fn at_f(&mut self, v: ValueId) -> Result<Id> {
+        self.shares_at(v, self.options.f)
+    }
+
     fn settle(&mut self, v: ValueId, raw: Id) -> Result<Id> {
         let (scale, _) = self.ring(raw)?;
         let shared = self.module.ty(raw).sharing == Sharing::Shared;
-        let f = self.options.f;
-        match scale.cmp(&f) {
-            std::cmp::Ordering::Greater => self.value(v, M::Truncate { by: scale - f }, &[raw]),
+        let wanted = self.scale_of(v);
+        match scale.cmp(&wanted) {
+            std::cmp::Ordering::Greater => self.value(v, M::Truncate { by: scale - wanted }, &[raw]),
             std::cmp::Ordering::Equal if shared => Ok(raw),
             std::cmp::Ordering::Equal => self.value(v, M::Reshare, &[raw]),
             std::cmp::Ordering::Less => {
-                let fine = self.push(v, M::Upscale { by: f - scale }, &[raw])?;
+                let fine = self.push(v, M::Upscale { by: wanted - scale }, &[raw])?;
                 self.settle(v, fine)
             }
         }
@@ -318,11 +346,25 @@ impl Lower<'_> {
 
     fn weight(&mut self, v: ValueId) -> Result<Id> {
         let name = self.weight_name(v, Owner::Server)?;
-        let bound = magnitude_bits(self.options.ranges.private_weights, self.options.f) + 1;
+        let largest = self.largest(v)?;
+        let room = self.scales.get(&v).map_or(i32::MAX, |&k| i32::from(k));
+        let beside = scales::stands_beside(self.graph, v);
+        let scale = if beside { self.options.f } else { scales::weight_scale(Some(largest), room) };
+        self.scales.insert(v, scale);
         let node = self.graph.node(v)?;
-        let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, node.shape.clone(), bound);
-        ty.bound_from = BoundFrom::Calibrated;
+        let bound = magnitude_bits(largest, scale);
+        let mut ty = ombra_ir::ty::Ty::ring(RING, scale, Sharing::Shared, node.shape.clone(), bound);
+        ty.bound_from = BoundFrom::Weights;
         self.source(v, M::Weight { name }, ty)
+    }
+
+    /// The largest element of a weight, in size.
+    fn largest(&self, v: ValueId) -> Result<f64> {
+        if let Some(size) = self.options.ranges.size(v) {
+            return Ok(size);
+        }
+        let tensor = (self.options.statics)(v)?;
+        Ok(tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs()))))
     }
 
     fn client_value(&mut self, v: ValueId) -> Result<Id> {
@@ -340,10 +382,10 @@ impl Lower<'_> {
         let slot = self.module.inputs.len() as u32;
         let shape = node.shape.clone();
         self.module.inputs.push(InputSlot { name, dtype: node.dtype, shape: node.shape });
-        let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, shape, RING - 2);
-        if let Some(&max) = self.options.ranges.abs.get(&v) {
-            ty.bound = magnitude_bits(max, self.options.f) + self.options.margin;
-            ty.bound_from = BoundFrom::Calibrated;
+        let scale = self.scale_of(v);
+        let mut ty = ombra_ir::ty::Ty::ring(RING, scale, Sharing::Shared, shape, RING - 2);
+        if let Some((bound, from)) = self.bound_at(v, scale) {
+            (ty.bound, ty.bound_from) = (bound, from);
         }
         self.source(v, M::Input { slot }, ty)
     }
@@ -396,7 +438,7 @@ impl Lower<'_> {
         for (input, output) in self.options.states.clone() {
             let slot = self.module.states.iter().position(|s| s.input == input);
             let Some(out) = self.graph.outputs.iter().find(|o| o.name == output) else { continue };
-            let id = self.shares(out.value)?;
+            let id = self.at_f(out.value)?;
             if let Some(slot) = slot {
                 self.push(out.value, M::SetState { slot: slot as u32 }, &[id])?;
             }
@@ -408,13 +450,14 @@ impl Lower<'_> {
             let v = output.value;
             let revealed = match kind {
                 OutputKind::NextToken => {
-                    let scores = self.shares(v)?;
+                    let scores = self.at_f(v)?;
                     let (_, bound) = self.ring(scores)?;
                     // Only the order of the scores matters: the smallest ring holds it.
                     let bits = crate::expand::ring_for(bound);
                     let scores = if bits < RING { self.push(v, M::Narrow { bits }, &[scores])? } else { scores };
                     self.push(v, M::ArgMax { width: bound + 2 }, &[scores])?
                 }
+                OutputKind::Guard => return Err(Diagnostic::internal("E0510", "a guard is no output of a model")),
                 OutputKind::Tensor => match self.settled.get(&v) {
                     Some(&id) => id,
                     None => {
@@ -431,7 +474,7 @@ impl Lower<'_> {
             };
             self.push(v, M::Reveal { slot }, &[revealed])?;
         }
-        Ok(())
+        if self.options.guard { self.guard() } else { Ok(()) }
     }
 
     /// Lowers one secret node.
@@ -614,9 +657,9 @@ impl Lower<'_> {
         let slot = self.module.states.len() as u32;
         self.module.states.push(StateSlot { input: name, output, shape: shape.clone() });
         let mut ty = ombra_ir::ty::Ty::ring(RING, self.options.f, Sharing::Shared, shape, RING - 2);
-        let max = self.options.ranges.states.get(&v).copied().unwrap_or(1024.0);
-        ty.bound = magnitude_bits(max, self.options.f) + self.options.margin;
-        ty.bound_from = BoundFrom::Calibrated;
+        if let Some((bound, from)) = self.bound_at(v, self.options.f) {
+            (ty.bound, ty.bound_from) = (bound, from);
+        }
         self.source(v, M::State { slot }, ty)
     }
 
@@ -639,8 +682,12 @@ impl Lower<'_> {
     }
 }
 
-/// Bits of the integer that stands for a real of this size: `|x| < 2^bits`.
+/// Bits of the integer that stands for a real of at most this size: `|x| < 2^bits`. There is room for the rounding of
+/// fixed point: 2^−8 of the size, and some units.
 pub fn magnitude_bits(max: f64, scale: u8) -> u8 {
-    let exponent = if max > 0.0 { libm::floor(libm::log2(max)) as i32 + 1 } else { 0 };
-    (exponent + i32::from(scale)).clamp(1, 120) as u8
+    let units = libm::ldexp(max.max(0.0), i32::from(scale)) * (1.0 + 1.0 / 256.0) + 16.0;
+    if !units.is_finite() {
+        return 120;
+    }
+    (libm::floor(libm::log2(units)) as i32 + 1).clamp(1, 120) as u8
 }

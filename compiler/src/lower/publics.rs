@@ -1,6 +1,7 @@
 //! Public values on their way into the program: constants, public weights, and what depends on lengths and masks.
 
 use super::{Lower, RING, magnitude_bits};
+use crate::bounds::GIVEN;
 use crate::graph::{Op, Owner, ValueId};
 use crate::onnx::ABSENT;
 use ombra_ir::module::Id;
@@ -107,20 +108,16 @@ impl Lower<'_> {
             match (self.options.statics)(v) {
                 Ok(tensor) => {
                     let max = tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())));
-                    return Ok((magnitude_bits(max, scale) + 1, BoundFrom::Proven));
+                    return Ok((magnitude_bits(max, scale), BoundFrom::Proven));
                 }
                 // A model that was read without its weights: the range is assumed.
                 Err(e) if e.code == ABSENT => {}
                 Err(e) => return Err(e),
             }
         }
-        match self.interval(v) {
-            Some(max) => Ok((magnitude_bits(max, scale) + 1, BoundFrom::Proven)),
-            None => {
-                let max = self.options.ranges.abs.get(&v).copied().unwrap_or(1.0);
-                Ok((magnitude_bits(max, scale) + self.options.margin, BoundFrom::Calibrated))
-            }
-        }
+        // Checked where it is encoded, by everybody.
+        let max = self.interval(v).into_iter().chain(self.options.ranges.size(v)).reduce(f64::min);
+        Ok((magnitude_bits(max.unwrap_or(GIVEN), scale), BoundFrom::Proven))
     }
 
     /// A proven greatest size, where operators show one.

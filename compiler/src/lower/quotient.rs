@@ -8,7 +8,7 @@ use crate::graph::{Graph, Op, Owner, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 use ombra_ir::plan::Quantity;
-use ombra_ir::ty::Sharing;
+use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits of operands whose relative error counts, above those of others.
@@ -49,7 +49,7 @@ pub(super) fn is_fine(graph: &Graph, v: ValueId) -> bool {
 impl Lower<'_> {
     pub(super) fn quotient(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
         let range = self.divisor(b)?;
-        let (mut left, mut right) = (self.shares(a)?, self.finer(v, b, range.max)?);
+        let (mut left, mut right) = (self.at_f(a)?, self.finer(v, b, range.max)?);
         match range.sign {
             Some(Sign::Plus) => {}
             Some(Sign::Minus) => {
@@ -95,13 +95,15 @@ impl Lower<'_> {
         let (low, high) = self.ends(x);
         // Below the resolution of the operand there is nothing to tell apart.
         let floor = -i32::from(self.options.f) / 2;
-        let proven = self.facts.at_least(x);
-        let min = (log2(low.max(proven).max(0.0)) - i32::from(self.options.margin)).div_euclid(2);
+        let proven = self.options.ranges.at_least(x);
+        let min = log2(low.max(0.0)).div_euclid(2);
         let max = self.top(high).div_euclid(2) + 1;
         let (min_log4, max_log4) = (small(min.max(floor).min(max - 1)), small(max));
         // Small operands have small errors: only the greatest, and the sign, are taken for granted.
-        let quantity = if proven >= 0.0 { Quantity::PositiveDivisor } else { Quantity::DivisorOfOneSign };
-        self.assume_divisor(x, quantity, None, 2 * i32::from(max_log4));
+        if proven < 0.0 || self.is_assumed(x) {
+            let quantity = if proven >= 0.0 { Quantity::PositiveDivisor } else { Quantity::DivisorOfOneSign };
+            self.assume_divisor(x, quantity, None, 2 * i32::from(max_log4));
+        }
         let x = self.finer(v, x, max_log4.saturating_mul(2))?;
         self.value(v, M::Sqrt { min_log4, max_log4, scale: self.options.f }, &[x])
     }
@@ -128,26 +130,33 @@ impl Lower<'_> {
 
     pub(super) fn exponential(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let (_, high) = self.ends(x);
-        let max = small(libm::ceil(high + f64::from(self.options.margin)) as i32);
-        self.assume(Assumed {
-            value: x,
-            quantity: Quantity::Exponent,
-            low: None,
-            high: f64::from(max),
-            elements: self.elements(self.graph.shape(x)),
-        });
-        let x = self.shares(x)?;
+        let max = small(libm::ceil(high) as i32);
+        if self.is_assumed(x) {
+            self.assume(Assumed {
+                value: x,
+                quantity: Quantity::Exponent,
+                low: None,
+                high: f64::from(max),
+                elements: self.elements(self.graph.shape(x)),
+            });
+        }
+        let x = self.at_f(x)?;
         self.value(v, M::Exp { max }, &[x])
     }
 
-    /// Least and greatest value that calibration saw.
+    /// Least and greatest value.
     fn ends(&self, x: ValueId) -> (f64, f64) {
-        self.options.ranges.ends.get(&x).copied().unwrap_or((-1.0, 1.0))
+        self.options.ranges.values.get(&x).map_or((-1.0, 1.0), |r| (r.low, r.high))
     }
 
-    /// The power of two above a calibrated size, with the margin.
+    /// Whether nothing proves the range of a value.
+    fn is_assumed(&self, x: ValueId) -> bool {
+        self.options.ranges.values.get(&x).is_some_and(|r| r.from == BoundFrom::Calibrated)
+    }
+
+    /// The power of two above a size.
     fn top(&self, size: f64) -> i32 {
-        log2(size).max(-i32::from(self.options.f)) + 1 + i32::from(self.options.margin)
+        log2(size).max(-i32::from(self.options.f)) + 1
     }
 
     /// The range of a divisor.
@@ -156,31 +165,26 @@ impl Lower<'_> {
     /// `E0528` where it may come too near to zero.
     fn divisor(&mut self, x: ValueId) -> Result<Range> {
         let (low, high) = self.ends(x);
-        let proven = self.facts.at_least(x);
-        let seen = self.options.ranges.sizes.get(&x).map_or(0.0, |size| size.least);
-        let margin = i32::from(self.options.margin);
-        let most = libm::fabs(low).max(libm::fabs(high));
-        let max = self.top(most);
-        let of_proven = if proven > 0.0 { log2(proven) } else { i32::MIN };
-        let min = (log2(seen) - margin).max(of_proven).min(max - 1);
-        if min < SIGNIFICANT - i32::from(self.options.f) {
+        let away = self.options.ranges.values.get(&x).map_or(0.0, |r| r.away);
+        let max = self.top(libm::fabs(low).max(libm::fabs(high)));
+        let min = log2(away).min(max - 1);
+        let finest = SIGNIFICANT - i32::from(self.options.f);
+        if min < finest {
             return Err(Diagnostic::unsupported("E0528", "an operand that must not be zero may come too near to it")
-                .note(format!(
-                    "expected at least 2^{} in size, found {seen:.1e} on calibration inputs",
-                    SIGNIFICANT + margin - i32::from(self.options.f)
-                ))
+                .note(format!("expected at least 2^{finest} in size, found that it may be {away:.1e}"))
                 .note(
                     "use more fraction bits, add a small constant to it in the model, or calibrate on typical inputs",
                 ));
         }
-        let (sign, quantity) = match (proven > 0.0, low > 0.0, high < 0.0) {
-            (true, ..) => (Some(Sign::Plus), Quantity::PositiveDivisor),
-            (_, true, _) => (Some(Sign::Plus), Quantity::DivisorOfOneSign),
-            (_, _, true) => (Some(Sign::Minus), Quantity::DivisorOfOneSign),
+        let (sign, quantity) = match (low > 0.0, high < 0.0) {
+            (true, _) => (Some(Sign::Plus), Quantity::DivisorOfOneSign),
+            (_, true) => (Some(Sign::Minus), Quantity::DivisorOfOneSign),
             _ => (None, Quantity::DivisorOfBothSigns),
         };
         let (min, max) = (small(min), small(max));
-        self.assume_divisor(x, quantity, (i32::from(min) > of_proven).then_some(i32::from(min)), i32::from(max));
+        if self.is_assumed(x) {
+            self.assume_divisor(x, quantity, Some(i32::from(min)), i32::from(max));
+        }
         Ok(Range { min, max, sign })
     }
 

@@ -11,7 +11,7 @@ impl Lower<'_> {
     /// The greatest element of every row, which is the last axis; in the smallest ring that holds the values.
     pub(super) fn reduce_max(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let shape = self.graph.shape(x).to_vec();
-        let x = self.shares(x)?;
+        let x = self.at_f(x)?;
         let (_, bound) = self.ring(x)?;
         let mask = self.all_true(v, &shape)?;
         self.mask_count(mask, &shape)?;

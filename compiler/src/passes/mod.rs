@@ -2,7 +2,6 @@
 
 pub mod approximate;
 pub mod assign_owners;
-pub mod clamp;
 pub mod decompose;
 pub mod fold_norms;
 pub mod lift_reshapes;

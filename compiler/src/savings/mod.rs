@@ -60,7 +60,7 @@ pub fn savings(
     for count in 0..passes.len() {
         let name = count.checked_sub(1).map_or(NAIVE, |last| passes[last].name());
         // What stands in no plan may fail.
-        let options = Options { passes: Passes::first(count), max_failure_log2: 0.0, ..options.clone() };
+        let options = Options { passes: Passes::first(count), ..options.clone() };
         let prefix = plan_of(model, base, &options)?;
         found.push(saving(name, &prefix, &steps).map_err(one)?);
     }

@@ -1,6 +1,6 @@
 //! Programs without what a pass would have saved. They compute the same as those of the compiler.
 
-use crate::calibrate::Ranges;
+use crate::bounds::Ranges;
 use crate::graph::{Graph, Op, Origin};
 use crate::lower::RING;
 use ombra_ir::Result;
@@ -22,7 +22,7 @@ pub fn unpack_masks(graph: &mut Graph, ranges: &Ranges) -> Result<()> {
         let Some(&Op::MaskedSoftmax { axis }) = graph.op(id) else { continue };
         let (Some(x), Some(mask)) = (graph.operand(id, 0), graph.operand(id, 1)) else { continue };
         let origin = graph.node(id)?.origin.clone();
-        let greatest = ranges.abs.get(&x).copied().unwrap_or(FAR_BELOW);
+        let greatest = ranges.size(x).unwrap_or(FAR_BELOW);
         let unnamed = || Origin { value: String::new(), ..origin.clone() };
         let zero = graph.add_const(Tensor::f32(&[1], vec![0.0])?, unnamed())?;
         let far = graph.add_const(Tensor::f32(&[1], vec![-(2.0 * greatest + FAR_BELOW) as f32])?, unnamed())?;
@@ -40,11 +40,14 @@ pub fn unpack_masks(graph: &mut Graph, ranges: &Ranges) -> Result<()> {
 /// # Errors
 /// A type that does not follow; none for a module that the verifier passes.
 pub fn widen(expanded: &Module) -> Result<Module> {
+    let limbs = limbs(expanded);
     let mut module = Module { ops: Vec::with_capacity(expanded.ops.len()), ..expanded.clone() };
     let mut ids: Vec<Id> = Vec::with_capacity(expanded.ops.len());
-    for node in &expanded.ops {
+    for (at, node) in expanded.ops.iter().enumerate() {
         let args: Vec<Id> = node.args.iter().map(|a| ids[a.index()]).collect();
+        let in_limbs = limbs[at] || node.args.first().is_some_and(|a| limbs[a.index()]);
         let op = match &node.op {
+            op if in_limbs => op.clone(),
             M::Narrow { .. } => {
                 ids.push(args[0]);
                 continue;
@@ -68,4 +71,29 @@ pub fn widen(expanded: &Module) -> Result<Module> {
         });
     }
     Ok(module)
+}
+
+/// Values in rings that a `cut` made, and what meets them there: these rings are part of what is computed.
+fn limbs(module: &Module) -> Vec<bool> {
+    let ring = |id: usize| module.ops[id].ty.as_ring().map(|(bits, _)| bits);
+    let mut found: Vec<bool> = module.ops.iter().map(|n| matches!(n.op, M::Cut { .. })).collect();
+    loop {
+        let before = found.iter().filter(|f| **f).count();
+        for (at, node) in module.ops.iter().enumerate() {
+            let alike: Vec<usize> = node
+                .args
+                .iter()
+                .map(|a| a.index())
+                .filter(|&a| ring(a).is_some() && ring(a) == ring(at) && ring(a) != Some(RING))
+                .collect();
+            let all = alike.iter().any(|&a| found[a]) || found[at] && !matches!(node.op, M::Cut { .. });
+            if all {
+                found[at] |= !alike.is_empty();
+                alike.into_iter().for_each(|a| found[a] = true);
+            }
+        }
+        if found.iter().filter(|f| **f).count() == before {
+            return found;
+        }
+    }
 }

@@ -168,7 +168,7 @@ fn plain_type(c: &mut Cursor, dims: &Dims) -> Result<(plain::DType, Vec<Dim>)> {
 fn output(c: &mut Cursor) -> Result<OutputSlot> {
     let name = c.quoted()?;
     c.expect(':')?;
-    let kind = one_of(c, [OutputKind::NextToken, OutputKind::Tensor], kind_name)?;
+    let kind = one_of(c, [OutputKind::NextToken, OutputKind::Tensor, OutputKind::Guard], kind_name)?;
     c.expect_word("to")?;
     Ok(OutputSlot { name, kind, to: one_of(c, Party::ALL, Party::name)? })
 }
@@ -230,7 +230,7 @@ fn ty(c: &mut Cursor, dims: &Dims) -> Result<Ty> {
             return Err(c.error_at(at, "only ring elements have a bound".to_string()));
         }
         bound = c.number()?;
-        let marks = [BoundFrom::Calibrated, BoundFrom::Guarded];
+        let marks = BoundFrom::ALL.into_iter().filter(|m| *m != BoundFrom::Proven);
         bound_from = marks.into_iter().find(|m| c.eat_word(m.name())).unwrap_or(BoundFrom::Proven);
     }
     Ok(Ty { elem, sharing, shape, bound, bound_from })

@@ -27,6 +27,7 @@
 //!    - `E0333` outputs go to the client.
 //!    - `E0334` every output is revealed at most once.
 //!    - `E0335` a next token comes from `arg_max`.
+//!    - `E0342` a guard is one bit, from `bit_to_ring`.
 //!    - `E0336` only public values are encoded.
 //!    - `E0337` integers of the client go into `embed` alone.
 //!    - `E0338` masks and indices are public.

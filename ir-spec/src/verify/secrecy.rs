@@ -25,6 +25,7 @@ pub(super) fn check(report: &mut Report) {
     let module = report.module;
     let mut sources: Vec<Source> = Vec::with_capacity(module.ops.len());
     let mut tokens: Vec<bool> = Vec::with_capacity(module.ops.len());
+    let mut bits: Vec<bool> = Vec::with_capacity(module.ops.len());
     let mut revealed = vec![false; module.outputs.len()];
     for (id, node) in nodes(module) {
         if report.is_full() {
@@ -37,6 +38,9 @@ pub(super) fn check(report: &mut Report) {
             Op::Reshape { .. } | Op::Slice { .. } | Op::Transpose { .. } => first,
             _ => false,
         });
+        let bit = node.args.first().and_then(|a| bits.get(a.index())).copied().unwrap_or(false);
+        // One bit alone, as a number.
+        bits.push(matches!(node.op, Op::BitToRing { .. }) && node.ty.shape.iter().all(|d| d.is(1)));
         let of = |a: &Id| sources.get(a.index()).copied().unwrap_or(Source::Secret);
         let joined = node.args.iter().map(of).max().unwrap_or(Source::Public);
         let source = match node.op {
@@ -57,12 +61,12 @@ pub(super) fn check(report: &mut Report) {
             report.at(id, None, d.note("expected a secret form; only `reveal` of a declared output shows a value"));
         }
         if let Op::Reveal { slot } = node.op {
-            reveal(report, id, slot, first, &mut revealed);
+            reveal(report, id, slot, (first, bit), &mut revealed);
         }
     }
 }
 
-fn reveal(report: &mut Report, id: Id, slot: u32, is_token: bool, revealed: &mut [bool]) {
+fn reveal(report: &mut Report, id: Id, slot: u32, (is_token, is_bit): (bool, bool), revealed: &mut [bool]) {
     let module = report.module;
     let index = usize::try_from(slot).unwrap_or(usize::MAX);
     let (Some(output), Some(done)) = (module.outputs.get(index), revealed.get_mut(index)) else { return };
@@ -78,5 +82,9 @@ fn reveal(report: &mut Report, id: Id, slot: u32, is_token: bool, revealed: &mut
     if output.kind == OutputKind::NextToken && !is_token {
         let d = Diagnostic::input("E0335", format!("the next token \"{name}\" does not come from arg_max"));
         report.at(id, None, d.note("expected the result of arg_max, or its elements in another shape"));
+    }
+    if output.kind == OutputKind::Guard && !is_bit {
+        let d = Diagnostic::input("E0342", format!("the guard \"{name}\" is not one bit"));
+        report.at(id, None, d.note("expected the result of bit_to_ring, of one element"));
     }
 }

@@ -156,6 +156,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
         tell(Next::Step)?;
         let opened = phases.run(|| engine.step(&step, &slots))?;
         outputs = opened.into_iter().map(|opened| output(folder, opened)).collect::<Result<Vec<_>>>()?;
+        check_guard(folder, &mut outputs)?;
         named.push((inputs.name, inputs.sizes.clone(), step.cost));
         let token = match request {
             Request::Generate { .. } => Some(next_token(folder, &outputs)?),
@@ -208,10 +209,27 @@ fn output(folder: &PlanFolder, opened: Opened) -> Result<Named> {
     let slot =
         slot.ok_or_else(|| Diagnostic::internal("E1004", "an output is revealed that the plan does not name"))?;
     let data = match slot.kind {
-        OutputKind::NextToken => Data::I64(opened.values),
+        OutputKind::NextToken | OutputKind::Guard => Data::I64(opened.values),
         OutputKind::Tensor => Data::F32(opened.reals().into_iter().map(|value| value as f32).collect()),
     };
     Ok((slot.name.clone(), Tensor::new(opened.shape, data)?))
+}
+
+/// Takes the guard out of the outputs of a step, which are void where it is set.
+fn check_guard(folder: &PlanFolder, outputs: &mut Vec<Named>) -> Result<()> {
+    let plan = &folder.plan;
+    let Some(slot) = plan.module.outputs.iter().find(|slot| slot.kind == OutputKind::Guard) else { return Ok(()) };
+    let Some(at) = outputs.iter().position(|(name, _)| *name == slot.name) else {
+        return Err(Diagnostic::internal("E1004", "a step did not reveal its guard"));
+    };
+    let (_, bit) = outputs.remove(at);
+    if bit.as_i64()? == [0] {
+        return Ok(());
+    }
+    let places: Vec<&str> = plan.assumed.iter().take(3).map(|assumed| assumed.node.as_str()).collect();
+    Err(Diagnostic::input("E1018", "this input leaves the ranges that the plan was made for: there is no result")
+        .note(format!("expected values as on the inputs that were measured, at {}", places.join(", ")))
+        .note("compile the model with --calibrate on inputs like this one"))
 }
 
 /// The id of the next token among the outputs of a step.

@@ -75,11 +75,13 @@ pub struct Pair {
 /// Bounds of a plan.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Bounds {
-    /// Logarithm to base 2 of the probability that an assumed bound fails in one step.
-    pub failure_log2: f64,
-    /// Bounds that were measured.
+    /// Ranges that nothing proves.
+    pub assumed: usize,
+    /// Bounds that follow from the weights.
+    pub weights: usize,
+    /// Bounds that were measured, or follow from one that was.
     pub calibrated: usize,
-    /// Bounds that follow from others.
+    /// Bounds that follow from types.
     pub proven: usize,
     /// Bounds that hold inside the range of a formula.
     pub guarded: usize,
@@ -117,12 +119,13 @@ pub struct Compared {
 impl Bounds {
     /// Counts the bounds of a plan.
     pub fn of(plan: &Plan) -> Bounds {
-        let mut bounds = Bounds { failure_log2: plan.failure_log2, ..Bounds::default() };
+        let mut bounds = Bounds { assumed: plan.assumed.len(), ..Bounds::default() };
         for node in plan.module.ops.iter().filter(|node| node.ty.as_ring().is_some()) {
             match node.ty.bound_from {
                 BoundFrom::Proven => bounds.proven += 1,
                 BoundFrom::Calibrated => bounds.calibrated += 1,
                 BoundFrom::Guarded => bounds.guarded += 1,
+                BoundFrom::Weights => bounds.weights += 1,
             }
         }
         bounds

@@ -139,7 +139,7 @@ fn run_with(case: &Case, treatments: &[Treatment]) -> Result<Outcome> {
     let model = Model::from_proto(proto, &case.model.path)?;
     let calibration = vec![given.iter().cloned().collect::<BTreeMap<_, _>>()];
     // The recorded inputs are all there are: how likely others leave their range is not asked.
-    let mut options = Options { sizes, calibration, max_failure_log2: 0.0, ..Options::default() };
+    let mut options = Options { sizes, calibration, ..Options::default() };
     let analysed = analyse(&model, None, &options).map_err(first)?;
     let owned = |o: &&Output| analysed.graph.node(o.value).is_ok_and(|n| n.owner == Owner::Secret);
     let secret: BTreeSet<String> = analysed.graph.outputs.iter().filter(owned).map(|o| o.name.clone()).collect();

@@ -5,6 +5,7 @@ use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{self, Options};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
+use ombra_ir::plan::Quantity;
 use ombra_runtime::app::inputs::infer_request;
 use ombra_tests::built::build_with;
 use ombra_tests::{parties, plain};
@@ -148,7 +149,7 @@ impl Small {
         };
         let model = Model::from_proto(proto, Path::new("operator.onnx")).expect("the model is well formed");
         // Calibration sees the very inputs of the run: how likely others fit says nothing here.
-        (model, Options { calibration: vec![self.inputs.clone()], max_failure_log2: 0.0, ..Options::default() })
+        (model, Options { calibration: vec![self.inputs.clone()], ..Options::default() })
     }
 
     /// Compiles the model, runs it, and compares with what is expected.
@@ -166,6 +167,9 @@ impl Small {
         let (request, given) = infer_request(&built.plan.plan, self.inputs.into_iter().collect()).expect("they fit");
         let sides = parties::run(&built.plan, &request, &[given]).unwrap_or_else(|e| panic!("{what}: {e}"));
         let secret = sides[0].steps[0].opened[0].reals();
+        for guard in sides[0].steps[0].opened.iter().skip(1) {
+            assert_eq!(guard.values, [0], "{what}: the inputs are those that were measured");
+        }
         let costs = parties::costs(&built.plan, &request, &sides, 0).expect("the step has costs");
         assert_eq!(costs.wrong, [], "{what}: ops whose bytes are not the declared ones");
         assert_eq!(costs.measured, costs.predicted, "{what}");
@@ -179,6 +183,45 @@ impl Small {
         println!("{what:<28} {clear:.2e} {secret:.2e} {bits:>7.0} bits {:>4} rounds", costs.predicted.rounds);
         assert!(clear <= tolerance, "{what}: error {clear:.2e} in the clear");
         assert!(secret <= tolerance, "{what}: error {secret:.2e} between parties");
+    }
+
+    /// Whether the plan of the model, measured on its inputs, finds that others leave the assumed ranges: in the clear and
+    /// between parties.
+    fn guard_of(&self, name: &str, values: &[f64]) -> [bool; 2] {
+        let (model, options) = self.model();
+        let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{e}"));
+        let mut inputs = self.inputs.clone();
+        let given = format!("{name}.given");
+        let shape = inputs[&given].shape().to_vec();
+        let tensor = Tensor::f32(&shape, values.iter().map(|v| *v as f32).collect()).expect("it fits");
+        inputs.insert(given, tensor);
+        let outcome = plain::step(&built.compiled, &built.model, &inputs).unwrap_or_else(|e| panic!("{e}"));
+        let clear = outcome.outputs[1].as_ref().expect("the guard is revealed").decode(0).expect("a ring value");
+        let (request, given) = infer_request(&built.plan.plan, inputs.into_iter().collect()).expect("they fit");
+        let sides = parties::run(&built.plan, &request, &[given]).unwrap_or_else(|e| panic!("{e}"));
+        let costs = parties::costs(&built.plan, &request, &sides, 0).expect("the step has costs");
+        assert_eq!(costs.measured, costs.predicted);
+        [clear == [1.0], sides[0].steps[0].opened[1].values == [1]]
+    }
+}
+
+#[test]
+fn an_input_beyond_what_was_measured_sets_the_guard() {
+    let exp = || Small::new().secret("x", (&[8], line(0.0, 10.0, 8))).node("Exp", &["x"], "y", vec![]);
+    for (values, beyond) in [(line(0.0, 10.0, 8), false), (line(-70.0, 12.5, 8), false), (line(0.0, 60.0, 8), true)] {
+        assert_eq!(exp().guard_of("x", &values), [beyond; 2], "{values:?}");
+    }
+    let quotient = |divisor: Vec<f64>| {
+        let small = Small::new().secret("a", (&[8], line(1.0, 2.0, 8))).secret("b", (&[8], divisor));
+        small.node("Div", &["a", "b"], "y", vec![])
+    };
+    let one = |x: f64| [vec![4.0; 7], vec![x]].concat();
+    for (value, beyond) in [(4.0, false), (0.7, false), (0.4, true), (0.0, true), (-4.0, true)] {
+        assert_eq!(quotient(one(4.0)).guard_of("b", &one(value)), [beyond; 2], "{value}");
+    }
+    let both = |x: f64| [vec![4.0, -4.0, 3.0, -3.0, 4.0, 4.0, 4.0], vec![x]].concat();
+    for (value, beyond) in [(4.0, false), (-0.7, false), (0.2, true), (0.0, true), (-0.2, true)] {
+        assert_eq!(quotient(both(4.0)).guard_of("b", &both(value)), [beyond; 2], "{value}");
     }
 }
 
@@ -209,24 +252,22 @@ fn saturating_functions() {
 }
 
 #[test]
-fn a_divisor_that_may_vanish_is_refused_unless_accepted() {
-    let code = |divisor: Vec<f64>| {
+fn a_divisor_that_may_vanish_is_listed_as_assumed() {
+    let quantities = |divisor: Vec<f64>| {
         let small = Small::new().secret("a", (&[64], line(1.0, 2.0, 64))).secret("b", (&[64], divisor)).node(
             "Div",
             &["a", "b"],
             "y",
             vec![],
         );
-        let (model, accepted) = small.model();
-        let careful = Options { max_failure_log2: Options::default().max_failure_log2, ..accepted.clone() };
-        pipeline::compile(&model, None, &accepted).expect("it is accepted");
-        pipeline::compile(&model, None, &careful).err().map(|errors| errors[0].code)
+        let (model, options) = small.model();
+        let plan = pipeline::compile(&model, None, &options).expect("it compiles").plan;
+        plan.assumed.iter().map(|a| a.quantity).collect::<Vec<_>>()
     };
-    assert_eq!(code(line(3.0, 3.1, 64)), None, "all inputs are far from zero");
-    assert_eq!(code(line(0.5, 4.0, 64)), Some("E0572"), "others may be negative");
+    assert_eq!(quantities(line(3.0, 3.1, 64)), [Quantity::DivisorOfOneSign]);
     let both: Vec<f64> =
         line(1.0, 2.0, 64).into_iter().enumerate().map(|(i, x)| if i % 2 == 0 { x } else { -x }).collect();
-    assert_eq!(code(both), Some("E0572"), "others may be zero");
+    assert_eq!(quantities(both), [Quantity::DivisorOfBothSigns]);
 }
 
 #[test]

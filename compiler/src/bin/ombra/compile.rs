@@ -8,7 +8,7 @@ use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::savings;
 use ombra_compiler::{assume, inspect, npz, output};
-use ombra_ir::plan::CalibratedOn;
+use ombra_ir::plan::BoundsOf;
 use ombra_ir::{Diagnostic, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,25 +32,17 @@ pub struct CompileArgs {
     /// The network that choices assume: lan, wan or BANDWIDTH,RTT.
     #[arg(long)]
     network: Option<String>,
-    /// Inputs to measure bounds on, a `.npz` file for each set; repeatable. Bounds from them become public.
+    /// Inputs to measure ranges on that nothing proves, a `.npz` file for each set; repeatable.
     #[arg(long, value_name = "FILE.npz")]
     calibrate: Vec<PathBuf>,
-    /// Measure bounds with the base model's weights in place of private ones: they then say nothing about those.
+    /// Take bounds from the base model's weights, with room above them: they then say nothing of the private weights but
+    /// that these keep within. A model that does not is refused.
     #[arg(long, requires = "base")]
-    calibrate_base: bool,
-    /// Clamp hidden states to their bounds between layers: outliers are cut off instead of wrapping around.
-    #[arg(long)]
-    clamp: bool,
-    /// Bits between the greatest value seen and a measured bound.
-    #[arg(long, default_value_t = 3, value_name = "BITS", value_parser = clap::value_parser!(u8).range(0..=16))]
-    margin: u8,
-    /// Largest probability, as a power of two, that a measured bound fails in a step.
-    #[arg(long, default_value_t = ombra_compiler::bounds::MAX_FAILURE_LOG2, value_name = "LOG2", allow_hyphen_values = true)]
-    max_failure: f64,
+    bounds_from_base: bool,
     /// A tokenizer to put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Print the program after a stage: graph, owners, rewritten, lowered, expanded, scheduled.
+    /// Print the program after a stage: graph, owners, rewritten, bounds, lowered, expanded, scheduled.
     #[arg(long, value_name = "STAGE[=FILE]")]
     emit: Vec<String>,
     /// Count what each pass saves, in the plan and in the report: compiles the model once for each of them.
@@ -77,12 +69,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
         .collect();
     options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
-    options.margin = args.margin;
-    options.clamp = args.clamp;
-    options.max_failure_log2 = args.max_failure;
-    if args.calibrate_base {
-        options.calibrated_on = CalibratedOn::Base;
-    }
+    options.bounds_of = if args.bounds_from_base { BoundsOf::Base } else { BoundsOf::Model };
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
     }
@@ -94,6 +81,11 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         if matches!(stage, "graph" | "owners") {
             let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
             print_to(emit, &ombra_compiler::graph::print::print(&analysed.graph))?;
+        }
+        if stage == "bounds" {
+            let (bounded, ranges) = pipeline::bounded(&model, base.as_ref(), &options)?;
+            let note = |v| ranges.values.get(&v).map(ToString::to_string);
+            print_to(emit, &ombra_compiler::graph::print::print_with(&bounded.graph, &note))?;
         }
         if stage == "rewritten" {
             let rewritten = pipeline::rewritten(&model, base.as_ref(), &options)?;
@@ -152,10 +144,10 @@ fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
     }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
-        if !["graph", "owners", "rewritten", "lowered", "expanded", "scheduled"].contains(&stage) {
+        if !["graph", "owners", "rewritten", "bounds", "lowered", "expanded", "scheduled"].contains(&stage) {
             errors.push(
                 not_yet(&format!("--emit {stage}"))
-                    .note("expected graph, owners, rewritten, lowered, expanded or scheduled"),
+                    .note("expected graph, owners, rewritten, bounds, lowered, expanded or scheduled"),
             );
         }
     }
@@ -191,9 +183,8 @@ fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect
         "costs_only": compiled.plan.costs_only,
         "changes": compiled.plan.changes,
         "bounds": {
-            "calibrated_on": compiled.plan.calibrated_on.name(),
-            "margin": compiled.plan.margin,
-            "failure_log2": compiled.plan.failure_log2,
+            "of": compiled.plan.bounds_of.name(),
+            "assumed": compiled.plan.assumed.len(),
         },
         "rewrites": compiled.rewrites,
         "cost": report,

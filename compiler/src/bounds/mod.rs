@@ -1,0 +1,382 @@
+//! Proven bounds: what the weights say of every value, whatever the prompt is.
+//!
+//! A norm gives rows of length at most √n. Products with the real weights are bounded by Cauchy–Schwarz, attention is an
+//! average of values, sums add up, and what continues a cache bounds the cache. So everything between two norms has a
+//! bound that no prompt exceeds, and calibration has no part in it. Bounds are magnitudes in reals, per channel or head
+//! where that is known, with room for the rounding of fixed point.
+//!
+//! Where no norm bounds a value, such as an exponential of what may be large, or a divisor that may vanish, and only there,
+//! its range is measured on inputs, with [`MARGIN`] bits to spare: an assumption, which the plan lists.
+
+mod linear;
+mod proof;
+mod rules;
+pub mod spread;
+
+use crate::calibrate::{Rows, Seen, divisors};
+use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, ValueId};
+use crate::lower::{Assumed, RING};
+use ombra_ir::plain::{DType, Tensor};
+use ombra_ir::plan::AssumedRange;
+use ombra_ir::ty::BoundFrom;
+use ombra_ir::{Diagnostic, Result};
+use proof::{Ends, Proof};
+use rules::Prover;
+use spread::size_of;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Bits between the greatest value that calibration saw and an assumed bound.
+pub const MARGIN: u8 = 3;
+/// Greatest size of floats that a client gives, where calibration inputs do not say more. Larger ones are refused where
+/// they are encoded.
+pub const GIVEN: f64 = 1024.0;
+/// Values that are larger are not taken into the ring.
+const LARGEST: f64 = (1u64 << 44) as f64;
+/// Greatest exponent that is taken without a measurement: e^12 has 18 bits.
+const LARGEST_EXPONENT: f64 = 12.0;
+/// Divisors closer to zero are not taken without a measurement.
+const SMALLEST: f64 = 1.0 / 1024.0;
+
+/// The range of a value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// No element is below.
+    pub low: f64,
+    /// No element is above.
+    pub high: f64,
+    /// No element is closer to zero.
+    pub away: f64,
+    /// No element is larger in size, whatever is assumed of this value itself.
+    pub proven: f64,
+    /// No row along the last axis has a greater 2-norm.
+    pub length: Option<f64>,
+    /// Who says so.
+    pub from: BoundFrom,
+}
+
+impl Range {
+    /// No element is larger.
+    pub fn size(&self) -> f64 {
+        libm::fabs(self.low).max(libm::fabs(self.high))
+    }
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.4e} to {:.4e}", self.low, self.high)?;
+        if let Some(length) = self.length {
+            write!(f, ", rows 2^{:.2}", libm::log2(length))?;
+        }
+        write!(f, ", {}", self.from.name())
+    }
+}
+
+/// Ranges of values.
+#[derive(Clone, Debug, Default)]
+pub struct Ranges {
+    /// By value.
+    pub values: BTreeMap<ValueId, Range>,
+    /// For a softmax by quotients, its divisors, as calibration saw them.
+    pub rows: BTreeMap<ValueId, Rows>,
+}
+
+impl Ranges {
+    /// Greatest size of a value's elements, where it has a bound.
+    pub fn size(&self, v: ValueId) -> Option<f64> {
+        self.values.get(&v).map(Range::size).filter(|s| s.is_finite())
+    }
+
+    /// A number that no element is below; −∞ where nothing is known.
+    pub fn at_least(&self, v: ValueId) -> f64 {
+        self.values.get(&v).map_or(f64::NEG_INFINITY, |r| r.low)
+    }
+
+    /// A value that is larger or longer here than there.
+    pub fn beyond(&self, other: &Ranges) -> Option<ValueId> {
+        let within = |range: &Range, most: &Range| {
+            let longer = range.length.zip(most.length).is_some_and(|(a, b)| a > b);
+            range.low >= most.low && range.high <= most.high && range.away >= most.away && !longer
+        };
+        self.values
+            .iter()
+            .find(|(v, range)| !other.values.get(v).is_some_and(|most| within(range, most)))
+            .map(|(v, _)| *v)
+    }
+
+    /// Every range made wider by a factor.
+    pub fn scale(&mut self, factor: f64) {
+        for range in self.values.values_mut() {
+            let size = range.size() * factor;
+            range.low = if range.low >= 0.0 { range.low / factor } else { -size };
+            range.high = if range.high <= 0.0 { range.high / factor } else { size };
+            range.away /= factor;
+            range.proven *= factor;
+            range.length = range.length.map(|l| l * factor);
+        }
+    }
+}
+
+/// Ranges of all floating values of `graph`, whose owners are assigned.
+///
+/// `statics` gives the values of nodes that depend on weights and constants alone; `f` the fraction bits of activations;
+/// `inputs` the greatest size of floats that the client gives, by name; `seen` measures, and is called only if something
+/// has no proof.
+///
+/// # Errors
+/// Those of `statics` and `seen`.
+pub fn prove(
+    graph: &Graph,
+    f: u8,
+    statics: &dyn Fn(ValueId) -> Result<Tensor>,
+    inputs: &BTreeMap<String, f64>,
+    seen: &dyn Fn() -> Result<Seen>,
+) -> Result<Ranges> {
+    let order = graph.topological();
+    let fixed = fixed_values(graph, &order)?;
+    let mut prover = Prover {
+        graph,
+        statics,
+        given: enforced(graph, inputs)?,
+        fixed,
+        away: BTreeMap::new(),
+        ends: BTreeMap::new(),
+        proofs: BTreeMap::new(),
+    };
+    let continued = continued(graph);
+    let divisors = divisors(graph);
+    let mut measured: Option<Seen> = None;
+    let mut ranges = Ranges::default();
+    for v in order {
+        if prover.fixed.contains(&v) {
+            continue;
+        }
+        let mut proof = prover.prove(v)?;
+        let (mut from, mut away) = (BoundFrom::Weights, None);
+        let proven = proof.size();
+        for operand in too_large(&prover, v, &proof, f) {
+            let seen = match &measured {
+                Some(seen) => seen,
+                None => measured.insert(seen()?),
+            };
+            let Some((ends, _)) = assumption(seen, operand, Need::Size) else { continue };
+            prover.given.insert(operand, ends);
+            let assumed = prover.prove(operand)?;
+            let known = ranges.values.get(&operand).map(Range::size);
+            if known.is_some_and(|known| assumed.size() < known) {
+                let range = of_proof(graph, operand, &assumed, BoundFrom::Calibrated);
+                ranges.values.insert(operand, Range { proven: known.unwrap_or(f64::INFINITY), ..range });
+            }
+            prover.proofs.insert(operand, assumed);
+            proof = prover.prove(v)?;
+        }
+        if let Some(need) = unproven(graph, v, &proof, &divisors) {
+            let seen = match &measured {
+                Some(seen) => seen,
+                None => measured.insert(seen()?),
+            };
+            if let Some((ends, least)) = assumption(seen, v, need) {
+                prover.given.insert(v, ends);
+                prover.away.extend(least.map(|least| (v, least)));
+                (from, away) = (BoundFrom::Calibrated, least);
+                proof = prover.prove(v)?;
+            }
+        }
+        if matches!(graph.op(v), Some(Op::RatioSoftmax { .. })) && graph.node(v)?.owner == Owner::Secret {
+            let seen = match &measured {
+                Some(seen) => seen,
+                None => measured.insert(seen()?),
+            };
+            ranges.rows.extend(seen.rows.get(&v).map(|rows| (v, *rows)));
+        }
+        let mut range = of_proof(graph, v, &proof, from);
+        range.away = away.unwrap_or(0.0).max(range.away);
+        range.proven = range.proven.max(proven.min(f64::MAX));
+        for &state in continued.get(&v).into_iter().flatten() {
+            ranges.values.insert(state, range);
+        }
+        // A cache that was not written says nothing of what it will hold.
+        if !(proof.unwritten && matches!(graph.op(v), Some(Op::Input { .. }))) {
+            ranges.values.insert(v, range);
+        }
+        prover.proofs.insert(v, proof);
+    }
+    for (v, (low, high)) in prover.ends {
+        let range = Range {
+            low,
+            high,
+            away: 0.0,
+            proven: libm::fabs(low).max(libm::fabs(high)),
+            length: None,
+            from: BoundFrom::Weights,
+        };
+        ranges.values.insert(v, range);
+    }
+    Ok(ranges)
+}
+
+/// Greatest sizes of floats that the client gives.
+fn enforced(graph: &Graph, inputs: &BTreeMap<String, f64>) -> Result<BTreeMap<ValueId, Ends>> {
+    let mut given = BTreeMap::new();
+    for &id in &graph.inputs {
+        let node = graph.node(id)?;
+        let Op::Input { name, role } = &node.op else { continue };
+        let cache = matches!(role, InputRole::PastKey { .. } | InputRole::PastValue { .. });
+        if node.dtype == DType::F32 && !cache && *role != InputRole::AttentionMask {
+            let most = inputs.get(name).copied().unwrap_or(GIVEN);
+            given.insert(id, (-most, most));
+        }
+    }
+    Ok(given)
+}
+
+/// Values that depend on weights and constants alone.
+fn fixed_values(graph: &Graph, order: &[ValueId]) -> Result<BTreeSet<ValueId>> {
+    let mut fixed = BTreeSet::new();
+    for &v in order {
+        let node = graph.node(v)?;
+        let sized = match &node.op {
+            Op::Input { .. } => true,
+            op => node.shape.iter().any(|d| size_of(d).is_none()) || symbolic(op),
+        };
+        if !sized && graph.operands(v).iter().all(|a| fixed.contains(a)) {
+            fixed.insert(v);
+        }
+    }
+    Ok(fixed)
+}
+
+/// Whether an operator without operands depends on sizes.
+fn symbolic(op: &Op) -> bool {
+    use ombra_ir::plain;
+    match op {
+        Op::Public(plain::Op::Sizes { values, .. }) => values.iter().any(|d| d.as_constant().is_none()),
+        Op::Public(plain::Op::Iota { start, len, .. }) => size_of(start).is_none() || size_of(len).is_none(),
+        Op::Slice { start, .. } | Op::Public(plain::Op::Slice { start, .. }) => size_of(start).is_none(),
+        _ => false,
+    }
+}
+
+/// Cache inputs by the value that continues them.
+fn continued(graph: &Graph) -> BTreeMap<ValueId, Vec<ValueId>> {
+    let mut found: BTreeMap<ValueId, Vec<ValueId>> = BTreeMap::new();
+    for output in &graph.outputs {
+        let (OutputRole::PresentKey { past: Some(past), .. } | OutputRole::PresentValue { past: Some(past), .. }) =
+            &output.role
+        else {
+            continue;
+        };
+        let named = |id: &&ValueId| matches!(graph.op(**id), Some(Op::Input { name, .. }) if name == past);
+        if let Some(&input) = graph.inputs.iter().find(named) {
+            found.entry(output.value).or_default().push(input);
+        }
+    }
+    found
+}
+
+/// What a value lacks.
+#[derive(Clone, Copy, PartialEq)]
+enum Need {
+    /// A greatest size.
+    Size,
+    /// A greatest element.
+    High,
+    /// A least size.
+    Away,
+}
+
+/// Why a value cannot be taken into the ring as it is.
+fn unproven(graph: &Graph, v: ValueId, proof: &Proof, divisors: &BTreeSet<ValueId>) -> Option<Need> {
+    let node = graph.node(v).ok()?;
+    let secret = |u: &ValueId| graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
+    let enters = node.owner == Owner::Secret || graph.users(v).iter().any(secret);
+    if node.dtype != DType::F32 || !enters || proof.unwritten {
+        return None;
+    }
+    let (low, high) = proof.ends();
+    if proof.size() >= LARGEST {
+        return Some(Need::Size);
+    }
+    let exponent = graph.users(v).iter().any(|u| secret(u) && matches!(graph.op(*u), Some(Op::Exp)));
+    if exponent && high > LARGEST_EXPONENT {
+        return Some(Need::High);
+    }
+    let divides = divisors.contains(&v) && graph.users(v).iter().any(secret);
+    (divides && low < SMALLEST && high > -SMALLEST).then_some(Need::Away)
+}
+
+/// Operands whose sizes have to be assumed for a product to fit the ring before it is truncated: those of one secret by
+/// another, each with `f` fraction bits, or the one beside a matrix, which may have as few as 8.
+fn too_large(prover: &Prover, v: ValueId, proof: &Proof, f: u8) -> Vec<ValueId> {
+    let (graph, fixed) = (prover.graph, &prover.fixed);
+    let secret = graph.node(v).is_ok_and(|n| n.owner == Owner::Secret);
+    if let (true, Some(Op::RatioSoftmax { numerator: Numerator::Square { shift }, .. })) = (secret, graph.op(v)) {
+        // Its entries are squares.
+        let Some(x) = graph.operand(v, 0) else { return Vec::new() };
+        let most = prover.proofs.get(&x).map_or(f64::INFINITY, Proof::size) + f64::from(shift.abs());
+        return if most < libm::exp2(f64::from(RING / 2 - 2 - f)) { Vec::new() } else { vec![x] };
+    }
+    if !secret || !matches!(graph.op(v), Some(Op::Mul | Op::MatMul | Op::Pow(_) | Op::Quadratic { .. })) {
+        return Vec::new();
+    }
+    let operands: BTreeSet<ValueId> = graph.operands(v).into_iter().collect();
+    let moving: Vec<ValueId> = operands.iter().copied().filter(|a| !fixed.contains(a)).collect();
+    let least = if moving.len() == operands.len() { f } else { 8 };
+    let room = f64::from(RING) - 3.0 - f64::from(f) - f64::from(least);
+    if proof.size() < libm::exp2(room) { Vec::new() } else { moving }
+}
+
+/// What is assumed in place of a proof: what was seen, with the margin; and a least size.
+fn assumption(seen: &Seen, v: ValueId, need: Need) -> Option<(Ends, Option<f64>)> {
+    let factor = libm::ldexp(1.0, i32::from(MARGIN));
+    let &(low, high) = seen.ends.get(&v)?;
+    let least = seen.least.get(&v).copied().filter(|_| need == Need::Away).map(|least| least / factor);
+    let most = libm::fabs(low).max(libm::fabs(high)).max(f64::MIN_POSITIVE) * factor;
+    Some(match need {
+        Need::Size => ((-most, most), None),
+        Need::High => ((f64::NEG_INFINITY, high + f64::from(MARGIN)), None),
+        // The sign that all had.
+        Need::Away if low > 0.0 => ((least.unwrap_or(0.0), most), least),
+        Need::Away if high < 0.0 => ((-most, -least.unwrap_or(0.0)), least),
+        Need::Away => ((-most, most), least),
+    })
+}
+
+fn of_proof(graph: &Graph, v: ValueId, proof: &Proof, from: BoundFrom) -> Range {
+    let (low, high) = proof.ends();
+    let away = if low > 0.0 {
+        low
+    } else if high < 0.0 {
+        -high
+    } else {
+        0.0
+    };
+    let last = graph.shape(v).len().checked_sub(1);
+    let length = last.and_then(|axis| {
+        let n = size_of(graph.shape(v).get(axis)?)?;
+        proof.lengths_on(axis, n, 1)?.all(f64::max)
+    });
+    Range { low, high, away, proven: proof.size(), length, from }
+}
+
+/// What is assumed, for the plan: in the order of computation.
+pub fn listed(graph: &Graph, assumed: &[Assumed]) -> std::result::Result<Vec<AssumedRange>, Diagnostic> {
+    let place: BTreeMap<ValueId, usize> = graph.topological().into_iter().enumerate().map(|(i, id)| (id, i)).collect();
+    let mut assumed: Vec<&Assumed> = assumed.iter().collect();
+    assumed.sort_by_key(|a| place.get(&a.value));
+    let range = |a: &Assumed| {
+        let node = graph.node(a.value)?;
+        let name = match &node.op {
+            Op::Input { name, .. } => name,
+            _ => &node.origin.node,
+        };
+        Ok(AssumedRange {
+            node: name.clone(),
+            layer: node.origin.layer,
+            op: node.op.name().to_owned(),
+            quantity: a.quantity,
+            low: a.low,
+            high: Some(a.high).filter(|high| high.is_finite()),
+        })
+    };
+    assumed.into_iter().map(range).collect()
+}

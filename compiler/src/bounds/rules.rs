@@ -1,0 +1,674 @@
+//! What every operator proves of its result.
+
+use super::linear::{self, Matrix};
+use super::proof::{Ends, LOOSE, Lengths, Linear, Proof, TOP, Unit, inverse, join, size, times};
+use super::spread::{Spread, size_of};
+use crate::graph::{Graph, InputRole, Op, ValueId};
+use crate::import::recognise::rotated;
+use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Unary};
+use ombra_ir::{Dim, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Elements of a static value that are told apart; larger ones are known by channel.
+const TOLD_APART: usize = 1 << 16;
+
+/// Walks through a graph, operands first.
+pub struct Prover<'a> {
+    /// The graph.
+    pub graph: &'a Graph,
+    /// The values of a node that depends on weights and constants alone.
+    pub statics: &'a dyn Fn(ValueId) -> Result<Tensor>,
+    /// Ends of values that are enforced, or assumed.
+    pub given: BTreeMap<ValueId, Ends>,
+    /// Least sizes that are assumed.
+    pub away: BTreeMap<ValueId, f64>,
+    /// Values that depend on weights and constants alone.
+    pub fixed: BTreeSet<ValueId>,
+    /// Ends of what depends on weights and constants alone, where it was looked at.
+    pub ends: BTreeMap<ValueId, Ends>,
+    /// What was proven.
+    pub proofs: BTreeMap<ValueId, Proof>,
+}
+
+impl Prover<'_> {
+    fn rank(&self, v: ValueId) -> usize {
+        self.graph.shape(v).len()
+    }
+
+    /// Elements of an axis at most, and at least.
+    fn count(&self, dim: &Dim) -> Ends {
+        let most = self.graph.dims.upper(dim).map_or(f64::INFINITY, |n| n as f64);
+        let least = self.graph.dims.lower(dim).map_or(0.0, |n| n.max(0) as f64);
+        (least, most)
+    }
+
+    /// What is proven of an operand.
+    fn operand(&mut self, v: ValueId) -> Result<Proof> {
+        if let Some(proof) = self.proofs.get(&v) {
+            return Ok(proof.clone());
+        }
+        let proof = if self.fixed.contains(&v) {
+            let tensor = (self.statics)(v)?;
+            self.ends.insert(v, ends_of(&tensor));
+            of_tensor(&tensor)
+        } else {
+            Proof::between(self.rank(v), TOP)
+        };
+        self.proofs.insert(v, proof.clone());
+        Ok(proof)
+    }
+
+    /// What is proven of a value whose operands are known.
+    pub fn prove(&mut self, v: ValueId) -> Result<Proof> {
+        let mut proof = self.rule(v)?.unwrap_or_else(|| Proof::between(self.rank(v), TOP));
+        if let Some(&(low, high)) = self.given.get(&v) {
+            proof.range = proof.range.map(|(a, b)| (a.max(low), b.min(high)));
+            proof.unwritten = false;
+        }
+        Ok(proof.settled(self.graph.shape(v)))
+    }
+
+    fn rule(&mut self, v: ValueId) -> Result<Option<Proof>> {
+        let graph = self.graph;
+        let node = graph.node(v)?;
+        let ids = graph.operands(v);
+        let rank = node.shape.len();
+        if let Op::Input { role, .. } = node.op {
+            return Ok(Some(self.input(v, role, node.dtype)));
+        }
+        if node.op == Op::MatMul {
+            return self.matmul(v, ids[0], ids[1]);
+        }
+        let args = ids.iter().map(|&id| self.operand(id)).collect::<Result<Vec<_>>>()?;
+        let unwritten = args.iter().any(|p| p.unwritten) && !matches!(node.op, Op::Concat { .. });
+        let x = args.first();
+        let each = |f: &dyn Fn(Ends) -> Ends| x.map(|x| Proof::of(x.range.map(f)));
+        // f(0) = 0 and |f(x)| ≤ |x|.
+        let shrinks = |f: &dyn Fn(Ends) -> Ends| {
+            x.map(|x| Proof {
+                range: x.range.map(f),
+                lengths: x.lengths.clone().map(|l| Lengths { runs: l.runs.map(|r| r * LOOSE), ..l }),
+                linear: x.linear.clone(),
+                ..Proof::of(x.range.clone())
+            })
+        };
+        let monotone = |f: fn(f64) -> f64| move |(a, b): Ends| (f(a) * LOOSE - 1e-4, f(b) * LOOSE + 1e-4);
+        let unit = || {
+            let mut proof = Proof::between(rank, (0.0, LOOSE));
+            proof.convex = true;
+            proof
+        };
+        let proof = match &node.op {
+            _ if unwritten && !moves(&node.op) => None,
+            Op::Add => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), false),
+            Op::Sub => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), true),
+            Op::Mul => self.mul(v, &ids, &args)?,
+            Op::Div => {
+                let away = self.away.get(&ids[1]).copied().unwrap_or(0.0);
+                let inverted = Proof::of(args[1].range.map(|e| inverse(e, away)));
+                self.mul(v, &ids, &[args[0].clone(), inverted])?
+            }
+            Op::Neg => x.map(|x| Proof { range: x.range.map(|(a, b)| (-b, -a)), ..x.clone() }),
+            Op::Relu => shrinks(&|(a, b)| (a.max(0.0), b.max(0.0))),
+            Op::Silu => shrinks(&|(a, b)| (a.min(0.0).max(-0.2785) * LOOSE, b.max(0.0) * LOOSE)),
+            Op::Gelu { .. } => shrinks(&|(a, b)| (a.min(0.0).max(-0.1702) * LOOSE, b.max(0.0) * LOOSE)),
+            Op::Tanh => shrinks(&|(a, b)| (a.clamp(-1.0, 1.0) * LOOSE, b.clamp(-1.0, 1.0) * LOOSE)),
+            Op::Sigmoid => each(&monotone(|x| 1.0 / (1.0 + libm::exp(-x)))),
+            Op::Erf => each(&|(a, b)| (libm::erf(a) * LOOSE - 1e-4, libm::erf(b) * LOOSE + 1e-4)),
+            Op::Softplus => each(&monotone(|x| if x > 700.0 { x } else { libm::log1p(libm::exp(x)) })),
+            Op::Exp => each(&|(a, b)| (libm::exp(a) / LOOSE, libm::exp(b) * LOOSE)),
+            Op::Log => each(&|(a, b)| {
+                if a > 0.0 { monotone(libm::log)((a, b)) } else { (f64::NEG_INFINITY, libm::log(b.max(1.0))) }
+            }),
+            Op::Sqrt => each(&|(a, b)| (libm::sqrt(a.max(0.0)) / LOOSE, libm::sqrt(b.max(0.0)) * LOOSE)),
+            Op::Reciprocal => {
+                let away = self.away.get(&ids[0]).copied().unwrap_or(0.0);
+                each(&|e| inverse(e, away))
+            }
+            Op::Pow(p) => each(&|e| power(e, f64::from(*p))),
+            Op::Sign => each(&|(a, b)| (a.clamp(-1.0, 0.0).floor(), b.clamp(0.0, 1.0).ceil())),
+            Op::Clamp { low, high } => {
+                each(&|(a, b)| (a.clamp(f64::from(*low), f64::from(*high)), b.clamp(f64::from(*low), f64::from(*high))))
+            }
+            Op::Softmax { axis } | Op::MaskedSoftmax { axis } | Op::RatioSoftmax { axis, .. } => {
+                Some(if *axis + 1 == rank { unit() } else { Proof::between(rank, (0.0, LOOSE)) })
+            }
+            Op::Quadratic { square, linear, constant } => each(&|e| {
+                let all = [
+                    times((f64::from(*square), f64::from(*square)), power(e, 2.0)),
+                    times((f64::from(*linear), f64::from(*linear)), e),
+                ];
+                let c = f64::from(*constant);
+                ((all[0].0 + all[1].0 + c) * 1.0 - 1e-3, all[0].1 + all[1].1 + c + 1e-3)
+            }),
+            Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(v, &ids)?,
+            Op::AffineNorm { centred } => self.affine(v, &args, *centred),
+            other => match other.to_plain() {
+                Some(op) => self.plain(v, &op, &args)?,
+                None => None,
+            },
+        };
+        Ok(proof.map(|mut p| {
+            p.unwritten |= unwritten;
+            p
+        }))
+    }
+
+    fn input(&self, v: ValueId, role: InputRole, dtype: DType) -> Proof {
+        let rank = self.rank(v);
+        match role {
+            InputRole::PastKey { .. } | InputRole::PastValue { .. } if !self.given.contains_key(&v) => {
+                Proof { unwritten: true, ..Proof::between(rank, (0.0, 0.0)) }
+            }
+            InputRole::AttentionMask => Proof::between(rank, (0.0, 1.0)),
+            InputRole::PositionIds => {
+                let all: f64 = self.graph.dims.syms.iter().map(|s| s.max.map_or(f64::INFINITY, |n| n as f64)).sum();
+                Proof::between(rank, (0.0, all))
+            }
+            _ if dtype == DType::Bool => Proof::between(rank, (0.0, 1.0)),
+            _ => Proof::between(rank, TOP),
+        }
+    }
+
+    /// A sum, whose lengths add up; a rotation of pairs keeps them.
+    fn add(&self, v: ValueId, (a, b): (ValueId, ValueId), (x, y): (&Proof, &Proof), minus: bool) -> Option<Proof> {
+        let range = x.range.zip(&y.range, |p, q| if minus { (p.0 - q.1, p.1 - q.0) } else { (p.0 + q.0, p.1 + q.1) });
+        let mut proof = Proof::of(range);
+        let shape = self.graph.shape(v);
+        proof.lengths = self.lengths_of((v, a, b), (x, y), |p, q, _| p + q);
+        if let Some((x, angles)) = rotated(self.graph, v).filter(|_| !minus)
+            && let Some(known) = self.proofs.get(&x)
+            && let Some(last) = shape.len().checked_sub(1)
+            && let Some(n) = shape.last().and_then(size_of)
+            && let Some(before) = known.lengths_on(last, n, 1)
+        {
+            let (unit, paired) = self.turn(angles);
+            let turned = if paired { unit } else { unit * libm::sqrt(2.0) };
+            proof.lengths = Some(Lengths { axis: last, runs: lift(&before.map(|l| l * turned), shape.len()) });
+            let pair = libm::sqrt(2.0) * known.size() * unit;
+            proof.range = proof.range.map(|(low, high)| (low.max(-pair), high.min(pair)));
+        }
+        Some(proof)
+    }
+
+    /// Lengths of an element-wise function of two values along the axis on which one of them has some. `f` takes the
+    /// lengths of both, and how many elements a run has.
+    fn lengths_of(
+        &self,
+        (v, a, b): (ValueId, ValueId, ValueId),
+        (x, y): (&Proof, &Proof),
+        f: impl Fn(f64, f64, f64) -> f64,
+    ) -> Option<Lengths> {
+        let shape = self.graph.shape(v);
+        let from_end = |p: &Proof| p.lengths.as_ref().map(|l| p.range.shape().len() - l.axis);
+        let back = from_end(x).or(from_end(y))?;
+        let axis = shape.len().checked_sub(back)?;
+        let n = size_of(shape.get(axis)?)?;
+        let runs_of =
+            |p: &Proof| p.lengths.as_ref().filter(|_| from_end(p) == Some(back)).map(|l| l.runs.shape()[l.axis]);
+        let runs = [runs_of(x), runs_of(y)].into_iter().flatten().max().filter(|&r| r > 0 && n % r == 0)?;
+        let of = |p: &Proof, id: ValueId| match self.rank(id).checked_sub(back) {
+            Some(own) => p.lengths_on(own, n, runs),
+            // It has no such axis: one element for all of it.
+            None => Some(Spread::one(1, p.size() * libm::sqrt(n as f64 / runs as f64))),
+        };
+        let each = n as f64 / runs as f64;
+        let runs = of(x, a)?.zip(&of(y, b)?, |p, q| f(p, q, each));
+        Some(Lengths { axis, runs: lift(&runs, shape.len()) })
+    }
+
+    /// How much longer a pair of elements gets when it is turned by an angle, given by its cosine and sine, and whether
+    /// both elements of a pair are turned by the same angle.
+    fn turn(&self, [c, s]: [ValueId; 2]) -> (f64, bool) {
+        let of = |v| self.proofs.get(&v).map_or(f64::INFINITY, Proof::size);
+        let unit = self.same_angle(c, s).unwrap_or_else(|| libm::hypot(of(c), of(s)));
+        (unit, self.paired(c) && self.paired(s))
+    }
+
+    /// The root of the greatest `c² + s²`, where operators show that two values are cosines and sines of the same angles.
+    fn same_angle(&self, c: ValueId, s: ValueId) -> Option<f64> {
+        let op = |v: ValueId| {
+            self.graph
+                .op(v)
+                .and_then(|op| op.to_plain().or(Some(plain::Op::Identity)).filter(|_| !matches!(op, Op::Input { .. })))
+        };
+        let (c_args, s_args) = (self.graph.operands(c), self.graph.operands(s));
+        match (op(c)?, op(s)?) {
+            (plain::Op::Unary(Unary::Cos), plain::Op::Unary(Unary::Sin)) if c_args == s_args => Some(1.0),
+            (plain::Op::Gather { axis }, plain::Op::Gather { axis: other })
+                if axis == other && c_args[1..] == s_args[1..] =>
+            {
+                self.same_angle(c_args[0], s_args[0])
+            }
+            (plain::Op::Constant(c), plain::Op::Constant(s)) if c.shape() == s.shape() => {
+                let squares = c
+                    .as_f32()
+                    .ok()?
+                    .iter()
+                    .zip(s.as_f32().ok()?)
+                    .map(|(c, s)| f64::from(*c).powi(2) + f64::from(*s).powi(2));
+                Some(libm::sqrt(squares.fold(0.0, f64::max)))
+            }
+            (plain::Op::Binary(Binary::Mul), plain::Op::Binary(Binary::Mul)) => {
+                let k = c_args
+                    .iter()
+                    .find(|&a| s_args.contains(a) && self.graph.constant(*a).is_some_and(|t| t.len() == 1))?;
+                let rest = |args: &[ValueId]| args.iter().copied().find(|a| a != k);
+                Some(self.same_angle(rest(&c_args)?, rest(&s_args)?)? * self.proofs.get(k)?.size())
+            }
+            (a, b) if a == b && moves_plain(&a) && c_args.len() == s_args.len() => {
+                let all =
+                    c_args.iter().zip(&s_args).map(|(&c, &s)| self.same_angle(c, s)).collect::<Option<Vec<_>>>()?;
+                all.into_iter().reduce(f64::max)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the two halves of the last axis are the same.
+    fn paired(&self, v: ValueId) -> bool {
+        let Some(op) = self.graph.op(v).and_then(Op::to_plain) else { return false };
+        let args = self.graph.operands(v);
+        let same_last = |a: ValueId| self.graph.shape(a).last() == self.graph.shape(v).last();
+        match (op, args.as_slice()) {
+            (plain::Op::Unary(_) | plain::Op::Identity | plain::Op::Cast { .. }, [x]) => self.paired(*x),
+            (plain::Op::Binary(Binary::Mul), [a, b]) => {
+                let one = |x: ValueId| self.graph.shape(x).last().is_none_or(|d| d.is(1));
+                one(*b) && self.paired(*a) || one(*a) && self.paired(*b)
+            }
+            (plain::Op::Reshape { .. } | plain::Op::Expand { .. } | plain::Op::Slice { .. }, [x]) => {
+                same_last(*x) && self.paired(*x)
+            }
+            (plain::Op::Transpose { perm }, [x]) => {
+                perm.last().is_some_and(|&p| p + 1 == perm.len()) && self.paired(*x)
+            }
+            (plain::Op::Concat { axis }, [a, b]) => a == b && axis + 1 == self.rank(v),
+            (plain::Op::Gather { axis }, [x, _]) => axis + 1 != self.rank(*x) && self.paired(*x),
+            (plain::Op::Constant(t), []) => match (t.as_f32(), t.shape().last()) {
+                (Ok(data), Some(&n)) if n > 1 && n % 2 == 0 => {
+                    data.chunks_exact(n).all(|row| row[..n / 2] == row[n / 2..])
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// A product, element by element.
+    fn mul(&self, v: ValueId, ids: &[ValueId], args: &[Proof]) -> Result<Option<Proof>> {
+        let ([a, b], [x, y]) = (ids, args) else { return Ok(None) };
+        if a == b && matches!(self.graph.op(v), Some(Op::Mul)) {
+            let mut proof = Proof::of(x.range.map(|e| power(e, 2.0)));
+            proof.lengths = self
+                .lengths_of((v, *a, *b), (x, y), |p, _, _| p)
+                .map(|l| Lengths { runs: l.runs.map(|r| r * x.size()), ..l });
+            return Ok(Some(proof));
+        }
+        let mut proof = Proof::of(x.range.zip(&y.range, times));
+        // Longest times greatest, either way round.
+        let (most_x, most_y) = (x.size(), y.size());
+        proof.lengths = self.lengths_of((v, *a, *b), (x, y), |p, q, _| (p * most_y).min(q * most_x));
+        if let (Some(g), Some(h)) = (&x.linear, &y.linear)
+            && g.unit.root == h.unit.root
+            && let Some(bound) = self.of_two(g, h)?
+        {
+            let limits = Spread::of_rows(proof.range.shape().len(), bound);
+            proof.range = proof.range.zip(&limits, |(low, high), l| (low.max(-l), high.min(l)));
+        }
+        Ok(Some(proof))
+    }
+
+    fn of_two(&self, g: &Linear, h: &Linear) -> Result<Option<Vec<f64>>> {
+        let (a, b) = ((self.statics)(g.weight)?, (self.statics)(h.weight)?);
+        let ([inner, columns], [other, same]) = (a.shape(), b.shape()) else { return Ok(None) };
+        let a = Matrix { data: a.as_f32()?, inner: *inner, columns: *columns };
+        let b = Matrix { data: b.as_f32()?, inner: *other, columns: *same };
+        Ok(linear::of_two(&a, &b, &g.unit))
+    }
+
+    fn matmul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Option<Proof>> {
+        let x = self.operand(a)?;
+        let rank = self.rank(v);
+        if self.fixed.contains(&b) && self.rank(b) == 2 && !x.unwritten {
+            let w = (self.statics)(b)?;
+            let [inner, columns] = *w.shape() else { return Ok(None) };
+            self.ends.insert(b, ends_of(&w));
+            let w = Matrix { data: w.as_f32()?, inner, columns };
+            return Ok(linear::product(&x, &w, (b, rank), self.heads(v).unwrap_or(1)));
+        }
+        let y = self.operand(b)?;
+        if x.unwritten || y.unwritten || self.rank(a) < 2 || self.rank(b) < 2 {
+            return Ok(None);
+        }
+        let (x_last, y_last) = (self.rank(a) - 1, self.rank(b) - 2);
+        let inner = self.graph.shape(a)[x_last].clone();
+        if x.convex {
+            let range = y.range.fold(y_last, join).map(|(low, high)| (low.min(0.0) * LOOSE, high.max(0.0) * LOOSE));
+            let mut proof = Proof::of(Spread::one(rank, (0.0, 0.0)).zip(&range, |_, e| e));
+            proof.lengths = y.lengths.as_ref().filter(|l| l.axis != y_last).map(|l| {
+                let runs = l.runs.fold(y_last, f64::max).map(|r| r * LOOSE);
+                Lengths { axis: rank - 1, runs: lift(&runs, rank) }
+            });
+            return Ok(Some(proof));
+        }
+        // Elements of a row and a column, then their lengths.
+        let k = self.count(&inner).1;
+        let rows = x.range.map(size).fold(x_last, f64::max).fold(x_last - 1, f64::max);
+        let columns = y.range.map(size).fold(y_last, f64::max);
+        let mut bound = rows.zip(&columns, |p, q| k * p * q);
+        if let Some(n) = size_of(&inner)
+            && let (Some(p), Some(q)) = (x.lengths_on(x_last, n, 1), y.lengths_on(y_last, n, 1))
+        {
+            let by_length = p.fold(x_last - 1, f64::max).zip(&q, |p, q| p * q);
+            bound = bound.zip(&by_length, f64::min);
+        }
+        Ok(Some(Proof::of(lift(&bound, rank).map(|l| (-l * LOOSE, l * LOOSE)))))
+    }
+
+    /// Into how many parts the last axis of a value is cut by what uses it.
+    fn heads(&self, v: ValueId) -> Option<usize> {
+        let width = size_of(self.graph.shape(v).last()?)?;
+        let mut seen = BTreeSet::new();
+        let mut next = vec![v];
+        while let Some(at) = next.pop() {
+            for user in self.graph.users(at) {
+                if !seen.insert(user) || seen.len() > 64 {
+                    continue;
+                }
+                let shape = self.graph.shape(user);
+                match self.graph.op(user) {
+                    Some(Op::Add | Op::Mul | Op::Slice { .. } | Op::Sub) => next.push(user),
+                    Some(Op::Reshape { .. }) if shape.last() == self.graph.shape(at).last() => next.push(user),
+                    Some(Op::Reshape { .. }) => {
+                        let part = size_of(shape.last()?)?;
+                        return (part > 0 && part < width && width % part == 0).then(|| width / part);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        None
+    }
+
+    fn norm(&mut self, v: ValueId, ids: &[ValueId]) -> Result<Option<Proof>> {
+        let rank = self.rank(v);
+        let Some(n) = self.graph.shape(v).last().and_then(size_of) else { return Ok(None) };
+        let radius = libm::sqrt(n as f64) * LOOSE;
+        let mut ends = std::mem::take(&mut self.ends);
+        let mut factors = |id: Option<&ValueId>, missing: f64| -> Result<Option<Vec<f64>>> {
+            let Some(id) = id else { return Ok(Some(vec![missing; n])) };
+            if !self.fixed.contains(id) {
+                return Ok(None);
+            }
+            let tensor = (self.statics)(*id)?;
+            ends.insert(*id, ends_of(&tensor));
+            let values: Vec<f64> = tensor.as_f32()?.iter().map(|&x| f64::from(x)).collect();
+            Ok(if values.len() == n { Some(values) } else { None })
+        };
+        let (gamma, offset) = (factors(ids.get(1), 1.0)?, factors(ids.get(2), 0.0)?);
+        self.ends = ends;
+        let (Some(gamma), Some(offset)) = (gamma, offset) else { return Ok(None) };
+        let range: Vec<Ends> = gamma
+            .iter()
+            .zip(&offset)
+            .map(|(g, c)| (c - libm::fabs(*g) * radius, c + libm::fabs(*g) * radius))
+            .collect();
+        let most = gamma.iter().fold(0.0, |m, g| libm::fabs(*g).max(m));
+        let centre = libm::sqrt(offset.iter().map(|c| c * c).sum::<f64>());
+        let mut proof = Proof::of(Spread::of_rows(rank, range));
+        proof.lengths = Some(Lengths { axis: rank - 1, runs: Spread::one(rank, most * radius + centre) });
+        proof.unit = Some(Rc::new(Unit { root: v, radius, gamma: Rc::new(gamma), offset: Rc::new(offset) }));
+        Ok(Some(proof))
+    }
+
+    /// A norm without its division: x − mean is no longer than x.
+    fn affine(&self, v: ValueId, args: &[Proof], centred: bool) -> Option<Proof> {
+        let (x, w) = (args.first()?, args.get(1)?);
+        let last = self.rank(v).checked_sub(1)?;
+        let range = if centred {
+            let (low, high) = x.range.fold(last, join).all(join)?;
+            x.range.map(|(a, b)| (a - high, b - low))
+        } else {
+            x.range.clone()
+        };
+        let mut proof = Proof::of(range.zip(&w.range, times));
+        if let Some(b) = args.get(2) {
+            proof.range = proof.range.zip(&b.range, |p, q| (p.0 + q.0, p.1 + q.1));
+        } else {
+            let n = size_of(self.graph.shape(v).last()?)?;
+            let runs = x.lengths_on(last, n, 1)?.map(|l| l * w.size());
+            proof.lengths = Some(Lengths { axis: last, runs });
+        }
+        Some(proof)
+    }
+
+    /// Operators that have a form on public tensors.
+    fn plain(&mut self, v: ValueId, op: &plain::Op, args: &[Proof]) -> Result<Option<Proof>> {
+        let graph = self.graph;
+        let ids = graph.operands(v);
+        let rank = self.rank(v);
+        let shape = graph.shape(v);
+        let of = |i: usize| ids.get(i).map_or(&[][..], |&id| graph.shape(id));
+        let Some(x) = args.first() else {
+            return Ok(Some(match op {
+                plain::Op::Constant(t) | plain::Op::ConstantOfShape { value: t, .. } => {
+                    Proof::between(rank, ends_of(t))
+                }
+                plain::Op::Sizes { values, .. } => {
+                    let ends = values.iter().map(|d| self.ends_of_dim(d)).reduce(join);
+                    Proof::between(rank, ends.unwrap_or((0.0, 0.0)))
+                }
+                plain::Op::Iota { start, len, step } => {
+                    let (first, n) = (self.ends_of_dim(start), self.ends_of_dim(len));
+                    let run = times((0.0, (n.1 - 1.0).max(0.0)), (*step as f64, *step as f64));
+                    Proof::between(rank, (first.0 + run.0.min(0.0), first.1 + run.1.max(0.0)))
+                }
+                _ => return Ok(None),
+            }));
+        };
+        let each = |f: &dyn Fn(Ends) -> Ends| Some(Proof::of(x.range.map(f)));
+        let anywhere = |ends: Ends| Some(Proof::between(rank, ends));
+        let both = |f: &dyn Fn(Ends, Ends) -> Ends| args.get(1).map(|y| Proof::of(x.range.zip(&y.range, f)));
+        Ok(match op {
+            plain::Op::Identity => Some(x.clone()),
+            plain::Op::Cast { to: DType::Bool } => anywhere((0.0, 1.0)),
+            plain::Op::Cast { .. } => each(&|(a, b)| (a.floor(), b.ceil())),
+            plain::Op::Reshape { .. } => x.reshape(of(0), shape),
+            plain::Op::Expand { .. } => x.expand(of(0), shape),
+            plain::Op::Transpose { perm } => x.transpose(perm),
+            plain::Op::Slice { axis, start, len, step } => x.slice(of(0), *axis, start, len, *step),
+            plain::Op::Concat { axis } => {
+                let parts: Vec<(&Proof, &[Dim])> = args.iter().enumerate().map(|(i, p)| (p, of(i))).collect();
+                Proof::concat(&parts, *axis)
+            }
+            plain::Op::Gather { axis } => x.gather(*axis, of(1).len()),
+            plain::Op::Tile { .. } | plain::Op::GatherNd { .. } | plain::Op::GatherElements { .. } => {
+                anywhere(x.ends())
+            }
+            plain::Op::Trilu { .. } => anywhere(join(x.ends(), (0.0, 0.0))),
+            plain::Op::ScatterNd => args.get(2).and_then(|y| anywhere(join(x.ends(), y.ends()))),
+            plain::Op::Where => match args {
+                [_, a, b] => {
+                    let mut proof = Proof::of(a.range.zip(&b.range, join));
+                    proof.lengths = self.lengths_of((v, ids[1], ids[2]), (a, b), |p, q, _| libm::hypot(p, q));
+                    Some(proof)
+                }
+                _ => None,
+            },
+            plain::Op::Clip => match args {
+                [_, low, high] => {
+                    let (low, high) = (low.ends(), high.ends());
+                    each(&|(a, b)| (a.clamp(low.0, high.1.max(low.0)), b.clamp(low.0, high.1.max(low.0))))
+                }
+                _ => None,
+            },
+            plain::Op::CumSum { axis, .. } => {
+                let n = of(0).get(*axis).map_or(f64::INFINITY, |d| self.count(d).1);
+                anywhere(join(times(x.ends(), (n, n)), (0.0, 0.0)))
+            }
+            plain::Op::Reduce { kind, axes, keepdims } => self.reduce(v, x, *kind, axes, *keepdims),
+            plain::Op::Unary(u) => match u {
+                Unary::Cos | Unary::Sin => anywhere((-1.0, 1.0)),
+                Unary::Not | Unary::IsNan => anywhere((0.0, 1.0)),
+                Unary::Neg => each(&|(a, b)| (-b, -a)),
+                Unary::Abs => {
+                    each(&|e| (if e.0 <= 0.0 && e.1 >= 0.0 { 0.0 } else { e.0.abs().min(e.1.abs()) }, size(e)))
+                }
+                Unary::Sqrt => each(&|(a, b)| (libm::sqrt(a.max(0.0)), libm::sqrt(b.max(0.0)))),
+                Unary::Reciprocal => each(&|e| inverse(e, 0.0)),
+                Unary::Exp => each(&|(a, b)| (libm::exp(a), libm::exp(b))),
+                Unary::Floor => each(&|(a, b)| (a.floor(), b.floor())),
+            },
+            plain::Op::Binary(b) => match b {
+                Binary::Add => both(&|p, q| (p.0 + q.0, p.1 + q.1)),
+                Binary::Sub => both(&|p, q| (p.0 - q.1, p.1 - q.0)),
+                Binary::Mul => both(&times),
+                // Integers truncate.
+                Binary::Div => both(&|p, q| times(p, inverse(q, 0.0)))
+                    .map(|p| Proof::of(p.range.map(|(a, b)| (a.min(0.0), b.max(0.0))))),
+                Binary::Mod => args.get(1).and_then(|y| anywhere((-y.size(), y.size()))),
+                Binary::Pow => match args.get(1).map(Proof::ends) {
+                    Some((p, q)) if p == q => each(&|e| power(e, p)),
+                    _ => None,
+                },
+                Binary::Max => both(&|p, q| (p.0.max(q.0), p.1.max(q.1))),
+                Binary::Min => both(&|p, q| (p.0.min(q.0), p.1.min(q.1))),
+                Binary::And
+                | Binary::Or
+                | Binary::Equal
+                | Binary::Less
+                | Binary::LessOrEqual
+                | Binary::Greater
+                | Binary::GreaterOrEqual => anywhere((0.0, 1.0)),
+            },
+            plain::Op::Constant(_)
+            | plain::Op::Sizes { .. }
+            | plain::Op::Iota { .. }
+            | plain::Op::Range
+            | plain::Op::ConstantOfShape { .. }
+            | plain::Op::MatMul => None,
+        })
+    }
+
+    fn reduce(&self, v: ValueId, x: &Proof, kind: Reduce, axes: &[usize], keep: bool) -> Option<Proof> {
+        let source = self.graph.operand(v, 0)?;
+        let mut range = x.range.clone();
+        for &axis in axes {
+            let (least, most) = self.count(self.graph.shape(source).get(axis)?);
+            let whole = range.shape().get(axis)? > &1;
+            range = match kind {
+                Reduce::Max | Reduce::Min => range.fold(axis, join),
+                Reduce::Sum if whole => range.fold(axis, |a, b| (a.0 + b.0, a.1 + b.1)),
+                Reduce::Sum => range.map(|e| times(e, (least, most))),
+                Reduce::Mean if whole => {
+                    let n = range.shape().get(axis).map_or(1.0, |&n| n as f64);
+                    range.fold(axis, |a, b| (a.0 + b.0, a.1 + b.1)).map(|(a, b)| (a / n, b / n))
+                }
+                Reduce::Mean => range,
+                Reduce::Prod => return None,
+            };
+        }
+        if let (Reduce::Sum | Reduce::Mean, [axis]) = (kind, axes)
+            && let Some(n) = self.graph.shape(source).get(*axis).and_then(size_of)
+            && let Some(lengths) = x.lengths_on(*axis, n, 1)
+        {
+            // A sum of n elements is at most √n times their length.
+            let factor = if kind == Reduce::Sum { libm::sqrt(n as f64) } else { 1.0 / libm::sqrt(n as f64) };
+            range = range.zip(&lengths, |(a, b), l| (a.max(-l * factor), b.min(l * factor)));
+        }
+        let kept: Vec<usize> = range
+            .shape()
+            .iter()
+            .enumerate()
+            .filter(|(axis, _)| keep || !axes.contains(axis))
+            .map(|(_, &n)| n)
+            .collect();
+        Some(Proof::of(Spread::new(kept, range.data().to_vec())?))
+    }
+
+    /// Ends of a size.
+    fn ends_of_dim(&self, dim: &Dim) -> Ends {
+        let of = |n: Option<i128>, missing: f64| n.map_or(missing, |n| n as f64);
+        (of(self.graph.dims.lower(dim), f64::NEG_INFINITY), of(self.graph.dims.upper(dim), f64::INFINITY))
+    }
+}
+
+/// Operators under which nothing stays nothing.
+fn moves(op: &Op) -> bool {
+    op.to_plain().is_some_and(|op| moves_plain(&op))
+}
+
+fn moves_plain(op: &plain::Op) -> bool {
+    matches!(
+        op,
+        plain::Op::Identity
+            | plain::Op::Cast { .. }
+            | plain::Op::Reshape { .. }
+            | plain::Op::Transpose { .. }
+            | plain::Op::Slice { .. }
+            | plain::Op::Expand { .. }
+            | plain::Op::Concat { .. }
+    )
+}
+
+/// A spread with axes of size 1 before it.
+fn lift<T: Copy>(spread: &Spread<T>, rank: usize) -> Spread<T> {
+    let Some((first, missing)) = spread.data().first().zip(rank.checked_sub(spread.shape().len())) else {
+        return spread.clone();
+    };
+    Spread::one(missing + spread.shape().len(), *first).zip(spread, |_, x| x)
+}
+
+/// Ends of a power with a constant exponent.
+fn power((a, b): Ends, p: f64) -> Ends {
+    if a >= 0.0 {
+        let (x, y) = (libm::pow(a, p), libm::pow(b, p));
+        return (x.min(y) / LOOSE, x.max(y) * LOOSE);
+    }
+    if p == 2.0 {
+        let least = if b >= 0.0 { 0.0 } else { b * b };
+        return (least, size((a, b)) * size((a, b)));
+    }
+    if p > 0.0 && p == libm::floor(p) {
+        let most = libm::pow(size((a, b)), p);
+        return (-most, most);
+    }
+    TOP
+}
+
+fn ends_of(tensor: &Tensor) -> Ends {
+    let fold = |values: &mut dyn Iterator<Item = f64>| values.map(|x| (x, x)).reduce(join).unwrap_or((0.0, 0.0));
+    match tensor.data() {
+        Data::F32(v) => fold(&mut v.iter().map(|&x| f64::from(x))),
+        Data::I64(v) => fold(&mut v.iter().map(|&x| x as f64)),
+        Data::Bool(v) => fold(&mut v.iter().map(|&x| f64::from(u8::from(x)))),
+    }
+}
+
+/// What the elements of a tensor say: by element, or by channel where there are many. Its rows along the last axis have
+/// their exact lengths.
+fn of_tensor(tensor: &Tensor) -> Proof {
+    let rank = tensor.rank();
+    let Data::F32(values) = tensor.data() else { return Proof::between(rank, ends_of(tensor)) };
+    let Some(&n) = tensor.shape().last().filter(|_| !values.is_empty()) else {
+        return Proof::between(rank, ends_of(tensor));
+    };
+    let row_lengths =
+        values.chunks_exact(n).map(|r| libm::sqrt(r.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()));
+    let (range, lengths) = if values.len() <= TOLD_APART {
+        let mut shape = tensor.shape().to_vec();
+        let range = Spread::new(shape.clone(), values.iter().map(|&x| (f64::from(x), f64::from(x))).collect());
+        shape[rank - 1] = 1;
+        (range, Spread::new(shape, row_lengths.collect()))
+    } else {
+        let mut ends = vec![(f64::INFINITY, f64::NEG_INFINITY); n];
+        for row in values.chunks_exact(n) {
+            ends.iter_mut().zip(row).for_each(|(e, &x)| *e = (e.0.min(f64::from(x)), e.1.max(f64::from(x))));
+        }
+        (Some(Spread::of_rows(rank, ends)), Some(Spread::one(rank, row_lengths.fold(0.0, f64::max))))
+    };
+    let mut proof = Proof::of(range.unwrap_or_else(|| Spread::one(rank, ends_of(tensor))));
+    proof.lengths = lengths.map(|runs| Lengths { axis: rank - 1, runs });
+    proof
+}
