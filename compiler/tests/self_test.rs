@@ -69,7 +69,7 @@ fn a_wrong_plan_is_refused_with_the_layer_where_it_goes_wrong() {
     let (model, mut compiled) = compiled("llama-trained/base", &options);
     let rows = [vec![1, 5, 9, 13, 20, 40, 60, 80]];
     let wrong = |op: &&mut ombra_ir::module::Node| {
-        op.origin.layer == Some(1) && matches!(op.op, Op::Add) && op.origin.kind.is_empty()
+        op.origin.layer == Some(1) && matches!(op.op, Op::Add) && op.origin.kind == "add"
     };
     let add = compiled.plan.module.ops.iter_mut().rev().find(wrong).expect("layer 1 has a sum");
     add.op = Op::Sub;

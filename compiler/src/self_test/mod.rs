@@ -260,7 +260,7 @@ fn compare(
             return Err(Diagnostic::internal("E0585", message).note(format!("expected {:?}", tensor.shape())));
         }
         if *role == OutputRole::Logits && tensor.rank() == 3 {
-            let next = if first == 0 { row.tokens.get(1..).unwrap_or(&[]) } else { &[] };
+            let next = if row.is_text && first == 0 { row.tokens.get(1..).unwrap_or(&[]) } else { &[] };
             sums.add(&row.name, first, size, (&model, &found.values), next);
         } else {
             let error = relative_error(&model, &found.values, size, FLOOR);

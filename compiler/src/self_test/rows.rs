@@ -15,6 +15,8 @@ pub struct Row {
     pub name: String,
     /// Its token ids; none where the model takes no tokens.
     pub tokens: Vec<i64>,
+    /// Whether the tokens are a text, so that it says something how likely each is after those before it.
+    pub is_text: bool,
     /// All inputs of the model.
     pub inputs: Inputs,
 }
@@ -102,7 +104,8 @@ impl Special {
 pub fn rows(graph: &Graph, lowered: &Graph, special: &Special, most: usize) -> Result<Vec<Row>> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     if !takes_tokens(graph) {
-        return Ok(vec![Row { name: "drawn inputs".into(), tokens: Vec::new(), inputs: filled(graph, &[], &mut state)? }]);
+        let inputs = filled(graph, &[], &mut state)?;
+        return Ok(vec![Row { name: "drawn inputs".into(), tokens: Vec::new(), is_text: false, inputs }]);
     }
     let vocabulary = vocabulary(lowered)?;
     let limit = longest(lowered).min(most.max(1));
@@ -136,7 +139,7 @@ pub fn rows(graph: &Graph, lowered: &Graph, special: &Special, most: usize) -> R
     let mut state = 1u64;
     let row = |(name, tokens): (&str, Vec<i64>)| -> Result<Row> {
         let inputs = filled(graph, &tokens, &mut state)?;
-        Ok(Row { name: name.into(), inputs, tokens })
+        Ok(Row { name: name.into(), tokens, is_text: false, inputs })
     };
     named.into_iter().map(row).collect()
 }
@@ -158,7 +161,8 @@ pub fn rows_of_tokens(graph: &Graph, lowered: &Graph, rows: &[Vec<i64>]) -> Resu
             return Err(Diagnostic::input("E0587", message)
                 .note(format!("expected at most {longest}; break it into several, or give a larger --max")));
         }
-        Ok(Row { name: format!("row {}", i + 1), tokens: tokens.clone(), inputs: filled(graph, tokens, &mut state)? })
+        let inputs = filled(graph, tokens, &mut state)?;
+        Ok(Row { name: format!("row {}", i + 1), tokens: tokens.clone(), is_text: true, inputs })
     };
     rows.iter().enumerate().filter(|(_, tokens)| !tokens.is_empty()).map(row).collect()
 }
