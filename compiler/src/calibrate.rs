@@ -261,7 +261,7 @@ pub(crate) fn xorshift(state: &mut u64) -> u64 {
 }
 
 /// Rows of the smallest table that positions look up: there are no more positions than that.
-fn positions(graph: &Graph) -> Option<u64> {
+pub(crate) fn positions(graph: &Graph) -> Option<u64> {
     let looks_up = |id: ValueId| {
         let (table, index) = (graph.operand(id, 0)?, graph.operand(id, 1)?);
         let of_tokens = graph.ancestors(index).into_iter().chain([index]).any(|a| {
@@ -276,7 +276,7 @@ fn positions(graph: &Graph) -> Option<u64> {
 }
 
 /// Rows of the table that token ids look up.
-fn vocabulary(graph: &Graph) -> Result<u64> {
+pub(crate) fn vocabulary(graph: &Graph) -> Result<u64> {
     let ids = graph
         .inputs
         .iter()

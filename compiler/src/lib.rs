@@ -27,4 +27,5 @@ pub mod profile;
 pub mod published;
 pub mod reveal;
 pub mod savings;
+pub mod self_test;
 pub mod stand_in;

@@ -13,6 +13,7 @@ pub mod plan;
 pub mod profile;
 pub mod reference;
 pub mod schedule;
+mod strided;
 pub mod text;
 pub mod ty;
 pub mod verify;

@@ -1,11 +1,13 @@
 //! The meaning of a typed graph: single-precision evaluation in the clear, one value after another.
 //!
-//! It is the reference for rewriting, and measures the ranges that fixed point needs. It is no inference engine.
+//! It is the reference for rewriting and for the self-test, and measures ranges where no norm bounds them. Threads share
+//! the elements of large values; every result is the same for any number of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ombra_ir::plain::{self, DEFAULT_LIMIT, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Result};
+use rayon::prelude::*;
 
 use super::{Graph, Op, ValueId};
 
@@ -72,16 +74,48 @@ pub fn evaluate(graph: &Graph, weights: &Weights, inputs: &BTreeMap<String, Tens
     outputs.into_iter().map(|o| o.ok_or_else(missing)).collect()
 }
 
-/// Evaluates every value in topological order and shows it to `see`. A value is kept as long as it has users to come.
+/// Evaluates every value, operands first, and shows it to `see`. A value is kept as long as it has users to come, and what
+/// depends on weights alone is evaluated right before its first user.
 pub fn visit(
     graph: &Graph,
     weights: &Weights,
     inputs: &BTreeMap<String, Tensor>,
     see: &mut dyn FnMut(ValueId, &Tensor),
 ) -> Result<()> {
+    visit_in(graph, late_weights(graph), weights, inputs, see)
+}
+
+/// As [`visit`], for `wanted` and what they are computed from alone.
+///
+/// # Errors
+/// Those of [`visit`].
+pub fn visit_needed(
+    graph: &Graph,
+    wanted: &[ValueId],
+    weights: &Weights,
+    inputs: &BTreeMap<String, Tensor>,
+    see: &mut dyn FnMut(ValueId, &Tensor),
+) -> Result<()> {
+    let mut needed: BTreeSet<ValueId> = wanted.iter().copied().collect();
+    for id in wanted {
+        needed.extend(graph.ancestors(*id));
+    }
+    let order = late_weights(graph).into_iter().filter(|id| needed.contains(id)).collect();
+    visit_in(graph, order, weights, inputs, see)
+}
+
+/// Evaluates the values in `order`, which holds the operands of each before it.
+fn visit_in(
+    graph: &Graph,
+    order: Vec<ValueId>,
+    weights: &Weights,
+    inputs: &BTreeMap<String, Tensor>,
+    see: &mut dyn FnMut(ValueId, &Tensor),
+) -> Result<()> {
     let bindings = bind_inputs(graph, inputs)?;
-    let order = graph.topological();
-    let mut left: BTreeMap<ValueId, usize> = order.iter().map(|id| (*id, graph.users(*id).len())).collect();
+    let evaluated: BTreeSet<ValueId> = order.iter().copied().collect();
+    let users = |id: &ValueId| graph.users(*id).iter().filter(|user| evaluated.contains(user)).count();
+    let mut left: BTreeMap<ValueId, usize> = order.iter().map(|id| (*id, users(id))).collect();
     let mut values: BTreeMap<ValueId, Tensor> = BTreeMap::new();
     for id in order {
         let node = graph.node(id)?;
@@ -102,8 +136,10 @@ pub fn visit(
             return Err(Diagnostic::internal("E0299", what).at(node.origin.node.clone()));
         }
         see(id, &result);
-        values.insert(id, result);
-        for operand in std::collections::BTreeSet::from_iter(operands) {
+        if left.get(&id).is_some_and(|users| *users > 0) {
+            values.insert(id, result);
+        }
+        for operand in BTreeSet::from_iter(operands) {
             if let Some(n) = left.get_mut(&operand) {
                 *n = n.saturating_sub(1);
                 if *n == 0 {
@@ -113,6 +149,37 @@ pub fn visit(
         }
     }
     Ok(())
+}
+
+/// A topological order in which what depends on no input stands right before its first user.
+fn late_weights(graph: &Graph) -> Vec<ValueId> {
+    let topological = graph.topological();
+    let is_given = |op: &Op| matches!(op, Op::Input { .. });
+    let mut moving: BTreeSet<ValueId> = BTreeSet::new();
+    for id in &topological {
+        if graph.op(*id).is_some_and(is_given) || graph.operands(*id).iter().any(|o| moving.contains(o)) {
+            moving.insert(*id);
+        }
+    }
+    let mut order = Vec::with_capacity(topological.len());
+    let mut done: BTreeSet<ValueId> = BTreeSet::new();
+    let first_moving = topological.iter().filter(|id| moving.contains(id));
+    for id in first_moving.chain(&topological) {
+        let mut open = vec![*id];
+        while let Some(&top) = open.last() {
+            let waiting: Vec<ValueId> = graph.operands(top).into_iter().filter(|o| !done.contains(o)).collect();
+            if done.contains(&top) {
+                open.pop();
+            } else if waiting.is_empty() {
+                done.insert(top);
+                order.push(top);
+                open.pop();
+            } else {
+                open.extend(waiting);
+            }
+        }
+    }
+    order
 }
 
 /// One value that depends on weights and constants alone.
@@ -190,13 +257,19 @@ fn sigmoid(v: f32) -> f32 {
     1.0 / (1.0 + libm::expf(-v))
 }
 
-fn map(x: &Tensor, f: impl Fn(f32) -> f32) -> Result<Tensor> {
-    Tensor::f32(x.shape(), x.as_f32()?.iter().map(|v| f(*v)).collect())
+fn map(x: &Tensor, f: impl Fn(f32) -> f32 + Sync + Send) -> Result<Tensor> {
+    Tensor::f32(x.shape(), x.as_f32()?.par_iter().with_min_len(PARALLEL).map(|v| f(*v)).collect())
 }
+
+/// Fewest elements that are worth a thread.
+const PARALLEL: usize = 1 << 13;
 
 /// Softmax along `axis`; `mask` broadcasts to `x`. Without a mask a row of -inf gives no numbers, as in ONNX.
 fn softmax(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Tensor> {
     let values = x.as_f32()?;
+    if axis + 1 == x.rank() && !values.is_empty() {
+        return softmax_of_rows(x, mask);
+    }
     let mut out = vec![0.0f32; values.len()];
     for at in super::ratio::kept_rows(x, mask, axis)? {
         let get = |i: &usize| values.get(*i).copied().unwrap_or(0.0);
@@ -209,6 +282,27 @@ fn softmax(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Tensor> {
             }
         }
     }
+    Tensor::f32(x.shape(), out)
+}
+
+/// Softmax along the last axis, which is not empty.
+fn softmax_of_rows(x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let size = x.shape().last().copied().unwrap_or(1).max(1);
+    let mask = mask.map(|m| super::ratio::broadcast_mask(x, m)).transpose()?;
+    let mut out = x.as_f32()?.to_vec();
+    let one = |(i, row): (usize, &mut [f32])| {
+        let kept = mask.as_ref().map(|m| m.get(i * size..(i + 1) * size).unwrap_or(&[]));
+        let keeps = |k: usize| kept.is_none_or(|m| m.get(k).copied().unwrap_or(false));
+        let entries = row.iter().enumerate().filter(|(k, _)| keeps(*k));
+        let max = entries.map(|(_, v)| *v).fold(f32::NEG_INFINITY, f32::max);
+        let mut sum = 0.0;
+        for (k, v) in row.iter_mut().enumerate() {
+            *v = if keeps(k) { libm::expf(*v - max) } else { 0.0 };
+            sum += *v;
+        }
+        row.iter_mut().enumerate().filter(|(k, _)| keeps(*k)).for_each(|(_, v)| *v /= sum);
+    };
+    out.par_chunks_mut(size).enumerate().with_min_len(PARALLEL.div_ceil(size)).for_each(one);
     Tensor::f32(x.shape(), out)
 }
 

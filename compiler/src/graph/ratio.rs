@@ -49,22 +49,25 @@ pub fn divisors(
     Ok(kept.map(|row| (row.len(), row.iter().map(entry).sum::<f64>() + f64::from(eps))).collect())
 }
 
+/// A mask with the shape of `x`.
+///
+/// # Errors
+/// A mask of another type, or that does not broadcast to `x`.
+pub(super) fn broadcast_mask(x: &Tensor, mask: &Tensor) -> Result<Vec<bool>> {
+    let shape = x.shape().iter().map(|d| Dim::from_usize(*d)).collect::<Result<_>>()?;
+    let full = plain::eval(&plain::Op::Expand { shape }, &[mask], &Bindings::new(), DEFAULT_LIMIT)?;
+    match full.into_parts().1 {
+        Data::Bool(v) => Ok(v),
+        _ => Err(Diagnostic::internal("E0299", "a mask is not of type bool")),
+    }
+}
+
 /// For every row along `axis`, the positions of the entries that the mask keeps.
 ///
 /// # Errors
 /// A mask of another type, or that does not broadcast to `x`.
 pub(super) fn kept_rows(x: &Tensor, mask: Option<&Tensor>, axis: usize) -> Result<Vec<Vec<usize>>> {
-    let mask = match mask {
-        Some(m) => {
-            let shape = x.shape().iter().map(|d| Dim::from_usize(*d)).collect::<Result<_>>()?;
-            let full = plain::eval(&plain::Op::Expand { shape }, &[m], &Bindings::new(), DEFAULT_LIMIT)?;
-            match full.into_parts().1 {
-                Data::Bool(v) => Some(v),
-                _ => return Err(Diagnostic::internal("E0299", "a mask is not of type bool")),
-            }
-        }
-        None => None,
-    };
+    let mask = mask.map(|m| broadcast_mask(x, m)).transpose()?;
     let size = x.shape().get(axis).copied().unwrap_or(1);
     let inner: usize = x.shape().iter().skip(axis + 1).product();
     let rows = x.len().checked_div(size).unwrap_or(0);

@@ -1,7 +1,7 @@
 //! Element-wise operators with broadcasting.
 
 use super::infer::mismatch;
-use super::movement::{broadcast_shape, broadcast_walk};
+use super::movement::{broadcast, broadcast_shape};
 use super::{Binary, Data, Tensor, Unary};
 use crate::Result;
 
@@ -95,7 +95,7 @@ pub(super) fn binary(op: Binary, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     Tensor::new(shape, data)
 }
 
-fn compare<T: Copy + PartialOrd>(
+fn compare<T: Copy + Default + Send + Sync + PartialOrd>(
     op: Binary,
     a: &[T],
     a_shape: &[usize],
@@ -115,7 +115,7 @@ fn compare<T: Copy + PartialOrd>(
 }
 
 /// `f` of both operands' elements, each broadcast to `shape`.
-fn zip<A: Copy, B: Copy, R>(
+fn zip<A: Copy + Default + Send + Sync, B: Copy + Default + Send + Sync, R>(
     op: &str,
     a: &[A],
     a_shape: &[usize],
@@ -124,35 +124,29 @@ fn zip<A: Copy, B: Copy, R>(
     shape: &[usize],
     f: impl Fn(A, B) -> Result<R>,
 ) -> Result<Vec<R>> {
-    if a_shape == b_shape {
-        return a.iter().zip(b).map(|(x, y)| f(*x, *y)).collect();
-    }
     if let ([y], true) = (b, a_shape == shape) {
         return a.iter().map(|x| f(*x, *y)).collect();
     }
-    let left = broadcast_walk(op, a_shape, shape)?;
-    let right = broadcast_walk(op, b_shape, shape)?;
-    let outside = || mismatch(op, "an index is out of range");
-    left.zip(right).map(|(i, j)| f(*a.get(i).ok_or_else(outside)?, *b.get(j).ok_or_else(outside)?)).collect()
+    let (left, right) = (broadcast(op, a, a_shape, shape)?, broadcast(op, b, b_shape, shape)?);
+    left.iter().zip(right.iter()).map(|(x, y)| f(*x, *y)).collect()
 }
 
 pub(super) fn select(c: &Tensor, x: &Tensor, y: &Tensor, shape: &[usize]) -> Result<Tensor> {
-    let walk = |t: &Tensor| broadcast_walk("where", t.shape(), shape);
-    let condition = c.as_bool()?;
-    let indices = walk(c)?.zip(walk(x)?.zip(walk(y)?));
-    fn pick<T: Copy>(
+    let condition = broadcast("where", c.as_bool()?, c.shape(), shape)?;
+    fn pick<T: Copy + Default + Send + Sync>(
         c: &[bool],
-        x: &[T],
-        y: &[T],
-        at: impl Iterator<Item = (usize, (usize, usize))>,
-    ) -> Option<Vec<T>> {
-        at.map(|(i, (j, k))| if *c.get(i)? { x.get(j).copied() } else { y.get(k).copied() }).collect()
+        (x, x_shape): (&[T], &[usize]),
+        (y, y_shape): (&[T], &[usize]),
+        shape: &[usize],
+    ) -> Result<Vec<T>> {
+        let (x, y) = (broadcast("where", x, x_shape, shape)?, broadcast("where", y, y_shape, shape)?);
+        Ok(c.iter().zip(x.iter().zip(y.iter())).map(|(c, (x, y))| if *c { *x } else { *y }).collect())
     }
     let data = match (x.data(), y.data()) {
-        (Data::F32(a), Data::F32(b)) => pick(condition, a, b, indices).map(Data::F32),
-        (Data::I64(a), Data::I64(b)) => pick(condition, a, b, indices).map(Data::I64),
-        (Data::Bool(a), Data::Bool(b)) => pick(condition, a, b, indices).map(Data::Bool),
+        (Data::F32(a), Data::F32(b)) => Data::F32(pick(&condition, (a, x.shape()), (b, y.shape()), shape)?),
+        (Data::I64(a), Data::I64(b)) => Data::I64(pick(&condition, (a, x.shape()), (b, y.shape()), shape)?),
+        (Data::Bool(a), Data::Bool(b)) => Data::Bool(pick(&condition, (a, x.shape()), (b, y.shape()), shape)?),
         _ => return Err(mismatch("where", "operands of different types")),
     };
-    Tensor::new(shape.to_vec(), data.ok_or_else(|| mismatch("where", "an index is out of range"))?)
+    Tensor::new(shape.to_vec(), data)
 }

@@ -4,6 +4,8 @@ use super::infer::mismatch;
 use super::tensor::volume;
 use super::{Data, Tensor};
 use crate::Result;
+use crate::strided;
+use std::borrow::Cow;
 
 /// The elements of `data` at `indices`.
 pub(super) fn select(data: &Data, indices: impl Iterator<Item = usize>, op: &str) -> Result<Data> {
@@ -16,6 +18,21 @@ pub(super) fn select(data: &Data, indices: impl Iterator<Item = usize>, op: &str
         Data::Bool(v) => pick(v, indices).map(Data::Bool),
     };
     picked.ok_or_else(|| mismatch(op, "an index is out of range"))
+}
+
+/// The elements at `base + Σ coordinate·stride` for all coordinates of `shape`, in row-major order.
+fn pick(x: &Tensor, shape: &[usize], strides: &[isize], base: isize, op: &str) -> Result<Tensor> {
+    fn of<T: Copy + Default + Send + Sync>(v: &[T], shape: &[usize], strides: &[isize], base: isize) -> Option<Vec<T>> {
+        let mut out = vec![T::default(); volume(shape).ok()?];
+        strided::fill(v, &mut out, shape, strides, base).ok()?;
+        Some(out)
+    }
+    let picked = match x.data() {
+        Data::F32(v) => of(v, shape, strides, base).map(Data::F32),
+        Data::I64(v) => of(v, shape, strides, base).map(Data::I64),
+        Data::Bool(v) => of(v, shape, strides, base).map(Data::Bool),
+    };
+    Tensor::new(shape.to_vec(), picked.ok_or_else(|| mismatch(op, "an index is out of range"))?)
 }
 
 /// Flat indices `base + Σ coordinate·stride` for all coordinates of `shape`, in row-major order.
@@ -90,20 +107,40 @@ pub(super) fn broadcast_shape(op: &str, a: &[usize], b: &[usize]) -> Result<Vec<
     Ok(out)
 }
 
-/// Flat indices into a tensor of shape `from`, broadcast to `to`.
-pub(super) fn broadcast_walk(op: &str, from: &[usize], to: &[usize]) -> Result<Walk> {
+/// Strides that read a tensor of shape `from` as one of shape `to`: zero on axes that are broadcast.
+fn broadcast_strides(op: &str, from: &[usize], to: &[usize]) -> Result<Vec<isize>> {
     if broadcast_shape(op, from, to)? != to {
         return Err(mismatch(op, format!("shape {from:?} does not broadcast to {to:?}")));
     }
     let lead = to.len() - from.len();
     let mut steps = vec![0isize; lead];
     steps.extend(strides(from).into_iter().zip(from).map(|(s, d)| if *d == 1 { 0 } else { s }));
-    Walk::new(to, steps, 0)
+    Ok(steps)
+}
+
+/// Flat indices into a tensor of shape `from`, broadcast to `to`.
+pub(super) fn broadcast_walk(op: &str, from: &[usize], to: &[usize]) -> Result<Walk> {
+    Walk::new(to, broadcast_strides(op, from, to)?, 0)
+}
+
+/// The elements of a tensor of shape `from`, broadcast to `to`; borrowed where nothing is broadcast.
+pub(super) fn broadcast<'a, T: Copy + Default + Send + Sync>(
+    op: &str,
+    values: &'a [T],
+    from: &[usize],
+    to: &[usize],
+) -> Result<Cow<'a, [T]>> {
+    if from == to {
+        return Ok(Cow::Borrowed(values));
+    }
+    let steps = broadcast_strides(op, from, to)?;
+    let mut out = vec![T::default(); volume(to)?];
+    strided::fill(values, &mut out, to, &steps, 0).map_err(|_| mismatch(op, "an index is out of range"))?;
+    Ok(Cow::Owned(out))
 }
 
 pub(super) fn expand(x: &Tensor, shape: &[usize]) -> Result<Tensor> {
-    let data = select(x.data(), broadcast_walk("expand", x.shape(), shape)?, "expand")?;
-    Tensor::new(shape.to_vec(), data)
+    pick(x, shape, &broadcast_strides("expand", x.shape(), shape)?, 0, "expand")
 }
 
 pub(super) fn transpose(x: &Tensor, perm: &[usize]) -> Result<Tensor> {
@@ -114,9 +151,8 @@ pub(super) fn transpose(x: &Tensor, perm: &[usize]) -> Result<Tensor> {
     }
     let old = strides(x.shape());
     let shape: Vec<usize> = perm.iter().filter_map(|p| x.shape().get(*p).copied()).collect();
-    let steps = perm.iter().filter_map(|p| old.get(*p).copied()).collect();
-    let data = select(x.data(), Walk::new(&shape, steps, 0)?, "transpose")?;
-    Tensor::new(shape, data)
+    let steps: Vec<isize> = perm.iter().filter_map(|p| old.get(*p).copied()).collect();
+    pick(x, &shape, &steps, 0, "transpose")
 }
 
 /// Sizes before, at and after an axis: `(outer, size, inner)`.
@@ -188,8 +224,7 @@ pub(super) fn slice(x: &Tensor, axis: usize, start: i128, len: usize, step: i64)
         base = if len > 0 { s.wrapping_mul(start as isize) } else { 0 };
         *s = s.wrapping_mul(step as isize);
     }
-    let data = select(x.data(), Walk::new(&shape, steps, base)?, "slice")?;
-    Tensor::new(shape, data)
+    pick(x, &shape, &steps, base, "slice")
 }
 
 pub(super) fn tile(x: &Tensor, shape: &[usize]) -> Result<Tensor> {

@@ -5,6 +5,8 @@ use super::movement::{broadcast_shape, broadcast_walk, split_at, strides};
 use super::tensor::volume;
 use super::{Data, Reduce, Tensor};
 use crate::Result;
+use ombra_kernels::float;
+use rayon::prelude::*;
 
 /// A matrix operand: batch sizes, rows, columns, and the shape as given.
 struct Matrix<'a> {
@@ -55,22 +57,22 @@ pub(super) fn matmul(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         }
     };
     let data = match (x.data(), y.data()) {
-        (Data::F32(a), Data::F32(b)) => Data::F32(product(a, b, &left, &right, &pairs, |s, x, y| s + x * y)),
-        (Data::I64(a), Data::I64(b)) => {
-            Data::I64(product(a, b, &left, &right, &pairs, |s: i64, x: i64, y| s.wrapping_add(x.wrapping_mul(y))))
-        }
+        (Data::F32(a), Data::F32(b)) => Data::F32(product(a, b, &left, &right, &pairs, float::matmul_acc)),
+        (Data::I64(a), Data::I64(b)) => Data::I64(product(a, b, &left, &right, &pairs, integer_product)),
         _ => return Err(mismatch("matmul", "operands of the wrong type")),
     };
     Tensor::new(shape, data)
 }
 
-fn product<T: Copy + Default>(
+/// The products of the matrices that `pairs` number. `acc(a, b, c, k, m)` adds the product of `a` with `k` columns and `b`
+/// with `m` columns to `c`.
+fn product<T: Copy + Default + Send + Sync>(
     a: &[T],
     b: &[T],
     left: &Matrix,
     right: &Matrix,
     pairs: &[(usize, usize)],
-    step: impl Fn(T, T, T) -> T,
+    acc: impl Fn(&[T], &[T], &mut [T], usize, usize) + Sync,
 ) -> Vec<T> {
     let (n, k, m) = (left.rows, left.cols, right.cols);
     if pairs.is_empty() {
@@ -80,18 +82,28 @@ fn product<T: Copy + Default>(
     if k == 0 {
         return out;
     }
-    for ((i, j), block) in pairs.iter().zip(out.chunks_exact_mut(n * m)) {
-        let a = a.get(i * n * k..(i + 1) * n * k).unwrap_or(&[]);
-        let b = b.get(j * k * m..(j + 1) * k * m).unwrap_or(&[]);
-        for (row, sums) in a.chunks_exact(k).zip(block.chunks_exact_mut(m)) {
-            for (x, line) in row.iter().zip(b.chunks_exact(m)) {
-                for (sum, y) in sums.iter_mut().zip(line) {
-                    *sum = step(*sum, *x, *y);
-                }
-            }
+    // One matrix for all products: their rows are rows of one product.
+    if let [(0, j), rest @ ..] = pairs
+        && rest.iter().zip(1..).all(|(pair, i)| *pair == (i, *j))
+        && let (Some(a), Some(b)) = (a.get(..pairs.len() * n * k), b.get(j * k * m..(j + 1) * k * m))
+    {
+        acc(a, b, &mut out, k, m);
+        return out;
+    }
+    out.par_chunks_exact_mut(n * m).zip(pairs).for_each(|(block, (i, j))| {
+        if let (Some(a), Some(b)) = (a.get(i * n * k..(i + 1) * n * k), b.get(j * k * m..(j + 1) * k * m)) {
+            acc(a, b, block, k, m);
+        }
+    });
+    out
+}
+
+fn integer_product(a: &[i64], b: &[i64], c: &mut [i64], k: usize, m: usize) {
+    for (row, sums) in a.chunks_exact(k).zip(c.chunks_exact_mut(m)) {
+        for (x, line) in row.iter().zip(b.chunks_exact(m)) {
+            sums.iter_mut().zip(line).for_each(|(sum, y)| *sum = sum.wrapping_add(x.wrapping_mul(*y)));
         }
     }
-    out
 }
 
 pub(super) fn cum_sum(x: &Tensor, axis: usize, exclusive: bool, reverse: bool) -> Result<Tensor> {

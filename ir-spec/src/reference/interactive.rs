@@ -1,21 +1,26 @@
 //! Bits and comparisons.
 
-use super::movement::{broadcast_strides, strided};
-use super::{RefValue, mismatch, signed};
+use super::movement::broadcast;
+use super::{RefValue, map_elements, mismatch, signed, zip_elements};
 use crate::diag::Result;
 
 /// The sign bit of the low `width` bits.
 pub(super) fn msb(x: &RefValue, width: u8) -> Result<RefValue> {
     let (_, values) = x.as_ring()?;
     let shift = u32::from(width.clamp(1, 64)) - 1;
-    RefValue::bit(x.shape.clone(), values.iter().map(|v| (v >> shift) & 1 == 1).collect())
+    RefValue::bit(x.shape.clone(), map_elements(values, |v| (v >> shift) & 1 == 1)?)
 }
 
 /// `f` on pairs of bits with broadcasting.
-pub(super) fn zip(a: &RefValue, b: &RefValue, shape: Vec<usize>, f: impl Fn(bool, bool) -> bool) -> Result<RefValue> {
-    let x = strided(a.as_bits()?, &shape, &broadcast_strides(&a.shape, &shape)?, 0)?;
-    let y = strided(b.as_bits()?, &shape, &broadcast_strides(&b.shape, &shape)?, 0)?;
-    RefValue::bit(shape, x.into_iter().zip(y).map(|(x, y)| f(x, y)).collect())
+pub(super) fn zip(
+    a: &RefValue,
+    b: &RefValue,
+    shape: Vec<usize>,
+    f: impl Fn(bool, bool) -> bool + Sync + Send,
+) -> Result<RefValue> {
+    let x = broadcast(a.as_bits()?, &a.shape, &shape)?;
+    let y = broadcast(b.as_bits()?, &b.shape, &shape)?;
+    RefValue::bit(shape, zip_elements(&x, &y, |x, y| f(*x, *y))?)
 }
 
 /// The index of the greatest element of every row; the first of equal ones.

@@ -1,35 +1,40 @@
 //! Local arithmetic and truncation.
 
-use super::movement::{broadcast_strides, strided};
-use super::{RefValue, filled, mask, mismatch, signed, volume};
+use super::movement::{broadcast, broadcast_strides, strided};
+use super::{PARALLEL, RefValue, Rounding, filled, map_elements, mismatch, signed, volume, zip_elements};
 use crate::diag::Result;
+use ombra_kernels::gemm::{MatRef, gemm_acc};
+use rayon::prelude::*;
 
 /// `f` on the elements, reduced to the ring.
-pub(super) fn map(x: &RefValue, f: impl Fn(u64) -> u64) -> Result<RefValue> {
+pub(super) fn map(x: &RefValue, f: impl Fn(u64) -> u64 + Sync + Send) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
-    RefValue::ring(bits, x.shape.clone(), values.iter().map(|v| f(*v)).collect())
+    RefValue::ring(bits, x.shape.clone(), map_elements(values, |v| f(*v))?)
 }
 
 /// `f` on pairs of elements with broadcasting, reduced to the ring.
-pub(super) fn zip(a: &RefValue, b: &RefValue, shape: Vec<usize>, f: impl Fn(u64, u64) -> u64) -> Result<RefValue> {
+pub(super) fn zip(
+    a: &RefValue,
+    b: &RefValue,
+    shape: Vec<usize>,
+    f: impl Fn(u64, u64) -> u64 + Sync + Send,
+) -> Result<RefValue> {
     let ((bits, x), (other, y)) = (a.as_ring()?, b.as_ring()?);
     if bits != other {
         return Err(mismatch(format!("rings of {bits} and {other} bits")));
     }
-    let values = if a.shape == shape && b.shape == shape {
-        x.iter().zip(y).map(|(x, y)| f(*x, *y)).collect()
-    } else {
-        let x = strided(x, &shape, &broadcast_strides(&a.shape, &shape)?, 0)?;
-        let y = strided(y, &shape, &broadcast_strides(&b.shape, &shape)?, 0)?;
-        x.into_iter().zip(y).map(|(x, y)| f(x, y)).collect()
-    };
-    RefValue::ring(bits, shape, values)
+    let (x, y) = (broadcast(x, &a.shape, &shape)?, broadcast(y, &b.shape, &shape)?);
+    RefValue::ring(bits, shape, zip_elements(&x, &y, |x, y| f(*x, *y))?)
 }
 
-/// The floor of `x / 2^by`.
-pub(super) fn truncate(x: &RefValue, by: u8) -> Result<RefValue> {
-    let (bits, _) = x.as_ring()?;
-    map(x, |v| (signed(v, bits) >> by.min(63)) as u64)
+/// The quotient of `x` by `2^by`.
+pub(super) fn truncate(x: &RefValue, by: u8, rounding: Rounding) -> Result<RefValue> {
+    let (bits, values) = x.as_ring()?;
+    let mut out = filled(0u64, values.len())?;
+    out.par_iter_mut().zip(values).enumerate().with_min_len(PARALLEL / 2).for_each(|(at, (out, v))| {
+        *out = rounding.quotient(signed(*v, bits), by, at).cast_unsigned();
+    });
+    RefValue::ring(bits, x.shape.clone(), out)
 }
 
 /// `⌊x / 2^by⌋ − 1` in a ring of `by` bits less: what uniform shares give most often.
@@ -86,36 +91,23 @@ pub(super) fn matmul(a: &RefValue, b: &RefValue, shape: Vec<usize>, trans_b: boo
         let numbers: Vec<usize> = (0..volume(own)?).collect();
         strided(&numbers, batch, &broadcast_strides(own, batch)?, 0)
     };
-    let picks = pick(a_batch)?.into_iter().zip(pick(b_batch)?);
-    for (c, (i, j)) in out.chunks_exact_mut(m * n).zip(picks) {
-        let a = x.get(i * m * k..(i + 1) * m * k).ok_or_else(|| mismatch("left operand too short"))?;
+    let picks: Vec<(usize, usize)> = pick(a_batch)?.into_iter().zip(pick(b_batch)?).collect();
+    let right = |j: usize| -> Result<MatRef> {
         let b = y.get(j * k * n..(j + 1) * k * n).ok_or_else(|| mismatch("right operand too short"))?;
-        if trans_b {
-            product_transposed(a, b, c, k);
-        } else {
-            product(a, b, c, k, n);
-        }
+        Ok(if trans_b { MatRef::row_major(b, n, k)?.transposed() } else { MatRef::row_major(b, k, n)? })
+    };
+    let threads = rayon::current_num_threads();
+    if let [(0, j), rest @ ..] = &*picks
+        && rest.iter().zip(1..).all(|(pair, i)| *pair == (i, *j))
+    {
+        // One matrix for all products: their rows are rows of one product.
+        gemm_acc(MatRef::row_major(x, picks.len() * m, k)?, right(*j)?, &mut out, threads);
+    } else {
+        out.par_chunks_exact_mut(m * n).zip(&picks).try_for_each(|(c, (i, j))| -> Result<()> {
+            let a = x.get(i * m * k..(i + 1) * m * k).ok_or_else(|| mismatch("left operand too short"))?;
+            gemm_acc(MatRef::row_major(a, m, k)?, right(*j)?, c, 1);
+            Ok(())
+        })?;
     }
-    let mask = mask(bits);
-    out.iter_mut().for_each(|v| *v &= mask);
     RefValue::ring(bits, shape, out)
-}
-
-/// `c += a · b`, a row of `b` at a time.
-fn product(a: &[u64], b: &[u64], c: &mut [u64], k: usize, n: usize) {
-    for (row, sums) in a.chunks_exact(k).zip(c.chunks_exact_mut(n)) {
-        for (factor, line) in row.iter().zip(b.chunks_exact(n)) {
-            sums.iter_mut().zip(line).for_each(|(s, v)| *s = s.wrapping_add(factor.wrapping_mul(*v)));
-        }
-    }
-}
-
-/// `c = a · bᵀ`, by dot products of rows.
-fn product_transposed(a: &[u64], b: &[u64], c: &mut [u64], k: usize) {
-    let n = b.len() / k;
-    for (row, sums) in a.chunks_exact(k).zip(c.chunks_exact_mut(n)) {
-        for (line, sum) in b.chunks_exact(k).zip(sums) {
-            *sum = row.iter().zip(line).fold(0u64, |s, (x, y)| s.wrapping_add(x.wrapping_mul(*y)));
-        }
-    }
 }

@@ -1,14 +1,15 @@
 //! Reference meaning: what every core op computes, on concrete tensors in the clear.
 //!
-//! A ring element is the low `bits` of a `u64`, in two's complement. `truncate` is the floor; where a protocol may
-//! return one more, its result differs from this by that and nothing else. `cut` is the floor less 1, where shares give
-//! the floor less 0, 1 or 2. A whole module runs by evaluating its ops in
-//! order, with sources given by the caller; that is the setting `plain`.
+//! A ring element is the low `bits` of a `u64`, in two's complement. `truncate` is the floor, or rounds by drawn numbers
+//! as it does by shares: see [`Rounding`]. `cut` is the floor less 1, where shares give the floor less 0, 1 or 2. A whole
+//! module runs by evaluating its ops in order, with sources given by the caller; that is the setting `plain`. Threads share
+//! the elements of large values and change no result.
 
 mod interactive;
 mod linear;
 mod movement;
 mod ragged;
+mod rounding;
 pub mod run;
 
 use crate::diag::{Diagnostic, Result};
@@ -16,6 +17,8 @@ use crate::dim::{Bindings, Dim};
 use crate::op::{Class, Op};
 use crate::plain::{Data, Tensor};
 use crate::ty::{Elem, Ty};
+use rayon::prelude::*;
+pub use rounding::Rounding;
 
 /// Most elements of one value.
 pub const MAX_ELEMENTS: usize = 1 << 31;
@@ -51,7 +54,7 @@ impl RefValue {
         check_len(&shape, values.len())?;
         if bits < 64 {
             let mask = mask(bits);
-            values.iter_mut().for_each(|v| *v &= mask);
+            values.par_chunks_mut(PARALLEL).for_each(|part| part.iter_mut().for_each(|v| *v &= mask));
         }
         Ok(RefValue { shape, data: RefData::Ring { bits, values } })
     }
@@ -116,18 +119,51 @@ pub fn encode(values: &[f32], bits: u8, scale: u8, bound: u8) -> Result<Vec<u64>
     // Two passes without branches, which vectorise. The sum with 1/2 is exact for what decides the rounding: a float has
     // 24 significant bits.
     let scaled = |x: f32| f64::from(x) * unit;
-    let fits = values.iter().fold(true, |fits, &x| fits & (scaled(x).abs() + 0.5 < limit));
-    if !fits {
+    let inside = |part: &[f32]| part.iter().fold(true, |fits, &x| fits & (scaled(x).abs() + 0.5 < limit));
+    if !values.par_chunks(PARALLEL).all(inside) {
         return Err(Diagnostic::input("E0381", "a value does not fit its declared bound")
             .note(format!("expected less than 2^{bound} at scale {scale}"))
             .note("calibrate on inputs like these, or give the value more bits"));
     }
-    let mut out = reserve(values.len())?;
-    out.extend(values.iter().map(|&x| {
+    map_elements(values, |&x| {
         let v = scaled(x);
         (v + 0.5f64.copysign(v)) as i64 as u64 & mask
-    }));
+    })
+}
+
+/// Values of at least this many elements are worked on by several threads.
+const PARALLEL: usize = 1 << 15;
+
+/// `f` of every element. An error when memory does not suffice.
+fn map_elements<T: Sync, U: Send>(values: &[T], f: impl Fn(&T) -> U + Sync + Send) -> Result<Vec<U>> {
+    let mut out = reserve(values.len())?;
+    if values.len() < PARALLEL {
+        out.extend(values.iter().map(f));
+    } else {
+        values.par_iter().with_min_len(PARALLEL / 2).map(f).collect_into_vec(&mut out);
+    }
     Ok(out)
+}
+
+/// `f` of every pair of elements. An error when memory does not suffice.
+fn zip_elements<A: Sync, B: Sync, U: Send>(a: &[A], b: &[B], f: impl Fn(&A, &B) -> U + Sync + Send) -> Result<Vec<U>> {
+    let mut out = reserve(a.len().min(b.len()))?;
+    if a.len() < PARALLEL {
+        out.extend(a.iter().zip(b).map(|(x, y)| f(x, y)));
+    } else {
+        a.par_iter().zip(b).with_min_len(PARALLEL / 2).map(|(x, y)| f(x, y)).collect_into_vec(&mut out);
+    }
+    Ok(out)
+}
+
+/// The result of one op where divisions round down.
+///
+/// As [`eval_rounded`].
+///
+/// # Errors
+/// Those of [`eval_rounded`].
+pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<RefValue> {
+    eval_rounded(op, args, ty, sizes, Rounding::Floor)
 }
 
 /// The result of one op.
@@ -135,7 +171,7 @@ pub fn encode(values: &[f32], bits: u8, scale: u8, bound: u8) -> Result<Vec<u64>
 /// `ty` is the type of the result, `sizes` the values of its symbols. `reveal` and `set_state` return their operand.
 /// Errors: `E0380` when an operand is not what the op takes, `E0382` when the op is a source (its value is given) or
 /// composite, `E0383` when an index is out of range, `E0384` when a value is too large.
-pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<RefValue> {
+pub fn eval_rounded(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings, rounding: Rounding) -> Result<RefValue> {
     let shape = concrete(&ty.shape, sizes)?;
     match (op, args) {
         (Op::Encode { bits, scale }, [x]) => {
@@ -156,7 +192,7 @@ pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<Re
         (Op::ReduceSum { axis }, [x]) => linear::reduce_sum(x, usize::from(*axis), shape),
         (Op::Narrow { bits }, [x]) => linear::narrow(x, *bits),
         (Op::Cut { by }, [x]) => linear::cut(x, *by),
-        (Op::Truncate { by }, [x]) => linear::truncate(x, *by),
+        (Op::Truncate { by }, [x]) => linear::truncate(x, *by, rounding),
 
         (Op::Reshape { .. }, [x]) => movement::reshape(x, shape),
         (Op::Transpose { perm }, [x]) => movement::transpose(x, perm, shape),
@@ -174,15 +210,15 @@ pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<Re
 
         (Op::Extend { bits }, [x]) => {
             let (from, values) = x.as_ring()?;
-            let values = values.iter().map(|v| signed(*v, from) as u64).collect();
+            let values = map_elements(values, |v| signed(*v, from) as u64)?;
             RefValue::ring(*bits, x.shape.clone(), values)
         }
         (Op::Msb { width, .. }, [x]) => interactive::msb(x, *width),
         (Op::Xor, [a, b]) => interactive::zip(a, b, shape, |x, y| x ^ y),
         (Op::And, [a, b]) => interactive::zip(a, b, shape, |x, y| x & y),
-        (Op::Not, [x]) => RefValue::bit(x.shape.clone(), x.as_bits()?.iter().map(|b| !b).collect()),
+        (Op::Not, [x]) => RefValue::bit(x.shape.clone(), map_elements(x.as_bits()?, |b| !b)?),
         (Op::BitToRing { bits }, [x]) => {
-            RefValue::ring(*bits, x.shape.clone(), x.as_bits()?.iter().map(|b| u64::from(*b)).collect())
+            RefValue::ring(*bits, x.shape.clone(), map_elements(x.as_bits()?, |b| u64::from(*b))?)
         }
         (Op::ArgMax { .. }, [x]) => interactive::arg_max(x, shape),
         _ => Err(no_meaning(op, args.len())),

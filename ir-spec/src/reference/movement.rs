@@ -1,7 +1,8 @@
 //! Local movement: the same elements at other places.
 
-use super::{RefData, RefValue, mismatch, reserve, volume};
+use super::{RefData, RefValue, filled, mismatch, reserve, volume};
 use crate::diag::{Diagnostic, Result};
+use std::borrow::Cow;
 
 /// Applies a movement of elements of any kind.
 macro_rules! each_kind {
@@ -133,37 +134,27 @@ pub(super) fn broadcast_strides(own: &[usize], shape: &[usize]) -> Result<Vec<us
 }
 
 /// The elements at `offset + Σ index · step` for every index of `shape`, in row-major order.
-pub(super) fn strided<T: Copy>(values: &[T], shape: &[usize], steps: &[usize], offset: usize) -> Result<Vec<T>> {
-    let outside = || mismatch("an element is outside of its operand");
-    let len = volume(shape)?;
-    let mut out = reserve(len)?;
-    if len == 0 {
-        return Ok(out);
+pub(super) fn strided<T: Copy + Default + Send + Sync>(
+    values: &[T],
+    shape: &[usize],
+    steps: &[usize],
+    offset: usize,
+) -> Result<Vec<T>> {
+    let mut out = filled(T::default(), volume(shape)?)?;
+    let outside = |_| mismatch("an element is outside of its operand");
+    let steps = steps.iter().map(|s| isize::try_from(*s)).collect::<std::result::Result<Vec<_>, _>>();
+    crate::strided::fill(values, &mut out, shape, &steps.map_err(outside)?, isize::try_from(offset).map_err(outside)?)?;
+    Ok(out)
+}
+
+/// The elements of a value of shape `own`, broadcast to `shape`; borrowed where nothing is broadcast.
+pub(super) fn broadcast<'a, T: Copy + Default + Send + Sync>(
+    values: &'a [T],
+    own: &[usize],
+    shape: &[usize],
+) -> Result<Cow<'a, [T]>> {
+    if own == shape {
+        return Ok(Cow::Borrowed(values));
     }
-    let (Some((columns, outer)), Some((step, outer_steps))) = (shape.split_last(), steps.split_last()) else {
-        out.push(*values.get(offset).ok_or_else(outside)?);
-        return Ok(out);
-    };
-    let mut index = vec![0usize; outer.len()];
-    let mut at = offset;
-    for _ in 0..len / columns {
-        match step {
-            0 => out.resize(out.len() + columns, *values.get(at).ok_or_else(outside)?),
-            1 => out.extend_from_slice(values.get(at..at + columns).ok_or_else(outside)?),
-            _ => {
-                let row = values.get(at..).ok_or_else(outside)?.iter().step_by(*step).take(*columns);
-                out.extend(row);
-            }
-        }
-        for ((i, size), step) in index.iter_mut().zip(outer).zip(outer_steps).rev() {
-            *i += 1;
-            at += step;
-            if *i < *size {
-                break;
-            }
-            at -= step * size;
-            *i = 0;
-        }
-    }
-    if out.len() == len { Ok(out) } else { Err(outside()) }
+    Ok(Cow::Owned(strided(values, shape, &broadcast_strides(own, shape)?, 0)?))
 }

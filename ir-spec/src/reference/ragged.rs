@@ -1,12 +1,12 @@
 //! Ragged rows: the entries that a mask keeps, row after row.
 
-use super::movement::{broadcast_strides, each_kind, strided};
+use super::movement::{broadcast, each_kind};
 use super::{RefData, RefValue, filled, mismatch, reserve, signed, volume};
 use crate::diag::Result;
 
 /// The mask broadcast to a dense shape.
 fn dense_mask(mask: &RefValue, dense: &[usize]) -> Result<Vec<bool>> {
-    strided(mask.as_mask()?, dense, &broadcast_strides(&mask.shape, dense)?, 0)
+    Ok(broadcast(mask.as_mask()?, &mask.shape, dense)?.into_owned())
 }
 
 /// Number of kept entries of every row.

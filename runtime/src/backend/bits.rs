@@ -5,7 +5,7 @@
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::isa::each_isa;
+use ombra_kernels::each_isa;
 
 /// Words of a plane of `n` elements.
 pub fn words(n: usize) -> usize {

@@ -2,7 +2,7 @@
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::isa::each_isa;
+use ombra_kernels::each_isa;
 
 /// Elements of a tile of a fused chain: 8 KiB, so that a tile and its inputs stay in the first cache.
 const TILE: usize = 1024;

@@ -4,6 +4,5 @@
 
 pub mod bits;
 pub mod elementwise;
-pub mod gemm;
-mod gemm_kernels;
-pub mod isa;
+
+pub use ombra_kernels::{gemm, isa};

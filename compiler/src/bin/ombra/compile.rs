@@ -7,6 +7,8 @@ use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::savings;
+use ombra_compiler::self_test::rows::{Special, read_tokens};
+use ombra_compiler::self_test::{self, What};
 use ombra_compiler::{assume, inspect, npz, output};
 use ombra_ir::plan::BoundsOf;
 use ombra_ir::{Diagnostic, text};
@@ -42,6 +44,12 @@ pub struct CompileArgs {
     /// A tokenizer to put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
+    /// Positions on which the plan is tested in the clear against the model in float; 0 leaves the test out.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    self_test: usize,
+    /// Token ids to test on in place of the built-in prompts, a row a line; says the perplexity too.
+    #[arg(long, value_name = "FILE")]
+    self_test_tokens: Option<PathBuf>,
     /// Print the program after a stage: graph, owners, rewritten, bounds, lowered, expanded, scheduled.
     #[arg(long, value_name = "STAGE[=FILE]")]
     emit: Vec<String>,
@@ -109,6 +117,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     if compiled.plan.costs_only {
         say_costs_only(&model, base.as_ref(), &compiled);
     }
+    let tested = tested(args, &model, base.as_ref(), &options, &compiled)?;
     let digest = output::write(&mut compiled, &model, args.tokenizer.as_deref(), &args.output).map_err(one)?;
     let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
     eprint!("{}", report.text(inspect::By::Kind));
@@ -117,9 +126,43 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     }
     println!("{digest}");
     if let Some(path) = &args.report {
-        write_report(path, &compiled, &digest, &report)?;
+        write_report(path, &compiled, &digest, &report, tested.as_ref())?;
     }
     Ok(())
+}
+
+/// Tests the plan in the clear, with a bar on standard error.
+fn tested(
+    args: &CompileArgs,
+    model: &Model,
+    base: Option<&Model>,
+    options: &pipeline::Options,
+    compiled: &Compiled,
+) -> Result<Option<self_test::Report>, Vec<Diagnostic>> {
+    if args.self_test == 0 || compiled.plan.costs_only {
+        return Ok(None);
+    }
+    let special = args.tokenizer.as_deref().map(Special::read).transpose().map_err(one)?.unwrap_or_default();
+    let tokens = args.self_test_tokens.as_deref().map(read_tokens).transpose().map_err(one)?;
+    let what = match &tokens {
+        Some(rows) => What::Tokens(rows),
+        None => What::BuiltIn { special: &special, most: args.self_test },
+    };
+    let bar = indicatif::ProgressBar::new(1000);
+    if let Ok(style) = indicatif::ProgressStyle::with_template("self-test {bar:30} {msg}") {
+        bar.set_style(style);
+    }
+    let mut progress = |row: &str, at: u64| {
+        if bar.position() != at {
+            bar.set_position(at);
+            bar.set_message(row.to_string());
+        }
+    };
+    let report = self_test::self_test(model, base, options, compiled, what, &mut progress);
+    bar.finish_and_clear();
+    let report = report?;
+    eprint!("{}", report.text());
+    Ok(Some(report))
 }
 
 /// Says what is not there, and what took its place.
@@ -172,7 +215,13 @@ fn print_to(emit: &str, text: &str) -> Outcome {
     }
 }
 
-fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect::Report) -> Outcome {
+fn write_report(
+    path: &Path,
+    compiled: &Compiled,
+    digest: &str,
+    report: &inspect::Report,
+    tested: Option<&self_test::Report>,
+) -> Outcome {
     let public = compiled.labels.tensors.iter().filter(|l| l.owner == ombra_compiler::labels::Owner::Public).count();
     let json = serde_json::json!({
         "ombra": env!("CARGO_PKG_VERSION"),
@@ -187,6 +236,7 @@ fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect
             "assumed": compiled.plan.assumed.len(),
         },
         "rewrites": compiled.rewrites,
+        "self_test": tested,
         "cost": report,
     });
     let text = serde_json::to_string_pretty(&json).map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?;

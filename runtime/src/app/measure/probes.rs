@@ -126,7 +126,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
             Ok(())
         })
     };
-    let lookup = |n: usize| {
+    let lookup = |n: usize| -> Result<_> {
         let mut b = Build::new();
         let dims = dims(&[1, n]);
         let slot = InputSlot { name: "ids".into(), dtype: DType::I64, shape: dims.clone() };

@@ -81,7 +81,7 @@ pub fn add_sub(role: u8, kind: AddSub, x: View<'_>, y: View<'_>, out: &[usize]) 
     Ok(match (x.value, y.value) {
         (Ring::Public(a), Ring::Public(b)) => Ring::Public(of(Some(a), Some(b))?.unwrap_or_default()),
         (Ring::Public(_) | Ring::Shared(_), Ring::Public(_) | Ring::Shared(_)) => {
-            let part = |component: fn(&Shared) -> &Component, holder: bool| {
+            let part = |component: fn(&Shared) -> &Component, holder: bool| -> Result<Component> {
                 let words = of(part(x.value, component, holder), part(y.value, component, holder))?;
                 Ok(words.map_or(Component::Zero, Component::from))
             };

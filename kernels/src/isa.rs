@@ -7,7 +7,7 @@ pub struct Isa(Level);
 
 /// The vector levels, from the plainest to the widest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
+pub enum Level {
     /// Whatever the compilation target guarantees.
     Portable,
     /// AVX2.
@@ -59,18 +59,20 @@ impl Isa {
         }
     }
 
-    pub(super) fn level(self) -> Level {
+    /// The level.
+    pub fn level(self) -> Level {
         self.0
     }
 }
 
 /// Defines functions whose body is compiled once per vector level. `fn name(isa; ..)` runs at the level that its
 /// caller passes first; `fn name(..)` runs at the best level of the machine.
+#[macro_export]
 macro_rules! each_isa {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident (isa; $($arg:ident : $ty:ty),* $(,)?) $body:block)*) => {$(
         $(#[$doc])*
         #[inline]
-        $vis fn $name(isa: $crate::backend::isa::Isa, $($arg: $ty),*) {
+        $vis fn $name(isa: $crate::isa::Isa, $($arg: $ty),*) {
             #[inline(always)]
             fn body($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
@@ -86,10 +88,10 @@ macro_rules! each_isa {
             match isa.level() {
                 // SAFETY: an `Isa` of this level exists only where the processor reports these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
                 _ => body($($arg),*),
             }
         }
@@ -97,9 +99,8 @@ macro_rules! each_isa {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) $body:block)*) => {$(
         $(#[$doc])*
         $vis fn $name($($arg: $ty),*) {
-            $crate::backend::isa::each_isa! { fn each(isa; $($arg: $ty),*) $body }
-            each($crate::backend::isa::Isa::best(), $($arg),*)
+            $crate::each_isa! { fn each(isa; $($arg: $ty),*) $body }
+            each($crate::isa::Isa::best(), $($arg),*)
         }
     )*};
 }
-pub(super) use each_isa;

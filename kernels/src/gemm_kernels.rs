@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::isa::{self, Isa, each_isa};
+use super::isa::{self, Isa};
+use crate::each_isa;
 
 /// Rows of a register tile and of a packed panel of the left operand.
 pub(super) const MR: usize = 8;

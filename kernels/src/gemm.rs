@@ -7,9 +7,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use ombra_ir::{Diagnostic, Result};
 use zeroize::Zeroize;
 
+use super::Error;
 use super::gemm_kernels::{Block, Line, MR, NR, axpy, axpy4, dots, prefetch, tile, words, words_mut};
 use super::isa::Isa;
 
@@ -35,8 +35,8 @@ pub struct MatRef<'a> {
 }
 
 impl<'a> MatRef<'a> {
-    /// A `rows` x `cols` view of `data` with these strides in elements. E0901 when an element would lie outside.
-    pub fn new(data: &'a [u64], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Result<Self> {
+    /// A `rows` x `cols` view of `data` with these strides in elements. [`Error::Outside`] when an element would lie outside.
+    pub fn new(data: &'a [u64], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Result<Self, Error> {
         let view = MatRef { data, rows, cols, row_stride, col_stride };
         if rows == 0 || cols == 0 {
             return Ok(view);
@@ -46,15 +46,12 @@ impl<'a> MatRef<'a> {
             .and_then(|r| (cols - 1).checked_mul(col_stride).and_then(|c| r.checked_add(c)));
         match last {
             Some(last) if last < data.len() => Ok(view),
-            _ => Err(Diagnostic::internal("E0901", "matrix view reaches outside its buffer").note(format!(
-                "{rows} x {cols} with strides {row_stride} and {col_stride} does not fit {} elements",
-                data.len()
-            ))),
+            _ => Err(Error::Outside { rows, cols, row_stride, col_stride, len: data.len() }),
         }
     }
 
-    /// A `rows` x `cols` row-major matrix without gaps. E0901 when `data` is shorter.
-    pub fn row_major(data: &'a [u64], rows: usize, cols: usize) -> Result<Self> {
+    /// A `rows` x `cols` row-major matrix without gaps. [`Error::Outside`] when `data` is shorter.
+    pub fn row_major(data: &'a [u64], rows: usize, cols: usize) -> Result<Self, Error> {
         Self::new(data, rows, cols, cols, 1)
     }
 
@@ -103,8 +100,8 @@ pub struct PackedB {
 }
 
 impl PackedB {
-    /// Packs `b`. E0902 when the memory is not to be had.
-    pub fn pack(b: MatRef<'_>) -> Result<Self> {
+    /// Packs `b`. [`Error::NoMemory`] when the memory is not to be had.
+    pub fn pack(b: MatRef<'_>) -> Result<Self, Error> {
         let mut packed = Self::zeros(b.rows, b.cols)?;
         for (pc, block) in row_blocks(b.rows, b.cols, words_mut(&mut packed.data)) {
             pack_right(b.part(pc, 0..b.cols), block);
@@ -113,8 +110,8 @@ impl PackedB {
     }
 
     /// Packs the `k` x `n` matrix whose row `i` the closure writes when called as `row(i, out)`, with rows in order
-    /// and `out` zeroed. E0902 when the memory is not to be had.
-    pub fn pack_rows(k: usize, n: usize, mut row: impl FnMut(usize, &mut [u64])) -> Result<Self> {
+    /// and `out` zeroed. [`Error::NoMemory`] when the memory is not to be had.
+    pub fn pack_rows(k: usize, n: usize, mut row: impl FnMut(usize, &mut [u64])) -> Result<Self, Error> {
         let mut packed = Self::zeros(k, n)?;
         let mut line = vec![0u64; if k == 0 { 0 } else { n }];
         for (pc, block) in row_blocks(k, n, words_mut(&mut packed.data)) {
@@ -144,11 +141,8 @@ impl PackedB {
         self.data.len() * size_of::<Line>()
     }
 
-    fn zeros(rows: usize, cols: usize) -> Result<Self> {
-        let too_big = || {
-            Diagnostic::input("E0902", format!("no memory for a packed {rows} x {cols} matrix"))
-                .note("give the process more memory, or fewer or smaller private weights")
-        };
+    fn zeros(rows: usize, cols: usize) -> Result<Self, Error> {
+        let too_big = || Error::NoMemory { rows, cols };
         let lines = cols.div_ceil(NR).checked_mul(NR / 8).and_then(|l| l.checked_mul(rows)).ok_or_else(too_big)?;
         let mut data = Vec::new();
         data.try_reserve_exact(lines).map_err(|_| too_big())?;
@@ -568,9 +562,10 @@ mod tests {
         for (rows, cols, row_stride, col_stride) in
             [(4, 4, 4, 1), (3, 5, 4, 1), (2, 2, usize::MAX, 1), (usize::MAX, usize::MAX, 2, 2), (2, 2, 1, usize::MAX)]
         {
-            let error = MatRef::new(&x, rows, cols, row_stride, col_stride).err().map(|e| e.code);
-            assert_eq!(error, Some("E0901"));
+            let error = MatRef::new(&x, rows, cols, row_stride, col_stride).err();
+            assert_eq!(error, Some(Error::Outside { rows, cols, row_stride, col_stride, len: 12 }));
         }
-        assert_eq!(PackedB::pack_rows(usize::MAX, 30, |_, _| ()).err().map(|e| e.code), Some("E0902"));
+        let error = PackedB::pack_rows(usize::MAX, 30, |_, _| ()).err();
+        assert_eq!(error, Some(Error::NoMemory { rows: usize::MAX, cols: 30 }));
     }
 }

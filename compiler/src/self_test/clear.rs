@@ -1,0 +1,101 @@
+//! A compiled plan in the clear, in one process, with everything a run is given.
+
+use crate::graph::eval::{self, static_value};
+use crate::import::load_weight;
+use crate::onnx::Model;
+use crate::pipeline::Compiled;
+use ombra_ir::bind::{Bound, bind};
+use ombra_ir::module::{Id, Node};
+use ombra_ir::op::Op;
+use ombra_ir::plain::Tensor;
+use ombra_ir::reference::run::{Outcome, run_seen};
+use ombra_ir::reference::{RefValue, Rounding, encode};
+use ombra_ir::{Diagnostic, Result, Sym};
+use std::collections::BTreeMap;
+
+/// A step's sizes from the shapes of its inputs.
+///
+/// # Errors
+/// Inputs that the model does not have or that disagree.
+pub fn sizes(compiled: &Compiled, inputs: &BTreeMap<String, Tensor>) -> Result<Vec<(String, u64)>> {
+    let bindings = eval::bind_inputs(&compiled.graph, inputs)?;
+    let syms = compiled.plan.module.dims.syms.iter().zip(0..);
+    Ok(syms.filter_map(|(info, i)| Some((info.name.clone(), bindings.get(Sym(i))?))).collect())
+}
+
+/// Binds the plan's module to the inputs of one step.
+///
+/// # Errors
+/// Inputs that the plan cannot take.
+pub fn bind_step(compiled: &Compiled, inputs: &BTreeMap<String, Tensor>) -> Result<Bound> {
+    let sizes = sizes(compiled, inputs)?;
+    let pairs: Vec<(&str, u64)> = sizes.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let given: Vec<(String, Tensor)> = inputs.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
+    bind(&compiled.plan.module, &pairs, &given)
+}
+
+/// Runs one step in the clear, with divisions that round down.
+///
+/// # Errors
+/// Inputs that the plan cannot take.
+pub fn step(compiled: &Compiled, model: &Model, inputs: &BTreeMap<String, Tensor>) -> Result<Outcome> {
+    step_seen(compiled, model, inputs, Rounding::Floor, &mut |_, _| Ok(()))
+}
+
+/// As [`step`], with the rounding of divisions, and shows every value to `see`.
+///
+/// # Errors
+/// Inputs that the plan cannot take, and those of `see`.
+pub fn step_seen(
+    compiled: &Compiled,
+    model: &Model,
+    inputs: &BTreeMap<String, Tensor>,
+    rounding: Rounding,
+    see: &mut dyn FnMut(Id, &RefValue) -> Result<()>,
+) -> Result<Outcome> {
+    let bound = bind_step(compiled, inputs)?;
+    let weights = |name: &str| load_weight(model, name);
+    // What the client computes in plaintext.
+    let mut known: BTreeMap<String, Tensor> = inputs.clone();
+    let wanted: Vec<_> = compiled.inputs.values().copied().collect();
+    eval::visit_needed(&compiled.graph, &wanted, &weights, inputs, &mut |id, tensor| {
+        for (name, _) in compiled.inputs.iter().filter(|(_, v)| **v == id) {
+            known.insert(name.clone(), tensor.clone());
+        }
+    })?;
+    let mut source = |_: Id, node: &Node| source_value(compiled, &weights, &known, node);
+    run_seen(&compiled.plan.module, &bound, rounding, &mut source, see)
+}
+
+fn source_value(
+    compiled: &Compiled,
+    weights: &eval::Weights,
+    known: &BTreeMap<String, Tensor>,
+    node: &Node,
+) -> Result<RefValue> {
+    let module = &compiled.plan.module;
+    let missing = || Diagnostic::internal("E0585", format!("the value of {} is not known", node.op.name()));
+    let ring = |t: &Tensor| -> Result<RefValue> {
+        let (bits, scale) = node.ty.as_ring().ok_or_else(missing)?;
+        RefValue::ring(bits, t.shape().to_vec(), encode(t.as_f32()?, bits, scale, node.ty.bound)?)
+    };
+    match &node.op {
+        Op::Weight { name } | Op::PublicWeight { name } => {
+            let &(v, _) = compiled.weights.get(name).ok_or_else(missing)?;
+            ring(&static_value(&compiled.graph, weights, v)?)
+        }
+        Op::Input { slot } => {
+            let input = module.inputs.get(*slot as usize).ok_or_else(missing)?;
+            ring(known.get(&input.name).ok_or_else(missing)?)
+        }
+        Op::ClientInts { slot } => {
+            let input = module.inputs.get(*slot as usize).ok_or_else(missing)?;
+            Ok(RefValue::plain(known.get(&input.name).ok_or_else(missing)?.clone()))
+        }
+        Op::State { slot } => {
+            let state = module.states.get(*slot as usize).ok_or_else(missing)?;
+            ring(known.get(&state.input).ok_or_else(missing)?)
+        }
+        _ => Err(missing()),
+    }
+}

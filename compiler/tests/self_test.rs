@@ -1,0 +1,83 @@
+//! The self-test of plans: what it passes, what it refuses, and the layer that it names.
+
+use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::{Compiled, Options, compile};
+use ombra_compiler::self_test::rows::{Special, read_tokens};
+use ombra_compiler::self_test::{Report, What, self_test};
+use ombra_ir::Diagnostic;
+use ombra_ir::op::Op;
+use std::path::{Path, PathBuf};
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models")
+}
+
+fn compiled(name: &str, options: &Options) -> (Model, Compiled) {
+    let model = Model::read(&models().join(name).join("model.onnx")).unwrap();
+    let compiled = compile(&model, None, options).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    (model, compiled)
+}
+
+fn tested(model: &Model, compiled: &Compiled, options: &Options, what: What) -> Result<Report, Vec<Diagnostic>> {
+    self_test(model, None, options, compiled, what, &mut |_, _| ())
+}
+
+#[test]
+fn a_plan_agrees_with_its_model_on_all_positions_and_in_its_own_program() {
+    let options = Options::default();
+    let (model, compiled) = compiled("llama-trained/base", &options);
+    let special = Special::read(&models().join("llama-trained/tokenizer.json")).unwrap();
+    let report = tested(&model, &compiled, &options, What::BuiltIn { special: &special, most: 60 }).unwrap();
+    let positions: usize = report.rows.iter().map(|(_, n)| n).sum();
+    assert!(positions > 40, "{:?}", report.rows);
+    assert_eq!((report.logits.positions, report.last.positions), (positions, report.rows.len()));
+    assert_eq!(report.logits.agreed, positions, "{}", report.text());
+    assert!(report.logits.greatest_error > 0.0 && report.logits.greatest_error < 0.1, "{}", report.text());
+    assert!(report.last.greatest_error > 0.0 && report.last.greatest_error < 0.1, "{}", report.text());
+}
+
+#[test]
+fn rows_of_tokens_have_a_perplexity() {
+    let options = Options::default();
+    let (model, compiled) = compiled("llama-trained/base", &options);
+    let file = std::env::temp_dir().join(format!("ombra-self-test-{}.txt", std::process::id()));
+    std::fs::write(&file, "[1, 5, 9, 13]\n\n2 4 6\n").unwrap();
+    let rows = read_tokens(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(rows, [vec![1, 5, 9, 13], vec![2, 4, 6]]);
+    let report = tested(&model, &compiled, &options, What::Tokens(&rows)).unwrap();
+    assert_eq!(report.logits.positions, 7);
+    let (float, plan) = report.logits.perplexity.expect("tokens follow");
+    assert!(float > 1.0 && (plan / float - 1.0).abs() < 1e-3, "{float} {plan}");
+    let unknown = [vec![1, 1 << 40]];
+    let errors = tested(&model, &compiled, &options, What::Tokens(&unknown)).unwrap_err();
+    assert_eq!(errors[0].code, "E0587");
+}
+
+#[test]
+fn a_classifier_is_compared_by_its_outputs() {
+    let options = Options::default();
+    let (model, compiled) = compiled("bert-trained/dynamo-op20", &options);
+    let what = What::BuiltIn { special: &Special::default(), most: 64 };
+    let report = tested(&model, &compiled, &options, what).unwrap();
+    assert!(report.outputs.values().any(|e| *e > 0.0), "{report:?}");
+}
+
+#[test]
+fn a_wrong_plan_is_refused_with_the_layer_where_it_goes_wrong() {
+    let options = Options::default();
+    let (model, mut compiled) = compiled("llama-trained/base", &options);
+    let rows = [vec![1, 5, 9, 13, 20, 40, 60, 80]];
+    let wrong = |op: &&mut ombra_ir::module::Node| {
+        op.origin.layer == Some(1) && matches!(op.op, Op::Add) && op.origin.kind == "add"
+    };
+    let add = compiled.plan.module.ops.iter_mut().rev().find(wrong).expect("layer 1 has a sum");
+    add.op = Op::Sub;
+    let errors =
+        tested(&model, &compiled, &options, What::BuiltIn { special: &Special::default(), most: 80 }).unwrap_err();
+    assert_eq!(errors[0].code, "E0586");
+    let notes = errors[0].notes.join("\n");
+    assert!(notes.contains("goes wrong is layer 1:"), "{notes}");
+    // The program of all positions is another one, which is not wrong.
+    assert!(tested(&model, &compiled, &options, What::Tokens(&rows)).is_ok());
+}

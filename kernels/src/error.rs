@@ -1,0 +1,26 @@
+//! What is wrong with the operands of a kernel.
+
+/// Why a kernel was not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// A view of a matrix reaches outside its buffer.
+    Outside {
+        /// Rows of the view.
+        rows: usize,
+        /// Columns of the view.
+        cols: usize,
+        /// Elements from one row to the next.
+        row_stride: usize,
+        /// Elements from one column to the next.
+        col_stride: usize,
+        /// Elements of the buffer.
+        len: usize,
+    },
+    /// There is no memory for a packed matrix of this size.
+    NoMemory {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+    },
+}

@@ -1,0 +1,11 @@
+//! Matrix products that both the runtime and the meaning of programs in the clear need: on rings and on floats.
+//!
+//! Every kernel has one meaning: all instruction sets and all numbers of threads give the same bits.
+
+mod error;
+pub mod float;
+pub mod gemm;
+mod gemm_kernels;
+pub mod isa;
+
+pub use error::Error;
