@@ -8,11 +8,16 @@
 use super::proof::{Ends, Lengths, Linear, Proof, Unit, size};
 use super::spread::Spread;
 use crate::graph::ValueId;
+use ombra_kernels::float::matmul_acc;
 use std::rc::Rc;
 
-/// Greatest singular values are bounded for matrices with a side of at most this; others take the Frobenius norm, which
-/// the lengths of single columns give.
+/// Greatest singular values are bounded for matrices with a side of at most this, or of at most [`WIDE`] where the result
+/// is no wider than the row; others take the Frobenius norm, which the lengths of single columns give.
 const SINGULAR: usize = 256;
+/// See [`SINGULAR`].
+const WIDE: usize = 1024;
+/// Relative rounding of a single-precision sum or product.
+const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// A matrix `[inner, columns]`.
 pub struct Matrix<'a> {
@@ -90,7 +95,7 @@ pub fn product(x: &Proof, w: &Matrix, (weight, rank): (ValueId, usize), runs: us
     let run_of = columns / runs.max(1);
     let by_size = sizes.chunks(run_of.max(1)).map(|run| libm::sqrt(run.iter().map(|x| x * x).sum::<f64>()));
     let mut result: Vec<f64> = by_size.collect();
-    if run_of.min(n) <= SINGULAR {
+    if run_of.min(each) <= SINGULAR || run_of <= WIDE && run_of <= n {
         for (run, bound) in result.iter_mut().enumerate() {
             let at = run * run_of..(run + 1) * run_of;
             *bound = bound.min(run_length(x, w, (lengths, each), at));
@@ -144,8 +149,9 @@ fn run_length(x: &Proof, w: &Matrix, (lengths, each): (&[f64], usize), columns: 
     plain.min(spread + libm::sqrt(centre.sum::<f64>()))
 }
 
-/// An upper bound of the greatest singular value of a part of `diag(gamma) · w`: `tr(G^8)^(1/16)` for the smaller Gram
-/// matrix G, at most 0.4 bits too large at 64 rows.
+/// An upper bound of the greatest singular value of a part of `diag(gamma) · w`: with the smaller Gram matrix G, at most
+/// `tr(G^8)^(1/16)`, which is at most 0.4 bits too large at 64 rows. Products are in single precision; what they may be off
+/// by is added.
 pub fn singular(
     w: &Matrix,
     rows: std::ops::Range<usize>,
@@ -153,57 +159,43 @@ pub fn singular(
     gamma: impl Fn(usize) -> f64,
 ) -> f64 {
     let (n, m) = (rows.len(), columns.len());
-    let s = n.min(m);
+    let (s, k) = (n.min(m), n.max(m));
     if s == 0 {
         return 0.0;
     }
-    let mut gram = vec![0f64; s * s];
-    if m <= n {
-        // Columns by columns: one outer product a row.
-        let mut scaled = vec![0f64; m];
-        for i in rows {
-            let g = gamma(i);
-            let row = w.row(i).get(columns.clone()).unwrap_or_default();
-            scaled.iter_mut().zip(row).for_each(|(s, &x)| *s = g * f64::from(x));
-            for (a, line) in scaled.iter().zip(gram.chunks_exact_mut(m)) {
-                line.iter_mut().zip(&scaled).for_each(|(g, b)| *g += a * b);
-            }
-        }
-    } else {
-        let scaled: Vec<Vec<f64>> = rows
-            .map(|i| {
-                let g = gamma(i);
-                w.row(i).get(columns.clone()).unwrap_or_default().iter().map(|&x| g * f64::from(x)).collect()
-            })
-            .collect();
-        for (a, line) in scaled.iter().zip(gram.chunks_exact_mut(s)) {
-            for (b, g) in scaled.iter().zip(line) {
-                *g = a.iter().zip(b).map(|(x, y)| x * y).sum();
-            }
+    // The matrix with its shorter side first, and its transpose.
+    let (mut a, mut b) = (vec![0f32; s * k], vec![0f32; s * k]);
+    let mut trace = 0f64;
+    for (i, at) in rows.enumerate() {
+        let factor = gamma(at);
+        let row = w.row(at).get(columns.clone()).unwrap_or_default();
+        for (j, &x) in row.iter().enumerate() {
+            let x = factor * f64::from(x);
+            trace += x * x;
+            let (short, long) = if n <= m { (i, j) } else { (j, i) };
+            (a[short * k + long], b[long * s + short]) = (x as f32, x as f32);
         }
     }
-    let trace: f64 = (0..s).map(|i| gram[i * s + i]).sum();
     if trace <= 0.0 || !trace.is_finite() {
         return if trace <= 0.0 { 0.0 } else { f64::INFINITY };
     }
-    gram.iter_mut().for_each(|g| *g /= trace);
-    for _ in 0..2 {
-        gram = squared(&gram, s);
-    }
-    // tr(G^8) is the sum of squares of G^4.
-    let eighth: f64 = gram.iter().map(|x| x * x).sum();
-    libm::sqrt(trace * libm::pow(eighth, 1.0 / 8.0)) * (1.0 + 1e-9)
-}
-
-/// The square of a symmetric matrix.
-fn squared(g: &[f64], s: usize) -> Vec<f64> {
-    let mut out = vec![0f64; s * s];
-    for (line, row) in out.chunks_exact_mut(s).zip(g.chunks_exact(s)) {
-        for (&x, other) in row.iter().zip(g.chunks_exact(s)) {
-            line.iter_mut().zip(other).for_each(|(o, y)| *o += x * y);
-        }
-    }
-    out
+    // Of trace 1, so that nothing leaves the range of single precision.
+    let scale = (1.0 / libm::sqrt(trace)) as f32;
+    a.iter_mut().chain(&mut b).for_each(|x| *x *= scale);
+    let product = |a: &[f32], b: &[f32], k: usize| {
+        let mut c = vec![0f32; s * s];
+        matmul_acc(a, b, &mut c, k, s);
+        c
+    };
+    let squares = |g: &[f32]| g.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    let gram = product(&a, &b, k);
+    let second = product(&gram, &gram, s);
+    let fourth = product(&second, &second, s);
+    // Every product of matrices X and Y with inner size n is off by at most n units of ‖X‖‖Y‖.
+    let off = |n: usize, norm: f64| 2.0 * (n as f64 + 2.0) * UNIT * norm;
+    let of_second = libm::sqrt(squares(&fourth)) + off(s, squares(&second));
+    let of_gram = libm::sqrt(of_second) + off(s, squares(&gram));
+    libm::sqrt(trace * (libm::sqrt(of_gram) + off(k, 1.0))) * (1.0 + 1e-6)
 }
 
 /// Bounds of `(u·g)(u·h)` for columns g and h of two maps of one row: `radius² (‖g‖‖h‖ + |g·h|) / 2`.

@@ -14,7 +14,7 @@ const MAX_MAP_LINES: usize = 150;
 const CRATES: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("ir-spec", &["ombra-kernels"]),
-    ("compiler", &["ombra-ir"]),
+    ("compiler", &["ombra-ir", "ombra-kernels"]),
     ("runtime", &["ombra-ir", "ombra-kernels"]),
     ("examples", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
     ("tests", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
