@@ -13,7 +13,8 @@
 //! and their bits choose a factor `F` with `|1 − S·F| ≤ ρ`. With `r = 1 − S·F`, the factor of the row is a cubic in `r`
 //! times a mantissa times a power of two, so that it has its precision for short rows and for long ones.
 //!
-//! Errors relative to the row's greatest entry: 1e-5 below `2^30` units, where a row has one level; 1e-4 up to `2^42`;
+//! Errors relative to the row's greatest entry: 2e-5 below `2^30` units, where a row has one level, and 6e-5 within a
+//! factor of 16 of the longest row that is allowed; 1e-4 up to `2^42`;
 //! 2e-3 up to `2^46`; 5e-2 up to `2^50`. Rounds: 1 for the statistic, the comparisons of as many bits as lie between
 //! `n·eps` and the longest row, 1 for their bits, 7 for the cubic, 2 an element; one or two more where there are levels.
 
@@ -50,7 +51,9 @@ const REST: u8 = 26;
 const FINE: u8 = 24;
 const COEFFICIENT: u8 = 11;
 /// Fraction bits of the cubic beside a power of two: the most that leave that a whole number.
-const PRECISIONS: [u8; 3] = [22, 16, 10];
+const PRECISIONS: [u8; 4] = [22, 18, 15, 11];
+/// Bits of the factor of the longest row, where there is room: rows as long as that are hardly seen.
+const LEAST_FACTOR: f64 = 15.0;
 /// Bits of a product of an element and its row's factor.
 const ROOM: u8 = 62;
 
@@ -199,9 +202,12 @@ fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8)
     let least = libm::log2(whole_eps.max(1.0));
     let most = libm::log2(libm::exp2(2.0 * f64::from(form.length)) + whole_eps).max(least + 1.0 / PER_OCTAVE);
     let levels = levels(least, most)?;
-    // x · gain / √S has its point so far to the left that any row's greatest entry fits.
+    // x · gain / √S has its point so far to the left that the longest row's factor has some bits, and no further than any
+    // row's greatest entry allows. Divisions by whole bytes cost the same.
     let root = libm::sqrt(columns as f64);
-    let by = libm::floor(f64::from(ROOM) - 0.5 - libm::log2(root)) as i32 - i32::from(form.scale);
+    let point = f64::from(form.scale) + libm::log2(root);
+    let wanted = libm::ceil((LEAST_FACTOR + most / 2.0 - point) / 8.0) * 8.0;
+    let by = libm::floor(wanted.max(8.0).min(f64::from(ROOM) - 0.5 - point)) as i32;
     let by = u8::try_from(by).ok().filter(|&by| by > 0).ok_or_else(too_long)?;
     let gain = root * libm::exp2(f64::from(form.scale) + f64::from(by));
     let (table, rho) = table(&levels, gain);

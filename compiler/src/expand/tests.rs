@@ -207,12 +207,18 @@ fn norms_of_rows_of_any_length() {
             let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(8, &mut words).into_iter().unzip();
             let errors = norm.errors(&rows, Some(&mut words));
             for (log, error) in logs.iter().zip(&errors) {
-                let most = if *log < 30.0 {
-                    2e-5
-                } else if *log < 42.0 {
-                    1e-4
-                } else {
-                    2e-3
+                // Rows near the longest have a factor of fewer bits.
+                let near = *log > f64::from(length) - 4.0;
+                let most = match *log {
+                    log if log < 30.0 => {
+                        if near {
+                            6e-5
+                        } else {
+                            2e-5
+                        }
+                    }
+                    log if log < 42.0 => 1e-4,
+                    _ => 2e-3,
                 };
                 assert!(*error <= most, "{columns} columns, eps {eps:e}, length 2^{log}: {error:.1e}");
             }
