@@ -11,6 +11,7 @@ use crate::expand::expand;
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::ops::attention::ROTARY;
+use crate::import::positions::DEFAULT_LENGTH;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, Lowered, lower};
@@ -92,8 +93,6 @@ impl Default for Options {
 
 /// Greatest batch where the user gives none.
 const DEFAULT_BATCH: u64 = 8;
-/// Greatest number of new or cached tokens where the user gives none.
-const DEFAULT_LENGTH: u64 = 2048;
 /// Bits above the greatest value seen in calibration, where the user gives none.
 const MARGIN: u8 = 3;
 /// Tokens of a drawn calibration prompt.
@@ -278,7 +277,8 @@ fn rewritten_analysed(
         }
     }
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
-    let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
+    let mut changes = taken(&graph, options);
+    changes.extend(approximate(&mut graph, &options.approximations).map_err(one)?);
     let whole = Rewritten { graph, labels, reveal, rewrites: Vec::new(), changes, absent };
     // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
     if has(Pass::Rewrites) { rewritten_where_cheaper(model, whole, weights, options) } else { Ok(whole) }
@@ -341,6 +341,7 @@ fn finish(
     }
     decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
+    import::recognise::check_masks(&graph)?;
 
     let sets = || match &options.calibration {
         given if !given.is_empty() => given.iter().map(|set| complete_inputs(&graph, set)).collect::<Result<Vec<_>>>(),
@@ -409,6 +410,7 @@ fn finish(
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
+        fixed: graph.fixed.iter().map(|(name, value)| (name.clone(), *value)).collect(),
         changes,
         costs_only: absent || assumed,
         parts: partition(&graph),
@@ -473,6 +475,12 @@ fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
             .note(format!("if they may learn them, say so with --public-input {name}"))
     };
     Err(names.into_iter().map(error).collect())
+}
+
+/// What inputs were taken to be without being told, in words.
+pub(crate) fn taken(graph: &Graph, options: &Options) -> Vec<String> {
+    let untold = graph.fixed.iter().filter(|(name, _)| !options.sizes.dims.contains_key(*name));
+    untold.map(|(name, value)| format!("input `{name}` is taken to be {value}; --dim {name}=N sets it")).collect()
 }
 
 /// Sizes that the plan takes to be at most a number.

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format and of what its ops send; a runtime reads its own version only.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.
@@ -45,6 +45,8 @@ pub struct Plan {
     /// Sizes that the model takes to be at most a number, as it cuts tables of that length to them. Nothing in the module
     /// says so: see [`Plan::check_limits`].
     pub limits: Vec<(Dim, u64)>,
+    /// Inputs of the ONNX file that the plan takes to be one number, by name. They are not given to it.
+    pub fixed: Vec<(String, i64)>,
     /// Ranges that nothing proves and that the program takes for granted.
     pub assumed: Vec<AssumedRange>,
     /// Logarithm to base 2 of the probability that any assumed bound fails in one step, as far as it can be bounded.

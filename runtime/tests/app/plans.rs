@@ -311,6 +311,7 @@ fn write(
         seq: Some("seq".to_owned()),
         past: past.map(str::to_owned),
         limits: vec![],
+        fixed: vec![],
         assumed: vec![],
         failure_log2: -50.0,
         calibrated_on: ombra_ir::plan::CalibratedOn::Model,
