@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ombra_ir::plain::{self, Binary, Data, DType};
+use ombra_ir::plain::{self, Binary, DType, Data};
 use ombra_ir::{Diagnostic, Dim, Dims, Result};
 
 use super::recognise::values::possible;
@@ -68,11 +68,11 @@ impl Walk<'_> {
             Op::Input { role: InputRole::PositionIds, .. } if node.dtype == DType::I64 => {
                 return one(self.past.add(node.shape.last()?).ok()?.sub(&Dim::constant(1)).ok()?);
             }
-            Op::Public(op) => op,
-            _ => return None,
+            // The client counts positions from its tokens with operators of the same meaning.
+            op => op.to_plain()?,
         };
         let operands = graph.operands(id);
-        match (op, operands.as_slice()) {
+        match (&op, operands.as_slice()) {
             (plain::Op::Iota { start, len, step }, _) if *step >= 0 => {
                 let last = len.sub(&Dim::constant(1)).ok()?.mul(&Dim::constant(*step)).ok()?;
                 one(start.add(&last).ok()?)

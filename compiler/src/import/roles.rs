@@ -69,7 +69,8 @@ pub fn declare_inputs(cx: &mut Context, file: &GraphProto, options: &Options) ->
         }
         types.insert(i, Type::new(*dtype, shape));
     }
-    let sizes = inputs.iter().enumerate().filter(|(i, (_, role, ..))| types.get(i).is_some_and(|ty| is_size(*role, ty)));
+    let sizes =
+        inputs.iter().enumerate().filter(|(i, (_, role, ..))| types.get(i).is_some_and(|ty| is_size(*role, ty)));
     check_names(cx, options, &names, &sizes.map(|(_, (name, ..))| *name).collect::<Vec<_>>())?;
     for (i, (name, role, ..)) in inputs.iter().enumerate() {
         let Some(ty) = types.remove(&i) else { continue };

@@ -209,7 +209,8 @@ mod tests {
         let condition = Value::constant(Tensor::bool(&[2], vec![false, true]).unwrap());
         let chosen = run(Op::Where, &[condition, c(&[1]), sizes.clone()]);
         assert_eq!(show(chosen).as_deref(), Some("[seq, 1]"));
-        let product = run(Op::Reduce { kind: Reduce::Prod, axes: vec![0], keepdims: false }, std::slice::from_ref(&sizes));
+        let product =
+            run(Op::Reduce { kind: Reduce::Prod, axes: vec![0], keepdims: false }, std::slice::from_ref(&sizes));
         assert_eq!(show(product).as_deref(), Some("[96*seq]"));
         let min = run(Op::Binary(Binary::Min), &[c(&[128, 7]), sizes.clone()]);
         assert_eq!(show(min).as_deref(), Some("[seq, 7]"));

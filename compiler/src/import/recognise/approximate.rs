@@ -6,8 +6,8 @@
 use ombra_ir::Result;
 use ombra_ir::plain::{self, Binary, DType, Tensor, Unary};
 
-use super::norm::{fits, mean_of};
 use super::mask::HUGE;
+use super::norm::{fits, mean_of};
 use super::softmax::{is_structure, is_zero_or_one, public};
 use super::values::possible;
 use super::{Match, both_orders, scalar};

@@ -58,6 +58,8 @@ struct Walk<'a> {
     /// The softmax: what is made comes from where it comes from.
     like: ValueId,
     left: usize,
+    /// What values are multiplied by before the softmax sees them, positive.
+    factor: f64,
     weak: Option<f64>,
 }
 
@@ -66,7 +68,7 @@ struct Walk<'a> {
 /// # Errors
 /// Those of `weights`.
 pub(super) fn unmask(graph: &mut Graph, id: ValueId, weights: &Weights, like: ValueId) -> Result<Masked> {
-    let mut walk = Walk { graph, weights, like, left: STEPS, weak: None };
+    let mut walk = Walk { graph, weights, like, left: STEPS, factor: 1.0, weak: None };
     let parts = walk.parts(id)?;
     let (scores, keep) = walk.joined(parts, id)?;
     Ok(Masked { scores, keep, weak: walk.weak })
@@ -101,11 +103,17 @@ pub fn check_masks(graph: &Graph) -> std::result::Result<(), Vec<Diagnostic>> {
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-fn gone(x: f64) -> bool {
-    x <= f64::from(GONE)
-}
-
 impl Walk<'_> {
+    /// Whether a number takes its position out.
+    fn gone(&self, x: f64) -> bool {
+        x * self.factor <= f64::from(GONE)
+    }
+
+    /// Whether a public value may take positions out.
+    fn may_be_gone(&self, m: ValueId) -> bool {
+        possible(self.graph, m).is_none_or(|values| self.gone(values.low()))
+    }
+
     fn parts(&mut self, id: ValueId) -> Result<Parts> {
         if self.left == 0 {
             return Ok(Parts::whole(id));
@@ -121,7 +129,7 @@ impl Walk<'_> {
             }
             (Some(Op::Where), [c, a, b]) if self.is_public(*c) => self.choice(id, *c, *a, *b),
             (Some(Op::Max), _) => {
-                let floor = |m: ValueId| possible(self.graph, m).is_some_and(|values| gone(values.high()));
+                let floor = |m: ValueId| possible(self.graph, m).is_some_and(|values| self.gone(values.high()));
                 match both_orders(self.graph, id, &Op::Max).into_iter().find(|(_, m)| floor(*m)) {
                     // What it lifts is taken out all the same.
                     Some((x, _)) => {
@@ -133,11 +141,15 @@ impl Walk<'_> {
             }
             (Some(op @ (Op::Mul | Op::Div)), [a, b]) => {
                 let (x, k) = if op == Op::Mul && scalar(self.graph, *a).is_some() { (*b, *a) } else { (*a, *b) };
-                if scalar(self.graph, k).is_none_or(|k| k <= 0.0 || !k.is_finite()) {
+                let Some(k_value) = scalar(self.graph, k).filter(|k| *k > 0.0 && k.is_finite()).map(f64::from) else {
                     return Ok(Parts::whole(id));
-                }
-                let Parts { scores, bias, keep } = self.parts(x)?;
-                if keep.is_none() {
+                };
+                let outer = self.factor;
+                self.factor *= if op == Op::Mul { k_value } else { 1.0 / k_value };
+                let inner = self.parts(x);
+                self.factor = outer;
+                let Parts { scores, bias, keep } = inner?;
+                if keep.is_none() && !bias.is_some_and(|bias| self.may_be_gone(bias)) {
                     return Ok(Parts::whole(id));
                 }
                 let plain = op.to_plain().unwrap_or(plain::Op::Identity);
@@ -214,7 +226,7 @@ impl Walk<'_> {
         let inner = if inner.keep.is_some() && high > MODERATE { Parts::whole(x) } else { inner };
         let bias_high = |bias| possible(self.graph, bias).map_or(f64::INFINITY, |values| values.high());
         let safe = inner.bias.is_none_or(|bias| bias_high(bias) <= MODERATE);
-        if safe && values.as_ref().is_some_and(|values| values.all(|v| v == 0.0 || gone(v))) {
+        if safe && values.as_ref().is_some_and(|values| values.all(|v| v == 0.0 || self.gone(v))) {
             let bits = self.truth_values(m)?;
             let keep = self.and(inner.keep, Some(bits))?;
             return self.widened(id, Parts { keep, ..inner });
@@ -235,12 +247,12 @@ impl Walk<'_> {
         };
         let values = possible(self.graph, m);
         let inner = self.parts(x)?;
-        if values.as_ref().is_some_and(|values| gone(values.high())) {
+        if values.as_ref().is_some_and(|values| self.gone(values.high())) {
             let kept = if negated { public(self.graph, plain::Op::Unary(Unary::Not), &[c], self.like)? } else { c };
             let keep = self.and(inner.keep, Some(kept))?;
             return self.widened(id, Parts { keep, ..inner });
         }
-        let stays = values.as_ref().is_some_and(|values| !gone(values.low()));
+        let stays = values.as_ref().is_some_and(|values| !self.gone(values.low()));
         if stays && inner.is_whole(x) {
             self.see_weak(m);
             return Ok(Parts::whole(id));
@@ -266,7 +278,8 @@ impl Walk<'_> {
     /// Where the public `m` takes no position out, and `m` there, 0 elsewhere.
     fn kept_bias(&mut self, m: ValueId) -> Result<(ValueId, ValueId)> {
         let origin = self.graph.node(self.like)?.origin.clone();
-        let limit = self.graph.add_const(Tensor::scalar_f32(GONE), origin.clone())?;
+        let limit = (f64::from(GONE) / self.factor) as f32;
+        let limit = self.graph.add_const(Tensor::scalar_f32(limit), origin.clone())?;
         let bits = public(self.graph, plain::Op::Binary(Binary::Greater), &[m, limit], self.like)?;
         let zero = self.graph.add_const(Tensor::scalar_f32(0.0), origin)?;
         Ok((bits, public(self.graph, plain::Op::Where, &[bits, m, zero], self.like)?))
@@ -274,7 +287,7 @@ impl Walk<'_> {
 
     fn see_weak(&mut self, m: ValueId) {
         let least = possible(self.graph, m).map(|values| values.low());
-        if let Some(least) = least.filter(|least| *least <= f64::from(HUGE) && !gone(*least)) {
+        if let Some(least) = least.filter(|least| *least <= f64::from(HUGE) && !self.gone(*least)) {
             self.weak = Some(self.weak.map_or(least, |weak| weak.max(least)));
         }
     }
@@ -285,7 +298,7 @@ impl Walk<'_> {
         let Some(mut bias) = bias else { return Ok((scores, keep)) };
         self.see_weak(bias);
         let mut keep = keep;
-        if !possible(self.graph, bias).is_some_and(|values| !gone(values.low())) {
+        if self.may_be_gone(bias) {
             let (bits, rest) = self.kept_bias(bias)?;
             keep = self.and(keep, Some(bits))?;
             bias = rest;
@@ -301,7 +314,7 @@ impl Walk<'_> {
     fn truth_values(&mut self, m: ValueId) -> Result<ValueId> {
         let operands = self.graph.operands(m);
         if let (Some(Op::Public(plain::Op::Where)), [c, a, b]) = (self.graph.op(m), operands.as_slice()) {
-            let is_gone = |id| possible(self.graph, id).is_some_and(|values| gone(values.high()));
+            let is_gone = |id| possible(self.graph, id).is_some_and(|values| self.gone(values.high()));
             let is_zero = |id| possible(self.graph, id).is_some_and(|values| values.all(|x| x == 0.0));
             if is_zero(*a) && is_gone(*b) {
                 return Ok(*c);

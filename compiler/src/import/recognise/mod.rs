@@ -18,8 +18,8 @@ use ombra_ir::{Dim, Result};
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, Op, Origin, ValueId};
 
-pub(crate) use rotary::rotated;
 pub use mask::check_masks;
+pub(crate) use rotary::rotated;
 pub use softmax::is_mask;
 
 /// What a pattern says of a node.

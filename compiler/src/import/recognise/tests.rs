@@ -221,7 +221,8 @@ fn masks_in_any_nesting() {
         (
             |b| {
                 let (x, low) = (b.x, b.c(f32::NEG_INFINITY));
-                let (pad, causal) = (condition(b, [false, true, false, false]), condition(b, [true, true, true, false]));
+                let (pad, causal) =
+                    (condition(b, [false, true, false, false]), condition(b, [true, true, true, false]));
                 let s = b.op(Op::Where, &[pad, low, x]);
                 b.op(Op::Where, &[causal, s, low])
             },
@@ -395,7 +396,8 @@ fn what_public_values_may_be() {
     let ty = Type::new(DType::I64, vec![Dim::constant(4)]);
     let positions = b.g.add_input("position_ids", InputRole::PositionIds, ty, Origin::default());
     assert_eq!(values::possible(&b.g, positions), None);
-    let table = b.g.add_const(Tensor::f32(&[40], (0..40).map(|i| -0.5 * i as f32).collect()).unwrap(), Origin::default());
+    let table =
+        b.g.add_const(Tensor::f32(&[40], (0..40).map(|i| -0.5 * i as f32).collect()).unwrap(), Origin::default());
     let range = values::possible(&b.g, table.unwrap());
     assert_eq!(range, Some(values::Values::Between(-19.5, 0.0)));
 }
