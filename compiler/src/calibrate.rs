@@ -179,6 +179,7 @@ pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>>
                     }
                     (_, DType::I64) => Tensor::i64(&shape, vec![1; n])?,
                     (_, DType::Bool) => Tensor::bool(&shape, vec![true; n])?,
+                    (InputRole::AttentionMask, DType::F32) => Tensor::f32(&shape, vec![1.0; n])?,
                     (_, DType::F32) => {
                         let unit = |v: u64| (v >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
                         Tensor::f32(&shape, (0..n).map(|_| unit(next())).collect())?
@@ -229,6 +230,7 @@ pub fn complete_inputs(graph: &Graph, given: &Inputs) -> Result<Inputs> {
         let tensor = match (role, node.dtype) {
             (InputRole::AttentionMask, DType::Bool) => Tensor::bool(&shape, vec![true; n])?,
             (InputRole::AttentionMask, DType::I64) => Tensor::i64(&shape, vec![1; n])?,
+            (InputRole::AttentionMask, DType::F32) => Tensor::f32(&shape, vec![1.0; n])?,
             (InputRole::PositionIds, DType::I64) => {
                 let columns = shape.last().copied().unwrap_or(1).max(1);
                 Tensor::i64(&shape, (0..n).map(|i| past.saturating_add((i % columns) as i64)).collect())?

@@ -59,7 +59,8 @@ pub struct NearMiss {
 /// Those of [`pipeline::analyse`] and [`pipeline::rewritten`].
 pub fn explain(model: &Model, base: Option<&Model>, options: &Options) -> Result<Explanation, Errors> {
     let mut analysed = pipeline::analyse(model, base, options)?;
-    let changes = approximate(&mut analysed.graph, &options.approximations).map_err(|e| vec![e])?;
+    let mut changes = pipeline::taken(&analysed.graph, options);
+    changes.extend(approximate(&mut analysed.graph, &options.approximations).map_err(|e| vec![e])?);
     let graph = &analysed.graph;
     let nodes = graph.topological().into_iter().filter_map(|id| graph.node(id).ok()).map(|node| {
         let label = match &node.op {

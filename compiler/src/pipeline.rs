@@ -11,6 +11,7 @@ use crate::expand::expand;
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
 use crate::import::ops::attention::ROTARY;
+use crate::import::positions::DEFAULT_LENGTH;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, Lowered, lower};
@@ -82,8 +83,6 @@ impl Default for Options {
 
 /// Greatest batch where the user gives none.
 const DEFAULT_BATCH: u64 = 8;
-/// Greatest number of new or cached tokens where the user gives none.
-const DEFAULT_LENGTH: u64 = 2048;
 /// How much larger than the base's a private weight may be, and what follows from it, where bounds are the base's.
 const BASE_ROOM: f64 = 8.0;
 /// Tokens of a drawn calibration prompt.
@@ -268,7 +267,8 @@ fn rewritten_analysed(
         }
     }
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
-    let changes = approximate(&mut graph, &options.approximations).map_err(one)?;
+    let mut changes = taken(&graph, options);
+    changes.extend(approximate(&mut graph, &options.approximations).map_err(one)?);
     let whole = Rewritten { graph, labels, reveal, rewrites: Vec::new(), changes, absent };
     // Before norms are folded: a factor of the norm in the sum of a matrix and its adapter would hide what is public.
     if has(Pass::Rewrites) { rewritten_where_cheaper(model, whole, weights, options) } else { Ok(whole) }
@@ -342,6 +342,7 @@ fn bounded_analysed(
     }
     decompose(&mut graph).map_err(one)?;
     check_inputs(&graph)?;
+    import::recognise::check_masks(&graph)?;
     let assumed = options.assume || !model.absent().is_empty();
     let ranges = if assumed { assume(&graph) } else { ranges(&graph, (model, base, labels), weights, options)? };
     if !has(Pass::Packing) {
@@ -394,6 +395,7 @@ fn finish(
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
         limits: limits(&graph).map_err(one)?,
+        fixed: graph.fixed.iter().map(|(name, value)| (name.clone(), *value)).collect(),
         changes,
         costs_only: absent || assumed,
         parts: partition(&graph),
@@ -497,6 +499,12 @@ fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
             .note(format!("if they may learn them, say so with --public-input {name}"))
     };
     Err(names.into_iter().map(error).collect())
+}
+
+/// What inputs were taken to be without being told, in words.
+pub(crate) fn taken(graph: &Graph, options: &Options) -> Vec<String> {
+    let untold = graph.fixed.iter().filter(|(name, _)| !options.sizes.dims.contains_key(*name));
+    untold.map(|(name, value)| format!("input `{name}` is taken to be {value}; --dim {name}=N sets it")).collect()
 }
 
 /// Sizes that the plan takes to be at most a number.

@@ -45,6 +45,8 @@ pub struct Plan {
     /// Sizes that the model takes to be at most a number, as it cuts tables of that length to them. Nothing in the module
     /// says so: see [`Plan::check_limits`].
     pub limits: Vec<(Dim, u64)>,
+    /// Inputs of the ONNX file that the plan takes to be one number, by name. They are not given to it.
+    pub fixed: Vec<(String, i64)>,
     /// Ranges that nothing proves and that the program takes for granted.
     pub assumed: Vec<AssumedRange>,
     /// The weights that bounds follow from.

@@ -130,6 +130,7 @@ fn sample(graph: &Graph, value: ValueId) -> Result<(Tensor, Bindings)> {
             }
             (_, DType::I64) => Data::I64(vec![1; n]),
             (_, DType::Bool) => Data::Bool(vec![true; n]),
+            (InputRole::AttentionMask, DType::F32) => Data::F32(vec![1.0; n]),
             (_, DType::F32) => Data::F32(vec![0.0; n]),
         };
         inputs.insert(name.clone(), Tensor::new(shape, data)?);

@@ -85,6 +85,8 @@ pub struct Graph {
     pub outputs: Vec<Output>,
     /// Sizes that the model takes to be no larger than a number, as tables of fixed length are cut to them.
     pub limits: Vec<(Dim, i64)>,
+    /// Inputs of the ONNX file that are one known number, which sizes were made of; they are no inputs of the graph.
+    pub fixed: BTreeMap<String, i64>,
 }
 
 impl Graph {
@@ -105,12 +107,29 @@ impl Graph {
             types.push(node.ty());
             owner = owner.join(node.owner);
         }
-        let ty = infer::infer(&op, &types.iter().collect::<Vec<_>>())?;
+        let ty = infer::infer(&op, &types.iter().collect::<Vec<_>>()).map_err(|e| {
+            let show = |ty: &Type| format!("{}{}", ty.dtype.name(), self.dims.show_shape(&ty.shape));
+            let found = e.note(format!("found {}", types.iter().map(show).collect::<Vec<_>>().join(", ")));
+            match &op {
+                Op::Reshape { shape } | Op::Expand { shape } => {
+                    found.note(format!("the new shape is {}", self.dims.show_shape(shape)))
+                }
+                _ => found,
+            }
+        })?;
         if ty.shape.iter().any(|d| self.dims.upper(d).is_some_and(|u| u < 0)) {
             let shape = self.dims.show_shape(&ty.shape);
             return Err(Diagnostic::input("E0212", format!("{}: shape {shape} has a negative size", op.name())));
         }
         Ok(self.insert(Node { op, dtype: ty.dtype, shape: ty.shape, owner, origin }, operands))
+    }
+
+    /// Takes the size `dim` to be at most `most`.
+    pub fn limit(&mut self, dim: Dim, most: i64) {
+        match self.limits.iter_mut().find(|(known, _)| *known == dim) {
+            Some((_, known)) => *known = most.min(*known),
+            None => self.limits.push((dim, most)),
+        }
     }
 
     /// Adds an input of a declared type.

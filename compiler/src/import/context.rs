@@ -345,7 +345,7 @@ impl<'a> Context<'a> {
         }
         // Sizes have no memory of where they come from.
         if from.is_empty()
-            && let Some(value) = sizes::eval(&op, public, &self.graph.dims)
+            && let Some(value) = sizes::eval(&op, public, &mut self.graph)
         {
             return Ok(value);
         }
@@ -421,9 +421,22 @@ impl<'a> Context<'a> {
             Value::Sizes { dims, .. } => Ok(dims.clone()),
             Value::Node(id) => {
                 let node = self.graph.node(*id)?;
-                Err(Diagnostic::unsupported("E0254", format!("{what} depends on the elements of an input"))
+                let (mut inputs, mut single) = (Vec::new(), Vec::new());
+                for a in self.graph.ancestors(*id) {
+                    if let Some(Op::Input { name, .. }) = self.graph.op(a) {
+                        inputs.push(format!("`{name}`"));
+                        if self.graph.shape(a).iter().all(|d| d.is(1)) {
+                            single.push(format!("--dim {name}=N"));
+                        }
+                    }
+                }
+                let remedy = match single.as_slice() {
+                    [] => "export with that value as a constant, or with a size of an input in its place".into(),
+                    some => format!("say what it is with {}, or export with that value as a constant", some.join(" ")),
+                };
+                Err(Diagnostic::unsupported("E0254", format!("{what} depends on elements of {}", inputs.join(", ")))
                     .note(format!("expected sizes of inputs and constants, found the result of {}", node.op.name()))
-                    .note("give the sizes it depends on with --dim, or export with that value as a constant"))
+                    .note(remedy))
             }
         }
     }

@@ -8,6 +8,7 @@ pub mod context;
 pub mod layers;
 pub mod node;
 pub mod ops;
+pub mod positions;
 pub mod recognise;
 pub mod roles;
 pub mod sizes;
@@ -28,7 +29,8 @@ pub use context::{Context, Published, Value};
 /// What the user says about sizes and inputs.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Symbolic sizes with a value, by the name in the file or by `batch`, `seq`, `past`.
+    /// Symbolic sizes with a value, by the name in the file or by `batch`, `seq`, `past`; and inputs of one integer or
+    /// truth value that decide sizes, by their names.
     pub dims: BTreeMap<String, u64>,
     /// Largest values of symbolic sizes, by the same names.
     pub max: BTreeMap<String, u64>,
@@ -67,6 +69,7 @@ pub fn import(model: &Model, options: &Options) -> std::result::Result<Imported,
             let (mut graph, published) = (cx.graph, cx.in_the_clear);
             graph.remove_dead();
             graph.merge_equal().map_err(|e| vec![e])?;
+            positions::bound_sizes(&mut graph, &options, &dim_names).map_err(|e| vec![e])?;
             layers::spread(&mut graph);
             return Ok(Imported { graph, dim_names, published });
         }

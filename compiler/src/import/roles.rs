@@ -69,11 +69,23 @@ pub fn declare_inputs(cx: &mut Context, file: &GraphProto, options: &Options) ->
         }
         types.insert(i, Type::new(*dtype, shape));
     }
-    check_names(cx, options, &names)?;
+    let sizes =
+        inputs.iter().enumerate().filter(|(i, (_, role, ..))| types.get(i).is_some_and(|ty| is_size(*role, ty)));
+    check_names(cx, options, &names, &sizes.map(|(_, (name, ..))| *name).collect::<Vec<_>>())?;
     for (i, (name, role, ..)) in inputs.iter().enumerate() {
         let Some(ty) = types.remove(&i) else { continue };
         if let Some(tensor) = options.constants.get(*name) {
             cx.define(name, Value::constant(known_input(name, tensor, &ty)?));
+            continue;
+        }
+        if let Some(value) = known_size(name, *role, &ty, options)? {
+            let shape = vec![1; ty.shape.len()];
+            let tensor = match ty.dtype {
+                DType::Bool => Tensor::bool(&shape, vec![value != 0])?,
+                DType::I64 | DType::F32 => Tensor::i64(&shape, vec![value])?,
+            };
+            cx.graph.fixed.insert((*name).into(), value);
+            cx.define(name, Value::constant(tensor));
             continue;
         }
         let layer = match role {
@@ -97,6 +109,27 @@ fn known_input(name: &str, tensor: &Tensor, ty: &Type) -> Result<Tensor> {
         ));
     }
     Ok(tensor.clone())
+}
+
+/// Names of inputs that say for how many of the last positions logits are computed; 0 is for all of them.
+const KEPT: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
+/// What those are where nobody says: for the next token the last position is enough.
+const DEFAULT_KEPT: u64 = 1;
+
+/// Whether an input is one integer or truth value and no mask or token, so that it may decide sizes.
+fn is_size(role: InputRole, ty: &Type) -> bool {
+    let single = ty.shape.len() <= 1 && ty.shape.iter().all(|d| d.is(1));
+    single && ty.dtype != DType::F32 && matches!(role, InputRole::Other | InputRole::Public)
+}
+
+/// The value of an input that is a size, when it is known.
+fn known_size(name: &str, role: InputRole, ty: &Type, options: &Options) -> Result<Option<i64>> {
+    if !is_size(role, ty) {
+        return Ok(None);
+    }
+    let default = || KEPT.contains(&name).then_some(DEFAULT_KEPT);
+    let too_large = |_| Diagnostic::input("E0255", format!("input `{name}` is beyond 63 bits"));
+    options.dims.get(name).copied().or_else(default).map(i64::try_from).transpose().map_err(too_large)
 }
 
 fn declared(info: &ValueInfoProto) -> Result<(DType, Vec<Declared>)> {
@@ -191,11 +224,13 @@ fn sanitise(text: &str) -> String {
     if clean.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') { clean } else { format!("d_{clean}") }
 }
 
-fn check_names(cx: &Context, options: &Options, names: &BTreeMap<String, Dim>) -> Result<()> {
-    for name in options.dims.keys().chain(options.max.keys()) {
-        let canonical = ["batch", "seq", "past"].contains(&name.as_str());
+/// Checks that every name in `options` is one of a size, or, with a value, one of the inputs that are `sizes`.
+fn check_names(cx: &Context, options: &Options, names: &BTreeMap<String, Dim>, sizes: &[&str]) -> Result<()> {
+    let values = options.dims.keys().map(|name| (name, sizes));
+    for (name, sizes) in values.chain(options.max.keys().map(|name| (name, &[][..]))) {
+        let canonical = ["batch", "seq", "past"].contains(&name.as_str()) || sizes.contains(&name.as_str());
         if !canonical && !names.contains_key(name) && !cx.role_sizes.contains_key(name) {
-            let known: Vec<_> = names.keys().map(String::as_str).collect();
+            let known: Vec<_> = names.keys().map(String::as_str).chain(sizes.iter().copied()).collect();
             return Err(Diagnostic::input("E0255", format!("no input has a size called `{name}`"))
                 .note(format!("known sizes: {}", known.join(", "))));
         }
@@ -216,7 +251,7 @@ pub fn input_role(name: &str, dtype: DType, axes: usize) -> InputRole {
         InputRole::Embeddings
     } else if dtype == DType::I64 && (lower.contains("input_ids") || lower == "tokens" || lower == "token_ids") {
         InputRole::TokenIds
-    } else if dtype != DType::F32 && is_named(&lower, "attention_mask") {
+    } else if (dtype != DType::F32 || axes == 2) && is_named(&lower, "attention_mask") {
         InputRole::AttentionMask
     } else if dtype == DType::I64 && is_named(&lower, "position_ids") {
         InputRole::PositionIds
@@ -308,9 +343,10 @@ mod tests {
         for name in ["mask", "positions", "noattention_masked", "attention_masks", "myposition_ids"] {
             assert_eq!(input_role(name, DType::I64, 2), InputRole::Other, "{name}");
         }
-        for name in ["attention_mask", "position_ids"] {
-            assert_eq!(input_role(name, DType::F32, 2), InputRole::Other, "{name}");
-        }
+        // Numbers of two axes say which positions count; those of more axes are added to scores.
+        assert_eq!(input_role("attention_mask", DType::F32, 2), InputRole::AttentionMask);
+        assert_eq!(input_role("attention_mask", DType::F32, 4), InputRole::Other);
+        assert_eq!(input_role("position_ids", DType::F32, 2), InputRole::Other);
     }
 
     #[test]

@@ -6,12 +6,15 @@ use ombra_ir::plain::{self, Binary, Data, Op, Reduce, Tensor, Unary};
 use ombra_ir::{Bindings, Dim, Dims};
 
 use super::Value;
+use super::positions::leaves_room;
+use crate::graph::Graph;
 
 /// Most elements of a tensor of sizes.
 const LIMIT: usize = 4096;
 
-/// The result of `op`, when the operands are sizes or constants and it can be said symbolically.
-pub fn eval(op: &Op, operands: &[Value], dims: &Dims) -> Option<Value> {
+/// The result of `op`, when the operands are sizes or constants and it can be said symbolically. The graph remembers
+/// what that takes sizes to be at most.
+pub fn eval(op: &Op, operands: &[Value], graph: &mut Graph) -> Option<Value> {
     match op {
         Op::Identity
         | Op::Reshape { .. }
@@ -23,7 +26,7 @@ pub fn eval(op: &Op, operands: &[Value], dims: &Dims) -> Option<Value> {
         Op::Concat { .. } => moved(op, operands, operands.len()),
         Op::Gather { .. } | Op::GatherNd { .. } | Op::GatherElements { .. } => moved(op, operands, 1),
         Op::Where => chosen(operands),
-        Op::Binary(b) => binary(*b, operands, dims),
+        Op::Binary(b) => binary(*b, operands, graph),
         Op::Unary(Unary::Neg) => {
             let (shape, values) = as_sizes(operands.first()?)?;
             let zero = Dim::constant(0);
@@ -31,7 +34,7 @@ pub fn eval(op: &Op, operands: &[Value], dims: &Dims) -> Option<Value> {
         }
         Op::Unary(Unary::Abs) => {
             let (shape, values) = as_sizes(operands.first()?)?;
-            values.iter().all(|v| dims.lower(v).is_some_and(|l| l >= 0)).then(|| finish(shape, values))?
+            values.iter().all(|v| graph.dims.lower(v).is_some_and(|l| l >= 0)).then(|| finish(shape, values))?
         }
         Op::Reduce { kind: kind @ (Reduce::Sum | Reduce::Prod), keepdims, .. } => {
             let (shape, values) = as_sizes(operands.first()?)?;
@@ -102,7 +105,7 @@ fn chosen(operands: &[Value]) -> Option<Value> {
     finish(result.shape().to_vec(), result.as_i64().ok()?.iter().map(pick).collect::<Option<_>>()?)
 }
 
-fn binary(op: Binary, operands: &[Value], dims: &Dims) -> Option<Value> {
+fn binary(op: Binary, operands: &[Value], graph: &mut Graph) -> Option<Value> {
     let [a, b] = operands else { return None };
     let (a_shape, b_shape) = (as_sizes(a)?.0, as_sizes(b)?.0);
     let as_dims = |s: &[usize]| s.iter().map(|d| Dim::from_usize(*d).ok()).collect::<Option<Vec<_>>>();
@@ -112,14 +115,14 @@ fn binary(op: Binary, operands: &[Value], dims: &Dims) -> Option<Value> {
     let (_, b) = as_sizes(&moved(&expand, std::slice::from_ref(b), 1)?)?;
     let pairs = a.iter().zip(&b);
     if op.is_comparison() {
-        let decided = pairs.map(|(x, y)| compare(op, x, y, dims)).collect::<Option<Vec<_>>>()?;
+        let decided = pairs.map(|(x, y)| compare(op, x, y, &graph.dims)).collect::<Option<Vec<_>>>()?;
         return Some(Value::constant(Tensor::bool(&shape, decided).ok()?));
     }
-    let values = pairs.map(|(x, y)| compute(op, x, y, dims)).collect::<Option<_>>()?;
+    let values = pairs.map(|(x, y)| compute(op, x, y, graph)).collect::<Option<_>>()?;
     finish(shape, values)
 }
 
-fn compute(op: Binary, x: &Dim, y: &Dim, dims: &Dims) -> Option<Dim> {
+fn compute(op: Binary, x: &Dim, y: &Dim, graph: &mut Graph) -> Option<Dim> {
     match op {
         Binary::Add => x.add(y).ok(),
         Binary::Sub => x.sub(y).ok(),
@@ -128,10 +131,28 @@ fn compute(op: Binary, x: &Dim, y: &Dim, dims: &Dims) -> Option<Dim> {
             (Some(a), Some(b)) => a.checked_div(b).map(Dim::constant),
             _ => x.div_exact(y).ok(),
         },
-        Binary::Max => smaller(y, x, dims),
-        Binary::Min => smaller(x, y, dims),
+        Binary::Max => match least(x, y, graph)? == *x {
+            true => Some(y.clone()),
+            false => Some(x.clone()),
+        },
+        Binary::Min => least(x, y, graph),
         _ => None,
     }
+}
+
+/// The smaller of `x` and `y`. A size and a number are as in the lengths that a model is made for: the size is the
+/// smaller one, where that leaves room for some tokens, and the graph remembers it.
+fn least(x: &Dim, y: &Dim, graph: &mut Graph) -> Option<Dim> {
+    if let Some(found) = smaller(x, y, &graph.dims) {
+        return Some(found);
+    }
+    let (size, most) = match (x.as_constant(), y.as_constant()) {
+        (Some(most), None) => (y, most),
+        (None, Some(most)) => (x, most),
+        _ => return None,
+    };
+    leaves_room(&graph.dims, size, most).then(|| graph.limit(size.clone(), most))?;
+    Some(size.clone())
 }
 
 /// The one of `x` and `y` that is never above the other.
@@ -169,12 +190,13 @@ mod tests {
 
     #[test]
     fn shape_arithmetic() {
-        let mut dims = Dims::default();
-        let seq = Dim::from(dims.symbol("seq").unwrap());
+        let mut graph = Graph::new();
+        let seq = Dim::from(graph.dims.symbol("seq").unwrap());
+        let dims = graph.dims.clone();
         let c = |values: &[i64]| Value::constant(Tensor::i64(&[values.len()], values.to_vec()).unwrap());
         let sizes = Value::Sizes { shape: vec![2], dims: vec![seq.clone(), Dim::constant(96)] };
         let show = |v: Option<Value>| v.and_then(|v| as_sizes(&v)).map(|(_, d)| dims.show_shape(&d));
-        let run = |op: Op, operands: &[Value]| eval(&op, operands, &dims);
+        let mut run = |op: Op, operands: &[Value]| eval(&op, operands, &mut graph);
         let at = run(Op::Gather { axis: 0 }, &[sizes.clone(), c(&[-1, 0])]);
         assert_eq!(show(at).as_deref(), Some("[96, seq]"));
         let joined = run(Op::Concat { axis: 0 }, &[sizes.clone(), c(&[-1])]);
@@ -187,7 +209,14 @@ mod tests {
         let condition = Value::constant(Tensor::bool(&[2], vec![false, true]).unwrap());
         let chosen = run(Op::Where, &[condition, c(&[1]), sizes.clone()]);
         assert_eq!(show(chosen).as_deref(), Some("[seq, 1]"));
-        let product = run(Op::Reduce { kind: Reduce::Prod, axes: vec![0], keepdims: false }, &[sizes]);
+        let product =
+            run(Op::Reduce { kind: Reduce::Prod, axes: vec![0], keepdims: false }, std::slice::from_ref(&sizes));
         assert_eq!(show(product).as_deref(), Some("[96*seq]"));
+        let min = run(Op::Binary(Binary::Min), &[c(&[128, 7]), sizes.clone()]);
+        assert_eq!(show(min).as_deref(), Some("[seq, 7]"));
+        let max = run(Op::Binary(Binary::Max), &[sizes.clone(), c(&[64, 7])]);
+        assert_eq!(show(max).as_deref(), Some("[64, 96]"));
+        assert!(run(Op::Binary(Binary::Min), &[sizes, c(&[2])]).is_none(), "a limit of 2 is of no use");
+        assert_eq!(graph.limits, [(seq, 64)]);
     }
 }

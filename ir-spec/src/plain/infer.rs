@@ -36,7 +36,7 @@ pub fn broadcast(op: &str, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
         if x.is(1) {
             *x = y.clone();
         } else if x != y && !y.is(1) {
-            return Err(mismatch(op, format!("sizes {x:?} and {y:?} do not broadcast")));
+            return Err(mismatch(op, "sizes of the operands differ and neither is 1"));
         }
     }
     Ok(out)
@@ -59,7 +59,7 @@ pub fn matmul_shape(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
         [] => return Err(wrong("an operand has no axes")),
     };
     if a_inner != b_inner {
-        return Err(mismatch("matmul", format!("inner sizes {a_inner:?} and {b_inner:?} differ")));
+        return Err(wrong("inner sizes of the operands differ"));
     }
     let (a_batch, a_rows) = match a_rest.split_last() {
         Some((rows, batch)) => (batch, Some(rows)),
@@ -111,7 +111,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
         (Op::Cast { to }, [x]) => Ok(Type::new(*to, x.shape.clone())),
         (Op::Reshape { shape }, [x]) => {
             let same = product(shape)? == product(&x.shape)?;
-            need(same, &format!("{:?} elements do not fit the shape {shape:?}", x.shape))?;
+            need(same, "another number of elements than the new shape has")?;
             Ok(Type::new(x.dtype, shape.clone()))
         }
         (Op::Expand { shape }, [x]) => {
@@ -133,7 +133,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
                     if i == *axis {
                         *x = x.add(y)?;
                     } else {
-                        need(x == y, &format!("sizes {x:?} and {y:?} differ"))?;
+                        need(x == y, "sizes of the operands differ beside the axis that joins them")?;
                     }
                 }
             }
@@ -179,7 +179,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             let (tuple, lead) = split_tuple(name, index)?;
             need(tuple <= x.shape.len(), "index tuples are too long")?;
             let expected: Vec<_> = lead.iter().chain(x.shape.iter().skip(tuple)).cloned().collect();
-            need(expected == update.shape, &format!("updates of shape {:?}, not {expected:?}", update.shape))?;
+            need(expected == update.shape, "updates of another shape than the indices ask for")?;
             Ok((*x).clone())
         }
         (Op::Unary(u), [x]) => {

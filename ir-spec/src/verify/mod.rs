@@ -117,9 +117,13 @@ impl Report<'_> {
         }
     }
 
-    /// An error at an op.
+    /// An error at an op, once: an attribute and the type that follows from it fail together.
     fn at(&mut self, id: Id, label: Option<&'static str>, diagnostic: Diagnostic) {
-        if !self.is_full() {
+        let here = self.found.iter().rev().take_while(|f| f.op == Some(id));
+        let is_same = |f: &Finding| {
+            (f.label, f.diagnostic.code, &f.diagnostic.message) == (label, diagnostic.code, &diagnostic.message)
+        };
+        if !self.is_full() && !here.into_iter().any(is_same) {
             let diagnostic = diagnostic.at(place(self.module, id));
             self.found.push(Finding { op: Some(id), label, diagnostic });
         }

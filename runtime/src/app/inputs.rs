@@ -76,6 +76,10 @@ pub fn token_ids(plan: &Plan, tokens: &[i64]) -> Result<Named> {
 pub fn infer_request(plan: &Plan, given: Vec<Named>) -> Result<(Request, Vec<Named>)> {
     let mut typed: Vec<Named> = Vec::with_capacity(given.len());
     for (name, tensor) in given {
+        if let Some((_, value)) = plan.fixed.iter().find(|(fixed, _)| *fixed == name) {
+            check_fixed(&name, &tensor, *value)?;
+            continue;
+        }
         let input = graph_input(plan, &name)?;
         if find(&typed, &name).is_some() {
             return Err(Diagnostic::input("E1006", format!("the input `{}` is given twice", name.escape_debug())));
@@ -101,9 +105,35 @@ pub fn infer_request(plan: &Plan, given: Vec<Named>) -> Result<(Request, Vec<Nam
             .note("help      give a large negative number, such as -1e9, instead of minus infinity"));
         }
     }
+    for (name, tensor) in &typed {
+        let is_bit = match tensor.data() {
+            Data::F32(values) => values.iter().all(|value| *value == 0.0 || *value == 1.0),
+            Data::I64(values) => values.iter().all(|value| *value == 0 || *value == 1),
+            Data::Bool(_) => true,
+        };
+        if !is_bit && graph_input(plan, name)?.role == InputRole::AttentionMask {
+            let text = format!("the attention mask `{}` holds other numbers than 0 and 1", name.escape_debug());
+            return Err(Diagnostic::input("E1006", text).note("expected  1 where a position counts, else 0"));
+        }
+    }
     // A cache without elements is what a run starts with anyway.
     let filled = plan.module.states.iter().any(|state| find(&typed, &state.input).is_some_and(|x| !x.is_empty()));
     Ok((Request::Infer { sizes, public, states: filled }, typed))
+}
+
+/// Checks an input that the plan takes to be one number.
+fn check_fixed(name: &str, tensor: &Tensor, value: i64) -> Result<()> {
+    let same = match tensor.data() {
+        Data::I64(found) => found.iter().all(|found| *found == value),
+        Data::Bool(found) => found.iter().all(|found| i64::from(*found) == value),
+        Data::F32(_) => false,
+    };
+    if same {
+        return Ok(());
+    }
+    Err(Diagnostic::input("E1006", format!("the plan was made for another value of `{}`", name.escape_debug()))
+        .note(format!("expected  {value}"))
+        .note("help      compile with --dim and that value"))
 }
 
 fn graph_input<'a>(plan: &'a Plan, name: &str) -> Result<&'a GraphInput> {

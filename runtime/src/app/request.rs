@@ -112,7 +112,9 @@ impl Request {
         for step in [0, self.steps().saturating_sub(1)] {
             let sizes = self.sizes(plan, step);
             let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-            plan.module.dims.bind(&named).map_err(out_of_range)?;
+            // The last step is the longest: what it cannot hold is known before the first token.
+            let bindings = plan.module.dims.bind(&named).map_err(out_of_range)?;
+            plan.check_limits(&bindings).map_err(out_of_range)?;
         }
         Ok(())
     }

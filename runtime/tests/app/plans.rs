@@ -311,6 +311,7 @@ fn write(
         seq: Some("seq".to_owned()),
         past: past.map(str::to_owned),
         limits: vec![],
+        fixed: vec![],
         assumed: vec![],
         bounds_of: ombra_ir::plan::BoundsOf::Model,
         changes: vec![],

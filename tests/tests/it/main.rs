@@ -2,6 +2,7 @@
 
 mod approximations;
 mod bounds;
+mod cases;
 mod conformance;
 mod damage;
 mod decisions;

@@ -7,6 +7,7 @@ use super::movement::reshape_to;
 use super::rows;
 use crate::graph::{Op, Owner};
 use crate::import::node::{Node, axis};
+use crate::import::positions::limit_index;
 use crate::import::sizes::smaller;
 use crate::import::{Context, Value};
 
@@ -100,11 +101,20 @@ fn extent(cx: &mut Context, size: &Dim, start: &Dim, end: &Dim, step: i64) -> Re
 /// `at` as a position between 0 and `size`. A symbolic position in an axis of fixed size is taken to be within it, and
 /// the graph remembers that.
 fn position(cx: &mut Context, size: &Dim, at: &Dim) -> Result<Dim> {
-    let dims = &cx.graph.dims;
+    let falls = at.as_constant().is_none() && at.terms().iter().all(|t| t.coefficient < 0);
     let from_end = match at.as_constant() {
         Some(c) => c < 0,
-        None => dims.upper(at).is_some_and(|u| u < 0) || at.terms().iter().all(|t| t.coefficient < 0),
+        None => cx.graph.dims.upper(at).is_some_and(|u| u < 0) || falls && at.constant_term() <= 0,
     };
+    if falls && !from_end {
+        // What is taken away leaves something: else the position would count from the end.
+        let whole = Dim::constant(at.constant_term());
+        cx.graph.limit(whole.sub(at)?, at.constant_term());
+        if size.sub(&whole)?.as_constant().is_some_and(|rest| rest >= 0) {
+            return Ok(at.clone());
+        }
+    }
+    let dims = &cx.graph.dims;
     // Ends such as -2^63 mean the beginning.
     if at.as_constant().is_some_and(|c| c < -(1 << 40)) {
         return Ok(Dim::constant(0));
@@ -121,9 +131,7 @@ fn position(cx: &mut Context, size: &Dim, at: &Dim) -> Result<Dim> {
     }
     match (at.as_constant(), size.as_constant()) {
         (None, Some(n)) => {
-            if !cx.graph.limits.iter().any(|(d, m)| *d == at && *m <= n) {
-                cx.graph.limits.push((at.clone(), n));
-            }
+            cx.graph.limit(at.clone(), n);
             Ok(at)
         }
         _ => Err(undecided(cx, &at, size)),
@@ -178,6 +186,7 @@ pub fn split(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
 pub fn gather(cx: &mut Context, node: &Node) -> Result<Value> {
     let (data, at) = (node.input(0)?, node.input(1)?);
     let axis = axis(node.int("axis", 0), cx.shape(data)?.len())?;
+    limit_index(cx, data, axis, at)?;
     cx.emit(Op::Gather { axis }, &[data, at])
 }
 
@@ -197,6 +206,7 @@ fn gathered(cx: &mut Context, data: &Value, index: &Value, batch_dims: usize) ->
 pub fn gather_elements(cx: &mut Context, node: &Node) -> Result<Value> {
     let axis = axis(node.int("axis", 0), cx.shape(node.input(0)?)?.len())?;
     let (data, index) = (node.input(0)?, node.input(1)?);
+    limit_index(cx, data, axis, index)?;
     if rows::applies(cx, &[data], index) {
         return rows::gather_elements(cx, data, index, axis);
     }

@@ -173,13 +173,15 @@ pub fn tile(cx: &mut Context, node: &Node) -> Result<Value> {
     if cx.owner(input) == Owner::Public || repeats.len() != shape.len() {
         return cx.emit_public(plain::Op::Tile { repeats }, &[input]);
     }
-    // Every axis gets one of repetitions before it, and is merged with it.
-    let pair = |repeat: Option<&Dim>| {
+    // An axis that is repeated gets one of repetitions before it, and is merged with it.
+    let pair = |repeated: bool| {
         let axes = shape.iter().zip(&repeats);
-        axes.flat_map(|(d, r)| [repeat.unwrap_or(r).clone(), d.clone()]).collect::<Vec<_>>()
+        let one = Dim::constant(1);
+        let before = |r: &Dim| (!r.is(1)).then(|| if repeated { r.clone() } else { one.clone() });
+        axes.flat_map(|(d, r)| before(r).into_iter().chain([d.clone()])).collect::<Vec<_>>()
     };
-    let apart = reshape_to(cx, input, pair(Some(&Dim::constant(1))))?;
-    let tiled = cx.emit(Op::Expand { shape: pair(None) }, &[&apart])?;
+    let apart = reshape_to(cx, input, pair(false))?;
+    let tiled = cx.emit(Op::Expand { shape: pair(true) }, &[&apart])?;
     let merged = shape.iter().zip(&repeats).map(|(d, r)| d.mul(r)).collect::<Result<_>>()?;
     reshape_to(cx, &tiled, merged)
 }

@@ -6,7 +6,7 @@ use ombra_ir::Result;
 
 use super::{Match, both_orders, close, is_square, same, scalar};
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, Op, ValueId};
+use crate::graph::{Graph, Op, Owner, ValueId};
 
 /// The constant factor of a product and its other factors. A factor that has other users is not taken apart.
 fn factors(graph: &Graph, id: ValueId) -> (f32, Vec<ValueId>) {
@@ -109,8 +109,29 @@ pub(super) fn silu(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match>
     Ok(Match::No)
 }
 
-/// x · 1, x / 1, x + 0 and x - 0, as rotary scaling and adapters leave them.
+/// No secret value that fits a ring is beyond this.
+const UNBOUNDED: f32 = 1.0e15;
+
+/// x · 1, x / 1, x + 0 and x - 0, as rotary scaling and adapters leave them; maxima and minima of a secret with numbers
+/// that it never reaches, as some exporters guard sums with masks.
 pub(super) fn neutral(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
+    let is_secret = graph.node(id)?.owner == Owner::Secret;
+    let sign = match graph.op(id) {
+        Some(Op::Max) if is_secret => -1.0,
+        Some(Op::Min) if is_secret => 1.0,
+        _ => 0.0,
+    };
+    if sign != 0.0 {
+        let operands = graph.operands(id);
+        let [a, b] = operands.as_slice() else { return Ok(Match::No) };
+        for (x, c) in [(*a, *b), (*b, *a)] {
+            let never = scalar(graph, c).is_some_and(|c| c * sign >= UNBOUNDED);
+            if never && graph.shape(x) == graph.shape(id) {
+                return Ok(Match::Yes(same(), vec![x]));
+            }
+        }
+        return Ok(Match::No);
+    }
     let (neutral, commutes) = match graph.op(id) {
         Some(Op::Mul) => (1.0, true),
         Some(Op::Add) => (0.0, true),

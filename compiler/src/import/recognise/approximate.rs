@@ -6,8 +6,10 @@
 use ombra_ir::Result;
 use ombra_ir::plain::{self, Binary, DType, Tensor, Unary};
 
+use super::mask::HUGE;
 use super::norm::{fits, mean_of};
-use super::softmax::{Claim, is_structure, known, public};
+use super::softmax::{is_structure, is_zero_or_one, public};
+use super::values::possible;
 use super::{Match, both_orders, scalar};
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, Numerator, Op, ValueId};
@@ -63,7 +65,7 @@ fn unmasked(graph: &Graph, id: ValueId, gone: impl Fn(f32) -> bool) -> Option<(V
         (Op::Where, [c, y, z]) if constant(*z) && same(*y) => Some((*y, (*c, Keep::Where))),
         (Op::Where, [c, z, y]) if constant(*z) && same(*y) => Some((*y, (*c, Keep::Unless))),
         (Op::Mul, _) if gone(0.0) => both_orders(graph, id, &Op::Mul).into_iter().find_map(|(y, m)| {
-            (same(y) && is_structure(graph, m) && known(graph, m, Claim::ZeroOrOne)).then_some((y, (m, Keep::Times)))
+            (same(y) && is_structure(graph, m) && is_zero_or_one(graph, m)).then_some((y, (m, Keep::Times)))
         }),
         _ => None,
     }
@@ -131,7 +133,9 @@ pub(super) fn ratio_softmax(graph: &mut Graph, id: ValueId, _: &Weights) -> Resu
             return Ok(Match::Near(format!("{eps} is added to the sum: expected a number that is not negative")));
         }
         let squares = matches!(numerator, Numerator::Square { .. });
-        let huge = |m: ValueId| is_structure(graph, m) && known(graph, m, Claim::ZeroOrHuge);
+        let huge = |m: ValueId| {
+            is_structure(graph, m) && possible(graph, m).is_some_and(|values| values.low() <= f64::from(HUGE))
+        };
         if squares && both_orders(graph, x, &Op::Add).into_iter().any(|(_, m)| huge(m)) {
             return Ok(Match::Near("its mask adds huge numbers that are squared: masked entries have to be 0".into()));
         }

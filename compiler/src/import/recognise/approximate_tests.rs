@@ -28,7 +28,7 @@ fn quotient(square: bool, masked: Masked, eps: f32, swap: bool) -> (Vec<&'static
             x = b.op(Op::Where, &[keep, x, low]);
         }
         Masked::Huge => {
-            let m = structure(&mut b, &[0.0, 0.0, -10000.0, 0.0]);
+            let m = structure(&mut b, &[0.0, 0.0, -1e10, 0.0]);
             x = b.either(Op::Add, x, m, swap);
         }
         _ => {}

@@ -6,9 +6,11 @@
 
 mod activation;
 mod approximate;
+mod mask;
 mod norm;
 mod rotary;
 mod softmax;
+pub(crate) mod values;
 
 use ombra_ir::plain::{self, Tensor};
 use ombra_ir::{Dim, Result};
@@ -16,6 +18,7 @@ use ombra_ir::{Dim, Result};
 use crate::graph::eval::Weights;
 use crate::graph::{Graph, Op, Origin, ValueId};
 
+pub use mask::check_masks;
 pub(crate) use rotary::rotated;
 pub use softmax::is_mask;
 
@@ -56,6 +59,7 @@ pub const PATTERNS: &[Pattern] = &[
     Pattern { name: "affine norm without bias", test: approximate::affine_norm_without_bias },
     Pattern { name: "scale before products", test: approximate::scale_before_products },
     Pattern { name: "quadratic", test: approximate::quadratic },
+    Pattern { name: "softmax of folded scores", test: softmax::folded_scores },
     Pattern { name: "softmax with additive mask", test: softmax::additive_mask },
     Pattern { name: "softmax with chosen mask", test: softmax::chosen_mask },
     Pattern { name: "softmax with guard", test: softmax::guard },

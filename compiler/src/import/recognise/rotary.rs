@@ -86,7 +86,7 @@ fn tables_of(graph: &Graph, id: ValueId) -> Result<Vec<String>> {
 }
 
 /// `id`, which depends on weights and public values, as a public value.
-fn published(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<ValueId> {
+pub(super) fn published(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<ValueId> {
     let cone = graph.ancestors(id);
     let mut new: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     for at in graph.topological().into_iter().filter(|at| cone.contains(at)) {

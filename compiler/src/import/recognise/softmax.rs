@@ -1,21 +1,17 @@
-//! Masks of a softmax, taken out of the scores as public truth values.
+//! Softmaxes with masks, and what stands around them.
 //!
-//! Exporters say "not this position" by adding a huge negative number, which no fixed point holds. Positions that are
-//! masked out get 0, and so do whole rows of them: there ONNX gives a uniform row for finite numbers and no numbers for
-//! infinite ones, but such rows belong to padding, whose outputs nobody reads.
+//! Positions that are masked out get 0, and so do whole rows of them: there ONNX gives a uniform row for finite numbers
+//! and no numbers for infinite ones, but such rows belong to padding, whose outputs nobody reads.
 
 use ombra_ir::Result;
 use ombra_ir::plain::infer::broadcast;
-use ombra_ir::plain::{self, Binary, DType, Data, Tensor, Unary};
+use ombra_ir::plain::{self, Binary, Tensor};
 
-use super::{Match, both_orders, same, scalar};
+use super::mask::{HUGE, Masked, unmask};
+use super::values::possible;
+use super::{Match, same, scalar};
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, InputRole, Numerator, Op, ValueId};
-
-/// A number at or below this is no score but a mask: exporters write -10000, the least half or the least single.
-const HUGE: f32 = -9.0e3;
-/// Where a public bias that is not known to be a mask is cut: biases such as alibi's stay far above.
-const CUT: f32 = -1.0e30;
+use crate::graph::{Graph, InputRole, Numerator, Op, Origin, ValueId};
 
 /// Whether no weight, token or cache goes into `id`.
 pub(super) fn is_structure(graph: &Graph, id: ValueId) -> bool {
@@ -38,82 +34,6 @@ pub(super) fn public(graph: &mut Graph, op: plain::Op, operands: &[ValueId], lik
         return graph.add_const(result, origin);
     }
     graph.add(Op::Public(op), operands, origin)
-}
-
-/// Nodes that a proof about the elements of a mask may look at.
-const PROOF_STEPS: usize = 1000;
-
-/// A claim about every element of a value.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Claim {
-    Zero,
-    Huge,
-    ZeroOrHuge,
-    ZeroOrOne,
-}
-
-impl Claim {
-    fn holds(self, x: f32) -> bool {
-        match self {
-            Claim::Zero => x == 0.0,
-            Claim::Huge => x <= HUGE,
-            Claim::ZeroOrHuge => x == 0.0 || x <= HUGE,
-            Claim::ZeroOrOne => x == 0.0 || x == 1.0,
-        }
-    }
-}
-
-/// Whether `claim` is known of every element of `id`, from constants, choices, movements and casts.
-pub(super) fn known(graph: &Graph, id: ValueId, claim: Claim) -> bool {
-    let mut left = PROOF_STEPS;
-    prove(graph, id, claim, &mut left)
-}
-
-fn prove(graph: &Graph, id: ValueId, claim: Claim, left: &mut usize) -> bool {
-    if *left == 0 {
-        return false;
-    }
-    *left -= 1;
-    let operands = graph.operands(id);
-    let mut each = |list: &[ValueId], claim| list.iter().all(|o| prove(graph, *o, claim, left));
-    let op = match graph.op(id) {
-        Some(Op::Const(t)) => return t.as_f32().is_ok_and(|v| v.iter().all(|x| claim.holds(*x))),
-        // An attention mask is 0 or 1, by its meaning.
-        Some(Op::Input { role, .. }) => return claim == Claim::ZeroOrOne && *role == InputRole::AttentionMask,
-        Some(Op::Public(op)) => op,
-        _ => return false,
-    };
-    match (op, operands.as_slice()) {
-        (plain::Op::ConstantOfShape { value, .. }, _) => value.single_f32().is_some_and(|x| claim.holds(x)),
-        (plain::Op::Where, [_, a, b]) => each(&[*a, *b], claim),
-        (plain::Op::ScatterNd, [x, _, update]) => each(&[*x, *update], claim),
-        (plain::Op::Trilu { .. }, [x]) => claim.holds(0.0) && each(&[*x], claim),
-        (
-            plain::Op::Identity
-            | plain::Op::Reshape { .. }
-            | plain::Op::Expand { .. }
-            | plain::Op::Transpose { .. }
-            | plain::Op::Slice { .. }
-            | plain::Op::Tile { .. },
-            [x],
-        ) => each(&[*x], claim),
-        (plain::Op::Gather { .. } | plain::Op::GatherNd { .. } | plain::Op::GatherElements { .. }, [x, _]) => {
-            each(&[*x], claim)
-        }
-        (plain::Op::Concat { .. } | plain::Op::Binary(Binary::Max | Binary::Min), all) => each(all, claim),
-        (plain::Op::Cast { .. }, [x]) if claim == Claim::ZeroOrOne => {
-            graph.node(*x).is_ok_and(|n| n.dtype == DType::Bool) || each(&[*x], claim)
-        }
-        (plain::Op::Binary(Binary::Sub), [one, x]) if claim == Claim::ZeroOrOne => {
-            scalar(graph, *one) == Some(1.0) && each(&[*x], claim)
-        }
-        (plain::Op::Binary(Binary::Add), both) if claim == Claim::ZeroOrHuge => each(both, claim),
-        (plain::Op::Binary(Binary::Mul), [a, b]) if claim == Claim::ZeroOrHuge => {
-            (each(&[*a], claim) && each(&[*b], Claim::ZeroOrOne))
-                || (each(&[*b], claim) && each(&[*a], Claim::ZeroOrOne))
-        }
-        _ => false,
-    }
 }
 
 /// Scores of a softmax, what it is with a mask, and the mask it has already. A huge negative score is 0 also after the
@@ -149,84 +69,80 @@ fn masked(
     Ok(Match::Yes(with_mask, vec![scores, mask]))
 }
 
-/// softmax(scores + m) with a public m: masked where m is huge. What of m is not known to be 0 there stays as a bias.
-/// A maximum with a huge number between the sum and the softmax changes nothing and goes.
+/// softmax of scores to which masks are added, in any nesting with others that are chosen.
 pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<Match> {
-    let Some((mut scores, with_mask, mut mask)) = softmax_of(graph, id) else { return Ok(Match::No) };
-    let mut changed = false;
-    let mut near = None;
+    let below = softmax_of(graph, id).map(|(scores, ..)| below_floors(graph, scores));
+    match below.and_then(|at| graph.op(at)) {
+        Some(Op::Add | Op::Sub | Op::Mul | Op::Div) => {}
+        _ => return Ok(Match::No),
+    }
+    match masks(graph, id, weights)? {
+        Match::No => {
+            let operands = below.map(|at| graph.operands(at)).unwrap_or_default();
+            let is_weight = |o: &ValueId| matches!(graph.op(*o), Some(Op::Weight { .. }));
+            Ok(match operands.iter().any(is_weight) {
+                true => Match::Near("a weight with other numbers than masks have is added to the scores".into()),
+                false => Match::No,
+            })
+        }
+        other => Ok(other),
+    }
+}
+
+/// softmax of scores in whose place masks are chosen, in any nesting with others that are added.
+pub(super) fn chosen_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<Match> {
+    let below = softmax_of(graph, id).map(|(scores, ..)| below_floors(graph, scores));
+    let Some(at) = below.filter(|at| graph.op(*at) == Some(&Op::Where)) else { return Ok(Match::No) };
+    match masks(graph, id, weights)? {
+        Match::No if graph.operand(at, 0).is_some_and(|c| !is_structure(graph, c)) => {
+            Ok(Match::Near("the condition depends on more than lengths, masks and positions".into()))
+        }
+        other => Ok(other),
+    }
+}
+
+/// `id` without the maxima with numbers that stand around it.
+fn below_floors(graph: &Graph, id: ValueId) -> ValueId {
+    let mut at = id;
     loop {
-        let floor = both_orders(graph, scores, &Op::Max)
-            .into_iter()
-            .find(|(_, c)| scalar(graph, *c).is_some_and(|c| c <= HUGE));
-        if let Some((rest, _)) = floor {
-            scores = rest;
-            continue;
+        let operands = graph.operands(at);
+        match (graph.op(at), operands.as_slice()) {
+            (Some(Op::Max), [x, c]) if scalar(graph, *c).is_some() => at = *x,
+            (Some(Op::Max), [c, x]) if scalar(graph, *c).is_some() => at = *x,
+            _ => return at,
         }
-        let mut next = None;
-        for (rest, m) in both_orders(graph, scores, &Op::Add) {
-            if let Some(bits) = weight_mask(graph, m, weights)? {
-                let origin = graph.node(id)?.origin.clone();
-                next = Some((rest, graph.add_const(bits, origin)?, None));
-            } else if is_structure(graph, m) && !is_structure(graph, rest) {
-                let pure = known(graph, m, Claim::ZeroOrHuge);
-                let bits = truth_values(graph, m, if pure { -1.0 } else { CUT }, id)?;
-                next = Some((rest, bits, (!pure).then_some(m)));
-            } else if matches!(graph.op(m), Some(Op::Weight { .. })) {
-                near = Some("a weight with other numbers than masks have is added to the scores".to_owned());
-            }
-            if next.is_some() {
-                break;
-            }
-        }
-        let Some((rest, bits, bias)) = next else { break };
-        mask = Some(match mask {
-            Some(old) => public(graph, plain::Op::Binary(Binary::And), &[old, bits], id)?,
-            None => bits,
-        });
-        changed = true;
-        scores = rest;
-        if let Some(m) = bias {
-            let origin = graph.node(id)?.origin.clone();
-            let zero = graph.add_const(Tensor::scalar_f32(0.0), origin.clone())?;
-            let bias = public(graph, plain::Op::Where, &[bits, m, zero], id)?;
-            scores = graph.add(Op::Add, &[rest, bias], origin)?;
-            break;
-        }
-    }
-    match (changed, near) {
-        (true, _) => masked(graph, id, scores, with_mask, [mask, None]),
-        (false, Some(why)) => Ok(Match::Near(why)),
-        (false, None) => Ok(Match::No),
     }
 }
 
-/// Where the public float `m` is above `limit`: the condition itself when `m` chooses between 0 and huge numbers.
-fn truth_values(graph: &mut Graph, m: ValueId, limit: f32, like: ValueId) -> Result<ValueId> {
-    if let (Some(Op::Public(plain::Op::Where)), [c, a, b]) = (graph.op(m), graph.operands(m).as_slice()) {
-        let (c, a, b) = (*c, *a, *b);
-        if known(graph, a, Claim::Zero) && known(graph, b, Claim::Huge) {
-            return Ok(c);
-        }
-        if known(graph, b, Claim::Zero) && known(graph, a, Claim::Huge) {
-            return public(graph, plain::Op::Unary(Unary::Not), &[c], like);
-        }
+/// A softmax without the masks in its scores, as one over the positions that they keep.
+fn masks(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<Match> {
+    let Some((scores, with_mask, old)) = softmax_of(graph, id) else { return Ok(Match::No) };
+    let Masked { scores: rest, keep, weak } = unmask(graph, scores, weights, id)?;
+    match keep {
+        Some(keep) => masked(graph, id, rest, with_mask, [Some(keep), old]),
+        None => Ok(weak.map_or(Match::No, |fill| {
+            let what = format!("its mask is {fill}, which large scores pass, so it is kept as the file says");
+            Match::Near(what)
+        })),
     }
-    let origin = graph.node(like)?.origin.clone();
-    let limit = graph.add_const(Tensor::scalar_f32(limit), origin)?;
-    public(graph, plain::Op::Binary(Binary::Greater), &[m, limit], like)
 }
 
-/// The truth values of an initializer that is a mask: all its elements are 0 or huge, and one at least is huge.
-fn weight_mask(graph: &Graph, id: ValueId, weights: &Weights) -> Result<Option<Tensor>> {
-    let Some(Op::Weight { name, transposed: false }) = graph.op(id) else { return Ok(None) };
-    let tensor = weights(name)?;
-    if !is_mask(&tensor) {
-        return Ok(None);
+/// softmax(reshape(scores)) where the last axis stays, with a mask before the reshape: the reshape of the softmax.
+pub(super) fn folded_scores(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
+    let Some(Op::Softmax { axis }) = graph.op(id) else { return Ok(Match::No) };
+    let shape = graph.shape(id).to_vec();
+    let (Some(folded), true) = (graph.operand(id, 0), axis + 1 == shape.len()) else { return Ok(Match::No) };
+    let (Some(Op::Reshape { .. }), Some(scores)) = (graph.op(folded), graph.operand(folded, 0)) else {
+        return Ok(Match::No);
+    };
+    let has_mask = matches!(graph.op(scores), Some(Op::Add | Op::Sub | Op::Where | Op::Max));
+    let Some(last) = graph.shape(scores).len().checked_sub(1) else { return Ok(Match::No) };
+    if !has_mask || graph.shape(scores).last() != shape.last() {
+        return Ok(Match::No);
     }
-    let values = tensor.as_f32()?;
-    let bits = values.iter().map(|x| *x == 0.0).collect();
-    Tensor::new(tensor.shape().to_vec(), Data::Bool(bits)).map(Some)
+    let origin = Origin { value: String::new(), ..graph.node(id)?.origin.clone() };
+    let softmax = graph.add(Op::Softmax { axis: last }, &[scores], origin)?;
+    Ok(Match::Yes(Op::Reshape { shape }, vec![softmax]))
 }
 
 /// Whether `tensor` says by 0 and huge negative numbers, one at least, which positions count.
@@ -235,30 +151,9 @@ pub fn is_mask(tensor: &Tensor) -> bool {
     values.iter().all(|x| *x == 0.0 || *x <= HUGE) && values.iter().any(|x| *x <= HUGE)
 }
 
-/// softmax(where(c, scores, huge)) or softmax(where(c, huge, scores)) with a public c.
-pub(super) fn chosen_mask(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
-    let Some((scores, with_mask, old)) = softmax_of(graph, id) else { return Ok(Match::No) };
-    let operands = graph.operands(scores);
-    let (Some(Op::Where), [c, a, b]) = (graph.op(scores), operands.as_slice()) else {
-        return Ok(Match::No);
-    };
-    let (c, a, b) = (*c, *a, *b);
-    if !is_structure(graph, c) {
-        return Ok(Match::Near("the condition depends on more than lengths, masks and positions".into()));
-    }
-    let huge = |id| known(graph, id, Claim::Huge);
-    let (rest, negate) = if huge(b) {
-        (a, false)
-    } else if huge(a) {
-        (b, true)
-    } else {
-        return Ok(Match::Near("neither choice is a huge negative number".into()));
-    };
-    if graph.shape(rest) != graph.shape(scores) {
-        return Ok(Match::Near("the condition has more elements than the scores".into()));
-    }
-    let mask = if negate { public(graph, plain::Op::Unary(Unary::Not), &[c], id)? } else { c };
-    masked(graph, id, rest, with_mask, [Some(mask), old])
+/// Whether every element of `id` is known to be 0 or 1.
+pub(super) fn is_zero_or_one(graph: &Graph, id: ValueId) -> bool {
+    possible(graph, id).is_some_and(|values| values.all(|x| x == 0.0 || x == 1.0))
 }
 
 /// where(is_nan(p), 0, p) of a masked softmax p, which is 0 there already.

@@ -67,6 +67,7 @@ fn weights(name: &str) -> Result<Tensor> {
     }
     let data = match name {
         "mask" => vec![0.0, f32::NEG_INFINITY, 0.0, -1e9],
+        "weak mask" => vec![0.0, -1e4, 0.0, -1e4],
         "bias" => vec![0.25, -0.5, 0.0, 1.0],
         _ => vec![1.5, 0.5, -1.0, 2.0],
     };
@@ -171,7 +172,10 @@ fn additive_masks() {
     let huge = f32::MIN;
     for (values, left) in [
         (vec![0.0, huge, 0.0, huge], vec!["masked_softmax"]),
-        (vec![0.0, -10000.0, 0.0, 0.0], vec!["masked_softmax"]),
+        (vec![0.0, -1e10, f32::NEG_INFINITY, 0.0], vec!["masked_softmax"]),
+        // Scores may be beyond it.
+        (vec![0.0, -10000.0, 0.0, 0.0], vec!["add", "softmax"]),
+        (vec![0.0, -10000.0, 0.0, f32::NEG_INFINITY], vec!["add", "masked_softmax"]),
         // A bias by position, as in alibi, stays.
         (vec![-0.5, -0.25, 0.0, huge], vec!["add", "masked_softmax"]),
     ] {
@@ -183,12 +187,16 @@ fn additive_masks() {
             assert_eq!(b.finish(y).0, left);
         }
     }
-    let mut b = Build::new();
-    let (x, m, floor) = (b.x, b.w("mask"), b.c(f32::MIN));
-    let s = b.op(Op::Add, &[m, x]);
-    let s = b.op(Op::Max, &[s, floor]);
-    let y = b.op(Op::Softmax { axis: 1 }, &[s]);
-    assert_eq!(b.finish(y).0, ["masked_softmax"], "an initializer that is a mask");
+    for (name, left) in [("mask", "masked_softmax"), ("weak mask", "softmax")] {
+        let mut b = Build::new();
+        let (x, m, floor) = (b.x, b.w(name), b.c(f32::MIN));
+        let s = b.op(Op::Add, &[m, x]);
+        let s = b.op(Op::Max, &[s, floor]);
+        let y = b.op(Op::Softmax { axis: 1 }, &[s]);
+        let names = b.finish(y).0;
+        assert_eq!(names.last(), Some(&left), "an initializer that is a mask");
+        assert!(!names.contains(&"max"), "a floor that no score reaches");
+    }
     let mut b = Build::new();
     let (x, m) = (b.x, b.w("bias"));
     let s = b.op(Op::Add, &[x, m]);
@@ -199,18 +207,150 @@ fn additive_masks() {
     assert!(found[0].near_miss.is_some());
 }
 
+/// Truth values of one row.
+fn condition(b: &mut Build, bits: [bool; 4]) -> ValueId {
+    b.g.add_const(Tensor::bool(&[4], bits.to_vec()).unwrap(), Origin::default()).unwrap()
+}
+
+#[test]
+fn masks_in_any_nesting() {
+    // Every way to take position 1 out and position 3 besides, and what is left of it.
+    type Form = fn(&mut Build) -> ValueId;
+    let forms: [(Form, &[&str]); 9] = [
+        // Padding is filled in first, then the causal part.
+        (
+            |b| {
+                let (x, low) = (b.x, b.c(f32::NEG_INFINITY));
+                let (pad, causal) =
+                    (condition(b, [false, true, false, false]), condition(b, [true, true, true, false]));
+                let s = b.op(Op::Where, &[pad, low, x]);
+                b.op(Op::Where, &[causal, s, low])
+            },
+            &["masked_softmax"],
+        ),
+        // A choice, and a sum with another mask around it: the sum of two least numbers is none.
+        (
+            |b| {
+                let (x, low) = (b.x, b.c(f32::MIN));
+                let kept = condition(b, [true, false, true, true]);
+                let s = b.op(Op::Where, &[kept, x, low]);
+                let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
+                b.op(Op::Add, &[s, m])
+            },
+            &["masked_softmax"],
+        ),
+        // Two sums, and a floor under both.
+        (
+            |b| {
+                let (x, floor) = (b.x, b.c(f32::MIN));
+                let m = structure(b, &[0.0, f32::MIN, 0.0, 0.0]);
+                let s = b.op(Op::Add, &[m, x]);
+                let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
+                let s = b.op(Op::Add, &[s, m]);
+                b.op(Op::Max, &[floor, s])
+            },
+            &["masked_softmax"],
+        ),
+        // Two fills: the weak one is added, the strong one takes out.
+        (
+            |b| {
+                let x = b.x;
+                let m = structure(b, &[0.0, 0.0, -10000.0, 0.0]);
+                let s = b.op(Op::Add, &[x, m]);
+                let m = structure(b, &[0.0, f32::MIN, 0.0, -1e10]);
+                b.op(Op::Add, &[s, m])
+            },
+            &["add", "masked_softmax"],
+        ),
+        // A difference.
+        (
+            |b| {
+                let x = b.x;
+                let m = structure(b, &[0.0, 1e10, 0.0, f32::MAX]);
+                b.op(Op::Sub, &[x, m])
+            },
+            &["masked_softmax"],
+        ),
+        // A product with 0 and 1, and a sum, as in the first GPT.
+        (
+            |b| {
+                let x = b.x;
+                let kept = structure(b, &[1.0, 0.0, 1.0, 0.0]);
+                let s = b.op(Op::Mul, &[x, kept]);
+                let m = structure(b, &[0.0, -1e10, 0.0, -1e10]);
+                b.op(Op::Add, &[s, m])
+            },
+            &["mul", "masked_softmax"],
+        ),
+        // A scale behind the mask.
+        (
+            |b| {
+                let (x, k) = (b.x, b.c(2.0));
+                let m = structure(b, &[0.0, f32::MIN, 0.5, f32::MIN]);
+                let s = b.op(Op::Add, &[x, m]);
+                b.op(Op::Div, &[s, k])
+            },
+            &["div", "add", "masked_softmax"],
+        ),
+        // A weak choice around a strong sum: what it chooses is a score again.
+        (
+            |b| {
+                let (x, low) = (b.x, b.c(-20.0));
+                let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
+                let s = b.op(Op::Add, &[x, m]);
+                let kept = condition(b, [false, true, true, true]);
+                b.op(Op::Where, &[kept, s, low])
+            },
+            &["where", "masked_softmax"],
+        ),
+        // A mask in a bias that is a weight.
+        (
+            |b| {
+                let (x, w) = (b.x, b.w("bias"));
+                let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
+                let both = b.op(Op::Add, &[w, m]);
+                b.op(Op::Add, &[x, both])
+            },
+            &["add", "masked_softmax"],
+        ),
+    ];
+    for (i, (form, left)) in forms.into_iter().enumerate() {
+        let mut b = Build::new();
+        let s = form(&mut b);
+        let y = b.op(Op::Softmax { axis: 1 }, &[s]);
+        assert_eq!(b.finish(y).0, left, "form {i}");
+    }
+}
+
+#[test]
+fn a_mask_before_a_fold_of_the_scores() {
+    let mut b = Build::new();
+    let seq = b.g.shape(b.x)[0].clone();
+    let apart = Op::Reshape { shape: vec![Dim::constant(1), seq.clone(), Dim::constant(4)] };
+    let m = structure(&mut b, &[0.0, f32::MIN, 0.0, 0.0]);
+    let s = b.op(apart, &[b.x]);
+    let s = b.op(Op::Add, &[s, m]);
+    let s = b.op(Op::Reshape { shape: vec![seq, Dim::constant(4)] }, &[s]);
+    let y = b.op(Op::Softmax { axis: 1 }, &[s]);
+    assert_eq!(b.finish(y).0, ["reshape", "masked_softmax", "reshape"]);
+}
+
 #[test]
 fn chosen_masks_and_guards() {
-    for swap in [false, true] {
-        let mut b = Build::new();
-        let (x, low) = (b.x, b.c(-10000.0));
-        let condition = Tensor::bool(&[4], vec![!swap, swap, !swap, !swap]).unwrap();
-        let c = b.g.add_const(condition, Origin::default()).unwrap();
-        let s = if swap { b.op(Op::Where, &[c, low, x]) } else { b.op(Op::Where, &[c, x, low]) };
-        let p = b.op(Op::Softmax { axis: 1 }, &[s]);
-        let (nan, zero) = (b.op(Op::IsNan, &[p]), b.c(0.0));
-        let y = b.op(Op::Where, &[nan, zero, p]);
-        assert_eq!(b.finish(y).0, ["masked_softmax"]);
+    for (fill, left) in [(-1e10, vec!["masked_softmax"]), (-10000.0, vec!["where", "softmax", "is_nan", "where"])] {
+        for swap in [false, true] {
+            let mut b = Build::new();
+            let (x, low) = (b.x, b.c(fill));
+            let c = condition(&mut b, [!swap, swap, !swap, !swap]);
+            let s = if swap { b.op(Op::Where, &[c, low, x]) } else { b.op(Op::Where, &[c, x, low]) };
+            let p = b.op(Op::Softmax { axis: 1 }, &[s]);
+            let (nan, zero) = (b.op(Op::IsNan, &[p]), b.c(0.0));
+            let y = b.op(Op::Where, &[nan, zero, p]);
+            let (names, found) = b.finish(y);
+            assert_eq!(names, left);
+            let why = found.iter().find_map(|f| f.near_miss.as_deref());
+            assert_eq!(why.is_some_and(|why| why.contains("-10000")), fill == -10000.0);
+        }
     }
     let mut b = Build::new();
     let x = b.x;
@@ -220,6 +360,46 @@ fn chosen_masks_and_guards() {
     let (left, found) = b.finish(y);
     assert_eq!(left, ["softmax", "is_nan", "where"]);
     assert_eq!(found[0].near_miss.as_deref(), Some("what it guards is no masked softmax"));
+}
+
+#[test]
+fn what_public_values_may_be() {
+    let mut b = Build::new();
+    let ty = Type::new(DType::I64, vec![Dim::constant(1), Dim::constant(4)]);
+    let mask = b.g.add_input("attention_mask", InputRole::AttentionMask, ty, Origin::default());
+    let unary = |op| Op::Public(plain::Op::Unary(op));
+    let binary = |op| Op::Public(plain::Op::Binary(op));
+    let cast = |to| Op::Public(plain::Op::Cast { to });
+    let least = f64::from(f32::MIN);
+    let few = |b: &Build, id| values::possible(&b.g, id).map(|v| v.few().to_vec());
+    let bits = b.op(cast(DType::F32), &[mask]);
+    let (one, low, third) = (b.c(1.0), b.c(f32::MIN), b.c(1.0 / 3.0));
+    let gone = b.op(binary(plain::Binary::Sub), &[one, bits]);
+    assert_eq!(few(&b, gone), Some(vec![0.0, 1.0]));
+    let product = b.op(binary(plain::Binary::Mul), &[gone, low]);
+    assert_eq!(few(&b, product), Some(vec![least, 0.0]));
+    // Where it is 1, the least number stands: 0 is what is left.
+    let is_gone = b.op(cast(DType::Bool), &[gone]);
+    let filled = b.op(Op::Public(plain::Op::Where), &[is_gone, low, gone]);
+    assert_eq!(few(&b, filled), Some(vec![least, 0.0]));
+    let twice = b.op(binary(plain::Binary::Add), &[filled, product]);
+    assert_eq!(few(&b, twice), Some(vec![f64::NEG_INFINITY, least, 0.0]));
+    let kept = b.op(unary(plain::Unary::Not), &[is_gone]);
+    assert_eq!(few(&b, kept), Some(vec![0.0, 1.0]));
+    // Rounded as single precision rounds it.
+    let part = b.op(binary(plain::Binary::Mul), &[bits, third]);
+    assert_eq!(few(&b, part), Some(vec![0.0, f64::from(1.0f32 / 3.0)]));
+    // 0 times infinity is no number, and positions may be anything.
+    let infinite = b.c(f32::NEG_INFINITY);
+    let nothing = b.op(binary(plain::Binary::Mul), &[bits, infinite]);
+    assert_eq!(values::possible(&b.g, nothing), None);
+    let ty = Type::new(DType::I64, vec![Dim::constant(4)]);
+    let positions = b.g.add_input("position_ids", InputRole::PositionIds, ty, Origin::default());
+    assert_eq!(values::possible(&b.g, positions), None);
+    let table =
+        b.g.add_const(Tensor::f32(&[40], (0..40).map(|i| -0.5 * i as f32).collect()).unwrap(), Origin::default());
+    let range = values::possible(&b.g, table.unwrap());
+    assert_eq!(range, Some(values::Values::Between(-19.5, 0.0)));
 }
 
 /// x [seq, 4] rotated, in pairs of halves or of neighbours, by tables of 6 rows at positions 0 to 5.
