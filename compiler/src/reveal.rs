@@ -4,6 +4,7 @@ use crate::graph::{Graph, Output, OutputRole};
 use crate::pipeline::Errors;
 use ombra_ir::Diagnostic;
 use ombra_ir::module::OutputKind;
+use ombra_ir::plain::DType;
 use std::collections::BTreeSet;
 
 /// What the client learns.
@@ -26,7 +27,7 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
             Some(i) => vec![(i, OutputKind::NextToken)],
             None => {
                 let results = (0..graph.outputs.len()).filter(|&i| is_result(&graph.outputs[i]));
-                let results: Vec<_> = results.map(|i| (i, OutputKind::Tensor)).collect();
+                let results: Vec<_> = results.map(|i| (i, kind_of(graph, i))).collect();
                 if results.is_empty() {
                     return Err(vec![
                         Diagnostic::input("E0551", "the model has no output that is revealed by default")
@@ -51,7 +52,7 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
                 ),
             },
             Reveal::Output(name) => match names.iter().position(|n| n == name) {
-                Some(i) => out.push((i, OutputKind::Tensor)),
+                Some(i) => out.push((i, kind_of(graph, i))),
                 None => errors.push(
                     Diagnostic::input("E0541", format!("the model has no output `{name}` to reveal"))
                         .note(format!("the model's outputs are {}", names.join(", "))),
@@ -69,6 +70,12 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
         }
     }
     if errors.is_empty() { Ok(out) } else { Err(errors) }
+}
+
+/// How the output of index `i` is revealed as it is.
+fn kind_of(graph: &Graph, i: usize) -> OutputKind {
+    let value = graph.outputs.get(i).and_then(|o| graph.node(o.value).ok());
+    if value.is_some_and(|n| n.dtype == DType::I64) { OutputKind::Index } else { OutputKind::Tensor }
 }
 
 /// Whether an output is a result of the model: neither a cache nor a hidden state.
@@ -97,7 +104,7 @@ mod tests {
     use super::*;
     use crate::graph::{InputRole, Op, Origin};
     use ombra_ir::Dim;
-    use ombra_ir::plain::{DType, Type};
+    use ombra_ir::plain::Type;
 
     /// An output that is dropped must not stay in use: what it needs whole could not be narrowed.
     #[test]

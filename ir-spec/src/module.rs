@@ -166,6 +166,8 @@ pub enum OutputKind {
     NextToken,
     /// A float tensor.
     Tensor,
+    /// Integers, such as the index of the greatest score.
+    Index,
 }
 
 /// A declared output: nothing else may be revealed.

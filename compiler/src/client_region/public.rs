@@ -94,6 +94,7 @@ pub fn write(w: &mut Writer, id: ValueId, op: &Op, args: &[&str]) -> Result<Stri
             let axes = w.axes(axes)?;
             w.node(reduce_name(*kind), &[x, &axes], vec![int("keepdims", (*keepdims).into())])
         }
+        (Op::ArgMax, [x]) => w.node("ArgMax", &[x], vec![int("axis", -1), int("keepdims", 0)]),
         (op, _) => return Err(unwritten(op.name())),
     })
 }
@@ -122,6 +123,13 @@ fn unary_name(unary: Unary) -> &'static str {
         Unary::Sin => "Sin",
         Unary::Floor => "Floor",
         Unary::IsNan => "IsNaN",
+        Unary::Ceil => "Ceil",
+        Unary::Round => "Round",
+        Unary::Sign => "Sign",
+        Unary::Log => "Log",
+        Unary::Tanh => "Tanh",
+        Unary::Sigmoid => "Sigmoid",
+        Unary::Erf => "Erf",
     }
 }
 

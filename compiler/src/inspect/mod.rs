@@ -277,7 +277,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             .iter()
             .map(|o| match o.kind {
                 OutputKind::NextToken => "next token".into(),
-                OutputKind::Tensor => o.name.clone(),
+                OutputKind::Tensor | OutputKind::Index => o.name.clone(),
             })
             .collect(),
         public_inputs: module.public.inputs.iter().map(|i| i.name.clone()).collect(),
