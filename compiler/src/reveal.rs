@@ -1,5 +1,6 @@
 //! What the client learns, and which outputs stay for it.
 
+use crate::calibrate::vocabulary;
 use crate::graph::{Graph, Output, OutputRole};
 use crate::pipeline::Errors;
 use ombra_ir::Diagnostic;
@@ -22,6 +23,11 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
     let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
     let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
+    // Labels of tokens are called logits too, but there are few of them.
+    let causal = causal.filter(|&i| match (graph.shape(graph.outputs[i].value).last(), vocabulary(graph)) {
+        (Some(width), Ok(rows)) => width.as_constant().and_then(|w| u64::try_from(w).ok()).is_none_or(|w| w > rows / 2),
+        _ => true,
+    });
     if wanted.is_empty() {
         return Ok(match causal {
             Some(i) => vec![(i, OutputKind::NextToken)],
@@ -105,6 +111,27 @@ mod tests {
     use crate::graph::{InputRole, Op, Origin};
     use ombra_ir::Dim;
     use ombra_ir::plain::Type;
+
+    /// What is revealed by default of `logits [2, width]` for tokens of a vocabulary of 100.
+    fn default_of(width: i64) -> OutputKind {
+        let mut g = Graph::new();
+        let sizes = |dims: &[i64]| dims.iter().map(|d| Dim::constant(*d)).collect::<Vec<_>>();
+        let ids = Type::new(DType::I64, sizes(&[1, 2]));
+        let ids = g.add_input("input_ids", InputRole::TokenIds, ids, Origin::default());
+        let flat = g.add(Op::Reshape { shape: sizes(&[2]) }, &[ids], Origin::default()).expect("it fits");
+        let table = g.add_weight("table", false, sizes(&[100, width]), Origin::default());
+        let rows = g.add(Op::Gather { axis: 0 }, &[table, flat], Origin::default()).expect("it fits");
+        let value = g.add(Op::Reshape { shape: sizes(&[1, 2, width]) }, &[rows], Origin::default()).expect("it fits");
+        g.outputs.push(Output { name: "logits".into(), role: OutputRole::Logits, value });
+        reveals(&mut g, &[]).expect("there is a default")[0].1
+    }
+
+    #[test]
+    fn scores_of_few_labels_are_no_next_token() {
+        assert_eq!(default_of(100), OutputKind::NextToken);
+        assert_eq!(default_of(128), OutputKind::NextToken, "padded");
+        assert_eq!(default_of(9), OutputKind::Tensor);
+    }
 
     /// An output that is dropped must not stay in use: what it needs whole could not be narrowed.
     #[test]

@@ -79,6 +79,15 @@ pub fn write(w: &mut Writer, id: ValueId, op: &Op, args: &[&str]) -> Result<Stri
             w.node("GatherND", &[x, index], vec![int("batch_dims", axis(*batch_dims)?)])
         }
         (Op::ScatterNd, [x, index, update]) => w.op("ScatterND", &[x, index, update]),
+        // The library that runs the region takes the sign of a float zero for 1.
+        (Op::Unary(Unary::Sign), [x]) if dtype == Some(DType::F32) => {
+            let zero = w.float(0.0);
+            let [above, below] = ["Greater", "Less"].map(|op| {
+                let holds = w.op(op, &[x, &zero]);
+                w.node("Cast", &[&holds], vec![int("to", element(DType::F32).value().into())])
+            });
+            w.op("Sub", &[&above, &below])
+        }
         (Op::Unary(unary), [x]) => w.op(unary_name(*unary), &[x]),
         (Op::Binary(binary), [a, b]) => w.op(binary_name(*binary), &[a, b]),
         (Op::Where, [mask, a, b]) => w.op("Where", &[mask, a, b]),

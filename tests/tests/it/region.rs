@@ -234,6 +234,8 @@ fn public_arithmetic() {
         public(plain::Op::Unary(unary), std::slice::from_ref(&x));
     }
     public(plain::Op::ArgMax, std::slice::from_ref(&x));
+    let zeros = Tensor::f32(&[3], vec![-2.0, 0.0, 0.5]).expect("a tensor");
+    public(plain::Op::Unary(Unary::Sign), &[zeros]);
     for unary in [Unary::Sqrt, Unary::Reciprocal, Unary::Log] {
         public(plain::Op::Unary(unary), std::slice::from_ref(&plus));
     }
