@@ -277,15 +277,16 @@ pub(crate) fn positions(graph: &Graph) -> Option<u64> {
     graph.iter().filter(|(_, n)| matches!(n.op, Op::Gather { axis: 0 })).filter_map(|(id, _)| looks_up(id)).min()
 }
 
-/// Rows of the table that token ids look up.
+/// Rows of the table that token ids look up, as they are or in another shape.
 pub(crate) fn vocabulary(graph: &Graph) -> Result<u64> {
-    let ids = graph
-        .inputs
-        .iter()
-        .copied()
-        .filter(|&id| matches!(graph.op(id), Some(Op::Input { role: InputRole::TokenIds, .. })));
-    for id in ids {
+    let ids = graph.inputs.iter().copied();
+    let mut ids: Vec<ValueId> =
+        ids.filter(|&id| matches!(graph.op(id), Some(Op::Input { role: InputRole::TokenIds, .. }))).collect();
+    while let Some(id) = ids.pop() {
         for user in graph.users(id) {
+            if matches!(graph.op(user), Some(Op::Reshape { .. })) {
+                ids.push(user);
+            }
             if let (Some(Op::Gather { axis: 0 }), Some(table)) = (graph.op(user), graph.operand(user, 0))
                 && let Some(rows) = graph.shape(table).first().and_then(|d| d.as_constant())
                 && rows > 0

@@ -2,6 +2,7 @@
 //!
 //! The files may be hostile: sizes are checked before anything is allocated, and what is unpacked is bounded.
 
+use half::f16;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::{Diagnostic, Result};
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ const MAX_BYTES: u64 = 1 << 30;
 /// First bytes of a `.npy` file.
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// The arrays of the file at `path`, by name: `f32` (`<f4`), integers (`<i8`, `<i4`) and truth values (`|b1`) in C order.
+/// The arrays of the file at `path`, by name: `f32` (`<f4`, `<f2`), integers (`<i8`, `<i4`) and truth values (`|b1`) in C order.
 ///
 /// # Errors
 /// `E0570` when the file cannot be read, is no such archive, or holds other arrays or too many.
@@ -77,12 +78,13 @@ fn array(bytes: &[u8]) -> Result<Tensor> {
         return Err(wrong("the array is in Fortran order").note("save it with np.ascontiguousarray"));
     }
     let width = match descr.as_str() {
+        "<f2" => 2,
         "<f4" | "<i4" => 4,
         "<i8" => 8,
         "|b1" => 1,
         other => {
             return Err(wrong(format!("elements of type {} are not supported", other.escape_debug()))
-                .note("expected float32, int64, int32 or bool; convert with astype"));
+                .note("expected float16, float32, int64, int32 or bool; convert with astype"));
         }
     };
     let size = shape.iter().try_fold(width, |n: usize, d| n.checked_mul(*d));
@@ -90,6 +92,7 @@ fn array(bytes: &[u8]) -> Result<Tensor> {
         return Err(wrong(format!("{} bytes do not fit {shape:?} elements of {width} bytes", data.len())));
     }
     let data = match descr.as_str() {
+        "<f2" => Data::F32(data.as_chunks().0.iter().map(|e| f16::from_le_bytes(*e).to_f32()).collect()),
         "<f4" => Data::F32(data.as_chunks().0.iter().map(|e| f32::from_le_bytes(*e)).collect()),
         "<i4" => Data::I64(data.as_chunks().0.iter().map(|e| i64::from(i32::from_le_bytes(*e))).collect()),
         "<i8" => Data::I64(data.as_chunks().0.iter().map(|e| i64::from_le_bytes(*e)).collect()),
@@ -152,7 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn arrays_of_the_four_types_are_read() {
+    fn arrays_of_the_five_types_are_read() {
+        let halves: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let read = array(&npy(&header("<f2", "(2,)"), &halves)).unwrap();
+        assert_eq!(read, Tensor::f32(&[2], vec![1.5, -2.0]).unwrap());
         let f32s: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(
             array(&npy(&header("<f4", "(1, 2)"), &f32s)).unwrap(),

@@ -1,9 +1,11 @@
 //! What the client learns, and which outputs stay for it.
 
+use crate::calibrate::vocabulary;
 use crate::graph::{Graph, Output, OutputRole};
 use crate::pipeline::Errors;
 use ombra_ir::Diagnostic;
 use ombra_ir::module::OutputKind;
+use ombra_ir::plain::DType;
 use std::collections::BTreeSet;
 
 /// What the client learns.
@@ -21,12 +23,17 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
     let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
     let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
+    // Labels of tokens are called logits too, but there are few of them.
+    let causal = causal.filter(|&i| match (graph.shape(graph.outputs[i].value).last(), vocabulary(graph)) {
+        (Some(width), Ok(rows)) => width.as_constant().and_then(|w| u64::try_from(w).ok()).is_none_or(|w| w > rows / 2),
+        _ => true,
+    });
     if wanted.is_empty() {
         return Ok(match causal {
             Some(i) => vec![(i, OutputKind::NextToken)],
             None => {
                 let results = (0..graph.outputs.len()).filter(|&i| is_result(&graph.outputs[i]));
-                let results: Vec<_> = results.map(|i| (i, OutputKind::Tensor)).collect();
+                let results: Vec<_> = results.map(|i| (i, kind_of(graph, i))).collect();
                 if results.is_empty() {
                     return Err(vec![
                         Diagnostic::input("E0551", "the model has no output that is revealed by default")
@@ -51,7 +58,7 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
                 ),
             },
             Reveal::Output(name) => match names.iter().position(|n| n == name) {
-                Some(i) => out.push((i, OutputKind::Tensor)),
+                Some(i) => out.push((i, kind_of(graph, i))),
                 None => errors.push(
                     Diagnostic::input("E0541", format!("the model has no output `{name}` to reveal"))
                         .note(format!("the model's outputs are {}", names.join(", "))),
@@ -69,6 +76,12 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
         }
     }
     if errors.is_empty() { Ok(out) } else { Err(errors) }
+}
+
+/// How the output of index `i` is revealed as it is.
+fn kind_of(graph: &Graph, i: usize) -> OutputKind {
+    let value = graph.outputs.get(i).and_then(|o| graph.node(o.value).ok());
+    if value.is_some_and(|n| n.dtype == DType::I64) { OutputKind::Index } else { OutputKind::Tensor }
 }
 
 /// Whether an output is a result of the model: neither a cache nor a hidden state.
@@ -97,7 +110,28 @@ mod tests {
     use super::*;
     use crate::graph::{InputRole, Op, Origin};
     use ombra_ir::Dim;
-    use ombra_ir::plain::{DType, Type};
+    use ombra_ir::plain::Type;
+
+    /// What is revealed by default of `logits [2, width]` for tokens of a vocabulary of 100.
+    fn default_of(width: i64) -> OutputKind {
+        let mut g = Graph::new();
+        let sizes = |dims: &[i64]| dims.iter().map(|d| Dim::constant(*d)).collect::<Vec<_>>();
+        let ids = Type::new(DType::I64, sizes(&[1, 2]));
+        let ids = g.add_input("input_ids", InputRole::TokenIds, ids, Origin::default());
+        let flat = g.add(Op::Reshape { shape: sizes(&[2]) }, &[ids], Origin::default()).expect("it fits");
+        let table = g.add_weight("table", false, sizes(&[100, width]), Origin::default());
+        let rows = g.add(Op::Gather { axis: 0 }, &[table, flat], Origin::default()).expect("it fits");
+        let value = g.add(Op::Reshape { shape: sizes(&[1, 2, width]) }, &[rows], Origin::default()).expect("it fits");
+        g.outputs.push(Output { name: "logits".into(), role: OutputRole::Logits, value });
+        reveals(&mut g, &[]).expect("there is a default")[0].1
+    }
+
+    #[test]
+    fn scores_of_few_labels_are_no_next_token() {
+        assert_eq!(default_of(100), OutputKind::NextToken);
+        assert_eq!(default_of(128), OutputKind::NextToken, "padded");
+        assert_eq!(default_of(9), OutputKind::Tensor);
+    }
 
     /// An output that is dropped must not stay in use: what it needs whole could not be narrowed.
     #[test]

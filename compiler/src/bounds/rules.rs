@@ -519,6 +519,15 @@ impl Prover<'_> {
                 Unary::Reciprocal => each(&|e| inverse(e, 0.0)),
                 Unary::Exp => each(&|(a, b)| (libm::exp(a), libm::exp(b))),
                 Unary::Floor => each(&|(a, b)| (a.floor(), b.floor())),
+                Unary::Ceil => each(&|(a, b)| (a.ceil(), b.ceil())),
+                Unary::Round => each(&|(a, b)| (a.floor(), b.ceil())),
+                Unary::Sign => each(&|(a, b)| (a.clamp(-1.0, 0.0).floor(), b.clamp(0.0, 1.0).ceil())),
+                Unary::Log => each(&|(a, b)| {
+                    let low = if a > 0.0 { libm::log(a) } else { f64::NEG_INFINITY };
+                    (low, libm::log(b.max(f64::MIN_POSITIVE)))
+                }),
+                Unary::Tanh | Unary::Erf => anywhere((-1.0, 1.0)),
+                Unary::Sigmoid => anywhere((0.0, 1.0)),
             },
             plain::Op::Binary(b) => match b {
                 Binary::Add => both(&|p, q| (p.0 + q.0, p.1 + q.1)),
@@ -542,6 +551,7 @@ impl Prover<'_> {
                 | Binary::Greater
                 | Binary::GreaterOrEqual => anywhere((0.0, 1.0)),
             },
+            plain::Op::ArgMax => anywhere((0.0, of(0).last().map_or(f64::INFINITY, |d| self.count(d).1))),
             plain::Op::Constant(_)
             | plain::Op::Sizes { .. }
             | plain::Op::Iota { .. }

@@ -26,12 +26,7 @@ pub fn write(w: &mut Writer, id: ValueId) -> Result<()> {
             let exponent = w.float(*exponent);
             w.op("Pow", &[x, &exponent])
         }
-        (Op::Tanh, [x]) => w.op("Tanh", &[x]),
-        (Op::Sigmoid, [x]) => w.op("Sigmoid", &[x]),
-        (Op::Erf, [x]) => w.op("Erf", &[x]),
         (Op::Relu, [x]) => w.op("Relu", &[x]),
-        (Op::Sign, [x]) => w.op("Sign", &[x]),
-        (Op::Log, [x]) => w.op("Log", &[x]),
         (Op::Clamp { low, high }, [x]) => {
             let (low, high) = (w.float(*low), w.float(*high));
             w.op("Clip", &[x, &low, &high])

@@ -79,6 +79,15 @@ pub fn write(w: &mut Writer, id: ValueId, op: &Op, args: &[&str]) -> Result<Stri
             w.node("GatherND", &[x, index], vec![int("batch_dims", axis(*batch_dims)?)])
         }
         (Op::ScatterNd, [x, index, update]) => w.op("ScatterND", &[x, index, update]),
+        // The library that runs the region takes the sign of a float zero for 1.
+        (Op::Unary(Unary::Sign), [x]) if dtype == Some(DType::F32) => {
+            let zero = w.float(0.0);
+            let [above, below] = ["Greater", "Less"].map(|op| {
+                let holds = w.op(op, &[x, &zero]);
+                w.node("Cast", &[&holds], vec![int("to", element(DType::F32).value().into())])
+            });
+            w.op("Sub", &[&above, &below])
+        }
         (Op::Unary(unary), [x]) => w.op(unary_name(*unary), &[x]),
         (Op::Binary(binary), [a, b]) => w.op(binary_name(*binary), &[a, b]),
         (Op::Where, [mask, a, b]) => w.op("Where", &[mask, a, b]),
@@ -94,6 +103,7 @@ pub fn write(w: &mut Writer, id: ValueId, op: &Op, args: &[&str]) -> Result<Stri
             let axes = w.axes(axes)?;
             w.node(reduce_name(*kind), &[x, &axes], vec![int("keepdims", (*keepdims).into())])
         }
+        (Op::ArgMax, [x]) => w.node("ArgMax", &[x], vec![int("axis", -1), int("keepdims", 0)]),
         (op, _) => return Err(unwritten(op.name())),
     })
 }
@@ -122,6 +132,13 @@ fn unary_name(unary: Unary) -> &'static str {
         Unary::Sin => "Sin",
         Unary::Floor => "Floor",
         Unary::IsNan => "IsNaN",
+        Unary::Ceil => "Ceil",
+        Unary::Round => "Round",
+        Unary::Sign => "Sign",
+        Unary::Log => "Log",
+        Unary::Tanh => "Tanh",
+        Unary::Sigmoid => "Sigmoid",
+        Unary::Erf => "Erf",
     }
 }
 

@@ -221,14 +221,9 @@ fn apply(
             plain::eval(&plain::Op::Transpose { perm }, &[&tensor], bindings, DEFAULT_LIMIT)
         }
         (Op::Pow(e), [x]) => map(x, |v| libm::powf(v, *e)),
-        (Op::Tanh, [x]) => map(x, libm::tanhf),
-        (Op::Sigmoid, [x]) => map(x, sigmoid),
-        (Op::Erf, [x]) => map(x, libm::erff),
         (Op::Clamp { low, high }, [x]) => map(x, |v| v.max(*low).min(*high)),
         (Op::Relu, [x]) => map(x, |v| if v.is_nan() { v } else { v.max(0.0) }),
         (Op::Silu, [x]) => map(x, |v| v * sigmoid(v)),
-        (Op::Sign, [x]) => map(x, |v| if v == 0.0 { v } else { v.signum() }),
-        (Op::Log, [x]) => map(x, libm::logf),
         (Op::Softplus, [x]) => map(x, |v| v.max(0.0) + libm::log1pf(libm::expf(-v.abs()))),
         (Op::Gelu { tanh: false }, [x]) => {
             map(x, |v| 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2)))

@@ -351,6 +351,11 @@ impl Op {
             Op::Reciprocal => plain::Op::Unary(Unary::Reciprocal),
             Op::Exp => plain::Op::Unary(Unary::Exp),
             Op::IsNan => plain::Op::Unary(Unary::IsNan),
+            Op::Tanh => plain::Op::Unary(Unary::Tanh),
+            Op::Sigmoid => plain::Op::Unary(Unary::Sigmoid),
+            Op::Erf => plain::Op::Unary(Unary::Erf),
+            Op::Sign => plain::Op::Unary(Unary::Sign),
+            Op::Log => plain::Op::Unary(Unary::Log),
             Op::ReduceMean { axes, keepdims } => reduce(plain::Reduce::Mean, axes, keepdims),
             Op::ReduceSum { axes, keepdims } => reduce(plain::Reduce::Sum, axes, keepdims),
             Op::ReduceMax { axes, keepdims } => reduce(plain::Reduce::Max, axes, keepdims),
@@ -366,15 +371,10 @@ impl Op {
             Op::Input { .. }
             | Op::Weight { .. }
             | Op::Pow(_)
-            | Op::Tanh
-            | Op::Sigmoid
-            | Op::Erf
             | Op::Relu
             | Op::Clamp { .. }
             | Op::Gelu { .. }
             | Op::Silu
-            | Op::Sign
-            | Op::Log
             | Op::Softplus
             | Op::Softmax { .. }
             | Op::MaskedSoftmax { .. }

@@ -102,6 +102,7 @@ fn plain_attributes(op: &plain::Op, dims: &Dims) -> String {
         }
         plain::Op::Reduce { axes, keepdims, .. } => format!("axes = {axes:?}, keepdims = {keepdims}"),
         plain::Op::Range
+        | plain::Op::ArgMax
         | plain::Op::Identity
         | plain::Op::Cast { .. }
         | plain::Op::Reshape { .. }

@@ -19,10 +19,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::{Diagnostic, Dim, Result};
 use onnx_protobuf::tensor_proto::DataType;
-use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
+use onnx_protobuf::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use protobuf::Enum;
 
-use crate::graph::{Graph, Output};
+use crate::graph::{Graph, Op, Output, Owner};
 use crate::onnx::{Model, attribute, each_tensor, element_type, is_default_domain, is_floating, shape, subgraphs};
 pub use context::{Context, Published, Value};
 
@@ -83,6 +83,7 @@ fn import_with(
     options: &Options,
 ) -> std::result::Result<BTreeMap<String, Dim>, Vec<Diagnostic>> {
     let file = model.graph();
+    check_parts(file).map_err(|e| vec![e])?;
     let dim_names = roles::declare_inputs(cx, file, options).map_err(|e| vec![e])?;
     let needed = needed_nodes(file);
     let mut errors = Vec::new();
@@ -159,6 +160,29 @@ pub fn constant_tensor(node: &NodeProto) -> Option<Cow<'_, TensorProto>> {
     }
 }
 
+/// Refuses an encoder and a decoder in one file, and the decoder's cache of what the encoder made.
+fn check_parts(file: &GraphProto) -> Result<()> {
+    let given = |test: &dyn Fn(&str) -> bool| file.input.iter().map(|i| i.name.as_str()).find(|name| test(name));
+    let decoder = given(&|name| name.contains("decoder_input_ids"));
+    let encoder = given(&|name| name == "input_ids");
+    if let (Some(decoder), Some(encoder)) = (decoder, encoder) {
+        let message =
+            format!("the file holds an encoder, with input `{encoder}`, and a decoder, with input `{decoder}`");
+        return Err(Diagnostic::unsupported("E0258", message)
+            .note("export them apart, as optimum does, and compile the encoder's file")
+            .note(
+                "a decoder that takes the encoder's hidden states takes them from the client, who has to learn them",
+            ));
+    }
+    if let Some(cross) = given(&|name| name.starts_with("past") && name.contains("encoder.")) {
+        let message = format!("the cache `{cross}` holds keys or values of an encoder");
+        return Err(Diagnostic::unsupported("E0258", message)
+            .note("expected a cache of the decoder's own tokens alone")
+            .note("compile the decoder that was exported without a cache"));
+    }
+    Ok(())
+}
+
 /// Imports one node; an error leaves its outputs without a value, and nodes that use those are passed over.
 fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut Vec<Diagnostic>) {
     let label =
@@ -182,9 +206,8 @@ fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut V
         return;
     }
     if proto.op_type == "If" {
-        match branch(proto, &inputs) {
-            Ok(graph) => import_branch(cx, proto, graph, index, errors),
-            Err(e) => errors.push(e.at(place)),
+        if let Err(e) = import_if(cx, proto, inputs.first().and_then(Option::as_ref), index, errors) {
+            errors.push(e.at(place));
         }
         return;
     }
@@ -200,22 +223,79 @@ fn import_node(cx: &mut Context, proto: &NodeProto, index: usize, errors: &mut V
     }
 }
 
-/// The branch of an `If` whose condition is known.
-fn branch<'a>(proto: &'a NodeProto, inputs: &[Option<Value>]) -> Result<&'a GraphProto> {
-    let condition = match inputs.first() {
-        Some(Some(Value::Const { tensor, .. })) => tensor.as_bool()?.first().copied(),
-        _ => None,
-    };
-    let condition = condition.ok_or_else(|| {
-        Diagnostic::unsupported("E0252", "the condition of an If depends on sizes or inputs")
-            .note("give the sizes it depends on with --dim, or export without control flow")
-    })?;
-    let name = if condition { "then_branch" } else { "else_branch" };
+/// Imports the branch of an `If` whose condition is known, or both where everybody knows the condition when a run begins.
+fn import_if(
+    cx: &mut Context,
+    proto: &NodeProto,
+    condition: Option<&Value>,
+    index: usize,
+    errors: &mut Vec<Diagnostic>,
+) -> Result<()> {
+    let condition = condition.ok_or_else(|| Diagnostic::input("E0251", "an If without a condition"))?;
+    if let Some(tensor) = condition.as_const() {
+        let known = tensor.as_bool()?.first().copied();
+        let known = known.ok_or_else(|| Diagnostic::input("E0251", "the condition of an If has no elements"))?;
+        let graph = branch(proto, if known { "then_branch" } else { "else_branch" })?;
+        for (name, value) in proto.output.iter().zip(import_branch(cx, graph, index, errors)) {
+            if let Some(value) = value {
+                cx.define(name, value);
+            }
+        }
+        return Ok(());
+    }
+    if cx.owner(condition) != Owner::Public {
+        let mut error =
+            Diagnostic::unsupported("E0252", "the condition of an If depends on values that are not public");
+        if let Value::Node(id) = condition {
+            let inputs = cx.graph.ancestors(*id).into_iter().filter_map(|a| match cx.graph.op(a) {
+                Some(Op::Input { name, .. }) => Some(name.clone()),
+                _ => None,
+            });
+            for name in inputs.collect::<Vec<_>>() {
+                error = error
+                    .note(format!("if it depends on the one number in input `{name}` alone, set that: --dim {name}=N"));
+            }
+        }
+        return Err(error.note("expected a condition that depends on sizes, masks and positions alone"));
+    }
+    let [yes, no] = [branch(proto, "then_branch")?, branch(proto, "else_branch")?];
+    let before = errors.len();
+    let (yes, no) = (import_branch(cx, yes, index, errors), import_branch(cx, no, index, errors));
+    if errors.len() > before {
+        return Ok(());
+    }
+    let condition = ops::reshape_to(cx, condition, Vec::new())?;
+    for ((name, yes), no) in proto.output.iter().zip(yes).zip(no) {
+        let (Some(yes), Some(no)) = (yes, no) else { continue };
+        let types = [cx.ty(&yes)?, cx.ty(&no)?];
+        if types[0] != types[1] {
+            let [yes, no] = types.map(|ty| format!("{} {}", ty.dtype.name(), cx.graph.dims.show_shape(&ty.shape)));
+            return Err(Diagnostic::unsupported(
+                "E0252",
+                format!("the branches of an If give `{name}` different shapes"),
+            )
+            .note(format!("found {yes} and {no}, and a condition that is known when a run begins"))
+            .note("give the sizes that the condition depends on with --dim, or export without control flow"));
+        }
+        let chosen = cx.emit(Op::Where, &[&condition, &yes, &no])?;
+        cx.define(name, chosen);
+    }
+    Ok(())
+}
+
+/// A branch of an `If`.
+fn branch<'a>(proto: &'a NodeProto, name: &str) -> Result<&'a GraphProto> {
     let graph = proto.attribute.iter().find(|a| a.name == name).and_then(|a| a.g.as_ref());
     graph.ok_or_else(|| Diagnostic::input("E0251", format!("expected a graph in attribute `{name}`")))
 }
 
-fn import_branch(cx: &mut Context, proto: &NodeProto, graph: &GraphProto, index: usize, errors: &mut Vec<Diagnostic>) {
+/// Imports a branch; its outputs, `None` for those that could not be imported.
+fn import_branch(
+    cx: &mut Context,
+    graph: &GraphProto,
+    index: usize,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Option<Value>> {
     for tensor in &graph.initializer {
         match cx.tensor_value(&tensor.name, tensor) {
             Ok(value) => cx.define(&tensor.name, value),
@@ -225,13 +305,14 @@ fn import_branch(cx: &mut Context, proto: &NodeProto, graph: &GraphProto, index:
     for node in &graph.node {
         import_node(cx, node, index, errors);
     }
-    for (name, output) in proto.output.iter().zip(&graph.output) {
-        match cx.lookup(&output.name) {
-            Ok(Some(value)) => cx.define(name, value),
-            Ok(None) => {}
-            Err(e) => errors.push(e),
+    let value = |output: &ValueInfoProto| match cx.lookup(&output.name) {
+        Ok(value) => value,
+        Err(e) => {
+            errors.push(e);
+            None
         }
-    }
+    };
+    graph.output.iter().map(value).collect()
 }
 
 /// Indices of the nodes that an output needs.

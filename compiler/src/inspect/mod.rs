@@ -275,7 +275,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             .iter()
             .map(|o| match o.kind {
                 OutputKind::NextToken => "next token".into(),
-                OutputKind::Tensor => o.name.clone(),
+                OutputKind::Tensor | OutputKind::Index => o.name.clone(),
                 OutputKind::Guard => "whether an assumed range was left".into(),
             })
             .collect(),

@@ -3,6 +3,7 @@
 use super::quotient::is_fine;
 use super::scales::LONGEST;
 use super::{Lower, RING, magnitude_bits};
+use crate::client_region;
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
@@ -356,21 +357,20 @@ impl Lower<'_> {
         }
     }
 
+    /// Integers that the client gives or computes, such as token ids and positions counted from them.
     fn client_ints(&mut self, v: ValueId) -> Result<Id> {
+        if let Some(&id) = self.client_ids.get(&v) {
+            return Ok(id);
+        }
         let node = self.graph.node(v)?.clone();
-        let Op::Input { name, .. } = &node.op else {
-            return Err(Diagnostic::unsupported("E0526", "a lookup by computed token ids is not supported yet")
-                .note("expected the model's input_ids as they are"));
-        };
+        let name = client_region::name_of(self.graph, v)?;
         let slot = self.module.inputs.len() as u32;
         self.inputs.insert(name.clone(), v);
-        self.module.inputs.push(ombra_ir::module::InputSlot {
-            name: name.clone(),
-            dtype: node.dtype,
-            shape: node.shape.clone(),
-        });
+        self.module.inputs.push(ombra_ir::module::InputSlot { name, dtype: node.dtype, shape: node.shape.clone() });
         let ty = ombra_ir::ty::Ty::plain(node.dtype, Sharing::Client, node.shape);
-        self.source(v, M::ClientInts { slot }, ty)
+        let id = self.source(v, M::ClientInts { slot }, ty)?;
+        self.client_ids.insert(v, id);
+        Ok(id)
     }
 }
 

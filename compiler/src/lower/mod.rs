@@ -99,6 +99,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         settled: BTreeMap::new(),
         coarse: BTreeMap::new(),
         wants_settled: BTreeSet::new(),
+        client_ids: BTreeMap::new(),
         encoded: BTreeMap::new(),
         program: BTreeMap::new(),
         published: BTreeMap::new(),
@@ -144,6 +145,8 @@ struct Lower<'a> {
     /// Settled values at scales below their own.
     coarse: BTreeMap<(ValueId, u8), Id>,
     wants_settled: BTreeSet<ValueId>,
+    /// Integers of the client's.
+    client_ids: BTreeMap<ValueId, Id>,
     encoded: BTreeMap<(ValueId, u8), Id>,
     program: BTreeMap<ValueId, plain::ValueRef>,
     published: BTreeMap<ValueId, Id>,
@@ -449,16 +452,9 @@ impl Lower<'_> {
             self.module.outputs.push(OutputSlot { name: output.name, kind, to: Party::Client });
             let v = output.value;
             let revealed = match kind {
-                OutputKind::NextToken => {
-                    let scores = self.at_f(v)?;
-                    let (_, bound) = self.ring(scores)?;
-                    // Only the order of the scores matters: the smallest ring holds it.
-                    let bits = crate::expand::ring_for(bound);
-                    let scores = if bits < RING { self.push(v, M::Narrow { bits }, &[scores])? } else { scores };
-                    self.push(v, M::ArgMax { width: bound + 2 }, &[scores])?
-                }
+                OutputKind::NextToken => self.arg_max(v, v)?,
                 OutputKind::Guard => return Err(Diagnostic::internal("E0510", "a guard is no output of a model")),
-                OutputKind::Tensor => match self.settled.get(&v) {
+                OutputKind::Tensor | OutputKind::Index => match self.settled.get(&v) {
                     Some(&id) => id,
                     None => {
                         let raw = match self.graph.node(v)?.dtype {
@@ -517,6 +513,7 @@ impl Lower<'_> {
             Op::Public(plain::Op::Cast { to: DType::F32 }) if self.graph.node(args[0])?.dtype == DType::I64 => {
                 self.raw(args[0])?
             }
+            Op::Public(plain::Op::ArgMax) => self.arg_max(v, args[0])?,
             Op::Relu => self.relu(v, args[0])?,
             Op::Clamp { low, high } => self.clamp(v, args[0], *low, *high)?,
             Op::Gelu { tanh } => self.unary(v, args[0], M::Gelu { tanh: *tanh })?,
@@ -606,6 +603,7 @@ impl Lower<'_> {
                 Op::Tanh | Op::Sigmoid | Op::Erf | Op::Softplus | Op::Exp | Op::ReduceMax { .. } => true,
                 Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { centred: true } => true,
                 Op::Max | Op::Min | Op::Sign | Op::Public(plain::Op::Unary(_) | plain::Op::Binary(_)) => true,
+                Op::Public(plain::Op::ArgMax) => true,
                 Op::Where => args.first().is_some_and(secret),
                 Op::Div => {
                     wishes

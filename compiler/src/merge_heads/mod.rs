@@ -107,6 +107,10 @@ pub fn merge_heads(model: &Model, base: Option<&Model>, options: &Options) -> Re
         let message = format!("heads cannot be merged by a factor of {}", options.factor);
         return Err(vec![Diagnostic::input("E0590", message).note("expected at least 2")]);
     }
+    if model.is_quantised() {
+        let error = Diagnostic::unsupported("E0590", "the model has quantised weights");
+        return Err(vec![error.note("merge the heads of the model that was quantised, and quantise it afterwards")]);
+    }
     let analysed = pipeline::analyse(model, base, &options.analysis)?;
     let graph = &analysed.graph;
     let mut errors = Vec::new();

@@ -13,6 +13,7 @@ use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
 
 use super::inline::inline;
+use super::scopes::unique_names;
 use super::split::split;
 use super::{is_default_domain, subgraphs};
 
@@ -39,6 +40,7 @@ pub(crate) fn structure(proto: &mut ModelProto) -> Result<()> {
     inline(proto, &called_first)?;
     match proto.graph.as_mut() {
         Some(main) => {
+            unique_names(main);
             graph(main, &mut Vec::new())?;
             let mut used = HashSet::new();
             all_used(main, &mut used);

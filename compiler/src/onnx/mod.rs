@@ -2,12 +2,16 @@
 //!
 //! What comes out of [`Model::read`] keeps the promises that everything after it relies on: the graph is there, its
 //! default operator set is one that is supported, value names are unique, nodes stand in an order in which every input is
-//! defined before it is used, no local functions are left, and every tensor has as much data as its shape says.
+//! defined before it is used, no local functions are left, every tensor has as much data as its shape says, and quantised
+//! weights are read as the numbers that they stand for.
 
 mod check;
+mod dequantise;
 mod element;
 mod external;
 mod inline;
+mod quantised;
+mod scopes;
 mod split;
 mod tensor;
 mod wire;
@@ -39,6 +43,7 @@ pub struct Model {
     /// Where the file was.
     pub path: PathBuf,
     files: ExternalFiles,
+    quantised: quantised::Table,
     initializers: HashMap<String, usize>,
 }
 
@@ -84,8 +89,12 @@ impl Model {
             tensor::check(tensor, Some(&files))
         })
         .map_err(|d| within(path, d))?;
+        let quantised = match proto.graph.as_mut() {
+            Some(graph) => dequantise::dequantise(graph, &files).map_err(|d| within(path, d))?,
+            None => quantised::Table::new(),
+        };
         let initializers = proto.graph.initializer.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Model { proto, path: path.to_owned(), files, initializers })
+        Ok(Model { proto, path: path.to_owned(), files, quantised, initializers })
     }
 
     /// The main graph.
@@ -100,7 +109,21 @@ impl Model {
 
     /// Whether the elements of `tensor` can be read.
     pub fn has_data(&self, tensor: &TensorProto) -> bool {
-        !tensor::is_external(tensor) || !self.files.lacks(tensor)
+        match self.quantised_as(tensor) {
+            Some(weight) => weight.has_data(&self.files),
+            None => !tensor::is_external(tensor) || !self.files.lacks(tensor),
+        }
+    }
+
+    /// Whether weights of the file are integers that stand for floating-point numbers.
+    pub fn is_quantised(&self) -> bool {
+        !self.quantised.is_empty()
+    }
+
+    /// What the elements of `tensor` are made from, if it has none of its own.
+    fn quantised_as(&self, tensor: &TensorProto) -> Option<&quantised::Quantised> {
+        let empty = tensor.raw_data.is_empty() && tensor.float_data.is_empty() && !tensor::is_external(tensor);
+        self.quantised.get(&tensor.name).filter(|_| empty)
     }
 
     /// Version of the default operator set.
@@ -120,6 +143,10 @@ impl Model {
     /// # Errors
     /// `E0112`, `E0120`, `E0121` or `E0122` when type, shape and data do not go together.
     pub fn bytes<'a>(&'a self, tensor: &'a TensorProto) -> Result<Cow<'a, [u8]>> {
+        if let Some(weight) = self.quantised_as(tensor) {
+            let bytes = weight.bytes(&self.files).map_err(|d| within(&self.path, d))?;
+            return Ok(Cow::Owned(bytes));
+        }
         tensor::bytes(tensor, &self.files).map_err(|d| within(&self.path, d))
     }
 

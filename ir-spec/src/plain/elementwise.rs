@@ -10,6 +10,7 @@ pub(super) fn unary(op: Unary, x: &Tensor) -> Result<Tensor> {
         (Unary::Not, Data::Bool(v)) => Data::Bool(v.iter().map(|x| !x).collect()),
         (Unary::Neg, Data::I64(v)) => Data::I64(v.iter().map(|x| x.wrapping_neg()).collect()),
         (Unary::Abs, Data::I64(v)) => Data::I64(v.iter().map(|x| x.wrapping_abs()).collect()),
+        (Unary::Sign, Data::I64(v)) => Data::I64(v.iter().map(|x| x.signum()).collect()),
         (Unary::IsNan, Data::F32(v)) => Data::Bool(v.iter().map(|x| x.is_nan()).collect()),
         (op, Data::F32(v)) => {
             let f: fn(f32) -> f32 = match op {
@@ -21,6 +22,13 @@ pub(super) fn unary(op: Unary, x: &Tensor) -> Result<Tensor> {
                 Unary::Cos => libm::cosf,
                 Unary::Sin => libm::sinf,
                 Unary::Floor => libm::floorf,
+                Unary::Ceil => libm::ceilf,
+                Unary::Round => libm::rintf,
+                Unary::Sign => |x| if x == 0.0 || x.is_nan() { x } else { x.signum() },
+                Unary::Log => libm::logf,
+                Unary::Tanh => libm::tanhf,
+                Unary::Sigmoid => |x| 1.0 / (1.0 + libm::expf(-x)),
+                Unary::Erf => libm::erff,
                 Unary::Not | Unary::IsNan => return Err(mismatch(op.name(), "operand of the wrong type")),
             };
             Data::F32(v.iter().map(|x| f(*x)).collect())

@@ -120,6 +120,7 @@ pub fn eval(op: &Op, operands: &[&Tensor], bindings: &Bindings, limit: usize) ->
             bounded(&shape)?;
             reduce::reduce(*kind, x, axes, *keepdims)
         }
+        (Op::ArgMax, [x]) => reduce::arg_max(x),
         _ => Err(mismatch(name, format!("{} operands", operands.len()))),
     }
 }

@@ -185,7 +185,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
         (Op::Unary(u), [x]) => {
             let dtype = match u {
                 Unary::Not => DType::Bool,
-                Unary::Neg | Unary::Abs => x.dtype,
+                Unary::Neg | Unary::Abs | Unary::Sign => x.dtype,
                 _ => DType::F32,
             };
             need(x.dtype == dtype && (*u == Unary::Not || x.dtype != DType::Bool), "operand of the wrong type")?;
@@ -221,6 +221,11 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
         (Op::Reduce { kind, axes, keepdims }, [x]) => {
             need(x.dtype != DType::Bool || matches!(kind, Reduce::Max | Reduce::Min), "truth values")?;
             Ok(Type::new(x.dtype, reduce_shape(&x.shape, axes, *keepdims)?))
+        }
+        (Op::ArgMax, [x]) => {
+            need(x.dtype != DType::Bool, "truth values")?;
+            let (_, rows) = x.shape.split_last().ok_or_else(|| mismatch(name, "a scalar"))?;
+            Ok(Type::new(DType::I64, rows.to_vec()))
         }
         (Op::Range, _) => Err(mismatch(name, "its length depends on values")),
         _ => Err(mismatch(name, format!("{} operands", operands.len()))),

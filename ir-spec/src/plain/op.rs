@@ -130,6 +130,8 @@ pub enum Op {
         /// Whether reduced axes stay with size 1.
         keepdims: bool,
     },
+    /// Index of the greatest element along the last axis, which goes; the first of equal ones.
+    ArgMax,
 }
 
 /// Element-wise operators of one operand.
@@ -155,6 +157,20 @@ pub enum Unary {
     Floor,
     /// Whether a float is no number.
     IsNan,
+    /// Smallest integer not below.
+    Ceil,
+    /// Nearest integer, the even one of two.
+    Round,
+    /// -1, 0 or 1; a zero keeps its sign.
+    Sign,
+    /// ln x.
+    Log,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// 1/(1 + e^-x).
+    Sigmoid,
+    /// Error function.
+    Erf,
 }
 
 /// Element-wise operators of two operands.
@@ -236,6 +252,7 @@ impl Op {
             Op::MatMul => "matmul",
             Op::CumSum { .. } => "cum_sum",
             Op::Reduce { kind, .. } => kind.name(),
+            Op::ArgMax => "arg_max",
         }
     }
 
@@ -253,7 +270,8 @@ impl Op {
             | Op::Trilu { .. }
             | Op::Unary(_)
             | Op::CumSum { .. }
-            | Op::Reduce { .. } => Some(1),
+            | Op::Reduce { .. }
+            | Op::ArgMax => Some(1),
             Op::Gather { .. } | Op::GatherNd { .. } | Op::GatherElements { .. } | Op::Binary(_) | Op::MatMul => Some(2),
             Op::Range | Op::ScatterNd | Op::Where | Op::Clip => Some(3),
             Op::Concat { .. } => None,
@@ -262,6 +280,27 @@ impl Op {
 }
 
 impl Unary {
+    /// All of them.
+    pub const ALL: [Unary; 17] = [
+        Unary::Not,
+        Unary::Neg,
+        Unary::Abs,
+        Unary::Sqrt,
+        Unary::Reciprocal,
+        Unary::Exp,
+        Unary::Cos,
+        Unary::Sin,
+        Unary::Floor,
+        Unary::IsNan,
+        Unary::Ceil,
+        Unary::Round,
+        Unary::Sign,
+        Unary::Log,
+        Unary::Tanh,
+        Unary::Sigmoid,
+        Unary::Erf,
+    ];
+
     /// Name as in ONNX, in lower case.
     pub fn name(self) -> &'static str {
         match self {
@@ -275,6 +314,13 @@ impl Unary {
             Unary::Sin => "sin",
             Unary::Floor => "floor",
             Unary::IsNan => "is_nan",
+            Unary::Ceil => "ceil",
+            Unary::Round => "round",
+            Unary::Sign => "sign",
+            Unary::Log => "log",
+            Unary::Tanh => "tanh",
+            Unary::Sigmoid => "sigmoid",
+            Unary::Erf => "erf",
         }
     }
 }

@@ -207,6 +207,32 @@ pub(super) fn reduce(kind: Reduce, x: &Tensor, axes: &[usize], keepdims: bool) -
     Tensor::new(reduced_shape(x.shape(), axes, keepdims)?, data)
 }
 
+/// The index of the greatest element of every row, which is the last axis.
+pub(super) fn arg_max(x: &Tensor) -> Result<Tensor> {
+    let (columns, rows) = x.shape().split_last().ok_or_else(|| mismatch("arg_max", "a scalar"))?;
+    let n = volume(rows)?;
+    if *columns == 0 && n > 0 {
+        return Err(mismatch("arg_max", "a row without elements"));
+    }
+    fn greatest<T: Copy + PartialOrd>(row: &[T]) -> i64 {
+        let mut best = (0, row.first());
+        for (i, v) in (0i64..).zip(row) {
+            // What is no number is greater than any.
+            if best.1.is_some_and(|b| b.partial_cmp(b).is_some() && (v > b || v.partial_cmp(v).is_none())) {
+                best = (i, Some(v));
+            }
+        }
+        best.0
+    }
+    let size = (*columns).max(1);
+    let indices = match x.data() {
+        Data::F32(v) => v.chunks_exact(size).map(greatest).collect(),
+        Data::I64(v) => v.chunks_exact(size).map(greatest).collect(),
+        Data::Bool(_) => return Err(mismatch("arg_max", "operand of the wrong type")),
+    };
+    Tensor::i64(rows, indices)
+}
+
 fn fold<T: Copy>(v: &[T], targets: impl Iterator<Item = usize>, mut out: Vec<T>, f: impl Fn(T, T) -> T) -> Vec<T> {
     for (x, target) in v.iter().zip(targets) {
         if let Some(slot) = out.get_mut(target) {

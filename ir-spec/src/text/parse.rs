@@ -168,7 +168,8 @@ fn plain_type(c: &mut Cursor, dims: &Dims) -> Result<(plain::DType, Vec<Dim>)> {
 fn output(c: &mut Cursor) -> Result<OutputSlot> {
     let name = c.quoted()?;
     c.expect(':')?;
-    let kind = one_of(c, [OutputKind::NextToken, OutputKind::Tensor, OutputKind::Guard], kind_name)?;
+    let kinds = [OutputKind::NextToken, OutputKind::Tensor, OutputKind::Index, OutputKind::Guard];
+    let kind = one_of(c, kinds, kind_name)?;
     c.expect_word("to")?;
     Ok(OutputSlot { name, kind, to: one_of(c, Party::ALL, Party::name)? })
 }

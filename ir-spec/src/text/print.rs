@@ -51,6 +51,7 @@ pub(super) fn kind_name(kind: OutputKind) -> &'static str {
     match kind {
         OutputKind::NextToken => "next_token",
         OutputKind::Tensor => "tensor",
+        OutputKind::Index => "index",
         OutputKind::Guard => "guard",
     }
 }

@@ -4,19 +4,6 @@ use super::attr::{Attr, Attrs, word, wrong};
 use crate::diag::Result;
 use crate::plain::{Binary, Op, Reduce, Unary};
 
-const UNARY: [Unary; 10] = [
-    Unary::Not,
-    Unary::Neg,
-    Unary::Abs,
-    Unary::Sqrt,
-    Unary::Reciprocal,
-    Unary::Exp,
-    Unary::Cos,
-    Unary::Sin,
-    Unary::Floor,
-    Unary::IsNan,
-];
-
 const BINARY: [Binary; 15] = [
     Binary::Add,
     Binary::Sub,
@@ -64,9 +51,15 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
             vec![("axis", int(*axis)), ("exclusive", word(*exclusive)), ("reverse", word(*reverse))]
         }
         Op::Reduce { axes, keepdims, .. } => vec![("axes", Attr::Ints(axes.clone())), ("keepdims", word(*keepdims))],
-        Op::Range | Op::Identity | Op::ScatterNd | Op::Unary(_) | Op::Binary(_) | Op::Where | Op::Clip | Op::MatMul => {
-            Vec::new()
-        }
+        Op::Range
+        | Op::Identity
+        | Op::ScatterNd
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Where
+        | Op::Clip
+        | Op::MatMul
+        | Op::ArgMax => Vec::new(),
     }
 }
 
@@ -97,6 +90,7 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "where" => Op::Where,
         "clip" => Op::Clip,
         "matmul" => Op::MatMul,
+        "arg_max" => Op::ArgMax,
         "cum_sum" => {
             let axis = a.int("axis")?;
             Op::CumSum { axis, exclusive: a.flag("exclusive")?, reverse: a.flag("reverse")? }
@@ -106,7 +100,7 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
 }
 
 fn by_kind(name: &str, a: &mut Attrs) -> Result<Op> {
-    if let Some(u) = UNARY.into_iter().find(|u| u.name() == name) {
+    if let Some(u) = Unary::ALL.into_iter().find(|u| u.name() == name) {
         return Ok(Op::Unary(u));
     }
     if let Some(b) = BINARY.into_iter().find(|b| b.name() == name) {

@@ -63,6 +63,7 @@ fn sizes(op: &Op) -> Vec<&Dim> {
         | Op::Clip
         | Op::MatMul
         | Op::CumSum { .. }
-        | Op::Reduce { .. } => Vec::new(),
+        | Op::Reduce { .. }
+        | Op::ArgMax => Vec::new(),
     }
 }

@@ -209,7 +209,7 @@ fn output(folder: &PlanFolder, opened: Opened) -> Result<Named> {
     let slot =
         slot.ok_or_else(|| Diagnostic::internal("E1004", "an output is revealed that the plan does not name"))?;
     let data = match slot.kind {
-        OutputKind::NextToken | OutputKind::Guard => Data::I64(opened.values),
+        OutputKind::NextToken | OutputKind::Index | OutputKind::Guard => Data::I64(opened.values),
         OutputKind::Tensor => Data::F32(opened.reals().into_iter().map(|value| value as f32).collect()),
     };
     Ok((slot.name.clone(), Tensor::new(opened.shape, data)?))

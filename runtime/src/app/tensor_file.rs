@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use half::{bf16, f16};
 use ombra_ir::plain::tensor::volume;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::{Diagnostic, Result};
@@ -74,6 +75,7 @@ pub fn npy(bytes: &[u8]) -> Result<Tensor> {
     let sizes = shape.split(',').map(str::trim).filter(|size| !size.is_empty()).map(str::parse);
     let shape: Vec<usize> = sizes.collect::<std::result::Result<_, _>>().map_err(|_| wrong("a size is no number"))?;
     let data = match kind {
+        "<f2" => Data::F32(words(body, |word| f16::from_le_bytes(word).to_f32())?),
         "<f4" => Data::F32(words(body, f32::from_le_bytes)?),
         "<f8" => Data::F32(words(body, |word| f64::from_le_bytes(word) as f32)?),
         "<i8" => Data::I64(words(body, i64::from_le_bytes)?),
@@ -81,7 +83,7 @@ pub fn npy(bytes: &[u8]) -> Result<Tensor> {
         "|b1" => Data::Bool(body.iter().map(|byte| truth(*byte)).collect::<Result<_>>()?),
         _ => {
             return Err(wrong(format!("elements of type `{}` are not supported", kind.escape_debug()))
-                .note("expected  <f4, <f8, <i4, <i8 or |b1"));
+                .note("expected  <f2, <f4, <f8, <i4, <i8 or |b1"));
         }
     };
     Tensor::new(shape, data)
@@ -100,11 +102,24 @@ pub fn proto(bytes: &[u8]) -> Result<(String, Tensor)> {
     let shape: Vec<usize> = sizes.collect::<std::result::Result<_, _>>().map_err(|_| wrong("a size is negative"))?;
     let raw = &proto.raw_data;
     let has_raw = !raw.is_empty() || volume(&shape)? == 0;
+    // In `int32_data` a number of 16 bits stands as its bits.
+    let bits = || {
+        let narrow = |value: &i32| u16::try_from(*value).map_err(|_| wrong("an element has more than 16 bits"));
+        proto.int32_data.iter().map(narrow).collect::<Result<Vec<u16>>>()
+    };
     let data = match DataType::from_i32(proto.data_type) {
         Some(DataType::FLOAT) if has_raw => Data::F32(words(raw, f32::from_le_bytes)?),
         Some(DataType::FLOAT) => Data::F32(proto.float_data.clone()),
         Some(DataType::DOUBLE) if has_raw => Data::F32(words(raw, |word| f64::from_le_bytes(word) as f32)?),
         Some(DataType::DOUBLE) => Data::F32(proto.double_data.iter().map(|&x| x as f32).collect()),
+        Some(DataType::FLOAT16) => {
+            let bits = if has_raw { words(raw, u16::from_le_bytes)? } else { bits()? };
+            Data::F32(bits.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect())
+        }
+        Some(DataType::BFLOAT16) => {
+            let bits = if has_raw { words(raw, u16::from_le_bytes)? } else { bits()? };
+            Data::F32(bits.into_iter().map(|bits| bf16::from_bits(bits).to_f32()).collect())
+        }
         Some(DataType::INT64) if has_raw => Data::I64(words(raw, i64::from_le_bytes)?),
         Some(DataType::INT64) => Data::I64(proto.int64_data.clone()),
         Some(DataType::INT32) if has_raw => Data::I64(words(raw, |word| i64::from(i32::from_le_bytes(word)))?),
@@ -113,7 +128,7 @@ pub fn proto(bytes: &[u8]) -> Result<(String, Tensor)> {
         Some(DataType::BOOL) => Data::Bool(proto.int32_data.iter().map(|&value| value != 0).collect()),
         _ => {
             return Err(wrong(format!("elements of ONNX type {} are not supported", proto.data_type))
-                .note("expected  FLOAT, DOUBLE, INT32, INT64 or BOOL"));
+                .note("expected  FLOAT, FLOAT16, BFLOAT16, DOUBLE, INT32, INT64 or BOOL"));
         }
     };
     Ok((proto.name, Tensor::new(shape, data)?))
@@ -194,6 +209,30 @@ mod tests {
             assert!(change(from, to).is_err(), "{from} {to}");
         }
         assert!(change("(3,)", "(18446744073709551615, 18446744073709551615)").is_err());
+    }
+
+    #[test]
+    fn halves_become_single_precision() {
+        let values = [1.5f32, -0.25, 65504.0];
+        let halves: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let mut file = to_npy(&Tensor::f32(&[3], values.to_vec()).unwrap());
+        file.truncate(file.len() - 12);
+        let at = file.windows(3).position(|w| w == b"<f4").unwrap();
+        file[at + 2] = b'2';
+        assert_eq!(npy(&[file, halves.clone()].concat()).unwrap(), Tensor::f32(&[3], values.to_vec()).unwrap());
+        let read = |kind: DataType, raw: Vec<u8>, ints: Vec<i32>| {
+            let mut proto = TensorProto::new();
+            (proto.dims, proto.data_type, proto.raw_data, proto.int32_data) = (vec![3], kind.value(), raw, ints);
+            super::proto(&proto.write_to_bytes().unwrap()).map(|(_, tensor)| tensor)
+        };
+        let expected = Tensor::f32(&[3], values.to_vec()).unwrap();
+        assert_eq!(read(DataType::FLOAT16, halves, vec![]).unwrap(), expected);
+        let bits = |v: &f32| i32::from(f16::from_f32(*v).to_bits());
+        assert_eq!(read(DataType::FLOAT16, vec![], values.iter().map(bits).collect()).unwrap(), expected);
+        assert!(read(DataType::FLOAT16, vec![], vec![70_000, 0, 0]).is_err());
+        let brain = [1.5f32, -0.25, 65536.0];
+        let raw = brain.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        assert_eq!(read(DataType::BFLOAT16, raw, vec![]).unwrap(), Tensor::f32(&[3], brain.to_vec()).unwrap());
     }
 
     #[test]

@@ -73,6 +73,14 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome, expected: &[Named]) -> Re
                 let agreement = same as f64 / tokens.len().max(1) as f64;
                 Compared { name: output.name.clone(), token_agreement: Some(agreement), max_abs_error: None }
             }
+            (OutputKind::Index, Data::I64(values), Data::I64(numbers)) => {
+                if found.shape() != wanted.shape() {
+                    return Err(place(other_shape(found, wanted)));
+                }
+                let same = values.iter().zip(numbers).filter(|(a, b)| a == b).count();
+                let agreement = same as f64 / numbers.len().max(1) as f64;
+                Compared { name: output.name.clone(), token_agreement: Some(agreement), max_abs_error: None }
+            }
             (OutputKind::Tensor, Data::F32(values), Data::F32(numbers)) => {
                 if found.shape() != wanted.shape() {
                     return Err(place(other_shape(found, wanted)));

@@ -45,7 +45,7 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
             let found = find(&step.outputs, &output.name).ok_or_else(broken)?;
             let expected = value.decode(scale)?;
             match (output.kind, found.data()) {
-                (OutputKind::NextToken, Data::I64(found)) => {
+                (OutputKind::NextToken | OutputKind::Index, Data::I64(found)) => {
                     tokens += expected.len() as u64;
                     same += found.iter().zip(&expected).filter(|(found, expected)| **found as f64 == **expected).count()
                         as u64;

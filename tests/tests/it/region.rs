@@ -230,10 +230,16 @@ fn public_arithmetic() {
     for unary in [Unary::Neg, Unary::Abs, Unary::Cos, Unary::Sin, Unary::Floor, Unary::Exp, Unary::IsNan] {
         public(plain::Op::Unary(unary), std::slice::from_ref(&x));
     }
-    for unary in [Unary::Sqrt, Unary::Reciprocal] {
+    for unary in [Unary::Ceil, Unary::Round, Unary::Sign, Unary::Tanh, Unary::Sigmoid, Unary::Erf] {
+        public(plain::Op::Unary(unary), std::slice::from_ref(&x));
+    }
+    public(plain::Op::ArgMax, std::slice::from_ref(&x));
+    let zeros = Tensor::f32(&[3], vec![-2.0, 0.0, 0.5]).expect("a tensor");
+    public(plain::Op::Unary(Unary::Sign), &[zeros]);
+    for unary in [Unary::Sqrt, Unary::Reciprocal, Unary::Log] {
         public(plain::Op::Unary(unary), std::slice::from_ref(&plus));
     }
-    for unary in [Unary::Neg, Unary::Abs] {
+    for unary in [Unary::Neg, Unary::Abs, Unary::Sign] {
         public(plain::Op::Unary(unary), std::slice::from_ref(&a));
     }
     public(plain::Op::Unary(Unary::Not), &[mask(&[3, 4])]);

@@ -10,6 +10,10 @@ use crate::import::{Context, Value};
 /// The result of an element-wise operator; `None` when `node` is none.
 pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
     let name = node.proto.op_type.as_str();
+    // Of integers there is no secret form.
+    if name == "Sign" && cx.ty(node.input(0)?)?.dtype != DType::F32 {
+        return cx.emit_public(plain::Op::Unary(Unary::Sign), &[node.input(0)?]).map(Some);
+    }
     if let Some(op) = unary(name) {
         return cx.emit(op, &[node.input(0)?]).map(Some);
     }
@@ -64,6 +68,8 @@ fn unary(name: &str) -> Option<Op> {
         "Cos" => public(Unary::Cos),
         "Sin" => public(Unary::Sin),
         "Floor" => public(Unary::Floor),
+        "Ceil" => public(Unary::Ceil),
+        "Round" => public(Unary::Round),
         _ => return None,
     })
 }

@@ -213,6 +213,64 @@ pub fn gather_elements(cx: &mut Context, node: &Node) -> Result<Value> {
     cx.emit_public(plain::Op::GatherElements { axis }, &[data, index])
 }
 
+/// The indices of elements that are not zero, one axis of the operand a row. How many there are must be known: the operand
+/// is, or it is one number in every place.
+pub fn non_zero(cx: &mut Context, node: &Node) -> Result<Value> {
+    let input = node.input(0)?;
+    let kept: Option<Vec<usize>> = input.as_const().map(|tensor| {
+        let is = |i: &usize| match tensor.data() {
+            plain::Data::F32(v) => v.get(*i).is_some_and(|x| *x != 0.0),
+            plain::Data::I64(v) => v.get(*i).is_some_and(|x| *x != 0),
+            plain::Data::Bool(v) => v.get(*i).is_some_and(|x| *x),
+        };
+        (0..tensor.len()).filter(is).collect()
+    });
+    if let (Some(kept), Some(tensor)) = (kept, input.as_const()) {
+        // A number has one place, which no axis names.
+        let shape = tensor.shape().to_vec();
+        let mut indices = Vec::with_capacity(shape.len());
+        let mut inner = 1;
+        for size in shape.iter().rev() {
+            let along =
+                kept.iter().map(|i| i64::try_from(i / inner % size)).collect::<std::result::Result<Vec<_>, _>>();
+            indices.push(along.map_err(|_| Diagnostic::internal("E0299", "an index is beyond 63 bits"))?);
+            inner *= size;
+        }
+        let indices = indices.into_iter().rev().flatten().collect();
+        return Ok(Value::constant(plain::Tensor::i64(&[shape.len(), kept.len()], indices)?));
+    }
+    let everywhere = match input {
+        Value::Node(id) => match cx.graph.op(*id) {
+            Some(Op::Public(plain::Op::ConstantOfShape { value, .. })) => match value.data() {
+                plain::Data::F32(v) => v.iter().all(|x| *x != 0.0),
+                plain::Data::I64(v) => v.iter().all(|x| *x != 0),
+                plain::Data::Bool(v) => v.iter().all(|x| *x),
+            },
+            _ => false,
+        },
+        _ => false,
+    };
+    if !everywhere {
+        return Err(Diagnostic::unsupported("E0254", "the number of elements that are not zero depends on an input")
+            .note("expected an operand that is known when the model is compiled, or the same everywhere")
+            .note("export the model with positions and lengths in place of it"));
+    }
+    let shape = cx.shape(input)?;
+    let count = product(&shape)?;
+    let mut rows = Vec::with_capacity(shape.len());
+    for (axis, size) in shape.iter().enumerate() {
+        let along = cx.emit_public(plain::Op::Iota { start: Dim::constant(0), len: size.clone(), step: 1 }, &[])?;
+        let one = |i: usize| if i == axis { size.clone() } else { Dim::constant(1) };
+        let along = reshape_to(cx, &along, (0..shape.len()).map(one).collect())?;
+        let along = cx.emit(Op::Expand { shape: shape.clone() }, &[&along])?;
+        rows.push(reshape_to(cx, &along, vec![Dim::constant(1), count.clone()])?);
+    }
+    match rows.as_slice() {
+        [one] => Ok(one.clone()),
+        many => cx.emit(Op::Concat { axis: 0 }, &many.iter().collect::<Vec<_>>()),
+    }
+}
+
 /// Most rows of updates that a scatter with a reduction takes, one after another.
 const REDUCED_ROWS: i64 = 64;
 

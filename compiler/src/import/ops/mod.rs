@@ -13,6 +13,8 @@ mod rows;
 
 use ombra_ir::{Diagnostic, Result};
 
+pub(super) use movement::reshape_to;
+
 use super::node::Node;
 use super::{Context, Value};
 use crate::onnx::is_default_domain;
@@ -55,6 +57,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "ScatterND" => one(index::scatter_nd(cx, node)),
         "MatMul" => one(linear::matmul(cx, node)),
         "Gemm" => one(linear::gemm(cx, node)),
+        "Conv" => one(linear::patches(cx, node)),
         "Softmax" => one(norm::softmax(cx, node)),
         "LogSoftmax" => one(norm::log_softmax(cx, node)),
         "LayerNormalization" => norm::layer_norm(cx, node),
@@ -62,6 +65,8 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "RotaryEmbedding" => one(attention::rotary(cx, node)),
         "RMSNormalization" => one(norm::rms_norm(cx, node)),
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" => one(norm::reduce(cx, node)),
+        "ArgMax" | "ArgMin" => one(norm::arg_max(cx, node)),
+        "NonZero" => one(index::non_zero(cx, node)),
         "ReduceL2" => one(norm::reduce_l2(cx, node)),
         "CumSum" => one(norm::cum_sum(cx, node)),
         _ => {

@@ -1,11 +1,11 @@
 //! Operators along axes: softmax, normalisations, reductions, running sums.
 
 use ombra_ir::plain::{self, Reduce, Tensor, infer::product};
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::create::axes_of;
 use super::elementwise::square;
-use super::movement::reshape_to;
+use super::movement::{reshape_to, transpose_by};
 use crate::graph::Op;
 use crate::import::node::{Node, axes, axis};
 use crate::import::{Context, Value};
@@ -137,6 +137,30 @@ pub fn reduce_l2(cx: &mut Context, node: &Node) -> Result<Value> {
     let squares = square(cx, input)?;
     let sum = cx.emit(Op::ReduceSum { axes, keepdims: node.int("keepdims", 1) != 0 }, &[&squares])?;
     cx.emit(Op::Sqrt, &[&sum])
+}
+
+/// The index of the greatest or the least element along an axis, as a maximum along the last axis.
+pub fn arg_max(cx: &mut Context, node: &Node) -> Result<Value> {
+    let mut value = node.input(0)?.clone();
+    let shape = cx.shape(&value)?;
+    let at = axis(node.int("axis", 0), shape.len())?;
+    if node.int("select_last_index", 0) != 0 {
+        return Err(Diagnostic::unsupported("E0251", format!("{} of the last of equal elements", node.proto.op_type))
+            .note("expected select_last_index of 0, the first of them"));
+    }
+    if node.proto.op_type == "ArgMin" {
+        value = cx.emit(Op::Neg, &[&value])?;
+    }
+    let perm = (0..shape.len()).filter(|a| *a != at).chain([at]).collect();
+    let value = transpose_by(cx, &value, perm)?;
+    let index = cx.emit_public(plain::Op::ArgMax, &[&value])?;
+    let mut kept = shape;
+    if node.int("keepdims", 1) != 0 {
+        kept.splice(at..=at, [Dim::constant(1)]);
+    } else {
+        kept.remove(at);
+    }
+    reshape_to(cx, &index, kept)
 }
 
 pub fn cum_sum(cx: &mut Context, node: &Node) -> Result<Value> {

@@ -195,7 +195,19 @@ impl Walk<'_> {
                     },
                     Unary::Abs => from.map(f64::abs),
                     Unary::Floor => from.map(f64::floor),
-                    Unary::Sqrt | Unary::Reciprocal | Unary::Exp | Unary::Cos | Unary::Sin | Unary::IsNan => None,
+                    Unary::Ceil => from.map(f64::ceil),
+                    Unary::Round => from.map(f64::round_ties_even),
+                    Unary::Sign => from.map(|v| if v == 0.0 { 0.0 } else { v.signum() }),
+                    Unary::Sqrt
+                    | Unary::Reciprocal
+                    | Unary::Exp
+                    | Unary::Cos
+                    | Unary::Sin
+                    | Unary::IsNan
+                    | Unary::Log
+                    | Unary::Tanh
+                    | Unary::Sigmoid
+                    | Unary::Erf => None,
                 }
             }
             (plain::Op::Binary(b), [x, y]) => {

@@ -209,10 +209,6 @@ fn unpacked(cx: &mut Context, node: &Node) -> Result<[Value; 3]> {
 /// `GroupQueryAttention`: q, k, v apart or packed, past keys and values, numbers of keys less one, their greatest,
 /// tables of cosines and sines, positions, bias of the scores. Always causal.
 pub fn grouped(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
-    if node.int("local_window_size", -1) > 0 {
-        return Err(refused("GroupQueryAttention with a local window")
-            .note("versions of ONNX Runtime differ in how many keys a window holds"));
-    }
     if node.int("smooth_softmax", 0) != 0 || node.optional(11).is_some() {
         return Err(refused("GroupQueryAttention with a smooth softmax or a sink"));
     }
@@ -244,7 +240,9 @@ pub fn grouped(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
     let k = appended(cx, old_k, k)?;
     let v = appended(cx, old_v, v)?;
     let total = size_at(cx, &k, 2)?;
-    let masks = vec![causal(cx, &new, &past, &total, None)?, valid(cx, node.input(5)?, &past, &total, &new)?];
+    // A window holds so many keys, the token's own among them: as ONNX Runtime counts from 1.21 on.
+    let window = Some(node.int("local_window_size", -1)).filter(|n| *n > 0);
+    let masks = vec![causal(cx, &new, &past, &total, window)?, valid(cx, node.input(5)?, &past, &total, &new)?];
     let scale = scale_of(cx, node, &q)?;
     let (cap, bias) = (node.float("softcap", 0.0), node.optional(10).cloned());
     let a = attend(cx, Attention { q, k: k.clone(), v: v.clone(), scale, cap, bias, masks })?;
