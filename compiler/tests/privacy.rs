@@ -341,7 +341,7 @@ fn a_private_tensor_in_a_public_file_stops_the_compiler() {
     let (tuned, base) = (corpus("llama-trained/lora"), corpus("llama-trained/base"));
     let folder = Folder::new("privacy-leak");
     let mut compiled = compile(&tuned, Some(&base), &Options::default()).unwrap_or_else(|e| panic!("{e:?}"));
-    output::write(&mut compiled, &tuned, None, &folder.0).unwrap();
+    output::write(&mut compiled, &tuned, &[], &folder.0).unwrap();
     assert!(folder.0.join("public/plan.ombra").exists());
     let labels = compiled.labels.tensors.clone();
     let private = labels.iter().find(|l| l.owner == labels::Owner::Private && l.shape.len() == 2).unwrap();
@@ -352,7 +352,7 @@ fn a_private_tensor_in_a_public_file_stops_the_compiler() {
     for stolen in [row, column] {
         let file = folder.0.join("tokenizer");
         std::fs::write(&file, [vec![7; 33], stolen].concat()).unwrap();
-        let error = output::write(&mut compiled, &tuned, Some(&file), &folder.0).unwrap_err();
+        let error = output::write(&mut compiled, &tuned, &[(output::TOKENIZER, file)], &folder.0).unwrap_err();
         assert_eq!(error.code, "E0549", "{error}");
         assert!(error.message.contains(&private.name), "{error}");
         assert!(!folder.0.join("public/plan.ombra").exists());

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format and of what its ops send; a runtime reads its own version only.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.
@@ -32,6 +32,9 @@ pub struct Plan {
     pub client_model: Option<FileDigest>,
     /// Digest of the public weights file.
     pub public_weights: FileDigest,
+    /// Other files of the public folder with their digests: the data of the client's plaintext region where they are not
+    /// in its own file, the tokenizer, what a model's folder says about generating and chatting.
+    pub files: Vec<FileDigest>,
     /// Values that the client's plaintext region keeps between steps.
     pub client_states: Vec<ClientState>,
     /// Graph inputs as the exporter declared them.

@@ -121,13 +121,25 @@ pub fn visit(
 pub fn static_value(graph: &Graph, weights: &Weights, id: ValueId) -> Result<Tensor> {
     let mut values: BTreeMap<ValueId, Tensor> = BTreeMap::new();
     let needed = graph.ancestors(id);
-    for at in graph.topological().into_iter().filter(|v| needed.contains(v)) {
+    let order: Vec<ValueId> = graph.topological().into_iter().filter(|v| needed.contains(v)).collect();
+    let mut last: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    for &at in &order {
+        last.extend(graph.operands(at).into_iter().map(|operand| (operand, at)));
+    }
+    for at in order {
         let operands = graph.operands(at);
         let tensors: Vec<&Tensor> = operands.iter().filter_map(|o| values.get(o)).collect();
         let result = apply(&graph.node(at)?.op, &tensors, weights, &BTreeMap::new(), &Bindings::new())?;
         values.insert(at, result);
+        // Weights are large: none is kept longer than it is used.
+        values.retain(|v, _| *v == at || last.get(v) != Some(&at));
     }
     values.remove(&id).ok_or_else(|| Diagnostic::internal("E0299", "a static value was not computed"))
+}
+
+/// Elements that a result of `operands` may have: no more than what is read already, if that is more than usual.
+pub fn value_limit(operands: &[&Tensor]) -> usize {
+    operands.iter().map(|t| t.len()).max().unwrap_or(0).max(DEFAULT_LIMIT)
 }
 
 fn apply(
@@ -138,7 +150,7 @@ fn apply(
     bindings: &Bindings,
 ) -> Result<Tensor> {
     if let Some(plain) = op.to_plain() {
-        return plain::eval(&plain, operands, bindings, DEFAULT_LIMIT);
+        return plain::eval(&plain, operands, bindings, value_limit(operands));
     }
     let wrong = || Diagnostic::internal("E0299", format!("{} has {} operands", op.name(), operands.len()));
     match (op, operands) {
@@ -151,7 +163,7 @@ fn apply(
             let mut perm: Vec<usize> = (0..tensor.rank()).collect();
             let last = perm.len().saturating_sub(1);
             perm.swap(last.saturating_sub(1), last);
-            plain::eval(&plain::Op::Transpose { perm }, &[&tensor], bindings, DEFAULT_LIMIT)
+            plain::eval(&plain::Op::Transpose { perm }, &[&tensor], bindings, tensor.len())
         }
         (Op::Pow(e), [x]) => map(x, |v| libm::powf(v, *e)),
         (Op::Tanh, [x]) => map(x, libm::tanhf),
