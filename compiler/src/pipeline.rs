@@ -67,6 +67,8 @@ pub struct Options {
     pub network: Network,
     /// Passes that are applied: all of them, unless their savings are counted.
     pub passes: Passes,
+    /// Whether what rewriting did is kept; nothing where its price decides.
+    pub keep_rewrites: Option<bool>,
 }
 
 impl Default for Options {
@@ -86,6 +88,7 @@ impl Default for Options {
             assume: false,
             network: Network::WAN,
             passes: Passes::default(),
+            keep_rewrites: None,
         }
     }
 }
@@ -313,8 +316,11 @@ fn rewritten_where_cheaper(
     let mut after = before.clone();
     after.rewrites = rewrite(&mut after.graph, options.network, options.f).map_err(one)?;
     assign_owners(&mut after.graph, |name| weight_owner(&before.labels, name));
-    if after.rewrites.iter().all(|r| r.applied.is_empty()) {
+    if after.rewrites.iter().all(|r| r.applied.is_empty()) || options.keep_rewrites == Some(true) {
         return Ok(after);
+    }
+    if options.keep_rewrites == Some(false) {
+        return Ok(before);
     }
     let quote = |rewritten: &Rewritten| -> f64 {
         let options = Options { assume: true, ..options.clone() };
