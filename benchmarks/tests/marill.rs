@@ -213,6 +213,7 @@ fn generated_forms_cost_what_is_predicted() {
             (None, Some(_)) => layers.map(|l| l + "*").chain(["model.norm*".into(), "lm_head*".into()]).collect(),
         };
         options.overrides.public = vec!["*".into()];
+        options.overrides.partly_public = true;
         let generated = compile(&folder.model(&shape), None, &options).unwrap_or_else(|e| panic!("{}", e[0])).plan;
         let varied = plan_of_variant(&full, &analysed, &variant, &options).unwrap_or_else(|e| panic!("{}", e[0]));
         let ask = Request { prompt: 24, cached: 17, ..request() };

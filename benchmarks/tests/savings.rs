@@ -81,6 +81,7 @@ fn without_weights(form: &str, options: &mut Options) -> Model {
     };
     options.overrides.private = private;
     options.overrides.public = vec!["*".into()];
+    options.overrides.partly_public = true;
     Folder::new(&format!("savings-{}", form.replace('/', "-"))).model(&shape)
 }
 

@@ -5,7 +5,7 @@
 //! precision, along rows and, for matrices, along columns; for tensors stored with other elements also eight or two
 //! neighbours as stored. Of tensors with more pieces than [`PIECES`] has room for, every k-th is taken: a file that holds
 //! a tensor holds those too. Pieces with fewer than three different elements say nothing, and pieces that also stand in
-//! a public tensor of the model are no secret.
+//! a public tensor of the model are no secret: those that are found are looked for there.
 //!
 //! It finds copies, not values that were computed from a weight.
 
@@ -16,7 +16,7 @@ use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::TensorProto;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -27,13 +27,14 @@ const PIECE: usize = 16;
 const PIECES: usize = 1 << 21;
 /// Pieces of every tensor, however many there are, as far as it has them.
 const LEAST: usize = 64;
-/// Bits of the filter in front of the table of pieces.
-const FILTER_BITS: usize = 1 << 27;
+/// Bits of the filter in front of the table for every piece: most bytes of a file end there.
+const FILTER_BITS: usize = 64;
 
 /// Pieces of private tensors, each with the number of its tensor.
 pub struct Pieces {
     table: HashMap<u128, u32>,
     filter: Vec<u64>,
+    bits: u32,
     names: Vec<String>,
 }
 
@@ -81,7 +82,7 @@ impl Pieces {
     pub fn new(model: &Model, labels: &Labels) -> Result<Self> {
         let tensors = tensors_of(model, &|name| labels.get(name).is_some());
         let is = |name: &str, owner| labels.get(name).is_some_and(|l| l.owner == owner);
-        let mut found = Pieces { table: HashMap::new(), filter: Vec::new(), names: Vec::new() };
+        let mut found = Pieces { table: HashMap::new(), filter: Vec::new(), bits: 6, names: Vec::new() };
         let private: Vec<_> = tensors.iter().filter(|(name, _)| is(name, Owner::Private)).collect();
         let total = private.iter().map(|(_, t)| shape(t).map(|s| s.iter().product::<usize>()));
         let total: usize = total.sum::<Result<usize>>()?;
@@ -99,40 +100,63 @@ impl Pieces {
                 }
             }
         }
-        found.filter = vec![0; if found.table.is_empty() { 0 } else { FILTER_BITS / 64 }];
+        let bits = (found.table.len() * FILTER_BITS).next_power_of_two().max(64);
+        found.bits = bits.trailing_zeros();
+        found.filter = vec![0; bits.div_ceil(64)];
         for piece in found.table.keys() {
-            let bit = place(*piece);
+            let bit = place(*piece, found.bits);
             if let Some(word) = found.filter.get_mut(bit / 64) {
                 *word |= 1 << (bit % 64);
-            }
-        }
-        for (_, tensor) in tensors.iter().filter(|(name, _)| is(name, Owner::Public)) {
-            for elements in views(model, tensor)? {
-                for step in elements.steps() {
-                    for piece in (0..elements.len()).filter_map(|at| elements.piece(at, step)) {
-                        if found.may_have(piece) {
-                            found.table.remove(&piece);
-                        }
-                    }
-                }
             }
         }
         Ok(found)
     }
 
+    /// Forgets those of the pieces `found` that also stand in a tensor of `model` that `labels` calls public.
+    ///
+    /// # Errors
+    /// A tensor cannot be read.
+    pub fn keep_secret(&mut self, model: &Model, labels: &Labels, mut found: HashSet<u128>) -> Result<()> {
+        let is_public = |name: &str| labels.get(name).is_some_and(|l| l.owner == Owner::Public);
+        for (name, tensor) in tensors_of(model, &|name| labels.get(name).is_some()) {
+            if found.is_empty() {
+                break;
+            }
+            if !is_public(&name) {
+                continue;
+            }
+            for elements in views(model, &tensor)? {
+                for step in elements.steps() {
+                    for piece in (0..elements.len()).filter_map(|at| elements.piece(at, step)) {
+                        if self.may_have(piece) && found.remove(&piece) {
+                            self.table.remove(&piece);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of the private tensor that `piece` is of.
+    pub fn name(&self, piece: u128) -> Option<&str> {
+        self.table.get(&piece).and_then(|number| self.names.get(*number as usize)).map(String::as_str)
+    }
+
     /// Whether `piece` may be in the table; `false` is certain.
     fn may_have(&self, piece: u128) -> bool {
-        let bit = place(piece);
+        let bit = place(piece, self.bits);
         self.filter.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1)
     }
 
-    /// The name of a private tensor of which a piece stands in the file at `path`. The file is read in blocks.
+    /// The pieces that stand in the file at `path`. The file is read in blocks.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn find(&self, path: &Path) -> Result<Option<&str>> {
+    pub fn find(&self, path: &Path) -> Result<BTreeSet<u128>> {
+        let mut found = BTreeSet::new();
         if self.table.is_empty() {
-            return Ok(None);
+            return Ok(found);
         }
         let failed = |e: std::io::Error| Diagnostic::input("E0547", format!("cannot read {}: {e}", path.display()));
         let mut file = File::open(path).map_err(failed)?;
@@ -141,28 +165,24 @@ impl Pieces {
         loop {
             let count = file.read(&mut block).map_err(failed)?;
             if count == 0 {
-                return Ok(None);
+                return Ok(found);
             }
             for byte in block.iter().take(count) {
                 // Little-endian: the oldest byte of the window is the lowest.
                 window = window >> 8 | u128::from(*byte) << (8 * (PIECE - 1));
                 seen = seen.saturating_add(1);
-                if seen >= PIECE
-                    && self.may_have(window)
-                    && let Some(number) = self.table.get(&window)
-                {
-                    return Ok(self.names.get(*number as usize).map(String::as_str).or(Some("")));
+                if seen >= PIECE && self.may_have(window) && self.table.contains_key(&window) {
+                    found.insert(window);
                 }
             }
         }
     }
 }
 
-/// The bit of the filter for `piece`.
-fn place(piece: u128) -> usize {
-    let mixed = (piece as u64 ^ (piece >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (mixed >> 37) as usize % FILTER_BITS
+/// The bit of a filter of `2^bits` bits for `piece`.
+fn place(piece: u128, bits: u32) -> usize {
+    let mixed = (piece as u64 ^ ((piece >> 64) as u64).rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> (64 - bits.min(63))) as usize
 }
 
 /// `tensor` in single precision and, when its elements are others, as it is stored.

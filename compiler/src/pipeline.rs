@@ -61,6 +61,8 @@ pub struct Options {
     pub network: Network,
     /// Passes that are applied: all of them, unless their savings are counted.
     pub passes: Passes,
+    /// Whether what rewriting did is kept; nothing where its price decides.
+    pub keep_rewrites: Option<bool>,
 }
 
 impl Default for Options {
@@ -77,6 +79,7 @@ impl Default for Options {
             assume: false,
             network: Network::WAN,
             passes: Passes::default(),
+            keep_rewrites: None,
         }
     }
 }
@@ -132,8 +135,9 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     let found =
         import::recognise::recognise(&mut imported.graph, &|name: &str| load_weight(model, name)).map_err(one)?;
     let (mut graph, mut published) = (imported.graph, imported.published);
+    let most = limit_positions(&mut graph, &options.sizes).map_err(one)?.min(DEFAULT_LENGTH);
     for info in &mut graph.dims.syms {
-        info.max.get_or_insert(if info.name == "batch" { DEFAULT_BATCH } else { DEFAULT_LENGTH });
+        info.max.get_or_insert(if info.name == "batch" { DEFAULT_BATCH } else { most });
     }
     let after = weights_of(&graph);
     for tensor in before.difference(&after) {
@@ -159,11 +163,28 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
     }
     overrides.structure.extend(structure(&published, &after));
     overrides.integers.extend(published.iter().filter(|p| p.integer).map(|p| p.tensor.clone()));
+    overrides.layers = import::layers::of_weights(&graph);
     let labels = label(model, base, &overrides).map_err(one)?;
     check_published(&published, &labels)?;
     assign_owners(&mut graph, |name| weight_owner(&labels, name));
     let absent = [Some(model), base].into_iter().flatten().any(|m| !m.absent().is_empty());
     Ok(Analysed { graph, labels, found, absent })
+}
+
+/// Limits new and cached tokens together to the positions that the model has, unless the user says how many there may be;
+/// the greatest number of either.
+fn limit_positions(graph: &mut Graph, sizes: &import::Options) -> Result<u64> {
+    let Some(positions) = sizes.positions.filter(|_| sizes.max.is_empty()) else { return Ok(u64::MAX) };
+    let mut tokens = Dim::constant(0);
+    for name in ["seq", "past"] {
+        if let Some(sym) = graph.dims.find(name) {
+            tokens = tokens.add(&sym.into())?;
+        }
+    }
+    if let (None, Ok(positions)) = (tokens.as_constant(), i64::try_from(positions)) {
+        graph.limits.push((tokens, positions));
+    }
+    Ok(positions)
 }
 
 fn weight_owner(labels: &Labels, name: &str) -> Owner {
@@ -285,8 +306,11 @@ fn rewritten_where_cheaper(
     let mut after = before.clone();
     after.rewrites = rewrite(&mut after.graph, options.network, options.f).map_err(one)?;
     assign_owners(&mut after.graph, |name| weight_owner(&before.labels, name));
-    if after.rewrites.iter().all(|r| r.applied.is_empty()) {
+    if after.rewrites.iter().all(|r| r.applied.is_empty()) || options.keep_rewrites == Some(true) {
         return Ok(after);
+    }
+    if options.keep_rewrites == Some(false) {
+        return Ok(before);
     }
     let quote = |rewritten: &Rewritten| -> f64 {
         let options = Options { assume: true, ..options.clone() };
@@ -389,6 +413,7 @@ fn finish(
         bounds_of: options.bounds_of,
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
+        files: Vec::new(),
         client_states: client_states_of(&graph).map_err(one)?,
         graph_inputs: graph_inputs(&graph).map_err(one)?,
         batch: symbol(&module, "batch"),

@@ -48,7 +48,12 @@ pub fn check_published(published: &BTreeSet<Published>, labels: &Labels) -> std:
                 .note("expected operators that run under MPC on private tensors, such as products and sums")
         };
         let error = error.at(p.node.clone()).note(format!("it is private: {why}"));
-        errors.entry(&p.tensor).or_insert(error.note("if everybody may know it, name it with --public"));
+        let named = labels.get(&p.tensor).is_some_and(|label| label.reason == labels::Reason::Name);
+        let help = match named {
+            true => "if everybody may know it, let no --private name it",
+            false => "if everybody may know it, name it with --public",
+        };
+        errors.entry(&p.tensor).or_insert(error.note(help));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors.into_values().collect()) }
 }

@@ -137,7 +137,7 @@ fn a_plan_for_costs_says_so_and_stands_alone() {
     let out = folder.0.join("out");
     std::fs::create_dir_all(out.join("server")).unwrap();
     std::fs::write(out.join("server").join(output::WEIGHTS), "of an earlier plan").unwrap();
-    output::write(&mut plan, &model, None, &out).unwrap();
+    output::write(&mut plan, &model, &[], &out).unwrap();
     let files = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap().flatten();
         entries.filter(|e| e.path().is_file()).map(|e| e.file_name().to_string_lossy().into_owned()).collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
-use ombra_compiler::labels::{Labels, Overrides, Owner, label};
+use ombra_compiler::labels::{Labels, Overrides, Owner, Reason, label};
 use ombra_compiler::onnx::Model;
 use onnx_protobuf::tensor_proto::DataType;
 use onnx_protobuf::{ModelProto, TensorProto};
@@ -101,20 +101,59 @@ fn another_exporter_and_another_seed_are_told_apart() {
     }
 }
 
+/// `name` in single precision as it comes back from a file in `kind`.
+fn stored_in(name: &str, kind: DataType) -> Model {
+    changed(name, |tensor| {
+        if tensor.data_type == DataType::FLOAT.value() {
+            let values = tensor.raw_data.as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w));
+            tensor.raw_data = match kind {
+                DataType::FLOAT16 => values.flat_map(|v| f16::from_f32(v).to_f32().to_le_bytes()).collect(),
+                DataType::BFLOAT16 => values.flat_map(|v| bf16::from_f32(v).to_f32().to_le_bytes()).collect(),
+                other => panic!("{other:?} is not narrower"),
+            };
+        }
+    })
+}
+
 #[test]
-fn rounding_to_half_precision_keeps_the_labels() {
+fn what_a_conversion_makes_of_the_base_is_public() {
     for (base, tuned) in [TUNED[0], TUNED[3], TUNED[6], TUNED[7]] {
         let truth = truth(tuned);
         for kind in [DataType::FLOAT16, DataType::BFLOAT16] {
-            assert_eq!(owners(&by_content(&rounded(tuned, kind), &model(base))), truth, "{tuned} in {kind:?}");
-            let labels = by_content(&model(tuned), &rounded(base, kind));
-            for (name, owner) in owners(&labels) {
-                let large = labels.get(&name).unwrap().shape.iter().product::<usize>() >= 1024;
-                let safe = owner == Owner::Private && !large;
-                assert!(safe || owner == truth[&name], "{tuned} beside a base in {kind:?}: {name} is {owner:?}");
+            let [narrow, narrow_base] = [tuned, base].map(|name| rounded(name, kind));
+            let stored = stored_in(tuned, kind);
+            for (what, tuned_model, base_model) in [
+                ("narrow model, wide base", &narrow, &model(base)),
+                ("narrow both", &narrow, &narrow_base),
+                ("wide model of narrow values, narrow base", &stored, &narrow_base),
+                ("wide model of narrow values, wide base", &stored, &model(base)),
+            ] {
+                let labels = by_content(tuned_model, base_model);
+                assert_eq!(owners(&labels), truth, "{tuned} in {kind:?}: {what}");
+                assert!(!labels.summary().contains("rounded to its element type"), "{}", labels.summary());
             }
         }
     }
+}
+
+#[test]
+fn digits_that_a_narrower_base_does_not_have_stay_private_and_are_counted() {
+    let (base, tuned) = TUNED[0];
+    let labels = by_content(&model(tuned), &rounded(base, DataType::FLOAT16));
+    let truth = truth(tuned);
+    let matrices = || labels.tensors.iter().filter(|l| l.shape.len() == 2 && truth[&l.name] == Owner::Public);
+    assert!(matrices().count() > 10);
+    assert!(matrices().all(|l| (l.owner, l.reason) == (Owner::Private, Reason::Digits)));
+    let beyond = labels.tensors.iter().filter(|l| l.owner == Owner::Public && l.elements() > 1);
+    assert!(beyond.clone().all(|l| truth[&l.name] == Owner::Public));
+    let summary = labels.summary();
+    assert!(summary.contains("would be in the base if they were rounded to its element type"), "{summary}");
+}
+
+#[test]
+fn a_base_of_another_model_is_noticed() {
+    let summary = by_content(&model("llama-trained/base"), &model("gpt2-pair/base")).summary();
+    assert!(summary.contains("warning: nothing of the base was found"), "{summary}");
 }
 
 #[test]

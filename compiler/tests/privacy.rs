@@ -329,11 +329,29 @@ fn sizes_beyond_the_models_tables_are_refused() {
 }
 
 #[test]
+fn a_configuration_limits_new_and_cached_tokens_together() {
+    let model = corpus("qwen2-optimum-past");
+    let mut options = Options { assume: true, ..Options::default() };
+    options.sizes.positions = Some(24);
+    let plan = compile(&model, None, &options).unwrap_or_else(|e| panic!("{e:?}")).plan;
+    let at = |seq, past| inspect(&plan, &[("seq".to_owned(), seq), ("past".to_owned(), past)].into());
+    assert!(at(8, 16).is_ok());
+    let error = at(9, 16).unwrap_err();
+    assert_eq!(error.code, "E0407", "{error}");
+    let seq = plan.module.dims.find("seq").and_then(|sym| plan.module.dims.info(sym)).and_then(|info| info.max);
+    assert_eq!(seq, Some(24));
+    // What the user says holds.
+    options.sizes.max.insert("seq".into(), 40);
+    let plan = compile(&model, None, &options).unwrap_or_else(|e| panic!("{e:?}")).plan;
+    assert!(inspect(&plan, &[("seq".to_owned(), 40), ("past".to_owned(), 0)].into()).is_ok());
+}
+
+#[test]
 fn a_private_tensor_in_a_public_file_stops_the_compiler() {
     let (tuned, base) = (corpus("llama-trained/lora"), corpus("llama-trained/base"));
     let folder = Folder::new("privacy-leak");
     let mut compiled = compile(&tuned, Some(&base), &Options::default()).unwrap_or_else(|e| panic!("{e:?}"));
-    output::write(&mut compiled, &tuned, None, &folder.0).unwrap();
+    output::write(&mut compiled, &tuned, &[], &folder.0).unwrap();
     assert!(folder.0.join("public/plan.ombra").exists());
     let labels = compiled.labels.tensors.clone();
     let private = labels.iter().find(|l| l.owner == labels::Owner::Private && l.shape.len() == 2).unwrap();
@@ -344,7 +362,7 @@ fn a_private_tensor_in_a_public_file_stops_the_compiler() {
     for stolen in [row, column] {
         let file = folder.0.join("tokenizer");
         std::fs::write(&file, [vec![7; 33], stolen].concat()).unwrap();
-        let error = output::write(&mut compiled, &tuned, Some(&file), &folder.0).unwrap_err();
+        let error = output::write(&mut compiled, &tuned, &[(output::TOKENIZER, file)], &folder.0).unwrap_err();
         assert_eq!(error.code, "E0549", "{error}");
         assert!(error.message.contains(&private.name), "{error}");
         assert!(!folder.0.join("public/plan.ombra").exists());

@@ -32,6 +32,9 @@ pub struct Plan {
     pub client_model: Option<FileDigest>,
     /// Digest of the public weights file.
     pub public_weights: FileDigest,
+    /// Other files of the public folder with their digests: the data of the client's plaintext region where they are not
+    /// in its own file, the tokenizer, what a model's folder says about generating and chatting.
+    pub files: Vec<FileDigest>,
     /// Values that the client's plaintext region keeps between steps.
     pub client_states: Vec<ClientState>,
     /// Graph inputs as the exporter declared them.

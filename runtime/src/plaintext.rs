@@ -1,13 +1,14 @@
 //! Running a part of a model in the clear, on the client: the layers that the provider left as they are public.
 //!
-//! The part is an ONNX file with its weights inside, and rten runs it. rten keeps integers and booleans in 32 bits and all
+//! The part is an ONNX file with its weights inside or in a data file beside it, and rten runs it. rten keeps integers and booleans in 32 bits and all
 //! floating-point numbers in single precision; its own panics, on a model it cannot handle, become errors here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 
 use ombra_ir::{Diagnostic, Result};
-use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
+use rten::{LoadError, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::prelude::*;
 
 /// A loaded model that runs in the clear.
@@ -42,7 +43,19 @@ impl PlaintextModel {
     /// # Errors
     /// `E0721` when rten cannot load it, with the operator at fault where there is one.
     pub fn load(bytes: Vec<u8>) -> Result<Self> {
-        let loaded = guarded(|| ModelOptions::with_all_ops().load(bytes)).ok_or_else(|| broken("loading"))?;
+        Self::loaded(|| ModelOptions::with_all_ops().load(bytes))
+    }
+
+    /// Loads the ONNX file at `path`, whose weights may lie in data files of its folder.
+    ///
+    /// # Errors
+    /// As [`PlaintextModel::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::loaded(|| ModelOptions::with_all_ops().load_file(path))
+    }
+
+    fn loaded(load: impl FnOnce() -> std::result::Result<Model, LoadError>) -> Result<Self> {
+        let loaded = guarded(load).ok_or_else(|| broken("loading"))?;
         let model = loaded.map_err(|e| {
             let error =
                 Diagnostic::unsupported("E0721", format!("the model to run in the clear cannot be loaded: {e}"));
@@ -173,7 +186,7 @@ fn broken(doing: &str) -> Diagnostic {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use onnx_protobuf::tensor_proto::DataType;
     use onnx_protobuf::{Message, TensorProto};

@@ -82,7 +82,7 @@ pub fn build_model(model: Model, base: Option<&Model>, reveal: Vec<Reveal>) -> R
 pub fn build_with(model: Model, base: Option<&Model>, options: &Options) -> Result<Built> {
     let mut compiled = compile(&model, base, options).map_err(first)?;
     let folder = Folder::new()?;
-    output::write(&mut compiled, &model, None, folder.path())?;
+    output::write(&mut compiled, &model, &[], folder.path())?;
     let plan = PlanFolder::open(folder.path())?;
     Ok(Built { compiled, model, plan, folder })
 }

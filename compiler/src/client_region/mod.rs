@@ -13,11 +13,12 @@ mod ops;
 mod public;
 mod writer;
 
-use crate::graph::eval::{Weights, static_value};
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::labels::{self, Labels};
-use crate::onnx::write_model_with;
+use crate::onnx::{write_external, write_model_with};
 use crate::passes::assign_owners::client_states;
+use crate::stream::{Elements, each_block};
+use ombra_ir::plain::Data;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::{ModelProto, OperatorSetIdProto, TensorProto};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,8 @@ use writer::Writer;
 
 /// Version of ONNX's operator set that regions are written in.
 pub const OPSET: i64 = 20;
+/// Bytes of elements that a region's own file holds; more go into a file beside it, which the client maps or reads apart.
+pub const INSIDE: u64 = 256 << 20;
 /// Version of the file format that came with [`OPSET`].
 const IR_VERSION: i64 = 9;
 
@@ -35,16 +38,29 @@ pub struct Region {
     pub proto: ModelProto,
     /// Further initializers, without elements, and the weights or constants of the graph that they are.
     pub tensors: Vec<(TensorProto, ValueId)>,
+    /// Bytes of `tensors` that the model's own file may hold; see [`INSIDE`].
+    pub inside: u64,
 }
 
 impl Region {
-    /// Writes the region of `graph` to `path`. One tensor at a time is in memory.
+    /// Writes the region of `graph` to `path`; the elements of `tensors` into the file `data` in the same folder if they
+    /// have more bytes than `inside`. Says whether they do.
     ///
     /// # Errors
-    /// Those of `weights`, and `E0115`.
-    pub fn write(&self, graph: &Graph, weights: &Weights, path: &Path) -> Result<()> {
+    /// Those of `elements`, and `E0115`.
+    pub fn write(&self, graph: &Graph, elements: &dyn Elements, path: &Path, data: &Path) -> Result<bool> {
         let (entries, values): (Vec<_>, Vec<_>) = self.tensors.iter().map(|(entry, id)| (entry, *id)).unzip();
-        write_model_with(&self.proto, &entries, &mut |index| static_value(graph, weights, values[index]), path)
+        let mut blocks = |index: usize, put: &mut dyn FnMut(&Data) -> Result<()>| match values.get(index) {
+            Some(value) => each_block(graph, elements, *value, put),
+            None => Err(Diagnostic::internal("E0548", "a tensor of the region without a value")),
+        };
+        let bytes = |entry: &&TensorProto| entry.dims.iter().fold(4u64, |n, d| n.saturating_mul(d.unsigned_abs()));
+        let external = entries.iter().map(bytes).fold(0, u64::saturating_add) > self.inside;
+        match external {
+            true => write_external(&self.proto, &entries, &mut blocks, path, data)?,
+            false => write_model_with(&self.proto, &entries, &mut blocks, path)?,
+        }
+        Ok(external)
     }
 }
 
@@ -85,7 +101,7 @@ pub fn build(graph: &Graph, inputs: &BTreeMap<String, ValueId>, labels: &Labels)
         graph: Some(graph).into(),
         ..ModelProto::default()
     };
-    Ok(Some(Region { proto, tensors }))
+    Ok(Some(Region { proto, tensors, inside: INSIDE }))
 }
 
 /// Refuses a value that is not public or the client's, and a weight that is not labelled public.
@@ -139,7 +155,7 @@ mod tests {
         let w = g.add_weight("w", true, vec![four(), four()], Origin::default());
         let y = g.add(Op::MatMul, &[x, w], Origin { value: "y".into(), ..Origin::default() }).unwrap();
         propagate_owners(&mut g, |_, _, _| Owner::Client, |_| Owner::Public);
-        let label = Label { name: "w".into(), shape: vec![], owner, why: String::new(), readable: None };
+        let label = Label { name: "w".into(), owner, ..Label::default() };
         (g, y, Labels { tensors: vec![label], ..Labels::default() })
     }
 

@@ -188,13 +188,25 @@ fn late_weights(graph: &Graph) -> Vec<ValueId> {
 pub fn static_value(graph: &Graph, weights: &Weights, id: ValueId) -> Result<Tensor> {
     let mut values: BTreeMap<ValueId, Tensor> = BTreeMap::new();
     let needed = graph.ancestors(id);
-    for at in graph.topological().into_iter().filter(|v| needed.contains(v)) {
+    let order: Vec<ValueId> = graph.topological().into_iter().filter(|v| needed.contains(v)).collect();
+    let mut last: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    for &at in &order {
+        last.extend(graph.operands(at).into_iter().map(|operand| (operand, at)));
+    }
+    for at in order {
         let operands = graph.operands(at);
         let tensors: Vec<&Tensor> = operands.iter().filter_map(|o| values.get(o)).collect();
         let result = apply(&graph.node(at)?.op, &tensors, weights, &BTreeMap::new(), &Bindings::new())?;
         values.insert(at, result);
+        // Weights are large: none is kept longer than it is used.
+        values.retain(|v, _| *v == at || last.get(v) != Some(&at));
     }
     values.remove(&id).ok_or_else(|| Diagnostic::internal("E0299", "a static value was not computed"))
+}
+
+/// Elements that a result of `operands` may have: no more than what is read already, if that is more than usual.
+pub fn value_limit(operands: &[&Tensor]) -> usize {
+    operands.iter().map(|t| t.len()).max().unwrap_or(0).max(DEFAULT_LIMIT)
 }
 
 fn apply(
@@ -205,7 +217,7 @@ fn apply(
     bindings: &Bindings,
 ) -> Result<Tensor> {
     if let Some(plain) = op.to_plain() {
-        return plain::eval(&plain, operands, bindings, DEFAULT_LIMIT);
+        return plain::eval(&plain, operands, bindings, value_limit(operands));
     }
     let wrong = || Diagnostic::internal("E0299", format!("{} has {} operands", op.name(), operands.len()));
     match (op, operands) {
@@ -218,7 +230,7 @@ fn apply(
             let mut perm: Vec<usize> = (0..tensor.rank()).collect();
             let last = perm.len().saturating_sub(1);
             perm.swap(last.saturating_sub(1), last);
-            plain::eval(&plain::Op::Transpose { perm }, &[&tensor], bindings, DEFAULT_LIMIT)
+            plain::eval(&plain::Op::Transpose { perm }, &[&tensor], bindings, tensor.len())
         }
         (Op::Pow(e), [x]) => map(x, |v| libm::powf(v, *e)),
         (Op::Clamp { low, high }, [x]) => map(x, |v| v.max(*low).min(*high)),

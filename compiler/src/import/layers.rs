@@ -1,5 +1,7 @@
 //! Layer numbers of values, from names where they survive and from operands where they do not.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::graph::{Graph, InputRole, Op};
 
 /// Words in front of a layer's number.
@@ -48,6 +50,18 @@ pub fn spread(graph: &mut Graph) {
             }
         }
     }
+}
+
+/// The layers that use each weight of `graph`, by the weight's name.
+pub fn of_weights(graph: &Graph) -> BTreeMap<String, BTreeSet<u32>> {
+    let mut layers: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+    for (id, node) in graph.iter() {
+        let Op::Weight { name, .. } = &node.op else { continue };
+        let users = graph.users(id);
+        let users = users.iter().filter_map(|user| graph.node(*user).ok()?.origin.layer);
+        layers.entry(name.clone()).or_default().extend(node.origin.layer.into_iter().chain(users));
+    }
+    layers
 }
 
 #[cfg(test)]

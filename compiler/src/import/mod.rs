@@ -38,6 +38,8 @@ pub struct Options {
     pub constants: BTreeMap<String, Tensor>,
     /// Inputs that are public, by name: everybody learns their contents.
     pub public_inputs: BTreeSet<String>,
+    /// Tokens that the model has positions for, where something besides its file says so.
+    pub positions: Option<u64>,
 }
 
 /// An imported model.
@@ -110,17 +112,28 @@ fn import_with(
 }
 
 /// The tensor called `name`, wherever it stands in the file: an initializer or the value of a Constant node.
+///
+/// # Errors
+/// There is none, or its elements cannot be read.
 pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
-    let from = |tensor: &TensorProto| Tensor::f32(&shape(tensor)?, model.floats(tensor)?);
+    let tensor = find_tensor(model, name)?;
+    Tensor::f32(&shape(&tensor)?, model.floats(&tensor)?)
+}
+
+/// The entry of the tensor called `name`, as [`load_weight`] finds it.
+///
+/// # Errors
+/// There is none.
+pub fn find_tensor<'a>(model: &'a Model, name: &str) -> Result<Cow<'a, TensorProto>> {
     if let Some(tensor) = model.initializer(name) {
-        return from(tensor);
+        return Ok(Cow::Borrowed(tensor));
     }
     let constant = |n: &&NodeProto| n.op_type == "Constant" && n.output.first().is_some_and(|o| o == name);
     fn find<'a>(nodes: &'a [NodeProto], is: &dyn Fn(&&NodeProto) -> bool) -> Option<&'a NodeProto> {
         nodes.iter().find(is).or_else(|| nodes.iter().flat_map(subgraphs).find_map(|g| find(&g.node, is)))
     }
     if let Some(tensor) = find(&model.graph().node, &constant).and_then(constant_tensor) {
-        return from(&tensor);
+        return Ok(tensor);
     }
     let mut found = None;
     each_tensor(&model.proto, &mut |tensor| {
@@ -129,7 +142,7 @@ pub fn load_weight(model: &Model, name: &str) -> Result<Tensor> {
         }
         Ok(())
     })?;
-    from(found.ok_or_else(|| Diagnostic::internal("E0299", format!("no tensor is called `{name}`")))?)
+    found.map(Cow::Borrowed).ok_or_else(|| Diagnostic::internal("E0299", format!("no tensor is called `{name}`")))
 }
 
 /// The tensor that a `Constant` node gives, whatever attribute holds it; `None` for other nodes.

@@ -33,8 +33,10 @@ pub use check::OPSETS;
 pub(crate) use check::used_names;
 pub(crate) use element::element_of;
 pub use external::ABSENT;
+pub(crate) use tensor::floats as floats_of;
 pub use tensor::{element_size, element_type, is_floating, shape};
-pub use write::{ExternalWriter, write_model, write_model_with};
+pub(crate) use write::blocks;
+pub use write::{ExternalWriter, write_external, write_model, write_model_with};
 
 /// One ONNX file that was read and checked, with its external data mapped.
 pub struct Model {

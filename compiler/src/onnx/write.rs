@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::plain::Data;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::tensor_proto::{DataLocation, DataType};
 use onnx_protobuf::{Message, ModelProto, StringStringEntryProto, TensorProto};
@@ -39,15 +39,18 @@ const RAW_DATA: u32 = 9;
 /// Elements that are turned into bytes at once.
 const BLOCK: usize = 1 << 14;
 
-/// Writes `proto` to `path` with further initializers `entries`, which have no elements: `tensor` gives those of each, by
-/// its place. One tensor at a time is in memory.
+/// Gives the elements of a tensor, by its place among others, some at a time.
+pub type Blocks<'a> = dyn FnMut(usize, &mut dyn FnMut(&Data) -> Result<()>) -> Result<()> + 'a;
+
+/// Writes `proto` to `path` with further initializers `entries`, which have no elements: `elements` gives those of each, by
+/// its place.
 ///
 /// # Errors
-/// Those of `tensor`; `E0115` as [`write_model`], or when a tensor has not as many elements as its entry says.
+/// Those of `elements`; `E0115` as [`write_model`], or when a tensor has not as many elements as its entry says.
 pub fn write_model_with(
     proto: &ModelProto,
     entries: &[&TensorProto],
-    tensor: &mut dyn FnMut(usize) -> Result<Tensor>,
+    elements: &mut Blocks,
     path: &Path,
 ) -> Result<()> {
     let lost = |e: protobuf::Error| failed(path, e);
@@ -68,17 +71,49 @@ pub fn write_model_with(
         begin(&mut out, INITIALIZER, *length).map_err(lost)?;
         entry.write_to(&mut out).map_err(lost)?;
         begin(&mut out, RAW_DATA, *size).map_err(lost)?;
-        let (_, data) = tensor(index)?.into_parts();
-        let written = match &data {
-            Data::F32(v) => blocks(&mut out, v, |x| x.to_le_bytes()),
-            Data::I64(v) => blocks(&mut out, v, |x| x.to_le_bytes()),
-            Data::Bool(v) => blocks(&mut out, v, |x| [u8::from(x)]),
-        };
-        if written.map_err(lost)? != *size {
-            return Err(failed(path, format!("tensor '{}' has not the elements that its shape says", entry.name)));
+        let mut written = 0;
+        elements(index, &mut |data| {
+            written += blocks(data, &mut |bytes| out.write_raw_bytes(bytes)).map_err(lost)?;
+            Ok(())
+        })?;
+        if written != *size {
+            return Err(other_size(path, entry));
         }
     }
     out.flush().map_err(lost)
+}
+
+/// Writes `proto` to `path` with further initializers `entries` as [`write_model_with`], whose elements go into the file
+/// `data` of the same folder. There is no limit to their size.
+///
+/// # Errors
+/// Those of `elements`; `E0115` when a file cannot be written, or a tensor has not as many elements as its entry says.
+pub fn write_external(
+    proto: &ModelProto,
+    entries: &[&TensorProto],
+    elements: &mut Blocks,
+    path: &Path,
+    data: &Path,
+) -> Result<()> {
+    let lost = |e: std::io::Error| failed(data, e);
+    let mut external = ExternalWriter::create(data)?;
+    let mut whole = proto.clone();
+    let graph = whole.graph.mut_or_insert_default();
+    for (index, entry) in entries.iter().enumerate() {
+        let offset = external.align().map_err(lost)?;
+        elements(index, &mut |data| external.write(data).map_err(lost))?;
+        let length = external.length - offset;
+        if length != data_size(entry)? {
+            return Err(other_size(data, entry));
+        }
+        graph.initializer.push(external.entry((*entry).clone(), offset, length));
+    }
+    external.finish()?;
+    write_model(&whole, path)
+}
+
+fn other_size(path: &Path, entry: &TensorProto) -> Diagnostic {
+    failed(path, format!("tensor '{}' has not the elements that its shape says", entry.name))
 }
 
 /// Bytes of the elements of `entry`.
@@ -98,15 +133,28 @@ fn begin(out: &mut CodedOutputStream, number: u32, length: u64) -> protobuf::Res
     out.write_raw_varint64(length)
 }
 
-/// Writes `values` and returns the number of bytes.
-fn blocks<T: Copy, const N: usize>(
-    out: &mut CodedOutputStream,
+/// Gives the bytes of `data` to `put` and returns their number.
+pub(crate) fn blocks<E>(
+    data: &Data,
+    put: &mut dyn FnMut(&[u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<u64, E> {
+    match data {
+        Data::F32(v) => bytes_of(v, |x| x.to_le_bytes(), put),
+        Data::I64(v) => bytes_of(v, |x| x.to_le_bytes(), put),
+        Data::Bool(v) => bytes_of(v, |x| [u8::from(x)], put),
+    }
+}
+
+fn bytes_of<T: Copy, E, const N: usize>(
     values: &[T],
     bytes: impl Fn(T) -> [u8; N],
-) -> protobuf::Result<u64> {
-    for block in values.chunks(BLOCK) {
-        let block: Vec<u8> = block.iter().flat_map(|x| bytes(*x)).collect();
-        out.write_raw_bytes(&block)?;
+    put: &mut dyn FnMut(&[u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<u64, E> {
+    let mut block = Vec::with_capacity(BLOCK * N);
+    for part in values.chunks(BLOCK) {
+        block.clear();
+        part.iter().for_each(|x| block.extend_from_slice(&bytes(*x)));
+        put(&block)?;
     }
     Ok((values.len() * N) as u64)
 }
@@ -144,12 +192,11 @@ impl ExternalWriter {
     /// # Errors
     /// `E0115` when the file cannot be written.
     pub fn push(&mut self, name: &str, dims: &[usize], values: impl Iterator<Item = f32>) -> Result<TensorProto> {
-        let lost = |e: std::io::Error| failed(Path::new(&self.location), e);
-        let padding = self.length.next_multiple_of(ALIGNMENT) - self.length;
-        let offset = self.length + padding;
+        let location = self.location.clone();
+        let lost = |e: std::io::Error| failed(Path::new(&location), e);
+        let offset = self.align().map_err(lost)?;
         let mut length = 4 * dims.iter().map(|&d| d as u64).product::<u64>();
         if let Some(out) = &mut self.out {
-            std::io::copy(&mut std::io::Read::take(std::io::repeat(0), padding), out).map_err(lost)?;
             length = 0;
             for value in values {
                 out.write_all(&value.to_le_bytes()).map_err(lost)?;
@@ -157,19 +204,45 @@ impl ExternalWriter {
             }
         }
         self.length = offset + length;
-        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
-        Ok(TensorProto {
+        let tensor = TensorProto {
             name: name.into(),
             dims: dims.iter().map(|&d| d as i64).collect(),
             data_type: DataType::FLOAT.value(),
+            ..TensorProto::default()
+        };
+        Ok(self.entry(tensor, offset, length))
+    }
+
+    /// Fills up to the place where the next tensor begins, and returns it.
+    fn align(&mut self) -> std::io::Result<u64> {
+        let offset = self.length.next_multiple_of(ALIGNMENT);
+        if let Some(out) = &mut self.out {
+            std::io::copy(&mut std::io::Read::take(std::io::repeat(0), offset - self.length), out)?;
+        }
+        self.length = offset;
+        Ok(offset)
+    }
+
+    /// Writes further elements of a tensor.
+    fn write(&mut self, data: &Data) -> std::io::Result<()> {
+        if let Some(out) = &mut self.out {
+            self.length += blocks(data, &mut |bytes| out.write_all(bytes))?;
+        }
+        Ok(())
+    }
+
+    /// `tensor` with its elements at a place of this file.
+    fn entry(&self, tensor: TensorProto, offset: u64, length: u64) -> TensorProto {
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
+        TensorProto {
             data_location: DataLocation::EXTERNAL.into(),
             external_data: vec![
                 entry("location", self.location.clone()),
                 entry("offset", offset.to_string()),
                 entry("length", length.to_string()),
             ],
-            ..TensorProto::default()
-        })
+            ..tensor
+        }
     }
 
     /// Writes what is buffered and closes the file.

@@ -55,20 +55,18 @@ pub fn tied_table(graph: &Graph, w: ValueId, statics: &dyn Fn(ValueId) -> Result
         if graph.node(table)?.owner != Owner::Server {
             continue;
         }
+        let name = |v| match graph.op(v) {
+            Some(Op::Weight { name, transposed }) => Some((name, *transposed)),
+            _ => None,
+        };
+        // One initializer is known to be equal to itself.
+        if name(table).zip(name(w)).is_some_and(|(t, w)| t.0 == w.0 && t.1 != w.1) {
+            return Ok(Some(table));
+        }
         let (t, head) = match (statics(table), statics(w)) {
             (Ok(t), Ok(head)) => (t, head),
-            // A model that was read without its weights: one initializer is known to be equal to itself.
-            (Err(e), _) | (_, Err(e)) if e.code == ABSENT => {
-                let name = |v| match graph.op(v) {
-                    Some(Op::Weight { name, transposed }) => Some((name, *transposed)),
-                    _ => None,
-                };
-                let same = name(table).zip(name(w)).is_some_and(|(t, w)| t.0 == w.0 && t.1 != w.1);
-                if same {
-                    return Ok(Some(table));
-                }
-                continue;
-            }
+            // A model that was read without its weights.
+            (Err(e), _) | (_, Err(e)) if e.code == ABSENT => continue,
             (Err(e), _) | (_, Err(e)) => return Err(e),
         };
         let columns = head.shape()[1];

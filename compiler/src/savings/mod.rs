@@ -1,8 +1,8 @@
 //! What each pass saves: the cost of a step after every prefix of the passes.
 //!
 //! The model is compiled once for every prefix of [`Pass::ALL`], with the same options otherwise. Costs are those that
-//! the plans declare, at sizes of a prompt and of a further token. A pass that made a step dearer is a fault of the
-//! compiler: it is reported as one.
+//! the plans declare, at sizes of a prompt and of a further token. Whether what rewriting did is kept is decided once, for
+//! the whole. A pass that made a step dearer is a fault of the compiler: it is reported as one.
 
 mod naive;
 mod pass;
@@ -14,7 +14,7 @@ use crate::assign_rotations::Spread;
 use crate::egraph::cost::{MACS_PER_S, Network};
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
-use crate::pipeline::{Errors, Options, plan_of};
+use crate::pipeline::{Errors, Options, plan_of, rewritten};
 use ombra_ir::module::Party;
 use ombra_ir::plan::{Plan, Saving, StepCost};
 use ombra_ir::{Diagnostic, Result};
@@ -56,11 +56,15 @@ pub fn savings(
     let steps = steps(plan);
     let passes: Vec<Pass> =
         Pass::ALL.into_iter().filter(|&p| p != Pass::Rotations || options.spread != Spread::Fixed).collect();
+    // One decision for all prefixes: a program without the passes after rewriting may be cheaper the other way round, and
+    // a later pass would seem to undo what rewriting saved.
+    let rewrites = rewritten(model, base, options)?.rewrites;
+    let keep_rewrites = Some(rewrites.iter().any(|r| !r.applied.is_empty()));
     let mut found = Vec::with_capacity(passes.len() + 1);
     for count in 0..passes.len() {
         let name = count.checked_sub(1).map_or(NAIVE, |last| passes[last].name());
         // What stands in no plan may fail.
-        let options = Options { passes: Passes::first(count), ..options.clone() };
+        let options = Options { passes: Passes::first(count), keep_rewrites, ..options.clone() };
         let prefix = plan_of(model, base, &options)?;
         found.push(saving(name, &prefix, &steps).map_err(one)?);
     }

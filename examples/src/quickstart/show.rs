@@ -89,7 +89,8 @@ fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<C
     let base = variant.public_base.then(|| Model::read(&models.join("base/model.onnx"))).transpose().map_err(one)?;
     let mut compiled = compile(&model, base.as_ref(), &Options::default())?;
     let folder = out.join(variant.name.replace(' ', "-"));
-    output::write(&mut compiled, &model, Some(&models.join("tokenizer.json")), &folder).map_err(one)?;
+    output::write(&mut compiled, &model, &[(output::TOKENIZER, models.join("tokenizer.json"))], &folder)
+        .map_err(one)?;
     println!("{}", where_it_runs(&compiled));
 
     let opened = PlanFolder::open(&folder).map_err(one)?;

@@ -19,8 +19,7 @@ pub const PLAN_FILE: &str = "plan.ombra";
 pub const WEIGHTS_FILE: &str = "weights.safetensors";
 /// Name of the tokenizer in the public folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Largest model that the client runs in the clear, and largest tokenizer, in bytes.
-const MAX_MODEL_BYTES: u64 = 64 << 30;
+/// Largest tokenizer, in bytes.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// An opened and verified plan.
@@ -78,16 +77,27 @@ impl PlanFolder {
         Ok(weights)
     }
 
-    /// The bytes of the model that the client runs in the clear, if the plan has one; its digest is compared.
+    /// The file of the model that the client runs in the clear, if the plan has one; its digest is compared, and that of
+    /// the file beside it that holds its elements, if there is one.
     ///
     /// # Errors
-    /// `E1001`, `E1002`.
-    pub fn client_model(&self) -> Result<Option<Vec<u8>>> {
+    /// `E1001`, `E1002`, `E1004`.
+    pub fn client_model(&self) -> Result<Option<PathBuf>> {
         let Some(file) = &self.plan.client_model else { return Ok(None) };
-        let path = self.public.join(plain_name(&file.file)?);
-        let bytes = read_bounded(&path, MAX_MODEL_BYTES)?;
-        compare(&path, &file.sha256, &hexadecimal(&Sha256::digest(&bytes)))?;
-        Ok(Some(bytes))
+        let data = format!("{}.data", file.file);
+        for data in self.plan.files.iter().filter(|other| other.file == data) {
+            checked_file(&self.public, data)?;
+        }
+        checked_file(&self.public, file).map(Some)
+    }
+
+    /// The file of the public folder called `name`, if the plan has it; its digest is compared.
+    ///
+    /// # Errors
+    /// `E1001`, `E1002`, `E1004`.
+    pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+        let file = self.plan.files.iter().find(|file| file.file == name);
+        file.map(|file| checked_file(&self.public, file)).transpose()
     }
 
     /// Checks that the plan takes no input of the client's as a public one, which every party would see: masks and
@@ -109,12 +119,15 @@ impl PlanFolder {
         Ok(())
     }
 
-    /// The bytes of the tokenizer, if the folder has one.
+    /// The bytes of the tokenizer, if the folder has one: the one that the plan names, or one that was put there.
     ///
     /// # Errors
-    /// `E1001`.
+    /// `E1001`, `E1002`.
     pub fn tokenizer(&self) -> Result<Option<Vec<u8>>> {
-        let path = self.public.join(TOKENIZER_FILE);
+        let path = match self.file(TOKENIZER_FILE)? {
+            Some(path) => path,
+            None => self.public.join(TOKENIZER_FILE),
+        };
         if path.is_file() { read_bounded(&path, MAX_TOKENIZER_BYTES).map(Some) } else { Ok(None) }
     }
 }

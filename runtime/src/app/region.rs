@@ -18,9 +18,9 @@ impl Region {
     /// Loads the region of a plan, if it has one, to be run with `threads` threads.
     ///
     /// # Errors
-    /// `E1001`, `E1002`, and those of [`PlaintextModel::load`].
+    /// `E1001`, `E1002`, and those of [`PlaintextModel::open`].
     pub fn open(folder: &PlanFolder, threads: usize) -> Result<Region> {
-        let model = folder.client_model()?.map(PlaintextModel::load).transpose()?;
+        let model = folder.client_model()?.map(|path| PlaintextModel::open(&path)).transpose()?;
         Ok(Region { model: model.map(|model| model.with_threads(threads)), states: Vec::new() })
     }
 

@@ -305,6 +305,7 @@ fn write(
         module,
         client_model,
         public_weights: digest_of(&public, "weights.safetensors"),
+        files: vec![],
         client_states,
         graph_inputs,
         batch: None,

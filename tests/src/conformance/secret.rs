@@ -153,7 +153,7 @@ fn run_with(case: &Case, treatments: &[Treatment]) -> Result<Outcome> {
     options.reveal = revealed.iter().map(|o| Reveal::Output(o.name.clone())).collect();
     let mut compiled = pipeline::compile(&model, None, &options).map_err(first)?;
     let folder = Folder::new()?;
-    output::write(&mut compiled, &model, None, folder.path())?;
+    output::write(&mut compiled, &model, &[], folder.path())?;
     let plan = PlanFolder::open(folder.path())?;
     let known = |name: &str| plan.plan.graph_inputs.iter().any(|i| i.name == name);
     given.retain(|(name, _)| known(name));

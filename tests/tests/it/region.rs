@@ -69,15 +69,14 @@ fn both(case: &Case) -> Result<(Vec<usize>, Vec<f32>, Tensor), Diagnostic> {
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
     propagate_owners(&mut graph, |_, _, _| Owner::Client, |_| Owner::Public);
     let want = evaluate(&graph, &weight, &given)?.remove(0);
-    let label =
-        Label { name: "w".into(), shape: Vec::new(), owner: labels::Owner::Public, why: String::new(), readable: None };
+    let label = Label { name: "w".into(), owner: labels::Owner::Public, ..Label::default() };
     let labels = Labels { tensors: vec![label], ..Labels::default() };
     let region =
         build(&graph, &BTreeMap::from([("y".to_owned(), y)]), &labels)?.expect("there is something to compute");
     let folder = Folder::new()?;
     let path = folder.path().join("client.onnx");
-    region.write(&graph, &weight, &path)?;
-    let model = PlaintextModel::load(std::fs::read(&path).expect("it was written"))?.with_threads(1);
+    region.write(&graph, &weight, &path, &folder.path().join("client.onnx.data"))?;
+    let model = PlaintextModel::open(&path)?.with_threads(1);
     let size = case.inputs.first().map_or(0, |t| t.shape().first().copied().unwrap_or(0)) as i64;
     given.insert(format!("{SIZE}seq"), Tensor::i64(&[1], vec![size])?);
     let inputs: Vec<_> = model.inputs().into_iter().map(|name| (name, view(&given[name]))).collect();
@@ -289,8 +288,8 @@ fn created(made: plain::Op, input: &Tensor) {
     let region = build(&graph, &wanted, &Labels::default()).expect("it is written").expect("there is a region");
     let folder = Folder::new().expect("a folder");
     let path = folder.path().join("client.onnx");
-    region.write(&graph, &weight, &path).expect("it is written");
-    let model = PlaintextModel::load(std::fs::read(&path).expect("the file")).expect("it loads").with_threads(1);
+    region.write(&graph, &weight, &path, &folder.path().join("client.onnx.data")).expect("it is written");
+    let model = PlaintextModel::open(&path).expect("it loads").with_threads(1);
     let size = Tensor::i64(&[1], vec![input.len() as i64]).expect("a tensor");
     let inputs: Vec<_> = model.inputs().into_iter().map(|n| (n, view(if n == "x" { input } else { &size }))).collect();
     let (shape, values) = model.run(&inputs, &["y"]).expect("it runs").remove(0);
@@ -332,16 +331,17 @@ fn weights_and_large_constants_stand_in_the_file() {
     let y = graph.add(Op::MatMul, &[y, table], Origin::default()).expect("it has a type");
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
     propagate_owners(&mut graph, |_, _, _| Owner::Client, |_| Owner::Public);
-    let label =
-        Label { name: "w".into(), shape: Vec::new(), owner: labels::Owner::Public, why: String::new(), readable: None };
+    let label = Label { name: "w".into(), owner: labels::Owner::Public, ..Label::default() };
     let labels = Labels { tensors: vec![label], ..Labels::default() };
     let region = build(&graph, &BTreeMap::from([("y".to_owned(), y)]), &labels).expect("it is written");
-    let region = region.expect("there is a region");
+    let mut region = region.expect("there is a region");
     assert_eq!((region.tensors.len(), region.proto.graph.initializer.len()), (2, 0));
     let folder = Folder::new().expect("a folder");
     let (path, again) = (folder.path().join("client.onnx"), folder.path().join("again.onnx"));
-    region.write(&graph, &weight, &path).expect("it is written");
-    region.write(&graph, &weight, &again).expect("it is written");
+    let data = folder.path().join("client.onnx.data");
+    assert!(!region.write(&graph, &weight, &path, &data).expect("it is written"));
+    assert!(!region.write(&graph, &weight, &again, &data).expect("it is written"));
+    assert!(!data.exists());
     let bytes = std::fs::read(&path).expect("the file");
     assert_eq!(bytes, std::fs::read(&again).expect("the file"), "the same bytes");
     let read = ombra_compiler::onnx::Model::read(&path).expect("it is an ONNX file");
@@ -349,10 +349,21 @@ fn weights_and_large_constants_stand_in_the_file() {
     let model = PlaintextModel::load(bytes).expect("it loads").with_threads(1);
     let given = floats(&[1, 2]);
     let (shape, values) = model.run(&[("x", view(&given))], &["y"]).expect("it runs").remove(0);
-    let want = evaluate(&graph, &weight, &BTreeMap::from([("x".to_owned(), given)])).expect("it evaluates").remove(0);
+    let want =
+        evaluate(&graph, &weight, &BTreeMap::from([("x".to_owned(), given.clone())])).expect("it evaluates").remove(0);
     assert_eq!(shape, want.shape());
     let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
     assert!(values.iter().zip(want.as_f32().expect("floats")).all(close));
+    // The same with the elements in a file of their own.
+    region.inside = 0;
+    assert!(region.write(&graph, &weight, &path, &data).expect("it is written"));
+    assert!(std::fs::metadata(&data).expect("the file").len() >= 4 * (6 + 3 * 700));
+    let read = ombra_compiler::onnx::Model::read(&path).expect("it is an ONNX file");
+    assert!(read.graph().initializer.iter().all(|t| t.raw_data.is_empty() && read.bytes(t).is_ok()));
+    let model = PlaintextModel::open(&path).expect("it loads").with_threads(1);
+    assert_eq!(model.run(&[("x", view(&given))], &["y"]).expect("it runs").remove(0), (shape, values));
+    std::fs::remove_file(&data).expect("it is there");
+    assert_eq!(PlaintextModel::open(&path).err().map(|e| e.code), Some("E0721"));
 }
 
 #[test]

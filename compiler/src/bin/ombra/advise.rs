@@ -1,6 +1,6 @@
 //! `ombra advise`.
 
-use crate::{ModelArgs, Outcome, not_yet, one, options, read_models};
+use crate::{ModelArgs, Models, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::advise::{self, Choice, Request};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::{egraph, profile};
@@ -53,8 +53,8 @@ pub fn advise(args: &AdviseArgs) -> Outcome {
     if !["text", "json"].contains(&args.format.as_str()) {
         return Err(one(not_yet(&format!("--format {}", args.format)).note("expected text or json")));
     }
-    let (model, base) = read_models(&args.model)?;
-    let mut options = options(&args.model);
+    let Models { model, base, found } = read_models(&args.model)?;
+    let mut options = options(&args.model, &found);
     options.assume = args.assume;
     // Lengths are where costs are counted; other sizes are bound as for a compile.
     let prompt = options.sizes.dims.remove("seq").unwrap_or(PROMPT);

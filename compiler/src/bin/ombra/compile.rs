@@ -1,6 +1,6 @@
 //! `ombra compile`.
 
-use crate::{ApproximationArgs, ModelArgs, Outcome, not_yet, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::onnx::Model;
@@ -10,7 +10,8 @@ use ombra_compiler::savings::savings;
 use ombra_compiler::self_test::rows::{Special, read_tokens};
 use ombra_compiler::self_test::{self, What};
 use ombra_compiler::{assume, inspect, npz, output};
-use ombra_ir::plan::BoundsOf;
+use ombra_ir::module::OutputKind;
+use ombra_ir::plan::{BoundsOf, Plan};
 use ombra_ir::{Diagnostic, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -67,8 +68,8 @@ pub struct CompileArgs {
 /// Compiles a model into a plan folder.
 pub fn compile(args: &CompileArgs) -> Outcome {
     refuse_unbuilt(args)?;
-    let (model, base) = read_models(&args.model)?;
-    let mut options = options(&args.model);
+    let Models { model, base, found } = read_models(&args.model)?;
+    let mut options = options(&args.model, &found);
     options.f = args.fixed_point;
     options.approximations = args.approximations.parse()?;
     options.reveal = args
@@ -117,8 +118,19 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     if compiled.plan.costs_only {
         say_costs_only(&model, base.as_ref(), &compiled);
     }
-    let tested = tested(args, &model, base.as_ref(), &options, &compiled)?;
-    let digest = output::write(&mut compiled, &model, args.tokenizer.as_deref(), &args.output).map_err(one)?;
+    eprint!("{}", compiled.labels.summary());
+    if is_without_cache(&compiled.plan) {
+        eprintln!("warning: the model has no cache: every further token costs a whole prompt");
+        eprintln!("         export it with one, such as Optimum's task text-generation-with-past");
+    }
+    let mut beside = found.beside;
+    if let Some(path) = &args.tokenizer {
+        beside.retain(|(name, _)| *name != output::TOKENIZER);
+        beside.push((output::TOKENIZER, path.clone()));
+    }
+    let tokenizer = beside.iter().find(|(name, _)| *name == output::TOKENIZER).map(|(_, path)| path.clone());
+    let tested = tested(args, tokenizer.as_deref(), &model, base.as_ref(), &options, &compiled)?;
+    let digest = output::write(&mut compiled, &model, &beside, &args.output).map_err(one)?;
     let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
     eprint!("{}", report.text(inspect::By::Kind));
     for change in &compiled.plan.changes {
@@ -134,6 +146,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
 /// Tests the plan in the clear, with a bar on standard error.
 fn tested(
     args: &CompileArgs,
+    tokenizer: Option<&Path>,
     model: &Model,
     base: Option<&Model>,
     options: &pipeline::Options,
@@ -142,7 +155,7 @@ fn tested(
     if args.self_test == 0 || compiled.plan.costs_only {
         return Ok(None);
     }
-    let special = args.tokenizer.as_deref().map(Special::read).transpose().map_err(one)?.unwrap_or_default();
+    let special = tokenizer.map(Special::read).transpose().map_err(one)?.unwrap_or_default();
     let tokens = args.self_test_tokens.as_deref().map(read_tokens).transpose().map_err(one)?;
     let what = match &tokens {
         Some(rows) => What::Tokens(rows),
@@ -163,6 +176,11 @@ fn tested(
     let report = report?;
     eprint!("{}", report.text());
     Ok(Some(report))
+}
+
+/// Whether a plan gives one token after another and starts anew for each.
+fn is_without_cache(plan: &Plan) -> bool {
+    plan.past.is_none() && plan.module.outputs.iter().any(|o| o.kind == OutputKind::NextToken)
 }
 
 /// Says what is not there, and what took its place.

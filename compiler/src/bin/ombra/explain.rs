@@ -1,6 +1,6 @@
 //! `ombra explain`.
 
-use crate::{ApproximationArgs, ModelArgs, Outcome, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Models, Outcome, one, options, read_models};
 use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::explain;
 use ombra_ir::Diagnostic;
@@ -23,10 +23,10 @@ pub struct ExplainArgs {
 /// Says for every node what it was recognised as, who owns it and where it will run; then what the attentions are, what
 /// was nearly recognised, and what rewriting did.
 pub fn explain(args: &ExplainArgs) -> Outcome {
-    let mut options = options(&args.model);
+    let Models { model, base, found } = read_models(&args.model)?;
+    let mut options = options(&args.model, &found);
     options.approximations = args.approximations.parse()?;
     options.network = Network::parse(&args.network).map_err(one)?;
-    let (model, base) = read_models(&args.model)?;
     let explanation = explain::explain(&model, base.as_ref(), &options)?;
     if args.json {
         let text = serde_json::to_string_pretty(&explanation);

@@ -9,6 +9,7 @@ mod merge_heads;
 use clap::{Parser, Subcommand};
 use ombra_compiler::import;
 use ombra_compiler::labels::Overrides;
+use ombra_compiler::model_folder::{self, Found};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::passes::approximate::{Approximations, Choice};
 use ombra_compiler::pipeline::Options;
@@ -48,17 +49,20 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ModelArgs {
-    /// The fine-tuned model.
+    /// The fine-tuned model: an ONNX file, or a folder as Optimum writes it.
     model: PathBuf,
-    /// The public base model: what occurs in it is public.
+    /// The public base model, likewise: what occurs in it is public.
     #[arg(long)]
     base: Option<PathBuf>,
-    /// Initializers that are public, by name.
+    /// Weights that are public, by their name or that of the modules that use them.
     #[arg(long, value_name = "GLOB")]
     public: Vec<String>,
-    /// Initializers that are private, by name; wins over everything.
+    /// Weights that are private, by their name or that of a module that uses them; wins over everything.
     #[arg(long, value_name = "GLOB")]
     private: Vec<String>,
+    /// Layers may be private in part and public in part by name, which is refused otherwise.
+    #[arg(long)]
+    partly_public: bool,
     /// Inputs whose contents every party may learn, by name; repeatable.
     #[arg(long, value_name = "NAME")]
     public_input: Vec<String>,
@@ -141,22 +145,37 @@ fn not_yet(what: &str) -> Diagnostic {
     Diagnostic::unsupported("E0560", format!("{what} is not supported yet"))
 }
 
-/// Reads both models; their data need not be there.
-fn read_models(args: &ModelArgs) -> Result<(Model, Option<Model>), Vec<Diagnostic>> {
-    let model = Model::read_for_costs(&args.model).map_err(one)?;
-    let base = args.base.as_ref().map(|b| Model::read_for_costs(b)).transpose().map_err(one)?;
-    Ok((model, base))
+/// What the user names: both models, and what stands beside the first.
+struct Models {
+    model: Model,
+    base: Option<Model>,
+    found: Found,
 }
 
-fn options(args: &ModelArgs) -> Options {
+/// Reads both models; their data need not be there.
+fn read_models(args: &ModelArgs) -> Result<Models, Vec<Diagnostic>> {
+    let found = model_folder::find(&args.model).map_err(one)?;
+    let model = Model::read_for_costs(&found.model).map_err(one)?;
+    let base = |path: &PathBuf| Model::read_for_costs(&model_folder::find(path)?.model);
+    let base = args.base.as_ref().map(base).transpose().map_err(one)?;
+    Ok(Models { model, base, found })
+}
+
+fn options(args: &ModelArgs, found: &Found) -> Options {
     Options {
         sizes: import::Options {
             dims: args.dim.iter().cloned().collect(),
             max: args.max.iter().cloned().collect(),
             public_inputs: args.public_input.iter().cloned().collect(),
+            positions: found.positions,
             ..import::Options::default()
         },
-        overrides: Overrides { public: args.public.clone(), private: args.private.clone(), ..Overrides::default() },
+        overrides: Overrides {
+            public: args.public.clone(),
+            private: args.private.clone(),
+            partly_public: args.partly_public,
+            ..Overrides::default()
+        },
         ..Options::default()
     }
 }

@@ -1,6 +1,6 @@
 //! `ombra merge-heads`.
 
-use crate::{ModelArgs, Outcome, one, options, read_models};
+use crate::{ModelArgs, Models, Outcome, one, options, read_models};
 use clap::ValueEnum;
 use ombra_compiler::merge_heads::{self, Grouping, Options};
 use ombra_compiler::npz;
@@ -34,8 +34,8 @@ enum Groups {
 
 /// Merges heads of private layers and writes the model and its groups.
 pub fn merge_heads(args: &MergeHeadsArgs) -> Outcome {
-    let (model, base) = read_models(&args.model)?;
-    let mut analysis = options(&args.model);
+    let Models { model, base, found } = read_models(&args.model)?;
+    let mut analysis = options(&args.model, &found);
     analysis.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
     let grouping = match args.groups {
         Groups::Similar => Grouping::Similar,
