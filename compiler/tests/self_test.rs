@@ -73,7 +73,8 @@ fn a_wrong_plan_is_refused_with_the_layer_where_it_goes_wrong() {
     };
     let add = compiled.plan.module.ops.iter_mut().rev().find(wrong).expect("layer 1 has a sum");
     add.op = Op::Sub;
-    let errors = tested(&model, &compiled, &options, What::BuiltIn { special: &Special::default(), most: 80 }).unwrap_err();
+    let errors =
+        tested(&model, &compiled, &options, What::BuiltIn { special: &Special::default(), most: 80 }).unwrap_err();
     assert_eq!(errors[0].code, "E0586");
     let notes = errors[0].notes.join("\n");
     assert!(notes.contains("goes wrong is layer 1:"), "{notes}");

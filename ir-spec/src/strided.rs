@@ -136,7 +136,9 @@ mod tests {
     #[test]
     fn elements_outside_are_refused() {
         let values = [1u8, 2, 3];
-        for (shape, steps, base) in [(&[2usize, 2], &[2isize, 1], 0isize), (&[1, 3], &[0, -1], 1), (&[2, 1], &[1, 0], -1)] {
+        for (shape, steps, base) in
+            [(&[2usize, 2], &[2isize, 1], 0isize), (&[1, 3], &[0, -1], 1), (&[2, 1], &[1, 0], -1)]
+        {
             let n: usize = shape.iter().product();
             assert_eq!(fill(&values, &mut vec![0; n], shape, steps, base).unwrap_err().code, "E0380");
         }

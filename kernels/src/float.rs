@@ -148,9 +148,16 @@ mod tests {
 
     #[test]
     fn sums_run_in_order_whatever_the_sizes_and_levels() {
-        for (m, k, n) in
-            [(1, 1, 1), (1, 300, 5000), (3, 7, 40), (5, 513, 33), (6, 256, 16), (7, 700, 530), (100, 65, 70), (61, 3, 1)]
-        {
+        for (m, k, n) in [
+            (1, 1, 1),
+            (1, 300, 5000),
+            (3, 7, 40),
+            (5, 513, 33),
+            (6, 256, 16),
+            (7, 700, 530),
+            (100, 65, 70),
+            (61, 3, 1),
+        ] {
             let (a, b, c) = (numbers(m * k, 1), numbers(k * n, 2), numbers(m * n, 3));
             let mut expected = c.clone();
             for i in 0..m {

@@ -43,7 +43,10 @@ impl Logits {
         let mut faults = Vec::new();
         // Written so that what is no number is a fault.
         if self.positions > 0 && !(self.divergence <= MAX_DIVERGENCE) {
-            faults.push(format!("the divergence over {what} is {:.2e}, expected at most {MAX_DIVERGENCE}", self.divergence));
+            faults.push(format!(
+                "the divergence over {what} is {:.2e}, expected at most {MAX_DIVERGENCE}",
+                self.divergence
+            ));
         }
         for o in self.others.iter().filter(|o| !(o.margin <= MAX_MARGIN)).take(4) {
             faults.push(format!(
@@ -81,14 +84,7 @@ pub struct Sums {
 impl Sums {
     /// Adds the positions of a row, from position `first` on: logits of the model and of the plan, `vocabulary` each, and
     /// the tokens that follow where they are known.
-    pub fn add(
-        &mut self,
-        row: &str,
-        first: usize,
-        vocabulary: usize,
-        (model, plan): (&[f32], &[f64]),
-        next: &[i64],
-    ) {
+    pub fn add(&mut self, row: &str, first: usize, vocabulary: usize, (model, plan): (&[f32], &[f64]), next: &[i64]) {
         let size = vocabulary.max(1);
         let found: Vec<Position> = model
             .par_chunks_exact(size)

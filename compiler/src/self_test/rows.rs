@@ -26,7 +26,8 @@ const SPECIAL: usize = 32;
 /// Drawn tokens in their row.
 const DRAWN: usize = 64;
 /// Names of tokens that begin a text, in the order of preference.
-const BEGINS: &[&str] = &["<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[CLS]", "<|endoftext|>", "<|im_start|>"];
+const BEGINS: &[&str] =
+    &["<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[CLS]", "<|endoftext|>", "<|im_start|>"];
 /// Chats, as pieces that are tokens each. The first whose pieces the tokenizer has is taken.
 const CHATS: &[&[&str]] = &[
     &["<|im_start|>", "user", "Ċ", "Hello", "<|im_end|>", "Ċ", "<|im_start|>", "assistant", "Ċ"],
@@ -177,7 +178,8 @@ pub fn read_tokens(path: &Path) -> Result<Vec<Vec<i64>>> {
     let mut rows = Vec::new();
     for line in text.lines() {
         let ids = line.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
-        let ids: Vec<i64> = ids.map(str::parse).collect::<std::result::Result<_, _>>().map_err(|e| wrong(format!("{e}")))?;
+        let ids: Vec<i64> =
+            ids.map(str::parse).collect::<std::result::Result<_, _>>().map_err(|e| wrong(format!("{e}")))?;
         rows.extend((!ids.is_empty()).then_some(ids));
     }
     if rows.is_empty() {

@@ -145,11 +145,7 @@ fn map_elements<T: Sync, U: Send>(values: &[T], f: impl Fn(&T) -> U + Sync + Sen
 }
 
 /// `f` of every pair of elements. An error when memory does not suffice.
-fn zip_elements<A: Sync, B: Sync, U: Send>(
-    a: &[A],
-    b: &[B],
-    f: impl Fn(&A, &B) -> U + Sync + Send,
-) -> Result<Vec<U>> {
+fn zip_elements<A: Sync, B: Sync, U: Send>(a: &[A], b: &[B], f: impl Fn(&A, &B) -> U + Sync + Send) -> Result<Vec<U>> {
     let mut out = reserve(a.len().min(b.len()))?;
     if a.len() < PARALLEL {
         out.extend(a.iter().zip(b).map(|(x, y)| f(x, y)));
@@ -174,13 +170,7 @@ pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<Re
 /// `ty` is the type of the result, `sizes` the values of its symbols. `reveal` and `set_state` return their operand.
 /// Errors: `E0380` when an operand is not what the op takes, `E0382` when the op is a source (its value is given) or
 /// composite, `E0383` when an index is out of range, `E0384` when a value is too large.
-pub fn eval_rounded(
-    op: &Op,
-    args: &[&RefValue],
-    ty: &Ty,
-    sizes: &Bindings,
-    rounding: Rounding,
-) -> Result<RefValue> {
+pub fn eval_rounded(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings, rounding: Rounding) -> Result<RefValue> {
     let shape = concrete(&ty.shape, sizes)?;
     match (op, args) {
         (Op::Encode { bits, scale }, [x]) => {

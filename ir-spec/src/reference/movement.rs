@@ -143,13 +143,7 @@ pub(super) fn strided<T: Copy + Default + Send + Sync>(
     let mut out = filled(T::default(), volume(shape)?)?;
     let outside = |_| mismatch("an element is outside of its operand");
     let steps = steps.iter().map(|s| isize::try_from(*s)).collect::<std::result::Result<Vec<_>, _>>();
-    crate::strided::fill(
-        values,
-        &mut out,
-        shape,
-        &steps.map_err(outside)?,
-        isize::try_from(offset).map_err(outside)?,
-    )?;
+    crate::strided::fill(values, &mut out, shape, &steps.map_err(outside)?, isize::try_from(offset).map_err(outside)?)?;
     Ok(out)
 }
 

@@ -223,7 +223,13 @@ fn print_to(emit: &str, text: &str) -> Outcome {
     }
 }
 
-fn write_report(path: &Path, compiled: &Compiled, digest: &str, report: &inspect::Report, tested: Option<&self_test::Report>) -> Outcome {
+fn write_report(
+    path: &Path,
+    compiled: &Compiled,
+    digest: &str,
+    report: &inspect::Report,
+    tested: Option<&self_test::Report>,
+) -> Outcome {
     let public = compiled.labels.tensors.iter().filter(|l| l.owner == ombra_compiler::labels::Owner::Public).count();
     let json = serde_json::json!({
         "ombra": env!("CARGO_PKG_VERSION"),
