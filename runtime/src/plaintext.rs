@@ -4,10 +4,11 @@
 //! floating-point numbers in single precision; its own panics, on a model it cannot handle, become errors here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 
 use ombra_ir::{Diagnostic, Result};
-use rten::{Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
+use rten::{LoadError, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::prelude::*;
 
 /// A loaded model that runs in the clear.
@@ -42,7 +43,20 @@ impl PlaintextModel {
     /// # Errors
     /// `E0721` when rten cannot load it, with the operator at fault where there is one.
     pub fn load(bytes: Vec<u8>) -> Result<Self> {
-        let loaded = guarded(|| ModelOptions::with_all_ops().load(bytes)).ok_or_else(|| broken("loading"))?;
+        Self::of(guarded(|| ModelOptions::with_all_ops().load(bytes)))
+    }
+
+    /// Loads the ONNX file at `path`, whose weights may lie in files beside it.
+    ///
+    /// # Errors
+    /// As [`PlaintextModel::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::of(guarded(|| ModelOptions::with_all_ops().load_file(path)))
+    }
+
+    /// What rten loaded, or nothing where it broke down.
+    fn of(loaded: Option<std::result::Result<Model, LoadError>>) -> Result<Self> {
+        let loaded = loaded.ok_or_else(|| broken("loading"))?;
         let model = loaded.map_err(|e| {
             let error =
                 Diagnostic::unsupported("E0721", format!("the model to run in the clear cannot be loaded: {e}"));
