@@ -7,4 +7,5 @@ pub mod corpus;
 pub mod logits;
 pub mod parties;
 pub mod plain;
+pub mod real;
 pub mod reference;

@@ -1,10 +1,11 @@
 //! Compiles a bundled model in three ways, runs each between three processes on this machine, and compares.
 //!
-//! `cargo run --release --bin quickstart`, or with a prompt of your own as its argument.
+//! `cargo run --release --bin quickstart`, or with a prompt of your own as its argument. With `--real` a trained model of
+//! 135 million parameters is fetched and answers a question; the question is the next argument.
 
 use std::process::ExitCode;
 
-use ombra_examples::quickstart::{serve, show};
+use ombra_examples::quickstart::{real, serve, show};
 use ombra_runtime::memory::keep_freed_blocks;
 
 fn main() -> ExitCode {
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     // The client starts server and helper as processes of this program.
     let result = match args.first().map(String::as_str) {
         Some("serve") => serve::serve(&args[1..]).map_err(|e| vec![e]),
+        Some("--real") => real::show(args.get(1).map_or(real::QUESTION, String::as_str)),
         Some(prompt) => show::show(prompt),
         None => show::show(show::PROMPT),
     };

@@ -15,7 +15,7 @@ use onnx_protobuf::{
 };
 use protobuf::{Enum, MessageField};
 
-use super::random::Weights;
+use super::random::Random;
 
 /// Version of the default operator set that is written.
 const OPSET: i64 = 20;
@@ -117,15 +117,15 @@ impl Builder {
         self.constant(DataType::BOOL, vec![], vec![u8::from(value)])
     }
 
-    /// Writes a weight to the data file and returns its name.
-    pub(super) fn weight(&mut self, name: &str, dims: &[usize], weights: &Weights) -> Result<String> {
-        let tensor = self.data.push(name, dims, (0..dims.iter().product::<usize>()).map(|i| weights.at(i)))?;
+    /// Writes a weight to the data file and returns its name. There are as many `values` as `dims` say.
+    pub(super) fn weight(&mut self, name: &str, dims: &[usize], values: impl Iterator<Item = f32>) -> Result<String> {
+        let tensor = self.data.push(name, dims, values)?;
         self.graph.initializer.push(tensor);
         Ok(name.to_owned())
     }
 
-    /// Writes the transpose of a matrix of shape `dims` and returns its name.
-    pub(super) fn transposed(&mut self, name: &str, dims: [usize; 2], weights: &Weights) -> Result<String> {
+    /// Writes the transpose of a random matrix of shape `dims` and returns its name.
+    pub(super) fn transposed(&mut self, name: &str, dims: [usize; 2], weights: &Random) -> Result<String> {
         let [rows, columns] = dims;
         let values = (0..rows * columns).map(|i| weights.at(i % rows * columns + i / rows));
         let tensor = self.data.push(name, &[columns, rows], values)?;

@@ -6,7 +6,7 @@ use ombra_ir::Result;
 
 use super::attention::{additive_mask, append, by_token, fused, inputs, outputs, sizes, split_heads};
 use super::builder::{Builder, float, int, ints};
-use super::random::Weights;
+use super::random::Random;
 use super::{Seeds, check, data_file};
 
 /// Sizes of a GPT-2 model. The default is the smallest published one.
@@ -56,9 +56,9 @@ pub fn write_gpt2(sizes_of: &Gpt2, path: &Path) -> Result<()> {
     let sizes = sizes(&mut b);
     let mask = additive_mask(&mut b, &sizes);
     let table = seeds.outer("lm_head.weight", 0.0, 0.02);
-    let tokens = b.weight("lm_head.weight", &[vocab, hidden], &table)?;
+    let tokens = b.weight("lm_head.weight", &[vocab, hidden], table.values(vocab * hidden))?;
     let name = "transformer.wpe.weight";
-    let places = b.weight(name, &[positions, hidden], &seeds.outer(name, 0.0, 0.01))?;
+    let places = b.weight(name, &[positions, hidden], seeds.outer(name, 0.0, 0.01).values(positions * hidden))?;
     let x = b.node("Gather", &[&tokens, "input_ids"], vec![int("axis", 0)]);
     let p = b.node("Gather", &[&places, "position_ids"], vec![int("axis", 0)]);
     let mut x = b.node("Add", &[&x, &p], vec![]);
@@ -114,11 +114,11 @@ fn layer_norm(
     x: &str,
     name: &str,
     hidden: usize,
-    weights: &dyn Fn(&str, f32, f32) -> Weights,
+    weights: &dyn Fn(&str, f32, f32) -> Random,
 ) -> Result<String> {
     let (scale, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-    b.weight(&scale, &[hidden], &weights(&scale, 1.0, 0.05))?;
-    b.weight(&bias, &[hidden], &weights(&bias, 0.0, 0.02))?;
+    b.weight(&scale, &[hidden], weights(&scale, 1.0, 0.05).values(hidden))?;
+    b.weight(&bias, &[hidden], weights(&bias, 0.0, 0.02).values(hidden))?;
     let attributes = vec![int("axis", -1), float("epsilon", 1e-5), int("stash_type", 1)];
     Ok(b.node("LayerNormalization", &[x, &scale, &bias], attributes))
 }
@@ -131,11 +131,11 @@ fn linear(
     dims: [usize; 2],
     back: &str,
     deviation: f32,
-    weights: &dyn Fn(&str, f32, f32) -> Weights,
+    weights: &dyn Fn(&str, f32, f32) -> Random,
 ) -> Result<String> {
     let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-    b.weight(&weight, &dims, &weights(&weight, 0.0, deviation))?;
-    b.weight(&bias, &dims[1..], &weights(&bias, 0.0, 0.02))?;
+    b.weight(&weight, &dims, weights(&weight, 0.0, deviation).values(dims[0] * dims[1]))?;
+    b.weight(&bias, &dims[1..], weights(&bias, 0.0, 0.02).values(dims[1]))?;
     let rows = b.ints(&[-1, dims[0] as i64]);
     let x = b.node("Reshape", &[x, &rows], vec![int("allowzero", 1)]);
     let attributes = vec![float("alpha", 1.0), float("beta", 1.0), int("transA", 0), int("transB", 0)];

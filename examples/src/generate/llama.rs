@@ -1,4 +1,4 @@
-//! Llama: rotary positions, RMS norm, grouped heads, gated SiLU, no biases, a head of its own.
+//! Llama: rotary positions, RMS norm, grouped heads, gated SiLU, no biases, a head of its own or that of the embedding.
 //!
 //! Also as MPC-friendly fine-tuning leaves it (Rathee et al., arXiv 2408.03561, §5): with frozen layers, with low-rank
 //! adapters that are not merged into their matrices, with merged heads.
@@ -11,7 +11,7 @@ use protobuf::Enum;
 
 use super::attention::{Sizes, additive_mask, append, by_token, fused, inputs, outputs, plain, sizes, split_heads};
 use super::builder::{Builder, int, ints};
-use super::random::Weights;
+use super::random::Random;
 use super::{Seeds, check, data_file};
 
 /// Sizes of a Llama model. The default is a small one of about 100 million parameters.
@@ -29,6 +29,12 @@ pub struct Llama {
     pub ff: usize,
     /// Token ids.
     pub vocab: usize,
+    /// Base of the geometric series of rotary frequencies.
+    pub theta: f64,
+    /// What RMS norms add to the mean square.
+    pub epsilon: f32,
+    /// Whether the head is the transpose of the embedding.
+    pub tied: bool,
     /// Rank of low-rank adapters beside every matrix of the tuned layers, of all if none is said to be tuned. Only the
     /// adapters are tuned then.
     pub lora: Option<usize>,
@@ -47,6 +53,9 @@ impl Default for Llama {
             kv_heads: 4,
             ff: 2048,
             vocab: 32000,
+            theta: 10000.0,
+            epsilon: 1e-6,
+            tied: false,
             lora: None,
             merged: 1,
             seeds: Seeds::default(),
@@ -54,12 +63,45 @@ impl Default for Llama {
     }
 }
 
-/// Writes the model to `path` and its weights to the file with `.data` added to the name.
+/// Writes the model to `path` and its weights, which are random, to the file with `.data` added to the name.
 ///
 /// # Errors
 /// `E0900` for sizes that do not go together, `E0115` when a file cannot be written.
 pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
-    let Llama { layers, hidden, heads, kv_heads, ff, vocab, lora, merged, seeds } = *sizes_of;
+    write(sizes_of, path, &Source::Random)
+}
+
+/// What gives the elements of the weight with a name and a shape, the last axis fastest.
+pub type Given<'a> = &'a dyn Fn(&str, &[usize]) -> Result<Vec<f32>>;
+
+/// Writes the model as [`write_llama`] does, with the weights that `given` has; adapters are random all the same. Weights
+/// are called as transformers calls them; matrices but the embedding have a row for each input.
+///
+/// # Errors
+/// Also those of `given`, and `E0900` when it gives another number of elements.
+pub fn write_llama_with(sizes_of: &Llama, path: &Path, given: Given) -> Result<()> {
+    write(sizes_of, path, &Source::Given(given))
+}
+
+/// Where weights come from.
+enum Source<'a> {
+    Random,
+    Given(Given<'a>),
+}
+
+/// Writes the weight `name` of shape `dims` and returns its name; `random` is it where none is given.
+fn weight(b: &mut Builder, source: &Source, name: &str, dims: &[usize], random: Random) -> Result<String> {
+    let count = dims.iter().product();
+    let Source::Given(given) = source else { return b.weight(name, dims, random.values(count)) };
+    let values = given(name, dims)?;
+    if values.len() != count {
+        return Err(Diagnostic::input("E0900", format!("{name} has {} elements, expected {count}", values.len())));
+    }
+    b.weight(name, dims, values.into_iter())
+}
+
+fn write(sizes_of: &Llama, path: &Path, source: &Source) -> Result<()> {
+    let Llama { layers, hidden, heads, kv_heads, ff, vocab, lora, merged, seeds, .. } = *sizes_of;
     // With adapters the matrices are those of the base.
     let base = Seeds { tuned_from: seeds.tuned_from.filter(|_| lora.is_none()), ..seeds };
     let tuned = |layer: usize| seeds.tuned_from.is_none_or(|first| layer >= first);
@@ -98,9 +140,9 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
     b.enter("/model");
     let sizes = sizes(&mut b);
     let mask = additive_mask(&mut b, &sizes);
-    let rotary = angles(&mut b, head);
+    let rotary = angles(&mut b, head, sizes_of.theta);
     let name = "model.embed_tokens.weight";
-    let tokens = b.weight(name, &[vocab, hidden], &base.outer(name, 0.0, 0.02))?;
+    let tokens = weight(&mut b, source, name, &[vocab, hidden], base.outer(name, 0.0, 0.02))?;
     let mut x = b.node("Gather", &[&tokens, "input_ids"], vec![int("axis", 0)]);
     let by_head = by_token(&mut b, &sizes, &[-1, head as i64]);
     let merged = by_token(&mut b, &sizes, &[-1]);
@@ -108,17 +150,21 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
     let kv = kv_heads * head;
     for (layer, &(groups, width)) in cache.iter().enumerate() {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let weights = |name: &str, mean: f32, deviation: f32| base.layer(layer, name, mean, deviation);
+        let norm = |b: &mut Builder, x: &str, part: &str| -> Result<String> {
+            let name = name(part);
+            let scale = weight(b, source, &name, &[hidden], base.layer(layer, &name, 1.0, 0.05))?;
+            Ok(rms_norm(b, x, &scale, sizes_of.epsilon))
+        };
         let rank = lora.filter(|_| tuned(layer));
         let product = |b: &mut Builder, x: &str, part: &str, dims: [usize; 2], deviation: f32| -> Result<String> {
-            let weight = name(part);
-            b.weight(&weight, &dims, &weights(&weight, 0.0, deviation))?;
-            let y = b.node("MatMul", &[x, &weight], vec![]);
+            let name = name(part);
+            let matrix = weight(b, source, &name, &dims, base.layer(layer, &name, 0.0, deviation))?;
+            let y = b.node("MatMul", &[x, &matrix], vec![]);
             let Some(rank) = rank else { return Ok(y) };
-            let [down, up] = ["lora_A", "lora_B"].map(|side| name(&format!("{part}.{side}")));
-            let own = |name: &str, deviation: f32| seeds.own(name, deviation);
-            b.weight(&down, &[dims[0], rank], &own(&down, 0.02))?;
-            b.weight(&up, &[rank, dims[1]], &own(&up, 0.01))?;
+            let [down, up] = ["lora_A", "lora_B"].map(|side| format!("model.layers.{layer}.{part}.{side}.weight"));
+            let own = &Source::Random;
+            let down = weight(b, own, &down, &[dims[0], rank], seeds.own(&down, 0.02))?;
+            let up = weight(b, own, &up, &[rank, dims[1]], seeds.own(&up, 0.01))?;
             let low = b.node("MatMul", &[x, &down], vec![]);
             let change = b.node("MatMul", &[&low, &up], vec![]);
             let scale = b.float(ADAPTER_SCALE);
@@ -126,7 +172,7 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
             Ok(b.node("Add", &[&y, &change], vec![]))
         };
         b.enter(format!("/model/layers.{layer}/self_attn"));
-        let y = rms_norm(&mut b, &x, &name("input_layernorm"), hidden, &weights)?;
+        let y = norm(&mut b, &x, "input_layernorm")?;
         let q = product(&mut b, &y, "self_attn.q_proj", [hidden, hidden], 0.02)?;
         let q = split_heads(&mut b, &q, &by_head);
         let k = product(&mut b, &y, "self_attn.k_proj", [hidden, kv], 0.02)?;
@@ -152,7 +198,7 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
         let y = product(&mut b, &y, "self_attn.o_proj", [hidden, hidden], residual)?;
         x = b.node("Add", &[&x, &y], vec![]);
         b.enter(format!("/model/layers.{layer}/mlp"));
-        let y = rms_norm(&mut b, &x, &name("post_attention_layernorm"), hidden, &weights)?;
+        let y = norm(&mut b, &x, "post_attention_layernorm")?;
         let gate = product(&mut b, &y, "mlp.gate_proj", [hidden, ff], 0.02)?;
         let sigmoid = b.node("Sigmoid", &[&gate], vec![]);
         let gate = b.node("Mul", &[&gate, &sigmoid], vec![]);
@@ -162,11 +208,17 @@ pub fn write_llama(sizes_of: &Llama, path: &Path) -> Result<()> {
         x = b.node("Add", &[&x, &y], vec![]);
     }
     b.enter("/model");
-    let weights = |name: &str, mean: f32, deviation: f32| base.layer(layers, name, mean, deviation);
-    let x = rms_norm(&mut b, &x, "model.norm.weight", hidden, &weights)?;
+    let name = "model.norm.weight";
+    let scale = weight(&mut b, source, name, &[hidden], base.layer(layers, name, 1.0, 0.05))?;
+    let x = rms_norm(&mut b, &x, &scale, sizes_of.epsilon);
     b.enter("/lm_head");
-    let weight = b.weight("lm_head.weight", &[hidden, vocab], &weights("lm_head.weight", 0.0, 0.02))?;
-    b.node_as("MatMul", &[&x, &weight], vec![], &["logits"]);
+    let head = if sizes_of.tied {
+        b.node("Transpose", &[&tokens], vec![ints("perm", &[1, 0])])
+    } else {
+        let name = "lm_head.weight";
+        weight(&mut b, source, name, &[hidden, vocab], base.layer(layers, name, 0.0, 0.02))?
+    };
+    b.node_as("MatMul", &[&x, &head], vec![], &["logits"]);
     outputs(&mut b, &cache, vocab);
     b.finish(path)
 }
@@ -187,8 +239,8 @@ struct Rotary {
 }
 
 /// The rotary angles of `position_ids`.
-fn angles(b: &mut Builder, head: usize) -> Rotary {
-    let frequency = |i: usize| 10000f64.powf(-(2.0 * i as f64) / head as f64) as f32;
+fn angles(b: &mut Builder, head: usize, theta: f64) -> Rotary {
+    let frequency = |i: usize| theta.powf(-(2.0 * i as f64) / head as f64) as f32;
     let frequencies = b.floats(&(0..head / 2).map(frequency).collect::<Vec<_>>());
     let (second, first) = (b.ints(&[2]), b.ints(&[1]));
     let positions = b.node("Unsqueeze", &["position_ids", &second], vec![]);
@@ -226,21 +278,14 @@ fn copy_heads(b: &mut Builder, x: &str, sizes: &Sizes, [kv_heads, heads, head]: 
     b.node("Reshape", &[&x, &shape], vec![int("allowzero", 1)])
 }
 
-/// RMS norm with a random scale, operator by operator.
-fn rms_norm(
-    b: &mut Builder,
-    x: &str,
-    name: &str,
-    hidden: usize,
-    weights: &dyn Fn(&str, f32, f32) -> Weights,
-) -> Result<String> {
-    let scale = b.weight(name, &[hidden], &weights(name, 1.0, 0.05))?;
-    let (two, last, epsilon) = (b.float(2.0), b.ints(&[-1]), b.float(1e-6));
+/// RMS norm, operator by operator.
+fn rms_norm(b: &mut Builder, x: &str, scale: &str, epsilon: f32) -> String {
+    let (two, last, epsilon) = (b.float(2.0), b.ints(&[-1]), b.float(epsilon));
     let y = b.node("Pow", &[x, &two], vec![]);
     let y = b.node("ReduceMean", &[&y, &last], vec![int("keepdims", 1), int("noop_with_empty_axes", 0)]);
     let y = b.node("Add", &[&y, &epsilon], vec![]);
     let y = b.node("Sqrt", &[&y], vec![]);
     let y = b.node("Reciprocal", &[&y], vec![]);
     let y = b.node("Mul", &[x, &y], vec![]);
-    Ok(b.node("Mul", &[&scale, &y], vec![]))
+    b.node("Mul", &[scale, &y], vec![])
 }

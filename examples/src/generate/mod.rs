@@ -1,6 +1,6 @@
-//! ONNX models of any size with random weights, in the form that exporters give to trained ones.
+//! ONNX models of any size in the form that exporters give to trained ones, with given weights or random ones.
 //!
-//! They stand in for checkpoints where only sizes matter: costs, time, memory. A model is written as `FILE` and
+//! Random weights stand in for checkpoints where only sizes matter: costs, time, memory. A model is written as `FILE` and
 //! `FILE.data`, the weights being in the latter. With the same seed two files have the same weights, except those of the
 //! layers from `tuned_from` on, which makes one the fine-tuned variant of the other. For costs alone `FILE.data` need not
 //! be written.
@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 
 use ombra_ir::{Diagnostic, Result};
 
-use random::Weights;
+use random::Random;
 
 pub use gpt2::{Gpt2, write_gpt2};
-pub use llama::{Llama, write_llama};
+pub use llama::{Given, Llama, write_llama, write_llama_with};
 
 /// Which random weights a model has.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,19 +33,19 @@ pub struct Seeds {
 
 impl Seeds {
     /// The weight `name` outside of the layers.
-    fn outer(self, name: &str, mean: f32, deviation: f32) -> Weights {
-        Weights::new(self.seed, name, mean, deviation)
+    fn outer(self, name: &str, mean: f32, deviation: f32) -> Random {
+        Random::new(self.seed, name, mean, deviation)
     }
 
     /// The weight `name` of `layer`, the number of layers standing for what follows the last one.
-    fn layer(self, layer: usize, name: &str, mean: f32, deviation: f32) -> Weights {
+    fn layer(self, layer: usize, name: &str, mean: f32, deviation: f32) -> Random {
         let tuned = self.tuned_from.is_some_and(|first| layer >= first);
-        Weights::new(if tuned { !self.seed } else { self.seed }, name, mean, deviation)
+        Random::new(if tuned { !self.seed } else { self.seed }, name, mean, deviation)
     }
 
     /// The weight `name`, which only a tuned model has.
-    fn own(self, name: &str, deviation: f32) -> Weights {
-        Weights::new(!self.seed, name, 0.0, deviation)
+    fn own(self, name: &str, deviation: f32) -> Random {
+        Random::new(!self.seed, name, 0.0, deviation)
     }
 }
 

@@ -1,17 +1,23 @@
 //! Weights that look like those of an untrained model and are the same on every machine.
 
 /// The elements of one random weight, each a function of its index, so that any order of writing gives the same tensor.
-pub(super) struct Weights {
+#[derive(Clone, Copy)]
+pub(super) struct Random {
     key: u64,
     mean: f32,
     deviation: f32,
 }
 
-impl Weights {
+impl Random {
     /// The weight called `name` of the model with `seed`: elements around `mean` with standard deviation `deviation`.
     pub(super) fn new(seed: u64, name: &str, mean: f32, deviation: f32) -> Self {
         let key = name.bytes().fold(mixed(seed), |key, byte| mixed(key ^ u64::from(byte)));
-        Weights { key, mean, deviation }
+        Random { key, mean, deviation }
+    }
+
+    /// The first `count` elements.
+    pub(super) fn values(self, count: usize) -> impl Iterator<Item = f32> {
+        (0..count).map(move |index| self.at(index))
     }
 
     /// Element `index`: the sum of four uniform numbers of 16 bits, which is close to a normal distribution.
@@ -34,11 +40,11 @@ fn mixed(value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Weights;
+    use super::Random;
 
     #[test]
     fn moments_are_as_asked() {
-        let weights = Weights::new(1, "w", 0.5, 0.02);
+        let weights = Random::new(1, "w", 0.5, 0.02);
         let values: Vec<f64> = (0..100_000).map(|i| f64::from(weights.at(i))).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
@@ -47,7 +53,7 @@ mod tests {
 
     #[test]
     fn names_and_seeds_give_other_weights() {
-        let first = |seed, name| Weights::new(seed, name, 0.0, 1.0).at(0);
+        let first = |seed, name| Random::new(seed, name, 0.0, 1.0).at(0);
         assert_eq!(first(1, "a"), first(1, "a"));
         assert!(first(1, "a") != first(1, "b") && first(1, "a") != first(2, "a"));
     }

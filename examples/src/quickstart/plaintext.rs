@@ -15,10 +15,7 @@ use ombra_runtime::plaintext::{PlainElements, PlainInput, PlaintextModel};
 /// # Errors
 /// The model cannot be run, or has no logits.
 pub fn generate(model: &Path, plan: &Plan, prompt: &[i64], count: usize) -> Result<Vec<i64>> {
-    let bytes = std::fs::read(model).map_err(|e| {
-        Diagnostic::input("E0911", format!("cannot read the model: {e}")).at(model.display().to_string())
-    })?;
-    let loaded = PlaintextModel::load(bytes)?;
+    let loaded = PlaintextModel::open(model)?;
     let mut tokens = prompt.to_vec();
     for _ in 0..count {
         let inputs = inputs(plan, &tokens)?;

@@ -52,9 +52,10 @@ const VARIANTS: [Variant; 3] = [
     },
 ];
 
-type Errors = Vec<Diagnostic>;
+/// What kept a model from being shown.
+pub(super) type Errors = Vec<Diagnostic>;
 
-fn one(error: Diagnostic) -> Errors {
+pub(super) fn one(error: Diagnostic) -> Errors {
     vec![error]
 }
 
@@ -72,6 +73,11 @@ pub fn show(prompt: &str) -> Result<(), Errors> {
     println!("\n{}", table(&columns));
     println!("Bytes are those of all parties; rounds are the longest chain of messages that wait for one another.");
     println!("The plans are in out/quickstart: `ombra inspect out/quickstart/frozen` shows where the costs are.");
+    check(&columns)
+}
+
+/// Checks that every token is that of the model in the clear.
+pub(super) fn check(columns: &[Column]) -> Result<(), Errors> {
     match columns.iter().find(|c| c.agreeing() < c.expected.len()) {
         None => Ok(()),
         Some(c) => {
@@ -99,12 +105,12 @@ fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<C
     let expected = plaintext::generate(&path, &opened.plan, &prompt, COUNT as usize).map_err(one)?;
 
     print!("client, server and helper over TLS: {text}");
-    let report = run(&folder, text).map_err(one)?;
+    let report = run(&Run { folder: &folder, prompt: text, count: COUNT, stop: &[] }).map_err(one)?;
     Ok(Column { name: variant.name, expected, report })
 }
 
 /// Which weights and layers need no secure computation.
-fn where_it_runs(compiled: &Compiled) -> String {
+pub(super) fn where_it_runs(compiled: &Compiled) -> String {
     let numbers = |owner: labels::Owner| {
         let own = compiled.labels.tensors.iter().filter(|label| label.owner == owner);
         let (mut tensors, mut parameters) = (0, 0usize);
@@ -136,7 +142,7 @@ fn where_it_runs(compiled: &Compiled) -> String {
 }
 
 /// What the plan says the prompt will cost.
-fn prediction(compiled: &Compiled, prompt: u64) -> ombra_ir::Result<String> {
+pub(super) fn prediction(compiled: &Compiled, prompt: u64) -> ombra_ir::Result<String> {
     let sizes = compiled.plan.seq.iter().map(|name| (name.clone(), prompt)).collect::<BTreeMap<_, _>>();
     let report = inspect::inspect(&compiled.plan, &sizes)?;
     // The first line names the model, the last ones list every kind.
@@ -145,17 +151,29 @@ fn prediction(compiled: &Compiled, prompt: u64) -> ombra_ir::Result<String> {
     Ok(format!("predicted for the {prompt} tokens of the prompt:\n  {}", lines.join("\n  ")))
 }
 
-/// Runs a plan between this process and two more, and gives the report.
-fn run(folder: &Path, prompt: &str) -> ombra_ir::Result<Report> {
-    let path: PathBuf = folder.join("report.json");
+/// What is run.
+pub(super) struct Run<'a> {
+    /// The plan folder.
+    pub(super) folder: &'a Path,
+    /// The prompt.
+    pub(super) prompt: &'a str,
+    /// Most tokens to generate.
+    pub(super) count: u64,
+    /// Tokens that end the text.
+    pub(super) stop: &'a [i64],
+}
+
+/// Runs a plan between this process and two more, shows the tokens' text as it comes, and gives the report.
+pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
+    let path: PathBuf = what.folder.join("report.json");
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(3));
     run_client(&ClientRun {
         allow_public: Vec::new(),
-        folder: folder.to_path_buf(),
+        folder: what.folder.to_path_buf(),
         peers: Peers::Local,
-        given: Given::Prompt(prompt.to_string()),
-        count: COUNT,
-        stop: Vec::new(),
+        given: Given::Prompt(what.prompt.to_string()),
+        count: what.count,
+        stop: what.stop.to_vec(),
         output_dir: None,
         verify: false,
         report: Some(path.clone()),

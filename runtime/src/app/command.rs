@@ -285,9 +285,14 @@ impl Progress {
         }
     }
 
-    /// Writes to standard output while the spinner is away.
+    /// Writes to standard output while the spinner is away. Where that is a terminal the spinner does not come back: text
+    /// grows on the line that the spinner would clear.
     fn aside(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
         match &self.0 {
+            Some(bar) if std::io::stdout().is_terminal() => {
+                bar.finish_and_clear();
+                write()
+            }
             Some(bar) => bar.suspend(write),
             None => write(),
         }

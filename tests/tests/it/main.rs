@@ -14,6 +14,7 @@ mod models;
 mod operators;
 mod plain;
 mod quality;
+mod real;
 mod region;
 mod repository;
 mod rewrites;
