@@ -149,7 +149,7 @@ impl Named<'_> {
 /// Labels the floating tensors of `tuned` and the integer ones that `overrides` names: initializers and `Constant` nodes,
 /// those of subgraphs and functions included.
 ///
-/// A private pattern decides first, then a public one, then structure, then content. Where one name stands for several
+/// A private pattern decides first, then structure, then a public pattern, then content. Where one name stands for several
 /// tensors, in branches of an `If`, it is private if one of them is.
 ///
 /// # Errors
@@ -195,10 +195,10 @@ pub fn label(tuned: &Model, base: Option<&Model>, overrides: &Overrides) -> Resu
             (Owner::Private, Reason::Name, format!("matches --private '{}'", pattern.glob()))
         } else if single {
             (Owner::Public, Reason::Structure, "has at most one element and is part of the structure".into())
-        } else if let Some(pattern) = names.public(&public) {
-            (Owner::Public, Reason::Name, format!("matches --public '{}'", pattern.glob()))
         } else if structure {
             (Owner::Public, Reason::Structure, "is part of the structure by its use".into())
+        } else if let Some(pattern) = names.public(&public) {
+            (Owner::Public, Reason::Name, format!("matches --public '{}'", pattern.glob()))
         } else {
             match &mut content {
                 None => (Owner::Private, Reason::Nothing, "there is no base to compare with".into()),
