@@ -192,9 +192,11 @@ fn public_inputs_are_masks_and_positions_unless_the_user_allows_more() {
         let allowed: Vec<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
         Prepared::new(&open, task(given), &allowed).err().map(|error| error.code)
     };
-    let finite = || Tensor::f32(&[1, 2], vec![0.0, -1e9]).unwrap();
+    let finite = || Tensor::f32(&[1, 2], vec![0.0, 1.0]).unwrap();
+    let other = Tensor::f32(&[1, 2], vec![0.0, -1e9]).unwrap();
     assert_eq!(refused(&inputs[..1], finite(), &[]), None);
     assert_eq!(refused(&inputs[..1], mask(), &[]), Some("E1006"), "JSON has no infinity");
+    assert_eq!(refused(&inputs[..1], other, &[]), Some("E1006"), "a mask holds 0 and 1");
     assert_eq!(refused(&inputs[..2], finite(), &[]), Some("E1016"));
     assert_eq!(refused(&inputs[..2], finite(), &["x"]), None);
     assert_eq!(refused(&inputs, finite(), &["x"]), Some("E1016"));

@@ -234,6 +234,10 @@ pub fn grouped(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
             None => positions(cx, node.input(5)?, &new)?,
         };
         let tables = [node.input(7)?, node.input(8)?];
+        // Tokens follow the cache, however their number is counted.
+        if let Some(rows) = cx.shape(tables[0])?.first().and_then(Dim::as_constant) {
+            cx.graph.limit(past.add(&new)?, rows);
+        }
         let r = rotation(cx, tables, Some(&positions), node.int("rotary_interleaved", 0) != 0)?;
         (q, k) = (rotate(cx, &q, &r)?, rotate(cx, &k, &r)?);
     }
