@@ -32,6 +32,9 @@ pub const MARGIN: u8 = 3;
 pub const GIVEN: f64 = 1024.0;
 /// Values that are larger are not taken into the ring.
 const LARGEST: f64 = (1u64 << 44) as f64;
+/// Sums that meet a matrix without a norm between them and are larger get an assumed range: what follows would be larger
+/// and larger, and be guarded in more places.
+const LARGEST_SUM: f64 = 65_536.0;
 /// Greatest exponent that is taken without a measurement: e^12 has 18 bits.
 const LARGEST_EXPONENT: f64 = 12.0;
 /// Divisors closer to zero are not taken without a measurement.
@@ -293,7 +296,10 @@ fn unproven(graph: &Graph, v: ValueId, proof: &Proof, divisors: &BTreeSet<ValueI
         return None;
     }
     let (low, high) = proof.ends();
-    if proof.size() >= LARGEST {
+    let unnormed = matches!(node.op, Op::Add | Op::Sub)
+        && graph.users(v).iter().any(|&u| meets_matrix(graph, u, v))
+        && proof.size() >= LARGEST_SUM;
+    if proof.size() >= LARGEST || unnormed {
         return Some(Need::Size);
     }
     let exponent = graph.users(v).iter().any(|u| secret(u) && matches!(graph.op(*u), Some(Op::Exp)));
@@ -310,10 +316,12 @@ fn too_large(prover: &Prover, v: ValueId, proof: &Proof, f: u8) -> Vec<ValueId> 
     let (graph, fixed) = (prover.graph, &prover.fixed);
     let secret = graph.node(v).is_ok_and(|n| n.owner == Owner::Secret);
     if let (true, Some(Op::RatioSoftmax { numerator: Numerator::Square { shift }, .. })) = (secret, graph.op(v)) {
-        // Its entries are squares.
+        // Its entries are squares, and the divisor is their sum.
         let Some(x) = graph.operand(v, 0) else { return Vec::new() };
+        let columns = graph.shape(v).last().and_then(|d| graph.dims.upper(d)).map_or(1.0, |n| n.max(1) as f64);
+        let room = (f64::from(RING) - 3.0 - libm::ceil(libm::log2(columns))) / 2.0 - f64::from(f) - 1.0;
         let most = prover.proofs.get(&x).map_or(f64::INFINITY, Proof::size) + f64::from(shift.abs());
-        return if most < libm::exp2(f64::from(RING / 2 - 2 - f)) { Vec::new() } else { vec![x] };
+        return if most < libm::exp2(room) { Vec::new() } else { vec![x] };
     }
     if !secret || !matches!(graph.op(v), Some(Op::Mul | Op::MatMul | Op::Pow(_) | Op::Quadratic { .. })) {
         return Vec::new();
@@ -323,6 +331,15 @@ fn too_large(prover: &Prover, v: ValueId, proof: &Proof, f: u8) -> Vec<ValueId> 
     let least = if moving.len() == operands.len() { f } else { 8 };
     let room = f64::from(RING) - 3.0 - f64::from(f) - f64::from(least);
     if proof.size() < libm::exp2(room) { Vec::new() } else { moving }
+}
+
+/// Whether a user takes a value, or a part of it, as the left side of a product with weights.
+fn meets_matrix(graph: &Graph, user: ValueId, v: ValueId) -> bool {
+    match graph.op(user) {
+        Some(Op::MatMul) => graph.operand(user, 0) == Some(v) && graph.operand(user, 1) != Some(v),
+        Some(Op::Slice { .. } | Op::Reshape { .. }) => graph.users(user).iter().any(|&u| meets_matrix(graph, u, user)),
+        _ => false,
+    }
 }
 
 /// What is assumed in place of a proof: what was seen, with the margin; and a least size.

@@ -133,7 +133,15 @@ impl Lower<'_> {
         };
         let shape = self.graph.shape(v).to_vec();
         let mask = self.softmax_mask(v, args.get(1).copied())?;
-        let x = self.at_f(x)?;
+        let own = self.at_f(x)?;
+        let (scale, bound) = self.ring(own)?;
+        let columns = shape.last().and_then(|d| self.graph.dims.upper(d)).map_or(1.0, |n| n.max(1) as f64);
+        let columns = libm::ceil(libm::log2(columns)) as u8;
+        // The sum of a row has to fit: where it would not, entries drop fraction bits.
+        let square = matches!(numerator, Numerator::Square { .. });
+        let bits = if square { 2 * (bound.max(scale) + 2) } else { bound + 1 };
+        let excess = bits.saturating_add(columns).saturating_sub(RING - 2).div_ceil(if square { 2 } else { 1 });
+        let x = if excess == 0 { own } else { self.shares_at(x, scale.saturating_sub(excess))? };
         let packed = self.push(v, M::Pack, &[x, mask])?;
         let (scale, _) = self.ring(packed)?;
         let entries = match numerator {
