@@ -18,6 +18,8 @@ use ombra_ir::{Diagnostic, Result};
 const NAME: &str = "%guard";
 /// Bits of a number of violations.
 const COUNT: u8 = 48;
+/// The ring in which violations of one value are counted, where it holds their number.
+const SMALL: u8 = 32;
 
 impl Lower<'_> {
     /// Counts what leaves its range and reveals whether anything does; nothing where nothing is assumed.
@@ -35,12 +37,12 @@ impl Lower<'_> {
                 Quantity::Magnitude => {
                     let x = self.shares(v)?;
                     let minus = self.push(v, M::Neg, &[x])?;
-                    vec![self.above(v, x, assumed.high)?, self.above(v, minus, assumed.high)?]
+                    vec![self.beyond(v, (x, minus), assumed.high)?]
                 }
                 Quantity::PositiveDivisor | Quantity::DivisorOfOneSign | Quantity::DivisorOfBothSigns => {
                     let x = self.shares(v)?;
                     let minus = self.push(v, M::Neg, &[x])?;
-                    let mut bits = vec![self.above(v, x, assumed.high)?, self.above(v, minus, assumed.high)?];
+                    let mut bits = vec![self.beyond(v, (x, minus), assumed.high)?];
                     bits.extend(self.near_zero(v, (x, minus), assumed.low)?);
                     bits
                 }
@@ -79,6 +81,13 @@ impl Lower<'_> {
         Ok(bits + 2)
     }
 
+    /// The bit of every element whose size is `high` or more.
+    fn beyond(&mut self, v: ValueId, (x, minus): (Id, Id), high: f64) -> Result<Id> {
+        let (above, below) = (self.above(v, x, high)?, self.above(v, minus, high)?);
+        // At most one of the two is set.
+        self.push(v, M::Xor, &[above, below])
+    }
+
     /// The bit of every element that is `high` or more.
     fn above(&mut self, v: ValueId, x: Id, high: f64) -> Result<Id> {
         let (scale, _) = self.ring(x)?;
@@ -115,13 +124,14 @@ impl Lower<'_> {
 
     /// How many bits are set, of all elements.
     fn count(&mut self, v: ValueId, bit: Id) -> Result<Id> {
-        let mut sum = self.push(v, M::BitToRing { bits: RING }, &[bit])?;
-        let shape = self.module.ty(sum).shape.clone();
+        let shape = self.module.ty(bit).shape.clone();
+        let bits = if self.elements(&shape) < libm::exp2(f64::from(SMALL - 2)) { SMALL } else { RING };
+        let mut sum = self.push(v, M::BitToRing { bits }, &[bit])?;
         for axis in 0..shape.len() {
             sum = self.push(v, M::ReduceSum { axis: axis as u8 }, &[sum])?;
         }
-        sum = self.within(v, M::Reshape { shape: vec![1.into()] }, &[sum], COUNT)?;
-        Ok(sum)
+        sum = self.within(v, M::Reshape { shape: vec![1.into()] }, &[sum], COUNT.min(bits - 2))?;
+        if bits < RING { self.push(v, M::Extend { bits: RING }, &[sum]) } else { Ok(sum) }
     }
 
     /// The bit of every row of a softmax by quotients whose divisor is below the range, if any of its entries counts.
