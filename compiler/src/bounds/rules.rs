@@ -62,6 +62,14 @@ impl Prover<'_> {
     /// What is proven of a value whose operands are known.
     pub fn prove(&mut self, v: ValueId) -> Result<Proof> {
         let mut proof = self.rule(v)?.unwrap_or_else(|| Proof::between(self.rank(v), TOP));
+        // A value has the axes of all its operands, also of those that say nothing of it.
+        let missing = self.rank(v).saturating_sub(proof.range.shape().len());
+        if missing > 0 {
+            proof.range = lift(&proof.range, self.rank(v));
+            proof.lengths = proof
+                .lengths
+                .map(|l| Lengths { axis: l.axis + missing, runs: lift(&l.runs, l.runs.shape().len() + missing) });
+        }
         if let Some(&(low, high)) = self.given.get(&v) {
             proof.range = proof.range.map(|(a, b)| (a.max(low), b.min(high)));
             proof.unwritten = false;
@@ -408,7 +416,21 @@ impl Prover<'_> {
         };
         let (gamma, offset) = (factors(ids.get(1), 1.0)?, factors(ids.get(2), 0.0)?);
         self.ends = ends;
-        let (Some(gamma), Some(offset)) = (gamma, offset) else { return Ok(None) };
+        let (Some(gamma), Some(offset)) = (gamma, offset) else {
+            // Scale and shift that nobody knows yet.
+            let mut proof = Proof::between(rank, (-radius, radius));
+            if let Some(&gamma) = ids.get(1) {
+                let gamma = self.operand(gamma)?;
+                proof.range = proof.range.zip(&gamma.range, times);
+                proof.lengths = Some(Lengths { axis: rank - 1, runs: Spread::one(rank, radius * gamma.size()) });
+            }
+            if let Some(&offset) = ids.get(2) {
+                let offset = self.operand(offset)?;
+                proof.range = proof.range.zip(&offset.range, |p, q| (p.0 + q.0, p.1 + q.1));
+                proof.lengths = None;
+            }
+            return Ok(Some(proof));
+        };
         let range: Vec<Ends> = gamma
             .iter()
             .zip(&offset)

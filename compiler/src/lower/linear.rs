@@ -312,7 +312,14 @@ impl Lower<'_> {
         if log2 == libm::floor(log2) && f64::from(scale) + log2 <= f64::from(RING - 2) {
             return self.push(v, M::SetScale { scale: scale + log2 as u8 }, &[x]);
         }
-        let room = (i32::from(RING) - 3 - i32::from(bound)).clamp(CONSTANT.0, CONSTANT.1);
+        let room = |bound: u8| i32::from(RING) - 3 - i32::from(bound);
+        let excess = CONSTANT.0 - room(bound);
+        if excess > 0 && excess < i32::from(scale) {
+            // The sum itself leaves no room: it drops what it has beyond that. A division may add a bit.
+            let coarse = self.push(v, M::Truncate { by: excess as u8 + 1 }, &[x])?;
+            return self.over(v, coarse, n);
+        }
+        let room = room(bound).clamp(CONSTANT.0, CONSTANT.1);
         let finest = i32::from(RING) - 2 - i32::from(scale);
         let s = (room + libm::floor(log2) as i32).clamp(0, finest.max(0)) as u8;
         let k = libm::round(libm::ldexp(1.0 / n, i32::from(s))) as i64;

@@ -89,7 +89,9 @@ fn refusal(error: &Diagnostic) -> Outcome {
     let text = format!("{}: {}", error.code, error.message);
     match error.kind {
         Kind::Unsupported => Outcome::Refused(text),
-        Kind::Input | Kind::Peer | Kind::Internal => Outcome::Failed(text),
+        Kind::Input | Kind::Peer | Kind::Internal => {
+            Outcome::Failed(format!("{text} at {}", error.place.as_deref().unwrap_or("the model")))
+        }
     }
 }
 
