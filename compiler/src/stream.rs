@@ -122,10 +122,10 @@ impl Bands<'_> {
         let sizes = sizes_of(self.graph, id)?;
         let by_rows = sizes.len() == self.rank && sizes.first() == Some(&self.rows);
         match self.graph.op(id) {
-            Some(Op::Weight { name, transposed }) if by_rows && self.rank == 2 => {
-                if self.elements.rows(name, *transposed, 0..0)?.is_some() {
-                    return Ok(());
-                }
+            Some(Op::Weight { name, transposed })
+                if by_rows && self.rank == 2 && self.elements.rows(name, *transposed, 0..0)?.is_some() =>
+            {
+                return Ok(());
             }
             Some(Op::Mul | Op::Add | Op::Sub) if by_rows && self.rank > 1 => {
                 return self.graph.operands(id).into_iter().try_for_each(|operand| self.prepare(operand));

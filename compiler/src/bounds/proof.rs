@@ -97,9 +97,9 @@ impl Proof {
         let have = known.runs.shape()[axis];
         let known = if have == runs {
             known.runs.clone()
-        } else if have % runs == 0 {
+        } else if have.is_multiple_of(runs) {
             parts(&known.runs.map(|x| x * x), axis, have / runs, |a, b| a + b)?.map(libm::sqrt)
-        } else if runs % have == 0 {
+        } else if runs.is_multiple_of(have) {
             known.runs.repeat(axis, runs / have)
         } else {
             let total = known.runs.map(|x| x * x).fold(axis, |a, b| a + b);
@@ -123,7 +123,7 @@ impl Proof {
             return self;
         };
         let runs = self.lengths.as_ref().and_then(|l| l.runs.shape().get(axis).copied()).unwrap_or(1);
-        if runs == 0 || n % runs != 0 {
+        if runs == 0 || !n.is_multiple_of(runs) {
             self.lengths = None;
             return self;
         }
@@ -274,7 +274,7 @@ impl Proof {
 fn parts(spread: &Spread<f64>, axis: usize, each: usize, join: impl Fn(f64, f64) -> f64) -> Option<Spread<f64>> {
     let shape = spread.shape();
     let n = *shape.get(axis)?;
-    if each == 0 || n % each != 0 {
+    if each == 0 || !n.is_multiple_of(each) {
         return None;
     }
     // The axis as two: runs, and places in a run.
@@ -309,9 +309,9 @@ fn reshape_lengths(l: &Lengths, from: &[Dim], to: &[Dim]) -> Option<Lengths> {
                 spread = spread.widen(axis, size_of(&from[axis])?);
             }
         }
-        let (times, left) = if each > 0 && last % each == 0 {
+        let (times, left) = if each > 0 && last.is_multiple_of(each) {
             (1, last / each)
-        } else if last > 0 && each % last == 0 {
+        } else if last > 0 && each.is_multiple_of(last) {
             (each / last, 1)
         } else {
             return None;

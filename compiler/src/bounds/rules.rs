@@ -119,8 +119,8 @@ impl Prover<'_> {
             }
             Op::Neg => x.map(|x| Proof { range: x.range.map(|(a, b)| (-b, -a)), ..x.clone() }),
             Op::Relu => shrinks(&|(a, b)| (a.max(0.0), b.max(0.0))),
-            Op::Silu => shrinks(&|(a, b)| (a.min(0.0).max(-0.2785) * LOOSE, b.max(0.0) * LOOSE)),
-            Op::Gelu { .. } => shrinks(&|(a, b)| (a.min(0.0).max(-0.1702) * LOOSE, b.max(0.0) * LOOSE)),
+            Op::Silu => shrinks(&|(a, b)| (a.clamp(-0.2785, 0.0) * LOOSE, b.max(0.0) * LOOSE)),
+            Op::Gelu { .. } => shrinks(&|(a, b)| (a.clamp(-0.1702, 0.0) * LOOSE, b.max(0.0) * LOOSE)),
             Op::Tanh => shrinks(&|(a, b)| (a.clamp(-1.0, 1.0) * LOOSE, b.clamp(-1.0, 1.0) * LOOSE)),
             Op::Sigmoid => each(&monotone(|x| 1.0 / (1.0 + libm::exp(-x)))),
             Op::Erf => each(&|(a, b)| (libm::erf(a) * LOOSE - 1e-4, libm::erf(b) * LOOSE + 1e-4)),

@@ -324,7 +324,8 @@ fn reals(most: f64, beyond: i32) -> Vec<f64> {
 fn activations_of_wide_values() {
     let sigmoid = |x: f64| 1.0 / (1.0 + libm::exp(-x));
     let gelu = |x: f64| x * 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
-    let functions: [(Op, f64, &dyn Fn(f64) -> f64); 6] = [
+    type Function<'a> = (Op, f64, &'a dyn Fn(f64) -> f64);
+    let functions: [Function; 6] = [
         (Op::Silu, 1.4e-3, &|x| x * sigmoid(x)),
         (Op::Gelu { tanh: false }, 4e-4, &gelu),
         (Op::Softplus, 5e-4, &|x| x.max(0.0) + libm::log1p(libm::exp(-x.abs()))),

@@ -42,13 +42,13 @@ impl Logits {
     pub fn faults(&self, what: &str) -> Vec<String> {
         let mut faults = Vec::new();
         // Written so that what is no number is a fault.
-        if self.positions > 0 && !(self.divergence <= MAX_DIVERGENCE) {
+        if self.positions > 0 && (self.divergence > MAX_DIVERGENCE || self.divergence.is_nan()) {
             faults.push(format!(
                 "the divergence over {what} is {:.2e}, expected at most {MAX_DIVERGENCE}",
                 self.divergence
             ));
         }
-        for o in self.others.iter().filter(|o| !(o.margin <= MAX_MARGIN)).take(4) {
+        for o in self.others.iter().filter(|o| o.margin > MAX_MARGIN || o.margin.is_nan()).take(4) {
             faults.push(format!(
                 "{}, position {}: token {} in place of {}, whose logit is greater by {:.3}",
                 o.row, o.position, o.found, o.expected, o.margin

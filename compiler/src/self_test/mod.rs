@@ -82,7 +82,7 @@ impl Report {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = self.logits.faults("all positions");
         faults.extend(self.last.faults("the plan's last positions"));
-        let wrong = self.outputs.iter().filter(|(_, error)| !(**error <= MAX_RELATIVE));
+        let wrong = self.outputs.iter().filter(|(_, error)| **error > MAX_RELATIVE || error.is_nan());
         faults.extend(wrong.map(|(name, error)| format!("output `{name}` has a relative error of {error:.2e}")));
         faults
     }

@@ -317,7 +317,8 @@ fn what_is_not_a_plain_llama_is_refused_with_its_reason() {
         let error = converted(name, &file, &Form::default()).err().unwrap_or_else(|| panic!("{name} is converted"));
         format!("{error}")
     };
-    let changes: [(&str, &str, &dyn Fn(&mut File)); 14] = [
+    type Change<'a> = (&'a str, &'a str, &'a dyn Fn(&mut File));
+    let changes: [Change; 14] = [
         ("architecture", "E0924", &|f| f.text("general.architecture", "gemma")),
         ("scaling", "E0924", &|f| f.text("llama.rope.scaling.type", "yarn")),
         ("bias", "E0924", &|f| f.tensor("blk.0.attn_q.bias", &[HIDDEN], |_| 0.0)),

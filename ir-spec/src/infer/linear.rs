@@ -106,7 +106,7 @@ pub(super) fn narrow(x: &Operand, bits: u8) -> Rule<Ty> {
 /// Of `|x| < 2^b` the floor is at least `−2^(b − by)`, and the result up to 2 less.
 pub(super) fn cut(x: &Operand, by: u8) -> Rule<Ty> {
     let (bits, scale) = shared_ring("cut_c1", x)?;
-    if by == 0 || by % 8 != 0 || by > scale || by >= bits {
+    if by == 0 || !by.is_multiple_of(8) || by > scale || by >= bits {
         return Err(Violation::new("cut_c2", format!("by {by}, scale {scale}, {bits} bits")));
     }
     let left = u32::from(x.ty.bound.saturating_sub(by));
