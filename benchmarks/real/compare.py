@@ -6,7 +6,8 @@
 
 GOT for text is a folder of NAME.npy: float32 [positions, vocabulary], or int64 [positions], the next tokens alone; an axis
 for a batch of one may come first. For
-adversarial it is a JSON object from names to next tokens; `null` stands for a clear error. For greedy it is a JSON list of
+adversarial it is a JSON object from names to next tokens; `null` stands for a clear error; NAME.npy beside it, float32
+[vocabulary], are the logits of the last position, where they are known. For greedy it is a JSON list of
 lists of tokens, one for each answer of ANSWERS.json, or `null` where one was not asked for.
 
 A near tie is a position whose reference has its two greatest logits less than --near apart. Ends with 1 where something is
@@ -15,6 +16,9 @@ wrong beyond that. Needs numpy.
 import argparse, json, pathlib, sys
 
 import numpy as np
+
+
+VERDICTS = ["right", "near ties", "clear errors", "WRONG"]
 
 
 def log_softmax(z):
@@ -70,15 +74,31 @@ def adversarial(reference, got, near):
     unknown = set(have) - set(want)
     if unknown:
         sys.exit(f"not in the reference: {sorted(unknown)[:5]}")
-    count = dict.fromkeys(["right", "near ties", "clear errors", "WRONG"], 0)
+    kinds, count, worst, decided, mean = {}, dict.fromkeys(VERDICTS, 0), (0.0, ""), 0, []
     for name, token in have.items():
-        w = want[name]
-        kind = ("clear errors" if token is None else "right" if token == w["next"] else
-                "near ties" if w["margin"] < near else "WRONG")
-        count[kind] += 1
-        if kind in ("near ties", "WRONG"):
-            print(f"{kind}: {name}: {token} for {w['next']}, margin {w['margin']:.4f}")
-    print(", ".join(f"{n} {kind}" for kind, n in count.items()), f"of {len(have)}; {len(want) - len(have)} not compared")
+        w, file = want[name], got.parent / f"{name}.npy"
+        verdict = ("clear errors" if token is None else "right" if token == w["next"] else
+                   "near ties" if w["margin"] < near else "WRONG")
+        count[verdict] += 1
+        kinds.setdefault(name.split("-")[0], dict.fromkeys(VERDICTS, 0))[verdict] += 1
+        error = None
+        if token is not None and file.exists():
+            errors = np.abs(np.load(file).astype(np.float64) - np.load(reference / file.name))
+            error = errors.max()
+            mean.append(errors.mean())
+            worst = max(worst, (error, name))
+            decided += bool(w["margin"] > 2 * error)
+            if w["margin"] > 2 * error and verdict != "right":
+                print(f"beyond its error: {name}")
+        if verdict in ("near ties", "WRONG"):
+            of = "" if error is None else f", greatest error {error:.4f}"
+            print(f"{verdict}: {name}: {token} for {w['next']}, margin {w['margin']:.4f}{of}")
+    for kind, verdicts in kinds.items():
+        print(f"{kind}: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
+    print(", ".join(f"{n} {verdict}" for verdict, n in count.items()), f"of {len(have)}; {len(want) - len(have)} not compared")
+    if mean:
+        print(f"logits of {len(mean)} prompts: greatest error {worst[0]:.5f} ({worst[1]}), mean {np.mean(mean):.6f}; "
+              f"the margin is above twice the error in {decided}")
     return count["WRONG"] == 0 and len(have) > 0
 
 

@@ -1,14 +1,16 @@
 """Token sequences for a real model, and what ONNX Runtime computes for them.
 
     python3 reference.py MODEL_FOLDER text OUT          at least 1100 positions of text, logits of every position
+    python3 reference.py MODEL_FOLDER answers OUT       stored answers behind their prompts, logits of every position
     python3 reference.py MODEL_FOLDER adversarial OUT   every kind of odd prompt, the last position of each
 
 MODEL_FOLDER holds model.onnx, tokenizer.json and config.json, as `fetch-model` writes them. OUT gets
 
     sequences.json    a list of objects with a name and ids
     tokens.txt        the same ids, a sequence a line
-    NAME.npy          text: float32 [positions, vocabulary], the logits
-    NAME.ids.npy      text: int64 [1, positions], the ids as an input of the model
+    NAME.npy          text, answers: float32 [positions, vocabulary], the logits
+    NAME.ids.npy      text, answers: int64 [1, positions], the ids as an input of the model
+    NAME.npy          adversarial: float32 [vocabulary], the logits of the last position
     adversarial.json  adversarial: next token, second token, margin and greatest logit at the last position of each
 
 Needs onnxruntime, numpy and tokenizers.
@@ -60,6 +62,11 @@ def text_sequences(tokenizer):
     return found
 
 
+def answer_sequences(file):
+    answers = json.loads(file.read_text())["answers"]
+    return [dict(name=f"answer-{k}", ids=a["prompt_ids"] + a["new_ids"]) for k, a in enumerate(answers)]
+
+
 def adversarial_sequences(model, longest, alone, drawn):
     rng = np.random.default_rng(1)
     token = lambda: int(rng.integers(model.vocab))
@@ -83,17 +90,20 @@ def top2(row):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path)
-    parser.add_argument("kind", choices=["text", "adversarial"])
+    parser.add_argument("kind", choices=["text", "answers", "adversarial"])
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--longest", type=int, default=512, help="length of repeated tokens and of the longest prompt")
     parser.add_argument("--alone", type=int, default=4500, help="how many tokens stand alone in a prompt")
     parser.add_argument("--drawn", type=int, default=500, help="how many prompts are drawn")
+    parser.add_argument("--answers", type=pathlib.Path, default=ROOT / "tests/data/real/smollm2-135m.json",
+                        help="a file with answers, each of prompt_ids and new_ids")
     args = parser.parse_args()
     model = Model(args.model, args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.kind == "text":
-        sequences = text_sequences(Tokenizer.from_file(str(args.model / "tokenizer.json")))
+    if args.kind != "adversarial":
+        sequences = (answer_sequences(args.answers) if args.kind == "answers" else
+                     text_sequences(Tokenizer.from_file(str(args.model / "tokenizer.json"))))
         for s in sequences:
             np.save(args.out / f"{s['name']}.npy", model.logits([s["ids"]])[0])
             np.save(args.out / f"{s['name']}.ids.npy", np.asarray([s["ids"]], np.int64))
@@ -108,6 +118,7 @@ def main():
                 part = group[k:k + step]
                 for s, row in zip(part, model.logits([s["ids"] for s in part])[:, -1]):
                     first, second, margin = top2(row)
+                    np.save(args.out / f"{s['name']}.npy", row)
                     results[s["name"]] = dict(next=first, second=second, margin=round(margin, 5), logit=float(row[first]))
         (args.out / "adversarial.json").write_text(json.dumps(results) + "\n")
     (args.out / "sequences.json").write_text(json.dumps(sequences) + "\n")

@@ -6,15 +6,22 @@ use std::path::Path;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_compiler::reveal::Reveal;
+use ombra_compiler::self_test::clear;
 use ombra_compiler::{import, output};
+use ombra_ir::module::{Id, Module};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::InputRole;
+use ombra_ir::reference::{RefData, RefValue, Rounding, signed};
+use ombra_ir::ty::{BoundFrom, Ty};
 use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::{PlanFolder, Request};
 
 use crate::built::{Folder, logits};
-use crate::{parties, plain};
+use crate::parties;
+
+/// Where the numbers of roundings begin.
+const SEED: u64 = 0x0b5e_55ed;
 
 /// A compiled model whose weights are all private.
 pub struct Real {
@@ -28,7 +35,7 @@ pub struct Real {
 /// Which of the two ways a plan is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Between {
-    /// In the clear, by the meaning of its ops.
+    /// In the clear, by the meaning of its ops. Every value is compared with its declared bound.
     Nobody,
     /// Three threads, each of a party.
     Parties,
@@ -39,7 +46,12 @@ pub enum Revealed {
     /// Logits of every position of every row.
     Logits(Vec<f32>),
     /// The next token of every row.
-    NextTokens(Vec<i64>),
+    NextTokens {
+        /// One for every row.
+        tokens: Vec<i64>,
+        /// The logits that they are chosen from, row by row, where the plan runs in the clear.
+        scores: Vec<f32>,
+    },
 }
 
 impl Real {
@@ -106,16 +118,32 @@ impl Real {
     }
 
     fn in_the_clear(&self, rows: &[Vec<i64>]) -> Result<Revealed> {
-        let outcome = plain::step(&self.compiled, &self.model, &self.inputs(rows)?)?;
+        let module = &self.plan.plan.module;
         let none = || Diagnostic::internal("E0000", "nothing is revealed");
-        let value = outcome.outputs.into_iter().next().flatten().ok_or_else(none)?;
-        if self.reveals_tokens() {
-            let (_, words) = value.as_ring()?;
-            return Ok(Revealed::NextTokens(words.iter().map(|&word| word as i64).collect()));
+        let reveal = module.ops.iter().find(|node| matches!(node.op, Op::Reveal { .. })).ok_or_else(none)?;
+        let revealed = *reveal.args.first().ok_or_else(none)?;
+        // Tokens are chosen from the operand of the choice.
+        let chosen = matches!(module.node(revealed).op, Op::ArgMax { .. });
+        let scores_at = if chosen { *module.node(revealed).args.first().ok_or_else(none)? } else { revealed };
+        let mut scores: Vec<f32> = Vec::new();
+        let mut bounds = Bounds { module, outside: vec![false; module.ops.len()] };
+        let mut see = |id: Id, value: &RefValue| {
+            bounds.see(id, value)?;
+            let ty = module.ty(id);
+            if id == scores_at {
+                let (_, scale) = ty.as_ring().ok_or_else(none)?;
+                scores = value.decode(scale)?.into_iter().map(|value| value as f32).collect();
+            }
+            Ok(())
+        };
+        let rounding = Rounding::Drawn { seed: SEED };
+        let outcome = clear::step_seen(&self.compiled, &self.model, &self.inputs(rows)?, rounding, &mut see)?;
+        if !chosen {
+            return Ok(Revealed::Logits(scores));
         }
-        let reveal = self.plan.plan.module.ops.iter().find(|node| matches!(node.op, Op::Reveal { .. }));
-        let (_, scale) = reveal.and_then(|node| node.ty.as_ring()).ok_or_else(none)?;
-        Ok(Revealed::Logits(value.decode(scale)?.into_iter().map(|value| value as f32).collect()))
+        let value = outcome.outputs.into_iter().next().flatten().ok_or_else(none)?;
+        let (_, words) = value.as_ring()?;
+        Ok(Revealed::NextTokens { tokens: words.iter().map(|&word| word as i64).collect(), scores })
     }
 
     fn between_parties(&self, rows: &[Vec<i64>]) -> Result<Revealed> {
@@ -130,12 +158,44 @@ impl Real {
         let [client, ..] = parties::run(&self.plan, &request, &[vec![(name, ids)]])?;
         let opened = client.steps.into_iter().next().and_then(|seen| seen.opened.into_iter().next());
         let opened = opened.ok_or_else(|| Diagnostic::internal("E0000", "nothing is revealed"))?;
-        Ok(Revealed::NextTokens(opened.values))
+        Ok(Revealed::NextTokens { tokens: opened.values, scores: Vec::new() })
     }
 
     fn reveals_tokens(&self) -> bool {
         let outputs = &self.plan.plan.module.outputs;
         outputs.iter().any(|output| output.kind == ombra_ir::module::OutputKind::NextToken)
+    }
+}
+
+/// Compares values with their declared bounds.
+struct Bounds<'a> {
+    module: &'a Module,
+    /// Ops with an element outside of the declared bound.
+    outside: Vec<bool>,
+}
+
+impl Bounds<'_> {
+    /// An error where an element is not in its declared bound. What is outside the range of a formula, and what follows
+    /// from it up to the product by zero that removes it, may leave theirs.
+    fn see(&mut self, id: Id, value: &RefValue) -> Result<()> {
+        let (RefData::Ring { bits, values }, node) = (&value.data, self.module.node(id)) else { return Ok(()) };
+        let Ty { bound, bound_from, .. } = node.ty;
+        let greatest = values.iter().map(|&word| signed(word, *bits).unsigned_abs()).max().unwrap_or(0);
+        if greatest.checked_shr(bound.into()).unwrap_or(0) == 0 {
+            return Ok(());
+        }
+        let may = match bound_from {
+            BoundFrom::Guarded => true,
+            BoundFrom::Proven => node.args.iter().any(|arg| self.outside[arg.index()]),
+            BoundFrom::Weights | BoundFrom::Calibrated => false,
+        };
+        if may {
+            self.outside[id.index()] = true;
+            return Ok(());
+        }
+        Err(Diagnostic::internal("E0000", "a value has left its declared bound")
+            .note(format!("expected  less than 2^{bound}, {}", bound_from.name()))
+            .note(format!("found     {greatest}")))
     }
 }
 

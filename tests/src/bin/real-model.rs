@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! real-model MODEL_FOLDER text REFERENCE OUT               logits of every position, as OUT/NAME.npy
-//! real-model MODEL_FOLDER adversarial REFERENCE OUT        next tokens, as OUT/next.json
+//! real-model MODEL_FOLDER adversarial REFERENCE OUT        next tokens, as OUT/next.json, and logits of the last position
 //! ```
 //! `--parties` runs three parties in threads in place of the reference in the clear, `--only N` takes about N sequences,
 //! spread evenly.
@@ -88,7 +88,13 @@ fn run(arguments: &Arguments) -> Result<()> {
                     })?;
                     Vec::new()
                 }
-                Ok(Revealed::NextTokens(tokens)) => tokens.into_iter().map(Value::from).collect(),
+                Ok(Revealed::NextTokens { tokens, scores }) => {
+                    let width = scores.len() / part.len();
+                    part.iter().zip(scores.chunks_exact(width.max(1))).try_for_each(|((name, _), row)| {
+                        tensor_file::write(&arguments.out, name, &Tensor::f32(&[width], row.to_vec())?)
+                    })?;
+                    tokens.into_iter().map(Value::from).collect()
+                }
                 Err(error) => {
                     eprintln!("{} and {} more: {error}", part[0].0, part.len() - 1);
                     refused += part.len();

@@ -82,7 +82,7 @@ fn the_plan_computes_the_models_logits_and_answers() {
     let real = Real::compile(&folder, true, 1).unwrap_or_else(|e| panic!("{e}"));
     let logits = |ids: &[i64]| match real.run(&[ids.to_vec()], Between::Nobody).unwrap_or_else(|e| panic!("{e}")) {
         Revealed::Logits(logits) => logits,
-        Revealed::NextTokens(_) => panic!("logits were asked for"),
+        Revealed::NextTokens { .. } => panic!("logits were asked for"),
     };
     for row in expected["rows"].as_array().expect("rows") {
         let ids = ints(&row["ids"]);
