@@ -7,6 +7,7 @@ pub mod dim;
 pub mod infer;
 pub mod module;
 pub mod network;
+pub mod norms;
 pub mod op;
 pub mod plain;
 pub mod plan;

@@ -1,6 +1,7 @@
 //! Types of MPC values: what an element is, who holds it, how big it is.
 
 use crate::dim::{Dim, Dims};
+use crate::norms::{self, Norms};
 use crate::plain::DType;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -68,15 +69,14 @@ impl Sharing {
 /// Where a bound comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BoundFrom {
-    /// Follows from the operands' bounds.
+    /// Follows from the operands' bounds and norms, or is checked where a weight is encoded.
     Proven,
     /// Assumed: measured on calibration inputs, with a margin.
     Calibrated,
     /// Follows from the formula of the expansion that made the op, inside the formula's range. Outside the range the
     /// value is garbage, which a later product by zero removes.
     Guarded,
-    /// Follows from the sizes and the row lengths of the weights, by the compiler's bounds: no input exceeds it. The
-    /// server checks the sizes of its weights when it encodes them.
+    /// Follows from the weights by finer bounds of the compiler's: by channel, by head, by convexity. No input exceeds it.
     Weights,
 }
 
@@ -111,31 +111,37 @@ pub struct Ty {
     pub shape: Vec<Dim>,
     /// For ring elements: the integer that stands for a value lies in (−2^bound, 2^bound). Zero otherwise.
     pub bound: u8,
-    /// Where the bound comes from.
+    /// Where the bound comes from, and the norms.
     pub bound_from: BoundFrom,
+    /// Finer bounds of the same integers, where they are known.
+    pub norms: Norms,
 }
 
 impl Ty {
     /// A ring type with a proven bound.
     pub fn ring(bits: u8, scale: u8, sharing: Sharing, shape: Vec<Dim>, bound: u8) -> Ty {
-        Ty { elem: Elem::Ring { bits, scale }, sharing, shape, bound, bound_from: BoundFrom::Proven }
+        Ty { elem: Elem::Ring { bits, scale }, sharing, shape, bound, ..Ty::bit(Vec::new()) }
     }
 
     /// A secret bit tensor.
     pub fn bit(shape: Vec<Dim>) -> Ty {
-        Ty { elem: Elem::Bit, sharing: Sharing::Shared, shape, bound: 0, bound_from: BoundFrom::Proven }
+        let (bound_from, norms) = (BoundFrom::Proven, Norms::default());
+        Ty { elem: Elem::Bit, sharing: Sharing::Shared, shape, bound: 0, bound_from, norms }
     }
 
     /// A tensor of plain numbers.
     pub fn plain(dtype: DType, sharing: Sharing, shape: Vec<Dim>) -> Ty {
-        Ty { elem: Elem::Plain(dtype), sharing, shape, bound: 0, bound_from: BoundFrom::Proven }
+        Ty { elem: Elem::Plain(dtype), sharing, ..Ty::bit(shape) }
     }
 
-    /// The type as in the text form, such as `ring64.16[batch, 96] shared <24 calibrated`.
+    /// The type as in the text form, such as `ring64.16[batch, 96] shared <24 rows 25.5 calibrated`.
     pub fn show(&self, dims: &Dims) -> String {
         let mut out = format!("{}{} {}", self.elem, dims.show_shape(&self.shape), self.sharing.name());
         if self.as_ring().is_some() {
             out += &format!(" <{}", self.bound);
+            for (name, n) in self.norms.named() {
+                out += &n.map_or(String::new(), |n| format!(" {name} {}", norms::show(n)));
+            }
             if self.bound_from != BoundFrom::Proven {
                 out += " ";
                 out += self.bound_from.name();

@@ -16,6 +16,7 @@ pub mod spread;
 use crate::calibrate::{Rows, Seen, divisors};
 use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, ValueId};
 use crate::lower::{Assumed, RING};
+use ombra_ir::norms::{Norms, quarters};
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::AssumedRange;
 use ombra_ir::ty::BoundFrom;
@@ -81,7 +82,12 @@ pub struct Ranges {
     pub values: BTreeMap<ValueId, Range>,
     /// For a softmax by quotients, its divisors, as calibration saw them.
     pub rows: BTreeMap<ValueId, Rows>,
+    /// Greatest 2-norms of rows and columns of what depends on weights and constants alone.
+    pub norms: BTreeMap<ValueId, Longest>,
 }
+
+/// Greatest 2-norms of rows and columns, where there are such.
+pub type Longest = [Option<f64>; 2];
 
 impl Ranges {
     /// Greatest size of a value's elements, where it has a bound.
@@ -104,6 +110,7 @@ impl Ranges {
             .iter()
             .find(|(v, range)| !other.values.get(v).is_some_and(|most| within(range, most)))
             .map(|(v, _)| *v)
+            .or_else(|| self.norms.iter().find(|(v, own)| longer(own, other.norms.get(v))).map(|(v, _)| *v))
     }
 
     /// Every range made wider by a factor.
@@ -116,6 +123,20 @@ impl Ranges {
             range.proven *= factor;
             range.length = range.length.map(|l| l * factor);
         }
+        for norms in self.norms.values_mut() {
+            *norms = norms.map(|norm| norm.map(|l| l * factor));
+        }
+    }
+
+    /// What a weight of a shape declares of its rows and columns at a scale, with room for rounding.
+    pub fn declared(&self, v: ValueId, scale: u8, shape: impl DoubleEndedIterator<Item = Option<i64>>) -> Norms {
+        let Some(norms) = self.norms.get(&v) else { return Norms::default() };
+        let mut sizes = shape.rev();
+        let [rows, columns] = norms.map(|norm| {
+            let n = sizes.next()??;
+            quarters(libm::ldexp(norm?, i32::from(scale)) + libm::sqrt(n as f64))
+        });
+        Norms { size: None, rows, columns }
     }
 }
 
@@ -143,6 +164,7 @@ pub fn prove(
         fixed,
         away: BTreeMap::new(),
         ends: BTreeMap::new(),
+        norms: BTreeMap::new(),
         proofs: BTreeMap::new(),
     };
     let continued = continued(graph);
@@ -203,6 +225,7 @@ pub fn prove(
         }
         prover.proofs.insert(v, proof);
     }
+    ranges.norms = prover.norms;
     for (v, (low, high)) in prover.ends {
         let range = Range {
             low,
@@ -215,6 +238,12 @@ pub fn prove(
         ranges.values.insert(v, range);
     }
     Ok(ranges)
+}
+
+/// Whether rows or columns are longer here than there.
+fn longer(own: &Longest, other: Option<&Longest>) -> bool {
+    let most = other.copied().unwrap_or_default();
+    own.iter().zip(most).any(|(own, most)| own.zip(most).is_none_or(|(own, most)| own > most) && own.is_some())
 }
 
 /// Greatest sizes of floats that the client gives.

@@ -3,7 +3,11 @@
 use super::spread::{Spread, groups, size_of};
 use crate::graph::ValueId;
 use ombra_ir::Dim;
+use ombra_ir::plain::{Data, Tensor};
 use std::rc::Rc;
+
+/// Elements of a static value that are told apart; larger ones are known by channel.
+const TOLD_APART: usize = 1 << 16;
 
 /// Least and greatest value.
 pub type Ends = (f64, f64);
@@ -356,4 +360,41 @@ pub fn inverse((low, high): Ends, away: f64) -> Ends {
     } else {
         TOP
     }
+}
+
+/// Least and greatest elements of a tensor.
+pub fn ends_of(tensor: &Tensor) -> Ends {
+    let fold = |values: &mut dyn Iterator<Item = f64>| values.map(|x| (x, x)).reduce(join).unwrap_or((0.0, 0.0));
+    match tensor.data() {
+        Data::F32(v) => fold(&mut v.iter().map(|&x| f64::from(x))),
+        Data::I64(v) => fold(&mut v.iter().map(|&x| x as f64)),
+        Data::Bool(v) => fold(&mut v.iter().map(|&x| f64::from(u8::from(x)))),
+    }
+}
+
+/// What the elements of a tensor say: by element, or by channel where there are many. Its rows along the last axis have
+/// their exact lengths.
+pub fn of_tensor(tensor: &Tensor) -> Proof {
+    let rank = tensor.rank();
+    let Data::F32(values) = tensor.data() else { return Proof::between(rank, ends_of(tensor)) };
+    let Some(&n) = tensor.shape().last().filter(|_| !values.is_empty()) else {
+        return Proof::between(rank, ends_of(tensor));
+    };
+    let row_lengths =
+        values.chunks_exact(n).map(|r| libm::sqrt(r.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()));
+    let (range, lengths) = if values.len() <= TOLD_APART {
+        let mut shape = tensor.shape().to_vec();
+        let range = Spread::new(shape.clone(), values.iter().map(|&x| (f64::from(x), f64::from(x))).collect());
+        shape[rank - 1] = 1;
+        (range, Spread::new(shape, row_lengths.collect()))
+    } else {
+        let mut ends = vec![(f64::INFINITY, f64::NEG_INFINITY); n];
+        for row in values.chunks_exact(n) {
+            ends.iter_mut().zip(row).for_each(|(e, &x)| *e = (e.0.min(f64::from(x)), e.1.max(f64::from(x))));
+        }
+        (Some(Spread::of_rows(rank, ends)), Some(Spread::one(rank, row_lengths.fold(0.0, f64::max))))
+    };
+    let mut proof = Proof::of(range.unwrap_or_else(|| Spread::one(rank, ends_of(tensor))));
+    proof.lengths = lengths.map(|runs| Lengths { axis: rank - 1, runs });
+    proof
 }

@@ -1,17 +1,16 @@
 //! What every operator proves of its result.
 
+use super::Longest;
 use super::linear::{self, Matrix};
-use super::proof::{Ends, LOOSE, Lengths, Linear, Proof, TOP, Unit, inverse, join, size, times};
+use super::proof::{Ends, LOOSE, Lengths, Linear, Proof, TOP, Unit, ends_of, inverse, join, of_tensor, size, times};
 use super::spread::{Spread, size_of};
 use crate::graph::{Graph, InputRole, Op, ValueId};
 use crate::import::recognise::rotated;
+use ombra_ir::norms::Measure;
 use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Unary};
 use ombra_ir::{Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-
-/// Elements of a static value that are told apart; larger ones are known by channel.
-const TOLD_APART: usize = 1 << 16;
 
 /// Walks through a graph, operands first.
 pub struct Prover<'a> {
@@ -27,6 +26,8 @@ pub struct Prover<'a> {
     pub fixed: BTreeSet<ValueId>,
     /// Ends of what depends on weights and constants alone, where it was looked at.
     pub ends: BTreeMap<ValueId, Ends>,
+    /// Greatest norms of their rows and columns.
+    pub norms: BTreeMap<ValueId, Longest>,
     /// What was proven.
     pub proofs: BTreeMap<ValueId, Proof>,
 }
@@ -50,13 +51,27 @@ impl Prover<'_> {
         }
         let proof = if self.fixed.contains(&v) {
             let tensor = (self.statics)(v)?;
-            self.ends.insert(v, ends_of(&tensor));
+            self.look_at(v, &tensor)?;
             of_tensor(&tensor)
         } else {
             Proof::between(self.rank(v), TOP)
         };
         self.proofs.insert(v, proof.clone());
         Ok(proof)
+    }
+
+    /// Keeps the ends and the norms of a static value.
+    fn look_at(&mut self, v: ValueId, tensor: &Tensor) -> Result<()> {
+        if self.ends.contains_key(&v) {
+            return Ok(());
+        }
+        self.ends.insert(v, ends_of(tensor));
+        if let Data::F32(values) = tensor.data() {
+            let mut measure = Measure::new(tensor.shape(), None)?;
+            measure.take(values);
+            self.norms.insert(v, measure.longest());
+        }
+        Ok(())
     }
 
     /// What is proven of a value whose operands are known.
@@ -341,7 +356,7 @@ impl Prover<'_> {
         if self.fixed.contains(&b) && self.rank(b) == 2 && !x.unwritten {
             let w = (self.statics)(b)?;
             let [inner, columns] = *w.shape() else { return Ok(None) };
-            self.ends.insert(b, ends_of(&w));
+            self.look_at(b, &w)?;
             let w = Matrix { data: w.as_f32()?, inner, columns };
             return Ok(linear::product(&x, &w, (b, rank), self.heads(v).unwrap_or(1)));
         }
@@ -403,19 +418,17 @@ impl Prover<'_> {
         let rank = self.rank(v);
         let Some(n) = self.graph.shape(v).last().and_then(size_of) else { return Ok(None) };
         let radius = libm::sqrt(n as f64) * LOOSE;
-        let mut ends = std::mem::take(&mut self.ends);
         let mut factors = |id: Option<&ValueId>, missing: f64| -> Result<Option<Vec<f64>>> {
             let Some(id) = id else { return Ok(Some(vec![missing; n])) };
             if !self.fixed.contains(id) {
                 return Ok(None);
             }
             let tensor = (self.statics)(*id)?;
-            ends.insert(*id, ends_of(&tensor));
+            self.look_at(*id, &tensor)?;
             let values: Vec<f64> = tensor.as_f32()?.iter().map(|&x| f64::from(x)).collect();
             Ok(if values.len() == n { Some(values) } else { None })
         };
         let (gamma, offset) = (factors(ids.get(1), 1.0)?, factors(ids.get(2), 0.0)?);
-        self.ends = ends;
         let (Some(gamma), Some(offset)) = (gamma, offset) else {
             // Scale and shift that nobody knows yet.
             let mut proof = Proof::between(rank, (-radius, radius));
@@ -667,40 +680,4 @@ fn power((a, b): Ends, p: f64) -> Ends {
         return (-most, most);
     }
     TOP
-}
-
-fn ends_of(tensor: &Tensor) -> Ends {
-    let fold = |values: &mut dyn Iterator<Item = f64>| values.map(|x| (x, x)).reduce(join).unwrap_or((0.0, 0.0));
-    match tensor.data() {
-        Data::F32(v) => fold(&mut v.iter().map(|&x| f64::from(x))),
-        Data::I64(v) => fold(&mut v.iter().map(|&x| x as f64)),
-        Data::Bool(v) => fold(&mut v.iter().map(|&x| f64::from(u8::from(x)))),
-    }
-}
-
-/// What the elements of a tensor say: by element, or by channel where there are many. Its rows along the last axis have
-/// their exact lengths.
-fn of_tensor(tensor: &Tensor) -> Proof {
-    let rank = tensor.rank();
-    let Data::F32(values) = tensor.data() else { return Proof::between(rank, ends_of(tensor)) };
-    let Some(&n) = tensor.shape().last().filter(|_| !values.is_empty()) else {
-        return Proof::between(rank, ends_of(tensor));
-    };
-    let row_lengths =
-        values.chunks_exact(n).map(|r| libm::sqrt(r.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()));
-    let (range, lengths) = if values.len() <= TOLD_APART {
-        let mut shape = tensor.shape().to_vec();
-        let range = Spread::new(shape.clone(), values.iter().map(|&x| (f64::from(x), f64::from(x))).collect());
-        shape[rank - 1] = 1;
-        (range, Spread::new(shape, row_lengths.collect()))
-    } else {
-        let mut ends = vec![(f64::INFINITY, f64::NEG_INFINITY); n];
-        for row in values.chunks_exact(n) {
-            ends.iter_mut().zip(row).for_each(|(e, &x)| *e = (e.0.min(f64::from(x)), e.1.max(f64::from(x))));
-        }
-        (Some(Spread::of_rows(rank, ends)), Some(Spread::one(rank, row_lengths.fold(0.0, f64::max))))
-    };
-    let mut proof = Proof::of(range.unwrap_or_else(|| Spread::one(rank, ends_of(tensor))));
-    proof.lengths = lengths.map(|runs| Lengths { axis: rank - 1, runs });
-    proof
 }

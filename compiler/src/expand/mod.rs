@@ -23,7 +23,7 @@ pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};
 use quotient::Range2;
 
 use ombra_ir::diag::Kind;
-use ombra_ir::infer::{push, push_source, push_within};
+use ombra_ir::infer::{push, push_like, push_within};
 use ombra_ir::module::{Id, Module, Node, Origin, Stage};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::{BoundFrom, Ty};
@@ -72,14 +72,7 @@ fn about(node: &Node, lowered: &Module, found: Diagnostic) -> Diagnostic {
 
 /// A node that stays: with its declared bound, or a tighter one that its new operands prove.
 fn carry_over(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
-    let bound = (node.ty.bound, node.ty.bound_from);
-    match node.op.class() {
-        Class::Source => push_source(module, node.op.clone(), node.ty.clone(), node.origin.clone()),
-        _ if matches!(node.op, Op::Encode { .. }) => {
-            push(module, node.op.clone(), args, Some(bound), node.origin.clone())
-        }
-        _ => push_within(module, node.op.clone(), args, bound, node.origin.clone()),
-    }
+    push_like(module, node, node.op.clone(), args)
 }
 
 fn shell(m: &Module) -> Module {
@@ -152,9 +145,10 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     }?;
     // What was lowered counts on this bound.
     let ty = &mut module.ops[id.index()].ty;
-    if result.0 < ty.bound {
+    let norms = ty.norms.finer(&node.ty.norms);
+    if result.0 < ty.bound || norms != ty.norms {
         let from = if result.1 == BoundFrom::Proven { BoundFrom::Guarded } else { result.1 };
-        (ty.bound, ty.bound_from) = (result.0, from);
+        (ty.bound, ty.bound_from, ty.norms) = (ty.bound.min(result.0), from, norms);
     }
     Ok(id)
 }

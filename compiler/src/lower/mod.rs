@@ -357,7 +357,8 @@ impl Lower<'_> {
         let node = self.graph.node(v)?;
         let bound = magnitude_bits(largest, scale);
         let mut ty = ombra_ir::ty::Ty::ring(RING, scale, Sharing::Shared, node.shape.clone(), bound);
-        ty.bound_from = BoundFrom::Weights;
+        // The server checks both where it encodes the weight.
+        ty.norms = self.options.ranges.declared(v, scale, node.shape.iter().map(Dim::as_constant));
         self.source(v, M::Weight { name }, ty)
     }
 

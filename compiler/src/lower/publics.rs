@@ -5,6 +5,7 @@ use crate::bounds::GIVEN;
 use crate::graph::{Op, Owner, ValueId};
 use crate::onnx::ABSENT;
 use ombra_ir::module::Id;
+use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, Binary, DType, Tensor, Unary, ValueRef};
 use ombra_ir::ty::{BoundFrom, Sharing, Ty};
@@ -19,17 +20,19 @@ impl Lower<'_> {
         if let Some(&id) = self.encoded.get(&(v, scale)) {
             return Ok(id);
         }
-        let (bound, from) = self.public_bound(v, scale)?;
+        let (bound, from, norms) = self.public_bound(v, scale)?;
         let id = if self.is_static(v) && self.graph.constant(v).is_none_or(|t| t.len() > INLINE) {
             let name = self.weight_name(v, Owner::Public)?;
             let mut ty = Ty::ring(RING, scale, Sharing::Public, self.graph.shape(v).to_vec(), bound);
-            ty.bound_from = from;
+            (ty.bound_from, ty.norms) = (from, norms);
             self.source(v, M::PublicWeight { name }, ty)?
         } else {
             let plain = self.publish(v)?;
             let origin = self.origin(v);
             let op = M::Encode { bits: RING, scale };
-            ombra_ir::infer::push(&mut self.module, op, &[plain], Some((bound, from)), origin)?
+            let id = ombra_ir::infer::push(&mut self.module, op, &[plain], Some((bound, from)), origin)?;
+            self.module.ops[id.index()].ty.norms = norms;
+            id
         };
         self.encoded.insert((v, scale), id);
         Ok(id)
@@ -102,13 +105,15 @@ impl Lower<'_> {
             && self.graph.ancestors(v).iter().all(|&a| !symbolic(self.graph.op(a)))
     }
 
-    /// Greatest size of a public value, at a scale, and whether that is proven.
-    fn public_bound(&self, v: ValueId, scale: u8) -> Result<(u8, BoundFrom)> {
+    /// Greatest size of a public value, at a scale, whether that is proven, and the norms of rows and columns.
+    fn public_bound(&self, v: ValueId, scale: u8) -> Result<(u8, BoundFrom, Norms)> {
         if self.is_static(v) {
             match (self.options.statics)(v) {
                 Ok(tensor) => {
                     let max = tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())));
-                    return Ok((magnitude_bits(max, scale), BoundFrom::Proven));
+                    let mut measure = Measure::new(tensor.shape(), Some(scale))?;
+                    measure.take(tensor.as_f32()?);
+                    return Ok((magnitude_bits(max, scale), BoundFrom::Proven, measure.declared()));
                 }
                 // A model that was read without its weights: the range is assumed.
                 Err(e) if e.code == ABSENT => {}
@@ -117,7 +122,7 @@ impl Lower<'_> {
         }
         // Checked where it is encoded, by everybody.
         let max = self.interval(v).into_iter().chain(self.options.ranges.size(v)).reduce(f64::min);
-        Ok((magnitude_bits(max.unwrap_or(GIVEN), scale), BoundFrom::Proven))
+        Ok((magnitude_bits(max.unwrap_or(GIVEN), scale), BoundFrom::Proven, Norms::default()))
     }
 
     /// A proven greatest size, where operators show one.

@@ -4,9 +4,9 @@ use crate::bounds::Ranges;
 use crate::graph::{Graph, Op, Origin};
 use crate::lower::RING;
 use ombra_ir::Result;
-use ombra_ir::infer::{push, push_source, push_within};
+use ombra_ir::infer::push_like;
 use ombra_ir::module::{Id, Module};
-use ombra_ir::op::{Class, Op as M};
+use ombra_ir::op::Op as M;
 use ombra_ir::plain::Tensor;
 use ombra_ir::ty::Sharing;
 
@@ -63,12 +63,7 @@ pub fn widen(expanded: &Module) -> Result<Module> {
             M::ArgMax { .. } => M::ArgMax { width: RING },
             other => other.clone(),
         };
-        let bound = (node.ty.bound, node.ty.bound_from);
-        ids.push(match op.class() {
-            Class::Source => push_source(&mut module, op, node.ty.clone(), node.origin.clone())?,
-            _ if matches!(op, M::Encode { .. }) => push(&mut module, op, &args, Some(bound), node.origin.clone())?,
-            _ => push_within(&mut module, op, &args, bound, node.origin.clone())?,
-        });
+        ids.push(push_like(&mut module, node, op, &args)?);
     }
     Ok(module)
 }

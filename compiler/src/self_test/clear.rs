@@ -9,7 +9,7 @@ use ombra_ir::module::{Id, Node};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::reference::run::{Outcome, run_seen};
-use ombra_ir::reference::{RefValue, Rounding, encode};
+use ombra_ir::reference::{RefValue, Rounding, encode_as};
 use ombra_ir::{Diagnostic, Result, Sym};
 use std::collections::BTreeMap;
 
@@ -76,8 +76,8 @@ fn source_value(
     let module = &compiled.plan.module;
     let missing = || Diagnostic::internal("E0585", format!("the value of {} is not known", node.op.name()));
     let ring = |t: &Tensor| -> Result<RefValue> {
-        let (bits, scale) = node.ty.as_ring().ok_or_else(missing)?;
-        RefValue::ring(bits, t.shape().to_vec(), encode(t.as_f32()?, bits, scale, node.ty.bound)?)
+        let (bits, _) = node.ty.as_ring().ok_or_else(missing)?;
+        RefValue::ring(bits, t.shape().to_vec(), encode_as(t.as_f32()?, t.shape(), &node.ty)?)
     };
     match &node.op {
         Op::Weight { name } | Op::PublicWeight { name } => {

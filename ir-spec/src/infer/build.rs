@@ -1,9 +1,10 @@
 //! Building modules: an op is typed at once, so that an ill-typed module cannot be built.
 
-use super::{Operand, TypeCx, Violation, check_bound, declares_bound, has_result, infer};
+use super::{Operand, TypeCx, Violation, check_bound, declares_bound, has_result, infer, norms};
 use crate::diag::Result;
 use crate::module::{Id, Module, Node, Origin};
-use crate::op::Op;
+use crate::norms::Norms;
+use crate::op::{Class, Op};
 use crate::ty::{BoundFrom, Ty};
 
 /// Adds an op and returns its id.
@@ -27,14 +28,28 @@ pub fn push(module: &mut Module, op: Op, args: &[Id], bound: Option<(u8, BoundFr
 ///
 /// Errors: the constraint that does not hold, at the ONNX node of `origin`.
 pub fn push_within(module: &mut Module, op: Op, args: &[Id], bound: (u8, BoundFrom), origin: Origin) -> Result<Id> {
-    add(module, op, args, None, Declared::AtMost(bound.0, bound.1), origin)
+    add(module, op, args, None, Declared::AtMost(bound.0, bound.1, Norms::default()), origin)
+}
+
+/// Adds an op that takes the place of a node of another module, within that node's bound and norms, and returns its id.
+///
+/// Errors: the constraint that does not hold, at the node's ONNX node.
+pub fn push_like(module: &mut Module, node: &Node, op: Op, args: &[Id]) -> Result<Id> {
+    let (ty, origin) = (&node.ty, node.origin.clone());
+    if declares_bound(&op) {
+        return add(module, op, args, Some(ty.clone()), Declared::Exactly(ty.bound, ty.bound_from), origin);
+    }
+    if op.class() == Class::Source {
+        return push_source(module, op, ty.clone(), origin);
+    }
+    add(module, op, args, None, Declared::AtMost(ty.bound, ty.bound_from, ty.norms), origin)
 }
 
 /// What a caller knows of a bound.
 enum Declared {
     Proven,
     Exactly(u8, BoundFrom),
-    AtMost(u8, BoundFrom),
+    AtMost(u8, BoundFrom, Norms),
 }
 
 /// Adds a source whose type the op does not say: a weight, an input or a state.
@@ -54,16 +69,19 @@ fn add(module: &mut Module, op: Op, args: &[Id], declared: Option<Ty>, bound: De
             .ok_or_else(|| crate::Diagnostic::input("E0302", format!("%{} is no earlier result", id.0)).at(place()))
     };
     let operands = args.iter().map(operand).collect::<Result<Vec<_>>>()?;
-    let mut ty = infer(&op, &operands, declared.as_ref(), &TypeCx::of(module)).map_err(fail)?;
-    let (size, from) = match bound {
-        Declared::Exactly(size, from) => (size, from),
-        Declared::AtMost(size, from) if size < ty.bound => (size, from),
-        Declared::Proven | Declared::AtMost(..) => (ty.bound, BoundFrom::Proven),
+    let cx = TypeCx::of(module);
+    let ty = infer(&op, &operands, declared.as_ref(), &cx).map_err(fail)?;
+    let (size, from, norms) = match bound {
+        Declared::Exactly(size, from) => (size, from, ty.norms),
+        Declared::AtMost(size, from, finer) => {
+            let norms = ty.norms.finer(&finer);
+            let marked = size < ty.bound || norms != ty.norms;
+            (size.min(ty.bound), if marked { from } else { BoundFrom::Proven }, norms)
+        }
+        Declared::Proven => (ty.bound, BoundFrom::Proven, ty.norms),
     };
-    if declares_bound(&op) {
-        ty.bound = 0;
-    }
-    check_bound(&ty, size, from).map_err(|d| d.at(place()))?;
+    let mut result = Ty { bound: size, bound_from: from, norms, ..ty.clone() };
+    check_bound(&op, &ty, &result, &cx).map_err(|d| d.at(place()))?;
     if let Some(declared) = &declared
         && (declared.elem != ty.elem || declared.sharing != ty.sharing || declared.shape != ty.shape)
     {
@@ -72,9 +90,11 @@ fn add(module: &mut Module, op: Op, args: &[Id], declared: Option<Ty>, bound: De
             .note(format!("expected {}", ty.show(&module.dims)))
             .at(place()));
     }
-    (ty.bound, ty.bound_from) = (size, from);
+    if !declares_bound(&op) {
+        result.norms = norms::concise(&result, &cx);
+    }
     let id = u32::try_from(module.ops.len())
         .map_err(|_| crate::Diagnostic::input("E0301", "a module of more than 2^32 ops"))?;
-    module.ops.push(Node { op, args: args.to_vec(), ty, origin, rot: 0 });
+    module.ops.push(Node { op, args: args.to_vec(), ty: result, origin, rot: 0 });
     Ok(Id(id))
 }

@@ -9,9 +9,10 @@ mod constraints;
 mod linear;
 mod movement;
 mod nonlinear;
+mod norms;
 mod source;
 
-pub use build::{push, push_source, push_within};
+pub use build::{push, push_like, push_source, push_within};
 pub use constraints::{CONSTRAINTS, Constraint, constraint};
 
 pub(crate) use source::public_type;
@@ -119,7 +120,7 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         let expected = op.arity().map_or("one or more".into(), |n| n.to_string());
         return Err(Violation::new("arity", format!("{} operands of {}, not {expected}", args.len(), op.name())));
     }
-    let ty = match (op, args) {
+    let mut ty = match (op, args) {
         (Op::Public { value }, _) => source::public(cx, *value),
         (Op::Encode { bits, scale }, [x]) => source::encode(x, *bits, *scale, declared),
         (Op::PublicWeight { .. }, _) => source::public_weight(declared),
@@ -195,30 +196,49 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (_, _) => Err(Violation::new("arity", format!("{} operands", args.len()))),
     }?;
     check_ring(&ty)?;
+    ty.norms = norms::norms(op, args, &ty, declared, cx);
+    if let Some(size) = ty.norms.size {
+        ty.bound = ty.bound.min(norms::whole(size));
+    }
     Ok(ty)
 }
 
-/// Compares a declared bound with the one that [`infer`] proved.
+/// Compares the bound and the norms of the type that `op` declares with those that [`infer`] proved.
 ///
-/// Errors: `E0320` when the declared bound is smaller and not marked calibrated or guarded, `E0323` when the ring does
-/// not hold it. Values that are no ring elements have bound 0.
-pub fn check_bound(proven: &Ty, bound: u8, from: BoundFrom) -> Result<(), Diagnostic> {
+/// Errors: `E0320` when something declared is smaller and not marked, or when norms are declared of what nobody checks;
+/// `E0323` when the ring does not hold the bound. Values that are no ring elements have bound 0 and no norms.
+pub fn check_bound(op: &Op, proven: &Ty, declared: &Ty, cx: &TypeCx) -> Result<(), Diagnostic> {
+    let (bound, from) = (declared.bound, declared.bound_from);
     let Some((bits, _)) = proven.as_ring() else {
-        if bound != 0 || from != BoundFrom::Proven {
+        if bound != 0 || from != BoundFrom::Proven || !declared.norms.is_none() {
             return Err(Diagnostic::input("E0320", format!("a bound of {bound} on values that are no ring elements"))
                 .note("expected none"));
         }
         return Ok(());
     };
+    let source = declares_bound(op);
+    if source && declared.norms != proven.norms {
+        return Err(Diagnostic::input("E0320", format!("norms that nobody checks are declared of {}", op.name()))
+            .note("expected norms of rows and columns, of weights and encoded values alone"));
+    }
     if bound >= bits {
         return Err(Diagnostic::input("E0323", format!("a bound of {bound} bits does not fit a ring of {bits} bits"))
             .note(format!("expected at most {}", bits.saturating_sub(1)))
             .note("truncate earlier, use a larger ring, or declare a calibrated bound"));
     }
-    if bound < proven.bound && from == BoundFrom::Proven {
+    if source || from != BoundFrom::Proven {
+        return Ok(());
+    }
+    if bound < proven.bound {
         let least = proven.bound;
         return Err(Diagnostic::input("E0320", format!("a bound of {bound} is declared as proven"))
             .note(format!("expected at least {least}, which follows from the operands"))
+            .note("mark the bound as calibrated or guarded"));
+    }
+    if let Some((name, n)) = norms::below(&proven.norms, declared, cx) {
+        let (found, shown) = (crate::norms::show(n), declared.show(cx.dims));
+        return Err(Diagnostic::input("E0320", format!("{name} {found} of {shown} is declared as proven"))
+            .note("expected at least what follows from the operands and the bound, or no number")
             .note("mark the bound as calibrated or guarded"));
     }
     Ok(())

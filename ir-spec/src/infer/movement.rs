@@ -3,6 +3,7 @@
 use super::linear::{weaker, with};
 use super::{Operand, Rule, TypeCx, Violation, broadcast, describe, mask_of, movable, ring_of, sized};
 use crate::dim::Dim;
+use crate::norms::Norms;
 use crate::plain::DType;
 use crate::ty::{BoundFrom, Elem, Sharing, Ty};
 
@@ -156,7 +157,8 @@ fn counted(cx: &TypeCx, label: &'static str, mask: u32, shape: &[Dim]) -> Rule<D
 
 /// The same elements in another shape.
 pub(super) fn moved(ty: &Ty, shape: Vec<Dim>) -> Ty {
-    Ty { shape, bound_from: BoundFrom::Proven, ..ty.clone() }
+    let (bound_from, norms) = (BoundFrom::Proven, Norms::default());
+    Ty { elem: ty.elem, sharing: ty.sharing, shape, bound: ty.bound, bound_from, norms }
 }
 
 fn volume(shape: &[Dim]) -> crate::Result<Dim> {

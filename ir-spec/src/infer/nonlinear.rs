@@ -7,6 +7,7 @@ use super::{
     shared_ring,
 };
 use crate::dim::Dim;
+use crate::op::Op;
 use crate::plain::DType;
 use crate::ty::{Elem, Sharing, Ty};
 
@@ -234,6 +235,21 @@ pub(super) fn softplus(x: &Operand) -> Rule<Ty> {
     Ok(with(x.ty, u32::from(x.ty.bound.max(scale)) + 1))
 }
 
+/// Whether the rows that a norm takes may be so long that they are known to 5 percent only.
+pub(super) fn is_coarse(op: &Op, ty: &Ty) -> bool {
+    let (length, centred) = match op {
+        Op::RmsNorm { length, .. } => (*length, false),
+        Op::LayerNorm { length, .. } => (*length, true),
+        _ => return false,
+    };
+    longest(length, centred, ty.shape.last().and_then(Dim::as_constant).unwrap_or(1)) >= COARSE_ROW
+}
+
+/// Bits of the longest row that a norm normalises.
+fn longest(length: u8, centred: bool, columns: i64) -> u32 {
+    u32::from(length) + if centred { ceil_log2(columns.into()) } else { 0 }
+}
+
 /// Attributes of `rms_norm` and `layer_norm`.
 pub(super) struct NormForm {
     pub(super) eps: u32,
@@ -261,7 +277,7 @@ pub(super) fn norm(cx: &TypeCx, labels: [&'static str; 3], x: &Operand, form: No
     let wrong = || Violation::new(axis, cx.dims.show_shape(&x.ty.shape));
     let columns = x.ty.shape.last().and_then(|d| d.as_constant()).filter(|&n| n > 0).ok_or_else(wrong)?;
     let eps = f32::from_bits(eps);
-    let longest = u32::from(length) + if centred { ceil_log2(columns.into()) } else { 0 };
+    let longest = longest(length, centred, columns);
     if !eps.is_finite() || eps < 0.0 || longest > LONGEST_ROW || scale > FINEST_NORM {
         let found = format!("eps = {eps}, length = {length}, scale = {scale} for {columns} columns");
         return Err(Violation::new(attributes, found));

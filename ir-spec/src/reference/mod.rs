@@ -14,6 +14,7 @@ pub mod run;
 
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim};
+use crate::norms::Measure;
 use crate::op::{Class, Op};
 use crate::plain::{Data, Tensor};
 use crate::ty::{Elem, Ty};
@@ -131,6 +132,20 @@ pub fn encode(values: &[f32], bits: u8, scale: u8, bound: u8) -> Result<Vec<u64>
     })
 }
 
+/// Rounds floats of a shape to ring elements of a type, within its bound and its norms of rows and columns.
+///
+/// Errors: those of [`encode`], and `E0381` when a row or a column is longer; `E0380` for a type of other elements.
+pub fn encode_as(values: &[f32], shape: &[usize], ty: &Ty) -> Result<Vec<u64>> {
+    let (bits, scale) = ty.as_ring().ok_or_else(|| mismatch("expected a ring type"))?;
+    let words = encode(values, bits, scale, ty.bound)?;
+    if !ty.norms.is_none() {
+        let mut measure = Measure::new(shape, Some(scale))?;
+        measure.take(values);
+        measure.check(&ty.norms)?;
+    }
+    Ok(words)
+}
+
 /// Values of at least this many elements are worked on by several threads.
 const PARALLEL: usize = 1 << 15;
 
@@ -178,7 +193,9 @@ pub fn eval_rounded(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings, roun
             let RefData::Plain(Data::F32(values)) = &x.data else {
                 return Err(mismatch("expected floats"));
             };
-            RefValue::ring(*bits, shape, encode(values, *bits, *scale, ty.bound)?)
+            let words = encode_as(values, &shape, ty)?;
+            debug_assert_eq!(ty.as_ring(), Some((*bits, *scale)));
+            RefValue::ring(*bits, shape, words)
         }
         (Op::Add, [a, b]) => linear::zip(a, b, shape, u64::wrapping_add),
         (Op::Sub, [a, b]) => linear::zip(a, b, shape, u64::wrapping_sub),

@@ -9,6 +9,7 @@ use crate::dim::{Dim, Dims};
 use crate::module::{
     Count, Id, InputSlot, Module, Node, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
 };
+use crate::norms::{self, Norms};
 use crate::plain;
 use crate::ty::{BoundFrom, Elem, Sharing, Ty};
 
@@ -225,16 +226,29 @@ fn ty(c: &mut Cursor, dims: &Dims) -> Result<Ty> {
     let all = [Sharing::Public, Sharing::Client, Sharing::Shared, Sharing::Sum2, Sharing::Sum3];
     let sharing = one_of(c, all, Sharing::name)?;
     let (mut bound, mut bound_from) = (0, BoundFrom::Proven);
+    let mut norms = Norms::default();
     let at = c.pos();
     if c.eat('<') {
         if !matches!(elem, Elem::Ring { .. }) {
             return Err(c.error_at(at, "only ring elements have a bound".to_string()));
         }
         bound = c.number()?;
+        norms = Norms { size: norm(c, "size")?, rows: norm(c, "rows")?, columns: norm(c, "columns")? };
         let marks = BoundFrom::ALL.into_iter().filter(|m| *m != BoundFrom::Proven);
         bound_from = marks.into_iter().find(|m| c.eat_word(m.name())).unwrap_or(BoundFrom::Proven);
     }
-    Ok(Ty { elem, sharing, shape, bound, bound_from })
+    Ok(Ty { elem, sharing, shape, bound, bound_from, norms })
+}
+
+/// A number of bits behind its name, if the name is next.
+fn norm(c: &mut Cursor, name: &str) -> Result<Option<u16>> {
+    if !c.eat_word(name) {
+        return Ok(None);
+    }
+    let pos = c.pos();
+    let word = c.word()?;
+    let n = norms::read(&word);
+    n.map(Some).ok_or_else(|| c.error_at(pos, format!("expected bits such as 20, 20.5 or 20.07, found `{word}`")))
 }
 
 fn elem(word: &str) -> Option<Elem> {

@@ -2,7 +2,7 @@
 
 use super::{Report, nodes};
 use crate::diag::Diagnostic;
-use crate::infer::{Operand, TypeCx, check_bound, declares_bound, infer};
+use crate::infer::{Operand, TypeCx, check_bound, infer};
 use crate::module::{Id, Module, Node};
 use crate::op::Op;
 use crate::ty::Ty;
@@ -24,7 +24,7 @@ pub(super) fn check(report: &mut Report) {
 }
 
 /// Compares the declared type of a result with the one that follows.
-fn result(report: &mut Report, id: Id, node: &Node, mut ty: Ty) {
+fn result(report: &mut Report, id: Id, node: &Node, ty: Ty) {
     let dims = &report.module.dims;
     if node.ty.elem != ty.elem || node.ty.sharing != ty.sharing || node.ty.shape != ty.shape {
         let (expected, found) = (ty.show(dims), node.ty.show(dims));
@@ -35,10 +35,7 @@ fn result(report: &mut Report, id: Id, node: &Node, mut ty: Ty) {
         );
         return;
     }
-    if declares_bound(&node.op) {
-        ty.bound = 0;
-    }
-    if let Err(d) = check_bound(&ty, node.ty.bound, node.ty.bound_from) {
+    if let Err(d) = check_bound(&node.op, &ty, &node.ty, &TypeCx::of(report.module)) {
         report.at(id, None, d);
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the contract: text form, verifier, reference meaning, specification.
 
 mod filetests;
+mod norms;
 mod reference;
 mod rules;
 mod spec;

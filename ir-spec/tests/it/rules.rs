@@ -79,11 +79,13 @@ fn bounds_are_the_proven_ones() {
     assert_eq!(go(m, Op::Concat { axis: 0 }, &[raised, sum]), "ring64.32[2*seq, 8] sum3 <40");
     assert_eq!(go(m, Op::Reshare, &[sum]), "ring64.32[seq, 8] shared <40");
     // Eight columns: 1.01 √8 and 1.05 √8 are below 4.
-    for (length, scale) in [(20, 16), (20, 12), (50, 16)] {
+    // Their rows are as long as 1.01 √8 and 1.05 √8, and a rounding.
+    for (length, scale, rows) in [(20, 16, "17.53"), (20, 12, "13.53"), (50, 16, "17.59")] {
         let norm = Op::RmsNorm { eps: 0, length, scale };
-        assert_eq!(go(m, norm, &[x]), format!("ring64.{scale}[seq, 8] shared <{}", scale + 2));
+        assert_eq!(go(m, norm, &[x]), format!("ring64.{scale}[seq, 8] shared <{} rows {rows}", scale + 2));
     }
-    assert_eq!(go(m, Op::LayerNorm { eps: 0, length: 47, scale: 20 }, &[x]), "ring64.20[seq, 8] shared <22");
+    let norm = Op::LayerNorm { eps: 0, length: 47, scale: 20 };
+    assert_eq!(go(m, norm, &[x]), "ring64.20[seq, 8] shared <22 rows 21.59");
     assert_eq!(go(m, Op::Cut { by: 8 }, &[x]), "ring56.8[seq, 8] shared <13");
     assert_eq!(go(m, Op::Cut { by: 16 }, &[x]), "ring48.0[seq, 8] shared <5");
     let found = ombra_ir::verify::findings(m);

@@ -6,7 +6,7 @@ use ombra_ir::bind::{Bound, concrete};
 use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{Data, Tensor};
-use ombra_ir::reference::{self, RefValue, encode};
+use ombra_ir::reference::{self, RefValue, encode, encode_as};
 use ombra_ir::{Bindings, Diagnostic, Result, bind};
 
 use super::client::Outcome;
@@ -150,12 +150,13 @@ impl Clear<'_> {
             _ => return Err(broken()),
         };
         let ty = self.module.ty(id);
-        let (bits, scale) = ty.as_ring().ok_or_else(broken)?;
+        let (bits, _) = ty.as_ring().ok_or_else(broken)?;
         let (shape, elements) = source.tensor(name)?;
         if shape != concrete(&ty.shape, &Bindings::default())? {
             return Err(broken());
         }
-        RefValue::ring(bits, shape, encode(&elements, bits, scale, ty.bound)?)
+        let words = encode_as(&elements, &shape, ty)?;
+        RefValue::ring(bits, shape, words)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ombra_ir::bind::Bound;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::{Class, Op};
-use ombra_ir::reference::encode;
+use ombra_ir::reference::encode_as;
 use ombra_ir::{Diagnostic, Result};
 
 use super::chain;
@@ -70,9 +70,9 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
     }
     let view = |i: usize| Ok(View { value: arg(i)?.ring()?, shape: site.operand_shape(i)? });
     let ring = match op {
-        Op::Encode { bits, scale } => {
+        Op::Encode { .. } => {
             let tensor = arg(0)?.plain(site.bound)?;
-            Ring::Public(encode(tensor.as_f32()?, *bits, *scale, site.module.ty(site.id).bound)?)
+            Ring::Public(encode_as(tensor.as_f32()?, tensor.shape(), site.module.ty(site.id))?)
         }
         Op::Add => add_sub(site.role, AddSub::Add, view(0)?, view(1)?, site.shape())?,
         Op::Sub => add_sub(site.role, AddSub::Sub, view(0)?, view(1)?, site.shape())?,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ombra_ir::bind::{concrete, place};
 use ombra_ir::module::{Id, Module, Node, Party};
+use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode;
 use ombra_ir::{Bindings, Diagnostic, Result};
@@ -102,8 +103,8 @@ pub struct Weights {
     own: Option<Arc<dyn TensorSource>>,
 }
 
-/// What tells weights apart: name, whether it is secret, ring bits and scale.
-type Source<'a> = (&'a str, bool, Option<(u8, u8)>);
+/// What tells weights apart: name, whether it is secret, ring bits and scale, and what is checked of it.
+type Source<'a> = (&'a str, bool, Option<(u8, u8)>, u8, Norms);
 
 /// How one weight is held.
 #[derive(Clone)]
@@ -122,6 +123,7 @@ struct Recipe {
     bits: u8,
     scale: u8,
     bound: u8,
+    norms: Norms,
     label: Label,
 }
 
@@ -160,12 +162,12 @@ impl Weights {
                 Op::Weight { name } => (name, true),
                 _ => continue,
             };
-            let of = (name.as_str(), secret, node.ty.as_ring());
+            let of = (name.as_str(), secret, node.ty.as_ring(), node.ty.bound, node.ty.norms);
             let held = match known.get(&of) {
                 Some(held) => held.clone(),
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
-                    weights.check(party, &recipe)?;
+                    weights.check(party, &recipe).map_err(|error| error.at(place(module, id)))?;
                     let held = weights.hold(party, recipe, &mut tick, net);
                     held.map_err(|error| error.at(place(module, id)))?
                 }
@@ -176,7 +178,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Checks the shape of a tensor that this party has a file for.
+    /// Checks the shape of a tensor that this party has a file for, and the norms of its rows and columns.
     fn check(&self, party: Party, recipe: &Recipe) -> Result<()> {
         let source = match recipe.secret {
             false => &self.public,
@@ -184,12 +186,19 @@ impl Weights {
             true => return Ok(()),
         };
         let found = source.shape(&recipe.name)?;
-        if found == recipe.shape {
+        if found != recipe.shape {
+            return Err(Diagnostic::input("E0813", format!("tensor `{}` has another shape", recipe.name))
+                .note(format!("expected  {:?}, found {found:?}", recipe.shape))
+                .note("use the weights file that belongs to the plan"));
+        }
+        if recipe.norms.is_none() {
             return Ok(());
         }
-        Err(Diagnostic::input("E0813", format!("tensor `{}` has another shape", recipe.name))
-            .note(format!("expected  {:?}, found {found:?}", recipe.shape))
-            .note("use the weights file that belongs to the plan"))
+        let mut measure = Measure::new(&recipe.shape, Some(recipe.scale))?;
+        for start in (0..recipe.n).step_by(CHUNK) {
+            measure.take(&source.elements(&recipe.name, start, CHUNK.min(recipe.n - start))?);
+        }
+        measure.check(&recipe.norms)
     }
 
     /// Sends or receives what a weight needs, and stores it where it must be.
@@ -299,7 +308,8 @@ fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {
     let shape = concrete(&node.ty.shape, &Bindings::default())?;
     let n = volume(&shape)?;
     let label = Label { op: id.0, step: 0, purpose: Purpose::Weight as u16, part: 0 };
-    Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound: node.ty.bound, label })
+    let (bound, norms) = (node.ty.bound, node.ty.norms);
+    Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound, norms, label })
 }
 
 fn not_a_ring() -> Diagnostic {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ombra_ir::bind::bind;
 use ombra_ir::infer::{Operand, TypeCx, infer};
 use ombra_ir::module::*;
+use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::reference::{self, RefValue};
@@ -459,6 +460,39 @@ fn every_party_ends_when_one_fails() {
     assert_eq!(codes(&given(vec![floats(&[3], 1e9, 0.5)]), &own), ["E0381", "E0705", ""]);
     own.0.insert("w".into(), (vec![2], vec![0.0; 2]));
     assert_eq!(codes(&given(vec![floats(&[3], 1.0, 0.5)]), &own), ["E0705", "E0813", "E0705"]);
+}
+
+/// Rows and columns that are longer than the plan declares are refused by whoever encodes them: the server for its
+/// weights, every party for public ones.
+#[test]
+fn weights_beyond_their_declared_norms_are_refused() {
+    let values = vec![3.0, 0.5, 4.0, 0.0];
+    let tensors = Tensors(BTreeMap::from([("w".to_owned(), (vec![2, 2], values.clone()))]));
+    let mut measure = Measure::new(&[2, 2], Some(8)).unwrap();
+    measure.take(&values);
+    let exact = measure.declared();
+    let codes = |secret: bool, norms: Norms| -> Vec<&'static str> {
+        let (mut b, _) = Build::new(&[]);
+        let shape = [Dim::from(2), Dim::from(2)];
+        let sharing = if secret { Sharing::Shared } else { Sharing::Public };
+        let name = "w".to_owned();
+        let op = if secret { Op::Weight { name } } else { Op::PublicWeight { name } };
+        let w = b.declared(op, &[], Some(Ty { norms, ..Ty::ring(64, 8, sharing, shape.to_vec(), 12) }), 0);
+        let slot = b.input(DType::F32, &shape);
+        let x = b.ring(Op::Input { slot }, (64, 8), Sharing::Shared, &shape, 12);
+        let sum = b.op(Op::Add, &[x, w]);
+        let slot = b.output(OutputKind::Tensor);
+        b.op(Op::Reveal { slot }, &[sum]);
+        let given = [Given { sizes: vec![], public: vec![], client: vec![floats(&[2, 2], 1.0, 0.5)] }];
+        let results = run_parties(&b.done(), &given, &tensors, &tensors);
+        results.into_iter().map(|r| r.err().map_or("", |e| e.code)).collect()
+    };
+    assert_eq!([codes(true, exact), codes(false, exact)], [[""; 3]; 2]);
+    let less = |n: Option<u16>| n.map(|n| n - 25);
+    for norms in [Norms { rows: less(exact.rows), ..exact }, Norms { columns: less(exact.columns), ..exact }] {
+        assert_eq!(codes(true, norms), ["E0705", "E0381", "E0705"]);
+        assert_eq!(codes(false, norms), ["E0381"; 3]);
+    }
 }
 
 /// A message of a wrong size or in a wrong round ends the run at every party that waits for more, in an error that names
