@@ -69,7 +69,7 @@ fn op(kind: u8, k: i64, ty: &Ty) -> Op {
 /// Every number that a type says of its integers holds.
 fn holds(ty: &Ty, value: &RefValue) -> Result<(), TestCaseError> {
     let (bits, _) = ty.as_ring().unwrap();
-    let reals: Vec<f64> = value.as_ring().unwrap().iter().map(|&w| signed(w, bits) as f64).collect();
+    let reals: Vec<f64> = value.as_ring().unwrap().1.iter().map(|&w| signed(w, bits) as f64).collect();
     let most = |n: u16| libm::exp2(f64::from(n) / f64::from(BIT));
     let largest = reals.iter().fold(0f64, |m, x| m.max(x.abs()));
     prop_assert!(largest < libm::exp2(f64::from(ty.bound)) || largest == 0.0, "{largest} and {ty:?}");
