@@ -142,11 +142,10 @@ impl Proof {
         Proof { unwritten: self.unwritten, ..Proof::of(range) }
     }
 
-    /// What stays where rows along the last axis stay.
+    /// What is true of rows along the last axis, wherever they go.
     fn with_rows_of(mut self, other: &Proof) -> Self {
         self.convex = other.convex;
         self.unit = other.unit.clone();
-        self.linear = other.linear.clone();
         self
     }
 
@@ -154,7 +153,9 @@ impl Proof {
     pub fn reshape(&self, from: &[Dim], to: &[Dim]) -> Option<Self> {
         let mut new = self.moved(self.range.reshape(from, to, join)?);
         if from.last() == to.last() && !from.is_empty() {
+            // In the same order.
             new = new.with_rows_of(self);
+            new.linear = self.linear.clone();
         }
         new.lengths = self.lengths.as_ref().and_then(|l| reshape_lengths(l, from, to));
         Some(new)
@@ -236,7 +237,7 @@ impl Proof {
         };
         let mut new = Proof::of(range);
         new.convex = false;
-        let along = first.lengths.as_ref().map(|l| l.axis)?;
+        let Some(along) = first.lengths.as_ref().map(|l| l.axis) else { return Some(new) };
         let runs = |p: &Proof| p.lengths.as_ref().filter(|l| l.axis == along).map(|l| l.runs.clone());
         let all: Option<Vec<Spread<f64>>> = written.iter().map(|(p, _)| runs(p)).collect();
         new.lengths = all.and_then(|all| {
@@ -245,6 +246,9 @@ impl Proof {
                 let same = all.iter().all(|r| r.shape()[along] == all[0].shape()[along]);
                 let joined = all.into_iter().map(|r| r.fold(axis, f64::max)).reduce(|a, b| a.zip(&b, f64::max));
                 return joined.filter(|_| same).map(|runs| Lengths { axis: along, runs });
+            }
+            if written.len() < parts.len() {
+                return None;
             }
             let squares = all.iter().map(|r| r.map(|x| x * x).fold(axis, |a, b| a + b));
             let total = squares.reduce(|a, b| a.zip(&b, |x, y| x + y))?;
@@ -356,4 +360,10 @@ pub fn inverse((low, high): Ends, away: f64) -> Ends {
     } else {
         TOP
     }
+}
+
+/// Ends with room outwards: relative to them, and beside that.
+pub fn loosened((low, high): Ends, beside: f64) -> Ends {
+    let room = |x: f64| if x.is_finite() { libm::fabs(x) * (LOOSE - 1.0) + beside } else { 0.0 };
+    (low - room(low), high + room(high))
 }
