@@ -91,7 +91,7 @@ pub fn describe(graph: &Graph, a: &Attention, found: &[Found]) -> Description {
     for operand in [a.queries, a.keys] {
         let way = arrangement(graph, operand);
         // What is rotated may be scaled in turn.
-        let inner = way.last().and_then(|&v| rotated(graph, v)).map(|(x, _)| arrangement(graph, x));
+        let inner = way.last().and_then(|&v| rotated(graph, v)).map(|r| arrangement(graph, r.x));
         let factors = way.into_iter().chain(inner.unwrap_or_default()).filter_map(|v| factor(graph, v));
         scale *= factors.map(|(_, k)| k).product::<f64>();
     }

@@ -83,6 +83,8 @@ pub fn product(x: &Proof, w: &Matrix, (weight, rank): (ValueId, usize), runs: us
         }
         for j in 0..columns {
             by_run[j] += absolute[j].min(libm::sqrt(squares[j]) * length);
+            // What sums of doubles may be off by, where large ends cancel.
+            spread[j] += absolute[j] * n as f64 * f64::EPSILON * 4.0;
         }
     }
     let mut range: Vec<Ends> = (0..columns)

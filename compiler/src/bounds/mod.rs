@@ -157,17 +157,17 @@ pub fn prove(
 ) -> Result<Ranges> {
     let order = graph.topological();
     let fixed = fixed_values(graph, &order)?;
+    let continued = continued(graph);
     let mut prover = Prover {
         graph,
         statics,
-        given: enforced(graph, inputs)?,
+        given: enforced(graph, inputs, &continued)?,
         fixed,
         away: BTreeMap::new(),
         ends: BTreeMap::new(),
         norms: BTreeMap::new(),
         proofs: BTreeMap::new(),
     };
-    let continued = continued(graph);
     let divisors = divisors(graph);
     let mut measured: Option<Seen> = None;
     let mut ranges = Ranges::default();
@@ -246,15 +246,21 @@ fn longer(own: &Longest, other: Option<&Longest>) -> bool {
     own.iter().zip(most).any(|(own, most)| own.zip(most).is_none_or(|(own, most)| own > most) && own.is_some())
 }
 
-/// Greatest sizes of floats that the client gives.
-fn enforced(graph: &Graph, inputs: &BTreeMap<String, f64>) -> Result<BTreeMap<ValueId, Ends>> {
+/// Greatest sizes of floats that the client gives: powers of two, as those that are enforced where they are encoded. A
+/// cache that no output continues is given too.
+fn enforced(
+    graph: &Graph,
+    inputs: &BTreeMap<String, f64>,
+    continued: &BTreeMap<ValueId, Vec<ValueId>>,
+) -> Result<BTreeMap<ValueId, Ends>> {
     let mut given = BTreeMap::new();
     for &id in &graph.inputs {
         let node = graph.node(id)?;
         let Op::Input { name, role } = &node.op else { continue };
-        let cache = matches!(role, InputRole::PastKey { .. } | InputRole::PastValue { .. });
+        let cache = continued.values().any(|states| states.contains(&id));
         if node.dtype == DType::F32 && !cache && *role != InputRole::AttentionMask {
             let most = inputs.get(name).copied().unwrap_or(GIVEN);
+            let most = libm::exp2(libm::ceil(libm::log2(most)));
             given.insert(id, (-most, most));
         }
     }

@@ -146,11 +146,10 @@ impl Proof {
         Proof { unwritten: self.unwritten, ..Proof::of(range) }
     }
 
-    /// What stays where rows along the last axis stay.
+    /// What is true of rows along the last axis, wherever they go.
     fn with_rows_of(mut self, other: &Proof) -> Self {
         self.convex = other.convex;
         self.unit = other.unit.clone();
-        self.linear = other.linear.clone();
         self
     }
 
@@ -158,7 +157,9 @@ impl Proof {
     pub fn reshape(&self, from: &[Dim], to: &[Dim]) -> Option<Self> {
         let mut new = self.moved(self.range.reshape(from, to, join)?);
         if from.last() == to.last() && !from.is_empty() {
+            // In the same order.
             new = new.with_rows_of(self);
+            new.linear = self.linear.clone();
         }
         new.lengths = self.lengths.as_ref().and_then(|l| reshape_lengths(l, from, to));
         Some(new)
@@ -240,7 +241,7 @@ impl Proof {
         };
         let mut new = Proof::of(range);
         new.convex = false;
-        let along = first.lengths.as_ref().map(|l| l.axis)?;
+        let Some(along) = first.lengths.as_ref().map(|l| l.axis) else { return Some(new) };
         let runs = |p: &Proof| p.lengths.as_ref().filter(|l| l.axis == along).map(|l| l.runs.clone());
         let all: Option<Vec<Spread<f64>>> = written.iter().map(|(p, _)| runs(p)).collect();
         new.lengths = all.and_then(|all| {
@@ -249,6 +250,9 @@ impl Proof {
                 let same = all.iter().all(|r| r.shape()[along] == all[0].shape()[along]);
                 let joined = all.into_iter().map(|r| r.fold(axis, f64::max)).reduce(|a, b| a.zip(&b, f64::max));
                 return joined.filter(|_| same).map(|runs| Lengths { axis: along, runs });
+            }
+            if written.len() < parts.len() {
+                return None;
             }
             let squares = all.iter().map(|r| r.map(|x| x * x).fold(axis, |a, b| a + b));
             let total = squares.reduce(|a, b| a.zip(&b, |x, y| x + y))?;
@@ -397,4 +401,27 @@ pub fn of_tensor(tensor: &Tensor) -> Proof {
     let mut proof = Proof::of(range.unwrap_or_else(|| Spread::one(rank, ends_of(tensor))));
     proof.lengths = lengths.map(|runs| Lengths { axis: rank - 1, runs });
     proof
+}
+
+/// Ends with room outwards: relative to them, and beside that.
+pub fn loosened((low, high): Ends, beside: f64) -> Ends {
+    let room = |x: f64| if x.is_finite() { libm::fabs(x) * (LOOSE - 1.0) + beside } else { 0.0 };
+    (low - room(low), high + room(high))
+}
+
+/// Ends of a power with a constant exponent.
+pub fn power((a, b): Ends, p: f64) -> Ends {
+    if a >= 0.0 {
+        let (x, y) = (libm::pow(a, p), libm::pow(b, p));
+        return (x.min(y) / LOOSE, x.max(y) * LOOSE);
+    }
+    if p == 2.0 {
+        let least = if b >= 0.0 { 0.0 } else { b * b };
+        return (least, size((a, b)) * size((a, b)));
+    }
+    if p > 0.0 && p == libm::floor(p) {
+        let most = libm::pow(size((a, b)), p);
+        return (-most, most);
+    }
+    TOP
 }

@@ -2,15 +2,20 @@
 
 use super::Longest;
 use super::linear::{self, Matrix};
-use super::proof::{Ends, LOOSE, Lengths, Linear, Proof, TOP, Unit, ends_of, inverse, join, of_tensor, size, times};
+use super::proof::{
+    Ends, LOOSE, Lengths, Linear, Proof, TOP, Unit, ends_of, inverse, join, loosened, of_tensor, power, size, times,
+};
 use super::spread::{Spread, size_of};
 use crate::graph::{Graph, InputRole, Op, ValueId};
-use crate::import::recognise::rotated;
+use crate::import::recognise::{Rotation, rotated};
 use ombra_ir::norms::Measure;
 use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Unary};
 use ombra_ir::{Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+
+/// Errors of functions that are approximated, beside those relative to their results.
+const APPROXIMATE: f64 = 5e-4;
 
 /// Walks through a graph, operands first.
 pub struct Prover<'a> {
@@ -116,14 +121,15 @@ impl Prover<'_> {
                 ..Proof::of(x.range.clone())
             })
         };
-        let monotone = |f: fn(f64) -> f64| move |(a, b): Ends| (f(a) * LOOSE - 1e-4, f(b) * LOOSE + 1e-4);
+        let monotone = |f: fn(f64) -> f64| move |(a, b): Ends| loosened((f(a), f(b)), APPROXIMATE);
         let unit = || {
             let mut proof = Proof::between(rank, (0.0, LOOSE));
             proof.convex = true;
             proof
         };
         let proof = match &node.op {
-            _ if unwritten && !moves(&node.op) => None,
+            // What is computed of a cache is not the cache: nothing is known of it.
+            _ if unwritten && !moves(&node.op) => return Ok(None),
             Op::Add => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), false),
             Op::Sub => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), true),
             Op::Mul => self.mul(v, &ids, &args)?,
@@ -132,13 +138,18 @@ impl Prover<'_> {
                 let inverted = Proof::of(args[1].range.map(|e| inverse(e, away)));
                 self.mul(v, &ids, &[args[0].clone(), inverted])?
             }
-            Op::Neg => x.map(|x| Proof { range: x.range.map(|(a, b)| (-b, -a)), ..x.clone() }),
+            Op::Neg => x.map(|x| Proof {
+                range: x.range.map(|(a, b)| (-b, -a)),
+                lengths: x.lengths.clone(),
+                linear: x.linear.clone(),
+                ..Proof::of(x.range.clone())
+            }),
             Op::Relu => shrinks(&|(a, b)| (a.max(0.0), b.max(0.0))),
             Op::Silu => shrinks(&|(a, b)| (a.clamp(-0.2785, 0.0) * LOOSE, b.max(0.0) * LOOSE)),
             Op::Gelu { .. } => shrinks(&|(a, b)| (a.clamp(-0.1702, 0.0) * LOOSE, b.max(0.0) * LOOSE)),
-            Op::Tanh => shrinks(&|(a, b)| (a.clamp(-1.0, 1.0) * LOOSE, b.clamp(-1.0, 1.0) * LOOSE)),
+            Op::Tanh => shrinks(&|(a, b)| loosened((libm::tanh(a), libm::tanh(b)), APPROXIMATE)),
             Op::Sigmoid => each(&monotone(|x| 1.0 / (1.0 + libm::exp(-x)))),
-            Op::Erf => each(&|(a, b)| (libm::erf(a) * LOOSE - 1e-4, libm::erf(b) * LOOSE + 1e-4)),
+            Op::Erf => each(&monotone(libm::erf)),
             Op::Softplus => each(&monotone(|x| if x > 700.0 { x } else { libm::log1p(libm::exp(x)) })),
             Op::Exp => each(&|(a, b)| (libm::exp(a) / LOOSE, libm::exp(b) * LOOSE)),
             Op::Log => each(&|(a, b)| {
@@ -152,7 +163,8 @@ impl Prover<'_> {
             Op::Pow(p) => each(&|e| power(e, f64::from(*p))),
             Op::Sign => each(&|(a, b)| (a.clamp(-1.0, 0.0).floor(), b.clamp(0.0, 1.0).ceil())),
             Op::Clamp { low, high } => {
-                each(&|(a, b)| (a.clamp(f64::from(*low), f64::from(*high)), b.clamp(f64::from(*low), f64::from(*high))))
+                let (low, high) = (f64::from(*low), f64::from(*high));
+                each(&|(a, b)| (a.max(low).min(high), b.max(low).min(high)))
             }
             Op::Softmax { axis } | Op::MaskedSoftmax { axis } | Op::RatioSoftmax { axis, .. } => {
                 Some(if *axis + 1 == rank { unit() } else { Proof::between(rank, (0.0, LOOSE)) })
@@ -174,6 +186,15 @@ impl Prover<'_> {
         };
         Ok(proof.map(|mut p| {
             p.unwritten |= unwritten;
+            // A broadcast by an operand that gives no elements, such as a condition.
+            p.range = lift(&p.range, rank);
+            // Rows that are no more where they were: nothing ties them to other uses of the same rows.
+            if !matches!(node.op, Op::Reshape { .. } | Op::Public(plain::Op::Reshape { .. } | plain::Op::Identity))
+                && let Some(unit) = p.unit.as_ref().filter(|unit| unit.root != v)
+            {
+                let (gamma, offset) = (unit.gamma.clone(), unit.offset.clone());
+                p.unit = Some(Rc::new(Unit { root: v, radius: unit.radius, gamma, offset }));
+            }
             p
         }))
     }
@@ -200,14 +221,14 @@ impl Prover<'_> {
         let mut proof = Proof::of(range);
         let shape = self.graph.shape(v);
         proof.lengths = self.lengths_of((v, a, b), (x, y), |p, q, _| p + q);
-        if let Some((x, angles)) = rotated(self.graph, v).filter(|_| !minus)
+        if let Some(Rotation { x, angles, of_halves }) = rotated(self.graph, v).filter(|_| !minus)
             && let Some(known) = self.proofs.get(&x)
             && let Some(last) = shape.len().checked_sub(1)
             && let Some(n) = shape.last().and_then(size_of)
             && let Some(before) = known.lengths_on(last, n, 1)
         {
             let (unit, paired) = self.turn(angles);
-            let turned = if paired { unit } else { unit * libm::sqrt(2.0) };
+            let turned = if paired && of_halves { unit } else { unit * libm::sqrt(2.0) };
             proof.lengths = Some(Lengths { axis: last, runs: lift(&before.map(|l| l * turned), shape.len()) });
             let pair = libm::sqrt(2.0) * known.size() * unit;
             proof.range = proof.range.map(|(low, high)| (low.max(-pair), high.min(pair)));
@@ -232,9 +253,9 @@ impl Prover<'_> {
             |p: &Proof| p.lengths.as_ref().filter(|_| from_end(p) == Some(back)).map(|l| l.runs.shape()[l.axis]);
         let runs = [runs_of(x), runs_of(y)].into_iter().flatten().max().filter(|&r| r > 0 && n % r == 0)?;
         let of = |p: &Proof, id: ValueId| match self.rank(id).checked_sub(back) {
-            Some(own) => p.lengths_on(own, n, runs),
-            // It has no such axis: one element for all of it.
-            None => Some(Spread::one(1, p.size() * libm::sqrt(n as f64 / runs as f64))),
+            Some(own) if self.graph.shape(id).get(own) == shape.get(axis) => p.lengths_on(own, n, runs),
+            // It has no such axis, or one of one element: one for all of it.
+            _ => Some(Spread::one(1, p.size() * libm::sqrt(n as f64 / runs as f64))),
         };
         let each = n as f64 / runs as f64;
         let runs = of(x, a)?.zip(&of(y, b)?, |p, q| f(p, q, each));
@@ -251,11 +272,7 @@ impl Prover<'_> {
 
     /// The root of the greatest `c² + s²`, where operators show that two values are cosines and sines of the same angles.
     fn same_angle(&self, c: ValueId, s: ValueId) -> Option<f64> {
-        let op = |v: ValueId| {
-            self.graph
-                .op(v)
-                .and_then(|op| op.to_plain().or(Some(plain::Op::Identity)).filter(|_| !matches!(op, Op::Input { .. })))
-        };
+        let op = |v: ValueId| self.graph.op(v).and_then(Op::to_plain);
         let (c_args, s_args) = (self.graph.operands(c), self.graph.operands(s));
         match (op(c)?, op(s)?) {
             (plain::Op::Unary(Unary::Cos), plain::Op::Unary(Unary::Sin)) if c_args == s_args => Some(1.0),
@@ -334,6 +351,7 @@ impl Prover<'_> {
         proof.lengths = self.lengths_of((v, *a, *b), (x, y), |p, q, _| (p * most_y).min(q * most_x));
         if let (Some(g), Some(h)) = (&x.linear, &y.linear)
             && g.unit.root == h.unit.root
+            && self.graph.shape(*a) == self.graph.shape(*b)
             && let Some(bound) = self.of_two(g, h)?
         {
             let limits = Spread::of_rows(proof.range.shape().len(), bound);
@@ -369,7 +387,7 @@ impl Prover<'_> {
         if x.convex {
             let range = y.range.fold(y_last, join).map(|(low, high)| (low.min(0.0) * LOOSE, high.max(0.0) * LOOSE));
             let mut proof = Proof::of(Spread::one(rank, (0.0, 0.0)).zip(&range, |_, e| e));
-            proof.lengths = y.lengths.as_ref().filter(|l| l.axis != y_last).map(|l| {
+            proof.lengths = y.lengths.as_ref().filter(|l| l.axis == y_last + 1).map(|l| {
                 let runs = l.runs.fold(y_last, f64::max).map(|r| r * LOOSE);
                 Lengths { axis: rank - 1, runs: lift(&runs, rank) }
             });
@@ -534,7 +552,7 @@ impl Prover<'_> {
             plain::Op::Clip => match args {
                 [_, low, high] => {
                     let (low, high) = (low.ends(), high.ends());
-                    each(&|(a, b)| (a.clamp(low.0, high.1.max(low.0)), b.clamp(low.0, high.1.max(low.0))))
+                    each(&|(a, b)| (a.max(low.0).min(high.0), b.max(low.1).min(high.1)))
                 }
                 _ => None,
             },
@@ -663,21 +681,4 @@ fn lift<T: Copy>(spread: &Spread<T>, rank: usize) -> Spread<T> {
         return spread.clone();
     };
     Spread::one(missing + spread.shape().len(), *first).zip(spread, |_, x| x)
-}
-
-/// Ends of a power with a constant exponent.
-fn power((a, b): Ends, p: f64) -> Ends {
-    if a >= 0.0 {
-        let (x, y) = (libm::pow(a, p), libm::pow(b, p));
-        return (x.min(y) / LOOSE, x.max(y) * LOOSE);
-    }
-    if p == 2.0 {
-        let least = if b >= 0.0 { 0.0 } else { b * b };
-        return (least, size((a, b)) * size((a, b)));
-    }
-    if p > 0.0 && p == libm::floor(p) {
-        let most = libm::pow(size((a, b)), p);
-        return (-most, most);
-    }
-    TOP
 }

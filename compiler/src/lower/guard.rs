@@ -29,7 +29,7 @@ impl Lower<'_> {
         for assumed in self.assumed() {
             let v = assumed.value;
             let bits = match assumed.quantity {
-                Quantity::RowStatistic => self.divisors_below(v, assumed.low)?,
+                Quantity::RowStatistic => self.divisors_outside(v, assumed.low, assumed.high)?,
                 Quantity::Exponent => {
                     let x = self.shares(v)?;
                     vec![self.above(v, x, assumed.high)?]
@@ -134,9 +134,12 @@ impl Lower<'_> {
         if bits < RING { self.push(v, M::Extend { bits: RING }, &[sum]) } else { Ok(sum) }
     }
 
-    /// The bit of every row of a softmax by quotients whose divisor is below the range, if any of its entries counts.
-    fn divisors_below(&mut self, v: ValueId, low: Option<f64>) -> Result<Vec<Id>> {
-        let Some(low) = low else { return Ok(Vec::new()) };
+    /// The bits of every row of a softmax by quotients whose divisor is below the range, if any of its entries counts, or
+    /// whose mean entry is `high` at the longest.
+    fn divisors_outside(&mut self, v: ValueId, low: Option<f64>, high: f64) -> Result<Vec<Id>> {
+        if low.is_none() && high.is_infinite() {
+            return Ok(Vec::new());
+        }
         let (op, args) = (self.graph.op(v).cloned(), self.graph.operands(v));
         let (Some(Op::RatioSoftmax { numerator, eps, .. }), Some(&x)) = (op, args.first()) else {
             return Ok(Vec::new());
@@ -175,6 +178,19 @@ impl Lower<'_> {
             Sharing::Shared => sum,
             _ => self.push(v, M::Reshare, &[sum])?,
         };
+        let mut bits = Vec::new();
+        if high.is_finite() {
+            let columns = shape.last().and_then(|d| self.module.dims.upper(d)).map_or(1.0, |n| n as f64);
+            let limit = libm::ldexp(high * columns - f64::from(eps), i32::from(fine)).max(0.0);
+            // Beyond the bound there is nothing.
+            if limit < libm::ldexp(1.0, i32::from(bound)) {
+                let minus = self.push(v, M::Neg, &[sum])?;
+                let left = self.push(v, M::AddInt { k: limit as i64 - 1 }, &[minus])?;
+                let width = self.ring(left)?.1 + 1;
+                bits.push(self.push(v, M::Msb { width, drop: 0 }, &[left])?);
+            }
+        }
+        let Some(low) = low else { return Ok(bits) };
         // Rows without entries have no divisor.
         let counted = self.rows_that_count(v, mask)?;
         let limit = libm::ldexp(low - f64::from(eps), i32::from(fine)).max(0.0) as i64;
@@ -182,7 +198,8 @@ impl Lower<'_> {
         let limit = self.push(v, M::SetScale { scale: fine }, &[limit])?;
         let left = self.push(v, M::Sub, &[sum, limit])?;
         let width = self.ring(left)?.1 + 1;
-        Ok(vec![self.push(v, M::Msb { width, drop: 0 }, &[left])?])
+        bits.push(self.push(v, M::Msb { width, drop: 0 }, &[left])?);
+        Ok(bits)
     }
 
     /// 1 for every row of a public mask that keeps an entry, at scale 0.

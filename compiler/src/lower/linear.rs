@@ -2,13 +2,13 @@
 
 use super::quotient::is_fine;
 use super::scales::LONGEST;
-use super::{Lower, RING, magnitude_bits};
+use super::{Lower, RING};
 use crate::client_region;
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
-use ombra_ir::ty::{BoundFrom, Sharing};
+use ombra_ir::ty::Sharing;
 use ombra_ir::{Diagnostic, Dim, Result};
 
 /// Fewest fraction bits of a norm's operand.
@@ -251,13 +251,8 @@ impl Lower<'_> {
         let scale = if bare { self.scale_of(v) } else { self.options.f };
         let (eps, length) = (eps.to_bits(), bits(own, bound));
         let op = if centred { M::LayerNorm { eps, length, scale } } else { M::RmsNorm { eps, length, scale } };
+        // Its type says that |x_i| ≤ √n · rms, whatever x is, and how far off a row of this length may be.
         let id = self.push(v, op, &[x])?;
-        // |x_i| ≤ √n · rms, whatever x is.
-        let bound = magnitude_bits(libm::sqrt(n) * 1.01, scale);
-        let ty = &mut self.module.ops[id.index()].ty;
-        if bound < ty.bound {
-            (ty.bound, ty.bound_from) = (bound, BoundFrom::Guarded);
-        }
         let id = self.scale_and_shift(v, id, args)?;
         self.tighten(v, id);
         Ok(id)

@@ -389,7 +389,12 @@ impl Lower<'_> {
         let scale = self.scale_of(v);
         let mut ty = ombra_ir::ty::Ty::ring(RING, scale, Sharing::Shared, shape, RING - 2);
         if let Some((bound, from)) = self.bound_at(v, scale) {
-            (ty.bound, ty.bound_from) = (bound, from);
+            // What bounds follow from is what is enforced where an input is encoded, without room for rounding.
+            let given = matches!(self.graph.op(v), Some(Op::Input { .. }));
+            let exact = self.options.ranges.size(v).filter(|size| given && *size > 0.0);
+            let exact = exact.map(|size| libm::ceil(libm::log2(size)) as i32 + i32::from(scale));
+            ty.bound = exact.and_then(|bits| u8::try_from(bits.max(1)).ok()).map_or(bound, |bits| bits.min(bound));
+            ty.bound_from = from;
         }
         self.source(v, M::Input { slot }, ty)
     }

@@ -19,7 +19,7 @@ use crate::graph::eval::Weights;
 use crate::graph::{Graph, Op, Origin, ValueId};
 
 pub use mask::check_masks;
-pub(crate) use rotary::rotated;
+pub(crate) use rotary::{Rotation, rotated};
 pub use softmax::is_mask;
 
 /// What a pattern says of a node.

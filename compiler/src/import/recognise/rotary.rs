@@ -14,20 +14,33 @@ use crate::graph::eval::Weights;
 use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::import::ops::attention::are_angles;
 
-/// `x` and the angles, when `id` is x · c + turned(x) · s, where turned(x) is every pair (a, b) as (-b, a): cosines c,
-/// sines s. Whether they are angles is not known.
-pub(crate) fn rotated(graph: &Graph, id: ValueId) -> Option<(ValueId, [ValueId; 2])> {
+/// A sum x · c + turned(x) · s, where turned(x) is every pair (a, b) as (-b, a).
+pub(crate) struct Rotation {
+    /// What is turned.
+    pub(crate) x: ValueId,
+    /// Cosines c and sines s. Whether they are angles is not known.
+    pub(crate) angles: [ValueId; 2],
+    /// Pairs are of an element of the first half and its place in the second, and not neighbours.
+    pub(crate) of_halves: bool,
+}
+
+/// The rotation of pairs that `id` is.
+pub(crate) fn rotated(graph: &Graph, id: ValueId) -> Option<Rotation> {
     both_orders(graph, id, &Op::Add).into_iter().find_map(|(straight, across)| {
         both_orders(graph, across, &Op::Mul).into_iter().find_map(|(turned, s)| {
             let x = turned_of(graph, turned)?;
-            both_orders(graph, straight, &Op::Mul).into_iter().find(|(y, _)| *y == x).map(|(_, c)| (x, [c, s]))
+            both_orders(graph, straight, &Op::Mul).into_iter().find(|(y, _)| *y == x).map(|(_, c)| Rotation {
+                x,
+                angles: [c, s],
+                of_halves: turned_halves(graph, turned).is_some(),
+            })
         })
     })
 }
 
 /// A rotation by public angles, or by tables that become public.
 pub(super) fn rotary(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<Match> {
-    let Some((_, angles)) = rotated(graph, id) else { return Ok(Match::No) };
+    let Some(Rotation { angles, .. }) = rotated(graph, id) else { return Ok(Match::No) };
     let owner = |v: ValueId| graph.node(v).map(|n| n.owner);
     let owners = [owner(angles[0])?, owner(angles[1])?];
     if owners == [Owner::Public; 2] {
