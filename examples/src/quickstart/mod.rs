@@ -5,3 +5,11 @@ pub mod real;
 pub mod serve;
 pub mod show;
 pub mod table;
+
+use std::path::Path;
+
+/// The folder of the repository.
+fn root() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}

@@ -1,6 +1,5 @@
 //! A trained model of 135 million parameters answers a question: fetched, compiled, run between three parties.
 
-use std::path::Path;
 use std::time::Instant;
 
 use ombra_compiler::onnx::Model;
@@ -9,9 +8,9 @@ use ombra_compiler::pipeline::{Options, compile};
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::text::Text;
 
-use super::plaintext;
 use super::show::{Errors, Run, check, one, prediction, run, where_it_runs};
 use super::table::{Column, table};
+use super::{plaintext, root};
 use crate::real;
 
 /// The question where the user gives none.
@@ -24,7 +23,7 @@ const COUNT: u64 = 48;
 /// # Errors
 /// The first failure, or a token or a cost that is not the expected one.
 pub fn show(question: &str) -> Result<(), Errors> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     println!("SmolLM2-135M-Instruct answers a question that only the client knows, with weights that only the server");
     println!("knows: nothing of the model is public but its shape. A helper holds shares of both and learns neither.");
     let model_folder = real::smollm2(&root.join("target/real")).map_err(one)?;

@@ -15,8 +15,8 @@ use ombra_runtime::app::command::{ClientRun, Given, Peers, run_client};
 use ombra_runtime::app::report::Report;
 use ombra_runtime::app::text::Text;
 
-use super::plaintext;
 use super::table::{Column, table};
+use super::{plaintext, root};
 
 /// The prompt where the user gives none.
 pub const PROMPT: &str = "This License";
@@ -64,7 +64,7 @@ pub(super) fn one(error: Diagnostic) -> Errors {
 /// # Errors
 /// The first failure, or a token or a cost that is not the expected one.
 pub fn show(prompt: &str) -> Result<(), Errors> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let models = root.join("tests/data/models/llama-trained");
     println!("A LLaMA of 0.5 million parameters answers a prompt that only the client knows,");
     println!("with weights that only the server knows. A helper holds shares of both and learns neither.");
