@@ -2,10 +2,12 @@
 
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
-use ombra_compiler::self_test::rows::{Special, read_tokens};
+use ombra_compiler::self_test::clear::{step_seen, steps_seen};
+use ombra_compiler::self_test::rows::{Special, read_tokens, rows_of_tokens};
 use ombra_compiler::self_test::{Report, What, self_test};
 use ombra_ir::Diagnostic;
 use ombra_ir::op::Op;
+use ombra_ir::reference::Rounding;
 use std::path::{Path, PathBuf};
 
 fn models() -> PathBuf {
@@ -34,6 +36,35 @@ fn a_plan_agrees_with_its_model_on_all_positions_and_in_its_own_program() {
     assert_eq!(report.logits.agreed, positions, "{}", report.text());
     assert!(report.logits.greatest_error > 0.0 && report.logits.greatest_error < 0.1, "{}", report.text());
     assert!(report.last.greatest_error > 0.0 && report.last.greatest_error < 0.1, "{}", report.text());
+}
+
+#[test]
+fn steps_side_by_side_are_those_one_by_one_and_ask_for_weights_once() {
+    let (model, compiled) = compiled("llama-trained/base", &Options::default());
+    let rows =
+        rows_of_tokens(&compiled.graph, &compiled.graph, &[vec![1, 5, 9], vec![7], vec![2, 4, 6, 8, 10]]).unwrap();
+    let inputs: Vec<_> = rows.iter().map(|row| &row.inputs).collect();
+    let rounding = Rounding::Drawn { seed: 3 };
+    let is_weight = |id| matches!(compiled.plan.module.node(id).op, Op::Weight { .. });
+    let (mut weights, mut others) = (0, 0);
+    let together = steps_seen(&compiled, &model, &inputs, rounding, &mut |_, id, _| {
+        *if is_weight(id) { &mut weights } else { &mut others } += 1;
+        Ok(())
+    });
+    let together = together.unwrap();
+    assert_eq!(together.len(), 3);
+    for (inputs, found) in inputs.iter().zip(&together) {
+        let mut shown = 0;
+        let mut see = |id, _: &_| {
+            shown += usize::from(is_weight(id));
+            Ok(())
+        };
+        let alone = step_seen(&compiled, &model, inputs, rounding, &mut see).unwrap();
+        assert_eq!(shown, weights);
+        assert_eq!((&alone.outputs, &alone.states), (&found.outputs, &found.states));
+        assert!(alone.outputs.iter().any(Option::is_some) && alone.states.iter().any(Option::is_some));
+    }
+    assert!(weights > 0 && others > weights);
 }
 
 #[test]

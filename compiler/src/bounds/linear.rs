@@ -9,6 +9,7 @@ use super::proof::{Ends, Lengths, Linear, Proof, Unit, size};
 use super::spread::Spread;
 use crate::graph::ValueId;
 use ombra_kernels::float::matmul_acc;
+use rayon::prelude::*;
 use std::rc::Rc;
 
 /// Greatest singular values are bounded for matrices with a side of at most this, or of at most [`WIDE`] where the result
@@ -16,6 +17,8 @@ use std::rc::Rc;
 const SINGULAR: usize = 256;
 /// See [`SINGULAR`].
 const WIDE: usize = 1024;
+/// Columns that one thread bounds at a time.
+const PART: usize = 512;
 /// Relative rounding of a single-precision sum or product.
 const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
 
@@ -53,50 +56,22 @@ pub fn product(x: &Proof, w: &Matrix, (weight, rank): (ValueId, usize), runs: us
     let lengths = (0..last).fold(lengths, |l, axis| l.fold(axis, f64::max));
     let lengths = lengths.data();
 
-    let mut centre = vec![0f64; columns];
-    let mut spread = vec![0f64; columns];
-    let mut by_run = vec![0f64; columns];
-    let (mut absolute, mut squares) = (vec![0f64; columns], vec![0f64; columns]);
-    let each = n / x_runs;
-    for (run, &length) in lengths.iter().enumerate() {
-        absolute.fill(0.0);
-        squares.fill(0.0);
-        for i in run * each..(run + 1) * each {
-            let (low, high) = *ends.get(i)?;
-            // Unbounded elements leave the length alone to bound the sum.
-            let (middle, half) = if low.is_finite() && high.is_finite() {
-                ((low + high) / 2.0, (high - low) / 2.0)
-            } else {
-                (0.0, f64::INFINITY)
-            };
-            let most = size((low, high));
-            for (j, &w) in w.row(i).iter().enumerate() {
-                let w = f64::from(w);
-                let a = libm::fabs(w);
-                centre[j] += middle * w;
-                if w != 0.0 {
-                    spread[j] += half * a;
-                    absolute[j] += most * a;
-                }
-                squares[j] += w * w;
-            }
+    let unit = x.unit.as_ref().filter(|u| u.gamma.len() == n && u.offset.len() == n);
+    let unit = unit.map(|u| (u.radius, u.gamma.as_slice(), u.offset.as_slice()));
+    let parts = (0..columns).into_par_iter().step_by(PART).map(|first| {
+        let part = first..columns.min(first + PART);
+        let mut range = of_columns(ends, (lengths, n / x_runs), w, part.clone())?;
+        if let Some(unit) = unit {
+            within_unit(&mut range, unit, w, part);
         }
-        for j in 0..columns {
-            by_run[j] += absolute[j].min(libm::sqrt(squares[j]) * length);
-            // What sums of doubles may be off by, where large ends cancel.
-            spread[j] += absolute[j] * n as f64 * f64::EPSILON * 4.0;
-        }
-    }
-    let mut range: Vec<Ends> = (0..columns)
-        .map(|j| ((centre[j] - spread[j]).max(-by_run[j]), (centre[j] + spread[j]).min(by_run[j])))
-        .collect();
-    if let Some(unit) = x.unit.as_ref().filter(|u| u.gamma.len() == n && u.offset.len() == n) {
-        within_unit(&mut range, unit, w);
-    }
+        Some(range)
+    });
+    let range = parts.collect::<Option<Vec<_>>>()?.concat();
     let sizes: Vec<f64> = range.iter().map(|&e| size(e)).collect();
     let run_of = columns / runs.max(1);
     let by_size = sizes.chunks(run_of.max(1)).map(|run| libm::sqrt(run.iter().map(|x| x * x).sum::<f64>()));
     let mut result: Vec<f64> = by_size.collect();
+    let each = n / x_runs;
     if run_of.min(each) <= SINGULAR || run_of <= WIDE && run_of <= n {
         for (run, bound) in result.iter_mut().enumerate() {
             let at = run * run_of..(run + 1) * run_of;
@@ -117,19 +92,69 @@ pub fn product(x: &Proof, w: &Matrix, (weight, rank): (ValueId, usize), runs: us
     Some(proof)
 }
 
-/// Narrows ranges to `c·w ± radius · ‖γ∘w‖`.
-fn within_unit(range: &mut [Ends], unit: &Unit, w: &Matrix) {
-    let mut centre = vec![0f64; w.columns];
-    let mut squares = vec![0f64; w.columns];
-    for (i, (&gamma, &offset)) in unit.gamma.iter().zip(unit.offset.iter()).enumerate() {
-        for (j, &w) in w.row(i).iter().enumerate() {
+/// What some columns of the product are, for a row known by its elements and the lengths of its runs of `each` elements.
+fn of_columns(
+    ends: &[Ends],
+    (lengths, each): (&[f64], usize),
+    w: &Matrix,
+    part: std::ops::Range<usize>,
+) -> Option<Vec<Ends>> {
+    let columns = part.len();
+    let mut centre = vec![0f64; columns];
+    let mut spread = vec![0f64; columns];
+    let mut by_run = vec![0f64; columns];
+    let (mut absolute, mut squares) = (vec![0f64; columns], vec![0f64; columns]);
+    for (run, &length) in lengths.iter().enumerate() {
+        absolute.fill(0.0);
+        squares.fill(0.0);
+        for i in run * each..(run + 1) * each {
+            let (low, high) = *ends.get(i)?;
+            // Unbounded elements leave the length alone to bound the sum.
+            let (middle, half) = if low.is_finite() && high.is_finite() {
+                ((low + high) / 2.0, (high - low) / 2.0)
+            } else {
+                (0.0, f64::INFINITY)
+            };
+            let most = size((low, high));
+            for (j, &w) in w.row(i).get(part.clone())?.iter().enumerate() {
+                let w = f64::from(w);
+                let a = libm::fabs(w);
+                centre[j] += middle * w;
+                if w != 0.0 {
+                    spread[j] += half * a;
+                    absolute[j] += most * a;
+                }
+                squares[j] += w * w;
+            }
+        }
+        for j in 0..columns {
+            by_run[j] += absolute[j].min(libm::sqrt(squares[j]) * length);
+            // What sums of doubles may be off by, where large ends cancel.
+            spread[j] += absolute[j] * w.inner as f64 * f64::EPSILON * 4.0;
+        }
+    }
+    let ends = |j: usize| ((centre[j] - spread[j]).max(-by_run[j]), (centre[j] + spread[j]).min(by_run[j]));
+    Some((0..columns).map(ends).collect())
+}
+
+/// Narrows the ranges of some columns to `c·w ± radius · ‖γ∘w‖`.
+fn within_unit(
+    range: &mut [Ends],
+    (radius, gamma, offset): (f64, &[f64], &[f64]),
+    w: &Matrix,
+    part: std::ops::Range<usize>,
+) {
+    let mut centre = vec![0f64; range.len()];
+    let mut squares = vec![0f64; range.len()];
+    for (i, (&gamma, &offset)) in gamma.iter().zip(offset).enumerate() {
+        for (j, &w) in w.row(i).get(part.clone()).unwrap_or_default().iter().enumerate() {
             let w = f64::from(w);
             centre[j] += offset * w;
             squares[j] += gamma * w * gamma * w;
         }
     }
     for ((ends, c), s) in range.iter_mut().zip(centre).zip(squares) {
-        let r = unit.radius * libm::sqrt(s);
+        let r = radius * libm::sqrt(s);
         *ends = (ends.0.max(c - r), ends.1.min(c + r));
     }
 }

@@ -82,7 +82,7 @@ pub fn visit(
     inputs: &BTreeMap<String, Tensor>,
     see: &mut dyn FnMut(ValueId, &Tensor),
 ) -> Result<()> {
-    visit_in(graph, late_weights(graph), weights, inputs, see)
+    visit_in(graph, late_weights(graph), weights, &[inputs], &mut |_, id, tensor| see(id, tensor))
 }
 
 /// As [`visit`], for `wanted` and what they are computed from alone.
@@ -96,48 +96,80 @@ pub fn visit_needed(
     inputs: &BTreeMap<String, Tensor>,
     see: &mut dyn FnMut(ValueId, &Tensor),
 ) -> Result<()> {
+    visit_rows(graph, wanted, weights, &[inputs], &mut |_, id, tensor| see(id, tensor))
+}
+
+/// As [`visit_needed`], for several inputs side by side: what depends on weights alone is evaluated once. `see` is told
+/// whose the value is.
+///
+/// # Errors
+/// Those of [`visit`].
+pub fn visit_rows(
+    graph: &Graph,
+    wanted: &[ValueId],
+    weights: &Weights,
+    rows: &[&BTreeMap<String, Tensor>],
+    see: &mut dyn FnMut(usize, ValueId, &Tensor),
+) -> Result<()> {
     let mut needed: BTreeSet<ValueId> = wanted.iter().copied().collect();
     for id in wanted {
         needed.extend(graph.ancestors(*id));
     }
     let order = late_weights(graph).into_iter().filter(|id| needed.contains(id)).collect();
-    visit_in(graph, order, weights, inputs, see)
+    visit_in(graph, order, weights, rows, see)
 }
 
-/// Evaluates the values in `order`, which holds the operands of each before it.
+/// Evaluates the values in `order`, which holds the operands of each before it, for every one of `rows`.
 fn visit_in(
     graph: &Graph,
     order: Vec<ValueId>,
     weights: &Weights,
-    inputs: &BTreeMap<String, Tensor>,
-    see: &mut dyn FnMut(ValueId, &Tensor),
+    rows: &[&BTreeMap<String, Tensor>],
+    see: &mut dyn FnMut(usize, ValueId, &Tensor),
 ) -> Result<()> {
-    let bindings = bind_inputs(graph, inputs)?;
+    let bindings = rows.iter().map(|inputs| bind_inputs(graph, inputs)).collect::<Result<Vec<_>>>()?;
     let evaluated: BTreeSet<ValueId> = order.iter().copied().collect();
     let users = |id: &ValueId| graph.users(*id).iter().filter(|user| evaluated.contains(user)).count();
     let mut left: BTreeMap<ValueId, usize> = order.iter().map(|id| (*id, users(id))).collect();
-    let mut values: BTreeMap<ValueId, Tensor> = BTreeMap::new();
+    // Those of every row; of weights, and of what is moved from them, one for all rows.
+    let mut values: BTreeMap<ValueId, Vec<Tensor>> = BTreeMap::new();
+    let mut shared: BTreeSet<ValueId> = BTreeSet::new();
     for id in order {
         let node = graph.node(id)?;
-        if let Op::Input { name, .. } = &node.op
-            && !inputs.contains_key(name)
-        {
-            continue;
-        }
         let operands = graph.operands(id);
-        let missing = || Diagnostic::internal("E0299", format!("an operand of %{} was not computed", id.index()));
-        let tensors = operands.iter().map(|o| values.get(o).ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
-        let result = apply(&node.op, &tensors, weights, inputs, &bindings);
-        let result =
-            result.map_err(|e| e.at(format!("%{} {} \"{}\"", id.index(), node.op.name(), node.origin.node)))?;
-        let shape = node.shape.iter().map(|d| d.eval_usize(&bindings)).collect::<Result<Vec<_>>>()?;
-        if result.shape() != shape || result.dtype() != node.dtype {
-            let what = format!("%{} is {:?} but declared {shape:?}", id.index(), result.shape());
-            return Err(Diagnostic::internal("E0299", what).at(node.origin.node.clone()));
+        if depends_on_weights(node, &operands, &shared) {
+            shared.insert(id);
         }
-        see(id, &result);
+        let is_shared = shared.contains(&id);
+        let mut results = Vec::with_capacity(rows.len());
+        for (row, (inputs, bindings)) in rows.iter().zip(&bindings).enumerate() {
+            if let Op::Input { name, .. } = &node.op
+                && !inputs.contains_key(name)
+            {
+                continue;
+            }
+            if is_shared && row > 0 {
+                if let Some(result) = results.first() {
+                    see(row, id, result);
+                }
+                continue;
+            }
+            let missing = || Diagnostic::internal("E0299", format!("an operand of %{} was not computed", id.index()));
+            let of = |o: &ValueId| values.get(o).and_then(|v| v.get(if shared.contains(o) { 0 } else { row }));
+            let tensors = operands.iter().map(|o| of(o).ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
+            let result = apply(&node.op, &tensors, weights, inputs, bindings);
+            let result =
+                result.map_err(|e| e.at(format!("%{} {} \"{}\"", id.index(), node.op.name(), node.origin.node)))?;
+            let shape = node.shape.iter().map(|d| d.eval_usize(bindings)).collect::<Result<Vec<_>>>()?;
+            if result.shape() != shape || result.dtype() != node.dtype {
+                let what = format!("%{} is {:?} but declared {shape:?}", id.index(), result.shape());
+                return Err(Diagnostic::internal("E0299", what).at(node.origin.node.clone()));
+            }
+            see(row, id, &result);
+            results.push(result);
+        }
         if left.get(&id).is_some_and(|users| *users > 0) {
-            values.insert(id, result);
+            values.insert(id, results);
         }
         for operand in BTreeSet::from_iter(operands) {
             if let Some(n) = left.get_mut(&operand) {
@@ -149,6 +181,19 @@ fn visit_in(
         }
     }
     Ok(())
+}
+
+/// Whether a value is the same whatever the inputs are: a weight, or computed from such values by an operator without sizes.
+fn depends_on_weights(node: &super::Node, operands: &[ValueId], shared: &BTreeSet<ValueId>) -> bool {
+    let sized = node.shape.iter().any(|d| d.as_constant().is_none());
+    match &node.op {
+        _ if sized => false,
+        Op::Weight { .. } | Op::Const(_) => true,
+        Op::Mul | Op::Add | Op::Sub | Op::Neg | Op::Reshape { .. } | Op::Transpose { .. } | Op::MatMul => {
+            operands.iter().all(|o| shared.contains(o))
+        }
+        _ => false,
+    }
 }
 
 /// A topological order in which what depends on no input stands right before its first user.

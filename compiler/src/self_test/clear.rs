@@ -8,7 +8,7 @@ use ombra_ir::bind::{Bound, bind};
 use ombra_ir::module::{Id, Node};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
-use ombra_ir::reference::run::{Outcome, run_seen};
+use ombra_ir::reference::run::{Outcome, run_together};
 use ombra_ir::reference::{RefValue, Rounding, encode_as};
 use ombra_ir::{Diagnostic, Result, Sym};
 use std::collections::BTreeMap;
@@ -53,18 +53,39 @@ pub fn step_seen(
     rounding: Rounding,
     see: &mut dyn FnMut(Id, &RefValue) -> Result<()>,
 ) -> Result<Outcome> {
-    let bound = bind_step(compiled, inputs)?;
+    let mut outcomes = steps_seen(compiled, model, &[inputs], rounding, &mut |_, id, value| see(id, value))?;
+    outcomes.pop().ok_or_else(|| Diagnostic::internal("E0585", "a step left nothing behind"))
+}
+
+/// As [`step_seen`], for several first steps side by side: weights are read and encoded once for all of them. `see` is
+/// told which step a value is of; those that follow from weights alone are shown once.
+///
+/// # Errors
+/// Inputs that the plan cannot take, and those of `see`.
+pub fn steps_seen(
+    compiled: &Compiled,
+    model: &Model,
+    inputs: &[&BTreeMap<String, Tensor>],
+    rounding: Rounding,
+    see: &mut dyn FnMut(usize, Id, &RefValue) -> Result<()>,
+) -> Result<Vec<Outcome>> {
+    let bound = inputs.iter().map(|inputs| bind_step(compiled, inputs)).collect::<Result<Vec<_>>>()?;
     let weights = |name: &str| load_weight(model, name);
     // What the client computes in plaintext.
-    let mut known: BTreeMap<String, Tensor> = inputs.clone();
+    let mut known: Vec<BTreeMap<String, Tensor>> = inputs.iter().map(|inputs| (*inputs).clone()).collect();
     let wanted: Vec<_> = compiled.inputs.values().copied().collect();
-    eval::visit_needed(&compiled.graph, &wanted, &weights, inputs, &mut |id, tensor| {
+    eval::visit_rows(&compiled.graph, &wanted, &weights, inputs, &mut |row, id, tensor| {
         for (name, _) in compiled.inputs.iter().filter(|(_, v)| **v == id) {
-            known.insert(name.clone(), tensor.clone());
+            if let Some(known) = known.get_mut(row) {
+                known.insert(name.clone(), tensor.clone());
+            }
         }
     })?;
-    let mut source = |_: Id, node: &Node| source_value(compiled, &weights, &known, node);
-    run_seen(&compiled.plan.module, &bound, rounding, &mut source, see)
+    let mut source = |step: usize, _: Id, node: &Node| {
+        let missing = || Diagnostic::internal("E0585", "a step has no inputs");
+        source_value(compiled, &weights, known.get(step).ok_or_else(missing)?, node)
+    };
+    run_together(&compiled.plan.module, &bound, rounding, &mut source, see)
 }
 
 fn source_value(

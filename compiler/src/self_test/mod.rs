@@ -33,6 +33,8 @@ pub const MAX_RELATIVE: f64 = 1e-2;
 const BAD_LAYER: f64 = 1e-2;
 /// Elements below this size count as such in relative errors: of a row that is almost zero nothing is left.
 const FLOOR: f64 = 1.0 / 32.0;
+/// Positions that are evaluated side by side.
+const TOGETHER: usize = 256;
 /// Where the numbers of roundings begin.
 const SEED: u64 = 0x0b5e_55ed;
 
@@ -97,7 +99,7 @@ impl Report {
     }
 }
 
-/// What is tested, and how far it is: the row's name and a number of 1000.
+/// What is tested, and how far it is, a number of 1000.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, u64);
 
 /// Tests a compiled plan on rows of at most `most` positions together, or on the given rows of token ids.
@@ -125,25 +127,26 @@ pub fn self_test(
     let mut report = Report::default();
     let (mut all, mut last) = (Sums::default(), Sums::default());
     let changed = !compiled.plan.changes.is_empty();
-    for row in &rows {
-        // Functions that were changed by request are compared with themselves.
-        let graph = if changed { &whole.graph } else { &imported };
-        progress(&row.name, 0);
-        let expected = outputs_in_float(model, graph, whole, row).map_err(one)?;
-        report.rows.push((row.name.clone(), row.tokens.len()));
-        let mut found = run(model, whole, row, progress).map_err(one)?;
-        if guard_is_set(&mut found) {
-            report.guarded.push(row.name.clone());
-            continue;
-        }
-        compare(row, &expected, &found, &mut all, &mut report.outputs).map_err(one)?;
-        if !std::ptr::eq(whole, compiled) && (matches!(what, What::BuiltIn { .. })) {
-            let mut found = run(model, compiled, row, progress).map_err(one)?;
-            if guard_is_set(&mut found) {
-                report.guarded.push(row.name.clone());
-                continue;
+    // Functions that were changed by request are compared with themselves.
+    let graph = if changed { &whole.graph } else { &imported };
+    report.rows = rows.iter().map(|row| (row.name.clone(), row.tokens.len())).collect();
+    for rows in together(&rows) {
+        progress("the model in float", 0);
+        let expected = outputs_in_float(model, graph, whole, rows).map_err(one)?;
+        let mut test = |name: &str, program: &Compiled, sums: &mut Sums| {
+            let mut found = run(model, program, rows, &mut |at| progress(name, at))?;
+            for ((row, expected), found) in rows.iter().zip(&expected).zip(&mut found) {
+                if guard_is_set(found) {
+                    report.guarded.push(row.name.clone());
+                    continue;
+                }
+                compare(row, expected, found, sums, &mut report.outputs)?;
             }
-            compare(row, &expected, &found, &mut last, &mut report.outputs).map_err(one)?;
+            Ok(())
+        };
+        test("all positions", whole, &mut all).map_err(one)?;
+        if !std::ptr::eq(whole, compiled) && (matches!(what, What::BuiltIn { .. })) {
+            test("last positions", compiled, &mut last).map_err(one)?;
         }
     }
     (report.logits, report.last) = (all.finish(), last.finish());
@@ -160,6 +163,22 @@ pub fn self_test(
         "--self-test 0 compiles the plan without this test; its results are then wrong where they were wrong here",
     );
     Err(vec![error])
+}
+
+/// Rows that are evaluated side by side: as many as have [`TOGETHER`] positions, since the logits of all are kept.
+fn together(rows: &[Row]) -> Vec<&[Row]> {
+    let (mut groups, mut left) = (Vec::new(), rows);
+    while !left.is_empty() {
+        let mut positions = 0;
+        let fits = |row: &&Row| {
+            positions += row.tokens.len();
+            positions <= TOGETHER
+        };
+        let (group, rest) = left.split_at(left.iter().take_while(fits).count().max(1));
+        groups.push(group);
+        left = rest;
+    }
+    groups
 }
 
 /// What a self-test is run on.
@@ -187,23 +206,28 @@ fn whole(
     let Some(logits) = outputs.iter().find(|o| o.kind == OutputKind::NextToken) else { return Ok(None) };
     let others = outputs.iter().filter(|o| o.kind == OutputKind::Tensor && o.name != logits.name);
     let reveal = [logits].into_iter().chain(others).map(|o| Reveal::Output(o.name.clone())).collect();
-    pipeline::compile(model, base, &Options { reveal, ..options.clone() }).map(Some)
+    // The same rewrites, without being priced again: it is the plan that is tested.
+    let keep_rewrites = Some(compiled.rewrites.iter().any(|r| !r.applied.is_empty()));
+    pipeline::compile(model, base, &Options { reveal, keep_rewrites, ..options.clone() }).map(Some)
 }
 
-/// What the plan reveals, as the model computes it, by name: role and tensor.
+/// What the plan reveals, as the model computes it of every row, by name: role and tensor.
 fn outputs_in_float(
     model: &Model,
     graph: &Graph,
     compiled: &Compiled,
-    row: &Row,
-) -> Result<BTreeMap<String, (OutputRole, Tensor)>> {
+    rows: &[Row],
+) -> Result<Vec<BTreeMap<String, (OutputRole, Tensor)>>> {
     let revealed = |name: &str| compiled.plan.module.outputs.iter().any(|o| o.name == name);
     let outputs: Vec<_> = graph.outputs.iter().filter(|o| revealed(&o.name)).collect();
     let wanted: Vec<ValueId> = outputs.iter().map(|o| o.value).collect();
-    let mut tensors = BTreeMap::new();
-    eval::visit_needed(graph, &wanted, &|name| load_weight(model, name), &row.inputs, &mut |id, tensor| {
+    let mut tensors = vec![BTreeMap::new(); rows.len()];
+    let inputs: Vec<_> = rows.iter().map(|row| &row.inputs).collect();
+    eval::visit_rows(graph, &wanted, &|name| load_weight(model, name), &inputs, &mut |row, id, tensor| {
         for output in outputs.iter().filter(|o| o.value == id) {
-            tensors.insert(output.name.clone(), (output.role.clone(), tensor.clone()));
+            if let Some(tensors) = tensors.get_mut(row) {
+                tensors.insert(output.name.clone(), (output.role.clone(), tensor.clone()));
+            }
         }
     })?;
     Ok(tensors)
@@ -216,8 +240,13 @@ struct Found {
     values: Vec<f64>,
 }
 
-/// Revealed outputs by name; in place of the next token, the scores that it is chosen from.
-fn run(model: &Model, compiled: &Compiled, row: &Row, progress: Progress) -> Result<BTreeMap<String, Found>> {
+/// Every row's revealed outputs by name; in place of the next token, the scores that it is chosen from.
+fn run(
+    model: &Model,
+    compiled: &Compiled,
+    rows: &[Row],
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<BTreeMap<String, Found>>> {
     let module = &compiled.plan.module;
     let mut wanted: BTreeMap<Id, (String, OutputKind)> = BTreeMap::new();
     for node in &module.ops {
@@ -231,10 +260,11 @@ fn run(model: &Model, compiled: &Compiled, row: &Row, progress: Progress) -> Res
         wanted.extend(source.map(|source| (source, (output.name.clone(), kind))));
     }
     let total = module.ops.len().max(1) as u64;
-    let mut found = BTreeMap::new();
-    clear::step_seen(compiled, model, &row.inputs, Rounding::Drawn { seed: SEED }, &mut |id, value| {
-        progress(&row.name, id.index() as u64 * 1000 / total);
-        if let Some((name, kind)) = wanted.get(&id) {
+    let mut found: Vec<BTreeMap<String, Found>> = rows.iter().map(|_| BTreeMap::new()).collect();
+    let inputs: Vec<_> = rows.iter().map(|row| &row.inputs).collect();
+    clear::steps_seen(compiled, model, &inputs, Rounding::Drawn { seed: SEED }, &mut |row, id, value| {
+        progress(id.index() as u64 * 1000 / total);
+        if let (Some((name, kind)), Some(found)) = (wanted.get(&id), found.get_mut(row)) {
             let values = decoded(module.ty(id), value)?;
             found.insert(name.clone(), Found { kind: *kind, shape: value.shape.clone(), values });
         }

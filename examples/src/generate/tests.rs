@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ombra_compiler::labels::{Overrides, Owner, label};
 use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::{self, Options};
+use ombra_compiler::savings::{Pass, savings};
 use ombra_runtime::plaintext::{PlainElements, PlainInput, PlaintextModel};
 use onnx_protobuf::{Message, TensorProto};
 
@@ -200,4 +202,29 @@ fn sizes_that_do_not_fit_are_refused() {
         assert_eq!(write_llama(&sizes, path).unwrap_err().code, "E0900");
     }
     assert!(!path.exists());
+}
+
+/// A model of 1.25 million parameters whose last layers are tuned: no pass makes a step dearer, and together they save.
+#[test]
+fn every_pass_saves_on_a_layer_frozen_model() {
+    let folder = Folder::new("savings");
+    let model = |name: &str, tuned_from: Option<usize>, kv_heads: usize| {
+        let seeds = Seeds { tuned_from, ..Seeds::default() };
+        let sizes =
+            Llama { layers: 4, hidden: 128, heads: 4, kv_heads, ff: 352, vocab: 2000, seeds, ..Llama::default() };
+        let path = folder.0.join(name);
+        write_llama(&sizes, &path).unwrap();
+        Model::read(&path).unwrap()
+    };
+    for (tuned_from, kv_heads) in [(1, 2), (3, 4)] {
+        let base = model("base.onnx", None, kv_heads);
+        let tuned = model("tuned.onnx", Some(tuned_from), kv_heads);
+        let options = Options::default();
+        let plan = pipeline::compile(&tuned, Some(&base), &options).unwrap_or_else(|e| panic!("{e:?}")).plan;
+        let saved = savings(&tuned, Some(&base), &options, &plan).unwrap_or_else(|e| panic!("{e:?}"));
+        // The naive program and every pass; roles stay fixed by default.
+        assert_eq!(saved.len(), Pass::ALL.len());
+        let total = |at: usize| saved[at].steps.iter().map(|step| step.total_bytes()).sum::<u64>();
+        assert!(2 * total(saved.len() - 1) < total(0), "{} of {}", total(saved.len() - 1), total(0));
+    }
 }

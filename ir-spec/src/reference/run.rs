@@ -36,53 +36,138 @@ pub fn run_seen(
     source: &mut dyn FnMut(Id, &Node) -> Result<RefValue>,
     see: &mut dyn FnMut(Id, &RefValue) -> Result<()>,
 ) -> Result<Outcome> {
+    let mut outcomes = run_together(
+        module,
+        std::slice::from_ref(bound),
+        rounding,
+        &mut |_, id, node| source(id, node),
+        &mut |_, id, value| see(id, value),
+    )?;
+    outcomes.pop().ok_or_else(|| Diagnostic::internal("E0386", "a step left nothing behind"))
+}
+
+/// A value in every step that runs.
+enum Values {
+    /// Of weights alone: the same in all of them.
+    Shared(RefValue),
+    /// Each step's own.
+    Each(Vec<RefValue>),
+}
+
+impl Values {
+    fn of(&self, step: usize) -> Option<&RefValue> {
+        match self {
+            Values::Shared(value) => Some(value),
+            Values::Each(values) => values.get(step),
+        }
+    }
+}
+
+/// As [`run_seen`], for several steps side by side, op by op: weights, which are large, are asked for once. `source` and
+/// `see` are told the step; of weights, and of what is moved from them, `see` is shown the first step's alone.
+///
+/// # Errors
+/// Those of `source` and `see`, and operands that an op cannot take.
+pub fn run_together(
+    module: &Module,
+    steps: &[Bound],
+    rounding: Rounding,
+    source: &mut dyn FnMut(usize, Id, &Node) -> Result<RefValue>,
+    see: &mut dyn FnMut(usize, Id, &RefValue) -> Result<()>,
+) -> Result<Vec<Outcome>> {
     let mut last_use = vec![0usize; module.ops.len()];
     for (i, node) in module.ops.iter().enumerate() {
         for a in &node.args {
             last_use[a.index()] = i;
         }
     }
-    let mut values: Vec<Option<RefValue>> = Vec::with_capacity(module.ops.len());
-    let mut outcome = Outcome { outputs: vec![None; module.outputs.len()], states: vec![None; module.states.len()] };
+    let mut values: Vec<Option<Values>> = Vec::with_capacity(module.ops.len());
+    let empty = Outcome { outputs: vec![None; module.outputs.len()], states: vec![None; module.states.len()] };
+    let mut outcomes = vec![empty; steps.len()];
     for (i, node) in module.ops.iter().enumerate() {
         let id = Id(i as u32);
-        let kept = match (&node.op, &*node.args) {
-            // The same elements, which nobody else uses.
+        let at = |d: Diagnostic| d.at(place(module, id));
+        let is_shared = shared(node, &values);
+        // The same elements, which nobody else uses.
+        let moved = match (&node.op, &*node.args) {
             (Op::SetScale { .. } | Op::Reshare | Op::Reshape { .. }, [a]) if last_use[a.index()] == i => {
-                values[a.index()].take().filter(|v| {
-                    let same = super::volume(&v.shape).ok() == super::volume(&bound.shapes[i]).ok();
-                    same && !matches!(v.data, RefData::Plain(_))
+                values[a.index()].take_if(|v| {
+                    is_shared == matches!(v, Values::Shared(_))
+                        && steps.iter().enumerate().all(|(step, bound)| moves(v.of(step), &bound.shapes[i]))
                 })
             }
             _ => None,
         };
-        let value = match kept {
-            Some(value) => Ok(RefValue { shape: bound.shapes[i].clone(), ..value }),
-            None => one(module, bound, id, &values, rounding.of_op(i), source),
-        };
-        let value = value.and_then(|value| see(id, &value).map(|()| value)).map_err(|d| d.at(place(module, id)))?;
-        match node.op {
-            Op::Reveal { slot } => outcome.outputs[slot as usize] = Some(value.clone()),
-            Op::SetState { slot } => outcome.states[slot as usize] = Some(value.clone()),
-            _ => {}
+        let mut moved = match moved {
+            Some(Values::Shared(value)) => vec![value],
+            Some(Values::Each(values)) => values,
+            None => Vec::new(),
         }
-        values.push((last_use[i] > i).then_some(value));
+        .into_iter();
+        let mut found = Vec::with_capacity(steps.len());
+        for (step, bound) in steps.iter().enumerate().take(if is_shared { 1 } else { steps.len() }) {
+            let value = match moved.next() {
+                Some(value) => Ok(RefValue { shape: bound.shapes[i].clone(), ..value }),
+                None => one(module, (step, bound), id, &values, rounding.of_op(i), source),
+            };
+            let value = value.and_then(|value| see(step, id, &value).map(|()| value)).map_err(at)?;
+            match node.op {
+                Op::Reveal { slot } => outcomes[step].outputs[slot as usize] = Some(value.clone()),
+                Op::SetState { slot } => outcomes[step].states[slot as usize] = Some(value.clone()),
+                _ => {}
+            }
+            // What nobody uses is gone before the next step's.
+            if last_use[i] > i {
+                found.push(value);
+            }
+        }
+        values.push(match found.pop() {
+            None => None,
+            Some(value) if is_shared => Some(Values::Shared(value)),
+            Some(value) => {
+                found.push(value);
+                Some(Values::Each(found))
+            }
+        });
         for a in &node.args {
             if last_use[a.index()] == i {
                 values[a.index()] = None;
             }
         }
     }
-    Ok(outcome)
+    Ok(outcomes)
+}
+
+/// Whether a value has the elements of its operand, in another shape.
+fn moves(operand: Option<&RefValue>, shape: &[usize]) -> bool {
+    operand.is_some_and(|v| {
+        let same = super::volume(&v.shape).ok() == super::volume(shape).ok();
+        same && !matches!(v.data, RefData::Plain(_))
+    })
+}
+
+/// Whether a value is the same in every step: a weight, or one that is moved or scaled.
+fn shared(node: &Node, values: &[Option<Values>]) -> bool {
+    if node.ty.shape.iter().any(|d| d.as_constant().is_none()) {
+        return false;
+    }
+    let of_shared = || node.args.iter().all(|a| matches!(values.get(a.index()), Some(Some(Values::Shared(_)))));
+    match node.op {
+        Op::Weight { .. } | Op::PublicWeight { .. } => true,
+        Op::SetScale { .. } | Op::Upscale { .. } | Op::Reshare | Op::Reshape { .. } | Op::Transpose { .. } => {
+            of_shared()
+        }
+        _ => false,
+    }
 }
 
 fn one(
     module: &Module,
-    bound: &Bound,
+    (step, bound): (usize, &Bound),
     id: Id,
-    values: &[Option<RefValue>],
+    values: &[Option<Values>],
     rounding: Rounding,
-    source: &mut dyn FnMut(Id, &Node) -> Result<RefValue>,
+    source: &mut dyn FnMut(usize, Id, &Node) -> Result<RefValue>,
 ) -> Result<RefValue> {
     let node = module.node(id);
     if let Op::Public { value } = node.op {
@@ -91,7 +176,7 @@ fn one(
         return Ok(RefValue::plain(tensor.clone()));
     }
     if node.op.class() == Class::Source {
-        let value = source(id, node)?;
+        let value = source(step, id, node)?;
         let expected = &bound.shapes[id.index()];
         if value.shape != *expected {
             return Err(Diagnostic::input("E0385", "a given value has the wrong shape")
@@ -101,7 +186,7 @@ fn one(
     }
     let mut args = Vec::with_capacity(node.args.len());
     for a in &node.args {
-        let value = values.get(a.index()).and_then(Option::as_ref);
+        let value = values.get(a.index()).and_then(Option::as_ref).and_then(|v| v.of(step));
         args.push(value.ok_or_else(|| Diagnostic::internal("E0386", "an operand was freed too early"))?);
     }
     eval_rounded(&node.op, &args, &node.ty, &bound.bindings, rounding)
