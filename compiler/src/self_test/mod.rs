@@ -206,6 +206,10 @@ fn run(model: &Model, compiled: &Compiled, row: &Row, progress: Progress) -> Res
     for node in &module.ops {
         let (Op::Reveal { slot }, [value]) = (&node.op, &*node.args) else { continue };
         let Some(output) = module.outputs.get(*slot as usize) else { continue };
+        // Whether an assumed range was left is no output of the model.
+        if output.kind == OutputKind::Guard {
+            continue;
+        }
         let (source, kind) = match &module.node(*value).op {
             Op::ArgMax { .. } => (module.node(*value).args.first().copied(), OutputKind::NextToken),
             _ => (Some(*value), OutputKind::Tensor),
