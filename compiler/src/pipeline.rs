@@ -23,7 +23,7 @@ use crate::passes::decompose::decompose;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
-use crate::published::{MASK, check_published, structure, weights_of};
+use crate::published::{MASK, check_published, linear_biases, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
 use crate::savings::{Pass, Passes, session_price, unpack_masks, widen};
 use crate::stand_in::StandIns;
@@ -162,6 +162,7 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
         overrides.public.clear();
     }
     overrides.structure.extend(structure(&published, &after));
+    overrides.structure.extend(linear_biases(&graph, &|name: &str| load_weight(model, name)).map_err(one)?);
     overrides.integers.extend(published.iter().filter(|p| p.integer).map(|p| p.tensor.clone()));
     overrides.layers = import::layers::of_weights(&graph);
     let labels = label(model, base, &overrides).map_err(one)?;

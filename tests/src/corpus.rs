@@ -76,7 +76,8 @@ pub fn model(name: &str) -> Result<Model> {
 /// Rows of a batch that run at once: as many as a plan allows by default.
 pub const ROWS: usize = 8;
 
-/// Inputs and outputs of one test set, by name. The first axis of every tensor is the batch.
+/// Inputs and outputs of one test set, by name. The first axis of every tensor is the batch, where it is large.
+#[derive(Clone)]
 pub struct TestSet {
     /// What goes in.
     pub inputs: Vec<(String, Tensor)>,
@@ -85,13 +86,16 @@ pub struct TestSet {
 }
 
 impl TestSet {
-    /// The set cut into parts of at most [`ROWS`] rows of the batch, which do not depend on each other; in short tests
+    /// The set itself where that many rows run at once, or cut into parts of at most [`ROWS`] rows of the batch, which do not depend on each other; in short tests
     /// the first of them alone.
     ///
     /// # Errors
     /// A tensor has no axes.
     pub fn parts(&self) -> Result<Vec<TestSet>> {
         let batch = self.inputs.first().and_then(|(_, tensor)| tensor.shape().first().copied()).unwrap_or(0);
+        if batch <= ROWS {
+            return Ok(vec![self.clone()]);
+        }
         let cut = |list: &[(String, Tensor)], start: usize| -> Result<Vec<(String, Tensor)>> {
             let len = ROWS.min(batch - start);
             let cut = |(name, tensor): &(String, Tensor)| Ok((name.clone(), tensor_rows(tensor, start, len)?));
@@ -119,15 +123,22 @@ pub fn sets(name: &str) -> usize {
 /// # Errors
 /// A tensor of it cannot be read.
 pub fn test_set(name: &str, set: usize) -> Result<TestSet> {
-    let model = model(name)?;
-    let dir = folder(name).join(format!("test_data_set_{set}"));
+    read_set(&model(name)?, &format!("{name}/test_data_set_{set}"))
+}
+
+/// The test set in a folder of the corpus, for `model`.
+///
+/// # Errors
+/// A tensor of it cannot be read.
+pub fn read_set(model: &Model, name: &str) -> Result<TestSet> {
+    let dir = folder(name);
     let read = |kind: &str| -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();
         for i in 0.. {
             let path = dir.join(format!("{kind}_{i}.pb"));
             let Ok(bytes) = std::fs::read(&path) else { break };
             let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| Diagnostic::input("E0000", e.to_string()))?;
-            tensors.push((proto.name.clone(), tensor(&model, &proto)?));
+            tensors.push((proto.name.clone(), tensor(model, &proto)?));
         }
         Ok(tensors)
     };

@@ -2,6 +2,7 @@
 //! computed.
 
 pub mod built;
+pub mod case;
 pub mod conformance;
 pub mod corpus;
 pub mod logits;

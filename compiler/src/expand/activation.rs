@@ -126,7 +126,8 @@ fn gated(e: &mut Emit, x: Id, form: Form, fit: &[f64], result: (u8, BoundFrom)) 
     let upper = e.guarded(Op::Mul, &[x, high], most)?;
     let inner = e.guarded(Op::Mul, &[inside, middle], most)?;
     let sum = e.guarded(Op::Add, &[upper, inner], most)?;
-    let from = if result.0 < most { result.1 } else { BoundFrom::Guarded };
+    // What types prove of the function holds of its series inside the formula's range.
+    let from = if result.0 < most && result.1 != BoundFrom::Proven { result.1 } else { BoundFrom::Guarded };
     e.widen(sum, outer, (result.0.min(most), from))
 }
 

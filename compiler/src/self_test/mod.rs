@@ -252,6 +252,10 @@ fn run(
     for node in &module.ops {
         let (Op::Reveal { slot }, [value]) = (&node.op, &*node.args) else { continue };
         let Some(output) = module.outputs.get(*slot as usize) else { continue };
+        // Whether an assumed range was left is no output of the model.
+        if output.kind == OutputKind::Guard {
+            continue;
+        }
         let (source, kind) = match &module.node(*value).op {
             _ if output.kind == OutputKind::Guard => (Some(*value), OutputKind::Guard),
             Op::ArgMax { .. } => (module.node(*value).args.first().copied(), OutputKind::NextToken),

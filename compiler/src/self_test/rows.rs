@@ -241,6 +241,7 @@ fn filled(graph: &Graph, tokens: &[i64], state: &mut u64) -> Result<Inputs> {
                 Tensor::i64(&shape, (0..n).map(|i| past.saturating_add((i % columns) as i64)).collect())?
             }
             (InputRole::AttentionMask, DType::I64) => Tensor::i64(&shape, vec![1; n])?,
+            (InputRole::AttentionMask, DType::F32) => Tensor::f32(&shape, vec![1.0; n])?,
             (_, DType::I64) => Tensor::i64(&shape, vec![0; n])?,
             (_, DType::Bool) => Tensor::bool(&shape, vec![true; n])?,
             (InputRole::PastKey { .. } | InputRole::PastValue { .. }, DType::F32) => Tensor::f32(&shape, vec![0.0; n])?,

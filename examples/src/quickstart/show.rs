@@ -176,6 +176,7 @@ pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
         stop: what.stop.to_vec(),
         output_dir: None,
         verify: false,
+        tolerance: None,
         report: Some(path.clone()),
         threads,
         network: "none".to_string(),

@@ -60,6 +60,8 @@ pub struct ClientRun {
     pub allow_public: Vec<String>,
     /// Whether to run in the clear too and compare.
     pub verify: bool,
+    /// Greatest difference that counts as agreement in comparisons; nothing for the default.
+    pub tolerance: Option<f64>,
     /// Where the report is written.
     pub report: Option<PathBuf>,
     /// Threads of every party on this machine.
@@ -122,7 +124,8 @@ pub fn serve_party(
 /// Runs the client: generates or infers, prints the result, compares and reports.
 ///
 /// # Errors
-/// What the run failed with; `E1010` when measured costs are not the predicted ones, after everything is written.
+/// What the run failed with; after everything is written, `E1010` when measured costs are not the predicted ones, and
+/// `E1019` when a comparison found other results.
 pub fn run_client(run: &ClientRun) -> Result<()> {
     let network = Network::parse(&run.network)?;
     let folder = PlanFolder::open(&run.folder)?;
@@ -173,7 +176,8 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     if let Some(path) = &run.report {
         report.write(path)?;
     }
-    report.check_costs()
+    report.check_costs()?;
+    report.check_comparisons(run.tolerance)
 }
 
 fn connect_and_run(
@@ -244,12 +248,12 @@ fn print_outputs(outputs: &[Named]) -> Result<()> {
     Ok(())
 }
 
+/// What was compared; nothing where nothing was.
 fn print_comparisons(report: &Report) -> Result<()> {
-    if let Some(verify) = &report.verify {
-        print(&format!("{}\n", json!({ "verify": verify })))?;
-    }
-    if let Some(test_data) = &report.test_data {
-        print(&format!("{}\n", json!({ "test_data": test_data })))?;
+    for (name, comparison) in [("verify", &report.verify), ("test_data", &report.test_data)] {
+        if let Some(comparison) = comparison.as_ref().filter(|comparison| !comparison.outputs.is_empty()) {
+            print(&format!("{}\n", json!({ name: comparison })))?;
+        }
     }
     Ok(())
 }

@@ -18,9 +18,12 @@
 //! | E1014 | a fault of this program ended a session |
 //! | E1015 | a party ended a session for a reason of its own |
 //! | E1016 | a plan would show an input of the client's to the other parties |
+//! | E1018 | an input leaves the ranges that the plan was made for |
+//! | E1019 | a comparison found other results, or nothing to compare |
 
 pub mod client;
 pub mod command;
+pub mod comparison;
 pub mod folder;
 pub mod inputs;
 pub mod local;

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use ombra_ir::plan::Plan;
 use ombra_ir::ty::BoundFrom;
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
+
+use super::comparison::Comparison;
 
 /// The report of one run, as JSON.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -40,10 +42,10 @@ pub struct Report {
     pub changes: Vec<String>,
     /// Comparison with a run in the clear.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verify: Option<Verify>,
+    pub verify: Option<Comparison>,
     /// Comparison with given outputs.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_data: Option<TestData>,
+    pub test_data: Option<Comparison>,
 }
 
 /// One phase of a run.
@@ -87,35 +89,6 @@ pub struct Bounds {
     pub guarded: usize,
 }
 
-/// Comparison with a run in the clear.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Verify {
-    /// Greatest difference between outputs that are tensors.
-    pub max_abs_error: f64,
-    /// Part of the tokens that are the same; 1 when the plan reveals none.
-    pub token_agreement: f64,
-}
-
-/// Comparison with given outputs.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct TestData {
-    /// One entry for each output that was revealed and given.
-    pub outputs: Vec<Compared>,
-}
-
-/// Comparison of one output.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Compared {
-    /// Its name.
-    pub name: String,
-    /// Greatest difference, for a tensor.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_abs_error: Option<f64>,
-    /// Part of the tokens that are the same, for a next token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_agreement: Option<f64>,
-}
-
 impl Bounds {
     /// Counts the bounds of a plan.
     pub fn of(plan: &Plan) -> Bounds {
@@ -151,6 +124,21 @@ impl Report {
             }
         }
         Ok(())
+    }
+
+    /// Refuses comparisons that were asked for and found other results, or nothing to compare. A run in the clear that
+    /// differs is a fault of this program; test data may be those of another model.
+    ///
+    /// # Errors
+    /// `E1019`.
+    pub fn check_comparisons(&self, tolerance: Option<f64>) -> Result<()> {
+        if let Some(verify) = &self.verify {
+            verify.check(Kind::Internal, "the run in the clear", tolerance)?;
+        }
+        match &self.test_data {
+            Some(test_data) => test_data.check(Kind::Input, "the test data", tolerance),
+            None => Ok(()),
+        }
     }
 
     /// Writes the report as JSON to `path`.

@@ -10,10 +10,10 @@ use ombra_ir::reference::{self, RefValue, encode, encode_as};
 use ombra_ir::{Bindings, Diagnostic, Result, bind};
 
 use super::client::Outcome;
+use super::comparison::{Comparison, greatest};
 use super::folder::PlanFolder;
 use super::inputs::find;
 use super::program;
-use super::report::Verify;
 use crate::exec::TensorSource;
 
 /// Runs every step of `outcome` in the clear, on the same inputs, and compares what was revealed. The private weights
@@ -21,7 +21,7 @@ use crate::exec::TensorSource;
 ///
 /// # Errors
 /// `E1001`, `E1003` without the private weights, and those of [`reference::eval`].
-pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
+pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Comparison> {
     let own = folder.server_weights()?;
     let given;
     let module = if outcome.request.gives_states() {
@@ -33,32 +33,44 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Verify> {
     let mut clear =
         Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
     clear.states.resize_with(module.states.len(), || None);
-    let (mut error, mut tokens, mut same) = (0f64, 0u64, 0u64);
+    let mut comparison = Comparison::default();
     for step in &outcome.steps {
         let prepared = program::prepare(module, &step.inputs.sizes, &step.inputs.public, u64::MAX)?;
-        for (slot, value, scale) in clear.step(&prepared.bound, &step.given)? {
-            let output = module.outputs.get(slot as usize).ok_or_else(broken)?;
+        for revealed in clear.step(&prepared.bound, &step.given)? {
+            let output = module.outputs.get(revealed.slot as usize).ok_or_else(broken)?;
             // It was 0, or there would be no result.
             if output.kind == OutputKind::Guard {
                 continue;
             }
             let found = find(&step.outputs, &output.name).ok_or_else(broken)?;
-            let expected = value.decode(scale)?;
+            let expected = revealed.values;
             match (output.kind, found.data()) {
                 (OutputKind::NextToken | OutputKind::Index, Data::I64(found)) => {
-                    tokens += expected.len() as u64;
-                    same += found.iter().zip(&expected).filter(|(found, expected)| **found as f64 == **expected).count()
-                        as u64;
+                    let width = revealed.scores.len() / expected.len().max(1);
+                    let mut rows = revealed.scores.chunks_exact(width.max(1));
+                    let tokens = found.iter().zip(&expected).map(|(&found, &expected)| {
+                        let margin = rows.next().map(|row| greatest(row.iter().copied(), found).1);
+                        (found, expected as i64, margin)
+                    });
+                    comparison.add_tokens(&output.name, tokens);
                 }
                 (OutputKind::Tensor, Data::F32(found)) => {
-                    let differences = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
-                    error = differences.fold(error, f64::max);
+                    let pairs = found.iter().zip(&expected).map(|(found, expected)| (f64::from(*found), *expected));
+                    comparison.add_elements(&output.name, pairs);
                 }
                 _ => return Err(broken()),
             }
         }
     }
-    Ok(Verify { max_abs_error: error, token_agreement: if tokens == 0 { 1.0 } else { same as f64 / tokens as f64 } })
+    Ok(comparison)
+}
+
+/// What a step reveals in the clear.
+struct Revealed {
+    slot: u32,
+    values: Vec<f64>,
+    /// The scores that an index is chosen from, row by row; none where the value is no such index.
+    scores: Vec<f64>,
 }
 
 /// A run in the clear: weights are read once, states stay between steps.
@@ -71,9 +83,11 @@ struct Clear<'a> {
 }
 
 impl Clear<'_> {
-    /// What a step reveals: output slot, value and scale.
-    fn step(&mut self, bound: &Bound, given: &[Tensor]) -> Result<Vec<(u32, RefValue, u8)>> {
+    /// What a step reveals.
+    fn step(&mut self, bound: &Bound, given: &[Tensor]) -> Result<Vec<Revealed>> {
         let module = self.module;
+        let scale = |id: Id| module.ty(id).as_ring().map_or(0, |(_, scale)| scale);
+        let mut scores: BTreeMap<Id, Vec<f64>> = BTreeMap::new();
         let mut last = vec![0usize; module.ops.len()];
         for (index, node) in module.ops.iter().enumerate() {
             for arg in &node.args {
@@ -97,13 +111,17 @@ impl Clear<'_> {
                     let operand = |arg: &Id| self.weights.get(arg).or(values.get(arg.index())?.as_ref());
                     let args: Vec<&RefValue> =
                         node.args.iter().map(|arg| operand(arg).ok_or_else(broken)).collect::<Result<_>>()?;
+                    if let (Op::ArgMax { .. }, [arg], [value]) = (op, &*node.args, &*args) {
+                        scores.insert(id, value.decode(scale(*arg))?);
+                    }
                     self.value(id, op, &args, bound, given).map_err(|error| error.at(bind::place(module, id)))?
                 }
             };
             match node.op {
                 Op::Reveal { slot } => {
-                    let operand = node.args.first().and_then(|&arg| module.ty(arg).as_ring());
-                    revealed.push((slot, value, operand.map_or(0, |(_, scale)| scale)));
+                    let operand = *node.args.first().ok_or_else(broken)?;
+                    let scores = scores.remove(&operand).unwrap_or_default();
+                    revealed.push(Revealed { slot, values: value.decode(scale(operand))?, scores });
                 }
                 Op::SetState { slot } => kept.push((slot, value)),
                 _ => *values.get_mut(index).ok_or_else(broken)? = Some(value),

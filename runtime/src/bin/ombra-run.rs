@@ -26,12 +26,8 @@ enum Command {
         prompt: Prompt,
         #[command(flatten)]
         tensors: Tensors,
-        /// Inputs and expected outputs as input_K.pb and output_K.pb: run and compare.
-        #[arg(long, value_name = "FOLDER")]
-        test_data: Option<PathBuf>,
-        /// Also run in the clear and compare.
-        #[arg(long)]
-        verify: bool,
+        #[command(flatten)]
+        comparing: Comparing,
         #[command(flatten)]
         common: Common,
     },
@@ -120,6 +116,19 @@ struct Tensors {
     output_dir: Option<PathBuf>,
 }
 
+#[derive(Args, Default)]
+struct Comparing {
+    /// Inputs and expected outputs as input_K.pb and output_K.pb: run and compare.
+    #[arg(long, value_name = "FOLDER")]
+    test_data: Option<PathBuf>,
+    /// Also run in the clear and compare.
+    #[arg(long)]
+    verify: bool,
+    /// Greatest difference that --verify and --test-data accept; by default 0.02, or a thousandth of the greatest element.
+    #[arg(long, value_name = "T", value_parser = tolerance)]
+    tolerance: Option<f64>,
+}
+
 #[derive(Args)]
 struct ServeCommon {
     /// Emulated links: none, lan, wan or BANDWIDTH,RTT.
@@ -160,6 +169,13 @@ fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
     }
 }
 
+fn tolerance(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(number) if number >= 0.0 => Ok(number),
+        _ => Err("expected a number that is not negative".to_owned()),
+    }
+}
+
 fn main() -> ExitCode {
     ombra_runtime::memory::keep_freed_blocks();
     match run(Cli::parse().command) {
@@ -182,18 +198,19 @@ fn run(command: Command) -> Result<()> {
             let threads = threads(&common)?;
             serve_party(&dir, party, &config, &common.network, threads, end_with_input)
         }
-        Command::Local { dir, mut prompt, tensors, test_data, verify, common } => {
+        Command::Local { dir, mut prompt, tensors, mut comparing, common } => {
+            let test_data = comparing.test_data.take();
             let given = given(prompt.prompt.take(), std::mem::take(&mut prompt.tokens), tensors.input, test_data)?;
-            client(dir, Peers::Local, given, prompt, tensors.output_dir, verify, common)
+            client(dir, Peers::Local, given, prompt, tensors.output_dir, comparing, common)
         }
         Command::Generate { dir, config, mut prompt, common } => {
             let given = given(prompt.prompt.take(), std::mem::take(&mut prompt.tokens), Vec::new(), None)?;
-            client(dir, Peers::Configured(config), given, prompt, None, false, common)
+            client(dir, Peers::Configured(config), given, prompt, None, Comparing::default(), common)
         }
         Command::Infer { dir, config, tensors, common } => {
             let none = Prompt { prompt: None, tokens: Vec::new(), count: 1, stop_token: Vec::new() };
             let given = given(None, Vec::new(), tensors.input, None)?;
-            client(dir, Peers::Configured(config), given, none, tensors.output_dir, false, common)
+            client(dir, Peers::Configured(config), given, none, tensors.output_dir, Comparing::default(), common)
         }
         Command::Measure { config, common } => {
             let threads = threads(&common)?;
@@ -227,7 +244,7 @@ fn client(
     given: Given,
     prompt: Prompt,
     output_dir: Option<PathBuf>,
-    verify: bool,
+    comparing: Comparing,
     common: Common,
 ) -> Result<()> {
     let threads = threads(&common.serve)?;
@@ -241,7 +258,8 @@ fn client(
         stop,
         output_dir,
         allow_public,
-        verify,
+        verify: comparing.verify,
+        tolerance: comparing.tolerance,
         report,
         threads,
         network,

@@ -59,7 +59,7 @@ fn local_generates_verifies_and_reports() {
         assert!(report.phases.iter().skip(1).all(|phase| phase.bytes[party].measured > 0), "{party}");
     }
     report.check_costs().unwrap();
-    assert_eq!(report.verify.unwrap().token_agreement, 1.0);
+    assert_eq!(report.verify.unwrap().outputs[0].token_agreement, Some(1.0));
     assert!(report.bounds.calibrated > 0 && report.bounds.proven > 0);
 }
 
@@ -109,6 +109,26 @@ fn local_infers_from_files_and_compares_with_test_data() {
     let compared = report(&path).test_data.unwrap().outputs;
     assert_eq!((compared.len(), compared[0].name.as_str()), (1, "y"));
     assert!(compared[0].max_abs_error.unwrap() < 1e-3);
+
+    // Other results end with another code, after they are printed; so does a set of which no output is revealed.
+    let compare = |more: &[&str]| {
+        let mut command = ombra_run();
+        command.arg("local").arg(&folder.0).arg("--test-data").arg(&set).args(["--threads", "1"]).args(more);
+        let done = command.output().unwrap();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
+    };
+    let mut wrong = expected.clone();
+    wrong[3] += 0.5;
+    save_proto(&set.join("output_0.pb"), "y", &[2, VOCABULARY], &wrong);
+    let (code, printed, error) = compare(&[]);
+    assert!(code == Some(2) && error.contains("E1019") && error.contains("a difference of 0.5"), "{error}");
+    assert!(printed.contains("max_abs_error"), "{printed}");
+    assert_eq!(compare(&["--tolerance", "0.6"]).0, Some(0));
+    assert_eq!(compare(&["--tolerance", "0.4"]).0, Some(2));
+    save_proto(&set.join("output_0.pb"), "z", &[2, VOCABULARY], &expected);
+    let (code, printed, error) = compare(&[]);
+    assert!(code == Some(2) && error.contains("E1019") && error.contains("nothing was compared"), "{error}");
+    assert!(!printed.contains("test_data") && !printed.contains("agreement"), "{printed}");
 }
 
 fn save_proto(path: &Path, name: &str, shape: &[usize], values: &[f32]) {

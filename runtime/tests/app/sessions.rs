@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use ombra_ir::plain::{self, Tensor};
-use ombra_ir::{Diagnostic, Dim, Result, plan};
+use ombra_ir::{Diagnostic, Dim, Kind, Result, plan};
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::{Phase, Report};
@@ -64,7 +64,17 @@ fn tokens_are_generated_from_a_shared_cache() {
     assert_eq!(outcome.phases[0].bytes["server"].measured, 8 * 2 * (VOCABULARY * WIDTH) as u64);
     assert_eq!((outcome.phases[5].dims["seq"], outcome.phases[5].dims["past"]), (1, 6));
     let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
-    assert_eq!((verify.token_agreement, verify.max_abs_error), (1.0, 0.0));
+    verify.check(Kind::Internal, "the run in the clear", None).unwrap();
+    let tokens = &verify.outputs[0];
+    assert_eq!((tokens.token_agreement, tokens.max_margin, tokens.max_abs_error), (Some(1.0), Some(0.0), None));
+    // Another token whose score is clearly lower is refused.
+    let mut other = outcome;
+    let (_, tensor) = &mut other.steps[1].outputs[0];
+    *tensor = Tensor::i64(&[1], vec![(tensor.as_i64().unwrap()[0] + 1) % VOCABULARY as i64]).unwrap();
+    let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &other).unwrap();
+    assert_eq!(verify.outputs[0].token_agreement, Some(0.8));
+    let error = verify.check(Kind::Internal, "the run in the clear", None).unwrap_err();
+    assert_eq!((error.code, error.kind), ("E1019", Kind::Internal));
 }
 
 #[test]
@@ -73,7 +83,7 @@ fn tokens_are_generated_from_a_cache_in_the_clear() {
     let outcome = succeed(&folder.0, generate(&[2, 5], 4));
     assert_eq!(outcome.tokens, continuation(&[2, 5], 4));
     let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
-    assert_eq!(verify.token_agreement, 1.0);
+    assert_eq!(verify.outputs[0].token_agreement, Some(1.0));
 }
 
 #[test]
@@ -101,7 +111,7 @@ fn a_given_cache_continues_where_it_was_made() {
     assert_eq!(outcome.outputs[0].1.as_i64().unwrap(), continuation(&[3, 1, 4, 0, 2], 1));
     assert_eq!(outcome.phases[1].dims["past"], 4);
     let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
-    assert_eq!(verify.token_agreement, 1.0);
+    assert_eq!(verify.outputs[0].token_agreement, Some(1.0));
 }
 
 #[test]
@@ -120,7 +130,7 @@ fn floats_come_out_as_the_product_with_the_private_weights() {
             assert!((found - expected).abs() < 1e-3, "{found} {expected}");
         }
         let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
-        assert!(verify.max_abs_error <= 1.0 / 65536.0, "{}", verify.max_abs_error);
+        assert!(verify.outputs[0].max_abs_error.unwrap() <= 1.0 / 65536.0, "{:?}", verify.outputs);
     }
 }
 

@@ -24,7 +24,8 @@ def tie(graph):
     kept = []
     for tensor in graph.initializer:
         key = (tensor.data_type, tuple(tensor.dims))
-        large = np.prod(tensor.dims) >= LARGE and tensor.data_type == onnx.TensorProto.FLOAT
+        floats = tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        large = np.prod(tensor.dims) >= LARGE and floats
         if large and key in first:
             renamed[tensor.name] = first[key]
         else:

@@ -251,6 +251,6 @@ fn all_parties_run_as_processes_of_one_command() {
             // The first tokens of the bundled continuation of this prompt: margins are above 0.3.
             assert_eq!(json["tokens"], serde_json::json!([144, 101, 89, 68, 76, 178, 219, 142]));
         }
-        assert!(json["verify"]["token_agreement"].as_f64().is_some_and(|part| part >= 0.75));
+        assert!(json["verify"]["outputs"][0]["token_agreement"].as_f64().is_some_and(|part| part >= 0.75));
     }
 }

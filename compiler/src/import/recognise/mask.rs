@@ -20,6 +20,8 @@ use crate::graph::{Graph, Op, Owner, ValueId};
 pub(super) const HUGE: f32 = -9.0e3;
 /// A number at or below this takes a position out: scores of models, and biases beside it, stay far above.
 pub(super) const GONE: f32 = -1.0e9;
+/// The least number of half precision takes a position out too: beside it scores of that precision round away.
+const LEAST_HALF: f64 = -65504.0;
 /// A public bias that stays below this cannot bring back what is taken out.
 const MODERATE: f64 = 1.0e8;
 /// Most values of one chain of masks that are looked at.
@@ -106,7 +108,7 @@ pub fn check_masks(graph: &Graph) -> std::result::Result<(), Vec<Diagnostic>> {
 impl Walk<'_> {
     /// Whether a number takes its position out.
     fn gone(&self, x: f64) -> bool {
-        x * self.factor <= f64::from(GONE)
+        x * self.factor <= f64::from(GONE) || x == LEAST_HALF
     }
 
     /// Whether a public value may take positions out.
