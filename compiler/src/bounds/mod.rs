@@ -160,6 +160,7 @@ pub fn prove(
     let continued = continued(graph);
     let mut prover = Prover {
         graph,
+        f,
         statics,
         given: enforced(graph, inputs, &continued)?,
         fixed,

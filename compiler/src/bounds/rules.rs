@@ -14,6 +14,10 @@ use ombra_ir::{Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+/// Bits of a row's length and of the number of its elements up to which a norm's result is exact to [`LOOSE`], and what it
+/// may be off by beyond that.
+const EXACT_ROW: f64 = 46.0;
+const LONG_ROW: f64 = 1.06;
 /// Errors of functions that are approximated, beside those relative to their results.
 const APPROXIMATE: f64 = 5e-4;
 
@@ -21,6 +25,8 @@ const APPROXIMATE: f64 = 5e-4;
 pub struct Prover<'a> {
     /// The graph.
     pub graph: &'a Graph,
+    /// Fraction bits of activations.
+    pub f: u8,
     /// The values of a node that depends on weights and constants alone.
     pub statics: &'a dyn Fn(ValueId) -> Result<Tensor>,
     /// Ends of values that are enforced, or assumed.
@@ -385,10 +391,12 @@ impl Prover<'_> {
         let (x_last, y_last) = (self.rank(a) - 1, self.rank(b) - 2);
         let inner = self.graph.shape(a)[x_last].clone();
         if x.convex {
-            let range = y.range.fold(y_last, join).map(|(low, high)| (low.min(0.0) * LOOSE, high.max(0.0) * LOOSE));
+            // Every entry of a row is rounded by itself.
+            let loose = LOOSE + self.count(&inner).1 * libm::exp2(-f64::from(self.f));
+            let range = y.range.fold(y_last, join).map(|(low, high)| (low.min(0.0) * loose, high.max(0.0) * loose));
             let mut proof = Proof::of(Spread::one(rank, (0.0, 0.0)).zip(&range, |_, e| e));
             proof.lengths = y.lengths.as_ref().filter(|l| l.axis == y_last + 1).map(|l| {
-                let runs = l.runs.fold(y_last, f64::max).map(|r| r * LOOSE);
+                let runs = l.runs.fold(y_last, f64::max).map(|r| r * loose);
                 Lengths { axis: rank - 1, runs: lift(&runs, rank) }
             });
             return Ok(Some(proof));
@@ -435,7 +443,13 @@ impl Prover<'_> {
     fn norm(&mut self, v: ValueId, ids: &[ValueId]) -> Result<Option<Proof>> {
         let rank = self.rank(v);
         let Some(n) = self.graph.shape(v).last().and_then(size_of) else { return Ok(None) };
-        let radius = libm::sqrt(n as f64) * LOOSE;
+        // The statistic of the longest rows is coarser.
+        let length =
+            ids.first().and_then(|x| self.proofs.get(x)).and_then(|x| x.lengths_on(rank - 1, n, 1)?.all(f64::max));
+        let centred = matches!(self.graph.op(v), Some(Op::LayerNorm { .. }));
+        let bits =
+            libm::log2(length.unwrap_or(f64::INFINITY) * if centred { n as f64 } else { 1.0 }) + f64::from(self.f);
+        let radius = libm::sqrt(n as f64) * if bits < EXACT_ROW { LOOSE } else { LONG_ROW };
         let mut factors = |id: Option<&ValueId>, missing: f64| -> Result<Option<Vec<f64>>> {
             let Some(id) = id else { return Ok(Some(vec![missing; n])) };
             if !self.fixed.contains(id) {

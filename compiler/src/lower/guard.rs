@@ -16,6 +16,8 @@ use ombra_ir::{Diagnostic, Result};
 
 /// Name of the output, which no model has.
 const NAME: &str = "%guard";
+/// Units by which rounding may make a number negative.
+const ROUNDING: i64 = 64;
 /// Bits of a number of violations.
 const COUNT: u8 = 48;
 /// The ring in which violations of one value are counted, where it holds their number.
@@ -104,8 +106,14 @@ impl Lower<'_> {
     /// The bit of every element that is smaller than `low`, in size where both signs are expected.
     fn near_zero(&mut self, v: ValueId, (x, minus): (Id, Id), low: Option<f64>) -> Result<Vec<Id>> {
         let range = self.options.ranges.values.get(&v).copied();
-        let (Some(low), Some(range)) = (low, range) else { return Ok(Vec::new()) };
         let (scale, _) = self.ring(x)?;
+        let Some(low) = low else {
+            // A root: only its sign is assumed, and the least sizes are rounding.
+            let left = self.push(v, M::AddInt { k: ROUNDING }, &[x])?;
+            let width = self.proven_width(v, scale)?.max(self.ring(left)?.1 + 1);
+            return Ok(vec![self.push(v, M::Msb { width, drop: 0 }, &[left])?]);
+        };
+        let Some(range) = range else { return Ok(Vec::new()) };
         let limit = libm::ldexp(low, i32::from(scale)).max(1.0) as i64;
         let mut below = |x: Id| -> Result<Id> {
             let left = self.push(v, M::AddInt { k: -limit }, &[x])?;

@@ -115,7 +115,7 @@ fn row_scale(graph: &Graph, ranges: &Ranges, x: ValueId, centred: bool) -> i32 {
     let bits = length.map_or(0, |l| libm::ceil(libm::log2(l)) as i32);
     let columns = graph.shape(x).last().and_then(|d| d.as_constant()).unwrap_or(1).max(1);
     let centre = if centred { libm::ceil(libm::log2(columns as f64)) as i32 } else { 0 };
-    (ROW - bits).min(LONGEST - 1 - bits - centre)
+    ROW - bits - centre
 }
 
 /// Fraction bits that a product's result leaves to its weight; public factors that it is rotated by take some more.
