@@ -59,7 +59,7 @@ fn parameters(labels: &Labels) -> usize {
 
 /// Neighbours in rows of `values` that say something, as they are stored.
 fn pieces(values: &[f32]) -> impl Iterator<Item = [u8; PIECE]> {
-    values.array_windows::<4>().filter(|w| w.iter().map(|v| v.to_bits()).collect::<BTreeSet<_>>().len() >= 3).map(|w| {
+    values.windows(4).filter(|w| w.iter().map(|v| v.to_bits()).collect::<BTreeSet<_>>().len() >= 3).map(|w| {
         let mut piece = [0; PIECE];
         piece.iter_mut().zip(w.iter().flat_map(|v| v.to_le_bytes())).for_each(|(to, from)| *to = from);
         piece
@@ -71,7 +71,7 @@ fn contents(folder: &Path) -> HashSet<[u8; PIECE]> {
     let mut found = HashSet::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-        found.extend(bytes.array_windows::<PIECE>().copied());
+        found.extend(bytes.windows(PIECE).filter_map(|piece| <[u8; PIECE]>::try_from(piece).ok()));
     }
     found
 }

@@ -224,7 +224,10 @@ pub fn label(tuned: &Model, base: Option<&Model>, overrides: &Overrides) -> Resu
         };
         let mut layers: BTreeSet<u32> = layer_of_name(name).into_iter().collect();
         layers.extend(names.uses.iter().filter_map(|use_| use_.iter().find_map(|n| layer_of_name(n))));
-        if layers.is_empty() {
+        // A path without a layer, of the tensor's module or of a node that uses it, says that it is in none.
+        let is_path = |name: &str| name.contains(['.', '/']);
+        let placed = is_path(name) || names.uses.iter().flatten().any(|name| is_path(name));
+        if layers.is_empty() && !placed {
             layers.extend(overrides.layers.get(name).into_iter().flatten());
         }
         let (layers, readable) = (layers.into_iter().collect(), consumers.get(name.as_str()).cloned());

@@ -86,6 +86,7 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
             (Some(Op::Softplus), Some(x)) => tanh_of_softplus(graph, x, inner, node.origin).map(Some),
             _ => Ok(None),
         },
+        Op::MatMul => scaled_product(graph, (args[0], args[1]), inner, node.origin),
         Op::Min => clipped(graph, id, (args[0], args[1]), node.origin),
         Op::Div => divided(graph, (args[0], args[1]), inner, node.origin),
         Op::Reciprocal => match secret_root(graph, args[0]) {
@@ -117,6 +118,42 @@ fn tanh_of_softplus(graph: &mut Graph, x: ValueId, inner: Origin, origin: Origin
     let divisor = make(Op::Where, &[negative, below, rest])?;
     let divisor = make(Op::Add, &[divisor, one])?;
     graph.add(Op::Div, &[numerator, divisor], origin)
+}
+
+/// `(a·s) × (b·t)` for constants `s` and `t` as `(a × b)·(s·t)`: exporters scale queries and keys, cached ones with them,
+/// where the scores alone are fewer, and their factor is often a power of two.
+fn scaled_product(
+    graph: &mut Graph,
+    sides: (ValueId, ValueId),
+    inner: Origin,
+    origin: Origin,
+) -> Result<Option<ValueId>> {
+    let factor = |graph: &Graph, v: ValueId| -> Option<(ValueId, f32)> {
+        let operands = graph.operands(v);
+        let (Some(Op::Mul), &[x, y]) = (graph.op(v), operands.as_slice()) else { return None };
+        [(x, y), (y, x)].into_iter().find_map(|(x, k)| {
+            let k = graph.constant(k).filter(|t| t.rank() <= 1).and_then(Tensor::single_f32)?;
+            let keeps = graph.shape(x) == graph.shape(v) && graph.node(x).is_ok_and(|n| n.owner == Owner::Secret);
+            (keeps && k.is_finite() && k != 0.0).then_some((x, k))
+        })
+    };
+    let (left, right) = (factor(graph, sides.0), factor(graph, sides.1));
+    let product = left.map_or(1.0, |(_, k)| f64::from(k)) * right.map_or(1.0, |(_, k)| f64::from(k));
+    let product = product as f32;
+    if left.is_none() && right.is_none() || !product.is_normal() {
+        return Ok(None);
+    }
+    let of = |side: Option<(ValueId, f32)>, v: ValueId| side.map_or(v, |(x, _)| x);
+    let scores = graph.add(Op::MatMul, &[of(left, sides.0), of(right, sides.1)], inner.clone())?;
+    let factor = graph.add_const(Tensor::scalar_f32(near_power_of_two(product)), inner)?;
+    graph.add(Op::Mul, &[scores, factor], origin).map(Some)
+}
+
+/// The power of two that a constant was before it was rounded to single precision, or the constant.
+fn near_power_of_two(k: f32) -> f32 {
+    let power = libm::exp2(libm::round(libm::log2(f64::from(k.abs()))));
+    let near = (f64::from(k.abs()) - power).abs() <= 2.0 * f64::from(f32::EPSILON) * power;
+    if near { (power as f32).copysign(k) } else { k }
 }
 
 /// `min(max(x, low), high)` of two moderate constants as one clamp, whose comparisons do not wait for each other.
