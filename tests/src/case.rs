@@ -66,7 +66,7 @@ type Outputs = BTreeMap<String, (Vec<usize>, Vec<f64>)>;
 /// Inputs that the plan refuses, and a step whose guard is set.
 pub fn run(built: &Built, data: &TestSet, set: usize) -> Result<(Vec<Compared>, Costs)> {
     let (request, given) = infer_request(&built.plan.plan, data.inputs.clone())?;
-    let sides = parties::run(&built.plan, &request, &[given.clone()])?;
+    let sides = parties::run(&built.plan, &request, std::slice::from_ref(&given))?;
     let costs = parties::costs(&built.plan, &request, &sides, 0)?;
     let module = &built.plan.plan.module;
     let mut secret = Outputs::new();

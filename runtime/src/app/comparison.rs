@@ -104,7 +104,7 @@ impl Comparison {
                     .note(format!("expected  {what}"))
                     .note(format!("found     {found}")))
             };
-            if let Some(error) = output.max_abs_error.filter(|error| !(*error <= most)) {
+            if let Some(error) = output.max_abs_error.filter(|error| *error > most || error.is_nan()) {
                 return beyond(format!("elements that differ by at most {most}"), format!("a difference of {error}"));
             }
             let Some(agreement) = output.token_agreement.filter(|part| *part < 1.0) else { continue };

@@ -370,7 +370,14 @@ fn softmax_costs_fall_by_the_factor() {
                         assert!(near, "{name} by {factor}, seq {seq}: layer {layer}: {times} and {}", old.bytes);
                     }
                 }
-                assert!(after.rounds <= before.rounds && after.total_bytes() < before.total_bytes());
+                let costs = |r: &Report| (r.rounds, r.total_bytes());
+                // The number of elements decides between forms of a product, which may take a round more in a layer.
+                assert!(
+                    after.rounds <= before.rounds + 4 && after.total_bytes() < before.total_bytes(),
+                    "{name}: {:?} after {:?}",
+                    costs(&after),
+                    costs(&before)
+                );
             }
         }
     }
