@@ -36,8 +36,8 @@ const LARGEST: f64 = (1u64 << 44) as f64;
 /// Sums that meet a matrix without a norm between them and are larger get an assumed range: what follows would be larger
 /// and larger, and be guarded in more places.
 const LARGEST_SUM: f64 = 65_536.0;
-/// Greatest exponent that is taken without a measurement: e^12 has 18 bits.
-const LARGEST_EXPONENT: f64 = 12.0;
+/// Greatest exponent that is taken without a measurement: an exponential is as exact as its greatest result allows.
+const LARGEST_EXPONENT: f64 = 4.0;
 /// Divisors closer to zero are not taken without a measurement.
 const SMALLEST: f64 = 1.0 / 1024.0;
 
