@@ -14,6 +14,7 @@ mod rules;
 pub mod spread;
 
 use crate::calibrate::{Rows, Seen, divisors};
+use crate::graph::eval::static_values;
 use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, ValueId};
 use crate::lower::{Assumed, RING};
 use ombra_ir::norms::{Norms, quarters};
@@ -21,9 +22,10 @@ use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::AssumedRange;
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
-use proof::{Ends, Proof};
+use proof::{Ends, Proof, size};
 use rules::Prover;
 use spread::size_of;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bits between the greatest value that calibration saw and an assumed bound.
@@ -61,7 +63,7 @@ pub struct Range {
 impl Range {
     /// No element is larger.
     pub fn size(&self) -> f64 {
-        libm::fabs(self.low).max(libm::fabs(self.high))
+        size((self.low, self.high))
     }
 }
 
@@ -116,9 +118,9 @@ impl Ranges {
     /// Every range made wider by a factor.
     pub fn scale(&mut self, factor: f64) {
         for range in self.values.values_mut() {
-            let size = range.size() * factor;
-            range.low = if range.low >= 0.0 { range.low / factor } else { -size };
-            range.high = if range.high <= 0.0 { range.high / factor } else { size };
+            let most = range.size() * factor;
+            range.low = if range.low >= 0.0 { range.low / factor } else { -most };
+            range.high = if range.high <= 0.0 { range.high / factor } else { most };
             range.away /= factor;
             range.proven *= factor;
             range.length = range.length.map(|l| l * factor);
@@ -156,7 +158,7 @@ pub fn prove(
     seen: &dyn Fn() -> Result<Seen>,
 ) -> Result<Ranges> {
     let order = graph.topological();
-    let fixed = fixed_values(graph, &order)?;
+    let fixed = static_values(graph)?;
     let continued = continued(graph);
     let mut prover = Prover {
         graph,
@@ -170,7 +172,11 @@ pub fn prove(
         proofs: BTreeMap::new(),
     };
     let divisors = divisors(graph);
-    let mut measured: Option<Seen> = None;
+    let measured = OnceCell::new();
+    let measure = || match measured.get() {
+        Some(seen) => Ok(seen),
+        None => seen().map(|seen| measured.get_or_init(|| seen)),
+    };
     let mut ranges = Ranges::default();
     for v in order {
         if prover.fixed.contains(&v) {
@@ -180,11 +186,7 @@ pub fn prove(
         let (mut from, mut away) = (BoundFrom::Weights, None);
         let proven = proof.size();
         for operand in too_large(&prover, v, &proof, f) {
-            let seen = match &measured {
-                Some(seen) => seen,
-                None => measured.insert(seen()?),
-            };
-            let Some((ends, _)) = assumption(seen, operand, Need::Size) else { continue };
+            let Some((ends, _)) = assumption(measure()?, operand, Need::Size) else { continue };
             prover.given.insert(operand, ends);
             let assumed = prover.prove(operand)?;
             let known = ranges.values.get(&operand).map(Range::size);
@@ -195,24 +197,16 @@ pub fn prove(
             prover.proofs.insert(operand, assumed);
             proof = prover.prove(v)?;
         }
-        if let Some(need) = unproven(graph, v, &proof, &divisors) {
-            let seen = match &measured {
-                Some(seen) => seen,
-                None => measured.insert(seen()?),
-            };
-            if let Some((ends, least)) = assumption(seen, v, need) {
-                prover.given.insert(v, ends);
-                prover.away.extend(least.map(|least| (v, least)));
-                (from, away) = (BoundFrom::Calibrated, least);
-                proof = prover.prove(v)?;
-            }
+        if let Some(need) = unproven(graph, v, &proof, &divisors)
+            && let Some((ends, least)) = assumption(measure()?, v, need)
+        {
+            prover.given.insert(v, ends);
+            prover.away.extend(least.map(|least| (v, least)));
+            (from, away) = (BoundFrom::Calibrated, least);
+            proof = prover.prove(v)?;
         }
         if matches!(graph.op(v), Some(Op::RatioSoftmax { .. })) && graph.node(v)?.owner == Owner::Secret {
-            let seen = match &measured {
-                Some(seen) => seen,
-                None => measured.insert(seen()?),
-            };
-            ranges.rows.extend(seen.rows.get(&v).map(|rows| (v, *rows)));
+            ranges.rows.extend(measure()?.rows.get(&v).map(|rows| (v, *rows)));
         }
         let mut range = of_proof(graph, v, &proof, from);
         range.away = away.unwrap_or(0.0).max(range.away);
@@ -228,15 +222,8 @@ pub fn prove(
     }
     ranges.norms = prover.norms;
     for (v, (low, high)) in prover.ends {
-        let range = Range {
-            low,
-            high,
-            away: 0.0,
-            proven: libm::fabs(low).max(libm::fabs(high)),
-            length: None,
-            from: BoundFrom::Weights,
-        };
-        ranges.values.insert(v, range);
+        let (proven, from) = (size((low, high)), BoundFrom::Weights);
+        ranges.values.insert(v, Range { low, high, away: 0.0, proven, length: None, from });
     }
     Ok(ranges)
 }
@@ -266,33 +253,6 @@ fn enforced(
         }
     }
     Ok(given)
-}
-
-/// Values that depend on weights and constants alone.
-fn fixed_values(graph: &Graph, order: &[ValueId]) -> Result<BTreeSet<ValueId>> {
-    let mut fixed = BTreeSet::new();
-    for &v in order {
-        let node = graph.node(v)?;
-        let sized = match &node.op {
-            Op::Input { .. } => true,
-            op => node.shape.iter().any(|d| size_of(d).is_none()) || symbolic(op),
-        };
-        if !sized && graph.operands(v).iter().all(|a| fixed.contains(a)) {
-            fixed.insert(v);
-        }
-    }
-    Ok(fixed)
-}
-
-/// Whether an operator without operands depends on sizes.
-fn symbolic(op: &Op) -> bool {
-    use ombra_ir::plain;
-    match op {
-        Op::Public(plain::Op::Sizes { values, .. }) => values.iter().any(|d| d.as_constant().is_none()),
-        Op::Public(plain::Op::Iota { start, len, .. }) => size_of(start).is_none() || size_of(len).is_none(),
-        Op::Slice { start, .. } | Op::Public(plain::Op::Slice { start, .. }) => size_of(start).is_none(),
-        _ => false,
-    }
 }
 
 /// Cache inputs by the value that continues them.
@@ -383,7 +343,7 @@ fn assumption(seen: &Seen, v: ValueId, need: Need) -> Option<(Ends, Option<f64>)
     let factor = libm::ldexp(1.0, i32::from(MARGIN));
     let &(low, high) = seen.ends.get(&v)?;
     let least = seen.least.get(&v).copied().filter(|_| need == Need::Away).map(|least| least / factor);
-    let most = libm::fabs(low).max(libm::fabs(high)).max(f64::MIN_POSITIVE) * factor;
+    let most = size((low, high)).max(f64::MIN_POSITIVE) * factor;
     Some(match need {
         Need::Size => ((-most, most), None),
         Need::High => ((f64::NEG_INFINITY, high + f64::from(MARGIN)), None),

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ombra_ir::plain::{self, DEFAULT_LIMIT, Tensor};
-use ombra_ir::{Bindings, Diagnostic, Result};
+use ombra_ir::{Bindings, Diagnostic, Dim, Result};
 use rayon::prelude::*;
 
 use super::{Graph, Op, ValueId};
@@ -131,15 +131,12 @@ fn visit_in(
     let evaluated: BTreeSet<ValueId> = order.iter().copied().collect();
     let users = |id: &ValueId| graph.users(*id).iter().filter(|user| evaluated.contains(user)).count();
     let mut left: BTreeMap<ValueId, usize> = order.iter().map(|id| (*id, users(id))).collect();
-    // Those of every row; of weights, and of what is moved from them, one for all rows.
+    // Those of every row; of what depends on weights alone, one for all rows.
     let mut values: BTreeMap<ValueId, Vec<Tensor>> = BTreeMap::new();
-    let mut shared: BTreeSet<ValueId> = BTreeSet::new();
+    let shared = static_values(graph)?;
     for id in order {
         let node = graph.node(id)?;
         let operands = graph.operands(id);
-        if depends_on_weights(node, &operands, &shared) {
-            shared.insert(id);
-        }
         let is_shared = shared.contains(&id);
         let mut results = Vec::with_capacity(rows.len());
         for (row, (inputs, bindings)) in rows.iter().zip(&bindings).enumerate() {
@@ -183,17 +180,27 @@ fn visit_in(
     Ok(())
 }
 
-/// Whether a value is the same whatever the inputs are: a weight, or computed from such values by an operator without sizes.
-fn depends_on_weights(node: &super::Node, operands: &[ValueId], shared: &BTreeSet<ValueId>) -> bool {
-    let sized = node.shape.iter().any(|d| d.as_constant().is_none());
-    match &node.op {
-        _ if sized => false,
-        Op::Weight { .. } | Op::Const(_) => true,
-        Op::Mul | Op::Add | Op::Sub | Op::Neg | Op::Reshape { .. } | Op::Transpose { .. } | Op::MatMul => {
-            operands.iter().all(|o| shared.contains(o))
+/// Values that are the same whatever the inputs and the sizes are: weights, constants, and what is computed from them.
+///
+/// # Errors
+/// Internal ones of the graph.
+pub fn static_values(graph: &Graph) -> Result<BTreeSet<ValueId>> {
+    let mut found = BTreeSet::new();
+    let symbolic = |dim: &Dim| dim.as_constant().is_none();
+    for v in graph.topological() {
+        let node = graph.node(v)?;
+        let moving = match &node.op {
+            Op::Input { .. } => true,
+            Op::Public(plain::Op::Sizes { values, .. }) => values.iter().any(symbolic),
+            Op::Public(plain::Op::Iota { start, len, .. }) => symbolic(start) || symbolic(len),
+            Op::Slice { start, .. } | Op::Public(plain::Op::Slice { start, .. }) => symbolic(start),
+            _ => false,
+        };
+        if !moving && !node.shape.iter().any(symbolic) && graph.operands(v).iter().all(|a| found.contains(a)) {
+            found.insert(v);
         }
-        _ => false,
     }
+    Ok(found)
 }
 
 /// A topological order in which what depends on no input stands right before its first user.

@@ -39,7 +39,7 @@ impl Lower<'_> {
             let left = self.shares(a)?;
             let (scale, _) = self.ring(left)?;
             let most = super::scales::room(self.graph, self.options.ranges, &self.scales, v, f).min(room(self, scale));
-            let largest = self.options.ranges.size(b).or_else(|| self.static_size(b));
+            let largest = self.largest(b)?;
             let finest = super::scales::weight_scale(largest, most);
             let right = self.encode(b, finest)?;
             return self.fitting(v, a, (left, right), trans_b);
@@ -125,7 +125,7 @@ impl Lower<'_> {
             return self.scale_by(v, a, k);
         }
         let f = self.options.f;
-        let largest = self.options.ranges.size(b).or_else(|| self.static_size(b)).filter(|&x| x > 0.0);
+        let largest = self.largest(b)?.filter(|&x| x > 0.0);
         let bits = largest.map_or(0, |x| libm::ceil(libm::log2(x)) as i32 + 1);
         // An inverse may be small: it takes the more fraction bits.
         let spare = if matches!(self.graph.op(b), Some(Op::Reciprocal)) { (1 - bits).clamp(0, 12) } else { 0 };
@@ -136,12 +136,6 @@ impl Lower<'_> {
         let (left, scale) = if room >= wanted.min(FACTOR) { (raw, wanted.min(room)) } else { (self.at_f(a)?, wanted) };
         let factor = self.encode(b, scale as u8)?;
         self.value(v, M::Mul, &[left, factor])
-    }
-
-    /// The largest element of what depends on weights and constants alone, in size.
-    fn static_size(&self, v: ValueId) -> Option<f64> {
-        let tensor = self.is_static(v).then(|| (self.options.statics)(v).ok()).flatten()?;
-        Some(tensor.as_f32().ok()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs()))))
     }
 
     /// A secret factor: at its own scale, or finer where it was made so.

@@ -17,9 +17,11 @@ mod publics;
 mod quotient;
 mod rows;
 mod scales;
+mod weights;
 
 use crate::bounds::Ranges;
 use crate::client_region;
+use crate::graph::eval::static_values;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
 use ombra_ir::infer::{push, push_within};
 use ombra_ir::module::{
@@ -88,8 +90,10 @@ pub struct Assumed {
 /// Every node that has no lowering, all in one go.
 pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Vec<Diagnostic>> {
     let module = Module::empty(options.name.clone(), Setting::ThreeParty, Stage::Lowered, graph.dims.clone());
+    let fixed = static_values(graph).map_err(|d| vec![d])?;
     let mut l = Lower {
         graph,
+        fixed,
         scales: scales::scales(graph, options.ranges, options.f),
         options,
         module,
@@ -134,6 +138,8 @@ const SKIPPED: &str = "E0500";
 
 struct Lower<'a> {
     graph: &'a Graph,
+    /// Values that depend on weights and constants alone.
+    fixed: BTreeSet<ValueId>,
     /// Fraction bits of settled values that do not have `f`.
     scales: BTreeMap<ValueId, u8>,
     options: Options<'a>,
@@ -347,30 +353,6 @@ impl Lower<'_> {
         Ok(id)
     }
 
-    fn weight(&mut self, v: ValueId) -> Result<Id> {
-        let name = self.weight_name(v, Owner::Server)?;
-        let largest = self.largest(v)?;
-        let room = self.scales.get(&v).map_or(i32::MAX, |&k| i32::from(k));
-        let beside = scales::stands_beside(self.graph, v);
-        let scale = if beside { self.options.f } else { scales::weight_scale(Some(largest), room) };
-        self.scales.insert(v, scale);
-        let node = self.graph.node(v)?;
-        let bound = magnitude_bits(largest, scale);
-        let mut ty = ombra_ir::ty::Ty::ring(RING, scale, Sharing::Shared, node.shape.clone(), bound);
-        // The server checks both where it encodes the weight.
-        ty.norms = self.options.ranges.declared(v, scale, node.shape.iter().map(Dim::as_constant));
-        self.source(v, M::Weight { name }, ty)
-    }
-
-    /// The largest element of a weight, in size.
-    fn largest(&self, v: ValueId) -> Result<f64> {
-        if let Some(size) = self.options.ranges.size(v) {
-            return Ok(size);
-        }
-        let tensor = (self.options.statics)(v)?;
-        Ok(tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs()))))
-    }
-
     fn client_value(&mut self, v: ValueId) -> Result<Id> {
         if let Some(id) = self.moved(v)? {
             return Ok(id);
@@ -430,16 +412,6 @@ impl Lower<'_> {
     fn source(&mut self, v: ValueId, op: M, ty: ombra_ir::ty::Ty) -> Result<Id> {
         let origin = self.origin(v);
         ombra_ir::infer::push_source(&mut self.module, op, ty, origin)
-    }
-
-    fn weight_name(&mut self, v: ValueId, owner: Owner) -> Result<String> {
-        let name = match self.graph.op(v) {
-            Some(Op::Weight { name, transposed: false }) => name.clone(),
-            Some(Op::Weight { name, transposed: true }) => format!("{name}.transposed"),
-            _ => format!("folded.{}", v.index()),
-        };
-        self.weights.insert(name.clone(), (v, owner));
-        Ok(name)
     }
 
     /// The module's states, outputs and reveals.

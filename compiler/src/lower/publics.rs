@@ -1,5 +1,6 @@
 //! Public values on their way into the program: constants, public weights, and what depends on lengths and masks.
 
+use super::weights::largest_of;
 use super::{Lower, RING, magnitude_bits};
 use crate::bounds::GIVEN;
 use crate::graph::{Op, Owner, ValueId};
@@ -96,13 +97,7 @@ impl Lower<'_> {
 
     /// Whether a value depends on weights and constants alone.
     pub(super) fn is_static(&self, v: ValueId) -> bool {
-        self.graph.ancestors(v).iter().all(|&a| {
-            self.graph.node(a).is_ok_and(|n| {
-                let sized = matches!(&n.op, Op::Public(plain::Op::Sizes { .. } | plain::Op::Iota { .. }));
-                !matches!(n.op, Op::Input { .. }) && (!sized || n.shape.iter().all(|d| d.as_constant().is_some()))
-            })
-        }) && self.graph.shape(v).iter().all(|d| d.as_constant().is_some())
-            && self.graph.ancestors(v).iter().all(|&a| !symbolic(self.graph.op(a)))
+        self.fixed.contains(&v)
     }
 
     /// Greatest size of a public value, at a scale, whether that is proven, and the norms of rows and columns.
@@ -110,7 +105,7 @@ impl Lower<'_> {
         if self.is_static(v) {
             match (self.options.statics)(v) {
                 Ok(tensor) => {
-                    let max = tensor.as_f32()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())));
+                    let max = largest_of(tensor.as_f32()?);
                     let mut measure = Measure::new(tensor.shape(), Some(scale))?;
                     measure.take(tensor.as_f32()?);
                     return Ok((magnitude_bits(max, scale), BoundFrom::Proven, measure.declared()));
@@ -130,7 +125,7 @@ impl Lower<'_> {
         let args = self.graph.operands(v);
         let of = |i: usize| args.get(i).and_then(|&a| self.interval(a));
         match self.graph.op(v)? {
-            Op::Const(t) => Some(t.as_f32().ok()?.iter().fold(0f64, |m, &x| m.max(f64::from(x.abs())))),
+            Op::Const(t) => t.as_f32().ok().map(largest_of),
             Op::Public(plain::Op::Unary(Unary::Cos | Unary::Sin)) => Some(1.0),
             Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs) | plain::Op::Identity) | Op::Neg => of(0),
             Op::Public(plain::Op::Binary(Binary::Mul)) | Op::Mul => Some(of(0)? * of(1)?),
@@ -151,14 +146,5 @@ impl Lower<'_> {
             Op::Where | Op::Public(plain::Op::Where) => Some(of(1)?.max(of(2)?)),
             _ => None,
         }
-    }
-}
-
-fn symbolic(op: Option<&Op>) -> bool {
-    let constant = |d: &Dim| d.as_constant().is_some();
-    match op {
-        Some(Op::Public(plain::Op::Sizes { values, .. })) => !values.iter().all(constant),
-        Some(Op::Public(plain::Op::Iota { start, len, .. })) => !(constant(start) && constant(len)),
-        _ => false,
     }
 }

@@ -15,6 +15,7 @@ use protobuf::Enum;
 use super::check::{describe, used_names};
 use super::external::ExternalFiles;
 use super::quantised::{self, Layout, Quantised, Table};
+use super::split::step;
 use super::{attribute, is_default_domain, tensor};
 
 /// Domain of ONNX Runtime's own operators.
@@ -79,18 +80,6 @@ fn int(node: &NodeProto, name: &str, default: i64) -> i64 {
 
 fn bad(what: impl Into<String>) -> Diagnostic {
     Diagnostic::input("E0123", what)
-}
-
-/// `output = op(inputs)` in the place of `like`.
-fn step(like: &NodeProto, op: &str, inputs: Vec<String>, output: String) -> NodeProto {
-    NodeProto {
-        op_type: op.into(),
-        name: like.name.clone(),
-        input: inputs,
-        output: vec![output],
-        metadata_props: like.metadata_props.clone(),
-        ..NodeProto::default()
-    }
 }
 
 impl<'a> File<'a> {

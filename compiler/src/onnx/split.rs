@@ -53,7 +53,7 @@ fn name(node: &NodeProto, used: &mut HashSet<String>) -> String {
 }
 
 /// `output = op(inputs)` in the place of `like`.
-fn step(like: &NodeProto, op: &str, inputs: Vec<String>, output: String) -> NodeProto {
+pub(super) fn step(like: &NodeProto, op: &str, inputs: Vec<String>, output: String) -> NodeProto {
     NodeProto {
         op_type: op.into(),
         name: like.name.clone(),
