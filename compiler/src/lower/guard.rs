@@ -100,7 +100,13 @@ impl Lower<'_> {
         }
         let minus = self.push(v, M::Neg, &[x])?;
         let left = self.push(v, M::AddInt { k: limit as i64 }, &[minus])?;
-        self.push(v, M::Msb { width: width.max(self.ring(left)?.1 + 1), drop: 0 }, &[left])
+        self.sign_of(v, left, width)
+    }
+
+    /// The sign of what a comparison leaves, in as many bits as hold it and the proven ones of its value.
+    fn sign_of(&mut self, v: ValueId, left: Id, proven: u8) -> Result<Id> {
+        let width = proven.max(self.ring(left)?.1 + 1);
+        self.push(v, M::Msb { width, drop: 0 }, &[left])
     }
 
     /// The bit of every element that is smaller than `low`, in size where both signs are expected.
@@ -110,15 +116,15 @@ impl Lower<'_> {
         let Some(low) = low else {
             // A root: only its sign is assumed, and the least sizes are rounding.
             let left = self.push(v, M::AddInt { k: ROUNDING }, &[x])?;
-            let width = self.proven_width(v, scale)?.max(self.ring(left)?.1 + 1);
-            return Ok(vec![self.push(v, M::Msb { width, drop: 0 }, &[left])?]);
+            let width = self.proven_width(v, scale)?;
+            return Ok(vec![self.sign_of(v, left, width)?]);
         };
         let Some(range) = range else { return Ok(Vec::new()) };
         let limit = libm::ldexp(low, i32::from(scale)).max(1.0) as i64;
         let mut below = |x: Id| -> Result<Id> {
             let left = self.push(v, M::AddInt { k: -limit }, &[x])?;
-            let width = self.proven_width(v, scale)?.max(self.ring(left)?.1 + 1);
-            self.push(v, M::Msb { width, drop: 0 }, &[left])
+            let width = self.proven_width(v, scale)?;
+            self.sign_of(v, left, width)
         };
         if range.low > 0.0 {
             return Ok(vec![below(x)?]);
@@ -156,8 +162,8 @@ impl Lower<'_> {
         let mask = self.softmax_mask(v, args.get(1).copied())?;
         let own = self.at_f(x)?;
         let (scale, bound) = self.ring(own)?;
-        let columns = shape.last().and_then(|d| self.graph.dims.upper(d)).map_or(1.0, |n| n.max(1) as f64);
-        let columns = libm::ceil(libm::log2(columns)) as u8;
+        let longest = shape.last().and_then(|d| self.graph.dims.upper(d)).map_or(1.0, |n| n.max(1) as f64);
+        let columns = libm::ceil(libm::log2(longest)) as u8;
         // The sum of a row has to fit: where it would not, entries drop fraction bits.
         let square = matches!(numerator, Numerator::Square { .. });
         let bits = if square { 2 * (bound.max(scale) + 2) } else { bound + 1 };
@@ -188,14 +194,12 @@ impl Lower<'_> {
         };
         let mut bits = Vec::new();
         if high.is_finite() {
-            let columns = shape.last().and_then(|d| self.module.dims.upper(d)).map_or(1.0, |n| n as f64);
-            let limit = libm::ldexp(high * columns - f64::from(eps), i32::from(fine)).max(0.0);
+            let limit = libm::ldexp(high * longest - f64::from(eps), i32::from(fine)).max(0.0);
             // Beyond the bound there is nothing.
             if limit < libm::ldexp(1.0, i32::from(bound)) {
                 let minus = self.push(v, M::Neg, &[sum])?;
                 let left = self.push(v, M::AddInt { k: limit as i64 - 1 }, &[minus])?;
-                let width = self.ring(left)?.1 + 1;
-                bits.push(self.push(v, M::Msb { width, drop: 0 }, &[left])?);
+                bits.push(self.sign_of(v, left, 0)?);
             }
         }
         let Some(low) = low else { return Ok(bits) };
@@ -205,22 +209,15 @@ impl Lower<'_> {
         let limit = self.push(v, M::MulInt { k: limit }, &[counted])?;
         let limit = self.push(v, M::SetScale { scale: fine }, &[limit])?;
         let left = self.push(v, M::Sub, &[sum, limit])?;
-        let width = self.ring(left)?.1 + 1;
-        bits.push(self.push(v, M::Msb { width, drop: 0 }, &[left])?);
+        bits.push(self.sign_of(v, left, 0)?);
         Ok(bits)
     }
 
     /// 1 for every row of a public mask that keeps an entry, at scale 0.
     fn rows_that_count(&mut self, v: ValueId, mask: Id) -> Result<Id> {
-        let M::Public { value } = self.module.node(mask).op else {
-            return Err(Diagnostic::internal("E0513", "a mask is not a public value"));
-        };
-        let value = *self
-            .module
-            .public
-            .outputs
-            .get(value as usize)
-            .ok_or_else(|| Diagnostic::internal("E0513", "a mask is not a public value"))?;
+        let output = self.mask_value(mask)? as usize;
+        let value = self.module.public.outputs.get(output).copied();
+        let value = value.ok_or_else(|| Diagnostic::internal("E0513", "a mask is not a public value"))?;
         let shape = self.module.ty(mask).shape.clone();
         let axis = shape.len().saturating_sub(1);
         let cast = self.module.public.push(plain::Op::Cast { to: DType::F32 }, vec![value])?;

@@ -30,15 +30,13 @@ impl Lower<'_> {
         };
         let (b, trans_b) = turned.map_or((b, false), |x| (x, true));
         let f = self.options.f;
-        // What a product with unlimited room for its result takes.
-        let room = |l: &Self, scale: u8| {
-            let bits = l.bound_at(v, 0).map_or(0, |(bits, _)| i32::from(bits));
-            i32::from(RING) - 2 - bits - i32::from(scale)
-        };
         if self.owner(b)? == Owner::Public {
             let left = self.shares(a)?;
             let (scale, _) = self.ring(left)?;
-            let most = super::scales::room(self.graph, self.options.ranges, &self.scales, v, f).min(room(self, scale));
+            // What the ring leaves beside the result's own bits and the left side as it is.
+            let bits = self.bound_at(v, 0).map_or(0, |(bits, _)| i32::from(bits));
+            let left_over = i32::from(RING) - 2 - bits - i32::from(scale);
+            let most = super::scales::room(self.graph, self.options.ranges, &self.scales, v, f).min(left_over);
             let largest = self.largest(b)?;
             let finest = super::scales::weight_scale(largest, most);
             let right = self.encode(b, finest)?;
@@ -55,8 +53,7 @@ impl Lower<'_> {
 
     /// A product whose left side drops fraction bits where its result would not fit the ring.
     fn fitting(&mut self, v: ValueId, a: ValueId, (left, right): (Id, Id), trans_b: bool) -> Result<Id> {
-        let scales = |l: &Self, left: Id| Ok::<_, Diagnostic>((l.ring(left)?.0, l.ring(right)?.0));
-        let (own, other) = scales(self, left)?;
+        let (own, other) = (self.ring(left)?.0, self.ring(right)?.0);
         let bits = self.bound_at(v, own.saturating_add(other)).map_or(0, |(bits, _)| bits);
         let excess = bits.saturating_sub(RING - 2);
         let left = if excess == 0 { left } else { self.shares_at(a, own.saturating_sub(excess).max(1))? };
@@ -132,7 +129,7 @@ impl Lower<'_> {
         let raw = self.raw(a)?;
         let (_, bound) = self.ring(raw)?;
         let wanted = i32::from(f) + spare;
-        let room = i32::from(RING) - 3 - i32::from(bound) - bits.max(0);
+        let room = room_beside(bound) - bits.max(0);
         let (left, scale) = if room >= wanted.min(FACTOR) { (raw, wanted.min(room)) } else { (self.at_f(a)?, wanted) };
         let factor = self.encode(b, scale as u8)?;
         self.value(v, M::Mul, &[left, factor])
@@ -183,16 +180,20 @@ impl Lower<'_> {
             self.tighten(v, id);
             return Ok(id);
         }
-        // k = m / 2^s with as many significant bits as there is room for.
-        let room = |bound: u8| i32::from(RING) - 3 - i32::from(bound);
-        let base = if room(bound) >= CONSTANT.0 { raw } else { self.at_f(a)? };
-        let (scale, bound) = self.ring(base)?;
-        let exponent = libm::floor(log2) as i32;
+        let base = if room_beside(bound) >= CONSTANT.0 { raw } else { self.at_f(a)? };
+        let (product, scale) = self.times_fraction(v, base, k)?;
+        self.value(v, M::SetScale { scale }, &[product])
+    }
+
+    /// `x · k` for `k = m / 2^s`, with as many significant bits of `m` as there is room for: `x · m`, and the scale that makes
+    /// it the product; no message.
+    fn times_fraction(&mut self, v: ValueId, x: Id, k: f64) -> Result<(Id, u8)> {
+        let (scale, bound) = self.ring(x)?;
+        let exponent = libm::floor(libm::log2(libm::fabs(k))) as i32;
         let finest = i32::from(RING) - 2 - i32::from(scale);
-        let s = (room(bound).clamp(CONSTANT.0, CONSTANT.1) - 1 - exponent).clamp(0, finest.max(0)) as u8;
+        let s = (room_beside(bound).clamp(CONSTANT.0, CONSTANT.1) - 1 - exponent).clamp(0, finest.max(0)) as u8;
         let m = libm::round(libm::ldexp(k, i32::from(s))) as i64;
-        let product = self.push(v, M::MulInt { k: m }, &[base])?;
-        self.value(v, M::SetScale { scale: scale + s }, &[product])
+        Ok((self.push(v, M::MulInt { k: m }, &[x])?, scale + s))
     }
 
     pub(super) fn unary(&mut self, v: ValueId, x: ValueId, op: M) -> Result<Id> {
@@ -301,19 +302,14 @@ impl Lower<'_> {
         if log2 == libm::floor(log2) && f64::from(scale) + log2 <= f64::from(RING - 2) {
             return self.push(v, M::SetScale { scale: scale + log2 as u8 }, &[x]);
         }
-        let room = |bound: u8| i32::from(RING) - 3 - i32::from(bound);
-        let excess = CONSTANT.0 - room(bound);
+        let excess = CONSTANT.0 - room_beside(bound);
         if excess > 0 && excess < i32::from(scale) {
             // The sum itself leaves no room: it drops what it has beyond that. A division may add a bit.
             let coarse = self.push(v, M::Truncate { by: excess as u8 + 1 }, &[x])?;
             return self.over(v, coarse, n);
         }
-        let room = room(bound).clamp(CONSTANT.0, CONSTANT.1);
-        let finest = i32::from(RING) - 2 - i32::from(scale);
-        let s = (room + libm::floor(log2) as i32).clamp(0, finest.max(0)) as u8;
-        let k = libm::round(libm::ldexp(1.0 / n, i32::from(s))) as i64;
-        let product = self.push(v, M::MulInt { k }, &[x])?;
-        self.push(v, M::SetScale { scale: scale + s }, &[product])
+        let (product, scale) = self.times_fraction(v, x, 1.0 / n)?;
+        self.push(v, M::SetScale { scale }, &[product])
     }
 
     pub(super) fn concat(&mut self, v: ValueId, args: &[ValueId], axis: usize) -> Result<Id> {
@@ -368,6 +364,11 @@ impl Lower<'_> {
         self.client_ids.insert(v, id);
         Ok(id)
     }
+}
+
+/// Bits that a factor may have beside a bound.
+fn room_beside(bound: u8) -> i32 {
+    i32::from(RING) - 3 - i32::from(bound)
 }
 
 /// Whether a value is secret and computed by the program, so that its raw form may be an unfinished sum.

@@ -640,9 +640,7 @@ impl Lower<'_> {
     }
 
     fn mask_count(&mut self, mask: Id, shape: &[Dim]) -> Result<()> {
-        let M::Public { value } = self.module.node(mask).op else {
-            return Err(Diagnostic::internal("E0513", "a mask is not a public value"));
-        };
+        let value = self.mask_value(mask)?;
         if self.module.counts.iter().any(|c| c.mask == value && c.shape == shape) {
             return Ok(());
         }
@@ -655,6 +653,14 @@ impl Lower<'_> {
         }
         self.module.counts.push(Count { sym, mask: value, shape: shape.to_vec() });
         Ok(())
+    }
+
+    /// Which public value a mask is.
+    fn mask_value(&self, mask: Id) -> Result<u32> {
+        match self.module.node(mask).op {
+            M::Public { value } => Ok(value),
+            _ => Err(Diagnostic::internal("E0513", "a mask is not a public value")),
+        }
     }
 }
 
