@@ -1,5 +1,6 @@
 //! Proven bounds by attack: random graphs of many operators, on random inputs and on inputs chosen to reach the bounds.
 
+use fastrand::Rng;
 use ombra_compiler::bounds::{Ranges, prove};
 use ombra_compiler::calibrate::{Inputs, Seen};
 use ombra_compiler::graph::eval::{static_value, visit};
@@ -17,35 +18,15 @@ const MOST: f64 = 4.0;
 /// Rounding of single precision beside what is proven.
 const ROUNDING: f64 = 1e-4;
 
-/// SplitMix64.
-struct Words(u64);
-
-impl Words {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn between(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * self.unit()
-    }
+fn between(random: &mut Rng, low: f64, high: f64) -> f64 {
+    low + (high - low) * random.f64()
 }
 
 /// A graph in the making, with the contents of its weights.
 struct Build {
     graph: Graph,
     weights: BTreeMap<String, Tensor>,
-    words: Words,
+    random: Rng,
 }
 
 fn dims(sizes: &[usize]) -> Vec<Dim> {
@@ -54,7 +35,7 @@ fn dims(sizes: &[usize]) -> Vec<Dim> {
 
 impl Build {
     fn new(seed: u64) -> Self {
-        Build { graph: Graph::new(), weights: BTreeMap::new(), words: Words(seed) }
+        Build { graph: Graph::new(), weights: BTreeMap::new(), random: Rng::with_seed(seed) }
     }
 
     fn input(&mut self, name: &str, shape: &[usize]) -> ValueId {
@@ -72,7 +53,7 @@ impl Build {
 
     fn weight(&mut self, shape: &[usize], low: f64, high: f64) -> ValueId {
         let n: usize = shape.iter().product();
-        let data: Vec<f32> = (0..n).map(|_| self.words.between(low, high) as f32).collect();
+        let data: Vec<f32> = (0..n).map(|_| between(&mut self.random, low, high) as f32).collect();
         let name = format!("w{}", self.weights.len());
         self.weights.insert(name.clone(), Tensor::f32(shape, data).unwrap());
         self.graph.add_weight(&name, false, dims(shape), Origin::default())
@@ -146,42 +127,43 @@ impl Build {
 
     /// One more value of those that there are.
     fn grow(&mut self, pool: &[ValueId]) -> Option<ValueId> {
-        let x = pool[self.words.below(pool.len())];
-        let y = pool[self.words.below(pool.len())];
+        let x = pool[self.random.usize(..pool.len())];
+        let y = pool[self.random.usize(..pool.len())];
         let shape = self.sizes(x);
         let rank = shape.len();
         let last = *shape.last()?;
-        let axis = self.words.below(rank);
+        let axis = self.random.usize(..rank);
         let n = shape[axis];
-        match self.words.below(34) {
+        match self.random.usize(..34) {
             0 => self.try_op(Op::Add, &[x, y]),
             1 => self.try_op(Op::Sub, &[x, y]),
             2 | 3 => self.try_op(Op::Mul, &[x, y]),
             4 => self.try_op(Op::Mul, &[x, x]),
             5 | 6 => {
-                let columns = [6, CHANNELS][self.words.below(2)];
+                let columns = [6, CHANNELS][self.random.usize(..2)];
                 let w = self.weight(&[last, columns], -0.7, 0.7);
                 self.try_op(Op::MatMul, &[x, w])
             }
             7 => self.try_op(Op::MatMul, &[x, y]),
             8 => {
-                let op = [Op::Neg, Op::Relu, Op::Silu, Op::Gelu { tanh: false }][self.words.below(4)].clone();
+                let op = [Op::Neg, Op::Relu, Op::Silu, Op::Gelu { tanh: false }][self.random.usize(..4)].clone();
                 self.try_op(op, &[x])
             }
             9 | 10 => {
-                let op = [Op::Tanh, Op::Sigmoid, Op::Erf, Op::Softplus, Op::Sign][self.words.below(5)].clone();
+                let op = [Op::Tanh, Op::Sigmoid, Op::Erf, Op::Softplus, Op::Sign][self.random.usize(..5)].clone();
                 self.try_op(op, &[x])
             }
             11 => {
-                let op = [Op::Exp, Op::Sqrt, Op::Log, Op::Reciprocal, Op::Pow(2.0), Op::Pow(3.0)][self.words.below(6)]
-                    .clone();
+                let op = [Op::Exp, Op::Sqrt, Op::Log, Op::Reciprocal, Op::Pow(2.0), Op::Pow(3.0)]
+                    [self.random.usize(..6)]
+                .clone();
                 self.try_op(op, &[x])
             }
             12 => self.try_op(Op::Div, &[x, y]),
             13 => self.try_op(Op::Softmax { axis: rank - 1 }, &[x]),
             14 | 15 => {
                 let (gamma, beta) = (self.weight(&[last], -1.5, 1.5), self.weight(&[last], -1.0, 1.0));
-                match self.words.below(3) {
+                match self.random.usize(..3) {
                     0 => self.try_op(Op::RmsNorm { eps: 1e-5 }, &[x]),
                     1 => self.try_op(Op::RmsNorm { eps: 1e-5 }, &[x, gamma]),
                     _ => self.try_op(Op::LayerNorm { eps: 1e-5 }, &[x, gamma, beta]),
@@ -191,49 +173,49 @@ impl Build {
                 // Heads are split, or merged.
                 let new = match *shape {
                     [rows, n] if n % 3 == 0 => vec![rows, 3, n / 3],
-                    [a, b, c] => [vec![a, b * c], vec![a * b, c]][self.words.below(2)].clone(),
+                    [a, b, c] => [vec![a, b * c], vec![a * b, c]][self.random.usize(..2)].clone(),
                     _ => return None,
                 };
                 self.try_op(Op::Reshape { shape: dims(&new) }, &[x])
             }
             18 | 19 => {
                 let mut perm: Vec<usize> = (0..rank).collect();
-                perm.swap(axis, self.words.below(rank));
+                perm.swap(axis, self.random.usize(..rank));
                 self.try_op(Op::Transpose { perm }, &[x])
             }
             20 => {
-                let len = 1 + self.words.below(n);
-                let start = self.words.below(n - len + 1);
+                let len = 1 + self.random.usize(..n);
+                let start = self.random.usize(..n - len + 1);
                 self.slice(x, axis, start, len, 1)
             }
             21 => self.slice(x, axis, n - 1, n, -1),
             22 => self.try_op(Op::Concat { axis }, &[x, y]),
             23 => {
                 let condition = self.try_op(Op::Public(plain::Op::Binary(Binary::Less)), &[x, y])?;
-                let z = pool[self.words.below(pool.len())];
+                let z = pool[self.random.usize(..pool.len())];
                 self.try_op(Op::Where, &[condition, z, y])
             }
             24 => self.try_op(Op::ReduceMean { axes: vec![axis], keepdims: true }, &[x]),
             25 => self.try_op(Op::ReduceSum { axes: vec![axis], keepdims: true }, &[x]),
             26 => {
-                let keepdims = self.words.below(2) == 0;
+                let keepdims = self.random.usize(..2) == 0;
                 self.try_op(Op::ReduceMax { axes: vec![axis], keepdims }, &[x])
             }
             27 => {
-                let op = [Op::Max, Op::Min][self.words.below(2)].clone();
+                let op = [Op::Max, Op::Min][self.random.usize(..2)].clone();
                 self.try_op(op, &[x, y])
             }
             28 => {
-                let rows = (0..3).map(|_| self.words.below(n) as i64).collect();
+                let rows = (0..3).map(|_| self.random.usize(..n) as i64).collect();
                 let index = self.graph.add_const(Tensor::i64(&[3], rows).unwrap(), Origin::default()).unwrap();
                 self.try_op(Op::Gather { axis }, &[x, index])
             }
             29 => {
                 // A number of one element, whatever its rank.
-                let k = self.words.between(-3.0, 3.0) as f32;
-                let shape = [vec![], vec![1], vec![1, 1]][self.words.below(3)].clone();
+                let k = between(&mut self.random, -3.0, 3.0) as f32;
+                let shape = [vec![], vec![1], vec![1, 1]][self.random.usize(..3)].clone();
                 let k = self.constant(&shape, vec![k]);
-                let op = [Op::Mul, Op::Add, Op::Div][self.words.below(3)].clone();
+                let op = [Op::Mul, Op::Add, Op::Div][self.random.usize(..3)].clone();
                 self.try_op(op, &[x, k])
             }
             30 => {
@@ -246,7 +228,7 @@ impl Build {
             31 => self.rotate(x),
             32 => {
                 let w = self.weight(&[last], -1.0, 1.0);
-                let centred = self.words.below(2) == 0;
+                let centred = self.random.usize(..2) == 0;
                 self.try_op(Op::AffineNorm { centred }, &[x, w])
             }
             _ => self.try_op(Op::Public(plain::Op::Unary(Unary::Abs)), &[x]),
@@ -260,7 +242,7 @@ impl Build {
         if n % 2 != 0 {
             return None;
         }
-        let turned = if self.words.below(2) == 0 {
+        let turned = if self.random.usize(..2) == 0 {
             let (first, second) = (self.slice(x, rank - 1, 0, n / 2, 1)?, self.slice(x, rank - 1, n / 2, n / 2, 1)?);
             let second = self.op(Op::Neg, &[second]);
             self.op(Op::Concat { axis: rank - 1 }, &[second, first])
@@ -275,11 +257,11 @@ impl Build {
             let both = self.op(Op::Concat { axis: rank }, &[odd, even]);
             self.op(Op::Reshape { shape: dims(&shape) }, &[both])
         };
-        let half: Vec<f64> = (0..n / 2).map(|_| self.words.between(-3.2, 3.2)).collect();
-        let angles: Vec<f64> = match self.words.below(3) {
+        let half: Vec<f64> = (0..n / 2).map(|_| between(&mut self.random, -3.2, 3.2)).collect();
+        let angles: Vec<f64> = match self.random.usize(..3) {
             0 => [half.clone(), half].concat(),
             1 => half.iter().flat_map(|t| [*t, *t]).collect(),
-            _ => (0..n).map(|_| self.words.between(-3.2, 3.2)).collect(),
+            _ => (0..n).map(|_| between(&mut self.random, -3.2, 3.2)).collect(),
         };
         let cosines = angles.iter().map(|t| 1.3 * t.cos() as f32).collect();
         let sines = angles.iter().map(|t| 1.3 * t.sin() as f32).collect();
@@ -301,18 +283,18 @@ impl Build {
             .collect();
         let mut data = Vec::new();
         for _ in 0..ROWS {
-            let mut row: Vec<f64> = match self.words.below(5) {
-                0 => (0..CHANNELS).map(|_| self.words.between(-1.0, 1.0)).collect(),
-                1 => (0..CHANNELS).map(|_| if self.words.below(2) == 0 { 1.0 } else { -1.0 }).collect(),
-                2 => (0..CHANNELS).map(|i| if i == self.words.below(CHANNELS) { 1.0 } else { 0.0 }).collect(),
+            let mut row: Vec<f64> = match self.random.usize(..5) {
+                0 => (0..CHANNELS).map(|_| between(&mut self.random, -1.0, 1.0)).collect(),
+                1 => (0..CHANNELS).map(|_| if self.random.usize(..2) == 0 { 1.0 } else { -1.0 }).collect(),
+                2 => (0..CHANNELS).map(|i| if i == self.random.usize(..CHANNELS) { 1.0 } else { 0.0 }).collect(),
                 3 if !columns.is_empty() => {
-                    columns[self.words.below(columns.len())].iter().map(|x| x.signum()).collect()
+                    columns[self.random.usize(..columns.len())].iter().map(|x| x.signum()).collect()
                 }
-                _ if !columns.is_empty() => columns[self.words.below(columns.len())].clone(),
-                _ => vec![self.words.between(-1.0, 1.0); CHANNELS],
+                _ if !columns.is_empty() => columns[self.random.usize(..columns.len())].clone(),
+                _ => vec![between(&mut self.random, -1.0, 1.0); CHANNELS],
             };
             let most = row.iter().fold(1e-9, |m: f64, x| m.max(x.abs()));
-            let size = [MOST, MOST, 0.1, 1.0][self.words.below(4)];
+            let size = [MOST, MOST, 0.1, 1.0][self.random.usize(..4)];
             row.iter_mut().for_each(|x| *x *= size / most);
             data.extend(row.into_iter().map(|x| x as f32));
         }

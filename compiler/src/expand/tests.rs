@@ -2,6 +2,7 @@
 //! rounds to, what a cut lacks, which side a blurred comparison takes.
 
 use super::expand;
+use fastrand::Rng;
 use ombra_ir::bind::bind;
 use ombra_ir::dim::{Dim, Dims};
 use ombra_ir::infer::{push, push_source};
@@ -12,25 +13,9 @@ use ombra_ir::reference::{RefValue, eval, mask, signed};
 use ombra_ir::ty::{Sharing, Ty};
 use ombra_ir::verify;
 
-/// Words that look random: a counter through two rounds of multiplication (SplitMix64).
-struct Words(u64);
-
-impl Words {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Near to a normal variable of deviation 1.
-    fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
-    }
+/// Near to a normal variable of deviation 1.
+fn normal(random: &mut Rng) -> f64 {
+    (0..12).map(|_| random.f64()).sum::<f64>() - 6.0
 }
 
 /// One op of one operand, lowered: rows of `columns` at `scale` below `2^bound`. An op of two operands is given a mask
@@ -70,15 +55,15 @@ fn module(op: Op, (rows, columns): (usize, usize), scale: u8, bound: u8) -> Modu
     module
 }
 
-/// The result's integers and scale, with the choices of shares drawn from `words`, or as the reference takes them.
-fn run(module: &Module, x: &[i64], words: Option<&mut Words>) -> (Vec<i64>, u8) {
+/// The result's integers and scale, with the choices of shares drawn from `random`, or as the reference takes them.
+fn run(module: &Module, x: &[i64], random: Option<&mut Rng>) -> (Vec<i64>, u8) {
     let expanded = expand(module).unwrap();
     let found = verify::findings(&expanded);
     assert!(found.is_empty(), "{:?}", found.iter().map(|f| f.diagnostic.to_string()).collect::<Vec<_>>());
-    run_expanded(&expanded, x, words)
+    run_expanded(&expanded, x, random)
 }
 
-fn run_expanded(module: &Module, x: &[i64], mut words: Option<&mut Words>) -> (Vec<i64>, u8) {
+fn run_expanded(module: &Module, x: &[i64], mut random: Option<&mut Rng>) -> (Vec<i64>, u8) {
     let bound = bind(module, &[], &[]).unwrap();
     let mut values: Vec<RefValue> = Vec::with_capacity(module.ops.len());
     for (i, node) in module.ops.iter().enumerate() {
@@ -88,7 +73,7 @@ fn run_expanded(module: &Module, x: &[i64], mut words: Option<&mut Words>) -> (V
                 RefValue::ring(64, bound.shapes[i].clone(), x.iter().map(|x| *x as u64).collect()).unwrap()
             }
             Op::Public { value } => RefValue::plain(bound.public[*value as usize].clone()),
-            op => match words.as_deref_mut().map(|w| drawn(op, &args, w)) {
+            op => match random.as_deref_mut().map(|r| drawn(op, &args, r)) {
                 Some(Some(value)) => value,
                 _ => eval(op, &args, &node.ty, &bound.bindings).unwrap(),
             },
@@ -102,26 +87,26 @@ fn run_expanded(module: &Module, x: &[i64], mut words: Option<&mut Words>) -> (V
 }
 
 /// What shares decide of an op.
-fn drawn(op: &Op, args: &[&RefValue], words: &mut Words) -> Option<RefValue> {
+fn drawn(op: &Op, args: &[&RefValue], random: &mut Rng) -> Option<RefValue> {
     let x = args.first()?;
     let (bits, values) = x.as_ring().ok()?;
     let shape = x.shape.clone();
     match *op {
         Op::Cut { by } => {
             let cut = |x: &u64| {
-                let (a, b) = (words.next() & mask(bits), words.next() & mask(bits));
+                let (a, b) = (random.u64(..) & mask(bits), random.u64(..) & mask(bits));
                 let c = x.wrapping_sub(a).wrapping_sub(b) & mask(bits);
                 (a >> by) + (b >> by) + (c >> by)
             };
             Some(RefValue::ring(bits - by, shape, values.iter().map(cut).collect()).unwrap())
         }
         Op::Truncate { by } => {
-            let divide = |x: &u64| ((signed(*x, bits) as i128 + i128::from(words.next() & mask(by))) >> by) as u64;
+            let divide = |x: &u64| ((signed(*x, bits) as i128 + i128::from(random.u64(..) & mask(by))) >> by) as u64;
             Some(RefValue::ring(bits, shape, values.iter().map(divide).collect()).unwrap())
         }
         Op::Msb { width, drop } if drop > 0 => {
             let sign = |x: &u64| {
-                let lowered = x.wrapping_sub(words.next() & mask(drop));
+                let lowered = x.wrapping_sub(random.u64(..) & mask(drop));
                 (lowered >> (width - 1)) & 1 == 1
             };
             Some(RefValue::bit(shape, values.iter().map(sign).collect()).unwrap())
@@ -162,9 +147,9 @@ impl Norm {
     }
 
     /// The greatest error of every row, less what the result's own rounding makes, relative to its greatest entry.
-    fn errors(self, rows: &[Vec<i64>], words: Option<&mut Words>) -> Vec<f64> {
+    fn errors(self, rows: &[Vec<i64>], random: Option<&mut Rng>) -> Vec<f64> {
         let all: Vec<i64> = rows.concat();
-        let (found, scale) = run(&self.module(rows.len()), &all, words);
+        let (found, scale) = run(&self.module(rows.len()), &all, random);
         assert_eq!(scale, NORM_SCALE);
         let unit = libm::ldexp(1.0, -i32::from(NORM_SCALE));
         let rows = rows.iter().zip(found.chunks_exact(self.columns));
@@ -179,11 +164,11 @@ impl Norm {
 
     /// Rows of every length from `2^from` units on, a quarter of a bit apart, with and without one entry 300 times the
     /// others.
-    fn rows(self, from: i32, words: &mut Words) -> Vec<(f64, Vec<i64>)> {
+    fn rows(self, from: i32, random: &mut Rng) -> Vec<(f64, Vec<i64>)> {
         let mut rows = Vec::new();
         for quarter in 4 * from..4 * i32::from(self.length) {
             for outlier in [false, true] {
-                let mut row: Vec<f64> = (0..self.columns).map(|_| words.normal()).collect();
+                let mut row: Vec<f64> = (0..self.columns).map(|_| normal(random)).collect();
                 if outlier {
                     row[self.columns / 3] = 300.0;
                 }
@@ -200,12 +185,12 @@ impl Norm {
 /// Rows of any length below the longest, with any eps: 1e-4 below the level of 32 bits, 2e-3 above.
 #[test]
 fn norms_of_rows_of_any_length() {
-    let mut words = Words(1);
+    let mut random = Rng::with_seed(1);
     for (columns, scale, length) in [(48, 20, 27), (96, 16, 31), (64, 20, 36), (576, 20, 43), (80, 20, 46)] {
         for eps in [1e-5, 1e-6, 1e-12, 0.0] {
             let norm = Norm { columns, scale, length, eps, centred: false };
-            let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(8, &mut words).into_iter().unzip();
-            let errors = norm.errors(&rows, Some(&mut words));
+            let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(8, &mut random).into_iter().unzip();
+            let errors = norm.errors(&rows, Some(&mut random));
             for (log, error) in logs.iter().zip(&errors) {
                 // Rows near the longest have a factor of fewer bits.
                 let near = *log > f64::from(length) - 4.0;
@@ -231,10 +216,10 @@ fn norms_of_rows_of_any_length() {
 /// The far end, beyond what scales are chosen for.
 #[test]
 fn norms_of_the_longest_rows() {
-    let mut words = Words(2);
+    let mut random = Rng::with_seed(2);
     let norm = Norm { columns: 32, scale: 20, length: 50, eps: 1e-5, centred: false };
-    let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(20, &mut words).into_iter().unzip();
-    for (log, error) in logs.iter().zip(norm.errors(&rows, Some(&mut words))) {
+    let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(20, &mut random).into_iter().unzip();
+    for (log, error) in logs.iter().zip(norm.errors(&rows, Some(&mut random))) {
         assert!(error < if *log < 42.0 { 1e-4 } else { 5e-2 }, "length 2^{log}: {error:.1e}");
     }
 }
@@ -247,11 +232,11 @@ fn norms_of_the_shortest_rows() {
             let norm = Norm { columns: 16, scale: 20, length, eps, centred };
             let mut unit = vec![0; 16];
             unit[5] = 1;
-            let errors = norm.errors(&[vec![0; 16], unit.clone()], Some(&mut Words(3)));
+            let errors = norm.errors(&[vec![0; 16], unit.clone()], Some(&mut Rng::with_seed(3)));
             // An eps of few squared units is rounded to a whole number of them.
             let most = if eps == 1e-12 { 2e-2 } else { 2e-5 };
             assert!(errors.iter().all(|e| *e < most), "eps {eps:e}: {errors:?}");
-            let (zeros, _) = run(&norm.module(1), &[0; 16], Some(&mut Words(4)));
+            let (zeros, _) = run(&norm.module(1), &[0; 16], Some(&mut Rng::with_seed(4)));
             assert!(zeros.iter().all(|y| y.abs() <= 1), "{zeros:?}");
         }
     }
@@ -261,14 +246,14 @@ fn norms_of_the_shortest_rows() {
 #[test]
 fn wrapped_statistics_are_multiplied_by_zero() {
     let norm = Norm { columns: 48, scale: 20, length: 44, eps: 1e-5, centred: false };
-    let mut words = Words(5);
-    let rows: Vec<Vec<i64>> = norm.rows(32, &mut words).into_iter().map(|(_, row)| row).collect();
+    let mut random = Rng::with_seed(5);
+    let rows: Vec<Vec<i64>> = norm.rows(32, &mut random).into_iter().map(|(_, row)| row).collect();
     let module = norm.module(rows.len());
     let expanded = expand(&module).unwrap();
     let all = rows.concat();
     let first = run_expanded(&expanded, &all, None).0;
     for seed in 0..8 {
-        let found = run_expanded(&expanded, &all, Some(&mut Words(seed))).0;
+        let found = run_expanded(&expanded, &all, Some(&mut Rng::with_seed(seed))).0;
         for ((row, x), y) in rows.iter().zip(first.chunks_exact(48)).zip(found.chunks_exact(48)) {
             let most = x.iter().map(|x| x.abs()).max().unwrap();
             let apart = x.iter().zip(y).map(|(x, y)| (x - y).abs()).max().unwrap();
@@ -280,14 +265,14 @@ fn wrapped_statistics_are_multiplied_by_zero() {
 /// A mean of 3000 beside a spread of 1 takes nothing of the result.
 #[test]
 fn layer_norm_centres_exactly() {
-    let mut words = Words(6);
+    let mut random = Rng::with_seed(6);
     for (columns, mean) in [(96, 0.0), (96, 300.0), (96, 3000.0), (1024, 3000.0), (1024, -300.0)] {
         let norm = Norm { columns, scale: 20, length: 38 - u8::from(columns == 1024), eps: 1e-5, centred: true };
-        let row = |words: &mut Words| -> Vec<i64> {
-            (0..columns).map(|_| libm::round(libm::ldexp(words.normal() + mean, 20)) as i64).collect()
+        let row = |random: &mut Rng| -> Vec<i64> {
+            (0..columns).map(|_| libm::round(libm::ldexp(normal(random) + mean, 20)) as i64).collect()
         };
-        let rows: Vec<Vec<i64>> = (0..6).map(|_| row(&mut words)).collect();
-        let (found, _) = run(&norm.module(6), &rows.concat(), Some(&mut words));
+        let rows: Vec<Vec<i64>> = (0..6).map(|_| row(&mut random)).collect();
+        let (found, _) = run(&norm.module(6), &rows.concat(), Some(&mut random));
         for (row, found) in rows.iter().zip(found.chunks_exact(columns)) {
             let exactly = norm.exactly(row);
             let errors: Vec<f64> = found.iter().zip(exactly).map(|(y, x)| libm::ldexp(*y as f64, -16) - x).collect();
@@ -303,7 +288,7 @@ fn layer_norm_centres_exactly() {
 fn errors_of(op: &Op, scale: u8, bound: u8, xs: &[f64], exactly: impl Fn(f64) -> f64) -> Vec<f64> {
     let integers: Vec<i64> = xs.iter().map(|x| libm::round(libm::ldexp(*x, scale.into())) as i64).collect();
     let module = module(op.clone(), (xs.len(), 1), scale, bound);
-    let (found, out) = run(&module, &integers, Some(&mut Words(7)));
+    let (found, out) = run(&module, &integers, Some(&mut Rng::with_seed(7)));
     let reals = integers.iter().map(|&x| libm::ldexp(x as f64, -i32::from(scale)));
     reals.zip(found).map(|(x, y)| (libm::ldexp(y as f64, -i32::from(out)) - exactly(x)).abs()).collect()
 }
@@ -377,7 +362,7 @@ fn exponentials_of_wide_values() {
 /// Rows of scores, wide and tiny ones, and ones whose bound is below what their maximum leaves out.
 #[test]
 fn softmax_of_wide_and_of_tiny_scores() {
-    let mut words = Words(8);
+    let mut random = Rng::with_seed(8);
     for (scale, bound, spread) in [
         (16, 20, 3.0),
         (16, 29, 2000.0),
@@ -390,10 +375,10 @@ fn softmax_of_wide_and_of_tiny_scores() {
     ] {
         let columns = 24;
         let x: Vec<i64> = (0..4 * columns)
-            .map(|_| libm::round(libm::ldexp((2.0 * words.unit() - 1.0) * spread, scale.into())) as i64)
+            .map(|_| libm::round(libm::ldexp((2.0 * random.f64() - 1.0) * spread, scale.into())) as i64)
             .collect();
         let module = module(Op::Softmax, (4, columns), scale, bound);
-        let (found, out) = run(&module, &x, Some(&mut words));
+        let (found, out) = run(&module, &x, Some(&mut random));
         for (row, found) in x.chunks_exact(columns).zip(found.chunks_exact(columns)) {
             let most = *row.iter().max().unwrap();
             let e: Vec<f64> =
