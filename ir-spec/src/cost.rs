@@ -95,6 +95,8 @@ pub fn plane_bytes(n: u64) -> u64 {
 /// Bits that a link carries while a message is on its way, at the least of the networks that are usual: 1.2 million at
 /// 3 Gbit/s and 0.4 ms, 4 million at 200 Mbit/s and 20 ms. A round is worth so many bits on one link.
 const ROUND_BITS: u64 = 1 << 20;
+/// Bits an element that `exp_digits` saves by a second round.
+pub const EXP_ROUND_BITS: u64 = 320;
 /// Bits of a group of a carry at most.
 pub const LARGEST_GROUP: u8 = 4;
 
@@ -167,6 +169,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::Msb { width, drop } => t.msb(s.out, width - drop),
         Op::And => t.and(plane_bytes(s.out)),
         Op::BitToRing { .. } => t.bit_to_ring(s.out, eb),
+        Op::ExpDigits { .. } => t.exp_digits(s.out),
         Op::RowMax { width, drop, .. } => {
             for pairs in s.rows.pairs_by_level() {
                 t.msb(pairs, width - drop);
@@ -324,6 +327,18 @@ impl Traffic {
         self.rounds += 1;
     }
 
+    /// Four products of 8 bytes, of which one is not zero. Of many, role 2 masks its factors for role 1 alone, and roles 0
+    /// and 1 exchange the rounded terms of the sum.
+    fn exp_digits(&mut self, n: u64) {
+        if is_round_cheaper(n, EXP_ROUND_BITS) {
+            return self.crossing(4, 8 * n);
+        }
+        self.send(0, 2, 1, 4 * 8 * n);
+        self.send(1, 0, 1, 4 * n);
+        self.send(1, 1, 0, 4 * n);
+        self.rounds += 2;
+    }
+
     /// A bit times a ring element: two products, and a summand that role 2 deals.
     fn select(&mut self, bytes: u64) {
         self.send(0, 2, 1, bytes);
@@ -394,6 +409,8 @@ mod tests {
         assert_eq!(per_element(&Op::Reshare, 800, true), (3 * 64, 1));
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (4 * 64, 1));
+        assert_eq!(per_element(&Op::ExpDigits { scale: 16 }, 800, false), (8 * 64 + 2 * 64, 1));
+        assert_eq!(per_element(&Op::ExpDigits { scale: 16 }, 1 << 20, false), (4 * 64 + 2 * 32, 2));
         // Few elements take few rounds, many take few bits.
         assert_eq!(per_element(&Op::Truncate { by: 16 }, 800_000, true), (3 * 64 + 16 + 2, 3));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800_000, false), (3 * 64, 2));

@@ -7,6 +7,15 @@
 use crate::dim::Dim;
 use serde::{Deserialize, Serialize};
 
+/// Ring bits of the result of `exp_digits`.
+pub const EXP_RING: u8 = 32;
+/// Fraction bits of the result of `exp_digits`.
+pub const EXP_SCALE: u8 = 29;
+/// Bits above the fraction that `exp_digits` looks at: it takes its operand modulo `2^6`.
+pub const EXP_WINDOW: u8 = 6;
+/// `exp_digits` holds from `−2^5` on.
+pub const EXP_LOWEST: f64 = -32.0;
+
 /// An operation with its attributes. Operands are listed in the module beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Op {
@@ -191,6 +200,12 @@ pub enum Op {
         /// Ring bits.
         bits: u8,
     },
+    /// `e^x` for `−32 ≤ x ≤ 1/2`, in a ring of [`EXP_RING`] bits with [`EXP_SCALE`] fraction bits, 4e-6 at most from it;
+    /// any element of that ring elsewhere.
+    ExpDigits {
+        /// Fraction bits of the operand.
+        scale: u8,
+    },
     /// Greatest packed entry of every row (operand 0 packed, operand 1 the mask); 0 for an empty row.
     RowMax {
         /// The dense shape that the mask is broadcast to.
@@ -219,7 +234,7 @@ pub enum Op {
     },
 
     // Composite.
-    /// `exp(x)` for `x ≤ max`, zero below `max − 14`.
+    /// `exp(x)` for `x ≤ max`, zero below `max − 32` and perhaps from there to `max − 16`.
     Exp {
         /// The greatest operand.
         max: i8,
@@ -389,6 +404,7 @@ impl Op {
             Op::Not => ("not", Local, Some(1)),
             Op::And => ("and", Interactive, Some(2)),
             Op::BitToRing { .. } => ("bit_to_ring", Interactive, Some(1)),
+            Op::ExpDigits { .. } => ("exp_digits", Interactive, Some(1)),
             Op::RowMax { .. } => ("row_max", Interactive, Some(2)),
             Op::ArgMax { .. } => ("arg_max", Interactive, Some(1)),
             Op::Embed => ("embed", Interactive, Some(2)),

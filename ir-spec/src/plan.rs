@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format and of what its ops send; a runtime reads its own version only.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.

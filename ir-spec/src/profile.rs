@@ -179,6 +179,8 @@ pub fn work_of(module: &Module, bound: &Bound, id: Id) -> Result<Work> {
         Op::Msb { width, .. } => add(Unit::ComparedBits, n * f64::from(*width)),
         Op::And => add(Unit::ComparedBits, 2.0 * n),
         Op::BitToRing { .. } => add(Unit::ConvertedBits, n),
+        // Four products and five streams where a conversion has one.
+        Op::ExpDigits { .. } => add(Unit::ConvertedBits, 4.0 * n),
         Op::RowMax { width, .. } | Op::ArgMax { width } => {
             // One bit conversion and about two products for each pair, of which there are one less than entries.
             let pairs = elements(0);

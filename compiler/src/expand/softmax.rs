@@ -1,85 +1,46 @@
 //! `exp` and `softmax`.
 //!
-//! `exp(x) ≈ (1 + z + z²/2 + c z³)^{2^t}` with `z = x/2^t`, for `−14 ≤ x ≤ 0`, and 0 below; `t = 5`. With `c = 21/128`, a
-//! little less than 1/6, the error of what the series leaves out is met by that of `c` at −2: at most 3e-6 in absolute
-//! terms, and with rounding 8e-6 everywhere. It takes seven secret products, as many as the usual `(1 + x/2^7)^{2^7}`
-//! (PUMA, arXiv 2307.12533, with t = 5), whose absolute error is 2.1e-3. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared,
-//! exponentiated and summed, so nothing depends on what a mask hides.
+//! The exponential is one op of the IR, [`Op::ExpDigits`], which holds from −32 on: what may lie below is compared, and 0.
+//! Below −16 an exponential is less than a unit of the scores' scale, so that the comparison may leave out all bits up to
+//! there. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared, exponentiated
+//! and summed, so nothing depends on what a mask hides.
 //!
-//! Comparisons leave out low bits where that is harmless. The maximum may fall short by `2^−5` at every level of its
-//! tree, which makes the greatest exponential a little more than 1 and cancels in the quotient; the cut at −14 may lie
-//! `2^−4` higher. The maximum is taken in the smallest ring that holds the scores, the exponential in one of
-//! 56 bits: values near 1 with 23 fraction bits. The bit that cuts comes from the whole score, the exponential from its
-//! low bits.
+//! The maximum may fall short by `2^−5` at every level of its tree, which makes the greatest exponential a little more
+//! than 1 and cancels in the quotient. It is taken in the smallest ring that holds the scores, the exponential in one of
+//! 32 bits with 29 fraction bits.
 //!
 //! What takes the place of softmax in models trained for MPC has neither maximum nor exponential: a comparison and a
 //! product an entry (2ReLU), or a product alone (2Quad), then the same reciprocal a row and product an entry. 2ReLU takes
 //! scores below `2^−12` for 0.
 
-use super::{Emit, FINE, comparison, fixed, no_room, reciprocal, ring_for};
+use super::{Emit, comparison, fixed, no_room, reciprocal, ring_for};
 use ombra_ir::module::Id;
-use ombra_ir::op::Op;
+use ombra_ir::op::{EXP_LOWEST, EXP_RING, EXP_SCALE, EXP_WINDOW, Op};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
-/// Ring bits inside the exponential.
-const RING: u8 = 56;
-/// Fraction bits inside the exponential.
-const INNER: u8 = 23;
 /// Fraction bits that decide the maximum.
 const MAX_FRACTION: u8 = 5;
-/// Fraction bits that decide the cut.
-const CUT_FRACTION: u8 = 4;
-/// Squarings.
-const T: u8 = 5;
-/// Fraction bits of `c` at most: all that the ring has room for.
-const SIXTH: u8 = 7;
-/// Fraction bits of `c` at least: 5 of them make the error 9e-6.
-const LEAST_SIXTH: u8 = 4;
-/// Below this the result is 0.
-const LOWEST: f64 = -14.0;
+/// Where exponentials may begin to count as 0, above [`EXP_LOWEST`], as a power of two.
+const BLUR: u8 = 4;
 
-/// `exp(x)` at scale [`FINE`] for `x ≤ 0`, by `t` squarings: the relative error is `x⁴ / (24 · 2^{3t})`.
-pub(super) fn exp_by(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
-    let y = inner_exp(e, x, t)?;
-    e.op(Op::Upscale { by: FINE - INNER }, &[y])
-}
-
-/// `exp(x)` at scale [`INNER`] for `x ≤ 0`, by `t` squarings.
-fn inner_exp(e: &mut Emit, x: Id, t: u8) -> Result<Id> {
-    let (bits, scale, _) = e.ring(x)?;
-    let keep = e.at_least(x, LOWEST, scale.saturating_sub(CUT_FRACTION), RING)?;
-    let x = e.narrow(x, RING)?;
-    // The integers of x, read t bits finer, stand for z = x / 2^t.
-    let fine = scale.max(INNER - t) + t;
-    let sixth = RING
-        .checked_sub(3 + INNER + fine)
-        .map(|room| room.min(SIXTH))
-        .filter(|room| *room >= LEAST_SIXTH)
-        .ok_or_else(|| too_fine(scale))?;
-    let raised = e.guarded(Op::Upscale { by: fine - t - scale }, &[x], fine)?;
-    let z = e.op(Op::SetScale { scale: fine }, &[raised])?;
-    // y = 1 + z + z² (1/2 + c z), with c rounded down
-    let square = e.product(z, z, INNER, INNER)?;
-    let cube = e.guarded(Op::MulInt { k: (1 << sixth) / 6 }, &[z], fine + sixth)?;
-    let cube = e.op(Op::SetScale { scale: fine + sixth }, &[cube])?;
-    let factor = e.guarded(Op::AddInt { k: 1 << (fine + sixth - 1) }, &[cube], fine + sixth)?;
-    let bound = INNER + fine + sixth + 1;
-    let cubic = e.guarded(Op::Mul, &[square, factor], bound)?;
-    let linear = e.guarded(Op::AddInt { k: 1 << fine }, &[z], fine)?;
-    let linear = e.guarded(Op::Upscale { by: INNER + sixth }, &[linear], bound)?;
-    let sum = e.guarded(Op::Add, &[cubic, linear], bound)?;
-    let mut y = e.truncate_to(sum, INNER, INNER + 1)?;
-    for _ in 0..t {
-        y = e.product(y, y, INNER, INNER + 1)?;
+/// `e^x` at scale [`EXP_SCALE`] for `x ≤ 1/2`, in the ring of `x`; 0 below −32, and perhaps from there to −16.
+pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
+    let (bits, scale, bound) = e.ring(x)?;
+    if scale.saturating_add(EXP_WINDOW) > bits {
+        return Err(too_fine(scale, bits));
     }
-    let kept = e.op(Op::Mul, &[y, keep])?;
-    e.widen(kept, bits, (INNER + 1, BoundFrom::Guarded))
+    let mut y = e.guarded(Op::ExpDigits { scale }, &[x], EXP_SCALE + 1)?;
+    if bound >= scale + EXP_WINDOW {
+        let keep = e.at_least(x, EXP_LOWEST, scale + BLUR, EXP_RING)?;
+        y = e.guarded(Op::Mul, &[y, keep], EXP_SCALE + 1)?;
+    }
+    e.widen(y, bits, (EXP_SCALE + 1, BoundFrom::Guarded))
 }
 
-fn too_fine(scale: u8) -> Diagnostic {
+fn too_fine(scale: u8, bits: u8) -> Diagnostic {
     Diagnostic::input("E0504", format!("an exponential of values with {scale} fraction bits does not fit its ring"))
-        .note("expected at most 20 fraction bits")
+        .note(format!("expected at most {} fraction bits", bits.saturating_sub(EXP_WINDOW)))
         .note("use fewer fraction bits")
 }
 
@@ -110,10 +71,10 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let max = if max_bits < bits { e.widen(max, bits, (max_bound, BoundFrom::Proven))? } else { max };
     let max_each = e.op(Op::RowExpand { shape: shape.clone() }, &[max, mask])?;
     let below = e.op(Op::Sub, &[packed, max_each])?;
-    let exp = inner_exp(e, below, T)?;
+    let exp = exp(e, below)?;
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
     // As fine as the product of both has room for.
-    let inverse = reciprocal::reciprocal_at(e, sum, log2 + 1, QUOTIENT as u8 - INNER)?;
+    let inverse = reciprocal::reciprocal_at(e, sum, log2 + 1, QUOTIENT as u8 - EXP_SCALE)?;
     let inverse_each = e.op(Op::RowExpand { shape: shape.clone() }, &[inverse, mask])?;
     let product = e.op(Op::Mul, &[exp, inverse_each])?;
     let y = e.truncate_to(product, scale, scale + 1)?;

@@ -68,10 +68,11 @@ pub fn widen(expanded: &Module) -> Result<Module> {
     Ok(module)
 }
 
-/// Values in rings that a `cut` made, and what meets them there: these rings are part of what is computed.
+/// Values in rings that an op itself makes, and what meets them there: these rings are part of what is computed.
 fn limbs(module: &Module) -> Vec<bool> {
     let ring = |id: usize| module.ops[id].ty.as_ring().map(|(bits, _)| bits);
-    let mut found: Vec<bool> = module.ops.iter().map(|n| matches!(n.op, M::Cut { .. })).collect();
+    let makes_ring = |op: &M| matches!(op, M::Cut { .. } | M::ExpDigits { .. });
+    let mut found: Vec<bool> = module.ops.iter().map(|n| makes_ring(&n.op)).collect();
     loop {
         let before = found.iter().filter(|f| **f).count();
         for (at, node) in module.ops.iter().enumerate() {
@@ -81,7 +82,7 @@ fn limbs(module: &Module) -> Vec<bool> {
                 .map(|a| a.index())
                 .filter(|&a| ring(a).is_some() && ring(a) == ring(at) && ring(a) != Some(RING))
                 .collect();
-            let all = alike.iter().any(|&a| found[a]) || found[at] && !matches!(node.op, M::Cut { .. });
+            let all = alike.iter().any(|&a| found[a]) || found[at] && !makes_ring(&node.op);
             if all {
                 found[at] |= !alike.is_empty();
                 alike.into_iter().for_each(|a| found[a] = true);

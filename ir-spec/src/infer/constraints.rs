@@ -126,6 +126,8 @@ pub const CONSTRAINTS: &[Constraint] = &[
     c("and_c1", ELEMENT, "the operands are shared bits"),
     c("and_c2", SHAPE, "the shapes broadcast"),
     c("bit_to_ring_c1", ELEMENT, "the operand is shared bits"),
+    c("exp_digits_c1", SHARING, "the operand is a shared ring tensor"),
+    c("exp_digits_c2", ATTRIBUTE, "scale is the operand's, and at most its ring bits less 6"),
     c("row_max_c1", SHARING, "operand 0 is a shared ring tensor"),
     c("row_max_c2", "E0338", "the mask is public"),
     c("row_max_c3", ELEMENT, "the mask is a value of the public program of truth values"),

@@ -7,7 +7,7 @@ use super::{
     shared_ring,
 };
 use crate::dim::Dim;
-use crate::op::Op;
+use crate::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op};
 use crate::plain::DType;
 use crate::ty::{Elem, Sharing, Ty};
 
@@ -66,6 +66,15 @@ pub(super) fn not(x: &Operand) -> Rule<Ty> {
 pub(super) fn bit_to_ring(x: &Operand, bits: u8) -> Rule<Ty> {
     shared_bits("bit_to_ring_c1", x)?;
     Ok(ring(bits, 0, Sharing::Shared, x.ty.shape.clone(), 1))
+}
+
+/// Outside of what the op holds for, its result is any element of its ring.
+pub(super) fn exp_digits(x: &Operand, scale: u8) -> Rule<Ty> {
+    let (bits, found) = shared_ring("exp_digits_c1", x)?;
+    if found != scale || u32::from(scale) + u32::from(EXP_WINDOW) > u32::from(bits) {
+        return Err(Violation::new("exp_digits_c2", format!("scale {scale} of {}", describe(x.ty))));
+    }
+    Ok(ring(EXP_RING, EXP_SCALE.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(EXP_RING) - 1))
 }
 
 pub(super) fn row_max(cx: &TypeCx, x: &Operand, mask: &Operand, shape: &[Dim], (width, drop): (u8, u8)) -> Rule<Ty> {

@@ -3,6 +3,7 @@
 use super::movement::broadcast;
 use super::{RefValue, map_elements, mismatch, signed, zip_elements};
 use crate::diag::Result;
+use crate::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
 
 /// The sign bit of the low `width` bits.
 pub(super) fn msb(x: &RefValue, width: u8) -> Result<RefValue> {
@@ -21,6 +22,18 @@ pub(super) fn zip(
     let x = broadcast(a.as_bits()?, &a.shape, &shape)?;
     let y = broadcast(b.as_bits()?, &b.shape, &shape)?;
     RefValue::bit(shape, zip_elements(&x, &y, |x, y| f(*x, *y))?)
+}
+
+/// `e^x`, rounded down, of what `x` has modulo `2^EXP_WINDOW`: three quarters of that are below zero.
+pub(super) fn exp_digits(x: &RefValue, scale: u8) -> Result<RefValue> {
+    let (_, values) = x.as_ring()?;
+    let (unit, window) = (libm::exp2(-f64::from(scale)), EXP_WINDOW + scale);
+    let quarter = 1u64 << (window - 2);
+    let exp = |v: &u64| {
+        let x = signed(v.wrapping_add(quarter), window) - quarter as i64;
+        libm::floor(libm::ldexp(libm::exp(x as f64 * unit), EXP_SCALE.into())) as u64
+    };
+    RefValue::ring(EXP_RING, x.shape.clone(), map_elements(values, exp)?)
 }
 
 /// The index of the greatest element of every row; the first of equal ones.

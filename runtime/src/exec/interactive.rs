@@ -16,6 +16,7 @@ use crate::protocols::Cx;
 use crate::protocols::compare::{and, msb};
 use crate::protocols::convert::bit_to_ring;
 use crate::protocols::embed::{Rows, Table, embed};
+use crate::protocols::exp::exp_digits;
 use crate::protocols::input::input;
 use crate::protocols::local::linear::Ring;
 use crate::protocols::reshare::reshare;
@@ -64,6 +65,7 @@ pub(super) fn start(
                 let from = operand_ring.map_or(64, |(bits, _)| bits);
                 extend(cx, arg(0)?.operand()?, n, from, *bits).await?
             }
+            Op::ExpDigits { scale } => exp_digits(cx, arg(0)?.shared()?, n, *scale).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
                 row_max(cx, arg(0)?.shared()?, lens, bits, (*width, *drop)).await?

@@ -91,6 +91,10 @@ pub enum Purpose {
     MsbTop,
     /// Zero sharing that masks an `and`.
     And,
+    /// Masks of role 2's factors of many exponentials.
+    ExpFactor,
+    /// Components 0 and 2 of many exponentials.
+    ExpOut,
     /// Root seeds of point function keys, from the client's private key.
     EmbedSeed,
     /// Component 1 of a weight.

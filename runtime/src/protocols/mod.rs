@@ -9,6 +9,7 @@ mod cross;
 pub mod cx;
 mod divide_many;
 pub mod embed;
+pub mod exp;
 pub mod input;
 pub mod local;
 mod planes;

@@ -366,7 +366,8 @@ fn softmax_costs_fall_by_the_factor() {
                         assert_eq!(times, old.bytes, "{name} by {factor}: layer {layer}");
                         exact += 1;
                     } else {
-                        let near = times.abs_diff(old.bytes) * 33 <= old.bytes;
+                        // Sums of scores may have a bound one bit wider.
+                        let near = times.abs_diff(old.bytes) * 25 <= old.bytes;
                         assert!(near, "{name} by {factor}, seq {seq}: layer {layer}: {times} and {}", old.bytes);
                     }
                 }

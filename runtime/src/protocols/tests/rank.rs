@@ -9,6 +9,7 @@ use super::*;
 use crate::protocols::compare::{and, msb_of_groups};
 use crate::protocols::convert::{bit_to_ring, many_bits_to_ring, select};
 use crate::protocols::divide_many;
+use crate::protocols::exp::exp_digits;
 use crate::protocols::reshare::{Operand, reshare};
 use crate::protocols::tree::{arg_max, row_max};
 use crate::protocols::truncate::{Division, extend, truncate};
@@ -151,6 +152,19 @@ fn divisions_of_many() {
             async move { divide_many::divide(&cx, term, N, Division { bits, by, out }).await }
         });
     }
+}
+
+#[test]
+fn exponentials() {
+    let mut words = Words(7);
+    let shares = share(&words.take(N), &mut words);
+    assert_full_rank("exponential", &traffic(&Op::ExpDigits { scale: 16 }, &sizes(N, 32, false)), |cx, role| {
+        let x = shares[role].clone();
+        async move { exp_digits(&cx, &x, N, 16).await }
+    });
+    assert_full_rank("exponential of many", &exp::traffic_of_many(N as u64), |cx, role| {
+        exp::many_exps(cx, shares[role].clone(), N)
+    });
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::dpf;
 use crate::protocols::compare::{and, msb};
 use crate::protocols::convert::bit_to_ring;
 use crate::protocols::embed::{Rows, Table, embed};
+use crate::protocols::exp::exp_digits;
 use crate::protocols::input::input;
 use crate::protocols::reshare::{Operand, reshare};
 use crate::protocols::reveal::reveal;
@@ -56,9 +57,12 @@ fn cases() -> Vec<Case> {
         let forms = shared.into_iter().chain([Form::Two, Form::Three]);
         cases.extend(forms.map(|form| Case { op: op.clone(), form }));
     }
-    for op in
-        [Op::Msb { width: 40, drop: 6 }, Op::RowMax { shape: Vec::new(), width: 30, drop: 2 }, Op::ArgMax { width: 30 }]
-    {
+    for op in [
+        Op::Msb { width: 40, drop: 6 },
+        Op::ExpDigits { scale: 16 },
+        Op::RowMax { shape: Vec::new(), width: 30, drop: 2 },
+        Op::ArgMax { width: 30 },
+    ] {
         cases.extend(shared.map(|form| Case { op: op.clone(), form }));
     }
     // The message of a revelation is component 2.
@@ -130,6 +134,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::protocols:
                 Op::Reshare => reshare(&cx, operand, N, 64).await.map(drop),
                 Op::Msb { width, drop: low } => msb(&cx, &shared, N, width, low).await.map(drop),
                 Op::Extend { bits } => extend(&cx, operand, N, SMALL, bits).await.map(drop),
+                Op::ExpDigits { scale } => exp_digits(&cx, &shared, N, scale).await.map(drop),
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {
@@ -260,7 +265,9 @@ fn every_message_is_under_a_key_that_its_receiver_does_not_know() {
 /// Role 2 knows the masks of what the others send each other, so no message of a crossing may go to it.
 #[test]
 fn role_2_of_a_crossing_receives_nothing() {
-    let crossing = |case: &&Case| matches!(case.op, Op::Truncate { .. } | Op::Extend { .. } | Op::BitToRing { .. });
+    let crossing = |case: &&Case| {
+        matches!(case.op, Op::Truncate { .. } | Op::Extend { .. } | Op::BitToRing { .. } | Op::ExpDigits { .. })
+    };
     for case in cases().iter().filter(crossing) {
         let sent = messages(case, 5, 1, 0, lockstep::keys(1));
         assert!(!sent.is_empty() && sent.iter().all(|m| m.to != 2), "{case:?}");
