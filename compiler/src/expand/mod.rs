@@ -13,6 +13,7 @@ mod inverse;
 mod norm;
 mod quotient;
 mod reciprocal;
+mod reveal;
 mod root;
 mod softmax;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use quotient::Range2;
 
 use ombra_ir::diag::Kind;
 use ombra_ir::infer::{push, push_like, push_within};
-use ombra_ir::module::{Id, Module, Node, Origin, Stage};
+use ombra_ir::module::{Id, Module, Node, Origin, OutputKind, Stage};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::{BoundFrom, Ty};
 use ombra_ir::{Diagnostic, Result};
@@ -41,7 +42,13 @@ pub fn expand(lowered: &Module) -> Result<Module> {
     module.stage = Stage::Expanded;
     let mut new_ids: Vec<Id> = Vec::with_capacity(lowered.ops.len());
     for node in &lowered.ops {
-        let args: Vec<Id> = node.args.iter().map(|a| new_ids[a.index()]).collect();
+        let mut args: Vec<Id> = node.args.iter().map(|a| new_ids[a.index()]).collect();
+        if let Op::Reveal { slot } = node.op
+            && lowered.outputs.get(slot as usize).is_some_and(|o| o.kind == OutputKind::Tensor)
+        {
+            let mut e = Emit { module: &mut module, origin: node.origin.clone() };
+            args[0] = reveal::rounded_down(&mut e, args[0])?;
+        }
         let id = if node.op.class() == Class::Composite {
             composite(&mut module, node, &args).map_err(|d| about(node, lowered, d))?
         } else {

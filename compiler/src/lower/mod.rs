@@ -5,8 +5,7 @@
 //! [`scales`] chose for the value, and remembered. So a product, its bias, its adapter, its residual and a rotation by public angles share one
 //! truncation. A value that anybody needs settled is settled where it is made, so that nobody truncates it again.
 //!
-//! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form or,
-//! if that would need a truncation, from the untruncated sum, reshared.
+//! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form.
 
 mod approximate;
 mod choice;
@@ -432,19 +431,15 @@ impl Lower<'_> {
             let revealed = match kind {
                 OutputKind::NextToken => self.arg_max(v, v)?,
                 OutputKind::Guard => return Err(Diagnostic::internal("E0510", "a guard is no output of a model")),
-                OutputKind::Tensor | OutputKind::Index => match self.settled.get(&v) {
-                    Some(&id) => id,
-                    None => {
-                        let raw = match self.graph.node(v)?.dtype {
-                            DType::Bool => self.indicator(v, v)?,
-                            _ => self.raw(v)?,
-                        };
-                        match self.module.ty(raw).sharing {
-                            Sharing::Shared => raw,
-                            _ => self.push(v, M::Reshare, &[raw])?,
-                        }
+                OutputKind::Tensor if self.graph.node(v)?.dtype == DType::Bool => self.indicator(v, v)?,
+                OutputKind::Tensor => self.shares(v)?,
+                OutputKind::Index => {
+                    let raw = self.raw(v)?;
+                    match self.module.ty(raw).sharing {
+                        Sharing::Shared => raw,
+                        _ => self.push(v, M::Reshare, &[raw])?,
                     }
-                },
+                }
             };
             self.push(v, M::Reveal { slot }, &[revealed])?;
         }
