@@ -225,6 +225,53 @@ fn an_input_beyond_what_was_measured_sets_the_guard() {
     }
 }
 
+/// A revealed tensor is the floor of what it is divided from: the same integers in every run, whatever the shares are,
+/// and in the clear, where divisions round by drawn numbers. Full products with private weights are never opened.
+#[test]
+fn what_is_revealed_is_rounded_down_whatever_the_shares_are() {
+    let gains = || Small::new().client("x", (&[8, 48], mixed(384, 3.0))).weight("w", (&[48], mixed(48, 1.3)));
+    let product = || Small::new().client("x", (&[8, 48], mixed(384, 3.0))).weight("w", (&[48, 8], mixed(384, 0.4)));
+    let models = [
+        gains().node("Mul", &["x", "w"], "y", vec![]),
+        product().node("MatMul", &["x", "w"], "y", vec![]),
+        product().weight("b", (&[8], mixed(8, 0.9))).node("MatMul", &["x", "w"], "p", vec![]).node(
+            "Add",
+            &["p", "b"],
+            "y",
+            vec![],
+        ),
+        product().node("MatMul", &["x", "w"], "p", vec![]).node("Tanh", &["p"], "y", vec![]),
+    ];
+    for (at, small) in models.into_iter().enumerate() {
+        let (model, options) = small.model();
+        let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{e}"));
+        let module = &built.compiled.plan.module;
+        let reveal = module.ops.iter().find(|n| matches!(n.op, Op::Reveal { .. })).expect("y is revealed");
+        let (_, scale) = reveal.ty.as_ring().expect("a ring value is revealed");
+        assert!(scale <= options.f, "{scale} fraction bits are revealed");
+        let mut corrected = module.node(reveal.args[0]);
+        if matches!(corrected.op, Op::Extend { .. }) {
+            corrected = module.node(corrected.args[0]);
+        }
+        assert!(matches!(corrected.op, Op::Sub), "{} is revealed", corrected.op.name());
+        let (request, given) =
+            infer_request(&built.plan.plan, small.inputs.clone().into_iter().collect()).expect("fits");
+        let runs: Vec<Vec<i64>> = (0..3)
+            .map(|_| {
+                let sides = parties::run(&built.plan, &request, std::slice::from_ref(&given)).expect("it runs");
+                sides[0].steps[0].opened[0].values.clone()
+            })
+            .collect();
+        // Inside of tanh other divisions round by shares; its own last one does not.
+        if at < 3 {
+            let clear = plain::step(&built.compiled, &built.model, &small.inputs).unwrap_or_else(|e| panic!("{e}"));
+            let (bits, words) = clear.outputs[0].as_ref().expect("y is revealed").as_ring().expect("a ring value");
+            let words: Vec<i64> = words.iter().map(|w| ombra_ir::reference::signed(*w, bits)).collect();
+            assert!(runs.iter().all(|run| *run == words), "model {at}: runs differ from the floor");
+        }
+    }
+}
+
 /// `n` values from `from` to `to`.
 pub(crate) fn line(from: f64, to: f64, n: usize) -> Vec<f64> {
     (0..n).map(|i| f64::from((from + (to - from) * i as f64 / (n - 1) as f64) as f32)).collect()
