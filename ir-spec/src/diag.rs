@@ -32,6 +32,31 @@ pub struct Diagnostic {
     pub notes: Vec<String>,
 }
 
+/// `text` as it may reach a terminal: what is no visible character is written as `\uXXXX`. Names come from models, plans and
+/// peers, and a terminal would obey what they hold. Characters that turn the direction of writing count too.
+pub fn printable(text: &str) -> String {
+    escaped(text, |_| false)
+}
+
+/// [`printable`] for whole pages: ends of lines and tabs stay. JSON stays the JSON that it was.
+pub fn printable_lines(text: &str) -> String {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let turns =
+            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if (c.is_control() || turns) && !keeps(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// Result of a library call that fails with one diagnostic.
 pub type Result<T> = std::result::Result<T, Diagnostic>;
 
@@ -78,12 +103,12 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error[{}]: {}", self.code, self.message)?;
+        write!(f, "error[{}]: {}", self.code, printable(&self.message))?;
         if let Some(place) = &self.place {
-            write!(f, "\n  --> {place}")?;
+            write!(f, "\n  --> {}", printable(place))?;
         }
         for note in &self.notes {
-            write!(f, "\n   = {note}")?;
+            write!(f, "\n   = {}", printable(note))?;
         }
         Ok(())
     }
@@ -104,5 +129,22 @@ impl From<ombra_kernels::Error> for Diagnostic {
                     .note("give the process more memory, or fewer or smaller private weights")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        let hostile = "a\x1b]0;title\x07\u{9b}2J\u{202e}\r\x7f\0é漢\u{1f600}";
+        let shown = printable(hostile);
+        assert_eq!(shown, "a\\u001b]0;title\\u0007\\u009b2J\\u202e\\u000d\\u007f\\u0000é漢\u{1f600}");
+        let error = Diagnostic::input("E0000", hostile).at("b\x1b[2J\nc").note("d\x1b[2J\ne");
+        let text = error.to_string();
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        assert_eq!(text.lines().count(), 3, "{text:?}");
+        assert_eq!(printable_lines("a\tb\n\x1bc"), "a\tb\n\\u001bc");
     }
 }

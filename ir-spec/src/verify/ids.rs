@@ -144,18 +144,31 @@ fn attribute_shape(op: &Op) -> Option<&[Dim]> {
 
 fn slots(report: &mut Report, module: &Module) {
     let dims = &module.dims;
-    let groups: [(&str, Vec<&String>); 4] = [
+    let groups: [(&str, Vec<&String>); 5] = [
         ("input", module.inputs.iter().map(|s| &s.name).collect()),
         ("state input", module.states.iter().map(|s| &s.input).collect()),
+        ("public input", module.public.inputs.iter().map(|s| &s.name).collect()),
         ("state output", module.states.iter().map(|s| &s.output).collect()),
         ("output", module.outputs.iter().map(|s| &s.name).collect()),
     ];
-    for (what, names) in groups {
+    for (what, names) in &groups {
         let mut seen = BTreeSet::new();
         for name in names {
-            if !seen.insert(name) {
+            if !seen.insert(*name) {
                 let name = name.escape_debug();
                 report.declared(Diagnostic::input("E0307", format!("the {what} \"{name}\" is declared twice")));
+            }
+        }
+    }
+    // Whoever gives a value by its name has to know who will see it.
+    let mut owned: BTreeSet<&String> = BTreeSet::new();
+    for names in [&groups[0].1, &groups[1].1, &groups[2].1] {
+        for name in names.iter().copied().collect::<BTreeSet<_>>() {
+            if !owned.insert(name) {
+                let name = name.escape_debug();
+                let d =
+                    Diagnostic::input("E0343", format!("the name \"{name}\" stands for more than one kind of input"));
+                report.declared(d.note("expected an input of the client, a state, or an input of the public program"));
             }
         }
     }

@@ -11,6 +11,7 @@
 //!    - `E0305` sizes use declared symbols with maxima, and are never negative or too large.
 //!    - `E0306` counts define a symbol each, by a public mask that broadcasts to their shape.
 //!    - `E0307` slots have different names and consistent declarations.
+//!    - `E0343` no name stands for two of an input of the client, a state and an input of the public program.
 //!    - `E0308` the public program is well-typed, and no size in it waits for a count.
 //! 2. Types and shapes ([`types`]): every op is typed again by [`crate::infer::infer`], with the constraint's label.
 //!    - `E0310` elements, `E0311` ring bits and scales, `E0312` shapes, `E0313` attributes, `E0315` sharing forms.
@@ -27,6 +28,7 @@
 //!    - `E0333` outputs go to the client.
 //!    - `E0334` every output is revealed at most once.
 //!    - `E0335` a next token comes from `arg_max`.
+//!    - `E0344` there is one next token at most, of one index for every row that the client gives.
 //!    - `E0342` a guard is one bit, from `bit_to_ring`.
 //!    - `E0336` only public values are encoded.
 //!    - `E0337` integers of the client go into `embed` alone.

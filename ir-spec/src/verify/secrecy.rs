@@ -6,8 +6,10 @@
 
 use super::{Report, nodes};
 use crate::diag::Diagnostic;
-use crate::module::{Id, OutputKind, Party};
+use crate::dim::Dim;
+use crate::module::{Id, InputSlot, OutputKind, Party};
 use crate::op::Op;
+use crate::plain::DType;
 use crate::ty::Sharing;
 
 /// Who may know a value, judged by what it is computed from.
@@ -66,6 +68,30 @@ pub(super) fn check(report: &mut Report) {
     }
 }
 
+/// Checks that the next token is one index a row. More of them would compare elements of a row with one another, and so
+/// tell the row.
+fn indices(report: &mut Report, id: Id, name: &str) {
+    let module = report.module;
+    let tokens = module.outputs.iter().filter(|output| output.kind == OutputKind::NextToken).count();
+    if tokens > 1 {
+        let d = Diagnostic::input("E0344", format!("the output \"{name}\" is one of {tokens} next tokens"));
+        report.at(id, None, d.note("expected one next token at most"));
+    }
+    let most = |shape: &[Dim]| {
+        shape.iter().fold(1i128, |n, dim| n.saturating_mul(module.dims.upper(dim).unwrap_or(i128::MAX)))
+    };
+    let rows = |slot: &InputSlot| match (slot.dtype, slot.shape.split_last()) {
+        (DType::F32, Some((_, rows))) => most(rows),
+        _ => most(&slot.shape),
+    };
+    let rows = module.inputs.iter().map(rows).max().unwrap_or(0);
+    let found = module.ops.get(id.index()).map_or(0, |node| most(&node.ty.shape));
+    if found > rows {
+        let d = Diagnostic::input("E0344", format!("the next token \"{name}\" may have {found} indices"));
+        report.at(id, None, d.note(format!("expected at most {rows}, the rows that the client gives in a step")));
+    }
+}
+
 fn reveal(report: &mut Report, id: Id, slot: u32, (is_token, is_bit): (bool, bool), revealed: &mut [bool]) {
     let module = report.module;
     let index = usize::try_from(slot).unwrap_or(usize::MAX);
@@ -82,6 +108,9 @@ fn reveal(report: &mut Report, id: Id, slot: u32, (is_token, is_bit): (bool, boo
     if output.kind == OutputKind::NextToken && !is_token {
         let d = Diagnostic::input("E0335", format!("the next token \"{name}\" does not come from arg_max"));
         report.at(id, None, d.note("expected the result of arg_max, or its elements in another shape"));
+    }
+    if output.kind == OutputKind::NextToken && is_token {
+        indices(report, id, &name.to_string());
     }
     if output.kind == OutputKind::Guard && !is_bit {
         let d = Diagnostic::input("E0342", format!("the guard \"{name}\" is not one bit"));
