@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Result, files};
 use serde_json::Value;
 
 use crate::output::{Beside, CONFIGURATION, TOKENIZER};
@@ -68,13 +68,11 @@ pub fn find(path: &Path) -> Result<Found> {
 fn positions(folder: &Path) -> Result<Option<u64>> {
     let path = folder.join(CONFIG);
     let wrong = |what: String| Diagnostic::input("E0161", what).at(path.display().to_string());
-    let Ok(found) = std::fs::metadata(&path) else { return Ok(None) };
-    if found.len() > MAX_BYTES {
-        return Err(
-            wrong(format!("the configuration has {} bytes", found.len())).note(format!("expected at most {MAX_BYTES}"))
-        );
+    if std::fs::metadata(&path).is_err() {
+        return Ok(None);
     }
-    let text = std::fs::read(&path).map_err(|e| wrong(format!("the configuration cannot be read: {e}")))?;
+    let text =
+        files::read_bounded(&path, MAX_BYTES).map_err(|e| wrong(format!("the configuration cannot be read: {e}")))?;
     let json: Value = serde_json::from_slice(&text)
         .map_err(|e| wrong(format!("the configuration is no JSON: {e}")).note("move it away if it is another file"))?;
     // Models that also see have the language model's numbers one step further in.

@@ -4,9 +4,8 @@
 
 use half::f16;
 use ombra_ir::plain::{Data, Tensor};
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Result, files};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -23,7 +22,7 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 /// `E0570` when the file cannot be read, is no such archive, or holds other arrays or too many.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let within = |what: String| wrong(what).at(path.display().to_string());
-    let file = File::open(path).map_err(|e| within(format!("the file cannot be read: {e}")))?;
+    let file = files::open_regular(path).map_err(|e| within(format!("the file cannot be read: {e}")))?;
     let mut archive = zip::ZipArchive::new(file).map_err(|e| within(format!("this is no npz file: {e}")))?;
     if archive.len() > MAX_ARRAYS {
         return Err(

@@ -12,7 +12,7 @@ use crate::pipeline::Compiled;
 use crate::stream::each_block;
 use ombra_ir::plain::DType;
 use ombra_ir::plan::{self, FileDigest};
-use ombra_ir::{Bindings, Diagnostic, Result};
+use ombra_ir::{Bindings, Diagnostic, Result, files};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -72,7 +72,9 @@ pub fn write(compiled: &mut Compiled, model: &Model, beside: &[Beside], folder: 
     }
     for (name, from) in beside {
         let to = public.join(name);
-        fs::copy(from, &to).map_err(|e| failed(from, &e))?;
+        let mut input = files::open_regular(from).map_err(|e| failed(from, &e))?;
+        let mut output = fs::File::create(&to).map_err(|e| failed(&to, &e))?;
+        std::io::copy(&mut input, &mut output).map_err(|e| failed(from, &e))?;
         compiled.plan.files.push(digest_of(&public, name)?);
     }
     let bytes = plan::encode(&compiled.plan)?;

@@ -1,9 +1,7 @@
 //! Machine profiles from files.
 
 use ombra_ir::profile::Profile;
-use ombra_ir::{Diagnostic, Result};
-use std::fs;
-use std::io::Read;
+use ombra_ir::{Diagnostic, Result, files};
 use std::path::Path;
 
 /// Largest file that is read as a profile.
@@ -18,9 +16,7 @@ pub fn read(path: &Path) -> Result<Profile> {
         Diagnostic::input("E0566", format!("{} is no machine profile: {what}", path.display()))
             .note("expected the JSON that `ombra-run measure` writes")
     };
-    let mut text = String::new();
-    let file = fs::File::open(path).map_err(|e| wrong(e.to_string()))?;
-    file.take(MAX_BYTES).read_to_string(&mut text).map_err(|e| wrong(e.to_string()))?;
+    let text = files::read_text(path, MAX_BYTES).map_err(|e| wrong(e.to_string()))?;
     let profile: Profile = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
     profile.check()?;
     Ok(profile)

@@ -3,7 +3,7 @@
 use crate::calibrate::{Inputs, positions, vocabulary, xorshift};
 use crate::graph::{Graph, InputRole, Op};
 use ombra_ir::plain::{DType, Tensor};
-use ombra_ir::{Bindings, Diagnostic, Result, Sym};
+use ombra_ir::{Bindings, Diagnostic, Result, Sym, files};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +21,8 @@ pub struct Row {
     pub inputs: Inputs,
 }
 
+/// Largest file that is read, in bytes.
+const MAX_BYTES: u64 = 256 << 20;
 /// Most special tokens in their row.
 const SPECIAL: usize = 32;
 /// Drawn tokens in their row.
@@ -67,7 +69,7 @@ impl Special {
     /// `E0587` when the file cannot be read or is not JSON.
     pub fn read(path: &Path) -> Result<Self> {
         let wrong = |what: String| Diagnostic::input("E0587", format!("cannot read {}: {what}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+        let text = files::read_text(path, MAX_BYTES).map_err(|e| wrong(e.to_string()))?;
         let json: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
         Ok(Self::of(&json))
     }
@@ -174,7 +176,7 @@ pub fn rows_of_tokens(graph: &Graph, lowered: &Graph, rows: &[Vec<i64>]) -> Resu
 /// `E0587` when the file cannot be read or an id is too large.
 pub fn read_tokens(path: &Path) -> Result<Vec<Vec<i64>>> {
     let wrong = |what: String| Diagnostic::input("E0587", format!("cannot read {}: {what}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let text = files::read_text(path, MAX_BYTES).map_err(|e| wrong(e.to_string()))?;
     let mut rows = Vec::new();
     for line in text.lines() {
         let ids = line.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());

@@ -1,6 +1,6 @@
 //! `ombra advise`.
 
-use crate::{ModelArgs, Models, Outcome, not_yet, one, options, read_models};
+use crate::{ModelArgs, Models, Outcome, not_yet, one, options, read_models, show};
 use ombra_compiler::advise::{self, Choice, Request};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::{egraph, profile};
@@ -82,9 +82,9 @@ pub fn advise(args: &AdviseArgs) -> Outcome {
     let advice = advise::advise(&model, base.as_ref(), &options, &request, choice)?;
     if args.format == "json" {
         let text = serde_json::to_string_pretty(&advice);
-        println!("{}", text.map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))?);
+        show(text.map_err(|e| one(Diagnostic::internal("E0562", e.to_string())))? + "\n");
     } else {
-        print!("{}", advice.text());
+        show(advice.text());
     }
     Ok(())
 }

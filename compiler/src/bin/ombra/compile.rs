@@ -1,6 +1,6 @@
 //! `ombra compile`.
 
-use crate::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models, show, tell};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::onnx::Model;
@@ -118,7 +118,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     if compiled.plan.costs_only {
         say_costs_only(&model, base.as_ref(), &compiled);
     }
-    eprint!("{}", compiled.labels.summary());
+    tell(compiled.labels.summary());
     if is_without_cache(&compiled.plan) {
         eprintln!("warning: the model has no cache: every further token costs a whole prompt");
         eprintln!("         export it with one, such as Optimum's task text-generation-with-past");
@@ -132,9 +132,9 @@ pub fn compile(args: &CompileArgs) -> Outcome {
     let tested = tested(args, tokenizer.as_deref(), &model, base.as_ref(), &options, &compiled)?;
     let digest = output::write(&mut compiled, &model, &beside, &args.output).map_err(one)?;
     let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
-    eprint!("{}", report.text(inspect::By::Kind));
+    tell(report.text(inspect::By::Kind));
     for change in &compiled.plan.changes {
-        eprintln!("changed: {change}");
+        tell(format_args!("changed: {change}\n"));
     }
     println!("{digest}");
     if let Some(path) = &args.report {
@@ -174,7 +174,7 @@ fn tested(
     let report = self_test::self_test(model, base, options, compiled, what, &mut progress);
     bar.finish_and_clear();
     let report = report?;
-    eprint!("{}", report.text());
+    tell(report.text());
     Ok(Some(report))
 }
 
@@ -188,7 +188,7 @@ fn say_costs_only(model: &Model, base: Option<&Model>, compiled: &Compiled) {
     let files: BTreeSet<&str> =
         [Some(model), base].into_iter().flatten().flat_map(|m| m.absent()).map(String::as_str).collect();
     let files: Vec<&str> = files.into_iter().collect();
-    eprintln!("note: this plan is for costs only and will not run: {} not there", files.join(", "));
+    tell(format_args!("note: this plan is for costs only and will not run: {} not there\n", files.join(", ")));
     eprintln!("      ranges are assumed: {}", assume::in_words());
     if compiled.labels.guessed > 0 {
         eprintln!(
@@ -227,7 +227,7 @@ fn print_to(emit: &str, text: &str) -> Outcome {
             std::fs::write(file, text).map_err(|e| one(Diagnostic::input("E0547", format!("cannot write {file}: {e}"))))
         }
         None => {
-            print!("{text}");
+            show(text);
             Ok(())
         }
     }

@@ -1,6 +1,6 @@
 //! `ombra explain`.
 
-use crate::{ApproximationArgs, ModelArgs, Models, Outcome, one, options, read_models};
+use crate::{ApproximationArgs, ModelArgs, Models, Outcome, one, options, read_models, show};
 use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::explain;
 use ombra_ir::Diagnostic;
@@ -31,9 +31,9 @@ pub fn explain(args: &ExplainArgs) -> Outcome {
     if args.json {
         let text = serde_json::to_string_pretty(&explanation);
         let failed = |e| one(Diagnostic::internal("E0562", format!("the explanation cannot be written as JSON: {e}")));
-        println!("{}", text.map_err(failed)?);
+        show(text.map_err(failed)? + "\n");
     } else {
-        print!("{explanation}");
+        show(explanation);
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! `ombra inspect` and `ombra check`.
 
-use crate::{Outcome, not_yet, one, pair};
+use crate::{Outcome, not_yet, one, pair, show};
 use clap::ValueEnum;
 use ombra_compiler::inspect::{self, Conditions};
 use ombra_compiler::{output, profile};
 use ombra_ir::network::Network;
 use ombra_ir::plan::{self, Plan};
-use ombra_ir::{Diagnostic, text, verify};
+use ombra_ir::{Diagnostic, files, text, verify};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -78,7 +78,7 @@ fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
         one(Diagnostic::input("E0563", format!("{} holds no plan", path.display()))
             .note("expected a folder that `ombra compile` wrote, or a plan.ombra"))
     })?;
-    let bytes = std::fs::read(file)
+    let bytes = files::read_bounded(file, plan::MAX_BYTES as u64)
         .map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
     let plan = plan::decode(&bytes).map_err(one)?;
     verify::verify(&plan.module)?;
@@ -99,11 +99,11 @@ pub fn inspect_plan(args: &InspectArgs) -> Outcome {
         GroupBy::Bound => inspect::By::Bound,
     };
     match (args.format, other) {
-        (Format::Text, None) => print!("{}", first.text(by)),
-        (Format::Text, Some(other)) => print!("{}", inspect::compare(&first, &other)),
-        (Format::Json, None) => println!("{}", json(&[&first])?),
-        (Format::Json, Some(other)) => println!("{}", json(&[&first, &other])?),
-        (Format::Html, None) => print!("{}", inspect::page(&first)),
+        (Format::Text, None) => show(first.text(by)),
+        (Format::Text, Some(other)) => show(inspect::compare(&first, &other)),
+        (Format::Json, None) => show(json(&[&first])? + "\n"),
+        (Format::Json, Some(other)) => show(json(&[&first, &other])? + "\n"),
+        (Format::Html, None) => show(inspect::page(&first)),
         (Format::Html, Some(_)) => {
             return Err(one(not_yet("--compare with --format html").note("expected text or json")));
         }
@@ -122,7 +122,7 @@ fn json(reports: &[&inspect::Report]) -> Result<String, Vec<Diagnostic>> {
 
 /// Verifies a plan or an `.mpcir` file.
 pub fn check(file: &Path) -> Outcome {
-    let bytes = std::fs::read(file)
+    let bytes = files::read_bounded(file, plan::MAX_BYTES as u64)
         .map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
     let module = if bytes.starts_with(plan::MAGIC) {
         plan::decode(&bytes).map_err(one)?.module
@@ -134,6 +134,6 @@ pub fn check(file: &Path) -> Outcome {
         text::parse(source).map_err(one)?
     };
     verify::verify(&module)?;
-    println!("{}: {} ops, no errors", file.display(), module.ops.len());
+    show(format_args!("{}: {} ops, no errors\n", file.display(), module.ops.len()));
     Ok(())
 }

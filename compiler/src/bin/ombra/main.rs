@@ -13,6 +13,7 @@ use ombra_compiler::model_folder::{self, Found};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::passes::approximate::{Approximations, Choice};
 use ombra_compiler::pipeline::Options;
+use ombra_ir::diag::printable_lines;
 use ombra_ir::{Diagnostic, Kind};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -133,6 +134,16 @@ fn main() -> ExitCode {
             ExitCode::from(if internal { 1 } else { 2 })
         }
     }
+}
+
+/// Writes to standard output. Models and plans call their nodes as they like.
+fn show(text: impl std::fmt::Display) {
+    print!("{}", printable_lines(&text.to_string()));
+}
+
+/// Writes to standard error, likewise.
+fn tell(text: impl std::fmt::Display) {
+    eprint!("{}", printable_lines(&text.to_string()));
 }
 
 type Outcome = Result<(), Vec<Diagnostic>>;

@@ -1,6 +1,6 @@
 //! `ombra merge-heads`.
 
-use crate::{ModelArgs, Models, Outcome, one, options, read_models};
+use crate::{ModelArgs, Models, Outcome, one, options, read_models, show, tell};
 use clap::ValueEnum;
 use ombra_compiler::merge_heads::{self, Grouping, Options};
 use ombra_compiler::npz;
@@ -46,14 +46,14 @@ pub fn merge_heads(args: &MergeHeadsArgs) -> Outcome {
     let groups = merge_heads::write(&merged, &model, &args.output).map_err(one)?;
     for layer in &merged.report.layers {
         let name = layer.layer.map_or(layer.node.clone(), |l| format!("layer {l}"));
-        println!(
-            "{name}: {} heads in {} groups, mean distance {:.3} in groups, {:.3} of all",
+        show(format_args!(
+            "{name}: {} heads in {} groups, mean distance {:.3} in groups, {:.3} of all\n",
             layer.heads,
             layer.groups.len(),
             layer.mean_distance_in_groups,
             layer.mean_distance
-        );
+        ));
     }
-    eprintln!("groups are in {}; fine-tune the merged model before use", groups.display());
+    tell(format_args!("groups are in {}; fine-tune the merged model before use\n", groups.display()));
     Ok(())
 }
