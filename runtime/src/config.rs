@@ -19,16 +19,16 @@
 //! setup_s = 1800                   # how long the first sharing of the weights may take
 //! max_frame_bytes = 1073741824     # largest message
 //! max_memory_bytes = 8589934592    # largest memory of a step, weights aside
+//! max_traffic_bytes = 274877906944 # most payload bytes of a step, of all parties together
 //! ```
 //!
 //! The client connects to the server and the helper, the server connects to the helper.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Result, files};
 use serde::Deserialize;
 
 use crate::transport::{Fingerprint, Party, dials};
@@ -72,6 +72,8 @@ pub struct Limits {
     pub max_frame_bytes: u64,
     /// Largest memory of the values of a step, in bytes: a request for more is refused.
     pub max_memory_bytes: u64,
+    /// Most payload bytes that all parties send in a step: a request for more is refused.
+    pub max_traffic_bytes: u64,
 }
 
 impl Default for Limits {
@@ -82,6 +84,7 @@ impl Default for Limits {
             setup: Duration::from_secs(1800),
             max_frame_bytes: 1 << 30,
             max_memory_bytes: 8 << 30,
+            max_traffic_bytes: 256 << 30,
         }
     }
 }
@@ -114,6 +117,7 @@ struct RawLimits {
     setup_s: Option<f64>,
     max_frame_bytes: Option<u64>,
     max_memory_bytes: Option<u64>,
+    max_traffic_bytes: Option<u64>,
 }
 
 /// Configurations are short; anything longer is another file.
@@ -126,11 +130,7 @@ impl PartyConfig {
             Diagnostic::input("E0711", format!("the configuration cannot be read: {what}"))
                 .at(path.display().to_string())
         };
-        let size = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
-        if size > MAX_CONFIG_BYTES {
-            return Err(unreadable(format!("it has {size} bytes, at most {MAX_CONFIG_BYTES} are expected")));
-        }
-        let text = fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+        let text = files::read_text(path, MAX_CONFIG_BYTES).map_err(|error| unreadable(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         Self::parse(&text, folder).map_err(|error| error.at(path.display().to_string()))
     }
@@ -234,6 +234,7 @@ fn check_limits(raw: &RawLimits) -> Result<Limits> {
         setup: seconds("setup_s", raw.setup_s, default.setup)?,
         max_frame_bytes: bytes("max_frame_bytes", raw.max_frame_bytes, default.max_frame_bytes, 1 << 36)?,
         max_memory_bytes: bytes("max_memory_bytes", raw.max_memory_bytes, default.max_memory_bytes, 1 << 48)?,
+        max_traffic_bytes: bytes("max_traffic_bytes", raw.max_traffic_bytes, default.max_traffic_bytes, 1 << 60)?,
     })
 }
 
@@ -285,6 +286,7 @@ mod tests {
             ("receive_s = 0.5", "receive_s = nan", "limits.receive_s is out of range"),
             ("receive_s = 0.5", "max_frame_bytes = 3", "limits.max_frame_bytes is out of range"),
             ("receive_s = 0.5", "max_memory_bytes = 3", "limits.max_memory_bytes is out of range"),
+            ("receive_s = 0.5", "max_traffic_bytes = 3", "limits.max_traffic_bytes is out of range"),
             ("receive_s = 0.5", "setup_s = -1", "limits.setup_s is out of range"),
             ("receive_s = 0.5", "max_frame_bytes = -3", "invalid value"),
             ("[limits]", "[limits", "wrong configuration"),

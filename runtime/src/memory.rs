@@ -1,7 +1,41 @@
 //! The allocator of a party's process.
 //!
 //! A step allocates and frees tensors of the same sizes again and again. By default the C library returns every block
-//! above a threshold to the kernel, and clearing pages anew takes more time than the step itself.
+//! above a threshold to the kernel, and clearing pages anew takes more time than the step itself. So blocks are kept from
+//! step to step, and given back between sessions.
+
+/// Gives freed blocks back to the kernel, after a session: the next one may come much later, or need far less.
+pub fn return_freed_blocks() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: malloc_trim takes a number of bytes to keep, and touches free memory alone.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
+
+/// Lets this process have at most `bytes` of memory from now on, counted as addresses. Where the system has no such limit
+/// it does nothing.
+///
+/// # Errors
+/// The system's.
+pub fn limit_addresses(bytes: u64) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: getrlimit writes the structure that it is given, and keeps no pointer.
+        if unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        limit.rlim_cur = bytes.min(limit.rlim_max);
+        // SAFETY: setrlimit reads the structure that it is given, and keeps no pointer.
+        if unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
+    Ok(())
+}
 
 /// Lets the C library's allocator keep and reuse freed blocks of up to 32 MiB. Elsewhere it does nothing.
 ///

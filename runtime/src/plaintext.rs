@@ -1,10 +1,11 @@
 //! Running a part of a model in the clear, on the client: the layers that the provider left as they are public.
 //!
-//! The part is an ONNX file with its weights inside or in a data file beside it, and rten runs it. rten keeps integers and booleans in 32 bits and all
-//! floating-point numbers in single precision; its own panics, on a model it cannot handle, become errors here.
+//! The part is an ONNX file with its weights inside or in a data file beside it, and rten runs it. rten keeps integers and
+//! booleans in 32 bits and all floating-point numbers in single precision; its own panics, on a model it cannot handle,
+//! become errors here. A model that nobody vouches for can still ask it for more memory than there is, which ends the
+//! process: [`crate::app::isolation`] runs it in one of its own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 
 use ombra_ir::{Diagnostic, Result};
@@ -46,12 +47,16 @@ impl PlaintextModel {
         Self::loaded(|| ModelOptions::with_all_ops().load(bytes))
     }
 
-    /// Loads the ONNX file at `path`, whose weights may lie in data files of its folder.
+    /// [`load`](Self::load) for a file whose weights lie in the file `name` of its folder, with the content `data`.
     ///
     /// # Errors
     /// As [`PlaintextModel::load`].
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::loaded(|| ModelOptions::with_all_ops().load_file(path))
+    pub fn load_with_data(bytes: Vec<u8>, name: &str, data: Vec<u8>) -> Result<Self> {
+        Self::loaded(|| {
+            let mut options = ModelOptions::with_all_ops();
+            options.external_data(name, data);
+            options.load(bytes)
+        })
     }
 
     fn loaded(load: impl FnOnce() -> std::result::Result<Model, LoadError>) -> Result<Self> {
@@ -186,7 +191,7 @@ fn broken(doing: &str) -> Diagnostic {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use onnx_protobuf::tensor_proto::DataType;
     use onnx_protobuf::{Message, TensorProto};

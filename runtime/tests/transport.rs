@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[path = "transport/ends.rs"]
+mod ends;
+
 use ombra_ir::{Diagnostic, Kind};
 use ombra_runtime::config::PartyConfig;
 use ombra_runtime::keygen::{generate, write_local_set};
@@ -159,8 +162,7 @@ fn three_parties_serve_sessions_one_after_the_other_and_survive_an_abort() {
         let (acceptor, _) = set.acceptor(Party::Server);
         thread::spawn(move || {
             [(); 3].map(|()| {
-                let mut session = next(&acceptor);
-                session.join().unwrap();
+                let session = next(&acceptor);
                 serve(&session)
             })
         })
@@ -169,6 +171,10 @@ fn three_parties_serve_sessions_one_after_the_other_and_survive_an_abort() {
     let client = [false, true, false].map(|fail| {
         let session = endpoint.open(Purpose::Run).unwrap();
         if fail {
+            // Both have begun to serve it.
+            for link in session.links() {
+                link.recv(3, 5, 0, 8).unwrap();
+            }
             session.abort(&Diagnostic::input("E0321", "a reason"));
             return Err("E0321");
         }
@@ -179,9 +185,9 @@ fn three_parties_serve_sessions_one_after_the_other_and_survive_an_abort() {
     assert_eq!(helper.join().unwrap(), [Ok(2), Err("E0705"), Ok(2)]);
 }
 
-/// Runs [`exchange`] and tells the peers when it fails. Returns the depth, or the code of the error.
+/// Runs [`exchange`] and tells the peers how it ended. Returns the depth, or the code of the error.
 fn serve(session: &Session) -> Result<u32, &'static str> {
-    exchange(session).map_err(|error| {
+    exchange(session).inspect(|_| session.finish()).map_err(|error| {
         session.abort(&error);
         error.code
     })
@@ -403,7 +409,7 @@ fn garbage_does_not_stop_the_next_session() {
     let set = Set::pair();
     let (acceptor, refused) = set.acceptor(Party::Server);
     // More connections that stay open and say nothing than may be half-open at once, and one that sends garbage.
-    let mute: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(acceptor.address()).unwrap()).collect();
+    let mute: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(acceptor.address()).unwrap()).collect();
     let mut garbage = TcpStream::connect(acceptor.address()).unwrap();
     garbage.write_all(&pattern(100_000, 1)).unwrap();
     let client = set.endpoint(Party::Client, None).open(Purpose::Run).unwrap();
@@ -417,20 +423,15 @@ fn garbage_does_not_stop_the_next_session() {
 
 #[test]
 fn an_incomplete_session_is_given_up_and_its_peers_are_told() {
-    let set = Set::new().receive(Duration::from_millis(300));
-    let (_server, _) = set.acceptor(Party::Server);
+    let mut set = Set::new();
+    set.configs.iter_mut().for_each(|config| config.limits.connect = Duration::from_millis(300));
     let (_helper, refused) = set.acceptor(Party::Helper);
-    // The server accepts the client but never joins the helper.
+    // The client alone connects to the helper.
+    set.configs[0].peers.remove(&Party::Server);
     let client = set.endpoint(Party::Client, None).open(Purpose::Run).unwrap();
     let error = refused.recv_timeout(Duration::from_secs(10)).unwrap();
     assert_eq!((error.code, error.message.as_str()), ("E0708", "server did not join the session in 0.3 s"));
-    let told = loop {
-        // The wait of the helper and the wait of the client end at about the same time.
-        match client.link(Party::Helper).unwrap().recv(1, 2, 3, 4) {
-            Err(error) if error.code == "E0702" => continue,
-            outcome => break error_of(outcome),
-        }
-    };
+    let told = error_of(client.link(Party::Helper).unwrap().recv(1, 2, 3, 4));
     assert_eq!((told.code, told.message.as_str()), ("E0705", "helper aborted the run with E0708"));
 }
 

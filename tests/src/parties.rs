@@ -136,7 +136,7 @@ fn party_run(
     let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
     let weights = Arc::new(Weights::share(&module, party, key.as_ref(), public, own, &mut net)?);
     let mut run = Run::new(Arc::clone(&module), party, keys, weights, 1);
-    let mut region = Region::open(folder, 1)?;
+    let mut region = Region::open(folder, 1, None)?;
     let slots: Vec<(&str, DType)> = module.inputs.iter().map(|input| (input.name.as_str(), input.dtype)).collect();
     let mut steps = Vec::new();
     for (index, given) in (0..request.steps()).zip(given) {

@@ -40,7 +40,7 @@ pub fn show(question: &str) -> Result<(), Errors> {
     println!("{}", where_it_runs(&compiled));
     let text = real::chat(question);
     let opened = PlanFolder::open(&folder).map_err(one)?;
-    let prompt = Text::open(&opened).and_then(|tokenizer| tokenizer.tokens(&text)).map_err(one)?;
+    let prompt = Text::open(&opened, None).and_then(|tokenizer| tokenizer.tokens(&text)).map_err(one)?;
     println!("{}", prediction(&compiled, prompt.len() as u64).map_err(one)?);
     // What the compiler holds is not needed beside three parties.
     drop((compiled, model));

@@ -100,7 +100,7 @@ fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<C
     println!("{}", where_it_runs(&compiled));
 
     let opened = PlanFolder::open(&folder).map_err(one)?;
-    let prompt = Text::open(&opened).and_then(|tokenizer| tokenizer.tokens(text)).map_err(one)?;
+    let prompt = Text::open(&opened, None).and_then(|tokenizer| tokenizer.tokens(text)).map_err(one)?;
     println!("{}", prediction(&compiled, prompt.len() as u64).map_err(one)?);
     let expected = plaintext::generate(&path, &opened.plan, &prompt, COUNT as usize).map_err(one)?;
 
@@ -180,6 +180,8 @@ pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
         report: Some(path.clone()),
         threads,
         network: "none".to_string(),
+        // The plan was made by this program.
+        isolated: false,
     })?;
     let unreadable = |what: String| Diagnostic::internal("E0914", format!("the report cannot be read: {what}"));
     let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;

@@ -7,8 +7,10 @@ use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::schedule::Cost;
 use ombra_ir::{Diagnostic, Result};
 
+use super::consent::check_shown;
 use super::folder::PlanFolder;
 use super::inputs::{Named, infer_request, token_ids};
+use super::isolation::Isolation;
 use super::party::{client_weights, peer_stats};
 use super::program;
 use super::region::Region;
@@ -70,6 +72,9 @@ pub struct Options<'a> {
     pub threads: usize,
     /// Whether to keep every step.
     pub keep_steps: bool,
+    /// How the plan's model in the clear is kept apart; nothing runs it in this process, which a model that is not to be
+    /// trusted can end.
+    pub isolation: Option<&'a Isolation>,
     /// Is told every generated token.
     pub on_token: &'a mut dyn FnMut(i64) -> Result<()>,
 }
@@ -83,12 +88,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Checks `task` against the plan. `allowed` names inputs that may be public though they are no masks or positions.
+    /// Checks `task` against the plan, and what it shows to the other parties. `allowed` names inputs that the user shows
+    /// though they are no masks or positions.
     ///
     /// # Errors
     /// `E1006`, `E1007`, `E1016`.
     pub fn new(folder: &PlanFolder, task: Task, allowed: &[String]) -> Result<Prepared> {
-        folder.check_public_inputs(allowed)?;
         let plan = &folder.plan;
         let prepared = match task {
             Task::Generate { prompt, count, stop } => {
@@ -106,6 +111,7 @@ impl Prepared {
             }
         };
         prepared.request.check(plan)?;
+        check_shown(plan, &prepared.request, allowed)?;
         Ok(prepared)
     }
 }
@@ -115,7 +121,7 @@ impl Prepared {
 /// # Errors
 /// Whatever ended the session.
 pub fn run(folder: &PlanFolder, session: &Session, task: Prepared, options: Options<'_>) -> Result<Outcome> {
-    guarded(session, || steps(folder, session, task, options))
+    guarded(session, || steps(folder, session, task, options)).inspect(|_| session.finish())
 }
 
 fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Options<'_>) -> Result<Outcome> {
@@ -131,7 +137,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let (weights, sends) = phases.run(|| client_weights(folder, session))?;
     let mut named =
         vec![("setup", Vec::new(), if sends { program::setup_cost(&folder.private) } else { Cost::default() })];
-    let mut region = Region::open(folder, options.threads)?;
+    let mut region = Region::open(folder, options.threads, options.isolation)?;
     let mut engine = Engine::new(session, folder, &request, keys, weights, options.threads)?;
     let slots: Vec<(String, DType)> =
         engine.module().inputs.iter().map(|input| (input.name.clone(), input.dtype)).collect();
@@ -151,6 +157,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
             known.push(token_ids(plan, tokens.get(new..).unwrap_or_default())?);
         }
         let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public, limit)?;
+        program::check_traffic(&step, session.limits().max_traffic_bytes)?;
         let slots = region.step(plan, &slots, &step.bound.bindings, &known)?;
         engine.check_inputs(&step, &slots)?;
         tell(Next::Step)?;

@@ -1,17 +1,20 @@
 //! The commands of `ombra-run`: what each does with its options.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use ombra_ir::diag::printable_lines;
 use ombra_ir::plain::Data;
 use ombra_ir::{Diagnostic, Result};
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::client::{self, Options, Outcome, Prepared, Task};
 use super::folder::PlanFolder;
 use super::inputs::Named;
+use super::isolation::Isolation;
 use super::local::{LocalParties, READY, end_with_input};
 use super::party::{Keep, serve};
 use super::report::Report;
@@ -21,6 +24,9 @@ use super::{measure, tensor_file, verify};
 use crate::config::PartyConfig;
 use crate::keygen;
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose};
+
+/// Longest prompt in a file, in bytes.
+const MAX_PROMPT_BYTES: u64 = 16 << 20;
 
 /// Where the server and the helper of a client's run are.
 pub enum Peers {
@@ -34,6 +40,8 @@ pub enum Peers {
 pub enum Given {
     /// A prompt as text.
     Prompt(String),
+    /// A file with a prompt as text, `-` for standard input.
+    PromptFile(PathBuf),
     /// A prompt as tokens.
     Tokens(Vec<i64>),
     /// Inputs by name, each in a file.
@@ -68,6 +76,9 @@ pub struct ClientRun {
     pub threads: usize,
     /// The emulated network, as text.
     pub network: String,
+    /// Whether this program has the command [`super::isolation::COMMAND`], so that the libraries for files of the plan folder can
+    /// run in a process of their own. A plan that others made needs that.
+    pub isolated: bool,
 }
 
 /// Makes a key and a certificate for `party` in `folder` and prints the fingerprint.
@@ -133,12 +144,21 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
         // A missing file is better known before the run than after it.
         folder.server_weights()?;
     }
+    let config = match &run.peers {
+        Peers::Local => None,
+        Peers::Configured(path) => Some(PartyConfig::read(path)?),
+    };
+    let isolation = if run.isolated { Some(isolation(config.as_ref())?) } else { None };
     let mut expected = None;
     let mut text = None;
     let task = match &run.given {
-        Given::Prompt(prompt) => {
-            let opened = Text::open(&folder)?;
-            let tokens = opened.tokens(prompt)?;
+        Given::Prompt(_) | Given::PromptFile(_) => {
+            let opened = Text::open(&folder, isolation.as_ref())?;
+            let tokens = match &run.given {
+                Given::PromptFile(path) => opened.tokens(&read_prompt(path)?)?,
+                Given::Prompt(prompt) => opened.tokens(prompt)?,
+                _ => Vec::new(),
+            };
             text = Some(opened);
             Task::Generate { prompt: tokens, count: run.count, stop: run.stop.clone() }
         }
@@ -152,7 +172,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     };
     let generates = matches!(task, Task::Generate { .. });
     let task = Prepared::new(&folder, task, &run.allow_public)?;
-    let outcome = connect_and_run(run, network, &folder, task, text.as_ref())?;
+    let outcome = connect_and_run(run, config, network, &folder, task, (text.as_ref(), isolation.as_ref()))?;
 
     let shown = network.map_or("none".to_owned(), |_| run.network.clone());
     let mut report = client::report(&folder, &outcome, run.threads, shown);
@@ -180,20 +200,29 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     report.check_comparisons(run.tolerance)
 }
 
+/// How this program keeps libraries apart, within the limits of the client's configuration.
+fn isolation(config: Option<&PartyConfig>) -> Result<Isolation> {
+    let program = std::env::current_exe()
+        .map_err(|error| Diagnostic::internal("E1011", format!("this program cannot be found: {error}")))?;
+    let limits = config.map(|config| config.limits).unwrap_or_default();
+    Ok(Isolation { program, memory: limits.max_memory_bytes, time: limits.receive })
+}
+
 fn connect_and_run(
     run: &ClientRun,
+    config: Option<PartyConfig>,
     network: Option<Network>,
     folder: &PlanFolder,
     task: Prepared,
-    text: Option<&Text>,
+    (text, isolation): (Option<&Text>, Option<&Isolation>),
 ) -> Result<Outcome> {
     // Dropped, and its processes ended, when the run is over.
-    let (config, local) = match &run.peers {
-        Peers::Local => {
+    let (config, local) = match config {
+        None => {
             let local = LocalParties::start(&run.folder, &run.network, run.threads)?;
             (local.client.clone(), Some(local))
         }
-        Peers::Configured(path) => (PartyConfig::read(path)?, None),
+        Some(config) => (config, None),
     };
     if config.party != Party::Client {
         return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
@@ -205,15 +234,16 @@ fn connect_and_run(
     }
     let session = endpoint.open(Purpose::Run)?;
     let progress = Progress::new();
+    session.wait_for_turn(&mut |before| progress.waiting(before)).inspect_err(|_| progress.end())?;
     let mut stream = text.map(Text::stream);
     let mut printed = 0;
-    let generates = matches!(run.given, Given::Prompt(_) | Given::Tokens(_));
+    let generates = matches!(run.given, Given::Prompt(_) | Given::PromptFile(_) | Given::Tokens(_));
     let mut on_token = |token: i64| {
         printed += 1;
         progress.token(printed);
         show_token(&progress, stream.as_mut(), token, printed)
     };
-    let options = Options { threads: run.threads, keep_steps: run.verify, on_token: &mut on_token };
+    let options = Options { threads: run.threads, keep_steps: run.verify, isolation, on_token: &mut on_token };
     let outcome = client::run(folder, &session, task, options);
     progress.end();
     if generates && printed > 0 {
@@ -229,6 +259,24 @@ fn show_token(progress: &Progress, stream: Option<&mut TextStream<'_>>, token: i
         None => format!(" {token}"),
     };
     progress.aside(|| print(&text))
+}
+
+/// The prompt in the file at `path`, or on standard input.
+fn read_prompt(path: &Path) -> Result<String> {
+    let wrong = |what: String| Diagnostic::input("E1006", format!("the prompt cannot be read: {what}"));
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?)
+    };
+    let mut bytes = Zeroizing::new(Vec::new());
+    source.take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| wrong(error.to_string()))?;
+    if bytes.len() as u64 > MAX_PROMPT_BYTES {
+        return Err(wrong(format!("it has more than {MAX_PROMPT_BYTES} bytes")));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| wrong("it is no UTF-8 text".to_owned()))?;
+    let text = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+    Ok(text.to_owned())
 }
 
 fn read_inputs(files: &[(String, PathBuf)]) -> Result<Vec<Named>> {
@@ -258,7 +306,9 @@ fn print_comparisons(report: &Report) -> Result<()> {
     Ok(())
 }
 
+/// Writes to standard output. What a model answers and what a plan calls its outputs may hold anything.
 fn print(text: &str) -> Result<()> {
+    let text = printable_lines(text);
     let mut output = std::io::stdout().lock();
     output
         .write_all(text.as_bytes())
@@ -281,6 +331,20 @@ impl Progress {
         bar.set_message("running");
         bar.enable_steady_tick(Duration::from_millis(100));
         Progress(Some(bar))
+    }
+
+    /// Says how many sessions the server serves before this one.
+    fn waiting(&self, before: u32) {
+        let text = match before {
+            0 => "running".to_owned(),
+            1 => "waiting: the server serves 1 session before this one".to_owned(),
+            _ => format!("waiting: the server serves {before} sessions before this one"),
+        };
+        match &self.0 {
+            Some(bar) => bar.set_message(text),
+            None if before > 0 => eprintln!("{text}"),
+            None => {}
+        }
     }
 
     fn token(&self, count: u64) {

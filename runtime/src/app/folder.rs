@@ -1,16 +1,15 @@
 //! A plan folder: what `ombra compile` wrote, opened and checked.
 
-use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use ombra_ir::module::Stage;
 use ombra_ir::plan::{self, FileDigest, Plan};
-use ombra_ir::{Diagnostic, Result, verify};
+use ombra_ir::{Diagnostic, Result, files, verify};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::request::has_default;
+use super::held_file::HeldFile;
 use super::weights::{Wanted, Weights, private_weights, public_weights};
 
 /// Name of the plan in the public folder.
@@ -19,8 +18,6 @@ pub const PLAN_FILE: &str = "plan.ombra";
 pub const WEIGHTS_FILE: &str = "weights.safetensors";
 /// Name of the tokenizer in the public folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Largest tokenizer, in bytes.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// An opened and verified plan.
 pub struct PlanFolder {
@@ -55,13 +52,16 @@ impl PlanFolder {
         let digest = plan::digest(&bytes);
         drop(bytes);
         check_module(&plan).map_err(|error| error.at(place))?;
-        let weights = Weights::open(&checked_file(&public, &plan.public_weights)?)?;
+        let expected = checked_file(&public, &plan.public_weights)?;
+        let file = HeldFile::open(&expected.path)?;
+        compare(&expected.path, &expected.sha256, file.sha256())?;
+        let weights = Weights::of(file)?;
         public_weights(&plan.module)?.iter().try_for_each(|wanted| weights.check(wanted))?;
         let private = private_weights(&plan.module)?;
         Ok(PlanFolder { root, public, plan, digest, public_weights: Arc::new(weights), private })
     }
 
-    /// The provider's weights, which have all that the module names.
+    /// The provider's weights, which have all that the module names. Who serves with them checks that they stay the same.
     ///
     /// # Errors
     /// `E1001`, `E1003`.
@@ -77,58 +77,53 @@ impl PlanFolder {
         Ok(weights)
     }
 
-    /// The file of the model that the client runs in the clear, if the plan has one; its digest is compared, and that of
-    /// the file beside it that holds its elements, if there is one.
+    /// The model that the client runs in the clear, if the plan has one, and the file that holds its elements, if there is
+    /// one.
     ///
     /// # Errors
-    /// `E1001`, `E1002`, `E1004`.
-    pub fn client_model(&self) -> Result<Option<PathBuf>> {
+    /// `E1004`.
+    pub fn client_model(&self) -> Result<Option<(CheckedFile, Option<CheckedFile>)>> {
         let Some(file) = &self.plan.client_model else { return Ok(None) };
-        let data = format!("{}.data", file.file);
-        for data in self.plan.files.iter().filter(|other| other.file == data) {
-            checked_file(&self.public, data)?;
-        }
-        checked_file(&self.public, file).map(Some)
+        let data = self.file(&format!("{}.data", file.file))?;
+        Ok(Some((checked_file(&self.public, file)?, data)))
     }
 
-    /// The file of the public folder called `name`, if the plan has it; its digest is compared.
+    /// The file of the public folder called `name`, if the plan has it.
     ///
     /// # Errors
-    /// `E1001`, `E1002`, `E1004`.
-    pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+    /// `E1004`.
+    pub fn file(&self, name: &str) -> Result<Option<CheckedFile>> {
         let file = self.plan.files.iter().find(|file| file.file == name);
         file.map(|file| checked_file(&self.public, file)).transpose()
     }
+}
 
-    /// Checks that the plan takes no input of the client's as a public one, which every party would see: masks and
-    /// positions are public, and what the user names in `allowed`.
-    ///
-    /// # Errors
-    /// `E1016`.
-    pub fn check_public_inputs(&self, allowed: &[String]) -> Result<()> {
-        for input in &self.plan.module.public.inputs {
-            let role = self.plan.graph_inputs.iter().find(|other| other.name == input.name).map(|other| other.role);
-            if role.is_some_and(has_default) || allowed.contains(&input.name) {
-                continue;
-            }
-            let name = input.name.escape_debug();
-            return Err(Diagnostic::input("E1016", format!("the plan makes the input `{name}` public"))
-                .note("expected  no public inputs but attention masks and positions")
-                .note(format!("help      if server and helper may see it, give `--allow-public {name}`")));
-        }
-        Ok(())
-    }
+/// A file beside a plan, with the digest that the plan has of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckedFile {
+    path: PathBuf,
+    sha256: String,
+}
 
-    /// The bytes of the tokenizer, if the folder has one: the one that the plan names, or one that was put there.
+impl CheckedFile {
+    /// The content of the file, of at most `limit` bytes: these very bytes have the digest.
     ///
     /// # Errors
     /// `E1001`, `E1002`.
-    pub fn tokenizer(&self) -> Result<Option<Vec<u8>>> {
-        let path = match self.file(TOKENIZER_FILE)? {
-            Some(path) => path,
-            None => self.public.join(TOKENIZER_FILE),
-        };
-        if path.is_file() { read_bounded(&path, MAX_TOKENIZER_BYTES).map(Some) } else { Ok(None) }
+    pub fn read(&self, limit: u64) -> Result<Vec<u8>> {
+        let bytes = read_bounded(&self.path, limit)?;
+        compare(&self.path, &self.sha256, &hexadecimal(&Sha256::digest(&bytes)))?;
+        Ok(bytes)
+    }
+
+    /// Its length in bytes, 0 for a file that cannot be found.
+    pub fn bytes(&self) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |found| found.len())
+    }
+
+    /// Its name in the folder.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
@@ -143,6 +138,10 @@ fn check_module(plan: &Plan) -> Result<()> {
         let first = found.into_iter().next().unwrap_or_else(|| Diagnostic::internal("E1004", "the plan is not valid"));
         if more > 0 { first.note(format!("and {more} more findings of the verifier")) } else { first }
     })?;
+    let inputs = || plan.graph_inputs.iter().map(|input| &input.name);
+    if let Some(name) = inputs().enumerate().find_map(|(at, name)| inputs().take(at).find(|other| *other == name)) {
+        return Err(Diagnostic::input("E1004", format!("the plan has two inputs `{}`", name.escape_debug())));
+    }
     for name in [&plan.batch, &plan.seq, &plan.past].into_iter().flatten() {
         if plan.module.dims.find(name).is_none() {
             return Err(Diagnostic::input("E1004", format!("the plan has no size `{}`", name.escape_debug())));
@@ -151,24 +150,9 @@ fn check_module(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// The path of a file beside the plan, after comparing its digest.
-fn checked_file(folder: &Path, file: &FileDigest) -> Result<PathBuf> {
-    let path = folder.join(plain_name(&file.file)?);
-    let unreadable = |error: std::io::Error| {
-        Diagnostic::input("E1001", format!("the file cannot be read: {error}")).at(path.display().to_string())
-    };
-    let mut source = File::open(&path).map_err(unreadable)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let count = source.read(&mut buffer).map_err(unreadable)?;
-        match buffer.get(..count) {
-            Some([]) | None => break,
-            Some(bytes) => hash.update(bytes),
-        }
-    }
-    compare(&path, &file.sha256, &hexadecimal(&hash.finalize()))?;
-    Ok(path)
+/// A file beside the plan.
+fn checked_file(folder: &Path, file: &FileDigest) -> Result<CheckedFile> {
+    Ok(CheckedFile { path: folder.join(plain_name(&file.file)?), sha256: file.sha256.clone() })
 }
 
 /// A name that stays inside its folder.
@@ -202,15 +186,6 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
 /// # Errors
 /// `E1001`.
 pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let wrong = |what: String| Diagnostic::input("E1001", what).at(path.display().to_string());
-    let file = File::open(path).map_err(|error| wrong(format!("the file cannot be read: {error}")))?;
-    let too_long = || wrong(format!("the file is too large, at most {limit} bytes are expected"));
-    if fs::metadata(path).is_ok_and(|found| found.len() > limit) {
-        return Err(too_long());
-    }
-    let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|error| wrong(format!("the file cannot be read: {error}")))?;
-    if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
+    let unreadable = |error| Diagnostic::input("E1001", format!("the file cannot be read: {error}"));
+    files::read_bounded(path, limit).map_err(|error| unreadable(error).at(path.display().to_string()))
 }

@@ -20,12 +20,17 @@
 //! | E1016 | a plan would show an input of the client's to the other parties |
 //! | E1018 | an input leaves the ranges that the plan was made for |
 //! | E1019 | a comparison found other results, or nothing to compare |
+//! | E1020 | a file was changed while it was in use |
+//! | E1021 | a step sends more than this party accepts |
 
 pub mod client;
 pub mod command;
 pub mod comparison;
+pub mod consent;
 pub mod folder;
+pub mod held_file;
 pub mod inputs;
+pub mod isolation;
 pub mod local;
 pub mod measure;
 pub mod party;

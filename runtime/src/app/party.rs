@@ -100,11 +100,12 @@ pub fn serve(
     threads: usize,
     mut failed: impl FnMut(Diagnostic),
 ) {
-    while let Some(mut session) = acceptor.next(None) {
-        let served = session.join().and_then(|()| serve_session(folder, &session, keep, threads));
-        if let Err(error) = served {
+    while let Some(session) = acceptor.next(None) {
+        if let Err(error) = serve_session(folder, &session, keep, threads) {
             failed(error);
         }
+        drop(session);
+        crate::memory::return_freed_blocks();
     }
 }
 
@@ -124,6 +125,7 @@ pub fn serve_session(folder: &PlanFolder, session: &Session, keep: &mut Keep, th
                 .note("help      report this, with the lines above; other sessions are not affected"))
         })
     })
+    .inspect(|()| session.finish())
 }
 
 fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize) -> Result<()> {
@@ -134,6 +136,9 @@ fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize
     let request: Request = client.recv_control(CONTROL)?;
     request.check(plan)?;
     let mut phases = Phases::new(session);
+    if let Keep::Server { file, .. } = keep {
+        file.check_unchanged()?;
+    }
     let weights = phases.run(|| match keep {
         Keep::Server { file, sharing } => server_weights(folder, session, file, &request.digest()?, sharing),
         Keep::Helper(held) => helper_weights(folder, session, &request.digest()?, held),
@@ -148,6 +153,7 @@ fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize
         }
         let step = request.step(plan, index, limit)?;
         let step = program::prepare(engine.module(), &step.sizes, &step.public, limit)?;
+        program::check_traffic(&step, session.limits().max_traffic_bytes)?;
         phases.run(|| engine.step(&step, &[]))?;
     }
     client.send_control(&phases.end())

@@ -44,6 +44,22 @@ pub fn prepare(module: &Module, sizes: &[(String, u64)], public: &[(String, Tens
     Ok(Step { bound, schedule, cost })
 }
 
+/// Checks that all parties together send at most `limit` payload bytes in `step`: a plan of a few ops may ask for very
+/// large ones.
+///
+/// # Errors
+/// `E1021`.
+pub fn check_traffic(step: &Step, limit: u64) -> Result<()> {
+    let bytes = step.cost.bytes.iter().fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Diagnostic::input("E1021", "a step sends more than this party accepts")
+        .note(format!("expected  at most {limit} bytes of all parties"))
+        .note(format!("found     {bytes} bytes, as the plan says"))
+        .note("help      give a shorter input, or raise limits.max_traffic_bytes of the configuration"))
+}
+
 /// Most bytes that the values and messages of a step take at once, beside public values and weights. Saturates.
 fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
     // Ops that give their operand's words another type, or keep them, take no memory of their own.

@@ -3,25 +3,110 @@
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{Plan, SIZE};
 use ombra_ir::{Bindings, Diagnostic, Result};
+use serde::{Deserialize, Serialize};
 
-use super::folder::PlanFolder;
+use super::folder::{CheckedFile, PlanFolder};
 use super::inputs::{Named, convert, find};
+use super::isolation::{Isolation, Worker};
 use crate::plaintext::{PlainElements, PlainInput, PlaintextModel};
+
+/// Largest model in one file, in bytes: more is no ONNX file.
+const MAX_MODEL_BYTES: u64 = i32::MAX as u64;
+/// Largest file of a model's elements.
+const MAX_DATA_BYTES: u64 = 1 << 40;
 
 /// The region with what it keeps between steps.
 pub struct Region {
-    model: Option<PlaintextModel>,
-    states: Vec<Named>,
+    model: Option<Model>,
+    /// Whether the model keeps its states from a step before.
+    holds_states: bool,
+}
+
+/// Where the model runs, and the names of its inputs.
+enum Model {
+    Here(Evaluator),
+    Isolated(Worker, Vec<String>),
+}
+
+/// One run of a model.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Evaluation {
+    /// Inputs by name, but for those that the model keeps.
+    pub inputs: Vec<Named>,
+    /// Names of the outputs that are wanted.
+    pub outputs: Vec<String>,
+    /// Outputs that the model keeps for its next run, and the inputs that they are then.
+    pub kept: Vec<(String, String)>,
+}
+
+/// A loaded model with what it keeps.
+pub(super) struct Evaluator {
+    model: PlaintextModel,
+    kept: Vec<Named>,
+}
+
+impl Evaluator {
+    /// Loads a model, whose elements may lie in a second file, to be run with `threads` threads.
+    ///
+    /// # Errors
+    /// `E1001`, `E1002`, and those of [`PlaintextModel::load`].
+    pub(super) fn open(file: &CheckedFile, data: Option<&CheckedFile>, threads: usize) -> Result<Evaluator> {
+        let bytes = file.read(MAX_MODEL_BYTES)?;
+        let model = match data {
+            Some(data) => PlaintextModel::load_with_data(bytes, &data.name(), data.read(MAX_DATA_BYTES)?)?,
+            None => PlaintextModel::load(bytes)?,
+        };
+        Ok(Evaluator { model: model.with_threads(threads), kept: Vec::new() })
+    }
+
+    /// Names of the model's inputs.
+    pub(super) fn inputs(&self) -> Vec<String> {
+        self.model.inputs().into_iter().map(str::to_owned).collect()
+    }
+
+    /// Runs the model once; the outputs that are wanted, in their order.
+    ///
+    /// # Errors
+    /// `E1006` for an input that is missing, and those of [`PlaintextModel::run`].
+    pub(super) fn run(&mut self, evaluation: &Evaluation) -> Result<Vec<Tensor>> {
+        let mut inputs = Vec::new();
+        for name in self.model.inputs() {
+            let tensor = find(&self.kept, name).or(find(&evaluation.inputs, name)).ok_or_else(|| missing(name))?;
+            let elements = match tensor.data() {
+                Data::F32(values) => PlainElements::F32(values),
+                Data::I64(values) => PlainElements::I64(values),
+                Data::Bool(values) => PlainElements::Bool(values),
+            };
+            inputs.push((name, PlainInput { shape: tensor.shape(), elements }));
+        }
+        let names = evaluation.outputs.iter().chain(evaluation.kept.iter().map(|(output, _)| output));
+        let names: Vec<&str> = names.map(String::as_str).collect();
+        let found = self.model.run(&inputs, &names)?;
+        let found = found.into_iter().map(|(shape, values)| Tensor::f32(&shape, values));
+        let mut found = found.collect::<Result<Vec<_>>>()?;
+        let kept = found.split_off(evaluation.outputs.len());
+        self.kept = evaluation.kept.iter().map(|(_, input)| input.clone()).zip(kept).collect();
+        Ok(found)
+    }
 }
 
 impl Region {
-    /// Loads the region of a plan, if it has one, to be run with `threads` threads.
+    /// Loads the region of a plan, if it has one, to be run with `threads` threads; in a process of its own where
+    /// `isolation` says how.
     ///
     /// # Errors
-    /// `E1001`, `E1002`, and those of [`PlaintextModel::open`].
-    pub fn open(folder: &PlanFolder, threads: usize) -> Result<Region> {
-        let model = folder.client_model()?.map(|path| PlaintextModel::open(&path)).transpose()?;
-        Ok(Region { model: model.map(|model| model.with_threads(threads)), states: Vec::new() })
+    /// `E1001`, `E1002`, and those of [`PlaintextModel::load`]; `E0725` when that process does not survive.
+    pub fn open(folder: &PlanFolder, threads: usize, isolation: Option<&Isolation>) -> Result<Region> {
+        let model = match (folder.client_model()?, isolation) {
+            (None, _) => None,
+            (Some((file, data)), None) => Some(Model::Here(Evaluator::open(&file, data.as_ref(), threads)?)),
+            (Some((file, data)), Some(isolation)) => {
+                let mut worker = Worker::start(isolation)?;
+                let names = worker.load_model(file, data, threads)?;
+                Some(Model::Isolated(worker, names))
+            }
+        };
+        Ok(Region { model, holds_states: false })
     }
 
     /// The tensors for the module's inputs, in the order of `slots` (name and element type): `given` ones, and those
@@ -38,8 +123,20 @@ impl Region {
     ) -> Result<Vec<Tensor>> {
         let wanted: Vec<&str> =
             slots.iter().map(|(name, _)| *name).filter(|name| find(given, name).is_none()).collect();
-        let mut computed = match &self.model {
-            Some(model) => run(model, plan, &mut self.states, &wanted, bindings, given)?,
+        let mut computed: Vec<Named> = match &mut self.model {
+            Some(model) => {
+                let names = match model {
+                    Model::Here(evaluator) => evaluator.inputs(),
+                    Model::Isolated(_, names) => names.clone(),
+                };
+                let evaluation = evaluation(plan, &names, self.holds_states, &wanted, bindings, given)?;
+                let found = match model {
+                    Model::Here(evaluator) => evaluator.run(&evaluation)?,
+                    Model::Isolated(worker, _) => worker.run_model(evaluation)?,
+                };
+                self.holds_states = true;
+                wanted.iter().map(|name| (*name).to_owned()).zip(found).collect()
+            }
             None => Vec::new(),
         };
         let mut tensors = Vec::with_capacity(slots.len());
@@ -58,50 +155,40 @@ fn missing(name: &str) -> Diagnostic {
         .note("help      give it with `--input NAME=FILE`")
 }
 
-/// Runs the model; its states are replaced by what it returns for them.
-fn run(
-    model: &PlaintextModel,
+/// What a model with inputs of these `names` is to be run on; its states are those of the step before, if it holds them.
+fn evaluation(
     plan: &Plan,
-    states: &mut Vec<Named>,
+    names: &[String],
+    holds_states: bool,
     wanted: &[&str],
     bindings: &Bindings,
     given: &[Named],
-) -> Result<Vec<Named>> {
-    let mut made = Vec::new();
-    for state in &plan.client_states {
-        if find(given, &state.input).or(find(states, &state.input)).is_some() {
+) -> Result<Evaluation> {
+    let mut inputs = Vec::new();
+    for name in names {
+        let state = plan.client_states.iter().find(|state| state.input == *name);
+        if holds_states && state.is_some() {
             continue;
         }
-        let shape: Vec<usize> = state.shape.iter().map(|dim| dim.eval_usize(bindings)).collect::<Result<_>>()?;
-        if !shape.contains(&0) {
-            return Err(missing(&state.input));
-        }
-        made.push((state.input.clone(), Tensor::f32(&shape, Vec::new())?));
-    }
-    for name in model.inputs() {
-        let Some(symbol) = name.strip_prefix(SIZE) else { continue };
-        let size = plan.module.dims.find(symbol).and_then(|sym| bindings.get(sym)).ok_or_else(|| missing(name))?;
-        let size = i64::try_from(size).map_err(|_| missing(name))?;
-        made.push((name.to_owned(), Tensor::i64(&[1], vec![size])?));
-    }
-    let mut inputs = Vec::new();
-    for name in model.inputs() {
-        let tensor = find(states, name).or(find(given, name)).or(find(&made, name)).ok_or_else(|| missing(name))?;
-        let elements = match tensor.data() {
-            Data::F32(values) => PlainElements::F32(values),
-            Data::I64(values) => PlainElements::I64(values),
-            Data::Bool(values) => PlainElements::Bool(values),
+        let tensor = match (find(given, name), state, name.strip_prefix(SIZE)) {
+            (Some(tensor), _, _) => tensor.clone(),
+            (None, Some(state), _) => {
+                let shape = state.shape.iter().map(|dim| dim.eval_usize(bindings)).collect::<Result<Vec<usize>>>()?;
+                if !shape.contains(&0) {
+                    return Err(missing(name));
+                }
+                Tensor::f32(&shape, Vec::new())?
+            }
+            (None, None, Some(symbol)) => {
+                let size = plan.module.dims.find(symbol).and_then(|sym| bindings.get(sym));
+                let size = size.and_then(|size| i64::try_from(size).ok()).ok_or_else(|| missing(name))?;
+                Tensor::i64(&[1], vec![size])?
+            }
+            (None, None, None) => return Err(missing(name)),
         };
-        inputs.push((name, PlainInput { shape: tensor.shape(), elements }));
+        inputs.push((name.clone(), tensor));
     }
-    let kept = plan.client_states.iter().map(|state| state.output.as_str());
-    let names: Vec<&str> = wanted.iter().copied().chain(kept).collect();
-    let mut found = Vec::with_capacity(names.len());
-    for (name, (shape, values)) in names.iter().zip(model.run(&inputs, &names)?) {
-        found.push(((*name).to_owned(), Tensor::f32(&shape, values)?));
-    }
-    let outputs = found.split_off(wanted.len());
-    *states =
-        plan.client_states.iter().zip(outputs).map(|(state, (_, tensor))| (state.input.clone(), tensor)).collect();
-    Ok(found)
+    let outputs = wanted.iter().map(|name| (*name).to_owned()).collect();
+    let kept = plan.client_states.iter().map(|state| (state.output.clone(), state.input.clone())).collect();
+    Ok(Evaluation { inputs, outputs, kept })
 }

@@ -1,27 +1,27 @@
-//! Weight files: memory-mapped safetensors of single-precision tensors, checked against a plan.
+//! Weight files: safetensors of single-precision tensors, checked against a plan and read block by block.
 
-use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
 use ombra_ir::bind::MAX_ELEMENTS;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+use safetensors::tensor::{Dtype, Metadata};
 
+use super::held_file::HeldFile;
 use crate::exec::TensorSource;
 
 /// Bytes of the length in front of a safetensors header.
-const LENGTH_BYTES: usize = 8;
+const LENGTH_BYTES: u64 = 8;
+/// Largest safetensors header.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// An open weights file.
 pub struct Weights {
-    map: Mmap,
+    file: HeldFile,
     /// Where the header ends and the elements begin.
-    start: usize,
+    start: u64,
     header: Metadata,
-    name: String,
 }
 
 /// A weight that a plan takes from a file.
@@ -40,24 +40,46 @@ pub struct Wanted {
 }
 
 impl Weights {
-    /// Maps the file at `path` and checks its header.
+    /// Opens the file at `path`, takes its digest and checks its header.
     ///
     /// # Errors
     /// `E1001` when it cannot be read, `E1003` when it is no safetensors file.
     pub fn open(path: &Path) -> Result<Weights> {
-        let name = path.display().to_string();
-        let unreadable = |error: std::io::Error| {
-            Diagnostic::input("E1001", format!("the weights cannot be read: {error}")).at(name.clone())
+        Weights::of(HeldFile::open(path)?)
+    }
+
+    /// Checks the header of an open file.
+    ///
+    /// # Errors
+    /// `E1003` when it is no safetensors file, and those of [`HeldFile::read`].
+    pub fn of(file: HeldFile) -> Result<Weights> {
+        let wrong = |what: &str| {
+            Diagnostic::input("E1003", format!("not a safetensors file: {what}")).at(file.name().to_owned())
         };
-        let file = File::open(path).map_err(unreadable)?;
-        // SAFETY: the map is read-only. Changing the file while a party runs is outside of what this program can
-        // prevent; every element is a float for any bit pattern, so a change gives other numbers, or a signal when the
-        // file is cut.
-        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
-        let (header_bytes, header) = SafeTensors::read_metadata(&map)
-            .map_err(|error| Diagnostic::input("E1003", format!("not a safetensors file: {error}")).at(name.clone()))?;
-        let start = header_bytes.saturating_add(LENGTH_BYTES);
-        Ok(Weights { map, start, header, name })
+        if file.bytes() < LENGTH_BYTES {
+            return Err(wrong("it is too short"));
+        }
+        let length = file.read(0, LENGTH_BYTES as usize)?;
+        let length = length.iter().rev().fold(0u64, |length, &byte| length << 8 | u64::from(byte));
+        if length > MAX_HEADER_BYTES.min(file.bytes() - LENGTH_BYTES) {
+            return Err(wrong("its header is longer than the file, or than any header"));
+        }
+        let header: Metadata = serde_json::from_slice(&file.read(LENGTH_BYTES, length as usize)?)
+            .map_err(|error| wrong(&error.to_string()))?;
+        let start = LENGTH_BYTES + length;
+        let end = header.tensors().values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+        if start.checked_add(end) != Some(file.bytes()) {
+            return Err(wrong("it does not end where its last tensor does"));
+        }
+        Ok(Weights { file, start, header })
+    }
+
+    /// Checks that the file still is the one that was opened.
+    ///
+    /// # Errors
+    /// `E1020` when it is not.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.file.check()
     }
 
     /// Checks that the file holds a weight with its name and sizes, as single-precision numbers.
@@ -65,7 +87,7 @@ impl Weights {
     /// # Errors
     /// `E1003`.
     pub fn check(&self, wanted: &Wanted) -> Result<()> {
-        let (shape, _) = self.bytes(&wanted.name)?;
+        let (shape, _) = self.place(&wanted.name)?;
         if shape == wanted.shape {
             return Ok(());
         }
@@ -74,8 +96,8 @@ impl Weights {
             .note(format!("expected  {:?}, found {shape:?}", wanted.shape)))
     }
 
-    /// Shape and bytes of the elements of a weight.
-    fn bytes(&self, name: &str) -> Result<(&[usize], &[u8])> {
+    /// Shape of a weight, and where its elements begin in the file.
+    fn place(&self, name: &str) -> Result<(&[usize], u64)> {
         let info = self.header.info(name).ok_or_else(|| self.wrong(name, "is missing"))?;
         if info.dtype != Dtype::F32 {
             return Err(self
@@ -83,41 +105,41 @@ impl Weights {
                 .note(format!("expected  F32, found {:?}", info.dtype)));
         }
         let (from, to) = info.data_offsets;
-        let elements = info.shape.iter().try_fold(4usize, |product, &size| product.checked_mul(size));
-        let range = self.start.checked_add(from).zip(self.start.checked_add(to));
-        let bytes = range
-            .and_then(|(from, to)| self.map.get(from..to))
-            .filter(|bytes| Some(bytes.len()) == elements)
-            .ok_or_else(|| self.wrong(name, "has a place out of the file"))?;
-        Ok((&info.shape, bytes))
+        let bytes = info.shape.iter().try_fold(4usize, |product, &size| product.checked_mul(size));
+        let start = self.start.checked_add(from as u64);
+        let start = start.filter(|_| to.checked_sub(from).is_some_and(|length| Some(length) == bytes));
+        Ok((&info.shape, start.ok_or_else(|| self.wrong(name, "has a place out of the file"))?))
     }
 
     fn wrong(&self, name: &str, what: &str) -> Diagnostic {
         Diagnostic::input("E1003", format!("the weight `{}` {what}", name.escape_debug()))
-            .at(self.name.clone())
+            .at(self.file.name().to_owned())
             .note("help      take the weights file that was written together with the plan")
     }
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-}
-
 impl TensorSource for Weights {
     fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
-        let (shape, bytes) = self.bytes(name)?;
-        Ok((shape.to_vec(), floats(bytes)))
+        let (shape, _) = self.place(name)?;
+        let elements = shape.iter().product();
+        Ok((shape.to_vec(), self.elements(name, 0, elements)?))
     }
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        self.bytes(name).map(|(shape, _)| shape.to_vec())
+        self.place(name).map(|(shape, _)| shape.to_vec())
     }
 
     fn elements(&self, name: &str, start: usize, len: usize) -> Result<Vec<f32>> {
-        let (_, bytes) = self.bytes(name)?;
-        let range = start.checked_mul(4).zip(start.checked_add(len).and_then(|end| end.checked_mul(4)));
-        let bytes = range.and_then(|(from, to)| bytes.get(from..to));
-        bytes.map(floats).ok_or_else(|| self.wrong(name, "has fewer elements than its sizes say"))
+        let (shape, place) = self.place(name)?;
+        let elements: usize = shape.iter().product();
+        if start.checked_add(len).is_none_or(|end| end > elements) {
+            return Err(self.wrong(name, "has fewer elements than its sizes say"));
+        }
+        let mut floats = Vec::with_capacity(len);
+        self.file.blocks(place + 4 * start as u64, 4 * len, |bytes| {
+            floats.extend(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        })?;
+        Ok(floats)
     }
 }
 

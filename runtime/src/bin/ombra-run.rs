@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::{Diagnostic, Kind, Result};
 use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, run_client, serve_party};
+use ombra_runtime::app::isolation;
 use ombra_runtime::transport::Party;
 
 /// Runs a plan that `ombra compile` made between client, server and helper.
@@ -80,6 +81,12 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Answer what the client asks of libraries; it starts this itself.
+    #[command(hide = true)]
+    Work {
+        /// Memory that they may take, in bytes.
+        memory: u64,
+    },
     /// Measure this machine with three parties at work, and write what it does in a second as JSON.
     Measure {
         /// The client's configuration: its links to the serving peers are measured too.
@@ -95,6 +102,10 @@ struct Prompt {
     /// The prompt as text.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
+    /// A file with the prompt as text, - for standard input: no other user of this machine sees it among the arguments. One
+    /// end of line at its end does not count.
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
     /// The prompt as token ids, such as 1,2,3.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     tokens: Vec<i64>,
@@ -200,18 +211,20 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Local { dir, mut prompt, tensors, mut comparing, common } => {
             let test_data = comparing.test_data.take();
-            let given = given(prompt.prompt.take(), std::mem::take(&mut prompt.tokens), tensors.input, test_data)?;
+            let given = given(&mut prompt, tensors.input, test_data)?;
             client(dir, Peers::Local, given, prompt, tensors.output_dir, comparing, common)
         }
         Command::Generate { dir, config, mut prompt, common } => {
-            let given = given(prompt.prompt.take(), std::mem::take(&mut prompt.tokens), Vec::new(), None)?;
+            let given = given(&mut prompt, Vec::new(), None)?;
             client(dir, Peers::Configured(config), given, prompt, None, Comparing::default(), common)
         }
         Command::Infer { dir, config, tensors, common } => {
-            let none = Prompt { prompt: None, tokens: Vec::new(), count: 1, stop_token: Vec::new() };
-            let given = given(None, Vec::new(), tensors.input, None)?;
+            let mut none =
+                Prompt { prompt: None, prompt_file: None, tokens: Vec::new(), count: 1, stop_token: Vec::new() };
+            let given = given(&mut none, tensors.input, None)?;
             client(dir, Peers::Configured(config), given, none, tensors.output_dir, Comparing::default(), common)
         }
+        Command::Work { memory } => isolation::work(memory),
         Command::Measure { config, common } => {
             let threads = threads(&common)?;
             measure_machine(config.as_deref(), &common.network, threads)
@@ -220,17 +233,14 @@ fn run(command: Command) -> Result<()> {
 }
 
 /// The one thing that is given to run on.
-fn given(
-    prompt: Option<String>,
-    tokens: Vec<i64>,
-    inputs: Vec<(String, PathBuf)>,
-    test_data: Option<PathBuf>,
-) -> Result<Given> {
-    let tokens = Some(tokens).filter(|tokens| !tokens.is_empty()).map(Given::Tokens);
+fn given(prompt: &mut Prompt, inputs: Vec<(String, PathBuf)>, test_data: Option<PathBuf>) -> Result<Given> {
+    let tokens = Some(std::mem::take(&mut prompt.tokens)).filter(|tokens| !tokens.is_empty()).map(Given::Tokens);
     let inputs = Some(inputs).filter(|inputs| !inputs.is_empty()).map(Given::Inputs);
-    let all = [prompt.map(Given::Prompt), tokens, inputs, test_data.map(Given::TestData)];
+    let (text, file) = (prompt.prompt.take(), prompt.prompt_file.take());
+    let all = [text.map(Given::Prompt), file.map(Given::PromptFile), tokens, inputs, test_data.map(Given::TestData)];
     let mut all = all.into_iter().flatten();
-    let help = "help      give one of --prompt, --tokens, --input and --test-data, where the command has it";
+    let help =
+        "help      give one of --prompt, --prompt-file, --tokens, --input and --test-data, where the command has it";
     match (all.next(), all.next()) {
         (Some(given), None) => Ok(given),
         (None, _) => Err(Diagnostic::input("E1006", "nothing to run on is given").note(help)),
@@ -263,6 +273,7 @@ fn client(
         report,
         threads,
         network,
+        isolated: true,
     })
 }
 

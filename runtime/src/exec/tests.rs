@@ -169,8 +169,9 @@ fn run_faulty(
             .map(|(party, session)| {
                 scope.spawn(move || {
                     let result = run_party(module, steps, public, own, (party, fault), &session);
-                    if let Err(error) = &result {
-                        session.abort(error);
+                    match &result {
+                        Ok(_) => session.finish(),
+                        Err(error) => session.abort(error),
                     }
                     result
                 })
@@ -454,10 +455,15 @@ fn every_party_ends_when_one_fails() {
     let codes = |steps: &[Given], own: &Tensors| -> Vec<&str> {
         run_parties(&module, steps, &public, own).into_iter().map(|r| r.err().map_or("", |e| e.code)).collect()
     };
-    // The helper waits for nothing in this step.
-    assert_eq!(codes(&given(vec![]), &own), ["E0817", "E0705", ""]);
-    assert_eq!(codes(&given(vec![floats(&[2], 1.0, 0.5)]), &own), ["E0817", "E0705", ""]);
-    assert_eq!(codes(&given(vec![floats(&[3], 1e9, 0.5)]), &own), ["E0381", "E0705", ""]);
+    let ends = |client: Vec<Tensor>, code: &str| {
+        let found = codes(&given(client), &own);
+        assert_eq!(found[..2], [code, "E0705"]);
+        // The helper waits for nothing in this step, but may hear of the end before it sends.
+        assert!(["", "E0705"].contains(&found[2]), "{found:?}");
+    };
+    ends(vec![], "E0817");
+    ends(vec![floats(&[2], 1.0, 0.5)], "E0817");
+    ends(vec![floats(&[3], 1e9, 0.5)], "E0381");
     own.0.insert("w".into(), (vec![2], vec![0.0; 2]));
     assert_eq!(codes(&given(vec![floats(&[3], 1.0, 0.5)]), &own), ["E0705", "E0813", "E0705"]);
 }
@@ -491,7 +497,9 @@ fn weights_beyond_their_declared_norms_are_refused() {
     let less = |n: Option<u16>| n.map(|n| n - 25);
     for norms in [Norms { rows: less(exact.rows), ..exact }, Norms { columns: less(exact.columns), ..exact }] {
         assert_eq!(codes(true, norms), ["E0705", "E0381", "E0705"]);
-        assert_eq!(codes(false, norms), ["E0381"; 3]);
+        // Whoever comes to the weight later may have heard of another's error by then.
+        let found = codes(false, norms);
+        assert!(found.contains(&"E0381") && found.iter().all(|code| ["E0381", "E0705"].contains(code)), "{found:?}");
     }
 }
 

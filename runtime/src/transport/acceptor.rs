@@ -1,11 +1,14 @@
 //! The accepting side: a listener, handshakes off its loop, and the grouping of connections into sessions.
 //!
-//! Whoever connects gets a thread and a time limit for its handshake. No more than [`MAX_HALF_OPEN`] handshakes go on at
-//! once; one more closes the oldest, so connections that say nothing cannot keep others out. Only connections of
-//! configured peers, with the same plan, are kept.
+//! Whoever connects gets a thread and a time limit for its handshake, and there is a limit for how many do, see
+//! [`super::admission`]. Only connections of configured peers, with the same plan, are kept.
+//!
+//! A session that lacks a connection after the time to connect is given up. One that is complete waits for its turn: the
+//! server has connected to the helper by then, and tells the client how many are before it; the helper serves what the
+//! server serves. A session whose peer goes away meanwhile leaves at once.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -13,21 +16,23 @@ use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::admission::{Complaints, HalfOpen};
 use super::endpoint::Endpoint;
+use super::frame::gone;
 use super::party::Party;
 use super::queue::{lock, wait};
-use super::session::{Answer, Direction, Hello, Purpose, Session, SessionId, write_control};
+use super::session::{Answer, Direction, Hello, Session, SessionId, write_control};
 use super::tls::{Channel, tls_error};
 
-/// Handshakes that may go on at once.
-const MAX_HALF_OPEN: usize = 32;
 /// Sessions that may lack connections, and sessions that may wait to be served.
-const MAX_FORMING: usize = 16;
-const MAX_READY: usize = 16;
+const MAX_FORMING: usize = 32;
+const MAX_READY: usize = 32;
 /// How often the listener is looked at.
 const POLL: Duration = Duration::from_millis(2);
-/// How often incomplete sessions are looked at.
+/// How often sessions that are not served yet are looked at.
 const SWEEP: Duration = Duration::from_millis(100);
+/// How often those that wait are told how many are before them.
+const ANNOUNCE: Duration = Duration::from_secs(2);
 
 /// Listens for sessions. Dropping it stops listening; sessions it has handed out go on.
 pub struct Acceptor {
@@ -39,30 +44,30 @@ pub struct Acceptor {
 struct Shared {
     endpoint: Endpoint,
     stop: AtomicBool,
-    half_open: Mutex<VecDeque<(u64, TcpStream)>>,
+    half_open: Mutex<HalfOpen>,
     table: Mutex<Table>,
     changed: Condvar,
+    /// What strangers may make the listener say.
+    complaints: Mutex<Complaints>,
     refused: Box<dyn Fn(Diagnostic) + Send + Sync>,
 }
 
 #[derive(Default)]
 struct Table {
     forming: BTreeMap<SessionId, Forming>,
+    /// Complete sessions from which the server connects to the helper.
+    joining: usize,
     ready: VecDeque<Session>,
+    /// A session has been handed out and no other one was asked for since.
+    serving: bool,
 }
 
 /// A session that lacks connections.
 struct Forming {
     since: Instant,
-    purpose: Purpose,
-    parts: BTreeMap<Party, Part>,
-}
-
-/// The connections of one initiator.
-#[derive(Default)]
-struct Part {
-    from: Option<Channel>,
-    to: Option<Channel>,
+    session: Session,
+    /// The first connection of an initiator, and its direction.
+    halves: BTreeMap<Party, (Direction, Channel)>,
 }
 
 impl Acceptor {
@@ -90,6 +95,7 @@ impl Acceptor {
             half_open: Mutex::default(),
             table: Mutex::default(),
             changed: Condvar::new(),
+            complaints: Mutex::new(Complaints::new()),
             refused: Box::new(refused),
         });
         let looping = Arc::clone(&shared);
@@ -106,20 +112,42 @@ impl Acceptor {
     }
 
     /// The next session in which every peer that connects to this party has done so, waiting at most `limit`, or for ever.
+    /// The server is connected to the helper in it.
     ///
-    /// The server calls [`Session::join`] on it to connect to the helper.
+    /// Asking for a session says that the one before is done with.
     pub fn next(&self, limit: Option<Duration>) -> Option<Session> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut table = lock(&self.shared.table);
+        table.serving = false;
         loop {
-            if let Some(session) = table.ready.pop_front() {
+            let called = table.ready.iter().position(Session::is_called);
+            if let Some(session) = called.and_then(|at| table.ready.remove(at)) {
+                table.serving = true;
+                drop(table);
+                session.begin();
                 return Some(session);
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
                 return None;
             }
-            table = wait(&self.shared.changed, table, deadline);
+            // What calls a waiting session is a word on its own link.
+            let soon = if table.ready.is_empty() { deadline } else { Some(now + POLL) };
+            table = wait(&self.shared.changed, table, soon.min(deadline.or(soon)));
         }
+    }
+
+    /// Bytes that have arrived for sessions which wait to be served.
+    pub fn queued_bytes(&self) -> u64 {
+        let table = lock(&self.shared.table);
+        let forming = table.forming.values().map(|forming| &forming.session);
+        forming.chain(&table.ready).map(Session::queued_bytes).sum()
+    }
+
+    /// Sessions that are not served yet.
+    pub fn waiting(&self) -> usize {
+        let table = lock(&self.shared.table);
+        table.forming.len() + table.joining + table.ready.len()
     }
 }
 
@@ -129,19 +157,23 @@ impl Drop for Acceptor {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        for (_, socket) in lock(&self.shared.half_open).drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        lock(&self.shared.half_open).close_all();
     }
 }
 
 fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener) {
     let mut number = 0;
     let mut swept = Instant::now();
+    let mut announced = swept;
     while !shared.stop.load(Ordering::Relaxed) {
-        if swept.elapsed() >= SWEEP {
-            swept = Instant::now();
-            give_up_late_sessions(shared);
+        let now = Instant::now();
+        if now - swept >= SWEEP {
+            swept = now;
+            sweep(shared);
+        }
+        if now - announced >= ANNOUNCE {
+            announced = now;
+            announce(&lock(&shared.table));
         }
         // An error of one accept, such as too many open files, may be over at the next one.
         let Ok((socket, address)) = listener.accept() else {
@@ -150,58 +182,70 @@ fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener) {
         };
         number += 1;
         if let Err(error) = admit(shared, socket, address, number) {
-            (shared.refused)(
-                Diagnostic::new(ombra_ir::Kind::Input, "E0714", format!("a connection cannot be served: {error}"))
-                    .at(address.to_string()),
-            );
+            let error = Diagnostic::input("E0714", format!("a connection cannot be served: {error}"));
+            complain(shared, error.at(address.to_string()));
         }
     }
 }
 
-/// Gives the connection `number` a thread of its own, closing the oldest half-open one if there are too many.
+/// Tells of a connection of somebody who is not known to be a peer, unless too many of them failed of late.
+fn complain(shared: &Shared, error: Diagnostic) {
+    if let Some(error) = lock(&shared.complaints).admit(error, Instant::now()) {
+        (shared.refused)(error);
+    }
+}
+
+/// Gives the connection `number` a thread of its own.
 fn admit(shared: &Arc<Shared>, socket: TcpStream, address: SocketAddr, number: u64) -> std::io::Result<()> {
     socket.set_nonblocking(false)?;
     socket.set_nodelay(true)?;
     let handle = socket.try_clone()?;
-    {
-        let mut half_open = lock(&shared.half_open);
-        if half_open.len() >= MAX_HALF_OPEN
-            && let Some((_, oldest)) = half_open.pop_front()
-        {
-            let _ = oldest.shutdown(Shutdown::Both);
-        }
-        half_open.push_back((number, handle));
-    }
+    lock(&shared.half_open).add(number, handle, address);
     let owned = Arc::clone(shared);
     let spawned = thread::Builder::new().name("handshake".to_owned()).spawn(move || {
-        let outcome = greet(&owned, socket, number);
-        forget(&owned, number);
+        let outcome = shake_hands(&owned, socket, number);
+        let outcome = match outcome {
+            Ok((peer, channel)) => greet(&owned, peer, channel, number),
+            Err(error) => {
+                lock(&owned.half_open).remove(number);
+                return complain(&owned, error.at(address.to_string()));
+            }
+        };
+        lock(&owned.half_open).remove(number);
         if let Err(error) = outcome {
             (owned.refused)(error.at(address.to_string()));
         }
     });
     if spawned.is_err() {
-        forget(shared, number);
+        lock(&shared.half_open).remove(number);
     }
     spawned.map(drop)
 }
 
-fn forget(shared: &Shared, number: u64) {
-    lock(&shared.half_open).retain(|(other, _)| *other != number);
-}
-
-/// Handshake, hello and answer on one accepted connection, which then joins its session.
-fn greet(shared: &Shared, socket: TcpStream, number: u64) -> Result<()> {
+/// The TLS connection over `socket`, and whose it is.
+fn shake_hands(shared: &Shared, socket: TcpStream, number: u64) -> Result<(Party, Channel)> {
     let endpoint = &shared.endpoint;
-    let deadline = Instant::now() + endpoint.limits().connect;
-    let mut channel =
-        Channel::accept(socket, endpoint.accepting(), deadline).map_err(|error| tls_error(None, &error))?;
+    let limit = endpoint.limits().connect;
+    let deadline = Instant::now() + limit;
+    let failed = |error| tls_error(None, &error);
+    socket.set_read_timeout(Some(limit)).and_then(|()| socket.peek(&mut [0])).map_err(failed)?;
+    lock(&shared.half_open).note_speech(number);
+    let channel = Channel::accept(socket, endpoint.accepting(), deadline).map_err(failed)?;
     let fingerprint = channel.peer_fingerprint();
     let peer = endpoint.initiators().iter().find(|(_, pin)| Some(**pin) == fingerprint).map(|(&peer, _)| peer);
-    let peer =
-        peer.ok_or_else(|| Diagnostic::peer("E0706", "the connecting peer shows no certificate that is pinned"))?;
+    let unknown = || Diagnostic::peer("E0706", "the connecting peer shows no certificate that is pinned");
+    Ok((peer.ok_or_else(unknown)?, channel))
+}
+
+/// Hello and answer on a connection of `peer`, which then joins its session.
+fn greet(shared: &Arc<Shared>, peer: Party, mut channel: Channel, number: u64) -> Result<()> {
+    let endpoint = &shared.endpoint;
     let greeted = Hello::read(&mut channel, peer, endpoint).and_then(|(hello, id)| {
-        check_room(&lock(&shared.table), peer, &hello, id)?;
+        if !has_room(&lock(&shared.table), id) {
+            // Whoever has gone makes room.
+            sweep(shared);
+        }
+        check_place(&lock(&shared.table), peer, &hello, id)?;
         Ok((hello, id))
     });
     let (hello, id) = match greeted {
@@ -214,32 +258,47 @@ fn greet(shared: &Shared, socket: TcpStream, number: u64) -> Result<()> {
         }
     };
     write_control(&mut channel, peer, &Answer::Accepted)?;
-    forget(shared, number);
+    lock(&shared.half_open).remove(number);
     let whole = insert(&mut lock(&shared.table), endpoint, peer, &hello, id, channel)?;
-    if let Some(forming) = whole {
-        let session = complete(endpoint, id, forming)?;
-        lock(&shared.table).ready.push_back(session);
-        shared.changed.notify_all();
-    }
+    let Some(mut session) = whole else { return Ok(()) };
+    let joined = session.join();
+    let mut table = lock(&shared.table);
+    table.joining = table.joining.saturating_sub(1);
+    joined?;
+    table.ready.push_back(session);
+    announce(&table);
+    drop(table);
+    shared.changed.notify_all();
     Ok(())
 }
 
-/// Whether a connection of `peer` has a place in the session `id`.
-fn check_room(table: &Table, peer: Party, hello: &Hello, id: SessionId) -> Result<()> {
-    let refuse = |why: &str| Err(Diagnostic::peer("E0708", why));
-    let Some(forming) = table.forming.get(&id) else {
-        if table.ready.len() >= MAX_READY || table.forming.len() >= MAX_FORMING {
-            return refuse("too many sessions are waiting, try again later");
+/// Tells all that wait how many sessions are served before theirs.
+fn announce(table: &Table) {
+    for (session, before) in table.ready.iter().zip(u32::from(table.serving)..) {
+        if before > 0 {
+            session.announce(before);
         }
-        return Ok(());
-    };
-    if forming.purpose != hello.purpose {
+    }
+}
+
+/// Whether one more session may form, unless `id` does so already.
+fn has_room(table: &Table, id: SessionId) -> bool {
+    let ready = table.ready.len() + table.joining;
+    table.forming.contains_key(&id) || ready < MAX_READY && table.forming.len() < MAX_FORMING
+}
+
+/// Whether a connection of `peer` has a place in the session `id`.
+fn check_place(table: &Table, peer: Party, hello: &Hello, id: SessionId) -> Result<()> {
+    let refuse = |why: &str| Err(Diagnostic::peer("E0708", why));
+    if !has_room(table, id) {
+        return refuse("too many sessions are waiting, try again later");
+    }
+    let Some(forming) = table.forming.get(&id) else { return Ok(()) };
+    if forming.session.purpose() != hello.purpose {
         return refuse("the parties of the session disagree on its purpose");
     }
-    let taken = forming.parts.get(&peer).is_some_and(|part| match hello.direction {
-        Direction::ToAcceptor => part.from.is_some(),
-        Direction::ToInitiator => part.to.is_some(),
-    });
+    let taken = forming.session.link(peer).is_ok()
+        || forming.halves.get(&peer).is_some_and(|(direction, _)| *direction == hello.direction);
     if taken { refuse("the session has this connection already") } else { Ok(()) }
 }
 
@@ -251,63 +310,60 @@ fn insert(
     hello: &Hello,
     id: SessionId,
     channel: Channel,
-) -> Result<Option<Forming>> {
-    check_room(table, peer, hello, id)?;
+) -> Result<Option<Session>> {
+    check_place(table, peer, hello, id)?;
     let forming = table.forming.entry(id).or_insert_with(|| Forming {
         since: Instant::now(),
-        purpose: hello.purpose,
-        parts: BTreeMap::new(),
+        session: Session::new(endpoint.clone(), id, hello.purpose),
+        halves: BTreeMap::new(),
     });
-    let part = forming.parts.entry(peer).or_default();
-    match hello.direction {
-        Direction::ToAcceptor => part.from = Some(channel),
-        Direction::ToInitiator => part.to = Some(channel),
+    match (forming.halves.remove(&peer), hello.direction) {
+        (None, direction) => drop(forming.halves.insert(peer, (direction, channel))),
+        (Some((_, other)), Direction::ToAcceptor) => forming.session.add_link(peer, channel, other)?,
+        (Some((_, other)), Direction::ToInitiator) => forming.session.add_link(peer, other, channel)?,
     }
-    let whole = |peer| forming.parts.get(peer).is_some_and(|part| part.from.is_some() && part.to.is_some());
-    let complete = endpoint.initiators().keys().all(whole);
-    Ok(if complete { table.forming.remove(&id) } else { None })
+    if endpoint.initiators().keys().any(|&peer| forming.session.link(peer).is_err()) {
+        return Ok(None);
+    }
+    table.joining += 1;
+    Ok(table.forming.remove(&id).map(|forming| forming.session))
 }
 
-/// The session made of the complete parts of `forming`.
-fn complete(endpoint: &Endpoint, id: SessionId, forming: Forming) -> Result<Session> {
-    let mut session = Session::new(endpoint.clone(), id, forming.purpose);
-    for (peer, part) in forming.parts {
-        if let Part { from: Some(from), to: Some(to) } = part {
-            session.add_link(endpoint.link(peer, from, to, session.meter())?);
+/// Drops sessions whose peers have gone or that stay incomplete, and tells the peers that are left.
+fn sweep(shared: &Arc<Shared>) {
+    let limit = shared.endpoint.limits().connect;
+    let mut over: Vec<(Session, Diagnostic)> = Vec::new();
+    let mut table = lock(&shared.table);
+    let why = |forming: &Forming| {
+        let closed = forming.halves.iter().find(|(_, (_, channel))| channel.is_closed()).map(|(&peer, _)| gone(peer));
+        let late = (forming.since.elapsed() >= limit).then(|| late(&shared.endpoint, &forming.session, limit));
+        forming.session.failure().cloned().or(closed).or(late)
+    };
+    let found: Vec<(SessionId, Diagnostic)> =
+        table.forming.iter().filter_map(|(&id, forming)| Some((id, why(forming)?))).collect();
+    for (id, error) in found {
+        over.extend(table.forming.remove(&id).map(|forming| (forming.session, error)));
+    }
+    for session in std::mem::take(&mut table.ready) {
+        match session.failure().cloned() {
+            Some(error) => over.push((session, error)),
+            None => table.ready.push_back(session),
         }
     }
-    Ok(session)
-}
-
-/// Drops sessions that stay incomplete, and tells the peers that did connect.
-fn give_up_late_sessions(shared: &Arc<Shared>) {
-    let limit = shared.endpoint.limits().receive;
-    let mut table = lock(&shared.table);
-    let ids: Vec<SessionId> =
-        table.forming.iter().filter(|(_, forming)| forming.since.elapsed() >= limit).map(|(&id, _)| id).collect();
-    let late: Vec<(SessionId, Forming)> =
-        ids.into_iter().filter_map(|id| table.forming.remove(&id).map(|forming| (id, forming))).collect();
     drop(table);
-    for (id, forming) in late {
-        let missing: Vec<&str> = shared
-            .endpoint
-            .initiators()
-            .keys()
-            .filter(|peer| !forming.parts.get(peer).is_some_and(|part| part.from.is_some() && part.to.is_some()))
-            .map(|peer| peer.name())
-            .collect();
-        let names = missing.join(" and ");
-        let error = Diagnostic::peer("E0708", format!("{names} did not join the session in {} s", limit.as_secs_f64()));
+    for (session, error) in over {
         (shared.refused)(error.clone());
-        let endpoint = shared.endpoint.clone();
         // Closing a link may wait for its peer, which must not hold up the listener.
-        let told = thread::Builder::new().name("give up".to_owned()).spawn(move || {
-            if let Ok(session) = complete(&endpoint, id, forming) {
-                session.abort(&error);
-            }
-        });
+        let told = thread::Builder::new().name("give up".to_owned()).spawn(move || session.abort(&error));
         if let Err(error) = told {
             (shared.refused)(Diagnostic::internal("E0714", format!("no thread to close a session with: {error}")));
         }
     }
+}
+
+/// The error of a session that peers did not join.
+fn late(endpoint: &Endpoint, session: &Session, limit: Duration) -> Diagnostic {
+    let missing = endpoint.initiators().keys().filter(|&&peer| session.link(peer).is_err());
+    let names = missing.map(|peer| peer.name()).collect::<Vec<_>>().join(" and ");
+    Diagnostic::peer("E0708", format!("{names} did not join the session in {} s", limit.as_secs_f64()))
 }

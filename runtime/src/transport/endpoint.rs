@@ -1,14 +1,13 @@
 //! What a party needs to take part in sessions, and the opening of connections.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Result, files};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ServerConfig};
@@ -20,8 +19,11 @@ use super::network::Network;
 use super::party::{Party, dials};
 use super::session::{Direction, Hello, MAX_PLAN_CHARS, Purpose, Session, SessionId};
 use super::tls::{Channel, Fingerprint, Identity, client_config, server_config, tls_error};
+use super::watch::Watch;
 use crate::config::{Limits, PartyConfig};
 
+/// Largest key or certificate, in bytes.
+const MAX_PEM_BYTES: u64 = 1 << 20;
 /// Time between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -128,48 +130,67 @@ impl Endpoint {
         self.shared.acceptors.keys().copied()
     }
 
-    /// A link of this party over two connections.
-    pub(super) fn link(&self, peer: Party, from: Channel, to: Channel, meter: &Arc<Meter>) -> Result<Link> {
+    /// A link of this party over two connections, from the peer and to it; `waiting` until its session is served.
+    pub(super) fn link(
+        &self,
+        peer: Party,
+        (from, to): (Channel, Channel),
+        meter: &Arc<Meter>,
+        watch: &Arc<Watch>,
+        waiting: bool,
+    ) -> Result<Link> {
         let Limits { receive, max_frame_bytes, .. } = self.shared.limits;
         let network = self.shared.network;
-        Link::over(from, to, Options { peer, meter: Arc::clone(meter), receive, max_frame_bytes, network })
+        let (meter, watch) = (Arc::clone(meter), Arc::clone(watch));
+        Link::over(from, to, Options { peer, meter, watch, waiting, receive, max_frame_bytes, network })
     }
 
-    /// Opens both connections to `peer` for the session `id`.
-    pub(super) fn dial(&self, peer: Party, id: SessionId, purpose: Purpose, meter: &Arc<Meter>) -> Result<Link> {
+    /// Opens both connections to `peer` for a session. Ends when the session fails meanwhile.
+    pub(super) fn dial(
+        &self,
+        peer: Party,
+        (id, purpose): (SessionId, Purpose),
+        meter: &Arc<Meter>,
+        watch: &Arc<Watch>,
+    ) -> Result<Link> {
         let Some(acceptor) = self.shared.acceptors.get(&peer) else {
             return Err(Diagnostic::input("E0711", format!("no peer {peer} that this party connects to")).note(
                 format!("help      add [peers.{peer}] with address and fingerprint to this party's configuration"),
             ));
         };
-        let to = self.open_channel(peer, acceptor, id, purpose, Direction::ToAcceptor)?;
-        let from = self.open_channel(peer, acceptor, id, purpose, Direction::ToInitiator)?;
-        self.link(peer, from, to, meter)
+        let open = |direction| {
+            let limit = self.shared.limits.connect;
+            let socket = connect(peer, &acceptor.address, limit, watch)?;
+            self.open_channel(
+                peer,
+                acceptor,
+                socket,
+                Hello::new(id, self.shared.party, direction, &self.shared.plan, purpose),
+            )
+        };
+        let to = open(Direction::ToAcceptor)?;
+        let from = open(Direction::ToInitiator)?;
+        // The server connects for sessions that it will serve later.
+        self.link(peer, (from, to), meter, watch, self.party() == Party::Server)
     }
 
-    fn open_channel(
-        &self,
-        peer: Party,
-        acceptor: &Acceptor,
-        id: SessionId,
-        purpose: Purpose,
-        direction: Direction,
-    ) -> Result<Channel> {
-        let limit = self.shared.limits.connect;
-        let socket = connect(peer, &acceptor.address, limit)?;
-        let deadline = Instant::now() + limit;
+    fn open_channel(&self, peer: Party, acceptor: &Acceptor, socket: TcpStream, hello: Hello) -> Result<Channel> {
+        let deadline = Instant::now() + self.shared.limits.connect;
         let mut channel = Channel::open(socket, Arc::clone(&acceptor.tls), deadline)
             .map_err(|error| tls_error(Some(peer), &error))?;
-        let hello = Hello::new(id, self.shared.party, direction, &self.shared.plan, purpose);
         hello.introduce(&mut channel, peer)?;
         Ok(channel)
     }
 }
 
-/// Connects to `peer` at `address`, trying again until `limit` is over: parties start in any order.
-fn connect(peer: Party, address: &str, limit: Duration) -> Result<TcpStream> {
+/// Connects to `peer` at `address`, trying again until `limit` is over or the session has failed: parties start in any
+/// order.
+fn connect(peer: Party, address: &str, limit: Duration, watch: &Watch) -> Result<TcpStream> {
     let deadline = Instant::now() + limit;
     loop {
+        if let Some(failure) = watch.failure() {
+            return Err(failure.clone());
+        }
         let error = match connect_once(address, deadline) {
             Ok(socket) => return Ok(socket),
             Err(error) => error,
@@ -206,7 +227,9 @@ fn read_identity(config: &PartyConfig) -> Result<Identity> {
             .note("help      make a key and certificate with `ombra-run keygen`")
     };
     let read = |path: &Path| {
-        fs::read(path).map(Zeroizing::new).map_err(|error| wrong(path, format!("the file cannot be read: {error}")))
+        files::read_bounded(path, MAX_PEM_BYTES)
+            .map(Zeroizing::new)
+            .map_err(|error| wrong(path, format!("the file cannot be read: {error}")))
     };
     let certificate = CertificateDer::from_pem_slice(&read(&config.certificate)?)
         .map_err(|_| wrong(&config.certificate, "the file holds no certificate in PEM".to_owned()))?;

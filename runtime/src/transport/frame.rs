@@ -5,8 +5,8 @@
 //! | bytes | field |
 //! |---|---|
 //! | 0..2 | `Om` |
-//! | 2 | version of this format and of the messages that the protocols send, 2 |
-//! | 3 | kind: 0 data, 1 control, 2 abort |
+//! | 2 | version of this format and of the messages that the protocols send, 3 |
+//! | 3 | kind: 0 data, 1 control, 2 abort, 3 finished, 4 turn, 5 waiting |
 //! | 4..8 | op |
 //! | 8..12 | round |
 //! | 12..16 | depth |
@@ -14,7 +14,9 @@
 //! | 24..32 | length of the payload |
 //!
 //! Data is what the protocols exchange. Control and abort carry JSON, bounded by [`MAX_CONTROL_BYTES`] and
-//! [`MAX_ABORT_BYTES`]; their other header fields are zero.
+//! [`MAX_ABORT_BYTES`]; their other header fields are zero. The rest has no payload: a party has finished its part of the
+//! session and will close the link; how many sessions are served before this one, in the field of the round; a party waits
+//! for another one, whose number stands in the field of the round.
 
 use std::io::{self, Read};
 
@@ -33,7 +35,7 @@ pub(super) const MAX_ABORT_BYTES: u64 = 4 << 10;
 
 const MAGIC: [u8; 2] = *b"Om";
 /// Grows with every change of what kernels send or of the labels of their randomness.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Memory is taken for at most this much payload, or as much again as has arrived, ahead of the data.
 const READ_AHEAD: u64 = 1 << 20;
 
@@ -64,6 +66,14 @@ pub(super) enum Kind {
     Data,
     Control,
     Abort,
+    Finished,
+    Turn,
+    Waiting,
+}
+
+impl Kind {
+    /// Every kind, at the number that stands for it.
+    const ALL: [Kind; 6] = [Kind::Data, Kind::Control, Kind::Abort, Kind::Finished, Kind::Turn, Kind::Waiting];
 }
 
 /// A frame and what it is for.
@@ -94,6 +104,11 @@ impl Message {
         Ok(Message { kind: Kind::Control, frame: Frame::new(0, 0, 0, payload) })
     }
 
+    /// A message of `kind` that is no more than a number.
+    pub(super) fn number(kind: Kind, number: u32) -> Self {
+        Message { kind, frame: Frame::new(0, 0, number, Vec::new()) }
+    }
+
     /// The abort message for `cause`: its code and place, nothing else.
     pub(super) fn abort(cause: &Diagnostic) -> Self {
         let place = cause.place.as_ref().map(|place| place.chars().take(400).collect());
@@ -105,12 +120,8 @@ impl Message {
     /// The header that precedes the payload.
     pub(super) fn header(&self) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
-        let kind = match self.kind {
-            Kind::Data => 0,
-            Kind::Control => 1,
-            Kind::Abort => 2,
-        };
-        header[..4].copy_from_slice(&[MAGIC[0], MAGIC[1], VERSION, kind]);
+        let kind = Kind::ALL.iter().position(|kind| *kind == self.kind).unwrap_or_default();
+        header[..4].copy_from_slice(&[MAGIC[0], MAGIC[1], VERSION, kind as u8]);
         header[4..8].copy_from_slice(&self.frame.op.to_le_bytes());
         header[8..12].copy_from_slice(&self.frame.round.to_le_bytes());
         header[12..16].copy_from_slice(&self.frame.depth.to_le_bytes());
@@ -147,6 +158,8 @@ impl Message {
             Kind::Data => describe(*run, *op, *round, payload.len() as u64),
             Kind::Control => format!("a control message of {} bytes", payload.len()),
             Kind::Abort => "an abort".to_owned(),
+            Kind::Finished => "the end of its part".to_owned(),
+            Kind::Turn | Kind::Waiting => "a note about waiting".to_owned(),
         }
     }
 }
@@ -156,16 +169,25 @@ pub(super) fn describe(run: u64, op: u32, round: u32, bytes: u64) -> String {
     format!("run {run:016x} op {op} round {round} of {bytes} bytes")
 }
 
-/// Text from a peer, made fit to print: at most `limit` characters, control characters escaped.
+/// Text from a peer, made fit to print: at most `limit` characters.
 pub(super) fn printable(text: &str, limit: usize) -> String {
-    text.chars().take(limit).flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
+    let text: String = text.chars().take(limit).collect();
+    ombra_ir::diag::printable(&text)
 }
 
 /// Reads one message of `peer`, or `None` at the end of the stream between two frames.
 ///
 /// A payload longer than `max_frame_bytes` is refused before any memory is taken for it, and memory grows only as data
 /// arrives.
-pub(super) fn read_message(source: &mut impl Read, peer: Party, max_frame_bytes: u64) -> Result<Option<Message>> {
+///
+/// `room` is told the length before the payload is read, and may wait until there is room for it. When it says that nobody
+/// will read the message, the stream ends.
+pub(super) fn read_message(
+    source: &mut impl Read,
+    peer: Party,
+    max_frame_bytes: u64,
+    room: impl FnOnce(u64) -> bool,
+) -> Result<Option<Message>> {
     let mut header = [0; HEADER_BYTES];
     let mut filled = 0;
     while filled < HEADER_BYTES {
@@ -183,12 +205,16 @@ pub(super) fn read_message(source: &mut impl Read, peer: Party, max_frame_bytes:
         Kind::Data => max_frame_bytes,
         Kind::Control => MAX_CONTROL_BYTES,
         Kind::Abort => MAX_ABORT_BYTES,
+        Kind::Finished | Kind::Turn | Kind::Waiting => 0,
     };
     if length > limit {
         return Err(Diagnostic::peer("E0704", format!("frame from {peer} is too long"))
             .note(format!("expected  at most {limit} bytes"))
             .note(format!("found     {length} bytes"))
             .note("help      raise limits.max_frame_bytes in this party's configuration if the plan needs it"));
+    }
+    if !room(length) {
+        return Ok(None);
     }
     let payload = read_payload(source, peer, length)?;
     Ok(Some(Message { kind, frame: Frame { payload, ..frame } }))
@@ -213,16 +239,11 @@ fn parse_header(header: &[u8; HEADER_BYTES], peer: Party) -> Result<(Kind, Frame
             .note(format!("found     version {version}"))
             .note("help      run the same version of ombra-run on every party"));
     }
-    let kind = match kind {
-        0 => Kind::Data,
-        1 => Kind::Control,
-        2 => Kind::Abort,
-        found => {
-            return Err(Diagnostic::peer("E0704", format!("{peer} sent a frame of an unknown kind"))
-                .note("expected  kind 0, 1 or 2")
-                .note(format!("found     kind {found}")));
-        }
-    };
+    let kind = *Kind::ALL.get(usize::from(kind)).ok_or_else(|| {
+        Diagnostic::peer("E0704", format!("{peer} sent a frame of an unknown kind"))
+            .note(format!("expected  a kind below {}", Kind::ALL.len()))
+            .note(format!("found     kind {kind}"))
+    })?;
     let frame = Frame { run: wide(16), op: field(4), round: field(8), depth: field(12), payload: Vec::new() };
     Ok((kind, frame, wide(24)))
 }
@@ -288,7 +309,7 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> Result<Option<Message>> {
-        read_message(&mut &bytes[..], Party::Server, 1 << 16)
+        read_message(&mut &bytes[..], Party::Server, 1 << 16, |_| true)
     }
 
     #[test]
@@ -305,7 +326,7 @@ mod tests {
     fn a_payload_longer_than_the_read_ahead_survives() {
         let payload: Vec<u8> = (0..5_000_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
         let bytes = bytes_of(&Message { kind: Kind::Data, frame: Frame::new(1, 2, 3, payload.clone()) });
-        let message = read_message(&mut &bytes[..], Party::Server, 1 << 30).unwrap().unwrap();
+        let message = read_message(&mut &bytes[..], Party::Server, 1 << 30, |_| true).unwrap().unwrap();
         assert!(message.frame.payload == payload);
     }
 
@@ -338,7 +359,7 @@ mod tests {
     fn a_hostile_length_takes_no_memory_ahead_of_data() {
         let mut header = Message { kind: Kind::Data, frame: Frame::new(0, 0, 0, Vec::new()) }.header();
         header[24..].copy_from_slice(&(1u64 << 62).to_le_bytes());
-        let outcome = read_message(&mut &header[..], Party::Server, u64::MAX);
+        let outcome = read_message(&mut &header[..], Party::Server, u64::MAX, |_| true);
         assert_eq!(outcome.err().expect("a frame without data").code, "E0701");
     }
 
@@ -347,7 +368,7 @@ mod tests {
         let cause = Diagnostic::internal("E0999", "the secret is 42").at("node \"/layer.0\"\n").note("also 43");
         let error = aborted(Party::Helper, &Message::abort(&cause));
         assert_eq!(error.message, "helper aborted the run with E0999");
-        assert_eq!(error.place.as_deref(), Some("helper: node \"/layer.0\"\\n"));
+        assert_eq!(error.place.as_deref(), Some("helper: node \"/layer.0\"\\u000a"));
         assert!(!error.to_string().contains("42") && !error.to_string().contains("43"));
     }
 }

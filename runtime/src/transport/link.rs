@@ -16,6 +16,7 @@ use super::network::{Network, Pacer};
 use super::party::Party;
 use super::queue::{Inbox, Outbox};
 use super::tls::{Channel, Reader, Writer};
+use super::watch::Watch;
 
 /// Payload handed to TLS, and to the emulated pipe, in one piece.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -35,6 +36,9 @@ const MEMORY_FRAME_BYTES: u64 = 1 << 30;
 pub(super) struct Options {
     pub peer: Party,
     pub meter: Arc<Meter>,
+    pub watch: Arc<Watch>,
+    /// Whether the session waits to be served.
+    pub waiting: bool,
     pub receive: Duration,
     pub max_frame_bytes: u64,
     pub network: Option<Network>,
@@ -47,6 +51,7 @@ pub struct Link {
     receive: Duration,
     max_frame_bytes: u64,
     inbox: Arc<Inbox>,
+    watch: Arc<Watch>,
     output: Output,
 }
 
@@ -59,35 +64,51 @@ impl Link {
     /// Two links joined in memory: the first is the end of the first party. Frames are not limited in time but in the wait
     /// for them, 60 s.
     pub fn memory_pair(first: (Party, &Arc<Meter>), second: (Party, &Arc<Meter>)) -> (Link, Link) {
-        let inboxes = [Arc::new(Inbox::new(u64::MAX)), Arc::new(Inbox::new(u64::MAX))];
-        let end = |own: Party, peer: Party, meter: &Arc<Meter>, inbox: &Arc<Inbox>, far: &Arc<Inbox>| Link {
+        Link::watched_pair((first.0, first.1, &Arc::default()), (second.0, second.1, &Arc::default()))
+    }
+
+    /// [`memory_pair`](Self::memory_pair) of links that each share a watch with others.
+    pub(super) fn watched_pair(
+        first: (Party, &Arc<Meter>, &Arc<Watch>),
+        second: (Party, &Arc<Meter>, &Arc<Watch>),
+    ) -> (Link, Link) {
+        let inbox = |watch: &Arc<Watch>, peer: Party| {
+            let inbox = Arc::new(Inbox::new(u64::MAX, false, Arc::clone(watch)));
+            watch.add(peer, &inbox, None);
+            inbox
+        };
+        let inboxes = [inbox(first.2, second.0), inbox(second.2, first.0)];
+        let end = |own: (Party, &Arc<Meter>, &Arc<Watch>), peer: Party, inbox: &Arc<Inbox>, far: &Arc<Inbox>| Link {
             peer,
-            meter: Arc::clone(meter),
+            meter: Arc::clone(own.1),
             receive: MEMORY_RECEIVE,
             max_frame_bytes: MEMORY_FRAME_BYTES,
             inbox: Arc::clone(inbox),
-            output: Output::Memory { own, inbox: Arc::clone(far) },
+            watch: Arc::clone(own.2),
+            output: Output::Memory { own: own.0, inbox: Arc::clone(far) },
         };
         let [a, b] = &inboxes;
-        (end(first.0, second.0, first.1, a, b), end(second.0, first.0, second.1, b, a))
+        (end(first, second.0, a, b), end(second, first.0, b, a))
     }
 
     /// A link over the connection `from` the peer and the connection `to` it.
     pub(super) fn over(from: Channel, to: Channel, options: Options) -> Result<Link> {
-        let Options { peer, meter, receive, max_frame_bytes, network } = options;
+        let Options { peer, meter, watch, waiting, receive, max_frame_bytes, network } = options;
         let refused = |error: std::io::Error| {
             Diagnostic::new(ombra_ir::Kind::Input, "E0714", format!("the link to {peer} cannot be set up: {error}"))
         };
         let (reader, reading) = from.into_reader().map_err(refused)?;
         let (writer, writing) = to.into_writer(receive).map_err(refused)?;
-        let inbox = Arc::new(Inbox::new(INBOX_BYTES.max(max_frame_bytes)));
-        let outbox = Arc::new(Outbox::new());
+        let inbox = Arc::new(Inbox::new(INBOX_BYTES.max(max_frame_bytes), waiting, Arc::clone(&watch)));
+        let outbox = Arc::new(Outbox::new(Arc::clone(&watch)));
+        watch.add(peer, &inbox, Some(&outbox));
         let mut link = Link {
             peer,
             meter,
             receive,
             max_frame_bytes,
             inbox: Arc::clone(&inbox),
+            watch,
             output: Output::Tls { outbox: Arc::clone(&outbox), sockets: [reading, writing], threads: Vec::new() },
         };
         let read = thread::Builder::new()
@@ -179,6 +200,38 @@ impl Link {
         }
     }
 
+    /// Tells the peer that this party has done its part: that the link ends then is no failure.
+    pub(super) fn finish(&self) {
+        match &self.output {
+            Output::Memory { own, inbox } => {
+                inbox.finish(gone(*own));
+            }
+            // A peer that has gone already needs no word.
+            Output::Tls { outbox, .. } => drop(outbox.push(self.peer, Message::number(Kind::Finished, 0))),
+        }
+    }
+
+    /// Tells the peer how many sessions are served before this one.
+    pub(super) fn tell_turn(&self, before: u32) {
+        if let Output::Tls { outbox, .. } = &self.output {
+            // A peer that has gone is noticed where its session is looked at.
+            let _ = outbox.push(self.peer, Message::number(Kind::Turn, before));
+        }
+    }
+
+    /// Waits until the peer serves this session; `told` hears how many it serves before. In memory there is no queue.
+    pub(super) fn wait_for_turn(&self, told: &mut dyn FnMut(u32)) -> Result<()> {
+        match &self.output {
+            Output::Memory { .. } => Ok(()),
+            Output::Tls { .. } => self.inbox.wait_for_turn(self.peer, self.receive, told),
+        }
+    }
+
+    /// The queue of what has arrived.
+    pub(super) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
     /// Tells the peer that the run failed: the code and place of `cause`, nothing else. What was queued is not sent, and
     /// nothing can be sent after it.
     pub fn abort(&self, cause: &Diagnostic) {
@@ -191,7 +244,7 @@ impl Link {
 
     fn push(&self, message: Message) -> Result<()> {
         // The peer's own words, if it left any, say more than a failed write.
-        if let Some(reason) = self.inbox.end_reason(Duration::ZERO) {
+        if let Some(reason) = self.inbox.end_reason(Duration::ZERO).or_else(|| self.watch.failure().cloned()) {
             return Err(reason);
         }
         match &self.output {
@@ -261,19 +314,32 @@ fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, (limit, max_frame_bytes
     let mut source = Noted { reader, inbox, limit, since: None, bytes: 0 };
     let end = loop {
         (source.since, source.bytes) = (None, 0);
-        match read_message(&mut source, peer, max_frame_bytes) {
-            Ok(Some(message)) if message.kind == Kind::Abort => break aborted(peer, &message),
-            Ok(Some(message)) => {
-                if !inbox.push(message) {
+        match read_message(&mut source, peer, max_frame_bytes, |length| inbox.wait_for_room(length)) {
+            Ok(Some(message)) => match message.kind {
+                Kind::Abort => break aborted(peer, &message),
+                Kind::Finished => {
+                    inbox.finish(gone(peer));
                     return;
                 }
-            }
+                Kind::Turn => inbox.set_turn(message.frame.round),
+                Kind::Waiting => inbox.set_awaited(party(message.frame.round)),
+                Kind::Data | Kind::Control => {
+                    if !inbox.push(message) {
+                        return;
+                    }
+                }
+            },
             Ok(None) => break gone(peer),
             Err(error) if error.code == "E0702" => break dripping(peer, limit),
             Err(error) => break error,
         }
     };
     inbox.end(end);
+}
+
+/// The party whose index is `number`.
+fn party(number: u32) -> Option<Party> {
+    usize::try_from(number).ok().and_then(|index| Party::ALL.get(index)).copied()
 }
 
 /// Sends the messages of `outbox`, at the pace of the emulated network if there is one.
@@ -336,10 +402,10 @@ mod tests {
     fn a_frame_that_drips_is_an_error_however_long_it_is() {
         let message = Message { kind: Kind::Data, frame: Frame::new(1, 2, 3, vec![7; 200]) };
         let bytes = [&message.header()[..], &message.frame.payload].concat();
-        let inbox = Inbox::new(u64::MAX);
+        let inbox = Inbox::new(u64::MAX, false, Arc::default());
         let code = |rest: Duration, limit: Duration| {
             let mut source = Noted { reader: Drip(&bytes, rest), inbox: &inbox, limit, since: None, bytes: 0 };
-            read_message(&mut source, Party::Client, 1 << 20).err().map(|error| error.code)
+            read_message(&mut source, Party::Client, 1 << 20, |_| true).err().map(|error| error.code)
         };
         let (short, long) = (Duration::from_millis(1), Duration::from_secs(600));
         assert_eq!(code(short, 5 * short), Some("E0702"));

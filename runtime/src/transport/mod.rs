@@ -8,7 +8,11 @@
 //! earlier one opens the connections and says in its hello which session they belong to. Certificates are self-signed and
 //! trusted by their SHA-256 fingerprint alone: there is no certificate authority and names mean nothing.
 //!
-//! Sizes of all messages depend on public shapes only. Every wait has a limit, and dropping a link ends its threads.
+//! Sizes of all messages depend on public shapes only. Every wait has a limit, and dropping a link ends its threads. A
+//! party that has done its part says so; a link that ends before that ends the session, whatever waits in it.
+//!
+//! The server takes one session after another and tells those that wait how many come before them. The helper takes them in
+//! the server's order, as the server says.
 //!
 //! | code | meaning |
 //! |---|---|
@@ -28,6 +32,7 @@
 //! | E0714 | a thread, socket option or random number is refused by the operating system |
 
 mod acceptor;
+mod admission;
 mod endpoint;
 mod frame;
 mod link;
@@ -37,6 +42,7 @@ mod party;
 mod queue;
 mod session;
 mod tls;
+mod watch;
 
 pub use acceptor::Acceptor;
 pub use endpoint::Endpoint;

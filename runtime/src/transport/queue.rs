@@ -2,13 +2,21 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
 
 use super::frame::{Message, gone};
 use super::party::Party;
+use super::watch::Watch;
+
+/// Bytes that a link may hold while its session waits to be served: what honest peers send before their turn is less.
+const WAITING_BYTES: u64 = 64 << 10;
+/// A peer that says how many are served before this session may be silent for this long between two such words.
+const ANNOUNCED: Duration = Duration::from_secs(30);
+/// When another link has failed, time for this one to tell its own reason, which says more.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Locks `mutex`; the data under the locks of this module is valid after every statement, so poison is no obstacle.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -31,6 +39,7 @@ pub(super) struct Inbox {
     state: Mutex<Arrived>,
     changed: Condvar,
     capacity_bytes: u64,
+    watch: Arc<Watch>,
     opened: Instant,
     /// Milliseconds from `opened` to the last byte that arrived.
     last_byte_ms: AtomicU64,
@@ -41,16 +50,32 @@ struct Arrived {
     bytes: u64,
     end: Option<Diagnostic>,
     abandoned: bool,
+    /// The session is not served yet.
+    waiting: bool,
+    /// How many sessions the peer serves before this one, once it has said so.
+    turn: Option<u32>,
+    /// Whom the peer waits for, as it said last.
+    awaited: Option<Party>,
 }
 
 impl Inbox {
-    /// An empty queue whose producer waits while it holds more than `capacity_bytes`.
-    pub(super) fn new(capacity_bytes: u64) -> Self {
-        let state = Arrived { messages: VecDeque::new(), bytes: 0, end: None, abandoned: false };
+    /// An empty queue whose producer waits while it holds more than `capacity_bytes`, or far less while the session is
+    /// `waiting` to be served. When it ends, the session that `watch` belongs to has failed.
+    pub(super) fn new(capacity_bytes: u64, waiting: bool, watch: Arc<Watch>) -> Self {
+        let state = Arrived {
+            messages: VecDeque::new(),
+            bytes: 0,
+            end: None,
+            abandoned: false,
+            waiting,
+            turn: None,
+            awaited: None,
+        };
         Inbox {
             state: Mutex::new(state),
             changed: Condvar::new(),
             capacity_bytes,
+            watch,
             opened: Instant::now(),
             last_byte_ms: AtomicU64::new(0),
         }
@@ -62,29 +87,129 @@ impl Inbox {
         self.last_byte_ms.store(elapsed, Ordering::Relaxed);
     }
 
-    /// Adds a message, after waiting for room. False once the queue has ended or nobody will read it.
-    pub(super) fn push(&self, message: Message) -> bool {
-        // A message counts for a little more than its payload, so that empty ones fill the queue too.
-        let bytes = (message.frame.payload.len() as u64).saturating_add(64);
+    /// Waits for room for a message of `length` bytes. False once the queue has ended or nobody will read it.
+    pub(super) fn wait_for_room(&self, length: u64) -> bool {
+        let bytes = counted(length);
         let mut state = lock(&self.state);
-        while !state.abandoned && state.bytes > 0 && state.bytes.saturating_add(bytes) > self.capacity_bytes {
+        loop {
+            if state.abandoned || state.end.is_some() {
+                return false;
+            }
+            let sum = state.bytes.saturating_add(bytes);
+            let room =
+                if state.waiting { sum <= WAITING_BYTES } else { state.bytes == 0 || sum <= self.capacity_bytes };
+            if room {
+                return true;
+            }
             state = wait(&self.changed, state, None);
         }
+    }
+
+    /// Adds a message. False once the queue has ended or nobody will read it.
+    pub(super) fn push(&self, message: Message) -> bool {
+        let mut state = lock(&self.state);
         if state.abandoned || state.end.is_some() {
             return false;
         }
-        state.bytes = state.bytes.saturating_add(bytes);
+        state.bytes = state.bytes.saturating_add(counted(message.frame.payload.len() as u64));
         state.messages.push_back(message);
+        state.awaited = None;
         drop(state);
         self.note_activity();
         self.changed.notify_all();
         true
     }
 
-    /// Ends the queue: after the messages already in it, every read gives `reason`. The first reason stays.
+    /// Ends the queue: after the messages already in it, every read gives `reason`. The first reason stays. The session
+    /// has failed with it.
     pub(super) fn end(&self, reason: Diagnostic) {
-        lock(&self.state).end.get_or_insert(reason);
+        if self.finish(reason.clone()) {
+            self.watch.fail(&reason);
+        }
+    }
+
+    /// Ends the queue as [`end`](Self::end) does, of a peer that has done its part: the session goes on without it. False
+    /// when the queue had ended before.
+    pub(super) fn finish(&self, reason: Diagnostic) -> bool {
+        let mut state = lock(&self.state);
+        let first = state.end.is_none();
+        state.end.get_or_insert(reason);
+        drop(state);
         self.changed.notify_all();
+        first
+    }
+
+    /// Wakes whoever waits here.
+    pub(super) fn wake(&self) {
+        drop(lock(&self.state));
+        self.changed.notify_all();
+    }
+
+    /// Notes that the session is served from now on.
+    pub(super) fn serve(&self) {
+        lock(&self.state).waiting = false;
+        self.changed.notify_all();
+    }
+
+    /// Notes that the peer serves `before` sessions before this one.
+    pub(super) fn set_turn(&self, before: u32) {
+        lock(&self.state).turn = Some(before);
+        self.note_activity();
+        self.changed.notify_all();
+    }
+
+    /// Notes whom the peer waits for.
+    pub(super) fn set_awaited(&self, awaited: Option<Party>) {
+        lock(&self.state).awaited = awaited;
+        self.note_activity();
+        self.changed.notify_all();
+    }
+
+    /// Whether the peer has said that it serves this session now, or has begun to.
+    pub(super) fn is_served(&self) -> bool {
+        let state = lock(&self.state);
+        state.turn == Some(0) || !state.messages.is_empty()
+    }
+
+    /// Bytes that are queued.
+    pub(super) fn bytes(&self) -> u64 {
+        lock(&self.state).bytes
+    }
+
+    /// Waits until `peer` serves this session. `told` hears how many it serves before, whenever that changes.
+    ///
+    /// Fails when the queue or the session has ended, or when nothing was heard for `limit`.
+    pub(super) fn wait_for_turn(&self, peer: Party, limit: Duration, told: &mut dyn FnMut(u32)) -> Result<()> {
+        let called = Instant::now();
+        let mut known = None;
+        loop {
+            let mut state = lock(&self.state);
+            if state.turn == Some(0) || !state.messages.is_empty() {
+                return Ok(());
+            }
+            if let Some(end) = state.end.as_ref().or(self.watch.failure()) {
+                return Err(end.clone());
+            }
+            if state.turn != known {
+                known = state.turn;
+                drop(state);
+                known.into_iter().for_each(&mut *told);
+                continue;
+            }
+            let deadline = self.deadline(&state, called, limit);
+            if Instant::now() >= deadline {
+                return Err(silent(peer, None, limit));
+            }
+            state = wait(&self.changed, state, Some(deadline));
+            drop(state);
+        }
+    }
+
+    /// When a peer that says nothing more has been silent for too long.
+    fn deadline(&self, state: &Arrived, called: Instant, limit: Duration) -> Instant {
+        let last_byte = self.opened + Duration::from_millis(self.last_byte_ms.load(Ordering::Relaxed));
+        let limit = if state.turn.is_some_and(|before| before > 0) { limit.max(ANNOUNCED) } else { limit };
+        called.max(last_byte) + limit
     }
 
     /// Tells the producer that nobody reads any more, and drops what was queued.
@@ -106,13 +231,15 @@ impl Inbox {
         state.end.clone()
     }
 
-    /// The next message of `peer`. Fails when the queue has ended, or when no byte arrived for `limit`.
+    /// The next message of `peer`. Fails when the queue or the session has ended, or when no byte arrived for `limit`.
     pub(super) fn pop(&self, peer: Party, limit: Duration) -> Result<Message> {
         let called = Instant::now();
+        let mut grace = None;
+        let mut told = false;
         let mut state = lock(&self.state);
         loop {
             if let Some(message) = state.messages.pop_front() {
-                state.bytes = state.bytes.saturating_sub((message.frame.payload.len() as u64).saturating_add(64));
+                state.bytes = state.bytes.saturating_sub(counted(message.frame.payload.len() as u64));
                 drop(state);
                 self.changed.notify_all();
                 return Ok(message);
@@ -120,18 +247,45 @@ impl Inbox {
             if let Some(end) = &state.end {
                 return Err(end.clone());
             }
-            let last_byte = self.opened + Duration::from_millis(self.last_byte_ms.load(Ordering::Relaxed));
-            let deadline = called.max(last_byte) + limit;
-            if Instant::now() >= deadline {
-                return Err(silent(peer, limit));
+            let now = Instant::now();
+            if let Some(failure) = self.watch.failure() {
+                let until = *grace.get_or_insert(now + GRACE);
+                if now >= until {
+                    return Err(failure.clone());
+                }
+                state = wait(&self.changed, state, Some(until));
+                continue;
             }
-            state = wait(&self.changed, state, Some(deadline));
+            let deadline = self.deadline(&state, called, limit);
+            if now >= deadline {
+                return Err(silent(peer, state.awaited, limit));
+            }
+            let tell = called + limit / 2;
+            if !told && now >= tell {
+                told = true;
+                drop(state);
+                self.watch.tell_waiting(peer);
+                state = lock(&self.state);
+                continue;
+            }
+            state = wait(&self.changed, state, Some(if told { deadline } else { deadline.min(tell) }));
         }
     }
 }
 
-fn silent(peer: Party, limit: Duration) -> Diagnostic {
-    Diagnostic::peer("E0702", format!("{peer} was silent for {} s", limit.as_secs_f64()))
+/// What a message counts for: a little more than its payload, so that empty ones fill the queue too.
+fn counted(length: u64) -> u64 {
+    length.saturating_add(64)
+}
+
+fn silent(peer: Party, awaited: Option<Party>, limit: Duration) -> Diagnostic {
+    let seconds = limit.as_secs_f64();
+    let error = match awaited.filter(|awaited| *awaited != peer) {
+        Some(awaited) => Diagnostic::peer("E0702", format!("nothing came for {seconds} s: {peer} waits for {awaited}"))
+            .note(format!("help      see whether {awaited} hangs, or is cut off from {peer}")),
+        None => Diagnostic::peer("E0702", format!("{peer} was silent for {seconds} s")),
+    };
+    error
         .note("expected  a frame")
         .note("help      raise limits.receive_s in this party's configuration if the peer is busy computing")
 }
@@ -143,6 +297,7 @@ fn silent(peer: Party, limit: Duration) -> Diagnostic {
 pub(super) struct Outbox {
     state: Mutex<Leaving>,
     changed: Condvar,
+    watch: Arc<Watch>,
     /// Bytes the writer has given to the socket.
     written: AtomicU64,
 }
@@ -156,10 +311,16 @@ struct Leaving {
 }
 
 impl Outbox {
-    /// An empty queue.
-    pub(super) fn new() -> Self {
+    /// An empty queue of a link of the session that `watch` belongs to.
+    pub(super) fn new(watch: Arc<Watch>) -> Self {
         let state = Leaving { messages: VecDeque::new(), closed: false, killed: false, done: false, error: None };
-        Outbox { state: Mutex::new(state), changed: Condvar::new(), written: AtomicU64::new(0) }
+        Outbox { state: Mutex::new(state), changed: Condvar::new(), watch, written: AtomicU64::new(0) }
+    }
+
+    /// Wakes whoever waits here.
+    pub(super) fn wake(&self) {
+        drop(lock(&self.state));
+        self.changed.notify_all();
     }
 
     /// Adds a message, or gives the error that ended the writer.
@@ -177,12 +338,12 @@ impl Outbox {
         Ok(())
     }
 
-    /// Waits until the payloads that are queued have at most `limit` bytes, or until the writer has ended.
+    /// Waits until the payloads that are queued have at most `limit` bytes, or until the writer or the session has ended.
     pub(super) fn wait_for_room(&self, limit: u64) {
         let queued =
             |state: &Leaving| state.messages.iter().map(|(_, message)| message.frame.payload.len() as u64).sum::<u64>();
         let mut state = lock(&self.state);
-        while !state.done && !state.killed && queued(&state) > limit {
+        while !state.done && !state.killed && self.watch.failure().is_none() && queued(&state) > limit {
             state = wait(&self.changed, state, None);
         }
     }

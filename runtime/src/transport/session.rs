@@ -18,6 +18,7 @@ use super::link::Link;
 use super::meter::Meter;
 use super::party::Party;
 use super::tls::{Channel, parse_hex};
+use super::watch::Watch;
 use crate::config::Limits;
 
 /// Largest hello and answer.
@@ -137,7 +138,7 @@ pub(super) fn write_control<T: Serialize>(channel: &mut Channel, peer: Party, va
 }
 
 fn read_control<T: for<'a> Deserialize<'a>>(channel: &mut Channel, peer: Party) -> Result<T> {
-    let message = read_message(channel, peer, 0)?.ok_or_else(|| gone(peer))?;
+    let message = read_message(channel, peer, 0, |_| true)?.ok_or_else(|| gone(peer))?;
     message.parse_control(peer, MAX_HELLO_BYTES)
 }
 
@@ -147,6 +148,7 @@ pub struct Session {
     id: SessionId,
     purpose: Purpose,
     meter: Arc<Meter>,
+    watch: Arc<Watch>,
     links: BTreeMap<Party, Link>,
     limits: Limits,
     endpoint: Option<Endpoint>,
@@ -157,7 +159,7 @@ impl Session {
         let party = endpoint.party();
         let (meter, links) = (Arc::new(Meter::new()), BTreeMap::new());
         let limits = endpoint.limits();
-        Session { party, id, purpose, meter, links, limits, endpoint: Some(endpoint) }
+        Session { party, id, purpose, meter, watch: Arc::default(), links, limits, endpoint: Some(endpoint) }
     }
 
     /// Sessions of `parties`, each a different one, with a link in memory between every two of them and the limits that
@@ -166,15 +168,16 @@ impl Session {
         let id = SessionId::random()?;
         let mut sessions: Vec<Session> = Vec::new();
         for &party in parties {
-            let meter = Arc::new(Meter::new());
+            let (meter, watch) = (Arc::new(Meter::new()), Arc::default());
             let mut links = BTreeMap::new();
             for other in &mut sessions {
-                let (near, far) = Link::memory_pair((party, &meter), (other.party, &other.meter));
+                let far = (other.party, &other.meter, &other.watch);
+                let (near, far) = Link::watched_pair((party, &meter, &watch), far);
                 links.insert(other.party, near);
                 other.links.insert(party, far);
             }
             let limits = Limits::default();
-            sessions.push(Session { party, id, purpose: Purpose::Run, meter, links, limits, endpoint: None });
+            sessions.push(Session { party, id, purpose: Purpose::Run, meter, watch, links, limits, endpoint: None });
         }
         Ok(sessions)
     }
@@ -237,6 +240,58 @@ impl Session {
         Ok(())
     }
 
+    /// Waits until the server serves this session of a client's; `told` hears how many it serves before, whenever that
+    /// changes.
+    ///
+    /// # Errors
+    /// What ended the session, `E0702` for a server that says nothing.
+    pub fn wait_for_turn(&self, told: &mut dyn FnMut(u32)) -> Result<()> {
+        match self.links.get(&Party::Server) {
+            Some(server) if self.party == Party::Client => server.wait_for_turn(told),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells every peer that this party has done its part: that its links end then is no failure.
+    pub fn finish(&self) {
+        self.links.values().for_each(Link::finish);
+    }
+
+    /// Why the session has failed while nobody looked, if it has.
+    pub(super) fn failure(&self) -> Option<&Diagnostic> {
+        self.watch.failure()
+    }
+
+    /// Whether it may be served now: the helper takes what the server takes.
+    pub(super) fn is_called(&self) -> bool {
+        let server = self.links.get(&Party::Server);
+        self.party != Party::Helper || server.is_none_or(|server| server.inbox().is_served())
+    }
+
+    /// Begins to serve it: more may be queued now, and the server's peers hear that it is their turn.
+    pub(super) fn begin(&self) {
+        for link in self.links.values() {
+            link.inbox().serve();
+            self.tell_turn(link, 0);
+        }
+    }
+
+    /// Tells the client that `before` sessions are served before its own.
+    pub(super) fn announce(&self, before: u32) {
+        self.links.get(&Party::Client).into_iter().for_each(|client| self.tell_turn(client, before));
+    }
+
+    fn tell_turn(&self, link: &Link, before: u32) {
+        if self.party == Party::Server {
+            link.tell_turn(before);
+        }
+    }
+
+    /// Bytes that have arrived and wait to be asked for.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.links.values().map(|link| link.inbox().bytes()).sum()
+    }
+
     /// Tells every peer that the run failed here: the code and place of `cause`, nothing else.
     pub fn abort(&self, cause: &Diagnostic) {
         for link in self.links.values() {
@@ -246,13 +301,18 @@ impl Session {
 
     pub(super) fn dial(&mut self, peer: Party) -> Result<()> {
         if let Some(endpoint) = &self.endpoint {
-            let link = endpoint.dial(peer, self.id, self.purpose, &self.meter)?;
+            let link = endpoint.dial(peer, (self.id, self.purpose), &self.meter, &self.watch)?;
             self.links.insert(peer, link);
         }
         Ok(())
     }
 
-    pub(super) fn add_link(&mut self, link: Link) {
-        self.links.insert(link.peer(), link);
+    /// Adds the link over two connections of a peer that has connected to this party.
+    pub(super) fn add_link(&mut self, peer: Party, from: Channel, to: Channel) -> Result<()> {
+        if let Some(endpoint) = &self.endpoint {
+            let link = endpoint.link(peer, (from, to), &self.meter, &self.watch, true)?;
+            self.links.insert(peer, link);
+        }
+        Ok(())
     }
 }

@@ -307,6 +307,19 @@ impl Channel {
         self.tls.peer_certificates()?.first().map(|certificate| Fingerprint::of(certificate))
     }
 
+    /// Whether the peer has closed the connection, and nothing that it sent is left.
+    pub(super) fn is_closed(&self) -> bool {
+        if self.socket.set_nonblocking(true).is_err() {
+            return true;
+        }
+        let seen = self.socket.peek(&mut [0]);
+        let open = match seen {
+            Ok(count) => count > 0,
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        };
+        !open || self.socket.set_nonblocking(false).is_err()
+    }
+
     /// Closes the connection so that the peer can still read what was sent last: a socket closed with unread input
     /// would reset the connection and take the last words with it.
     pub(super) fn close_gently(mut self) {

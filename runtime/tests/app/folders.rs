@@ -8,7 +8,14 @@ use ombra_runtime::app::PlanFolder;
 use super::plans::{self, Folder, WIDTH, save_weights};
 
 fn refused(folder: &Folder) -> Option<&'static str> {
-    PlanFolder::open(&folder.0).and_then(|open| open.client_model().and(open.server_weights())).err().map(|e| e.code)
+    let open = |folder: &Folder| {
+        let open = PlanFolder::open(&folder.0)?;
+        if let Some((model, _)) = open.client_model()? {
+            model.read(1 << 20)?;
+        }
+        open.server_weights()
+    };
+    open(folder).err().map(|e| e.code)
 }
 
 #[test]

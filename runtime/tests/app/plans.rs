@@ -324,6 +324,43 @@ fn write(
     folder
 }
 
+/// Puts a file beside the plan, which gets its digest.
+pub fn add_file(folder: &Folder, name: &str, content: &[u8]) {
+    let public = folder.join("public");
+    fs::write(public.join(name), content).unwrap();
+    change(folder, |plan| plan.files.push(digest_of(&public, name)));
+}
+
+/// Puts another model for the client beside the plan, which gets its digest.
+pub fn set_client_model(folder: &Folder, content: &[u8]) {
+    let public = folder.join("public");
+    fs::write(public.join("client.onnx"), content).unwrap();
+    change(folder, |plan| plan.client_model = Some(digest_of(&public, "client.onnx")));
+}
+
+/// Changes the plan.
+pub fn change(folder: &Folder, change: impl FnOnce(&mut Plan)) {
+    let path = folder.join("public/plan.ombra");
+    let mut plan = plan::decode(&fs::read(&path).unwrap()).unwrap();
+    change(&mut plan);
+    fs::write(&path, plan::encode(&plan).unwrap()).unwrap();
+}
+
+/// A model for the client: `doubled` of `x` by these nodes, each with its operator, inputs and output, and integer lists by
+/// name.
+pub fn hostile_model(nodes: &[(&str, &[&str], &str)], lists: &[(&str, Vec<i64>)]) -> Vec<u8> {
+    let nodes = nodes.iter().map(|(kind, inputs, output)| node(kind, inputs, output, &[])).collect();
+    let mut model = model(nodes, &[("x", DataType::FLOAT)], &["doubled"]);
+    let lists = lists.iter().map(|(name, values)| {
+        let mut list = TensorProto::new();
+        (list.name, list.data_type) = ((*name).to_owned(), DataType::INT64.value());
+        (list.dims, list.int64_data) = (vec![values.len() as i64], values.clone());
+        list
+    });
+    model.graph.mut_or_insert_default().initializer = lists.collect();
+    model.write_to_bytes().unwrap()
+}
+
 fn digest_of(folder: &Path, file: &str) -> FileDigest {
     let digest = Sha256::digest(fs::read(folder.join(file)).unwrap());
     FileDigest { file: file.to_owned(), sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect() }

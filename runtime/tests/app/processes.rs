@@ -140,14 +140,16 @@ fn save_proto(path: &Path, name: &str, shape: &[usize], values: &[f32]) {
     fs::write(path, proto.write_to_bytes().unwrap()).unwrap();
 }
 
+/// A tokenizer for words of one letter.
+const TOKENIZER: &str = r#"{ "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+    "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
+    "model": { "type": "WordLevel", "unk_token": "a",
+               "vocab": { "a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5 } } }"#;
+
 #[test]
 fn a_prompt_as_text_gives_text() {
     let folder = plans::cached();
-    let tokenizer = r#"{ "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
-        "model": { "type": "WordLevel", "unk_token": "a",
-                   "vocab": { "a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5 } } }"#;
-    fs::write(folder.join("public/tokenizer.json"), tokenizer).unwrap();
+    plans::add_file(&folder, "tokenizer.json", TOKENIZER.as_bytes());
     let path = folder.join("report.json");
     let output = ombra_run()
         .arg("local")
@@ -161,6 +163,90 @@ fn a_prompt_as_text_gives_text() {
     let expected = words.join(" ");
     assert_eq!(succeeded(output).trim_end(), expected);
     assert_eq!(report(&path).text.as_deref(), Some(expected.as_str()));
+}
+
+/// The error of a client that runs `folder` locally with these arguments, and the exit status.
+fn refused(folder: &Folder, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = ombra_run().arg("local").arg(&folder.0).args(arguments).args(["--threads", "1"]).output().unwrap();
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    (output.status.code(), text(&output.stderr))
+}
+
+/// One error of the client's own, without a panic's or an abort's output.
+fn one_error(found: (Option<i32>, String), code: &str) {
+    let (status, errors) = found;
+    assert_eq!(status, Some(2), "{errors}");
+    assert!(errors.contains(&format!("error[{code}]")), "{errors}");
+    assert!(!errors.contains("panicked") && !errors.contains("memory allocation"), "{errors}");
+}
+
+#[test]
+fn a_tokenizer_counts_only_with_its_digest_in_the_plan() {
+    let folder = plans::cached();
+    fs::write(folder.join("public/tokenizer.json"), TOKENIZER).unwrap();
+    one_error(refused(&folder, &["--prompt", "d b e"]), "E1009");
+    plans::add_file(&folder, "tokenizer.json", TOKENIZER.as_bytes());
+    // Two entries change places: the file is as long as before, and the answer would be another one.
+    let swapped = TOKENIZER.replace("\"d\": 3, \"e\": 4", "\"d\": 4, \"e\": 3");
+    fs::write(folder.join("public/tokenizer.json"), swapped).unwrap();
+    one_error(refused(&folder, &["--prompt", "d b e"]), "E1002");
+}
+
+#[test]
+fn a_malformed_tokenizer_is_one_error() {
+    let length = r#""padding": { "strategy": { "Fixed": 562949953421312 }, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "a" }"#;
+    let truncation =
+        r#""truncation": { "max_length": 2, "strategy": "LongestFirst", "stride": 7, "direction": "Right" }"#;
+    let unigram = r#"{ "type": "Unigram", "unk_id": 7, "vocab": [["a", 0.0]] }"#;
+    let word_level = r#"{ "type": "WordLevel", "unk_token": "a",
+               "vocab": { "a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5 } }"#;
+    let trie = r#"{ "type": "Precompiled", "precompiled_charsmap": "/////w==" }"#;
+    assert!(TOKENIZER.contains(word_level));
+    for hostile in [
+        String::new(),
+        "{".to_owned(),
+        "[".repeat(1 << 20),
+        TOKENIZER.replace("\"padding\": null", length),
+        TOKENIZER.replace("\"truncation\": null", truncation),
+        TOKENIZER.replace("\"normalizer\": null", &format!("\"normalizer\": {trie}")),
+        TOKENIZER.replace(word_level, unigram),
+    ] {
+        let folder = plans::cached();
+        plans::add_file(&folder, "tokenizer.json", hostile.as_bytes());
+        let (status, errors) = refused(&folder, &["--prompt", "d b e", "-n", "1"]);
+        assert!(errors.contains("E1009") || errors.contains("E0725"), "{hostile:.200}: {status:?} {errors}");
+        let code = if errors.contains("E0725") { "E0725" } else { "E1009" };
+        one_error((status, errors), code);
+    }
+}
+
+/// Models of a few hundred bytes that ask for more memory than there is, each in another way.
+#[test]
+fn a_model_that_asks_for_all_memory_is_one_error() {
+    let huge = vec![1 << 25, 1 << 24];
+    let doubling: Vec<(String, String)> = (0..49).map(|n| (format!("v{n}"), format!("v{}", n + 1))).collect();
+    let mut tiled: Vec<(&str, Vec<&str>, &str)> = vec![("Identity", vec!["x"], "v0")];
+    tiled.extend(doubling.iter().map(|(from, to)| ("Tile", vec![from.as_str(), "two"], to.as_str())));
+    tiled.push(("Identity", vec!["v49"], "doubled"));
+    let cases: [(&str, Vec<(&str, Vec<&str>, &str)>); 3] = [
+        ("ConstantOfShape", vec![("ConstantOfShape", vec!["huge"], "doubled")]),
+        ("Expand", vec![("Expand", vec!["x", "shape"], "doubled")]),
+        ("Tile", tiled),
+    ];
+    for (what, nodes) in cases {
+        let nodes: Vec<(&str, &[&str], &str)> =
+            nodes.iter().map(|(op, args, out)| (*op, args.as_slice(), *out)).collect();
+        let lists = [("huge", huge.clone()), ("shape", vec![1 << 47, 1, 4]), ("two", vec![2, 1])];
+        let folder = plans::linear(true);
+        plans::set_client_model(&folder, &plans::hostile_model(&nodes, &lists));
+        let input = folder.join("x.npy");
+        fs::write(&input, tensor_file::to_npy(&Tensor::f32(&[1, WIDTH], vec![0.5; WIDTH]).unwrap())).unwrap();
+        let (status, errors) = refused(&folder, &["--input", &format!("x={}", input.display())]);
+        // The library may find out for itself.
+        assert!(["E0725", "E0723", "E0721"].iter().any(|code| errors.contains(code)), "{what}: {errors}");
+        assert!(status == Some(2) && !errors.contains("memory allocation"), "{what}: {errors}");
+    }
 }
 
 #[test]
@@ -263,6 +349,145 @@ fn serving_parties_outlive_clients_and_each_other() {
     let _third = Serving::start(&plan.0, Party::Helper, &helper);
     assert_eq!(client_run(&plan, &client), all, "a new helper holds nothing");
     assert_eq!(client_run(&plan, &client), 0);
+}
+
+/// Whatever a client does to the server and not to the helper, the next one is served, long before the limits of silence.
+#[test]
+fn clients_that_reach_the_server_alone_hold_nobody() {
+    let plan = plans::cached();
+    let (_keys, configs) = configurations();
+    for config in &configs {
+        fs::write(config, fs::read_to_string(config).unwrap() + "\n[limits]\nreceive_s = 3600\n").unwrap();
+    }
+    let [client, server, helper] = configs;
+    let _helper = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start(&plan.0, Party::Server, &server);
+    let digest = PlanFolder::open(&plan.0).unwrap().digest;
+    let (sender, served) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut alone = PartyConfig::read(&client).unwrap();
+        alone.peers.remove(&Party::Helper);
+        let alone = Endpoint::new(&alone, &digest, None).unwrap();
+        for abort in [false, true] {
+            let sessions: Vec<_> = (0..5).map(|_| alone.open(Purpose::Run).unwrap()).collect();
+            for session in sessions.iter().filter(|_| abort) {
+                session.abort(&ombra_ir::Diagnostic::input("E0321", "a reason"));
+            }
+            drop(sessions);
+            client_run(&plan, &client);
+        }
+        for wait in [0, 10, 40] {
+            let mut killed = ombra_run();
+            killed.arg("generate").arg(&plan.0).arg("--config").arg(&client).args(["--tokens", "1", "-n", "9"]);
+            let mut killed = killed.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(wait));
+            killed.kill().unwrap();
+            killed.wait().unwrap();
+            client_run(&plan, &client);
+        }
+        sender.send(())
+    });
+    served.recv_timeout(std::time::Duration::from_secs(100)).expect("every client is served");
+}
+
+#[test]
+fn weights_that_are_cut_or_changed_while_they_are_served_are_one_error() {
+    let plan = plans::cached();
+    let (_keys, [client, server, helper]) = configurations();
+    let _helper = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start(&plan.0, Party::Server, &server);
+    client_run(&plan, &client);
+    let weights = plan.join("server/weights.safetensors");
+    let good = fs::read(&weights).unwrap();
+    let mut changed = good.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    for bad in [&good[..good.len() / 2], &[], &changed] {
+        fs::write(&weights, bad).unwrap();
+        for _ in 0..2 {
+            let mut command = ombra_run();
+            command.arg("generate").arg(&plan.0).arg("--config").arg(&client).args(["--tokens", "3,1,4", "-n", "2"]);
+            let output = command.output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+            assert!(text(&output.stderr).contains("server aborted the run with E1020"), "{}", text(&output.stderr));
+            assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+        }
+        // The content that was opened is as good as ever.
+        fs::write(&weights, &good).unwrap();
+        client_run(&plan, &client);
+    }
+}
+
+#[test]
+fn a_step_with_more_traffic_than_a_client_accepts_is_refused() {
+    let plan = plans::cached();
+    let (_keys, [client, server, helper]) = configurations();
+    let limited = fs::read_to_string(&client).unwrap() + "\n[limits]\nmax_traffic_bytes = 2000\n";
+    fs::write(&client, limited).unwrap();
+    let _helper = Serving::start(&plan.0, Party::Helper, &helper);
+    let _server = Serving::start(&plan.0, Party::Server, &server);
+    let mut command = ombra_run();
+    command.arg("generate").arg(&plan.0).arg("--config").arg(&client).args(["--tokens", "3,1,4", "-n", "2"]);
+    one_error(failed(command.output().unwrap()), "E1021");
+}
+
+/// Exit status and standard error of a program that prints nothing else.
+fn failed(output: Output) -> (Option<i32>, String) {
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    (output.status.code(), text(&output.stderr))
+}
+
+#[test]
+fn a_prompt_comes_from_a_file_or_from_standard_input() {
+    let folder = plans::cached();
+    plans::add_file(&folder, "tokenizer.json", TOKENIZER.as_bytes());
+    let expected = {
+        let mut command = ombra_run();
+        command.arg("local").arg(&folder.0).args(["--prompt", "d b e", "-n", "3", "--threads", "1"]);
+        succeeded(command.output().unwrap())
+    };
+    let file = folder.join("prompt.txt");
+    for end in ["", "\n", "\r\n"] {
+        fs::write(&file, format!("d b e{end}")).unwrap();
+        for from in [file.to_str().unwrap(), "-"] {
+            let mut command = ombra_run();
+            command.arg("local").arg(&folder.0).args(["--prompt-file", from, "-n", "3", "--threads", "1"]);
+            let output = command.stdin(fs::File::open(&file).unwrap()).output().unwrap();
+            assert_eq!(succeeded(output), expected, "{from}");
+        }
+    }
+    fs::write(&file, [0xff, 0xfe]).unwrap();
+    one_error(refused(&folder, &["--prompt-file", file.to_str().unwrap()]), "E1006");
+    one_error(refused(&folder, &["--prompt-file", "-", "--tokens", "1"]), "E1006");
+}
+
+#[test]
+fn names_and_answers_reach_no_terminal_as_they_are() {
+    const HOSTILE: &str = "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}";
+    let folder = plans::linear(false);
+    plans::change(&folder, |plan| plan.module.outputs[0].name = format!("y{HOSTILE}"));
+    let input = folder.join("x.npy");
+    fs::write(&input, tensor_file::to_npy(&Tensor::f32(&[1, WIDTH], vec![0.5; WIDTH]).unwrap())).unwrap();
+    let mut command = ombra_run();
+    command.arg("local").arg(&folder.0).arg("--input").arg(format!("x={}", input.display())).args(["--threads", "1"]);
+    let printed = succeeded(command.output().unwrap());
+    let clean = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}');
+    assert!(clean(&printed), "{printed:?}");
+    let line: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(line["name"], format!("y{HOSTILE}"));
+    // In an error, and in the text that a model gives.
+    let (_, errors) = refused(&folder, &["--input", &format!("z{HOSTILE}={}", input.display())]);
+    assert!(clean(&errors) && errors.contains("owned"), "{errors:?}");
+    let folder = plans::cached();
+    let hostile = ["b", "c", "d", "e", "f"].iter().fold(TOKENIZER.to_owned(), |text, word| {
+        text.replace(&format!("\"{word}\":"), &format!("\"\\u001b[{word}\":"))
+    });
+    let hostile = hostile.replace("\"a\"", "\"\\u001b[2J\"");
+    plans::add_file(&folder, "tokenizer.json", hostile.as_bytes());
+    let mut command = ombra_run();
+    command.arg("local").arg(&folder.0).args(["--prompt", "d", "-n", "2", "--threads", "1"]);
+    let output = command.output().unwrap();
+    let answer = succeeded(output);
+    assert!(clean(&answer) && answer.contains("\\u001b["), "{answer:?}");
 }
 
 #[test]

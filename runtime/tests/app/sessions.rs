@@ -32,7 +32,12 @@ fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
     let folder = PlanFolder::open(folder).unwrap();
     let session = sessions.remove(0);
     let outcome = Prepared::new(&folder, task, &[]).and_then(|task| {
-        client::run(&folder, &session, task, Options { threads: 1, keep_steps: true, on_token: &mut |_| Ok(()) })
+        client::run(
+            &folder,
+            &session,
+            task,
+            Options { threads: 1, keep_steps: true, isolation: None, on_token: &mut |_| Ok(()) },
+        )
     });
     drop(session);
     let peers: Vec<_> = peers.into_iter().map(|peer| peer.join().unwrap()).collect();
@@ -213,6 +218,65 @@ fn public_inputs_are_masks_and_positions_unless_the_user_allows_more() {
     assert_eq!(refused(&inputs, finite(), &["unknown", "x"]), None);
 }
 
+/// Whatever a plan calls them, token ids are shown to the others only where they are no more than masks and positions are.
+#[test]
+fn contents_prove_what_a_plan_says_of_a_public_input() {
+    let folder = plans::linear(false);
+    let mut open = PlanFolder::open(&folder.0).unwrap();
+    let (seq, past) = (open.plan.module.dims.find("seq").unwrap(), open.plan.module.dims.find("past").unwrap());
+    open.plan.past = Some("past".to_owned());
+    let total = vec![Dim::from(1), Dim::from(seq).add(&Dim::from(past)).unwrap()];
+    let graph = &mut open.plan.graph_inputs;
+    graph.iter_mut().find(|input| input.name == "attention_mask").unwrap().shape = total;
+    let input = |name: &str, role, dtype| plan::GraphInput {
+        name: name.to_owned(),
+        role,
+        dtype,
+        shape: vec![Dim::from(1), Dim::from(seq)],
+    };
+    graph.push(input("input_ids", plan::InputRole::PositionIds, plain::DType::I64));
+    graph.push(input("ids", plan::InputRole::AttentionMask, plain::DType::I64));
+    graph.push(input("position_ids", plan::InputRole::PositionIds, plain::DType::F32));
+    let cache = vec![Dim::from(past), Dim::from(1)];
+    graph.push(plan::GraphInput { shape: cache, ..input("rows", plan::InputRole::Past, plain::DType::F32) });
+    let public = |name: &str| open.plan.graph_inputs.iter().find(|input| input.name == name).unwrap().clone();
+    let public = ["attention_mask", "input_ids", "ids", "position_ids"].map(public);
+    let public = public.map(|i| plain::program::Input { name: i.name, dtype: i.dtype, shape: i.shape });
+    open.plan.module.public.inputs = public.to_vec();
+    let refused_after = |past: usize, given: &[(&str, &[i64])], allowed: &[&str]| {
+        let x = Tensor::f32(&[4, WIDTH], vec![0.5; 4 * WIDTH]).unwrap();
+        let rows = Tensor::f32(&[past, 1], vec![0.5; past]).unwrap();
+        let mut inputs = vec![("x".to_owned(), x), ("rows".to_owned(), rows)];
+        for (name, values) in given {
+            inputs.push(((*name).to_owned(), Tensor::i64(&[1, values.len()], values.to_vec()).unwrap()));
+        }
+        let allowed: Vec<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
+        Prepared::new(&open, Task::Infer { inputs }, &allowed).err().map(|error| error.code)
+    };
+    let refused = |given: &[(&str, &[i64])], allowed: &[&str]| refused_after(0, given, allowed);
+    for name in ["input_ids", "position_ids"] {
+        assert_eq!(refused(&[(name, &[0, 1, 2, 3])], &[]), None, "{name}");
+        for ids in [[3, 1, 4, 1], [1, 2, 3, 4], [0, 1, 2, 2], [0, 0, 0, 1], [1, 1, 0, 1]] {
+            assert_eq!(refused(&[(name, &ids)], &[]), Some("E1016"), "{name} {ids:?}");
+            assert_eq!(refused(&[(name, &ids)], &[name]), None, "{name} {ids:?}");
+        }
+        // Padding on the left, with each of what exporters put there.
+        let mask = ("attention_mask", &[0, 0, 1, 1][..]);
+        for proven in [[0, 0, 0, 1], [1, 1, 0, 1], [-1, -1, 0, 1], [0, 1, 2, 3]] {
+            assert_eq!(refused(&[mask, (name, &proven)], &[]), None, "{name} {proven:?}");
+        }
+        for ids in [[1, 0, 0, 1], [7, 7, 0, 1], [0, 0, 1, 2], [0, 0, 1, 0]] {
+            assert_eq!(refused(&[mask, (name, &ids)], &[]), Some("E1016"), "{name} {ids:?}");
+        }
+        let cached = ("attention_mask", &[0, 1, 1, 1, 1, 1][..]);
+        let after = |values: &[i64]| refused_after(2, &[cached, (name, values)], &[]);
+        assert_eq!((after(&[1, 2, 3, 4]), after(&[2, 3, 4, 5])), (None, None), "{name}");
+        assert_eq!((after(&[0, 1, 2, 3]), after(&[3, 4, 5, 6])), (Some("E1016"), Some("E1016")), "{name}");
+    }
+    assert_eq!(refused(&[("ids", &[3, 1, 4, 1])], &[]), Some("E1006"), "a mask holds 0 and 1");
+    assert_eq!(refused(&[("ids", &[1, 1, 0, 1])], &[]), None);
+}
+
 #[test]
 fn a_value_beyond_its_bound_ends_the_session_at_every_party() {
     let folder = plans::linear(false);
@@ -244,7 +308,7 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
         thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
     });
     let task = Prepared::new(&open, generate(&[1, VOCABULARY as i64], 1), &[]).unwrap();
-    let options = Options { threads: 1, keep_steps: false, on_token: &mut |_| Ok(()) };
+    let options = Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut |_| Ok(()) };
     assert_eq!(client::run(&open, &client, task, options).err().map(|error| error.code), Some("E0806"));
     assert_told_nothing(peers.map(|peer| peer.join().unwrap()));
     let sent = meters.map(|meter| meter.snapshot().sent_bytes());
@@ -316,8 +380,12 @@ fn weight_key(folder: &PlanFolder, keep: &mut Keep, parts: &mut Keep) -> Vec<u8>
         let server = scope.spawn(|| serve_session(folder, &server, keep, 1).unwrap_err());
         let link = client.link(Party::Server).unwrap();
         link.recv(1, u32::MAX, 0, 16).unwrap();
-        let _: serde_json::Value = link.recv_control(1 << 10).unwrap();
+        let sharing: serde_json::Value = link.recv_control(1 << 10).unwrap();
         let (key, _) = link.recv(1, u32::MAX - 2, 0, 16).unwrap();
+        if sharing["sends"] == true {
+            // A client that goes before the helper has its part ends the sharing too.
+            let _: serde_json::Value = client.link(Party::Helper).unwrap().recv_control(1 << 10).unwrap();
+        }
         // The client gives no inputs: the session ends here.
         drop(client);
         server.join().unwrap();

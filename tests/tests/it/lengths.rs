@@ -24,7 +24,7 @@ fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompt: &
             told.push(token);
             Ok(())
         };
-        let options = Options { threads: 1, keep_steps: false, on_token: &mut on_token };
+        let options = Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut on_token };
         let outcome = client::run(folder, &to_client, task, options).unwrap_or_else(|e| panic!("client: {e}"));
         for thread in serving {
             thread.join().expect("no party panics").unwrap_or_else(|e| panic!("{e}"));

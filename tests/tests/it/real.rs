@@ -90,7 +90,7 @@ fn the_plan_computes_the_models_logits_and_answers() {
         println!("{} tokens: error {error:.5}", ids.len());
         assert!(error <= LOGIT_ERROR, "{} tokens: error {error}", ids.len());
     }
-    let text = Text::open(real.plan()).expect("the tokenizer stands beside the plan");
+    let text = Text::open(real.plan(), None).expect("the tokenizer stands beside the plan");
     for answer in expected["answers"].as_array().expect("answers") {
         let question = answer["question"].as_str().expect("text");
         let (prompt, new) = (ints(&answer["prompt_ids"]), ints(&answer["new_ids"]));

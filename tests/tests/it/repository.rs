@@ -25,8 +25,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("compiler/src/onnx/external.rs", "maps files of tensors into memory"),
     ("kernels/src/gemm_kernels.rs", "vector instructions"),
     ("kernels/src/isa.rs", "calls kernels after asking for their instructions"),
-    ("runtime/src/app/weights.rs", "maps files of weights into memory"),
-    ("runtime/src/memory.rs", "tells the allocator to keep freed blocks"),
+    ("runtime/src/memory.rs", "tells the allocator which freed blocks to keep"),
     ("runtime/src/prg/aes.rs", "AES instructions"),
 ];
 /// Hosts that files may name: standards, papers, the public index of crates.

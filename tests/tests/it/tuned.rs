@@ -75,8 +75,13 @@ fn tuned(name: &str, private: fn(&Graph) -> BTreeSet<String>, reveal: Vec<Reveal
 /// Compares what the region gives on `set` with the typed graph's own meaning; the number of values and the greatest
 /// error.
 fn check_region(name: &str, built: &Built, set: &TestSet) -> (usize, f32) {
-    let path = built.plan.client_model().expect("it is read").unwrap_or_else(|| panic!("{name}: no client model"));
-    let region = PlaintextModel::open(&path).unwrap_or_else(|e| panic!("{name}: {e}")).with_threads(1);
+    let files = built.plan.client_model().expect("it is named").unwrap_or_else(|| panic!("{name}: no client model"));
+    let model = files.0.read(u64::MAX - 1).expect("it is the plan's");
+    let region = match files.1 {
+        None => PlaintextModel::load(model),
+        Some(data) => PlaintextModel::load_with_data(model, &data.name(), data.read(u64::MAX - 1).expect("likewise")),
+    };
+    let region = region.unwrap_or_else(|e| panic!("{name}: {e}")).with_threads(1);
     let graph = &built.compiled.graph;
     let given: BTreeMap<String, Tensor> = set.inputs.iter().cloned().collect();
     let bindings = bind_inputs(graph, &given).expect("the set fits");

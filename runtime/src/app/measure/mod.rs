@@ -57,7 +57,11 @@ pub fn measure(config: Option<&Path>, network: Option<Network>, threads: usize, 
                 )
                 .note("expected  party = \"client\""));
             }
-            links::measure(&endpoint.open(Purpose::Measure)?)?
+            let session = endpoint.open(Purpose::Measure)?;
+            session.wait_for_turn(&mut |_| ())?;
+            let links = links::measure(&session)?;
+            session.finish();
+            links
         }
         None => Vec::new(),
     };
@@ -237,8 +241,7 @@ impl Loopback {
         let helper = Acceptor::bind(&helper, drop)?;
         let late = || Diagnostic::internal("E1011", "the parties of a measurement do not connect");
         let client = client.open(Purpose::Measure)?;
-        let mut server = server.next(Some(CONNECT)).ok_or_else(late)?;
-        server.join()?;
+        let server = server.next(Some(CONNECT)).ok_or_else(late)?;
         let helper = helper.next(Some(CONNECT)).ok_or_else(late)?;
         Ok(Loopback(vec![client, server, helper]))
     }

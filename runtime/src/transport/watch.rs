@@ -1,0 +1,54 @@
+//! What the links of one session share: how it failed, and how its waits are ended.
+//!
+//! A party waits on one link at a time, while another one may be what has ended. So the end of any link that comes before
+//! its peer has finished is the end of the session, and wakes whatever waits in it.
+
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use ombra_ir::Diagnostic;
+
+use super::frame::{Kind, Message};
+use super::party::Party;
+use super::queue::{Inbox, Outbox, lock};
+
+/// The state that the links of a session share.
+#[derive(Default)]
+pub(super) struct Watch {
+    failure: OnceLock<Diagnostic>,
+    links: Mutex<Vec<(Party, Weak<Inbox>, Weak<Outbox>)>>,
+}
+
+impl Watch {
+    /// Adds the queues of a link; a link in memory has no outbox.
+    pub(super) fn add(&self, peer: Party, inbox: &Arc<Inbox>, outbox: Option<&Arc<Outbox>>) {
+        let outbox = outbox.map(Arc::downgrade).unwrap_or_default();
+        lock(&self.links).push((peer, Arc::downgrade(inbox), outbox));
+    }
+
+    /// Why the session has failed, if it has: the first reason stays.
+    pub(super) fn failure(&self) -> Option<&Diagnostic> {
+        self.failure.get()
+    }
+
+    /// Notes that the session has failed and wakes every wait in it.
+    pub(super) fn fail(&self, reason: &Diagnostic) {
+        // Whoever came first has told its reason, and wakes the others.
+        if self.failure.set(reason.clone()).is_err() {
+            return;
+        }
+        let links = lock(&self.links);
+        links.iter().filter_map(|(_, inbox, _)| inbox.upgrade()).for_each(|inbox| inbox.wake());
+        links.iter().filter_map(|(_, _, outbox)| outbox.upgrade()).for_each(|outbox| outbox.wake());
+    }
+
+    /// Tells every other peer that this party waits for `awaited`, so that nobody takes this one for silent.
+    pub(super) fn tell_waiting(&self, awaited: Party) {
+        let number = u32::try_from(awaited.index()).unwrap_or(u32::MAX);
+        let others = lock(&self.links);
+        let others = others.iter().filter(|(peer, _, _)| *peer != awaited);
+        for (peer, outbox) in others.filter_map(|(peer, _, outbox)| Some((*peer, outbox.upgrade()?))) {
+            // A peer that is gone needs no word.
+            let _ = outbox.push(peer, Message::number(Kind::Waiting, number));
+        }
+    }
+}
