@@ -24,7 +24,7 @@ pub struct Region {
 
 /// Where the model runs, and the names of its inputs.
 enum Model {
-    Here(Evaluator),
+    Here(Box<Evaluator>),
     Isolated(Worker, Vec<String>),
 }
 
@@ -99,7 +99,7 @@ impl Region {
     pub fn open(folder: &PlanFolder, threads: usize, isolation: Option<&Isolation>) -> Result<Region> {
         let model = match (folder.client_model()?, isolation) {
             (None, _) => None,
-            (Some((file, data)), None) => Some(Model::Here(Evaluator::open(&file, data.as_ref(), threads)?)),
+            (Some((file, data)), None) => Some(Model::Here(Box::new(Evaluator::open(&file, data.as_ref(), threads)?))),
             (Some((file, data)), Some(isolation)) => {
                 let mut worker = Worker::start(isolation)?;
                 let names = worker.load_model(file, data, threads)?;

@@ -63,7 +63,7 @@ pub struct Text {
 
 /// Where the tokenizer runs.
 enum Place {
-    Here(Vocabulary),
+    Here(Box<Vocabulary>),
     Isolated(RefCell<Worker>),
 }
 
@@ -86,7 +86,7 @@ impl Text {
                 .note("help      give --tokens, or compile with --tokenizer")
         })?;
         let place = match isolation {
-            None => Place::Here(Vocabulary::read(&file)?),
+            None => Place::Here(Box::new(Vocabulary::read(&file)?)),
             Some(isolation) => {
                 let mut worker = Worker::start(isolation)?;
                 worker.load_vocabulary(file)?;

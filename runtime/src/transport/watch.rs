@@ -15,14 +15,21 @@ use super::queue::{Inbox, Outbox, lock};
 #[derive(Default)]
 pub(super) struct Watch {
     failure: OnceLock<Diagnostic>,
-    links: Mutex<Vec<(Party, Weak<Inbox>, Weak<Outbox>)>>,
+    links: Mutex<Vec<Queues>>,
+}
+
+/// The queues of the link to one peer.
+struct Queues {
+    peer: Party,
+    inbox: Weak<Inbox>,
+    outbox: Weak<Outbox>,
 }
 
 impl Watch {
     /// Adds the queues of a link; a link in memory has no outbox.
     pub(super) fn add(&self, peer: Party, inbox: &Arc<Inbox>, outbox: Option<&Arc<Outbox>>) {
         let outbox = outbox.map(Arc::downgrade).unwrap_or_default();
-        lock(&self.links).push((peer, Arc::downgrade(inbox), outbox));
+        lock(&self.links).push(Queues { peer, inbox: Arc::downgrade(inbox), outbox });
     }
 
     /// Why the session has failed, if it has: the first reason stays.
@@ -37,18 +44,19 @@ impl Watch {
             return;
         }
         let links = lock(&self.links);
-        links.iter().filter_map(|(_, inbox, _)| inbox.upgrade()).for_each(|inbox| inbox.wake());
-        links.iter().filter_map(|(_, _, outbox)| outbox.upgrade()).for_each(|outbox| outbox.wake());
+        links.iter().filter_map(|link| link.inbox.upgrade()).for_each(|inbox| inbox.wake());
+        links.iter().filter_map(|link| link.outbox.upgrade()).for_each(|outbox| outbox.wake());
     }
 
     /// Tells every other peer that this party waits for `awaited`, so that nobody takes this one for silent.
     pub(super) fn tell_waiting(&self, awaited: Party) {
         let number = u32::try_from(awaited.index()).unwrap_or(u32::MAX);
         let others = lock(&self.links);
-        let others = others.iter().filter(|(peer, _, _)| *peer != awaited);
-        for (peer, outbox) in others.filter_map(|(peer, _, outbox)| Some((*peer, outbox.upgrade()?))) {
-            // A peer that is gone needs no word.
-            let _ = outbox.push(peer, Message::number(Kind::Waiting, number));
+        for other in others.iter().filter(|other| other.peer != awaited) {
+            if let Some(outbox) = other.outbox.upgrade() {
+                // A peer that is gone needs no word.
+                let _ = outbox.push(other.peer, Message::number(Kind::Waiting, number));
+            }
         }
     }
 }

@@ -221,15 +221,18 @@ fn a_malformed_tokenizer_is_one_error() {
     }
 }
 
+/// Operator, inputs and output of nodes.
+type Nodes<'a> = Vec<(&'a str, Vec<&'a str>, &'a str)>;
+
 /// Models of a few hundred bytes that ask for more memory than there is, each in another way.
 #[test]
 fn a_model_that_asks_for_all_memory_is_one_error() {
     let huge = vec![1 << 25, 1 << 24];
     let doubling: Vec<(String, String)> = (0..49).map(|n| (format!("v{n}"), format!("v{}", n + 1))).collect();
-    let mut tiled: Vec<(&str, Vec<&str>, &str)> = vec![("Identity", vec!["x"], "v0")];
+    let mut tiled: Nodes = vec![("Identity", vec!["x"], "v0")];
     tiled.extend(doubling.iter().map(|(from, to)| ("Tile", vec![from.as_str(), "two"], to.as_str())));
     tiled.push(("Identity", vec!["v49"], "doubled"));
-    let cases: [(&str, Vec<(&str, Vec<&str>, &str)>); 3] = [
+    let cases: [(&str, Nodes); 3] = [
         ("ConstantOfShape", vec![("ConstantOfShape", vec!["huge"], "doubled")]),
         ("Expand", vec![("Expand", vec!["x", "shape"], "doubled")]),
         ("Tile", tiled),
