@@ -6,6 +6,7 @@
 //! process: [`crate::app::isolation`] runs it in one of its own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 
 use ombra_ir::{Diagnostic, Result};
@@ -45,6 +46,15 @@ impl PlaintextModel {
     /// `E0721` when rten cannot load it, with the operator at fault where there is one.
     pub fn load(bytes: Vec<u8>) -> Result<Self> {
         Self::loaded(|| ModelOptions::with_all_ops().load(bytes))
+    }
+
+    /// Loads the ONNX file at `path`, whose weights may lie in data files of its folder: a model of one's own, which no
+    /// digest vouches for.
+    ///
+    /// # Errors
+    /// As [`PlaintextModel::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::loaded(|| ModelOptions::with_all_ops().load_file(path))
     }
 
     /// [`load`](Self::load) for a file whose weights lie in the file `name` of its folder, with the content `data`.
@@ -191,7 +201,7 @@ fn broken(doing: &str) -> Diagnostic {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use onnx_protobuf::tensor_proto::DataType;
     use onnx_protobuf::{Message, TensorProto};
