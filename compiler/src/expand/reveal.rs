@@ -1,51 +1,74 @@
-//! What is revealed as a tensor is rounded down, whatever the shares are.
+//! What is revealed as a tensor is rounded down by its last division, whatever the shares are.
 //!
 //! A truncation gives `y = ⌊x / 2^by⌋` or one more, as the shares decide. Who opens `y` and holds a share could tell how the
 //! dropped bits of `x` compare with it; and who opens `x` itself learns all of them, which are exact products with
 //! private weights. So `x` is divided, and the difference `d = x − 2^by · y` is compared: it is negative exactly where
-//! `y` is one more than the floor. That costs a comparison of `by + 2` bits and a conversion for every revealed element,
-//! and one resharing where `x` is a sum.
+//! `y` is one more than the floor. That costs a comparison of `by + 2` bits and a conversion for every element, and one
+//! resharing where `x` is a sum.
+//!
+//! All truncations are rounded down from which the revealed tensor comes by movements, sums, products with integers and
+//! with bits. Divisions before those rounded as shares decided: that noise stays in `x`, less than a unit for each.
 
 use super::Emit;
 use ombra_ir::Result;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::ty::{BoundFrom, Sharing};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The value with the truncation that it comes from, if it does, rounded down.
+/// The value with the truncations that it comes from rounded down.
 pub(super) fn rounded_down(e: &mut Emit, revealed: Id) -> Result<Id> {
-    // What moves elements or reads them otherwise, from the revealed value back to where they were divided.
-    let (mut moved, mut at) = (Vec::new(), revealed);
-    let by = loop {
-        let node = e.module.node(at);
-        match node.op {
-            Op::Truncate { by } => break by,
-            Op::Reshape { .. }
+    let (mut region, mut open) = (BTreeSet::new(), vec![revealed]);
+    while let Some(id) = open.pop() {
+        let node = e.module.node(id);
+        if !region.insert(id.0) || matches!(node.op, Op::Truncate { .. }) {
+            continue;
+        }
+        if passes_units_on(&node.op) {
+            open.extend(node.args.iter().copied());
+        }
+    }
+    let mut new: BTreeMap<Id, Id> = BTreeMap::new();
+    // Operands come before their users.
+    for id in region.into_iter().map(Id) {
+        let node = e.module.node(id).clone();
+        if let Op::Truncate { by } = node.op {
+            new.insert(id, floor(e, id, by)?);
+        } else if passes_units_on(&node.op) && node.args.iter().any(|a| new.contains_key(a)) {
+            let args: Vec<Id> = node.args.iter().map(|a| *new.get(a).unwrap_or(a)).collect();
+            new.insert(id, e.declared(node.op, &args, (node.ty.bound, node.ty.bound_from))?);
+        }
+    }
+    Ok(*new.get(&revealed).unwrap_or(&revealed))
+}
+
+/// Whether a unit more of an operand is some units more of the result.
+fn passes_units_on(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Reshape { .. }
             | Op::Transpose { .. }
             | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Expand { .. }
             | Op::Gather { .. }
             | Op::Pack
             | Op::Unpack { .. }
             | Op::RowExpand { .. }
+            | Op::RowSum { .. }
+            | Op::ReduceSum { .. }
             | Op::Extend { .. }
+            | Op::Narrow { .. }
+            | Op::Reshare
             | Op::SetScale { .. }
             | Op::Upscale { .. }
             | Op::Neg
-            | Op::AddInt { .. } => {
-                moved.push(at);
-                at = node.args[0];
-            }
-            _ => return Ok(revealed),
-        }
-    };
-    let mut result = floor(e, at, by)?;
-    for at in moved.into_iter().rev() {
-        let node = e.module.node(at).clone();
-        let args: Vec<Id> = [result].into_iter().chain(node.args.iter().skip(1).copied()).collect();
-        result = e.declared(node.op, &args, (node.ty.bound, node.ty.bound_from))?;
-    }
-    Ok(result)
+            | Op::Add
+            | Op::Sub
+            | Op::Mul
+            | Op::MulInt { .. }
+            | Op::AddInt { .. }
+    )
 }
 
 /// `⌊x / 2^by⌋` for the result `y` of a truncation of `x`.

@@ -21,6 +21,8 @@ use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits that decide the maximum.
 const MAX_FRACTION: u8 = 5;
+/// Levels of a row's maximum: what each falls short by leaves the greatest exponential below 2.
+const LONGEST: u8 = 20;
 /// Where exponentials may begin to count as 0, above [`EXP_LOWEST`], as a power of two.
 const BLUR: u8 = 4;
 
@@ -30,7 +32,9 @@ pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
     if scale.saturating_add(EXP_WINDOW) > bits {
         return Err(too_fine(scale, bits));
     }
-    let mut y = e.guarded(Op::ExpDigits { scale }, &[x], EXP_SCALE + 1)?;
+    let y = e.guarded(Op::ExpDigits { scale }, &[x], EXP_SCALE + 1)?;
+    // Shares may take two units off: nothing is to be negative.
+    let mut y = e.guarded(Op::AddInt { k: 2 }, &[y], EXP_SCALE + 1)?;
     if bound >= scale + EXP_WINDOW {
         let keep = e.at_least(x, EXP_LOWEST, scale + BLUR, EXP_RING)?;
         y = e.guarded(Op::Mul, &[y, keep], EXP_SCALE + 1)?;
@@ -59,6 +63,11 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let shape = e.ty(x).shape.clone();
     let max_columns = longest_row(e, x)?;
     let log2 = u8::try_from(max_columns.max(2).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX);
+    if log2 > LONGEST {
+        return Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{log2} entries is too long"))
+            .note(format!("expected at most 2^{LONGEST} entries"))
+            .note("give --max for the sizes of the model"));
+    }
     let packed = e.op(Op::Pack, &[x, mask])?;
     // The smallest ring for the maximum; its one result a row comes back.
     let (bits, _, _) = e.ring(x)?;

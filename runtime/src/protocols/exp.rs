@@ -6,6 +6,9 @@
 //! Parties and adversary: three, one semi-honest corruption. Correlation: none.
 //! Rounds and bits per element: 1 and 640, or 2 and 320 where elements are many: `ombra_ir::cost::is_round_cheaper`
 //! decides.
+//! Functionality: `round(2^18 e^(m_lo)) · round(2^43 e^(x − m_lo)) / 2^32`, rounded down, less 0, 1 or 2 units of `2^-29`
+//! as the shares decide: it depends on `m`, a component that two roles hold, by a part of `2e-6` at most, as a truncation's
+//! last bit does.
 //! Error: at most 4e-6, for `−32 ≤ x ≤ 1/2`; elsewhere the result is any element of the ring.
 //! Side channels: no branch or index on a secret.
 //!
@@ -24,7 +27,7 @@
 //! The product has scale 61 and is below `2^62`, so its multiple of `2^64` is 0 for every choice but the one that counts,
 //! and of that one too. Shifting two terms loses at most one unit of `2^-29`, three at most two; rounding `c_j` costs
 //! `2^-44 e^16`, rounding `a` one part in `2^19`. Roles 0 and 1 need the same integer `a`, because it is multiplied by
-//! masks: it comes from products and sums of doubles alone, which are the same on every machine.
+//! masks: it comes from doubles by the operations whose results IEEE 754 prescribes, which are the same on every machine.
 //!
 //! Simulator. Few: that of a crossing. Many: role 1 receives words under fresh `F(k_0)_j` and one under `t0`, role 0 one
 //! under `t2`; neither knows the key of what it receives. Role 2 receives nothing.
@@ -36,6 +39,9 @@ use ombra_ir::{Diagnostic, Result};
 use super::cross::{Factors, begin, two_terms};
 use super::cx::{Cx, Purpose};
 use crate::share::Shared;
+
+#[cfg(all(target_arch = "x86", not(target_feature = "sse2")))]
+compile_error!("parties need doubles that are not computed in more precision: build with SSE2");
 
 /// Choices of the high digit.
 const DIGITS: usize = 4;
@@ -144,7 +150,7 @@ fn fixed(x: f64, scale: u8) -> u64 {
     (x * (1u64 << scale) as f64 + ONE).to_bits() & ((1 << 52) - 1)
 }
 
-/// `e^x` for `|x| ≤ 64` to 14 digits, by products and sums of doubles alone.
+/// `e^x` for `|x| ≤ 64` to 14 digits, by operations of IEEE 754 alone.
 fn exp(x: f64) -> f64 {
     // Adding it rounds to whole numbers, which then stand in the low bits.
     const WHOLE: f64 = (3u64 << 51) as f64;
