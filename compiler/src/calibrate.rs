@@ -5,6 +5,7 @@
 
 use crate::graph::eval::{Weights, visit};
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, ratio};
+use crate::self_test::rows::{longest, rows_of_tokens};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Seen {
     /// Least and greatest value.
     pub ends: BTreeMap<ValueId, (f64, f64)>,
+    /// Greatest 2-norm of rows along the last axis, which are taken to be as long as they may be.
+    pub lengths: BTreeMap<ValueId, f64>,
     /// Of what must not be zero, such as a divisor: the least size.
     pub least: BTreeMap<ValueId, f64>,
     /// For a softmax by quotients, its divisors.
@@ -59,7 +62,8 @@ impl Moments {
 pub struct Rows {
     /// Least.
     pub low: f64,
-    /// Greatest, over the number of its row's entries.
+    /// Greatest, over the number of its row's entries; for positive parts of scores the root of the mean square of the
+    /// scores, which is no less.
     pub high: f64,
     /// Spread of the natural logarithm of what `low` is the least of.
     pub log: Moments,
@@ -118,6 +122,8 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Se
             if let Some((low, high)) = ends {
                 let known = seen.ends.entry(id).or_insert((low, high));
                 *known = (known.0.min(low), known.1.max(high));
+                let length = seen.lengths.entry(id).or_insert(0.0);
+                *length = longest_row(graph, id, tensor.shape(), values).max(*length);
             }
             if divisors.contains(&id) {
                 let least = seen.least.entry(id).or_insert(f64::INFINITY);
@@ -128,6 +134,17 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Se
     Ok(seen)
 }
 
+/// The greatest 2-norm of rows along the last axis, as if all rows were as long as the graph's longest.
+fn longest_row(graph: &Graph, id: ValueId, shape: &[usize], values: &[f32]) -> f64 {
+    let n = shape.last().copied().unwrap_or(1).max(1);
+    let most = graph.shape(id).last().and_then(|d| graph.dims.upper(d)).map_or(n as f64, |most| most as f64);
+    let squares = |row: &[f32]| {
+        let finite = row.iter().filter(|x| x.is_finite());
+        finite.map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+    };
+    libm::sqrt(values.chunks(n).map(squares).fold(0.0, f64::max) * (most / n as f64).max(1.0))
+}
+
 /// Widens what is known of the divisors of `id` by those of its operands among `held`.
 fn see_divisors(graph: &Graph, id: ValueId, held: &BTreeMap<ValueId, Tensor>, rows: &mut BTreeMap<ValueId, Rows>) {
     let Some(Op::RatioSoftmax { axis, numerator, eps }) = graph.op(id) else { return };
@@ -135,9 +152,9 @@ fn see_divisors(graph: &Graph, id: ValueId, held: &BTreeMap<ValueId, Tensor>, ro
     let Some(Some(x)) = operands.first() else { return };
     let mask = operands.get(1).copied().flatten();
     // It was evaluated, so its operands fit.
-    for (entries, divisor) in ratio::divisors(x, mask, *axis, *numerator, *eps).unwrap_or_default() {
-        if divisor > f64::from(*eps) && divisor.is_finite() {
-            Rows::see(rows, id, divisor, divisor / entries as f64);
+    for ratio::Divisor { divisor, mean } in ratio::divisors(x, mask, *axis, *numerator, *eps).unwrap_or_default() {
+        if divisor > f64::from(*eps) && divisor.is_finite() && mean.is_finite() {
+            Rows::see(rows, id, divisor, mean);
         }
     }
 }
@@ -244,6 +261,30 @@ pub fn complete_inputs(graph: &Graph, given: &Inputs) -> Result<Inputs> {
         inputs.insert(name.clone(), tensor);
     }
     Ok(inputs)
+}
+
+/// Inputs for rows of token ids, without padding; rows that are longer than the model takes are cut into several.
+///
+/// # Errors
+/// `E0532` for a model that takes no tokens, and for an id that it does not have.
+pub fn token_rows(graph: &Graph, rows: &[Vec<i64>]) -> Result<Vec<Inputs>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let no_tokens = |_| {
+        Diagnostic::input("E0532", "the model takes no token ids, so text says nothing of its values")
+            .note("give calibration inputs with --calibrate")
+    };
+    let vocabulary = vocabulary(graph).map_err(no_tokens)?;
+    let outside = |id: &&i64| u64::try_from(**id).map_or(true, |id| id >= vocabulary);
+    if let Some(id) = rows.iter().flatten().find(outside) {
+        return Err(Diagnostic::input("E0532", format!("the text has token {id}, which the model does not have"))
+            .note(format!("expected 0 to {}", vocabulary - 1))
+            .note("give the model's own tokenizer with --tokenizer"));
+    }
+    let most = longest(graph).max(1);
+    let rows: Vec<Vec<i64>> = rows.iter().flat_map(|row| row.chunks(most).map(<[i64]>::to_vec)).collect();
+    Ok(rows_of_tokens(graph, graph, &rows)?.into_iter().map(|row| row.inputs).collect())
 }
 
 fn input_name(graph: &Graph, id: ValueId) -> Option<&str> {

@@ -31,3 +31,4 @@ pub mod savings;
 pub mod self_test;
 pub mod stand_in;
 pub mod stream;
+pub mod token_text;

@@ -3,7 +3,7 @@
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::assume::assume;
 use crate::bounds::{self, Ranges, listed};
-use crate::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs};
+use crate::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs, token_rows};
 use crate::client_region;
 use crate::egraph::cost::Network;
 use crate::egraph::{Rewrite, rewrite};
@@ -49,6 +49,8 @@ pub struct Options {
     pub f: u8,
     /// Inputs to measure ranges on that nothing proves; drawn if there are none. Masks, positions and caches have defaults.
     pub calibration: Vec<Inputs>,
+    /// Rows of token ids to measure on beside them; longer ones than the model takes are cut.
+    pub calibration_rows: Vec<Vec<i64>>,
     /// The weights that bounds follow from.
     pub bounds_of: BoundsOf,
     /// How roles are spread over parties.
@@ -73,6 +75,7 @@ impl Default for Options {
             reveal: Vec::new(),
             f: 16,
             calibration: Vec::new(),
+            calibration_rows: Vec::new(),
             bounds_of: BoundsOf::Model,
             spread: Spread::Fixed,
             approximations: Approximations::default(),
@@ -439,14 +442,16 @@ fn ranges(
     weights: &Weights,
     options: &Options,
 ) -> std::result::Result<Ranges, Errors> {
-    let sets = || match &options.calibration {
-        given if !given.is_empty() => given.iter().map(|set| complete_inputs(graph, set)).collect::<Result<Vec<_>>>(),
-        _ => drawn_inputs(graph, DRAWN_SETS, DRAWN_LENGTH),
-    };
     // Inputs that do not fit are errors, whether anything is measured or not.
+    let mut given = Vec::new();
     for set in &options.calibration {
-        complete_inputs(graph, set).and_then(|set| eval::bind_inputs(graph, &set)).map_err(one)?;
+        let set = complete_inputs(graph, set).map_err(one)?;
+        eval::bind_inputs(graph, &set).map_err(one)?;
+        given.push(set);
     }
+    given.extend(token_rows(graph, &options.calibration_rows).map_err(one)?);
+    let drawn = || drawn_inputs(graph, DRAWN_SETS, DRAWN_LENGTH);
+    let sets = || if given.is_empty() { drawn() } else { Ok(given.clone()) };
     let largest = given_sizes(&options.calibration);
     let prove = |weights: &Weights| {
         let statics = |v: ValueId| eval::static_value(graph, weights, v);

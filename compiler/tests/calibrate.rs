@@ -4,9 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ombra_compiler::calibrate::{calibrate, complete_inputs};
-use ombra_compiler::npz;
 use ombra_compiler::onnx::Model;
+use ombra_compiler::passes::approximate::Approximations;
 use ombra_compiler::pipeline::{Options, analyse, compile};
+use ombra_compiler::{npz, token_text};
+use ombra_ir::plain::Tensor;
+use ombra_ir::plan::AssumedRange;
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
@@ -107,4 +110,99 @@ fn files_that_are_no_archives_of_arrays_are_errors() {
             assert_eq!(e.code, "E0570", "byte {at}");
         }
     }
+}
+
+fn tokenizer() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models/llama-trained/tokenizer.json")
+}
+
+/// What a plan of a model with softmax by squares assumes.
+fn assumed(options: Options) -> Result<Vec<AssumedRange>, &'static str> {
+    let approximations = Approximations { softmax: vec!["2quad".parse().unwrap()], ..Approximations::default() };
+    let (model, base) = (corpus("llama-trained/frozen"), corpus("llama-trained/base"));
+    let compiled = compile(&model, Some(&base), &Options { approximations, ..options });
+    compiled.map(|c| c.plan.assumed).map_err(|e| e[0].code)
+}
+
+#[test]
+fn text_is_measured_as_the_tokens_of_its_lines() {
+    let text = "def add(a, b):\n\n    return a + b\n";
+    let file = Temporary::new("text", text.as_bytes());
+    let rows = token_text::read(&file.0, &tokenizer()).unwrap();
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    assert!(rows.iter().all(|row| row.len() > 3), "{rows:?}");
+    let sets = rows.iter().map(|row| [("input_ids".into(), Tensor::i64(&[1, row.len()], row.clone()).unwrap())].into());
+    let by_tokens = assumed(Options { calibration: sets.collect(), ..Options::default() }).unwrap();
+    let by_text = assumed(Options { calibration_rows: rows.clone(), ..Options::default() }).unwrap();
+    assert!(!by_text.is_empty());
+    assert_eq!(by_text, by_tokens);
+    assert_ne!(by_text, assumed(Options::default()).unwrap(), "drawn tokens say something else");
+    // A row that is longer than the model takes is cut.
+    let most = 16;
+    let sizes = ombra_compiler::import::Options { max: [("seq".to_string(), most)].into(), ..Default::default() };
+    let long = vec![rows.concat().into_iter().cycle().take(40).collect::<Vec<_>>()];
+    let cut = long[0].chunks(most as usize).map(<[i64]>::to_vec).collect();
+    let of = |calibration_rows| assumed(Options { calibration_rows, sizes: sizes.clone(), ..Options::default() });
+    assert_eq!(of(long.clone()).unwrap(), of(cut).unwrap());
+}
+
+#[test]
+fn texts_that_do_not_fit_are_errors() {
+    let read = |name: &str, bytes: &[u8], tokenizer: &Path| {
+        let file = Temporary::new(name, bytes);
+        token_text::read(&file.0, tokenizer).unwrap_err().to_string()
+    };
+    for (name, bytes, says) in [
+        ("empty", &b""[..], "the text is empty"),
+        ("blank", b" \n\n\t\n", "the text is empty"),
+        ("bytes", b"def \xff\xfe", "byte 4 is not UTF-8"),
+    ] {
+        let error = read(name, bytes, &tokenizer());
+        assert!(error.contains("E0533") && error.contains(says), "{error}");
+    }
+    for (name, bytes) in [("none", &b"{}"[..]), ("half", b"{\"model\": {\"type\": \"BPE\""), ("other", b"a text")] {
+        let wrong = Temporary::new(&format!("tokenizer-{name}"), bytes);
+        let error = read(name, b"def", &wrong.0);
+        assert!(error.contains("E0533") && error.contains("this is no tokenizer"), "{error}");
+    }
+    let error = read("alone", b"def", Path::new("no-such-tokenizer.json"));
+    assert!(error.contains("E0533") && error.contains("the file cannot be read"), "{error}");
+    let error = token_text::read(Path::new("no-such-text.txt"), &tokenizer()).unwrap_err();
+    assert_eq!(error.code, "E0533");
+    for id in [1 << 40, -1, i64::MIN] {
+        let rows = vec![vec![1, id]];
+        assert_eq!(assumed(Options { calibration_rows: rows, ..Options::default() }), Err("E0532"), "token {id}");
+    }
+}
+
+#[test]
+fn a_model_without_tokens_takes_no_text() {
+    let model =
+        Model::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/exporters/patches/model.onnx")).unwrap();
+    let options = Options { calibration_rows: vec![vec![1, 2, 3]], ..Options::default() };
+    assert_eq!(compile(&model, None, &options).err().map(|e| e[0].code), Some("E0532"));
+}
+
+/// Compiles in a process of its own; gives whether it succeeded, and what it said.
+fn run(name: &str, text: &Path, tokenizer: Option<&Path>) -> (bool, String) {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/models/llama-trained");
+    let out = std::env::temp_dir().join(format!("ombra-calibrate-{name}-{}", std::process::id()));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ombra"));
+    command.arg("compile").arg(models.join("frozen/model.onnx")).arg("--base").arg(models.join("base/model.onnx"));
+    command.args(["--self-test", "0", "--calibrate-text"]).arg(text).arg("-o").arg(&out);
+    if let Some(tokenizer) = tokenizer {
+        command.arg("--tokenizer").arg(tokenizer);
+    }
+    let done = command.output().unwrap();
+    let _ = std::fs::remove_dir_all(&out);
+    (done.status.success(), String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
+#[test]
+fn the_command_says_what_text_lacks_and_when_it_is_not_needed() {
+    let file = Temporary::new("command", b"def main():\n");
+    let (done, said) = run("without", &file.0, None);
+    assert!(!done && said.contains("E0533") && said.contains("expected tokenizer.json"), "{said}");
+    let (done, said) = run("proven", &file.0, Some(&tokenizer()));
+    assert!(done && said.contains("--calibrate-text was not needed"), "{said}");
 }

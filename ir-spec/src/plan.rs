@@ -86,7 +86,7 @@ pub struct AssumedRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
-    /// Of every element: its size.
+    /// Of every row along the last axis: its 2-norm, and with it the size of every element.
     Magnitude,
     /// Of every element: that it is not above the high end.
     Exponent,
@@ -96,8 +96,7 @@ pub enum Quantity {
     DivisorOfOneSign,
     /// Its size alone: both signs are taken care of.
     DivisorOfBothSigns,
-    /// Of a norm: the mean of squares or the variance of every row, eps included. Of a softmax by quotients: the divisor of
-    /// every row, for the high end over the number of its entries.
+    /// Of a softmax by quotients: the divisor of every row, for the high end over the number of its entries.
     RowStatistic,
 }
 
@@ -105,7 +104,7 @@ impl Quantity {
     /// In words.
     pub fn name(self) -> &'static str {
         match self {
-            Quantity::Magnitude => "size",
+            Quantity::Magnitude => "length of rows",
             Quantity::Exponent => "exponent",
             Quantity::PositiveDivisor => "size of a positive divisor",
             Quantity::DivisorOfOneSign => "size and sign of a divisor",

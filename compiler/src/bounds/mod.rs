@@ -38,6 +38,8 @@ const LARGEST: f64 = (1u64 << 44) as f64;
 /// Sums that meet a matrix without a norm between them and are larger get an assumed range: what follows would be larger
 /// and larger, and be guarded in more places.
 const LARGEST_SUM: f64 = 65_536.0;
+/// Rows are not assumed to be shorter: rounding makes some of nothing.
+const LEAST_LENGTH: f64 = 1.0;
 /// Greatest exponent that is taken without a measurement: an exponential is as exact as its greatest result allows.
 const LARGEST_EXPONENT: f64 = 4.0;
 /// Divisors closer to zero are not taken without a measurement.
@@ -82,10 +84,21 @@ impl std::fmt::Display for Range {
 pub struct Ranges {
     /// By value.
     pub values: BTreeMap<ValueId, Range>,
+    /// Lengths of rows along the last axis that are assumed, and with them the sizes of elements.
+    pub lengths: BTreeMap<ValueId, Length>,
     /// For a softmax by quotients, its divisors, as calibration saw them.
     pub rows: BTreeMap<ValueId, Rows>,
     /// Greatest 2-norms of rows and columns of what depends on weights and constants alone.
     pub norms: BTreeMap<ValueId, Longest>,
+}
+
+/// An assumed length of rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Length {
+    /// No row has a greater 2-norm.
+    pub assumed: f64,
+    /// No row has a greater one, whatever is assumed of this value itself.
+    pub proven: f64,
 }
 
 /// Greatest 2-norms of rows and columns, where there are such.
@@ -124,6 +137,9 @@ impl Ranges {
             range.away /= factor;
             range.proven *= factor;
             range.length = range.length.map(|l| l * factor);
+        }
+        for length in self.lengths.values_mut() {
+            *length = Length { assumed: length.assumed * factor, proven: length.proven * factor };
         }
         for norms in self.norms.values_mut() {
             *norms = norms.map(|norm| norm.map(|l| l * factor));
@@ -166,6 +182,7 @@ pub fn prove(
         statics,
         given: enforced(graph, inputs, &continued)?,
         fixed,
+        lengths: BTreeMap::new(),
         away: BTreeMap::new(),
         ends: BTreeMap::new(),
         norms: BTreeMap::new(),
@@ -184,22 +201,45 @@ pub fn prove(
         }
         let mut proof = prover.prove(v)?;
         let (mut from, mut away) = (BoundFrom::Weights, None);
-        let proven = proof.size();
-        for operand in too_large(&prover, v, &proof, f) {
-            let Some((ends, _)) = assumption(measure()?, operand, Need::Size) else { continue };
-            prover.given.insert(operand, ends);
-            let assumed = prover.prove(operand)?;
-            let known = ranges.values.get(&operand).map(Range::size);
-            if known.is_some_and(|known| assumed.size() < known) {
-                let range = of_proof(graph, operand, &assumed, BoundFrom::Calibrated);
-                ranges.values.insert(operand, Range { proven: known.unwrap_or(f64::INFINITY), ..range });
+        let operands = too_large(&prover, v, &proof, f);
+        for &operand in &operands {
+            let path = before_moves(&prover, operand);
+            let Some(&at) = path.first() else { continue };
+            let Some((ends, length)) = size_assumption(&prover, measure()?, (v, operand), at) else { continue };
+            let Some(known) = ranges.values.get(&at).copied().filter(|known| size(ends) < known.size()) else {
+                continue;
+            };
+            prover.given.insert(at, ends);
+            if let Some(length) = length {
+                let before = row_length(graph, at, &known);
+                prover.lengths.insert(at, length);
+                ranges.lengths.insert(at, Length { assumed: length, proven: before });
             }
-            prover.proofs.insert(operand, assumed);
+            for &moved in &path {
+                let assumed = prover.prove(moved)?;
+                let own = moved == at;
+                let from = if own { BoundFrom::Calibrated } else { BoundFrom::Weights };
+                let range = of_proof(graph, moved, &assumed, from);
+                let range = if own { Range { proven: known.proven, ..range } } else { range };
+                for &state in continued.get(&moved).into_iter().flatten() {
+                    ranges.values.insert(state, Range { from: BoundFrom::Weights, ..range });
+                }
+                ranges.values.insert(moved, range);
+                prover.proofs.insert(moved, assumed);
+            }
+        }
+        if !operands.is_empty() {
             proof = prover.prove(v)?;
         }
+        let proven = proof.size();
         if let Some(need) = unproven(graph, v, &proof, &divisors)
             && let Some((ends, least)) = assumption(measure()?, v, need)
         {
+            if need == Need::Size {
+                let before = row_length(graph, v, &of_proof(graph, v, &proof, from));
+                prover.lengths.insert(v, size(ends));
+                ranges.lengths.insert(v, Length { assumed: size(ends), proven: before });
+            }
             prover.given.insert(v, ends);
             prover.away.extend(least.map(|least| (v, least)));
             (from, away) = (BoundFrom::Calibrated, least);
@@ -212,7 +252,8 @@ pub fn prove(
         range.away = away.unwrap_or(0.0).max(range.away);
         range.proven = range.proven.max(proven.min(f64::MAX));
         for &state in continued.get(&v).into_iter().flatten() {
-            ranges.values.insert(state, range);
+            // What was written to it was guarded then.
+            ranges.values.insert(state, Range { from: BoundFrom::Weights, ..range });
         }
         // A cache that was not written says nothing of what it will hold.
         if !(proof.unwritten && matches!(graph.op(v), Some(Op::Input { .. }))) {
@@ -338,14 +379,86 @@ fn meets_matrix(graph: &Graph, user: ValueId, v: ValueId) -> bool {
     }
 }
 
-/// What is assumed in place of a proof: what was seen, with the margin; and a least size.
+/// From where a value's range is best assumed to the value: before a cache is joined, so that what it holds is guarded
+/// once; before rows are repeated; and before they are turned into columns.
+fn before_moves(prover: &Prover, v: ValueId) -> Vec<ValueId> {
+    let graph = prover.graph;
+    let (mut path, mut keep, mut at) = (vec![v], 1, v);
+    let unwritten = |v: &ValueId| prover.proofs.get(v).is_some_and(|p| p.unwritten);
+    loop {
+        let args = graph.operands(at);
+        let (next, better) = match graph.op(at) {
+            Some(Op::Concat { .. }) => {
+                let written: Vec<ValueId> = args.iter().copied().filter(|a| !unwritten(a)).collect();
+                (written.first().copied().filter(|_| written.len() == 1), true)
+            }
+            Some(Op::Expand { .. }) => (args.first().copied(), true),
+            Some(Op::Transpose { perm }) => (args.first().copied(), perm.last().is_some_and(|&p| p + 1 < perm.len())),
+            Some(Op::Reshape { .. }) => (args.first().copied(), false),
+            _ => (None, false),
+        };
+        let secret = |v: &ValueId| graph.node(*v).is_ok_and(|n| n.owner == Owner::Secret);
+        let Some(next) = next.filter(|v| secret(v) && !prover.fixed.contains(v)) else { break };
+        path.push(next);
+        if better {
+            keep = path.len();
+        }
+        at = next;
+    }
+    path.truncate(keep);
+    path.reverse();
+    path
+}
+
+/// What is assumed of `at`, which becomes the operand of `user`: a range, and the length of rows that it follows from.
+/// Scores that nothing but squares are made of have no length of their own: their squares' sum has an end.
+fn size_assumption(
+    prover: &Prover,
+    seen: &Seen,
+    (user, operand): (ValueId, ValueId),
+    at: ValueId,
+) -> Option<(Ends, Option<f64>)> {
+    let graph = prover.graph;
+    if let Some(Op::RatioSoftmax { numerator: Numerator::Square { shift }, .. }) = graph.op(user)
+        && let Some(rows) = seen.rows.get(&user)
+        && at == operand
+        && guards_scores(graph, user, operand)
+    {
+        let columns = graph.shape(user).last().and_then(|d| graph.dims.upper(d)).map_or(1.0, |n| n.max(1) as f64);
+        let most = libm::exp2(f64::from(divisor_end(rows, columns)) / 2.0) + f64::from(shift.abs());
+        return Some(((-most, most), None));
+    }
+    let (ends, _) = assumption(seen, at, Need::Size)?;
+    Some((ends, Some(size(ends))))
+}
+
+/// Whether all that becomes of scores is a softmax by squares over them, whose divisor bounds them.
+pub fn guards_scores(graph: &Graph, softmax: ValueId, scores: ValueId) -> bool {
+    matches!(graph.op(softmax), Some(Op::RatioSoftmax { numerator: Numerator::Square { .. }, .. }))
+        && graph.users(scores) == [softmax]
+        && !graph.is_output(scores)
+}
+
+/// The power of two below which divisors of rows of at most `columns` entries are taken to be.
+pub fn divisor_end(rows: &Rows, columns: f64) -> i32 {
+    libm::floor(libm::log2(libm::ldexp(rows.high, i32::from(MARGIN)) * columns)) as i32 + 1
+}
+
+/// What is known of the 2-norm of a value's rows along its last axis.
+fn row_length(graph: &Graph, v: ValueId, range: &Range) -> f64 {
+    let most = graph.shape(v).last().and_then(|d| graph.dims.upper(d)).map_or(1.0, |n| n.max(1) as f64);
+    (range.proven * libm::sqrt(most)).min(range.length.unwrap_or(f64::INFINITY))
+}
+
+/// What is assumed in place of a proof: what was seen, with the margin; and a least size. A size is that of a row.
 fn assumption(seen: &Seen, v: ValueId, need: Need) -> Option<(Ends, Option<f64>)> {
     let factor = libm::ldexp(1.0, i32::from(MARGIN));
     let &(low, high) = seen.ends.get(&v)?;
     let least = seen.least.get(&v).copied().filter(|_| need == Need::Away).map(|least| least / factor);
     let most = size((low, high)).max(f64::MIN_POSITIVE) * factor;
+    let length = seen.lengths.get(&v).map_or(most, |length| most.max(length * factor)).max(LEAST_LENGTH);
     Some(match need {
-        Need::Size => ((-most, most), None),
+        Need::Size => ((-length, length), None),
         Need::High => ((f64::NEG_INFINITY, high + f64::from(MARGIN)), None),
         // The sign that all had.
         Need::Away if low > 0.0 => ((least.unwrap_or(0.0), most), least),

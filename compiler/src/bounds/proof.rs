@@ -112,6 +112,15 @@ impl Proof {
         Some(known.zip(&of_range, f64::min))
     }
 
+    /// Takes rows along the last axis to be no longer than `length`.
+    pub fn shorten(&mut self, shape: &[Dim], length: f64) {
+        let (Some(axis), Some(n)) = (shape.len().checked_sub(1), shape.last().and_then(size_of)) else { return };
+        let known = self.lengths_on(axis, n, 1).and_then(|l| l.all(f64::max));
+        if known.is_none_or(|known| known > length) {
+            self.lengths = Some(Lengths { axis, runs: Spread::one(shape.len(), length) });
+        }
+    }
+
     /// The same with what one knowledge says of the other: no element is longer than its row.
     pub fn settled(mut self, shape: &[Dim]) -> Self {
         self.range = self.range.map(known);

@@ -31,6 +31,8 @@ pub struct Prover<'a> {
     pub statics: &'a dyn Fn(ValueId) -> Result<Tensor>,
     /// Ends of values that are enforced, or assumed.
     pub given: BTreeMap<ValueId, Ends>,
+    /// Greatest 2-norms of rows along the last axis that are assumed.
+    pub lengths: BTreeMap<ValueId, f64>,
     /// Least sizes that are assumed.
     pub away: BTreeMap<ValueId, f64>,
     /// Values that depend on weights and constants alone.
@@ -99,6 +101,9 @@ impl Prover<'_> {
         if let Some(&(low, high)) = self.given.get(&v) {
             proof.range = proof.range.map(|(a, b)| (a.max(low), b.min(high)));
             proof.unwritten = false;
+        }
+        if let Some(&length) = self.lengths.get(&v) {
+            proof.shorten(self.graph.shape(v), length);
         }
         Ok(proof.settled(self.graph.shape(v)))
     }

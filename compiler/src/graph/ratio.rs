@@ -31,7 +31,16 @@ pub(super) fn eval(x: &Tensor, mask: Option<&Tensor>, axis: usize, numerator: Nu
     Tensor::f32(x.shape(), out)
 }
 
-/// Number of kept entries and divisor of every row that has an entry.
+/// The divisor of a row.
+pub struct Divisor {
+    /// The sum of its entries, and eps.
+    pub divisor: f64,
+    /// The same over the number of entries; for positive parts with the root of the mean square of the scores in place of
+    /// the mean entry, which is no more.
+    pub mean: f64,
+}
+
+/// The divisors of all rows that have an entry.
 ///
 /// # Errors
 /// As the operator.
@@ -41,12 +50,23 @@ pub fn divisors(
     axis: usize,
     numerator: Numerator,
     eps: f32,
-) -> Result<Vec<(usize, f64)>> {
+) -> Result<Vec<Divisor>> {
     let values = x.as_f32()?;
-    let entry = |i: &usize| f64::from(numerator.of(values.get(*i).copied().unwrap_or(0.0)));
+    let score = |i: &usize| values.get(*i).copied().unwrap_or(0.0);
     let rows = kept_rows(x, mask, axis)?;
-    let kept = rows.iter().filter(|row| !row.is_empty());
-    Ok(kept.map(|row| (row.len(), row.iter().map(entry).sum::<f64>() + f64::from(eps))).collect())
+    let of = |row: &Vec<usize>| {
+        let (n, eps) = (row.len() as f64, f64::from(eps));
+        let sum = row.iter().map(|i| f64::from(numerator.of(score(i)))).sum::<f64>();
+        let mean = match numerator {
+            Numerator::Relu => {
+                let squares = row.iter().map(|i| f64::from(score(i)) * f64::from(score(i))).sum::<f64>();
+                libm::sqrt(squares / n)
+            }
+            Numerator::Square { .. } => sum / n,
+        };
+        Divisor { divisor: sum + eps, mean: mean + eps / n }
+    };
+    Ok(rows.iter().filter(|row| !row.is_empty()).map(of).collect())
 }
 
 /// A mask with the shape of `x`.

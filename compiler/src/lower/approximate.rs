@@ -1,7 +1,7 @@
 //! Lowering of what takes the place of softmax, activations and norms in models trained for MPC.
 
 use super::{Assumed, Lower};
-use crate::bounds::MARGIN;
+use crate::bounds::{MARGIN, divisor_end};
 use crate::expand::FINE;
 use crate::graph::{Numerator, ValueId};
 use ombra_ir::module::Id;
@@ -58,8 +58,8 @@ impl Lower<'_> {
             Numerator::Square { shift } => (score + f64::from(shift.abs())) * (score + f64::from(shift.abs())),
         };
         let proven = entry * columns as f64 + f64::from(eps);
-        let most = seen.map_or(proven, |s| proven.min(libm::ldexp(s.high, margin) * columns as f64));
-        let max = libm::floor(libm::log2(most)) as i32 + 1;
+        let max = libm::floor(libm::log2(proven)) as i32 + 1;
+        let max = seen.map_or(max, |s| max.min(divisor_end(&s, columns as f64)));
         let from_eps = (eps > 0.0).then(|| libm::floor(libm::log2(f64::from(eps))) as i32);
         let from_seen = seen.map(|s| libm::floor(libm::log2(s.low)) as i32);
         let from_spread = seen.map_or(i32::MAX, |s| {
@@ -82,13 +82,11 @@ impl Lower<'_> {
         let small = |n: i32| i8::try_from(n).map_err(|_| wide(min));
         let (min_log2, max_log2) = (small(min.min(max - 1))?, small(max)?);
         let power = |n: i8| libm::ldexp(1.0, i32::from(n));
-        let rows = self.graph.shape(v).split_last().map_or(1.0, |(_, rows)| self.elements(rows));
         self.assume(Assumed {
             value: v,
             quantity: Quantity::RowStatistic,
             low: from_eps.is_none_or(|least| least < i32::from(min_log2)).then(|| power(min_log2)),
             high: if power(max_log2) > proven { f64::INFINITY } else { power(max_log2) / columns as f64 },
-            elements: rows,
         });
         Ok((min_log2, max_log2))
     }

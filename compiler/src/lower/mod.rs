@@ -79,8 +79,6 @@ pub struct Assumed {
     pub low: Option<f64>,
     /// It is less than this.
     pub high: f64,
-    /// How many there are at the largest sizes of a step.
-    pub elements: f64,
 }
 
 /// Lowers the secret part of `graph`.
@@ -167,29 +165,17 @@ struct Lower<'a> {
 }
 
 impl Lower<'_> {
-    /// Calibrated bounds of the graph's values, the tighter one where a value has two forms, and other ranges.
+    /// Assumed lengths of rows, and other ranges: all that a guard watches over.
     fn assumed(&self) -> Vec<Assumed> {
-        let mut bounds: BTreeMap<ValueId, f64> = BTreeMap::new();
-        let encoded = self.encoded.iter().map(|((v, _), id)| (v, id));
-        let ranges: BTreeSet<ValueId> = self.ranges.keys().map(|(v, _)| *v).collect();
-        for (&v, &id) in self.raw.iter().chain(&self.settled).chain(encoded) {
-            let ty = self.module.ty(id);
-            let Some((_, scale)) = ty.as_ring().filter(|_| ty.bound_from == BoundFrom::Calibrated) else { continue };
-            if ranges.contains(&v) {
-                continue;
-            }
-            let most = libm::ldexp(1.0, i32::from(ty.bound) - i32::from(scale));
-            let entry = bounds.entry(v).or_insert(most);
-            *entry = entry.min(most);
-        }
-        let magnitudes = bounds.into_iter().map(|(value, high)| Assumed {
+        let present = |v: &ValueId| self.raw.contains_key(v) || self.settled.contains_key(v);
+        let lengths = self.options.ranges.lengths.iter().filter(|(v, _)| present(v));
+        let lengths = lengths.map(|(&value, length)| Assumed {
             value,
             quantity: Quantity::Magnitude,
             low: None,
-            high,
-            elements: self.elements(self.graph.shape(value)),
+            high: length.assumed,
         });
-        magnitudes.chain(self.ranges.values().cloned()).collect()
+        lengths.chain(self.ranges.values().cloned()).collect()
     }
 
     /// Notes a range that is assumed; of two for the same quantity the narrower one counts.

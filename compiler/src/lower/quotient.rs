@@ -132,13 +132,7 @@ impl Lower<'_> {
         let (_, high) = self.ends(x);
         let max = small(libm::ceil(high) as i32);
         if self.is_assumed(x) {
-            self.assume(Assumed {
-                value: x,
-                quantity: Quantity::Exponent,
-                low: None,
-                high: f64::from(max),
-                elements: self.elements(self.graph.shape(x)),
-            });
+            self.assume(Assumed { value: x, quantity: Quantity::Exponent, low: None, high: f64::from(max) });
         }
         let x = self.at_f(x)?;
         self.value(v, M::Exp { max }, &[x])
@@ -195,7 +189,6 @@ impl Lower<'_> {
             quantity,
             low: min.map(|min| libm::ldexp(1.0, min)),
             high: libm::ldexp(1.0, max),
-            elements: self.elements(self.graph.shape(x)),
         });
     }
 

@@ -199,7 +199,7 @@ fn token_ids(graph: &Graph) -> Option<crate::graph::ValueId> {
 }
 
 /// The longest row of tokens that the model takes.
-fn longest(graph: &Graph) -> usize {
+pub(crate) fn longest(graph: &Graph) -> usize {
     let dim = token_ids(graph).and_then(|id| graph.shape(id).last().cloned());
     let declared = dim.and_then(|dim| match dim.as_constant() {
         Some(n) => u64::try_from(n).ok(),

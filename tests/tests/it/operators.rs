@@ -187,14 +187,16 @@ impl Small {
 
     /// Whether the plan of the model, measured on its inputs, finds that others leave the assumed ranges: in the clear and
     /// between parties.
-    fn guard_of(&self, name: &str, values: &[f64]) -> [bool; 2] {
+    fn guard_of(&self, changed: &[(&str, &[f64])]) -> [bool; 2] {
         let (model, options) = self.model();
         let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{e}"));
         let mut inputs = self.inputs.clone();
-        let given = format!("{name}.given");
-        let shape = inputs[&given].shape().to_vec();
-        let tensor = Tensor::f32(&shape, values.iter().map(|v| *v as f32).collect()).expect("it fits");
-        inputs.insert(given, tensor);
+        for (name, values) in changed {
+            let given = format!("{name}.given");
+            let shape = inputs[&given].shape().to_vec();
+            let tensor = Tensor::f32(&shape, values.iter().map(|v| *v as f32).collect()).expect("it fits");
+            inputs.insert(given, tensor);
+        }
         let outcome = plain::step(&built.compiled, &built.model, &inputs).unwrap_or_else(|e| panic!("{e}"));
         let clear = outcome.outputs[1].as_ref().expect("the guard is revealed").decode(0).expect("a ring value");
         let (request, given) = infer_request(&built.plan.plan, inputs.into_iter().collect()).expect("they fit");
@@ -209,7 +211,7 @@ impl Small {
 fn an_input_beyond_what_was_measured_sets_the_guard() {
     let exp = || Small::new().secret("x", (&[8], line(0.0, 10.0, 8))).node("Exp", &["x"], "y", vec![]);
     for (values, beyond) in [(line(0.0, 10.0, 8), false), (line(-70.0, 12.5, 8), false), (line(0.0, 60.0, 8), true)] {
-        assert_eq!(exp().guard_of("x", &values), [beyond; 2], "{values:?}");
+        assert_eq!(exp().guard_of(&[("x", &values)]), [beyond; 2], "{values:?}");
     }
     let quotient = |divisor: Vec<f64>| {
         let small = Small::new().secret("a", (&[8], line(1.0, 2.0, 8))).secret("b", (&[8], divisor));
@@ -217,11 +219,52 @@ fn an_input_beyond_what_was_measured_sets_the_guard() {
     };
     let one = |x: f64| [vec![4.0; 7], vec![x]].concat();
     for (value, beyond) in [(4.0, false), (0.7, false), (0.4, true), (0.0, true), (-4.0, true)] {
-        assert_eq!(quotient(one(4.0)).guard_of("b", &one(value)), [beyond; 2], "{value}");
+        assert_eq!(quotient(one(4.0)).guard_of(&[("b", &one(value))]), [beyond; 2], "{value}");
     }
     let both = |x: f64| [vec![4.0, -4.0, 3.0, -3.0, 4.0, 4.0, 4.0], vec![x]].concat();
     for (value, beyond) in [(4.0, false), (-0.7, false), (0.2, true), (0.0, true), (-0.2, true)] {
-        assert_eq!(quotient(both(4.0)).guard_of("b", &both(value)), [beyond; 2], "{value}");
+        assert_eq!(quotient(both(4.0)).guard_of(&[("b", &both(value))]), [beyond; 2], "{value}");
+    }
+}
+
+/// Sums of products before a matrix: nothing bounds their rows but what was seen, lengths of 1118 with inputs to 500.
+#[test]
+fn long_rows_set_the_guard_whatever_their_elements_are() {
+    let row = |ends: [f64; 2]| [vec![ends[0]], vec![1.0; 6], vec![ends[1]]].concat();
+    let two = |first: Vec<f64>, second: Vec<f64>| [first, second].concat();
+    let usual = [two(row([500.0, 1.0]), row([1.0, 1.0])), two(row([1.0, 500.0]), row([1.0, 1.0]))];
+    let small = Small::new()
+        .secret("a", (&[2, 8], usual[0].clone()))
+        .secret("b", (&[2, 8], usual[1].clone()))
+        .weight("w", (&[8, 4], line(-0.1, 0.1, 32)))
+        .node("Mul", &["a", "b"], "product", vec![])
+        .node("Add", &["product", "a"], "sum", vec![])
+        .node("MatMul", &["sum", "w"], "y", vec![]);
+    let (model, options) = small.model();
+    let plan = pipeline::compile(&model, None, &options).expect("it compiles").plan;
+    assert_eq!(plan.assumed.iter().map(|a| a.quantity).collect::<Vec<_>>(), [Quantity::Magnitude]);
+    let others = row([1.0, 1.0]);
+    for (a, b, beyond) in [
+        // As it was, and up to four times as long, in one element and in all.
+        (row([500.0, 1.0]), row([1.0, 500.0]), false),
+        (row([62.0, 1.0]), row([61.0, 1.0]), false),
+        (vec![36.0; 8], vec![36.0; 8], false),
+        // A little beyond eight times, in one element, in all, and in two of both signs.
+        (row([95.0, 1.0]), row([95.0, 1.0]), true),
+        (vec![57.0; 8], vec![-57.0; 8], true),
+        (row([80.0, 80.0]), row([80.0, -80.0]), true),
+        // Squares of 2^76, which no ring holds, alone and with the opposite beside them.
+        (row([2048.0, 1.0]), row([2048.0, 1.0]), true),
+        (row([2048.0, 2048.0]), row([2048.0, -2048.0]), true),
+        (row([-2048.0, 1.0]), row([1024.0, 1.0]), true),
+        (vec![3900.0; 8], vec![3900.0; 8], true),
+        (row([4000.0, -4000.0]), row([4000.0, 4000.0]), true),
+    ] {
+        for rows in [[(&a, &b), (&others, &others)], [(&others, &others), (&a, &b)]] {
+            let [(a1, b1), (a2, b2)] = rows.map(|(a, b)| (a.clone(), b.clone()));
+            let (a, b) = (two(a1, a2), two(b1, b2));
+            assert_eq!(small.guard_of(&[("a", &a), ("b", &b)]), [beyond; 2], "{a:?} {b:?}");
+        }
     }
 }
 

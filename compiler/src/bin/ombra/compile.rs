@@ -3,13 +3,14 @@
 use crate::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models, show, tell};
 use ombra_compiler::assign_rotations::Spread;
 use ombra_compiler::egraph::cost::Network;
+use ombra_compiler::model_folder::Found;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{self, Compiled};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::savings;
 use ombra_compiler::self_test::rows::{Special, read_tokens};
 use ombra_compiler::self_test::{self, What};
-use ombra_compiler::{assume, inspect, npz, output};
+use ombra_compiler::{assume, inspect, npz, output, token_text};
 use ombra_ir::module::OutputKind;
 use ombra_ir::plan::{BoundsOf, Plan};
 use ombra_ir::{Diagnostic, text};
@@ -38,11 +39,14 @@ pub struct CompileArgs {
     /// Inputs to measure ranges on that nothing proves, a `.npz` file for each set; repeatable.
     #[arg(long, value_name = "FILE.npz")]
     calibrate: Vec<PathBuf>,
+    /// A text to measure on, a row a line, read with the model's tokenizer; repeatable.
+    #[arg(long, value_name = "FILE")]
+    calibrate_text: Vec<PathBuf>,
     /// Take bounds from the base model's weights, with room above them: they then say nothing of the private weights but
     /// that these keep within. A model that does not is refused.
     #[arg(long, requires = "base")]
     bounds_from_base: bool,
-    /// A tokenizer to put beside the plan.
+    /// The model's tokenizer: read for texts, and put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
     /// Positions on which the plan is tested in the clear against the model in float; 0 leaves the test out.
@@ -78,6 +82,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         .map(|r| if r == "next-token" { Reveal::NextToken } else { Reveal::Output(r.clone()) })
         .collect();
     options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
+    options.calibration_rows = calibration_rows(args, &found)?;
     options.bounds_of = if args.bounds_from_base { BoundsOf::Base } else { BoundsOf::Model };
     if args.network.as_deref().is_some_and(|n| n != "wan") {
         options.spread = Spread::Turns;
@@ -115,6 +120,9 @@ pub fn compile(args: &CompileArgs) -> Outcome {
             _ => {}
         }
     }
+    if !args.calibrate_text.is_empty() && compiled.plan.assumed.is_empty() {
+        eprintln!("note: --calibrate-text was not needed: no range of this model is measured");
+    }
     if compiled.plan.costs_only {
         say_costs_only(&model, base.as_ref(), &compiled);
     }
@@ -141,6 +149,22 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         write_report(path, &compiled, &digest, &report, tested.as_ref())?;
     }
     Ok(())
+}
+
+/// The rows of all texts, by the tokenizer that is named or stands beside the model.
+fn calibration_rows(args: &CompileArgs, found: &Found) -> Result<Vec<Vec<i64>>, Vec<Diagnostic>> {
+    if args.calibrate_text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let listed = found.beside.iter().find(|(name, _)| *name == output::TOKENIZER).map(|(_, path)| path.clone());
+    let neighbour = found.model.with_file_name(output::TOKENIZER);
+    let tokenizer = args.tokenizer.clone().or(listed).or_else(|| neighbour.is_file().then_some(neighbour));
+    let tokenizer = tokenizer.ok_or_else(|| {
+        one(Diagnostic::input("E0533", "--calibrate-text needs the model's tokenizer, and there is none beside it")
+            .note(format!("expected {} in the model's folder, or --tokenizer", output::TOKENIZER)))
+    })?;
+    let rows = args.calibrate_text.iter().map(|path| token_text::read(path, &tokenizer));
+    Ok(rows.collect::<Result<Vec<_>, _>>().map_err(one)?.concat())
 }
 
 /// Tests the plan in the clear, with a bar on standard error.

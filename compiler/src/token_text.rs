@@ -1,0 +1,56 @@
+//! Text as rows of token ids, by a model's own tokenizer.
+//!
+//! Every line is a row. Both files may be hostile: their sizes are bounded, and what is wrong with them is one error.
+
+use ombra_ir::{Diagnostic, Result};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use tokenizers::Tokenizer;
+
+/// Most bytes of a text.
+const MAX_TEXT: u64 = 64 << 20;
+/// Most bytes of a tokenizer.
+const MAX_TOKENIZER: u64 = 256 << 20;
+
+/// The tokens of every line of the text at `path` that has any, with the special tokens that the tokenizer adds.
+///
+/// # Errors
+/// `E0533` when a file cannot be read or is too large, the tokenizer is none, the text is not UTF-8, or holds no tokens.
+pub fn read(path: &Path, tokenizer: &Path) -> Result<Vec<Vec<i64>>> {
+    let unusable = |e| wrong(tokenizer, format!("this is no tokenizer: {e}")).note("expected a tokenizer.json");
+    let mut known = Tokenizer::from_bytes(bytes(tokenizer, MAX_TOKENIZER)?).map_err(unusable)?;
+    // Rows are as long as their lines.
+    known.with_padding(None).with_truncation(None).map_err(unusable)?;
+    let text = String::from_utf8(bytes(path, MAX_TEXT)?).map_err(|e| {
+        wrong(path, format!("byte {} is not UTF-8", e.utf8_error().valid_up_to())).note("expected a text in UTF-8")
+    })?;
+    let mut rows = Vec::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        // The library's own message may quote the text.
+        let encoding = known.encode(line, true);
+        let encoding = encoding.map_err(|_| wrong(path, format!("the tokenizer cannot encode line {}", i + 1)))?;
+        let ids: Vec<i64> = encoding.get_ids().iter().copied().map(i64::from).collect();
+        rows.extend((!ids.is_empty()).then_some(ids));
+    }
+    if rows.is_empty() {
+        return Err(wrong(path, "the text is empty".into()).note("expected lines like the prompts that will be given"));
+    }
+    Ok(rows)
+}
+
+/// All bytes of a file that may be long.
+fn bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let cannot = |e: std::io::Error| wrong(path, format!("the file cannot be read: {e}"));
+    let mut bytes = Vec::new();
+    // One byte more than allowed shows that there is more.
+    File::open(path).map_err(cannot)?.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > most {
+        return Err(wrong(path, "the file is too large".into()).note(format!("expected at most {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn wrong(path: &Path, what: String) -> Diagnostic {
+    Diagnostic::input("E0533", what).at(path.display().to_string())
+}
