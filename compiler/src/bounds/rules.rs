@@ -181,12 +181,9 @@ impl Prover<'_> {
                 Some(if *axis + 1 == rank { unit() } else { Proof::between(rank, (0.0, LOOSE)) })
             }
             Op::Quadratic { square, linear, constant } => each(&|e| {
-                let all = [
-                    times((f64::from(*square), f64::from(*square)), power(e, 2.0)),
-                    times((f64::from(*linear), f64::from(*linear)), e),
-                ];
-                let c = f64::from(*constant);
-                ((all[0].0 + all[1].0 + c) * 1.0 - 1e-3, all[0].1 + all[1].1 + c + 1e-3)
+                let [a, b, c] = [*square, *linear, *constant].map(f64::from);
+                let (square, line) = (times((a, a), power(e, 2.0)), times((b, b), e));
+                (square.0 + line.0 + c - 1e-3, square.1 + line.1 + c + 1e-3)
             }),
             Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(v, &ids)?,
             Op::AffineNorm { centred } => self.affine(v, &args, *centred),

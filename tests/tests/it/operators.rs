@@ -7,7 +7,7 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::Quantity;
 use ombra_runtime::app::inputs::infer_request;
-use ombra_tests::built::build_with;
+use ombra_tests::built::{Folder, build_with};
 use ombra_tests::{parties, plain};
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_proto::DataType;
@@ -311,6 +311,90 @@ fn what_is_revealed_is_rounded_down_whatever_the_shares_are() {
             assert!(runs.iter().all(|run| *run == words), "model {at}: runs differ from the floor");
         }
     }
+}
+
+/// Scores of two rows, products of `a` and `b`, and a softmax by quotients over them.
+fn quotient_of(square: bool, [a, b]: [Vec<f64>; 2]) -> Small {
+    let small = Small::new().secret("a", (&[2, 8], a)).secret("b", (&[2, 8], b)).integers("last", &[-1]);
+    let small = small.node("Mul", &["a", "b"], "scores", vec![]);
+    let small = if square {
+        let small = small.floats("five", &[5.0]).node("Add", &["scores", "five"], "moved", vec![]);
+        let small = small.node("Mul", &["moved", "moved"], "entries", vec![]);
+        small.node("ReduceSum", &["entries", "last"], "divisor", vec![int("keepdims", 1)])
+    } else {
+        let small = small.floats("eps", &[0.015_625]).node("Relu", &["scores"], "entries", vec![]);
+        let small = small.node("ReduceSum", &["entries", "last"], "sum", vec![int("keepdims", 1)]);
+        small.node("Add", &["sum", "eps"], "divisor", vec![])
+    };
+    small.node("Div", &["entries", "divisor"], "y", vec![])
+}
+
+/// Nothing bounds the scores but their row's divisor, which is compared before it could pass the ring.
+#[test]
+fn divisors_of_rows_set_the_guard_whatever_their_scores_are() {
+    let usual = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 500.0];
+    let first = || [500.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+    let both = |row: &[f64]| [row, &[1.0; 8]].concat();
+    let ends = |x: f64, y: f64| [vec![x], vec![1.0; 6], vec![y]].concat();
+    for square in [true, false] {
+        let small = quotient_of(square, [both(&first()), both(&usual)]);
+        let (model, options) = small.model();
+        let plan = pipeline::compile(&model, None, &options).expect("it compiles").plan;
+        let quantities: Vec<Quantity> = plan.assumed.iter().map(|a| a.quantity).collect();
+        assert_eq!(quantities, [Quantity::RowStatistic], "square {square}");
+        for (a, b, beyond) in [
+            (first().to_vec(), usual.to_vec(), false),
+            (ends(31.0, 1.0), ends(32.0, 1.0), false),
+            (ends(27.0, 27.0), ends(27.0, 27.0), false),
+            (ends(90.0, 1.0), ends(90.0, 1.0), true),
+            (ends(70.0, 70.0), ends(70.0, 70.0), true),
+            (ends(2048.0, 1.0), ends(2048.0, 1.0), true),
+            (ends(2048.0, 2048.0), ends(2048.0, -2048.0), true),
+            (vec![4000.0; 8], vec![4000.0; 8], true),
+            (vec![4000.0; 8], vec![-4000.0; 8], true),
+            // Squares that add up to nothing, which a row with an entry never did; eps takes care of positive parts.
+            (vec![-5.0; 8], vec![1.0; 8], square),
+        ] {
+            let found = small.guard_of(&[("a", &both(&a)), ("b", &both(&b))]);
+            assert_eq!(found, [beyond; 2], "square {square}: {a:?} {b:?}");
+        }
+    }
+}
+
+/// A tensor as a `.npy` file.
+fn npy(shape: &str, values: &[f64]) -> Vec<u8> {
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let length = u16::try_from(header.len()).expect("it is short").to_le_bytes();
+    let data: Vec<u8> = values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+    [b"\x93NUMPY\x01\x00", length.as_slice(), header.as_bytes(), &data].concat()
+}
+
+/// Between three processes, an input beyond what was measured ends with the guard's error, and the client gives no output.
+#[test]
+fn an_input_beyond_what_was_measured_ends_with_one_error() {
+    let small = || Small::new().secret("x", (&[8], line(0.0, 10.0, 8))).node("Exp", &["x"], "y", vec![]);
+    let (model, options) = small().model();
+    let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{e}"));
+    let folder = Folder::new().expect("there is room");
+    let run = |name: &str, values: &[f64]| {
+        let (input, output) = (folder.path().join(format!("{name}.npy")), folder.path().join(name));
+        std::fs::write(&input, npy("(8,)", values)).expect("there is room");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tested-ombra-run"));
+        command.arg("local").arg(built.folder.path()).args(["--threads", "1"]);
+        command.arg("--input").arg(format!("x.given={}", input.display())).arg("--output-dir").arg(&output);
+        let done = command.output().expect("it starts");
+        let said = [done.stdout, done.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (done.status.success(), said, std::fs::read_dir(&output).map_or(0, Iterator::count))
+    };
+    let (done, [_, errors], files) = run("within", &line(0.0, 12.0, 8));
+    assert!(done && files == 1, "{files} files: {errors}");
+    let (done, [said, errors], files) = run("beyond", &line(0.0, 60.0, 8));
+    assert!(!done && files == 0, "{files} files: {said}");
+    let own: Vec<&str> = errors.lines().filter(|line| line.starts_with("error")).collect();
+    assert!(said.is_empty() && own.len() == 1 && own[0].contains("E1018"), "{said} {errors}");
+    // The others are told that the client ended the run, and not why.
+    let others = errors.lines().filter(|line| line.starts_with("server") || line.starts_with("helper"));
+    assert!(others.clone().count() > 0 && others.clone().all(|line| !line.contains("E1018")), "{errors}");
 }
 
 /// `n` values from `from` to `to`.
