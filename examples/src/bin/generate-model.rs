@@ -7,7 +7,8 @@
 //! `--seed N` chooses other weights; `--tuned-from LAYER` gives the layers from that one on weights of their own, as in a
 //! model fine-tuned from the one with the same seed. `--no-weights` declares the data file and does not write it, for costs
 //! alone. For Llama `--lora RANK` puts adapters beside the matrices, in place of tuning them, and `--merged M` lets M heads
-//! share a softmax, both in the tuned layers, or in all.
+//! share a softmax, both in the tuned layers, or in all; `--tied` takes the embedding for the head, and `--biases` gives
+//! queries, keys and values biases, as Qwen2 has them.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,9 +32,20 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     let (mut gpt2, mut llama) = (Gpt2::default(), Llama::default());
     let mut output = None;
     while let Some(option) = arguments.next() {
-        if option == "--no-weights" {
-            (gpt2.seeds.no_weights, llama.seeds.no_weights) = (true, true);
-            continue;
+        match (family.as_str(), option.as_str()) {
+            (_, "--no-weights") => {
+                (gpt2.seeds.no_weights, llama.seeds.no_weights) = (true, true);
+                continue;
+            }
+            ("llama", "--tied") => {
+                llama.tied = true;
+                continue;
+            }
+            ("llama", "--biases") => {
+                llama.biases = true;
+                continue;
+            }
+            _ => {}
         }
         let value = arguments.next().ok_or_else(|| usage(format!("{option} has no value")))?;
         if option == "-o" {
@@ -75,5 +87,5 @@ fn usage(what: String) -> Diagnostic {
     Diagnostic::input("E0901", what)
         .note("generate-model gpt2 [--layers N --hidden N --heads N --vocab N --positions N] -o FILE")
         .note("generate-model llama [--layers N --hidden N --heads N --kv-heads N --ff N --vocab N] -o FILE")
-        .note("both take --seed N, --tuned-from LAYER and --no-weights, llama also --lora RANK and --merged M")
+        .note("both take --seed N, --tuned-from LAYER and --no-weights, llama also --lora RANK, --merged M, --tied and --biases")
 }

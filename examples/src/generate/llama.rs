@@ -1,4 +1,5 @@
-//! Llama: rotary positions, RMS norm, grouped heads, gated SiLU, no biases, a head of its own or that of the embedding.
+//! Llama: rotary positions, RMS norm, grouped heads, gated SiLU, a head of its own or that of the embedding, no biases, or
+//! those of queries, keys and values that make it a Qwen2.
 //!
 //! Also as MPC-friendly fine-tuning leaves it (Rathee et al., arXiv 2408.03561, §5): with frozen layers, with low-rank
 //! adapters that are not merged into their matrices, with merged heads.
@@ -35,6 +36,8 @@ pub struct Llama {
     pub epsilon: f32,
     /// Whether the head is the transpose of the embedding.
     pub tied: bool,
+    /// Whether queries, keys and values have biases.
+    pub biases: bool,
     /// Rank of low-rank adapters beside every matrix of the tuned layers, of all if none is said to be tuned. Only the
     /// adapters are tuned then.
     pub lora: Option<usize>,
@@ -56,6 +59,7 @@ impl Default for Llama {
             theta: 10000.0,
             epsilon: 1e-6,
             tied: false,
+            biases: false,
             lora: None,
             merged: 1,
             seeds: Seeds::default(),
@@ -171,13 +175,22 @@ fn write(sizes_of: &Llama, path: &Path, source: &Source) -> Result<()> {
             let change = b.node("Mul", &[&change, &scale], vec![]);
             Ok(b.node("Add", &[&y, &change], vec![]))
         };
+        let biased = |b: &mut Builder, x: &str, part: &str, width: usize| -> Result<String> {
+            let y = product(b, x, part, [hidden, width], 0.02)?;
+            if !sizes_of.biases {
+                return Ok(y);
+            }
+            let name = format!("model.layers.{layer}.{part}.bias");
+            let bias = weight(b, source, &name, &[width], base.layer(layer, &name, 0.0, 0.02))?;
+            Ok(b.node("Add", &[&y, &bias], vec![]))
+        };
         b.enter(format!("/model/layers.{layer}/self_attn"));
         let y = norm(&mut b, &x, "input_layernorm")?;
-        let q = product(&mut b, &y, "self_attn.q_proj", [hidden, hidden], 0.02)?;
+        let q = biased(&mut b, &y, "self_attn.q_proj", hidden)?;
         let q = split_heads(&mut b, &q, &by_head);
-        let k = product(&mut b, &y, "self_attn.k_proj", [hidden, kv], 0.02)?;
+        let k = biased(&mut b, &y, "self_attn.k_proj", kv)?;
         let k = split_heads(&mut b, &k, &by_head);
-        let v = product(&mut b, &y, "self_attn.v_proj", [hidden, kv], 0.02)?;
+        let v = biased(&mut b, &y, "self_attn.v_proj", kv)?;
         let by_group = if groups == kv_heads { by_head.clone() } else { by_token(&mut b, &sizes, &[-1, width as i64]) };
         let v = split_heads(&mut b, &v, &by_group);
         let mut q = rotate(&mut b, &q, &rotary, head);

@@ -156,6 +156,29 @@ fn llama_steps_like_it_runs_with_adapters_and_merged_heads() {
 }
 
 #[test]
+fn qwen2_steps_like_it_runs() {
+    let folder = Folder::new("qwen2");
+    let path = folder.0.join("m.onnx");
+    let sizes = Llama {
+        layers: 3,
+        hidden: 24,
+        heads: 4,
+        kv_heads: 2,
+        ff: 40,
+        vocab: VOCABULARY,
+        tied: true,
+        biases: true,
+        ..Llama::default()
+    };
+    write_llama(&sizes, &path).unwrap();
+    let model = Model::read(&path).unwrap();
+    let biases = model.graph().initializer.iter().filter(|t| t.name.ends_with("_proj.bias")).count();
+    assert_eq!(biases, 3 * sizes.layers);
+    assert!(model.graph().initializer.iter().all(|t| t.name != "lm_head.weight"));
+    check_cache(&model, 2, 6);
+}
+
+#[test]
 fn a_model_without_weights_has_their_entries_alone() {
     let folder = Folder::new("entries");
     let path = folder.0.join("m.onnx");
