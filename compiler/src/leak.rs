@@ -15,10 +15,11 @@ use crate::pipeline::f32_bytes;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::TensorProto;
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Bytes of a piece.
@@ -27,14 +28,19 @@ const PIECE: usize = 16;
 const PIECES: usize = 1 << 21;
 /// Pieces of every tensor, however many there are, as far as it has them.
 const LEAST: usize = 64;
-/// Bits of the filter in front of the table for every piece: most bytes of a file end there.
-const FILTER_BITS: usize = 64;
+/// Bytes of a file that one thread searches at a time.
+const PART: u64 = 1 << 22;
+/// Bytes between the places of a file that are looked at. Every piece covers one of them with a core of [`CORE`] bytes.
+const STRIDE: usize = 4;
+/// Bytes of a core: what is left of a piece from its first such place on.
+const CORE: usize = PIECE - STRIDE + 1;
+/// Bits of the filter in front of the table for every core, of which two are set: most places of a file end there.
+const FILTER_BITS: usize = 32;
 
 /// Pieces of private tensors, each with the number of its tensor.
 pub struct Pieces {
     table: HashMap<u128, u32>,
     filter: Vec<u64>,
-    bits: u32,
     names: Vec<String>,
 }
 
@@ -82,7 +88,7 @@ impl Pieces {
     pub fn new(model: &Model, labels: &Labels) -> Result<Self> {
         let tensors = tensors_of(model, &|name| labels.get(name).is_some());
         let is = |name: &str, owner| labels.get(name).is_some_and(|l| l.owner == owner);
-        let mut found = Pieces { table: HashMap::new(), filter: Vec::new(), bits: 6, names: Vec::new() };
+        let mut found = Pieces { table: HashMap::new(), filter: Vec::new(), names: Vec::new() };
         let private: Vec<_> = tensors.iter().filter(|(name, _)| is(name, Owner::Private)).collect();
         let total = private.iter().map(|(_, t)| shape(t).map(|s| s.iter().product::<usize>()));
         let total: usize = total.sum::<Result<usize>>()?;
@@ -100,13 +106,14 @@ impl Pieces {
                 }
             }
         }
-        let bits = (found.table.len() * FILTER_BITS).next_power_of_two().max(64);
-        found.bits = bits.trailing_zeros();
-        found.filter = vec![0; bits.div_ceil(64)];
+        let words = (found.table.len() * STRIDE * FILTER_BITS / 64).next_power_of_two();
+        found.filter = vec![0; words];
         for piece in found.table.keys() {
-            let bit = place(*piece, found.bits);
-            if let Some(word) = found.filter.get_mut(bit / 64) {
-                *word |= 1 << (bit % 64);
+            for core in (0..STRIDE).map(|at| core(*piece, at)) {
+                let (word, bits) = place(core, words);
+                if let Some(word) = found.filter.get_mut(word) {
+                    *word |= bits;
+                }
             }
         }
         Ok(found)
@@ -128,7 +135,7 @@ impl Pieces {
             for elements in views(model, &tensor)? {
                 for step in elements.steps() {
                     for piece in (0..elements.len()).filter_map(|at| elements.piece(at, step)) {
-                        if self.may_have(piece) && found.remove(&piece) {
+                        if self.may_have(core(piece, 0)) && found.remove(&piece) {
                             self.table.remove(&piece);
                         }
                     }
@@ -143,46 +150,59 @@ impl Pieces {
         self.table.get(&piece).and_then(|number| self.names.get(*number as usize)).map(String::as_str)
     }
 
-    /// Whether `piece` may be in the table; `false` is certain.
-    fn may_have(&self, piece: u128) -> bool {
-        let bit = place(piece, self.bits);
-        self.filter.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+    /// Whether a piece in the table may have this core; `false` is certain.
+    fn may_have(&self, core: u128) -> bool {
+        let (word, bits) = place(core, self.filter.len());
+        self.filter.get(word).is_some_and(|word| word & bits == bits)
     }
 
-    /// The pieces that stand in the file at `path`. The file is read in blocks.
+    /// The pieces that stand in the file at `path`. The file is read in blocks, by several threads.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn find(&self, path: &Path) -> Result<BTreeSet<u128>> {
-        let mut found = BTreeSet::new();
         if self.table.is_empty() {
-            return Ok(found);
+            return Ok(BTreeSet::new());
         }
         let failed = |e: std::io::Error| Diagnostic::input("E0547", format!("cannot read {}: {e}", path.display()));
-        let mut file = File::open(path).map_err(failed)?;
-        let mut block = vec![0; 1 << 16];
-        let (mut window, mut seen) = (0u128, 0usize);
-        loop {
-            let count = file.read(&mut block).map_err(failed)?;
-            if count == 0 {
-                return Ok(found);
-            }
-            for byte in block.iter().take(count) {
-                // Little-endian: the oldest byte of the window is the lowest.
-                window = window >> 8 | u128::from(*byte) << (8 * (PIECE - 1));
-                seen = seen.saturating_add(1);
-                if seen >= PIECE && self.may_have(window) && self.table.contains_key(&window) {
-                    found.insert(window);
-                }
+        let parts = std::fs::metadata(path).map_err(failed)?.len().div_ceil(PART);
+        let found = (0..parts).into_par_iter().map(|part| self.find_in(path, part * PART).map_err(failed));
+        Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// The pieces that begin in the [`PART`] bytes from `start` on.
+    fn find_in(&self, path: &Path, start: u64) -> std::io::Result<BTreeSet<u128>> {
+        let mut bytes = Vec::new();
+        let mut file = File::open(path)?;
+        // What begins before a place may be found at it.
+        file.seek(SeekFrom::Start(start.saturating_sub(STRIDE as u64)))?;
+        file.take(PART + 2 * PIECE as u64).read_to_end(&mut bytes)?;
+        let mut found = BTreeSet::new();
+        let piece = |at: usize| bytes.get(at..at + PIECE).and_then(|b| b.try_into().ok()).map(u128::from_le_bytes);
+        for (at, window) in bytes.windows(PIECE).enumerate().step_by(STRIDE) {
+            let window = u128::from_le_bytes(window.try_into().unwrap_or_default());
+            if self.may_have(core(window, 0)) {
+                let near = (at.saturating_sub(STRIDE - 1)..=at).filter_map(piece);
+                found.extend(near.filter(|piece| self.table.contains_key(piece)));
             }
         }
+        // The last places have no whole piece behind them.
+        let rest = bytes.len().saturating_sub(PIECE + STRIDE)..bytes.len().saturating_sub(PIECE - 1);
+        found.extend(rest.filter_map(piece).filter(|piece| self.table.contains_key(piece)));
+        Ok(found)
     }
 }
 
-/// The bit of a filter of `2^bits` bits for `piece`.
-fn place(piece: u128, bits: u32) -> usize {
-    let mixed = (piece as u64 ^ ((piece >> 64) as u64).rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> (64 - bits.min(63))) as usize
+/// The core of `piece` that begins `at` bytes after it, at most [`STRIDE`] - 1.
+fn core(piece: u128, at: usize) -> u128 {
+    piece >> (8 * at) & (u128::MAX >> (8 * (PIECE - CORE)))
+}
+
+/// The word of a filter of so many words, a power of two, and the bits in it for `core`.
+fn place(core: u128, words: usize) -> (usize, u64) {
+    let mixed = (core as u64 ^ ((core >> 64) as u64).rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let bits = 1 << (mixed >> 58) | 1 << (mixed >> 52 & 63);
+    ((mixed >> 16) as usize & words.wrapping_sub(1), bits)
 }
 
 /// `tensor` in single precision and, when its elements are others, as it is stored.
@@ -201,6 +221,38 @@ fn views<'a>(model: &'a Model, tensor: &'a TensorProto) -> Result<Vec<Elements<'
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Pieces are found wherever they stand, also across the parts that threads read.
+    #[test]
+    fn pieces_are_found_at_every_byte() {
+        let piece = elements(&[0.5, -1.25, 3.0, 7.5], 4).piece(0, 1).unwrap();
+        let words = STRIDE * FILTER_BITS / 64;
+        let mut pieces = Pieces { table: HashMap::from([(piece, 0)]), filter: vec![0; words], names: vec!["w".into()] };
+        for core in (0..STRIDE).map(|at| core(piece, at)) {
+            let (word, bits) = place(core, words);
+            pieces.filter[word] |= bits;
+        }
+        let path = std::env::temp_dir().join(format!("ombra-leak-{}", std::process::id()));
+        let middle = (PART - 20) as usize..(PART + 20) as usize;
+        for at in (0..24).chain(middle) {
+            for after in [0, 1, 2, 3, 40] {
+                let mut bytes = vec![0u8; at];
+                bytes.extend(piece.to_le_bytes());
+                bytes.resize(bytes.len() + after, 0);
+                if at < 1000 || after == 40 {
+                    std::fs::write(&path, &bytes).unwrap();
+                    assert_eq!(
+                        pieces.find(&path).unwrap(),
+                        BTreeSet::from([piece]),
+                        "{at} bytes before, {after} after"
+                    );
+                }
+            }
+        }
+        std::fs::write(&path, [0u8; 100]).unwrap();
+        assert!(pieces.find(&path).unwrap().is_empty());
+        std::fs::remove_file(&path).unwrap();
+    }
 
     fn elements(values: &[f32], columns: usize) -> Elements<'static> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -30,5 +30,6 @@ pub mod reveal;
 pub mod savings;
 pub mod self_test;
 pub mod stand_in;
+pub mod statics;
 pub mod stream;
 pub mod token_text;

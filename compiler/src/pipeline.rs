@@ -27,6 +27,8 @@ use crate::published::{MASK, check_published, linear_biases, structure, weights_
 use crate::reveal::{Reveal, keep_outputs, reveals};
 use crate::savings::{Pass, Passes, session_price, unpack_masks, widen};
 use crate::stand_in::StandIns;
+use crate::statics::{Known, Statics};
+use crate::stream::Elements;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{BoundsOf, ClientState, FileDigest, GraphInput, Plan};
@@ -126,6 +128,8 @@ pub struct Compiled {
     pub labels: Labels,
     /// What rewriting did and refused.
     pub rewrites: Vec<Rewrite>,
+    /// What was found of the model's weights.
+    pub known: Known,
 }
 
 /// Reads a model into the graph, recognises patterns and assigns owners.
@@ -203,14 +207,28 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
 pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Compiled, Errors> {
+    let known = Known::default();
+    let compiled = compile_knowing(model, base, &known, options)?;
+    Ok(Compiled { known, ..compiled })
+}
+
+/// As [`compile`], with what was found of the model's weights before.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn compile_knowing(
+    model: &Model,
+    base: Option<&Model>,
+    known: &Known,
+    options: &Options,
+) -> std::result::Result<Compiled, Errors> {
     let analysed = analyse(model, base, options)?;
-    let Program { plan, lowered, graph, labels, rewrites } =
-        program(model, base, analysed, &|name| load_weight(model, name), options)?;
+    let Program { plan, lowered, graph, labels, rewrites } = program(model, base, analysed, (model, known), options)?;
     let region = || client_region::build(&graph, &lowered.inputs, &labels);
     let client_model = if plan.costs_only { None } else { region().map_err(one)? };
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
     let Lowered { module: lowered, weights, inputs, .. } = lowered;
-    Ok(Compiled { plan, lowered, weights, inputs, client_model, labels, graph, rewrites })
+    Ok(Compiled { plan, lowered, weights, inputs, client_model, labels, graph, rewrites, known: Known::default() })
 }
 
 /// A model's plan for its costs alone: without the client's region, and not for running.
@@ -218,8 +236,21 @@ pub fn compile(model: &Model, base: Option<&Model>, options: &Options) -> std::r
 /// # Errors
 /// Those of [`compile`].
 pub fn plan_of(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Plan, Errors> {
+    plan_knowing(model, base, &Known::default(), options)
+}
+
+/// As [`plan_of`], with what was found of the model's weights before.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn plan_knowing(
+    model: &Model,
+    base: Option<&Model>,
+    known: &Known,
+    options: &Options,
+) -> std::result::Result<Plan, Errors> {
     let analysed = analyse(model, base, options)?;
-    Ok(program(model, base, analysed, &|name| load_weight(model, name), options)?.plan)
+    Ok(program(model, base, analysed, (model, known), options)?.plan)
 }
 
 /// [`plan_of`] for a model whose graph and labels may have been changed since they were analysed. `weights` gives the
@@ -233,8 +264,12 @@ pub fn plan_of_analysed(
     weights: &Weights,
     options: &Options,
 ) -> std::result::Result<Plan, Errors> {
-    Ok(program(model, None, analysed, weights, options)?.plan)
+    let weights = |name: &str| weights(name);
+    Ok(program(model, None, analysed, (&weights, &Known::default()), options)?.plan)
 }
+
+/// Where weights are read, and what was found of them before.
+type Read<'a> = (&'a dyn Elements, &'a Known);
 
 /// What the passes made of a model: its plan is verified.
 struct Program {
@@ -267,13 +302,13 @@ pub struct Rewritten {
 /// # Errors
 /// Those of [`analyse`], and outputs that the model does not have.
 pub fn rewritten(model: &Model, base: Option<&Model>, options: &Options) -> std::result::Result<Rewritten, Errors> {
-    rewritten_analysed(model, analyse(model, base, options)?, &|name| load_weight(model, name), options)
+    rewritten_analysed(model, analyse(model, base, options)?, (model, &Known::default()), options)
 }
 
 fn rewritten_analysed(
     model: &Model,
     analysed: Analysed,
-    weights: &Weights,
+    weights: Read,
     options: &Options,
 ) -> std::result::Result<Rewritten, Errors> {
     let Analysed { mut graph, labels, absent, .. } = analysed;
@@ -304,7 +339,7 @@ fn rewritten_analysed(
 fn rewritten_where_cheaper(
     model: &Model,
     before: Rewritten,
-    weights: &Weights,
+    weights: Read,
     options: &Options,
 ) -> std::result::Result<Rewritten, Errors> {
     let mut after = before.clone();
@@ -334,7 +369,7 @@ fn program(
     model: &Model,
     base: Option<&Model>,
     analysed: Analysed,
-    weights: &Weights,
+    weights: Read,
     options: &Options,
 ) -> std::result::Result<Program, Errors> {
     finish(model, base, rewritten_analysed(model, analysed, weights, options)?, weights, options)
@@ -349,14 +384,14 @@ pub fn bounded(
     base: Option<&Model>,
     options: &Options,
 ) -> std::result::Result<(Rewritten, Ranges), Errors> {
-    bounded_analysed(model, base, rewritten(model, base, options)?, &|name| load_weight(model, name), options)
+    bounded_analysed(model, base, rewritten(model, base, options)?, (model, &Known::default()), options)
 }
 
 fn bounded_analysed(
     model: &Model,
     base: Option<&Model>,
     rewritten: Rewritten,
-    weights: &Weights,
+    weights: Read,
     options: &Options,
 ) -> std::result::Result<(Rewritten, Ranges), Errors> {
     let Rewritten { mut graph, .. } = rewritten;
@@ -365,7 +400,7 @@ fn bounded_analysed(
     let owner = |name: &str| weight_owner(labels, name);
     // Owners before folding: a scale goes only into weights of an owner that may know it.
     if has(Pass::Norms) {
-        fold_norms(&mut graph, &|graph, v| eval::static_value(graph, weights, v)).map_err(one)?;
+        fold_norms(&mut graph, weights.0, weights.1).map_err(one)?;
         assign_owners(&mut graph, owner);
     }
     decompose(&mut graph).map_err(one)?;
@@ -385,14 +420,14 @@ fn finish(
     model: &Model,
     base: Option<&Model>,
     rewritten: Rewritten,
-    weights: &Weights,
+    weights: Read,
     options: &Options,
 ) -> std::result::Result<Program, Errors> {
     let (rewritten, ranges) = bounded_analysed(model, base, rewritten, weights, options)?;
     let Rewritten { graph, labels, reveal, rewrites, changes, absent } = rewritten;
     let assumed = options.assume || !model.absent().is_empty();
     let has = |pass: Pass| options.passes.has(pass);
-    let statics = |v: ValueId| eval::static_value(&graph, weights, v);
+    let statics = Statics::new(&graph, weights.0, weights.1);
     let states = secret_states(&graph);
     let lowered = lower(
         &graph,
@@ -439,7 +474,7 @@ fn finish(
 fn ranges(
     graph: &Graph,
     (model, base, labels): (&Model, Option<&Model>, &Labels),
-    weights: &Weights,
+    weights: Read,
     options: &Options,
 ) -> std::result::Result<Ranges, Errors> {
     // Inputs that do not fit are errors, whether anything is measured or not.
@@ -453,9 +488,10 @@ fn ranges(
     let drawn = || drawn_inputs(graph, DRAWN_SETS, DRAWN_LENGTH);
     let sets = || if given.is_empty() { drawn() } else { Ok(given.clone()) };
     let largest = given_sizes(&options.calibration);
-    let prove = |weights: &Weights| {
-        let statics = |v: ValueId| eval::static_value(graph, weights, v);
-        bounds::prove(graph, options.f, &statics, &largest, &|| calibrate(graph, weights, &sets()?))
+    let prove = |(elements, known): Read| {
+        let statics = Statics::new(graph, elements, known);
+        let measure = || calibrate(graph, &|name: &str| elements.tensor(name), &sets()?);
+        bounds::prove(&statics, options.f, &largest, &measure)
     };
     let own = prove(weights).map_err(one)?;
     if options.bounds_of == BoundsOf::Model {
@@ -466,8 +502,8 @@ fn ranges(
             .note("expected --base with --bounds-from-base")));
     };
     let stand_ins = StandIns::new(model, base, labels);
-    let statics = |name: &str| stand_ins.load(name);
-    let mut others = prove(&statics).map_err(one)?;
+    let stand_ins = |name: &str| stand_ins.load(name);
+    let mut others = prove((&stand_ins, &Known::default())).map_err(one)?;
     others.scale(BASE_ROOM);
     match own.beyond(&others) {
         None => Ok(others),

@@ -17,8 +17,9 @@ use crate::calibrate::{Rows, Seen, divisors};
 use crate::graph::eval::static_values;
 use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, ValueId};
 use crate::lower::{Assumed, RING};
+use crate::statics::Statics;
 use ombra_ir::norms::{Norms, quarters};
-use ombra_ir::plain::{DType, Tensor};
+use ombra_ir::plain::DType;
 use ombra_ir::plan::AssumedRange;
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
@@ -27,6 +28,9 @@ use rules::Prover;
 use spread::size_of;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use linear::Product;
+pub use proof::Look;
 
 /// Bits between the greatest value that calibration saw and an assumed bound.
 pub const MARGIN: u8 = 3;
@@ -158,21 +162,21 @@ impl Ranges {
     }
 }
 
-/// Ranges of all floating values of `graph`, whose owners are assigned.
+/// Ranges of all floating values of a graph whose owners are assigned.
 ///
-/// `statics` gives the values of nodes that depend on weights and constants alone; `f` the fraction bits of activations;
+/// `statics` are the values of its nodes that depend on weights and constants alone; `f` the fraction bits of activations;
 /// `inputs` the greatest size of floats that the client gives, by name; `seen` measures, and is called only if something
 /// has no proof.
 ///
 /// # Errors
 /// Those of `statics` and `seen`.
 pub fn prove(
-    graph: &Graph,
+    statics: &Statics,
     f: u8,
-    statics: &dyn Fn(ValueId) -> Result<Tensor>,
     inputs: &BTreeMap<String, f64>,
     seen: &dyn Fn() -> Result<Seen>,
 ) -> Result<Ranges> {
+    let graph = statics.graph;
     let order = graph.topological();
     let fixed = static_values(graph)?;
     let continued = continued(graph);

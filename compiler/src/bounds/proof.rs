@@ -1,9 +1,12 @@
 //! What is proven of a value, and how it moves.
 
+use super::Longest;
 use super::spread::{Spread, groups, size_of};
 use crate::graph::ValueId;
-use ombra_ir::Dim;
-use ombra_ir::plain::{Data, Tensor};
+use crate::statics::Statics;
+use ombra_ir::norms::Measure;
+use ombra_ir::plain::{DType, Data, Tensor};
+use ombra_ir::{Dim, Result};
 use std::rc::Rc;
 
 /// Elements of a static value that are told apart; larger ones are known by channel.
@@ -385,31 +388,85 @@ pub fn ends_of(tensor: &Tensor) -> Ends {
     }
 }
 
-/// What the elements of a tensor say: by element, or by channel where there are many. Its rows along the last axis have
-/// their exact lengths.
-pub fn of_tensor(tensor: &Tensor) -> Proof {
-    let rank = tensor.rank();
-    let Data::F32(values) = tensor.data() else { return Proof::between(rank, ends_of(tensor)) };
-    let Some(&n) = tensor.shape().last().filter(|_| !values.is_empty()) else {
-        return Proof::between(rank, ends_of(tensor));
-    };
-    let row_lengths =
-        values.chunks_exact(n).map(|r| libm::sqrt(r.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()));
-    let (range, lengths) = if values.len() <= TOLD_APART {
-        let mut shape = tensor.shape().to_vec();
-        let range = Spread::new(shape.clone(), values.iter().map(|&x| (f64::from(x), f64::from(x))).collect());
-        shape[rank - 1] = 1;
-        (range, Spread::new(shape, row_lengths.collect()))
-    } else {
-        let mut ends = vec![(f64::INFINITY, f64::NEG_INFINITY); n];
-        for row in values.chunks_exact(n) {
-            ends.iter_mut().zip(row).for_each(|(e, &x)| *e = (e.0.min(f64::from(x)), e.1.max(f64::from(x))));
+/// What was seen of a static value.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Least and greatest element.
+    pub ends: Ends,
+    /// Greatest norms of rows and columns, of floats.
+    pub norms: Option<Longest>,
+    range: Spread<Ends>,
+    lengths: Option<Lengths>,
+}
+
+impl Look {
+    /// Looks at a value: by element, or by channel where there are many. Rows along the last axis have their exact lengths.
+    ///
+    /// # Errors
+    /// A value that cannot be read.
+    pub fn at(statics: &Statics, v: ValueId) -> Result<Look> {
+        let node = statics.graph.node(v)?;
+        let sizes: Option<Vec<usize>> = node.shape.iter().map(size_of).collect();
+        let shape = sizes.filter(|s| node.dtype == DType::F32 && s.iter().product::<usize>() > TOLD_APART);
+        let Some(shape) = shape else { return Look::of(&statics.value(v)?) };
+        let n = shape.last().copied().unwrap_or(1);
+        let mut measure = Measure::new(&shape, None)?;
+        let mut ends = vec![(f32::INFINITY, f32::NEG_INFINITY); n];
+        let mut longest = 0f64;
+        statics.floats(v, &mut |values| {
+            let (length, ()) = rayon::join(|| channels(values, &mut ends), || measure.take(values));
+            longest = longest.max(length);
+            Ok(())
+        })?;
+        let ends: Vec<Ends> = ends.into_iter().map(|(low, high)| (f64::from(low), f64::from(high))).collect();
+        Ok(Look {
+            ends: ends.iter().copied().reduce(join).unwrap_or((0.0, 0.0)),
+            norms: Some(measure.longest()),
+            range: Spread::of_rows(shape.len(), ends),
+            lengths: Some(Lengths { axis: shape.len() - 1, runs: Spread::one(shape.len(), longest) }),
+        })
+    }
+
+    /// Looks at the elements of a tensor of few.
+    fn of(tensor: &Tensor) -> Result<Look> {
+        let (rank, ends) = (tensor.rank(), ends_of(tensor));
+        let mut look = Look { ends, norms: None, range: Spread::one(rank, ends), lengths: None };
+        let Data::F32(values) = tensor.data() else { return Ok(look) };
+        let mut measure = Measure::new(tensor.shape(), None)?;
+        measure.take(values);
+        look.norms = Some(measure.longest());
+        if let Some(&n) = tensor.shape().last().filter(|_| !values.is_empty()) {
+            let mut shape = tensor.shape().to_vec();
+            let each = values.iter().map(|&x| (f64::from(x), f64::from(x))).collect();
+            look.range = Spread::new(shape.clone(), each).unwrap_or(look.range);
+            shape[rank - 1] = 1;
+            let runs = Spread::new(shape, values.chunks_exact(n).map(row_length).collect());
+            look.lengths = runs.map(|runs| Lengths { axis: rank - 1, runs });
         }
-        (Some(Spread::of_rows(rank, ends)), Some(Spread::one(rank, row_lengths.fold(0.0, f64::max))))
-    };
-    let mut proof = Proof::of(range.unwrap_or_else(|| Spread::one(rank, ends_of(tensor))));
-    proof.lengths = lengths.map(|runs| Lengths { axis: rank - 1, runs });
-    proof
+        Ok(look)
+    }
+
+    /// What it proves.
+    pub fn proof(&self) -> Proof {
+        Proof { lengths: self.lengths.clone(), ..Proof::of(self.range.clone()) }
+    }
+}
+
+/// Widens the ends of channels by those of some rows; the length of the longest of these.
+fn channels(values: &[f32], ends: &mut [(f32, f32)]) -> f64 {
+    let mut longest = 0f64;
+    for row in values.chunks_exact(ends.len().max(1)) {
+        for ((low, high), &x) in ends.iter_mut().zip(row) {
+            *low = if x < *low { x } else { *low };
+            *high = if x > *high { x } else { *high };
+        }
+        longest = longest.max(row_length(row));
+    }
+    longest
+}
+
+fn row_length(row: &[f32]) -> f64 {
+    libm::sqrt(row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>())
 }
 
 /// Ends with room outwards: relative to them, and beside that.

@@ -3,13 +3,13 @@
 use super::Longest;
 use super::linear::{self, Matrix};
 use super::proof::{
-    Ends, LOOSE, Lengths, Linear, Proof, TOP, Unit, ends_of, inverse, join, loosened, of_tensor, power, size, times,
+    Ends, LOOSE, Lengths, Linear, Look, Proof, TOP, Unit, ends_of, inverse, join, loosened, power, size, times,
 };
 use super::spread::{Spread, size_of};
 use crate::graph::{Graph, InputRole, Op, ValueId};
 use crate::import::recognise::{Rotation, rotated};
-use ombra_ir::norms::Measure;
-use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Unary};
+use crate::statics::{Statics, key_of};
+use ombra_ir::plain::{self, Binary, DType, Reduce, Unary};
 use ombra_ir::{Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -27,8 +27,8 @@ pub struct Prover<'a> {
     pub graph: &'a Graph,
     /// Fraction bits of activations.
     pub f: u8,
-    /// The values of a node that depends on weights and constants alone.
-    pub statics: &'a dyn Fn(ValueId) -> Result<Tensor>,
+    /// Its values that depend on weights and constants alone.
+    pub statics: &'a Statics<'a>,
     /// Ends of values that are enforced, or assumed.
     pub given: BTreeMap<ValueId, Ends>,
     /// Greatest 2-norms of rows along the last axis that are assumed.
@@ -62,29 +62,20 @@ impl Prover<'_> {
         if let Some(proof) = self.proofs.get(&v) {
             return Ok(proof.clone());
         }
-        let proof = if self.fixed.contains(&v) {
-            let tensor = (self.statics)(v)?;
-            self.look_at(v, &tensor)?;
-            of_tensor(&tensor)
-        } else {
-            Proof::between(self.rank(v), TOP)
+        let proof = match self.fixed.contains(&v) {
+            true => self.look_at(v)?.proof(),
+            false => Proof::between(self.rank(v), TOP),
         };
         self.proofs.insert(v, proof.clone());
         Ok(proof)
     }
 
-    /// Keeps the ends and the norms of a static value.
-    fn look_at(&mut self, v: ValueId, tensor: &Tensor) -> Result<()> {
-        if self.ends.contains_key(&v) {
-            return Ok(());
-        }
-        self.ends.insert(v, ends_of(tensor));
-        if let Data::F32(values) = tensor.data() {
-            let mut measure = Measure::new(tensor.shape(), None)?;
-            measure.take(values);
-            self.norms.insert(v, measure.longest());
-        }
-        Ok(())
+    /// Looks at a static value, and keeps its ends and norms.
+    fn look_at(&mut self, v: ValueId) -> Result<Look> {
+        let look = self.statics.known.looks.get(self.statics.key(v)?, || Look::at(self.statics, v))?;
+        self.ends.entry(v).or_insert(look.ends);
+        self.norms.extend(look.norms.map(|norms| (v, norms)));
+        Ok(look)
     }
 
     /// What is proven of a value whose operands are known.
@@ -369,22 +360,23 @@ impl Prover<'_> {
     }
 
     fn of_two(&self, g: &Linear, h: &Linear) -> Result<Option<Vec<f64>>> {
-        let (a, b) = ((self.statics)(g.weight)?, (self.statics)(h.weight)?);
-        let ([inner, columns], [other, same]) = (a.shape(), b.shape()) else { return Ok(None) };
-        let a = Matrix { data: a.as_f32()?, inner: *inner, columns: *columns };
-        let b = Matrix { data: b.as_f32()?, inner: *other, columns: *same };
-        Ok(linear::of_two(&a, &b, &g.unit))
+        let keys = [self.statics.key(g.weight)?, self.statics.key(h.weight)?];
+        let unit = std::iter::once(g.unit.radius).chain(g.unit.gamma.iter().copied());
+        self.statics.known.pairs.get(key_of(&keys, unit), || {
+            let (a, b) = (self.statics.value(g.weight)?, self.statics.value(h.weight)?);
+            let ([inner, columns], [other, same]) = (a.shape(), b.shape()) else { return Ok(None) };
+            let a = Matrix { data: a.as_f32()?, inner: *inner, columns: *columns };
+            let b = Matrix { data: b.as_f32()?, inner: *other, columns: *same };
+            Ok(linear::of_two(&a, &b, &g.unit))
+        })
     }
 
     fn matmul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Option<Proof>> {
         let x = self.operand(a)?;
         let rank = self.rank(v);
         if self.fixed.contains(&b) && self.rank(b) == 2 && !x.unwritten {
-            let w = (self.statics)(b)?;
-            let [inner, columns] = *w.shape() else { return Ok(None) };
-            self.look_at(b, &w)?;
-            let w = Matrix { data: w.as_f32()?, inner, columns };
-            return Ok(linear::product(&x, &w, (b, rank), self.heads(v).unwrap_or(1)));
+            self.look_at(b)?;
+            return linear::product(&x, self.statics, (b, rank), self.heads(v).unwrap_or(1));
         }
         let y = self.operand(b)?;
         if x.unwritten || y.unwritten || self.rank(a) < 2 || self.rank(b) < 2 {
@@ -457,8 +449,8 @@ impl Prover<'_> {
             if !self.fixed.contains(id) {
                 return Ok(None);
             }
-            let tensor = (self.statics)(*id)?;
-            self.look_at(*id, &tensor)?;
+            let tensor = self.statics.value(*id)?;
+            self.look_at(*id)?;
             let values: Vec<f64> = tensor.as_f32()?.iter().map(|&x| f64::from(x)).collect();
             Ok(if values.len() == n { Some(values) } else { None })
         };

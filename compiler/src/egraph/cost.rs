@@ -12,6 +12,7 @@ use crate::bounds::{Range, Ranges};
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner};
 use crate::lower::{self, lower};
+use crate::statics::{Known, Statics};
 use ombra_ir::bind::bind;
 use ombra_ir::cost::{RowLens, Sizes, traffic};
 use ombra_ir::module::OutputKind;
@@ -295,7 +296,8 @@ fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, f: u8) -> Result<(u64,
     graph.node_mut(result)?.owner = Owner::Secret;
     ranges.values.insert(result, probed());
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: result });
-    let statics = |v| graph.constant(v).cloned().ok_or_else(none);
+    let (no_weights, known) = (|_: &str| Err(none()), Known::default());
+    let statics = Statics::new(&graph, &no_weights, &known);
     let options = lower::Options {
         name: String::new(),
         f,

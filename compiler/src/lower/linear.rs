@@ -65,7 +65,7 @@ impl Lower<'_> {
         if let Some(&known) = self.tied.get(&w) {
             return Ok(known);
         }
-        let found = tied_table(self.graph, w, self.options.statics)?;
+        let found = tied_table(w, self.options.statics)?;
         self.tied.insert(w, found);
         Ok(found)
     }

@@ -22,12 +22,13 @@ use crate::bounds::Ranges;
 use crate::client_region;
 use crate::graph::eval::static_values;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
+use crate::statics::Statics;
 use ombra_ir::infer::{push, push_within};
 use ombra_ir::module::{
     Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
 };
 use ombra_ir::op::Op as M;
-use ombra_ir::plain::{self, DType, Tensor};
+use ombra_ir::plain::{self, DType};
 use ombra_ir::plan::Quantity;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
@@ -44,8 +45,8 @@ pub struct Options<'a> {
     pub f: u8,
     /// Ranges of values.
     pub ranges: &'a Ranges,
-    /// The values of a node that depends on weights and constants alone.
-    pub statics: &'a dyn Fn(ValueId) -> Result<Tensor>,
+    /// Values of the graph that depend on weights and constants alone.
+    pub statics: &'a Statics<'a>,
     /// Outputs to reveal: index in the graph's outputs, and what is revealed.
     pub reveal: Vec<(usize, OutputKind)>,
     /// Secret states: cache input and the output that continues it.

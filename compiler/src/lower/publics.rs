@@ -5,12 +5,13 @@ use super::{Lower, RING, magnitude_bits};
 use crate::bounds::GIVEN;
 use crate::graph::{Op, Owner, ValueId};
 use crate::onnx::ABSENT;
+use crate::statics::key_of;
 use ombra_ir::module::Id;
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, Binary, DType, Tensor, Unary, ValueRef};
 use ombra_ir::ty::{BoundFrom, Sharing, Ty};
-use ombra_ir::{Diagnostic, Dim, Result};
+use ombra_ir::{Bindings, Diagnostic, Dim, Result};
 
 /// Constants up to this many elements travel in the plan, larger ones in the public weights file.
 const INLINE: usize = 1024;
@@ -83,7 +84,7 @@ impl Lower<'_> {
             }
             self.module.public.push(op, args)?
         } else if self.is_static(v) {
-            let tensor = (self.options.statics)(v)?;
+            let tensor = self.options.statics.value(v)?;
             self.module.public.push(plain::Op::Constant(tensor), Vec::new())?
         } else {
             return Err(Diagnostic::unsupported(
@@ -103,13 +104,8 @@ impl Lower<'_> {
     /// Greatest size of a public value, at a scale, whether that is proven, and the norms of rows and columns.
     fn public_bound(&self, v: ValueId, scale: u8) -> Result<(u8, BoundFrom, Norms)> {
         if self.is_static(v) {
-            match (self.options.statics)(v) {
-                Ok(tensor) => {
-                    let max = largest_of(tensor.as_f32()?);
-                    let mut measure = Measure::new(tensor.shape(), Some(scale))?;
-                    measure.take(tensor.as_f32()?);
-                    return Ok((magnitude_bits(max, scale), BoundFrom::Proven, measure.declared()));
-                }
+            match self.encoded_norms(v, scale) {
+                Ok((max, norms)) => return Ok((magnitude_bits(max, scale), BoundFrom::Proven, norms)),
                 // A model that was read without its weights: the range is assumed.
                 Err(e) if e.code == ABSENT => {}
                 Err(e) => return Err(e),
@@ -118,6 +114,22 @@ impl Lower<'_> {
         // Checked where it is encoded, by everybody.
         let max = self.interval(v).into_iter().chain(self.options.ranges.size(v)).reduce(f64::min);
         Ok((magnitude_bits(max.unwrap_or(GIVEN), scale), BoundFrom::Proven, Norms::default()))
+    }
+
+    /// The greatest size of a static value, and the norms of its rows and columns as integers of a scale.
+    fn encoded_norms(&self, v: ValueId, scale: u8) -> Result<(f64, Norms)> {
+        let statics = self.options.statics;
+        statics.known.encoded.get(key_of(&[statics.key(v)?], [f64::from(scale)]), || {
+            let sizes =
+                self.graph.shape(v).iter().map(|d| d.eval_usize(&Bindings::new())).collect::<Result<Vec<_>>>()?;
+            let (mut max, mut measure) = (0f64, Measure::new(&sizes, Some(scale))?);
+            statics.floats(v, &mut |values| {
+                let (largest, ()) = rayon::join(|| largest_of(values), || measure.take(values));
+                max = max.max(largest);
+                Ok(())
+            })?;
+            Ok((max, measure.declared()))
+        })
     }
 
     /// A proven greatest size, where operators show one.

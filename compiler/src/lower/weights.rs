@@ -27,7 +27,14 @@ impl Lower<'_> {
     /// The largest element of a value, in size, where it has a range or depends on weights and constants alone.
     pub(super) fn largest(&self, v: ValueId) -> Result<Option<f64>> {
         match self.options.ranges.size(v) {
-            None if self.is_static(v) => Ok(Some(largest_of((self.options.statics)(v)?.as_f32()?))),
+            None if self.is_static(v) => {
+                let mut largest = 0.0;
+                self.options.statics.floats(v, &mut |values| {
+                    largest = largest_of(values).max(largest);
+                    Ok(())
+                })?;
+                Ok(Some(largest))
+            }
             known => Ok(known),
         }
     }

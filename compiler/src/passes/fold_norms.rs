@@ -11,11 +11,13 @@
 
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
 use crate::onnx::ABSENT;
-use ombra_ir::plain::Tensor;
-use ombra_ir::{Dim, Result};
+use crate::statics::{Known, Statics, key_of};
+use crate::stream::Elements;
+use ombra_ir::plain::{self, Tensor};
+use ombra_ir::{Bindings, Dim, Result};
 
 /// Folds every norm that allows it; returns how many.
-pub fn fold_norms(graph: &mut Graph, statics: Statics) -> Result<usize> {
+pub fn fold_norms(graph: &mut Graph, elements: &dyn Elements, known: &Known) -> Result<usize> {
     let mut folded = 0;
     for id in graph.topological() {
         let (gamma, beta) = match graph.op(id) {
@@ -32,7 +34,7 @@ pub fn fold_norms(graph: &mut Graph, statics: Statics) -> Result<usize> {
         if let Some(beta) = beta {
             affine = affine.join(graph.node(beta)?.owner);
         }
-        let Some(products) = products_of(graph, id, affine, statics)? else { continue };
+        let Some(products) = products_of(id, affine, &Statics::new(graph, elements, known))? else { continue };
         fold(graph, id, gamma, beta, &products)?;
         folded += 1;
     }
@@ -40,11 +42,12 @@ pub fn fold_norms(graph: &mut Graph, statics: Statics) -> Result<usize> {
     Ok(folded)
 }
 
-/// Gives the value of a node that depends on weights and constants alone.
-pub type Statics<'a> = &'a dyn Fn(&Graph, ValueId) -> Result<Tensor>;
+/// Elements that are compared at a time.
+const BLOCK: usize = 1 << 20;
 
 /// The private embedding table that a private weight is the transpose of, to the bit: a tied head.
-pub fn tied_table(graph: &Graph, w: ValueId, statics: &dyn Fn(ValueId) -> Result<Tensor>) -> Result<Option<ValueId>> {
+pub fn tied_table(w: ValueId, statics: &Statics) -> Result<Option<ValueId>> {
+    let graph = statics.graph;
     if graph.node(w)?.owner != Owner::Server || graph.shape(w).len() != 2 {
         return Ok(None);
     }
@@ -63,20 +66,39 @@ pub fn tied_table(graph: &Graph, w: ValueId, statics: &dyn Fn(ValueId) -> Result
         if name(table).zip(name(w)).is_some_and(|(t, w)| t.0 == w.0 && t.1 != w.1) {
             return Ok(Some(table));
         }
-        let (t, head) = match (statics(table), statics(w)) {
-            (Ok(t), Ok(head)) => (t, head),
+        let key = key_of(&[statics.key(table)?, statics.key(w)?], []);
+        match statics.known.tied.get(key, || is_transpose(table, w, statics)) {
+            Ok(true) => return Ok(Some(table)),
+            Ok(false) => {}
             // A model that was read without its weights.
-            (Err(e), _) | (_, Err(e)) if e.code == ABSENT => continue,
-            (Err(e), _) | (_, Err(e)) => return Err(e),
-        };
-        let columns = head.shape()[1];
-        let (t, head) = (t.as_f32()?, head.as_f32()?);
-        let rows = head.len().checked_div(columns).unwrap_or(0);
-        if (0..rows).all(|r| (0..columns).all(|c| t[c * rows + r].to_bits() == head[r * columns + c].to_bits())) {
-            return Ok(Some(table));
+            Err(e) if e.code == ABSENT => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(None)
+}
+
+/// Whether `head` is the transpose of `table`, to the bit; both are matrices, of shapes that fit.
+fn is_transpose(table: ValueId, head: ValueId, statics: &Statics) -> Result<bool> {
+    let sizes =
+        statics.graph.shape(table).iter().map(|d| d.eval_usize(&Bindings::new())).collect::<Result<Vec<_>>>()?;
+    let (rows, columns) = (sizes[0], sizes[1]);
+    let same = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+    let step = (BLOCK / columns.max(1)).max(1);
+    for first in (0..rows).step_by(step) {
+        let part = first..rows.min(first + step);
+        let (a, b) = (statics.rows(table, false, part.clone())?, statics.rows(head, true, part)?);
+        let Some((a, b)) = a.zip(b) else {
+            let (table, head) = (statics.value(table)?, statics.value(head)?);
+            let turned =
+                plain::eval(&plain::Op::Transpose { perm: vec![1, 0] }, &[&head], &Bindings::new(), head.len())?;
+            return Ok(same(table.as_f32()?, turned.as_f32()?));
+        };
+        if !same(a.as_f32()?, b.as_f32()?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether a value is a constant full of ones.
@@ -86,7 +108,8 @@ pub fn is_ones(graph: &Graph, id: ValueId) -> bool {
 
 /// The products whose left side is `id`, through movement that keeps the last axis; `None` if there is any other use
 /// or a weight that must not take the scale.
-fn products_of(graph: &Graph, id: ValueId, affine: Owner, statics: Statics) -> Result<Option<Vec<ValueId>>> {
+fn products_of(id: ValueId, affine: Owner, statics: &Statics) -> Result<Option<Vec<ValueId>>> {
+    let graph = statics.graph;
     if graph.is_output(id) {
         return Ok(None);
     }
@@ -102,7 +125,7 @@ fn products_of(graph: &Graph, id: ValueId, affine: Owner, statics: Statics) -> R
                 let Some(w) = w.filter(|_| fits) else { return Ok(None) };
                 let owner = graph.node(w)?.owner;
                 let takes = matches!(owner, Owner::Public | Owner::Server) && owner.join(affine) == owner;
-                if !takes || graph.shape(w).len() != 2 || tied_table(graph, w, &|v| statics(graph, v))?.is_some() {
+                if !takes || graph.shape(w).len() != 2 || tied_table(w, statics)?.is_some() {
                     return Ok(None);
                 }
                 products.push(user);
@@ -111,7 +134,7 @@ fn products_of(graph: &Graph, id: ValueId, affine: Owner, statics: Statics) -> R
                 if matches!(node.op, Op::Slice { axis, .. } if axis + 1 == rank) {
                     return Ok(None);
                 }
-                match products_of(graph, user, affine, statics)? {
+                match products_of(user, affine, statics)? {
                     Some(more) => products.extend(more),
                     None => return Ok(None),
                 }

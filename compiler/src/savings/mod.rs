@@ -14,7 +14,8 @@ use crate::assign_rotations::Spread;
 use crate::egraph::cost::{MACS_PER_S, Network};
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
-use crate::pipeline::{Errors, Options, plan_of, rewritten};
+use crate::pipeline::{Errors, Options, plan_knowing, rewritten};
+use crate::statics::Known;
 use ombra_ir::module::Party;
 use ombra_ir::plan::{Plan, Saving, StepCost};
 use ombra_ir::{Diagnostic, Result};
@@ -60,12 +61,13 @@ pub fn savings(
     // a later pass would seem to undo what rewriting saved.
     let rewrites = rewritten(model, base, options)?.rewrites;
     let keep_rewrites = Some(rewrites.iter().any(|r| !r.applied.is_empty()));
+    let known = Known::default();
     let mut found = Vec::with_capacity(passes.len() + 1);
     for count in 0..passes.len() {
         let name = count.checked_sub(1).map_or(NAIVE, |last| passes[last].name());
         // What stands in no plan may fail.
         let options = Options { passes: Passes::first(count), keep_rewrites, ..options.clone() };
-        let prefix = plan_of(model, base, &options)?;
+        let prefix = plan_knowing(model, base, &known, &options)?;
         found.push(saving(name, &prefix, &steps).map_err(one)?);
     }
     let last = passes.last().map_or(NAIVE, |p| p.name());

@@ -1,16 +1,20 @@
 //! A compiled plan in the clear, in one process, with everything a run is given.
 
-use crate::graph::eval::{self, static_value};
+use crate::graph::{ValueId, eval};
 use crate::import::load_weight;
 use crate::onnx::Model;
 use crate::pipeline::Compiled;
+use crate::statics::{Known, Statics};
 use ombra_ir::bind::{Bound, bind};
 use ombra_ir::module::{Id, Node};
+use ombra_ir::norms::Measure;
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
+use ombra_ir::plain::tensor::volume;
 use ombra_ir::reference::run::{Outcome, run_together};
-use ombra_ir::reference::{RefValue, Rounding, encode_as};
-use ombra_ir::{Diagnostic, Result, Sym};
+use ombra_ir::reference::{RefValue, Rounding, encode, encode_as};
+use ombra_ir::ty::Ty;
+use ombra_ir::{Bindings, Diagnostic, Result, Sym};
 use std::collections::BTreeMap;
 
 /// A step's sizes from the shapes of its inputs.
@@ -83,17 +87,12 @@ pub fn steps_seen(
     })?;
     let mut source = |step: usize, _: Id, node: &Node| {
         let missing = || Diagnostic::internal("E0585", "a step has no inputs");
-        source_value(compiled, &weights, known.get(step).ok_or_else(missing)?, node)
+        source_value(compiled, model, known.get(step).ok_or_else(missing)?, node)
     };
     run_together(&compiled.plan.module, &bound, rounding, &mut source, see)
 }
 
-fn source_value(
-    compiled: &Compiled,
-    weights: &eval::Weights,
-    known: &BTreeMap<String, Tensor>,
-    node: &Node,
-) -> Result<RefValue> {
+fn source_value(compiled: &Compiled, model: &Model, known: &BTreeMap<String, Tensor>, node: &Node) -> Result<RefValue> {
     let module = &compiled.plan.module;
     let missing = || Diagnostic::internal("E0585", format!("the value of {} is not known", node.op.name()));
     let ring = |t: &Tensor| -> Result<RefValue> {
@@ -103,7 +102,7 @@ fn source_value(
     match &node.op {
         Op::Weight { name } | Op::PublicWeight { name } => {
             let &(v, _) = compiled.weights.get(name).ok_or_else(missing)?;
-            ring(&static_value(&compiled.graph, weights, v)?)
+            encoded(compiled, model, v, &node.ty)
         }
         Op::Input { slot } => {
             let input = module.inputs.get(*slot as usize).ok_or_else(missing)?;
@@ -119,4 +118,30 @@ fn source_value(
         }
         _ => Err(missing()),
     }
+}
+
+/// A weight as integers of its type, encoded some rows at a time.
+fn encoded(compiled: &Compiled, model: &Model, v: ValueId, ty: &Ty) -> Result<RefValue> {
+    let missing = || Diagnostic::internal("E0585", "a weight is no ring tensor");
+    let (bits, scale) = ty.as_ring().ok_or_else(missing)?;
+    let shape = compiled.graph.node(v)?.shape.iter();
+    let shape = shape.map(|d| d.eval_usize(&Bindings::new())).collect::<Result<Vec<_>>>()?;
+    let mut measure = Measure::new(&shape, Some(scale))?;
+    let mut words = Vec::with_capacity(volume(&shape)?);
+    Statics::new(&compiled.graph, model, &Known::default()).floats(v, &mut |values| {
+        let (part, ()) = rayon::join(
+            || encode(values, bits, scale, ty.bound),
+            || {
+                if !ty.norms.is_none() {
+                    measure.take(values)
+                }
+            },
+        );
+        words.append(&mut part?);
+        Ok(())
+    })?;
+    if !ty.norms.is_none() {
+        measure.check(&ty.norms)?;
+    }
+    RefValue::ring(bits, shape, words)
 }

@@ -208,7 +208,8 @@ fn whole(
     let reveal = [logits].into_iter().chain(others).map(|o| Reveal::Output(o.name.clone())).collect();
     // The same rewrites, without being priced again: it is the plan that is tested.
     let keep_rewrites = Some(compiled.rewrites.iter().any(|r| !r.applied.is_empty()));
-    pipeline::compile(model, base, &Options { reveal, keep_rewrites, ..options.clone() }).map(Some)
+    let options = Options { reveal, keep_rewrites, ..options.clone() };
+    pipeline::compile_knowing(model, base, &compiled.known, &options).map(Some)
 }
 
 /// What the plan reveals, as the model computes it of every row, by name: role and tensor.

@@ -1,9 +1,12 @@
 //! What public layers save, from the costs that plans declare.
 
 use ombra_compiler::inspect::{Report, inspect};
+use ombra_compiler::pipeline::{Options, compile};
+use ombra_compiler::savings::{NAIVE, savings};
 use ombra_ir::module::Id;
 use ombra_ir::ty::Sharing;
 use ombra_tests::built::{Built, build, logits};
+use ombra_tests::{case, corpus};
 use std::collections::BTreeMap;
 
 /// New tokens and cached tokens.
@@ -121,5 +124,47 @@ fn adapters_save_what_their_rank_says() {
             ratio(first)
         );
         assert!(a_all < b_all);
+    }
+}
+
+/// Models on which savings are counted in a short run: frozen layers, adapters, half precision, attention without scale.
+const COUNTED: &[&str] =
+    &["llama-pair/frozen", "gpt2-pair/lora", "../cases/fp16-dynamo", "../cases/gptneo-dynamo", "../cases/tiny-scores"];
+
+/// All bundled models that are compiled, with their bases.
+fn all_models() -> Vec<(String, Option<&'static str>)> {
+    let mut all: Vec<_> = corpus::MODELS.iter().map(|(name, base)| (name.to_string(), *base)).collect();
+    for group in ["cases", "exporters"] {
+        let entries = std::fs::read_dir(corpus::folder(&format!("../{group}"))).expect("the folder is bundled");
+        let mut names: Vec<String> =
+            entries.map(|e| e.expect("it is readable").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        let names = names.into_iter().map(|name| format!("../{group}/{name}"));
+        all.extend(names.filter(|name| corpus::folder(name).join("model.onnx").exists()).map(|name| (name, None)));
+    }
+    all
+}
+
+/// Counting compiles the model once for every pass and refuses a pass that makes a step dearer. `OMBRA_LONG=1` counts on
+/// every model.
+#[test]
+fn savings_are_counted_on_every_model() {
+    let models = all_models();
+    assert!(COUNTED.iter().all(|name| models.iter().any(|(other, _)| name == other)));
+    for (name, base) in models.iter().filter(|(name, _)| corpus::long() || COUNTED.contains(&name.as_str())) {
+        let model = corpus::model(name).expect("the model is bundled");
+        let base = base.map(|base| corpus::model(base).expect("the base is bundled"));
+        let mut options = Options::default();
+        let mut compiled = compile(&model, base.as_ref(), &options);
+        // Encoders choose no token.
+        if compiled.as_ref().is_err_and(|errors| errors[0].code == "E0551") {
+            options.reveal = case::reveal(&model);
+            compiled = compile(&model, base.as_ref(), &options);
+        }
+        let plan = compiled.unwrap_or_else(|e| panic!("{name}: {}", e[0])).plan;
+        let saved = savings(&model, base.as_ref(), &options, &plan).unwrap_or_else(|e| panic!("{name}: {}", e[0]));
+        let bytes = |at: usize| saved[at].steps.iter().map(|step| step.total_bytes()).sum::<u64>();
+        assert_eq!(saved[0].pass, NAIVE);
+        assert!(bytes(saved.len() - 1) < bytes(0), "{name}: {} of {}", bytes(saved.len() - 1), bytes(0));
     }
 }
