@@ -8,8 +8,10 @@ use crate::graph::{Graph, Op, Owner, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
+use ombra_ir::plain::DType;
 use ombra_ir::ty::Sharing;
 use ombra_ir::{Diagnostic, Dim, Result};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Fewest fraction bits of a norm's operand.
 const LEAST_ROW: u8 = 4;
@@ -369,6 +371,39 @@ impl Lower<'_> {
 /// Bits that a factor may have beside a bound.
 fn room_beside(bound: u8) -> i32 {
     i32::from(RING) - 3 - i32::from(bound)
+}
+
+/// What is copied, or moved in several ways, is settled before that and not after: it has fewer elements there, or is
+/// settled once.
+pub(super) fn settle_before_moving(graph: &Graph, scales: &BTreeMap<ValueId, u8>, wishes: &mut BTreeSet<ValueId>) {
+    // Wishes that a value leads to by movement alone, and whether it is copied on the way.
+    let mut led: BTreeMap<ValueId, (BTreeSet<ValueId>, bool)> = BTreeMap::new();
+    for v in graph.topological().into_iter().rev() {
+        if wishes.contains(&v) {
+            led.insert(v, (BTreeSet::from([v]), false));
+            continue;
+        }
+        let moves =
+            |u: &ValueId| matches!(graph.op(*u), Some(Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. }));
+        let users = graph.users(v);
+        let secret = graph.node(v).is_ok_and(|n| n.owner == Owner::Secret && n.dtype == DType::F32);
+        let alike = users.iter().all(|u| moves(u) && scales.get(u) == scales.get(&v));
+        if !secret || !alike || users.is_empty() || graph.is_output(v) {
+            continue;
+        }
+        let copies = |u: &ValueId| matches!(graph.op(*u), Some(Op::Expand { .. })) && graph.shape(*u) != graph.shape(v);
+        let all: Option<Vec<_>> = users.iter().map(|u| Some((led.get(u)?, copies(u)))).collect();
+        let Some(all) = all else { continue };
+        let copied = all.iter().any(|((_, copied), now)| *copied || *now);
+        let ends: BTreeSet<ValueId> = all.iter().flat_map(|((ends, _), _)| ends.iter().copied()).collect();
+        if copied || ends.len() > 1 {
+            wishes.retain(|wish| !ends.contains(wish));
+            wishes.insert(v);
+            led.insert(v, (BTreeSet::from([v]), false));
+        } else {
+            led.insert(v, (ends, false));
+        }
+    }
 }
 
 /// Whether a value is secret and computed by the program, so that its raw form may be an unfinished sum.

@@ -602,6 +602,7 @@ impl Lower<'_> {
                 }
             }
         }
+        linear::settle_before_moving(self.graph, &self.scales, &mut wishes);
         wishes
     }
 

@@ -127,7 +127,8 @@ fn adapters_save_what_their_rank_says() {
     }
 }
 
-/// Models on which savings are counted in a short run: frozen layers, adapters, half precision, attention without scale.
+/// Models on which savings are counted in a short run: frozen layers, adapters, copied heads, one
+/// weight for queries and keys, tiny scores.
 const COUNTED: &[&str] =
     &["llama-pair/frozen", "gpt2-pair/lora", "../cases/fp16-dynamo", "../cases/gptneo-dynamo", "../cases/tiny-scores"];
 
