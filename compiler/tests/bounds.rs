@@ -3,8 +3,9 @@
 use fastrand::Rng;
 use ombra_compiler::bounds::{Ranges, prove};
 use ombra_compiler::calibrate::{Inputs, Seen};
-use ombra_compiler::graph::eval::{static_value, visit};
+use ombra_compiler::graph::eval::visit;
 use ombra_compiler::graph::{Graph, InputRole, Op, Origin, ValueId};
+use ombra_compiler::statics::{Known, Statics};
 use ombra_ir::Dim;
 use ombra_ir::plain::{self, Binary, DType, Tensor, Type, Unary};
 use std::collections::BTreeMap;
@@ -74,9 +75,10 @@ impl Build {
 
     fn ranges(&self, inputs: &[&str]) -> Ranges {
         let load = |name: &str| Ok(self.weights[name].clone());
-        let statics = |v: ValueId| static_value(&self.graph, &load, v);
+        let known = Known::default();
+        let statics = Statics::new(&self.graph, &load, &known);
         let given = inputs.iter().map(|name| ((*name).to_string(), MOST)).collect();
-        prove(&self.graph, 16, &statics, &given, &|| Ok(Seen::default())).unwrap()
+        prove(&statics, 16, &given, &|| Ok(Seen::default())).unwrap()
     }
 
     /// Every value's tensor.

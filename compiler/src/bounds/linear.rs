@@ -369,6 +369,18 @@ mod tests {
     }
 
     #[test]
+    fn a_symmetric_product_is_the_product_to_the_bit() {
+        for (s, k) in [(1, 3), (47, 5), (130, 9), (401, 16)] {
+            let a: Vec<f32> = (0..s * k).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 701.0).collect();
+            let b: Vec<f32> = (0..k * s).map(|i| a[i % s * k + i / s]).collect();
+            let mut whole = vec![0f32; s * s];
+            matmul_acc(&a, &b, &mut whole, k, s);
+            let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&symmetric(&a, &b, [s, k])), bits(&whole), "{s} {k}");
+        }
+    }
+
+    #[test]
     fn a_product_of_two_maps_is_bounded_tightly() {
         // u = √2 (cos t, sin t): (u·(1, 0)) (u·(1, 1)) is at most 1 + √2.
         let (g, h) = ([1.0f32, 0.0], [1.0f32, 1.0]);

@@ -1,6 +1,7 @@
 //! The same model compiled again gives the same files, in this process and in another.
 
-use ombra_tests::built::{Folder, build};
+use ombra_compiler::pipeline::{Options, compile, compile_knowing};
+use ombra_tests::built::{Folder, build, logits};
 use ombra_tests::corpus;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,5 +54,24 @@ fn compiling_again_gives_the_same_files() {
             }
         }
         assert!(first.len() >= 3, "{name}: plan and two weight files");
+    }
+}
+
+/// What was found of the weights for one program serves another of the same model, with the same plan to the byte.
+#[test]
+fn what_is_known_of_weights_changes_no_plan() {
+    for (name, base) in [("llama-trained/frozen", Some("llama-trained/base")), ("gpt2-pair/base", None)] {
+        let model = corpus::model(name).expect("the model is bundled");
+        let base = base.map(|base| corpus::model(base).expect("the base is bundled"));
+        let first = compile(&model, base.as_ref(), &Options::default()).unwrap_or_else(|e| panic!("{name}: {}", e[0]));
+        let options = Options { reveal: logits(), ..Options::default() };
+        let fresh = compile(&model, base.as_ref(), &options).unwrap_or_else(|e| panic!("{name}: {}", e[0]));
+        let knowing = compile_knowing(&model, base.as_ref(), &first.known, &options);
+        let knowing = knowing.unwrap_or_else(|e| panic!("{name}: {}", e[0]));
+        let bytes = |compiled: &ombra_compiler::pipeline::Compiled| {
+            ombra_ir::plan::encode(&compiled.plan).expect("a plan can be written")
+        };
+        assert!(bytes(&fresh) == bytes(&knowing), "{name}");
+        assert!(bytes(&fresh) != bytes(&first), "{name}: the two programs are one");
     }
 }

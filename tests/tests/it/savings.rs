@@ -166,6 +166,8 @@ fn savings_are_counted_on_every_model() {
         let saved = savings(&model, base.as_ref(), &options, &plan).unwrap_or_else(|e| panic!("{name}: {}", e[0]));
         let bytes = |at: usize| saved[at].steps.iter().map(|step| step.total_bytes()).sum::<u64>();
         assert_eq!(saved[0].pass, NAIVE);
-        assert!(bytes(saved.len() - 1) < bytes(0), "{name}: {} of {}", bytes(saved.len() - 1), bytes(0));
+        let (all, none) = (bytes(saved.len() - 1), bytes(0));
+        // Some exporters' models are one operator, at which nothing is saved.
+        assert!(all < none || all == none && !COUNTED.contains(&name.as_str()), "{name}: {all} of {none}");
     }
 }
