@@ -211,7 +211,9 @@ impl Lower<'_> {
     /// The bound of the integers that stand for a value at a scale, and where it comes from.
     fn bound_at(&self, v: ValueId, scale: u8) -> Option<(u8, BoundFrom)> {
         let range = self.options.ranges.values.get(&v)?;
-        range.size().is_finite().then(|| (magnitude_bits(range.size(), scale), range.from))
+        // Types may prove less, as of a sum over nothing: what the graph says is then the compiler's word.
+        let from = if range.from == BoundFrom::Proven { BoundFrom::Weights } else { range.from };
+        range.size().is_finite().then(|| (magnitude_bits(range.size(), scale), from))
     }
 
     /// One op whose result is the graph's value `v`, within the range of `v`.
@@ -419,8 +421,11 @@ impl Lower<'_> {
                 OutputKind::NextToken => self.arg_max(v, v)?,
                 OutputKind::Guard => return Err(Diagnostic::internal("E0510", "a guard is no output of a model")),
                 OutputKind::Tensor if self.graph.node(v)?.dtype == DType::Bool => self.indicator(v, v)?,
-                OutputKind::Tensor => self.shares(v)?,
-                OutputKind::Index => {
+                // Of a tensor without elements there is nothing to round.
+                OutputKind::Tensor if self.graph.shape(v).iter().all(|d| d.as_constant() != Some(0)) => {
+                    self.shares(v)?
+                }
+                OutputKind::Tensor | OutputKind::Index => {
                     let raw = self.raw(v)?;
                     match self.module.ty(raw).sharing {
                         Sharing::Shared => raw,
