@@ -16,6 +16,7 @@
 //! [limits]                         # may be left out
 //! connect_s = 10                   # to connect, and for every step of setting up a session
 //! receive_s = 120                  # how long a peer may be silent
+//! idle_s = 900                     # how long a client may be silent between two steps
 //! setup_s = 1800                   # how long the first sharing of the weights may take
 //! max_frame_bytes = 1073741824     # largest message
 //! max_memory_bytes = 8589934592    # largest memory of a step, weights aside
@@ -66,6 +67,8 @@ pub struct Limits {
     pub connect: Duration,
     /// How long a peer may be silent.
     pub receive: Duration,
+    /// How long a client may be silent between two steps: while somebody reads, and writes the next turn of a chat.
+    pub idle: Duration,
     /// How long the first sharing of the weights may take.
     pub setup: Duration,
     /// Largest message, in bytes.
@@ -81,6 +84,7 @@ impl Default for Limits {
         Limits {
             connect: Duration::from_secs(10),
             receive: Duration::from_secs(120),
+            idle: Duration::from_secs(900),
             setup: Duration::from_secs(1800),
             max_frame_bytes: 1 << 30,
             max_memory_bytes: 8 << 30,
@@ -114,6 +118,7 @@ struct RawPeer {
 struct RawLimits {
     connect_s: Option<f64>,
     receive_s: Option<f64>,
+    idle_s: Option<f64>,
     setup_s: Option<f64>,
     max_frame_bytes: Option<u64>,
     max_memory_bytes: Option<u64>,
@@ -231,6 +236,7 @@ fn check_limits(raw: &RawLimits) -> Result<Limits> {
     Ok(Limits {
         connect: seconds("connect_s", raw.connect_s, default.connect)?,
         receive: seconds("receive_s", raw.receive_s, default.receive)?,
+        idle: seconds("idle_s", raw.idle_s, default.idle)?,
         setup: seconds("setup_s", raw.setup_s, default.setup)?,
         max_frame_bytes: bytes("max_frame_bytes", raw.max_frame_bytes, default.max_frame_bytes, 1 << 36)?,
         max_memory_bytes: bytes("max_memory_bytes", raw.max_memory_bytes, default.max_memory_bytes, 1 << 48)?,

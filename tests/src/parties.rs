@@ -2,10 +2,12 @@
 
 use ombra_ir::module::{Id, Module, Party};
 use ombra_ir::plain::{DType, Tensor};
+use ombra_ir::plan::InputRole;
 use ombra_ir::schedule::Cost;
 use ombra_ir::{Diagnostic, Result};
-use ombra_runtime::app::inputs::{Named, infer_request};
+use ombra_runtime::app::inputs::{Named, find, infer_request};
 use ombra_runtime::app::region::Region;
+use ombra_runtime::app::request::Advance;
 use ombra_runtime::app::{PlanFolder, Request, program};
 use ombra_runtime::exec::{LinkNet, Net, Opened, Run, TensorSource, Weights, agree_keys, agree_weight_key};
 use ombra_runtime::transport::{self, Session, Snapshot};
@@ -41,6 +43,8 @@ pub struct Log {
 
 /// What one party has after a step.
 pub struct Seen {
+    /// What it did to the texts.
+    pub advance: Advance,
     /// What it learned.
     pub opened: Vec<Opened>,
     /// Payload bytes that it sent, by op.
@@ -139,22 +143,36 @@ fn party_run(
     let mut region = Region::open(folder, 1, None)?;
     let slots: Vec<(&str, DType)> = module.inputs.iter().map(|input| (input.name.as_str(), input.dtype)).collect();
     let mut steps = Vec::new();
-    for (index, given) in (0..request.steps()).zip(given) {
-        let inputs = request.step(&folder.plan, index, MEMORY)?;
+    let mut keep = 0;
+    for given in given {
+        let advance = advance(folder, request, keep, given);
+        keep = advance.keep + advance.new;
+        let inputs = request.step(&folder.plan, advance, MEMORY)?;
         let step = program::prepare(&module, &inputs.sizes, &inputs.public, MEMORY)?;
         let tensors = match party {
             Party::Client => {
                 let public = inputs.public.into_iter().filter(|(name, _)| given.iter().all(|(other, _)| other != name));
                 let known: Vec<Named> = given.iter().cloned().chain(public).collect();
-                region.step(&folder.plan, &slots, &step.bound.bindings, &known)?
+                region.step(&folder.plan, &slots, &step.bound.bindings, &known, advance.keep)?
             }
             Party::Server | Party::Helper => Vec::new(),
         };
         session.meter().reset();
         let result = run.step(&step.bound, &step.schedule, &tensors, &mut net)?;
-        steps.push(Seen { opened: result.opened, sent: result.sent, meter: session.meter().snapshot() });
+        steps.push(Seen { advance, opened: result.opened, sent: result.sent, meter: session.meter().snapshot() });
     }
     Ok(Side { steps, log: net.log })
+}
+
+/// What a step does to texts that have `keep` positions: all of the given tokens that are not among these are new.
+fn advance(folder: &PlanFolder, request: &Request, keep: u64, given: &[Named]) -> Advance {
+    let tokens = folder.plan.graph_inputs.iter().find(|input| input.role == InputRole::TokenIds);
+    let ids = tokens.and_then(|input| find(given, &input.name)).and_then(|ids| ids.shape().last().copied());
+    match (request, ids) {
+        (Request::Generate { .. }, Some(ids)) if folder.plan.past.is_some() => Advance { keep, new: ids as u64 },
+        (Request::Generate { .. }, Some(ids)) => Advance { keep, new: ids as u64 - keep },
+        _ => Advance::default(),
+    }
 }
 
 /// What a step of a run was measured to cost beside what it was declared to.
@@ -181,7 +199,7 @@ pub fn costs(folder: &PlanFolder, request: &Request, sides: &[Side; 3], index: u
         }
         false => module,
     };
-    let inputs = request.step(&folder.plan, index as u64, MEMORY)?;
+    let inputs = request.step(&folder.plan, sides[0].steps[index].advance, MEMORY)?;
     let step = program::prepare(module, &inputs.sizes, &inputs.public, MEMORY)?;
     let mut costs = Costs { predicted: step.cost, measured: Cost::default(), wrong: Vec::new() };
     for (side, bytes) in sides.iter().zip(&mut costs.measured.bytes) {

@@ -150,9 +150,9 @@ impl Real {
         if !self.reveals_tokens() {
             return Ok(Revealed::Logits(parties::secret_logits(&self.plan, rows)?.concat()));
         }
-        let (batch, prompt) = (rows.len() as u64, rows.first().map_or(0, Vec::len) as u64);
-        let request = Request::Generate { prompt, batch, steps: 1 };
-        let ids = Tensor::i64(&[rows.len(), prompt as usize], rows.concat())?;
+        let prompt = rows.first().map_or(0, Vec::len);
+        let request = Request::Generate { padding: vec![0; rows.len()], positions: prompt as u64 };
+        let ids = Tensor::i64(&[rows.len(), prompt], rows.concat())?;
         let name = self.plan.plan.graph_inputs.iter().find(|input| input.role == InputRole::TokenIds);
         let name = name.map(|input| input.name.clone()).unwrap_or_default();
         let [client, ..] = parties::run(&self.plan, &request, &[vec![(name, ids)]])?;

@@ -32,7 +32,7 @@ fn inputs(plan: &Plan, tokens: &[i64]) -> Result<Vec<(String, Tensor)>> {
     let sizes = [(&plan.batch, 1), (&plan.seq, tokens.len() as u64), (&plan.past, 0)];
     let sizes: Vec<(&str, u64)> = sizes.iter().filter_map(|(name, n)| Some((name.as_deref()?, *n))).collect();
     let bindings = plan.module.dims.bind(&sizes)?;
-    let mut all = public_inputs(plan, &bindings, &[])?;
+    let mut all = public_inputs(plan, &bindings, &[], &[])?;
     for input in &plan.graph_inputs {
         let shape = concrete(&input.shape, &bindings)?;
         match input.role {

@@ -1,11 +1,14 @@
 //! The client's side of a session: the plaintext region, the module's inputs, and what it learns.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use ombra_ir::module::OutputKind;
+use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Data, Tensor};
+use ombra_ir::plan::Plan;
 use ombra_ir::schedule::Cost;
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::consent::check_shown;
 use super::folder::PlanFolder;
@@ -15,20 +18,23 @@ use super::party::{client_weights, peer_stats};
 use super::program;
 use super::region::Region;
 use super::report::{Bounds, Pair, Phase, Report};
-use super::request::{Request, StepInputs};
+use super::request::{Advance, Course, MAX_STEPS, Request, StepInputs};
 use super::session::{Engine, Next, Phases, Stats, guarded, keys};
 use crate::exec::Opened;
 use crate::transport::{Party, Session};
 
+/// The token where a text has none; the mask leaves it out.
+const PADDING: i64 = 0;
+
 /// What the client wants.
 pub enum Task {
-    /// Tokens after a prompt.
+    /// Tokens after prompts.
     Generate {
-        /// The prompt.
-        prompt: Vec<i64>,
-        /// Most new tokens.
+        /// Prompts side by side, one or more.
+        prompts: Vec<Vec<i64>>,
+        /// Most new tokens of each.
         count: u64,
-        /// Tokens that end the text.
+        /// Tokens that end a text.
         stop: Vec<i64>,
     },
     /// One step on given inputs.
@@ -40,18 +46,22 @@ pub enum Task {
 
 /// One step as it was run, kept for a comparison with a run in the clear. It holds the client's inputs.
 pub struct Done {
+    /// Positions that it kept of those before.
+    pub keep: u64,
     /// Sizes and public inputs.
     pub inputs: StepInputs,
     /// The module's inputs, in order.
     pub given: Vec<Tensor>,
     /// What was revealed, by name of the output.
     pub outputs: Vec<Named>,
+    /// What it cost, by the plan.
+    pub cost: Cost,
 }
 
 /// What a session gave.
 pub struct Outcome {
-    /// Generated tokens.
-    pub tokens: Vec<i64>,
+    /// Generated tokens, by prompt.
+    pub tokens: Vec<Vec<i64>>,
     /// What the last step revealed.
     pub outputs: Vec<Named>,
     /// Every step, if asked for.
@@ -60,6 +70,12 @@ pub struct Outcome {
     pub request: Request,
     /// Inputs of an `infer`, checked and converted.
     pub inputs: Vec<Named>,
+    /// Predicted and measured costs.
+    pub costs: Costs,
+}
+
+/// What a session cost.
+pub struct Costs {
     /// Predicted and measured costs.
     pub phases: Vec<Phase>,
     /// Largest resident memory by party, in bytes.
@@ -75,19 +91,25 @@ pub struct Options<'a> {
     /// How the plan's model in the clear is kept apart; nothing runs it in this process, which a model that is not to be
     /// trusted can end.
     pub isolation: Option<&'a Isolation>,
-    /// Is told every generated token.
-    pub on_token: &'a mut dyn FnMut(i64) -> Result<()>,
+    /// Is told every generated token with the number of its prompt, and says whether that text goes on.
+    pub on_token: &'a mut dyn FnMut(usize, i64) -> Result<ControlFlow<()>>,
 }
 
 /// A checked task, before any peer is connected to.
 pub struct Prepared {
     request: Request,
     given: Vec<Named>,
-    tokens: Vec<i64>,
+    prompts: Vec<Vec<i64>>,
+    count: u64,
     stop: Vec<i64>,
 }
 
 impl Prepared {
+    /// Number of prompts.
+    pub fn prompts(&self) -> usize {
+        self.prompts.len()
+    }
+
     /// Checks `task` against the plan, and what it shows to the other parties. `allowed` names inputs that the user shows
     /// though they are no masks or positions.
     ///
@@ -96,24 +118,270 @@ impl Prepared {
     pub fn new(folder: &PlanFolder, task: Task, allowed: &[String]) -> Result<Prepared> {
         let plan = &folder.plan;
         let prepared = match task {
-            Task::Generate { prompt, count, stop } => {
-                let outputs = &plan.module.outputs;
-                if !outputs.iter().any(|output| output.kind == OutputKind::NextToken) {
-                    return Err(Diagnostic::input("E1006", "the plan reveals no next token")
-                        .note("help      use `infer`, or compile with `--reveal next-token`"));
-                }
-                let request = Request::Generate { prompt: prompt.len() as u64, batch: 1, steps: count };
-                Prepared { request, given: Vec::new(), tokens: prompt, stop }
+            Task::Generate { prompts, count, stop } => {
+                let request = generation(plan, &prompts, count)?;
+                Prepared { request, given: Vec::new(), prompts, count, stop }
             }
             Task::Infer { inputs } => {
                 let (request, given) = infer_request(plan, inputs)?;
-                Prepared { request, given, tokens: Vec::new(), stop: Vec::new() }
+                Prepared { request, given, prompts: Vec::new(), count: 0, stop: Vec::new() }
             }
         };
         prepared.request.check(plan)?;
         check_shown(plan, &prepared.request, allowed)?;
         Ok(prepared)
     }
+}
+
+/// The request for `count` tokens after `prompts`, which are padded to one length.
+///
+/// # Errors
+/// `E1006`, `E1007`.
+fn generation(plan: &Plan, prompts: &[Vec<i64>], count: u64) -> Result<Request> {
+    check_generation(plan, prompts, count)?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let padding = prompts.iter().map(|prompt| (longest - prompt.len()) as u64).collect();
+    // The last token that is learned is not fed.
+    Ok(Request::Generate { padding, positions: (longest as u64).saturating_add(count - 1) })
+}
+
+/// Checks that a plan can give `count` tokens after `prompts`, before anything is sent.
+///
+/// # Errors
+/// `E1006`, `E1007`.
+pub fn check_generation(plan: &Plan, prompts: &[Vec<i64>], count: u64) -> Result<()> {
+    if !plan.module.outputs.iter().any(|output| output.kind == OutputKind::NextToken) {
+        return Err(Diagnostic::input("E1006", "the plan reveals no next token")
+            .note("help      use `infer`, or compile with `--reveal next-token`"));
+    }
+    if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
+        return Err(Diagnostic::input("E1007", "the prompt is empty").note("expected  one token or more"));
+    }
+    if !(1..=MAX_STEPS).contains(&count) {
+        return Err(Diagnostic::input("E1007", "the number of new tokens is out of range")
+            .note(format!("expected  1 to {MAX_STEPS}"))
+            .note(format!("found     {count}")));
+    }
+    prompts.iter().try_for_each(|prompt| check_tokens(plan, prompt))?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let positions = (longest as u64).saturating_add(count - 1);
+    let seq = plan.seq.as_ref().and_then(|name| plan.module.dims.info(plan.module.dims.find(name)?)?.max);
+    if let Some(most) = seq.filter(|most| longest as u64 > *most) {
+        return Err(Diagnostic::input("E1007", "the prompt is longer than the plan takes")
+            .note(format!("expected  at most {most} tokens"))
+            .note(format!("found     {longest}"))
+            .note("help      use a shorter prompt, or compile with a larger `--max`"));
+    }
+    if let Some(most) = max_positions(plan).filter(|most| positions > *most) {
+        return Err(Diagnostic::input("E1007", "the prompt and the new tokens are more than the plan takes")
+            .note(format!("expected  at most {} tokens together", most.saturating_add(1)))
+            .note(format!("found     {longest} of the prompt and {count} new ones"))
+            .note("help      use a shorter prompt or fewer new tokens, or compile with a larger `--max`"));
+    }
+    Ok(())
+}
+
+/// How many tokens may be generated after a prompt of `length` tokens.
+///
+/// # Errors
+/// `E1007` when there is no room for one.
+pub fn tokens_left(plan: &Plan, length: usize) -> Result<u64> {
+    let most = max_positions(plan).map_or(MAX_STEPS, |most| most.saturating_add(1).saturating_sub(length as u64));
+    match most.min(MAX_STEPS) {
+        0 => Err(Diagnostic::input("E1007", "the text is longer than the plan takes")
+            .note(format!("expected  at most {} tokens", max_positions(plan).unwrap_or(0)))
+            .note(format!("found     {length}"))
+            .note("help      begin a new text, or compile with a larger `--max`")),
+        most => Ok(most),
+    }
+}
+
+/// Most positions that a text may have, where the plan has a limit.
+pub fn max_positions(plan: &Plan) -> Option<u64> {
+    let max = |name: &Option<String>| -> Option<u64> {
+        let info = plan.module.dims.info(plan.module.dims.find(name.as_ref()?)?)?;
+        info.max
+    };
+    match &plan.past {
+        // The last step keeps as many as there may be and adds one.
+        Some(_) => max(&plan.past).map(|past| past.saturating_add(1)),
+        None => max(&plan.seq),
+    }
+}
+
+/// Checks that tokens are ids of the model's vocabulary, as far as the plan tells: the library that looks embeddings up
+/// would take a negative id for one from the end.
+///
+/// # Errors
+/// `E1006`.
+pub fn check_tokens(plan: &Plan, tokens: &[i64]) -> Result<()> {
+    let vocabulary = vocabulary(plan);
+    let is_id = |token: i64| token >= 0 && vocabulary.is_none_or(|size| token.unsigned_abs() < size);
+    if tokens.iter().all(|token| is_id(*token)) {
+        return Ok(());
+    }
+    let expected = vocabulary.map_or("0 or above".to_owned(), |size| format!("0 to {}", size.saturating_sub(1)));
+    Err(Diagnostic::input("E1006", "a token id is not in the model's vocabulary")
+        .note(format!("expected  ids {expected}")))
+}
+
+/// Number of tokens that the next one is chosen from.
+fn vocabulary(plan: &Plan) -> Option<u64> {
+    let module = &plan.module;
+    let scores = module.ops.iter().filter_map(|node| match (&node.op, &*node.args) {
+        (Op::ArgMax { .. }, [scores]) => module.ty(*scores).shape.last()?.as_constant(),
+        _ => None,
+    });
+    scores.max().and_then(|size| u64::try_from(size).ok())
+}
+
+/// The client's side of an open session.
+pub struct Conversation<'a> {
+    folder: &'a PlanFolder,
+    session: &'a Session,
+    request: Request,
+    course: Course,
+    region: Region,
+    engine: Engine<'a>,
+    phases: Phases<'a>,
+    planned: Vec<(&'static str, Vec<(String, u64)>, Cost)>,
+    slots: Vec<(String, DType)>,
+    /// The texts so far, padding included.
+    texts: Vec<Vec<i64>>,
+}
+
+impl<'a> Conversation<'a> {
+    /// Agrees keys, makes the request, and gets the client's part of the weights.
+    ///
+    /// # Errors
+    /// Whatever ended the session.
+    pub fn open(
+        folder: &'a PlanFolder,
+        session: &'a Session,
+        request: Request,
+        threads: usize,
+        isolation: Option<&Isolation>,
+    ) -> Result<Self> {
+        let keys = keys(session)?;
+        PEERS.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
+        let mut phases = Phases::new(session);
+        let (weights, sends) = phases.run(|| client_weights(folder, session))?;
+        let setup = if sends { program::setup_cost(&folder.private) } else { Cost::default() };
+        let region = Region::open(folder, threads, isolation)?;
+        let engine = Engine::new(session, folder, &request, keys, weights, threads)?;
+        let slots = engine.module().inputs.iter().map(|input| (input.name.clone(), input.dtype)).collect();
+        let texts = match &request {
+            Request::Generate { padding, .. } => vec![Vec::new(); padding.len()],
+            Request::Infer { .. } => Vec::new(),
+        };
+        let planned = vec![("setup", Vec::new(), setup)];
+        let course = Course::default();
+        Ok(Conversation { folder, session, request, course, region, engine, phases, planned, slots, texts })
+    }
+
+    /// How many positions at the beginning of `tokens` the session has in its cache already; never all of them, since a
+    /// step adds one or more.
+    pub fn common(&self, tokens: &[i64]) -> usize {
+        let plan = &self.folder.plan;
+        let held = self.texts.first().map_or(&[][..], Vec::as_slice);
+        let most = tokens.len().saturating_sub(1);
+        let common = held.iter().zip(tokens).take(most).take_while(|(held, token)| held == token).count();
+        let is_cut = common < held.len();
+        // A cache that cannot be cut serves the texts that go on from all of it.
+        if is_cut && !can_be_cut(plan) { 0 } else { common }
+    }
+
+    /// How many more steps the session may have.
+    pub fn steps_left(&self) -> u64 {
+        self.course.steps_left()
+    }
+
+    /// Keeps the first `keep` positions of every text, adds `new` tokens, as many to each, and learns the next one of
+    /// each.
+    ///
+    /// # Errors
+    /// Whatever ended the session.
+    pub fn next_tokens(&mut self, keep: u64, new: &[Vec<i64>]) -> Result<(Vec<i64>, Done)> {
+        let plan = &self.folder.plan;
+        let added = new.first().map_or(0, Vec::len);
+        if new.len() != self.texts.len() || new.iter().any(|new| new.len() != added) {
+            return Err(Diagnostic::internal("E1004", "the texts of a batch do not grow alike"));
+        }
+        for (text, new) in self.texts.iter_mut().zip(new) {
+            text.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
+            text.extend_from_slice(new);
+        }
+        let fed = if plan.past.is_some() { new } else { &self.texts };
+        let given = [token_ids(plan, fed)?];
+        let done = self.step(Advance { keep, new: added as u64 }, &given)?;
+        let tokens = next_tokens(self.folder, &done.outputs)?;
+        if tokens.len() != self.texts.len() {
+            return Err(Diagnostic::internal("E1004", "a step did not reveal one next token of every text"));
+        }
+        Ok((tokens, done))
+    }
+
+    /// Runs one step on `given` tensors.
+    ///
+    /// # Errors
+    /// Whatever ended the session.
+    pub fn step(&mut self, advance: Advance, given: &[Named]) -> Result<Done> {
+        let plan = &self.folder.plan;
+        let limits = self.session.limits();
+        self.course.take(&self.request, advance)?;
+        let inputs = self.request.step(plan, advance, limits.max_memory_bytes)?;
+        let mut known = given.to_vec();
+        for (name, tensor) in &inputs.public {
+            if !known.iter().any(|(other, _)| other == name) {
+                known.push((name.clone(), tensor.clone()));
+            }
+        }
+        let step = program::prepare(self.engine.module(), &inputs.sizes, &inputs.public, limits.max_memory_bytes)?;
+        program::check_traffic(&step, limits.max_traffic_bytes)?;
+        let slots: Vec<(&str, DType)> = self.slots.iter().map(|(name, dtype)| (name.as_str(), *dtype)).collect();
+        let given = self.region.step(plan, &slots, &step.bound.bindings, &known, advance.keep)?;
+        self.engine.check_inputs(&step, &given)?;
+        tell(self.session, Next::Step(advance))?;
+        let engine = &mut self.engine;
+        let opened = self.phases.run(|| engine.step(plan, advance, &step, &given))?;
+        let mut outputs = opened.into_iter().map(|opened| output(self.folder, opened)).collect::<Result<Vec<_>>>()?;
+        check_guard(self.folder, &mut outputs)?;
+        self.planned.push((inputs.name, inputs.sizes.clone(), step.cost.clone()));
+        Ok(Done { keep: advance.keep, inputs, given, outputs, cost: step.cost })
+    }
+
+    /// Ends the session and collects what it cost.
+    ///
+    /// # Errors
+    /// Whatever ended the session.
+    pub fn end(self) -> Result<Costs> {
+        tell(self.session, Next::End)?;
+        let [server, helper] = peer_stats(self.session, self.planned.len())?;
+        let stats = [self.phases.end(), server, helper];
+        let phases = self
+            .planned
+            .into_iter()
+            .enumerate()
+            .map(|(index, (name, sizes, cost))| phase(name, sizes, &cost, index, &stats))
+            .collect();
+        let peak_rss = Party::ALL.iter().zip(&stats).map(|(party, stats)| (party.name().to_owned(), stats.peak_rss));
+        Ok(Costs { phases, peak_rss: peak_rss.collect() })
+    }
+}
+
+/// Whether all states of a plan have positions along an axis of their own.
+fn can_be_cut(plan: &Plan) -> bool {
+    let past = plan.past.as_ref().and_then(|name| plan.module.dims.find(name));
+    let has_axis = |shape: &[Dim]| past.is_some() && shape.iter().any(|dim| dim.as_symbol() == past);
+    let shapes = plan.module.states.iter().map(|state| &state.shape);
+    shapes.chain(plan.client_states.iter().map(|state| &state.shape)).all(|shape| has_axis(shape))
+}
+
+/// Whom the client talks to.
+const PEERS: [Party; 2] = [Party::Server, Party::Helper];
+
+fn tell(session: &Session, next: Next) -> Result<()> {
+    PEERS.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&next))
 }
 
 /// Runs a prepared task over `session`. When it fails, the peers are told.
@@ -125,72 +393,36 @@ pub fn run(folder: &PlanFolder, session: &Session, task: Prepared, options: Opti
 }
 
 fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Options<'_>) -> Result<Outcome> {
-    let plan = &folder.plan;
-    let Prepared { request, given, mut tokens, stop } = task;
-    let prompt = tokens.len();
-    let limit = session.limits().max_memory_bytes;
-    let peers = [Party::Server, Party::Helper];
-    let tell = |next: Next| peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&next));
-    let keys = keys(session)?;
-    peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
-    let mut phases = Phases::new(session);
-    let (weights, sends) = phases.run(|| client_weights(folder, session))?;
-    let mut named =
-        vec![("setup", Vec::new(), if sends { program::setup_cost(&folder.private) } else { Cost::default() })];
-    let mut region = Region::open(folder, options.threads, options.isolation)?;
-    let mut engine = Engine::new(session, folder, &request, keys, weights, options.threads)?;
-    let slots: Vec<(String, DType)> =
-        engine.module().inputs.iter().map(|input| (input.name.clone(), input.dtype)).collect();
-    let slots: Vec<(&str, DType)> = slots.iter().map(|(name, dtype)| (name.as_str(), *dtype)).collect();
+    let Prepared { request, given, prompts, count, stop } = task;
+    let mut conversation = Conversation::open(folder, session, request.clone(), options.threads, options.isolation)?;
     let mut all = Vec::new();
     let mut outputs = Vec::new();
-    for index in 0..request.steps() {
-        let inputs = request.step(plan, index, limit)?;
-        let mut known = given.clone();
-        for (name, tensor) in &inputs.public {
-            if !known.iter().any(|(other, _)| other == name) {
-                known.push((name.clone(), tensor.clone()));
-            }
-        }
-        if let Request::Generate { .. } = request {
-            let new = if index > 0 && plan.past.is_some() { tokens.len().saturating_sub(1) } else { 0 };
-            known.push(token_ids(plan, tokens.get(new..).unwrap_or_default())?);
-        }
-        let step = program::prepare(engine.module(), &inputs.sizes, &inputs.public, limit)?;
-        program::check_traffic(&step, session.limits().max_traffic_bytes)?;
-        let slots = region.step(plan, &slots, &step.bound.bindings, &known)?;
-        engine.check_inputs(&step, &slots)?;
-        tell(Next::Step)?;
-        let opened = phases.run(|| engine.step(&step, &slots))?;
-        outputs = opened.into_iter().map(|opened| output(folder, opened)).collect::<Result<Vec<_>>>()?;
-        check_guard(folder, &mut outputs)?;
-        named.push((inputs.name, inputs.sizes.clone(), step.cost));
-        let token = match request {
-            Request::Generate { .. } => Some(next_token(folder, &outputs)?),
-            Request::Infer { .. } => None,
-        };
-        if options.keep_steps {
-            all.push(Done { inputs, given: slots, outputs: outputs.clone() });
-        }
-        if let Some(token) = token {
-            tokens.push(token);
-            (options.on_token)(token)?;
-            if stop.contains(&token) {
-                break;
-            }
-        }
+    let mut tokens = vec![Vec::new(); prompts.len()];
+    if let Request::Infer { .. } = request {
+        let done = conversation.step(Advance::default(), &given)?;
+        outputs.clone_from(&done.outputs);
+        all.extend(options.keep_steps.then_some(done));
     }
-    tell(Next::End)?;
-    let [server, helper] = peer_stats(session, named.len())?;
-    let stats = [phases.end(), server, helper];
-    let tokens = tokens.split_off(prompt);
-    let phases = named
-        .into_iter()
-        .enumerate()
-        .map(|(index, (name, sizes, cost))| phase(name, sizes, &cost, index, &stats))
-        .collect();
-    let peak_rss = Party::ALL.iter().zip(&stats).map(|(party, stats)| (party.name().to_owned(), stats.peak_rss));
-    Ok(Outcome { tokens, outputs, steps: all, request, inputs: given, phases, peak_rss: peak_rss.collect() })
+    let padded = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let mut new: Vec<Vec<i64>> =
+        prompts.into_iter().map(|prompt| [vec![PADDING; padded - prompt.len()], prompt].concat()).collect();
+    let mut goes_on = vec![true; new.len()];
+    let mut keep = 0;
+    while goes_on.contains(&true) && tokens.iter().any(|tokens: &Vec<i64>| (tokens.len() as u64) < count) {
+        let added = new.first().map_or(0, Vec::len) as u64;
+        let (next, done) = conversation.next_tokens(keep, &new)?;
+        keep += added;
+        outputs.clone_from(&done.outputs);
+        all.extend(options.keep_steps.then_some(done));
+        for (row, &token) in next.iter().enumerate().filter(|(row, _)| goes_on[*row]).collect::<Vec<_>>() {
+            tokens[row].push(token);
+            let flow = (options.on_token)(row, token)?;
+            goes_on[row] = flow.is_continue() && !stop.contains(&token);
+        }
+        new = next.into_iter().map(|token| vec![token]).collect();
+    }
+    let costs = conversation.end()?;
+    Ok(Outcome { tokens, outputs, steps: all, request, inputs: given, costs })
 }
 
 /// A phase of the report from what all parties measured.
@@ -239,20 +471,19 @@ fn check_guard(folder: &PlanFolder, outputs: &mut Vec<Named>) -> Result<()> {
         .note("compile the model with --calibrate on inputs like this one"))
 }
 
-/// The id of the next token among the outputs of a step.
-fn next_token(folder: &PlanFolder, outputs: &[Named]) -> Result<i64> {
+/// The ids of the next tokens among the outputs of a step.
+fn next_tokens(folder: &PlanFolder, outputs: &[Named]) -> Result<Vec<i64>> {
     let slots = &folder.plan.module.outputs;
     let slot = slots.iter().find(|slot| slot.kind == OutputKind::NextToken);
     let tensor = slot.and_then(|slot| outputs.iter().find(|(name, _)| *name == slot.name));
     match tensor.map(|(_, tensor)| tensor.as_i64()).transpose()? {
-        Some([token]) => Ok(*token),
-        _ => Err(Diagnostic::internal("E1004", "a step revealed no single next token")),
+        Some(tokens) => Ok(tokens.to_vec()),
+        None => Err(Diagnostic::internal("E1004", "a step revealed no next token")),
     }
 }
 
-/// The report of an outcome, without comparisons and text.
-pub fn report(folder: &PlanFolder, outcome: &Outcome, threads: usize, network: String) -> Report {
-    let generated = matches!(outcome.request, Request::Generate { .. });
+/// A report on runs of a plan, without any yet.
+pub fn report(folder: &PlanFolder, threads: usize, network: String) -> Report {
     Report {
         ombra: env!("CARGO_PKG_VERSION").to_owned(),
         setting: folder.plan.module.setting.name().to_owned(),
@@ -260,9 +491,6 @@ pub fn report(folder: &PlanFolder, outcome: &Outcome, threads: usize, network: S
         backend: "cpu".to_owned(),
         threads,
         network,
-        tokens: generated.then(|| outcome.tokens.clone()),
-        phases: outcome.phases.clone(),
-        peak_rss_bytes: outcome.peak_rss.clone(),
         bounds: Bounds::of(&folder.plan),
         changes: folder.plan.changes.clone(),
         ..Report::default()

@@ -1,23 +1,28 @@
 //! The commands of `ombra-run`: what each does with its options.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ombra_ir::diag::printable_lines;
 use ombra_ir::plain::Data;
+use ombra_ir::plan::Plan;
 use ombra_ir::{Diagnostic, Result};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::client::{self, Options, Outcome, Prepared, Task};
+use super::client::{self, Outcome, Prepared, Task};
 use super::folder::PlanFolder;
 use super::inputs::Named;
 use super::isolation::Isolation;
 use super::local::{LocalParties, READY, end_with_input};
 use super::party::{Keep, serve};
 use super::report::Report;
+use super::request::takes_padding;
+use super::settings::Settings;
 use super::test_data::{self, TestSet};
 use super::text::{Text, TextStream};
 use super::{measure, tensor_file, verify};
@@ -42,6 +47,8 @@ pub enum Given {
     Prompt(String),
     /// A file with a prompt as text, `-` for standard input.
     PromptFile(PathBuf),
+    /// A file with prompts as text, one a line, `-` for standard input: they run side by side.
+    PromptsFile(PathBuf),
     /// A prompt as tokens.
     Tokens(Vec<i64>),
     /// Inputs by name, each in a file.
@@ -60,8 +67,10 @@ pub struct ClientRun {
     pub given: Given,
     /// Most tokens to generate.
     pub count: u64,
-    /// Tokens that end the text.
-    pub stop: Vec<i64>,
+    /// Tokens that end the text, beside those that the model names.
+    pub stop_tokens: Vec<i64>,
+    /// Strings that end the text and do not belong to it.
+    pub stop: Vec<String>,
     /// Where outputs are written as `.npy`.
     pub output_dir: Option<PathBuf>,
     /// Inputs that the plan may make public though they are no masks or positions.
@@ -151,46 +160,78 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     let isolation = if run.isolated { Some(isolation(config.as_ref())?) } else { None };
     let mut expected = None;
     let mut text = None;
-    let task = match &run.given {
-        Given::Prompt(_) | Given::PromptFile(_) => {
-            let opened = Text::open(&folder, isolation.as_ref())?;
-            let tokens = match &run.given {
-                Given::PromptFile(path) => opened.tokens(&read_prompt(path)?)?,
-                Given::Prompt(prompt) => opened.tokens(prompt)?,
-                _ => Vec::new(),
-            };
-            text = Some(opened);
-            Task::Generate { prompt: tokens, count: run.count, stop: run.stop.clone() }
-        }
-        Given::Tokens(tokens) => Task::Generate { prompt: tokens.clone(), count: run.count, stop: run.stop.clone() },
-        Given::Inputs(files) => Task::Infer { inputs: read_inputs(files)? },
+    let mut inputs = None;
+    let mut prompts = Vec::new();
+    match &run.given {
+        Given::Prompt(prompt) => prompts.push(prompt.clone()),
+        Given::PromptFile(path) => prompts.push(read_prompt(path)?),
+        Given::PromptsFile(path) => prompts.extend(read_prompt(path)?.lines().map(str::to_owned)),
+        Given::Tokens(_) => {}
+        Given::Inputs(files) => inputs = Some(read_inputs(files)?),
         Given::TestData(set) => {
-            let TestSet { inputs, outputs } = TestSet::read(set)?;
+            let TestSet { inputs: given, outputs } = TestSet::read(set)?;
             expected = Some(outputs);
-            Task::Infer { inputs }
+            inputs = Some(given);
         }
-    };
-    let generates = matches!(task, Task::Generate { .. });
-    let task = Prepared::new(&folder, task, &run.allow_public)?;
-    let outcome = connect_and_run(run, config, network, &folder, task, (text.as_ref(), isolation.as_ref()))?;
-
+    }
+    let mut tasks = Vec::new();
+    if let Some(inputs) = inputs {
+        tasks.push((vec![0], Task::Infer { inputs }));
+    } else {
+        let needs_text = !prompts.is_empty() || !run.stop.is_empty();
+        text = needs_text.then(|| Text::open(&folder, isolation.as_ref())).transpose()?;
+        let mut all = Vec::new();
+        if let Some(text) = &text {
+            all = prompts.iter().map(|prompt| text.tokens(prompt)).collect::<Result<_>>()?;
+        }
+        if let Given::Tokens(tokens) = &run.given {
+            all.push(tokens.clone());
+        }
+        let mut stop = Settings::read(&folder)?.end_tokens(text.as_ref())?;
+        stop.extend(&run.stop_tokens);
+        let stop: Vec<i64> = stop.into_iter().collect();
+        for rows in batches(&folder.plan, &all) {
+            let prompts = rows.iter().filter_map(|&row| all.get(row).cloned()).collect();
+            tasks.push((rows, Task::Generate { prompts, count: run.count, stop: stop.clone() }));
+        }
+    }
+    let checked = |(rows, task)| Ok((rows, Prepared::new(&folder, task, &run.allow_public)?));
+    let tasks = tasks.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
     let shown = network.map_or("none".to_owned(), |_| run.network.clone());
-    let mut report = client::report(&folder, &outcome, run.threads, shown);
-    if let Some(text) = &text {
-        let mut stream = text.stream();
-        outcome.tokens.iter().try_for_each(|&token| stream.push(token).map(drop))?;
-        report.text = Some(stream.whole()?);
+    let mut report = client::report(&folder, run.threads, shown);
+    let mut answers = BTreeMap::new();
+    let mut outcomes = Vec::new();
+    let client = Client { run, folder: &folder, text: text.as_ref(), isolation: isolation.as_ref() };
+    client.connect(config, network, |endpoint| {
+        for (rows, task) in tasks {
+            let (outcome, texts) = client.run_task(endpoint, task)?;
+            report.add(&outcome);
+            answers.extend(rows.into_iter().zip(outcome.tokens.iter().cloned().zip(texts)));
+            outcomes.push(outcome);
+        }
+        Ok(())
+    })?;
+
+    if let Given::PromptsFile(_) = run.given {
+        for (prompt, (tokens, text)) in answers {
+            print(&format!("{}\n", json!({ "prompt": prompt, "tokens": tokens, "text": text })))?;
+        }
+    } else if let Some((tokens, answer)) = answers.remove(&0) {
+        (report.tokens, report.text) = (Some(tokens), text.is_some().then_some(answer));
     }
-    if let Some(folder) = &run.output_dir {
-        outcome.outputs.iter().try_for_each(|(name, tensor)| tensor_file::write(folder, name, tensor))?;
-    } else if !generates {
-        print_outputs(&outcome.outputs)?;
-    }
-    if run.verify {
-        report.verify = Some(verify::compare(&folder, &outcome)?);
-    }
-    if let Some(expected) = &expected {
-        report.test_data = Some(test_data::compare(&folder, &outcome, expected)?);
+    let generates = report.tokens.is_some();
+    for outcome in &outcomes {
+        if let Some(folder) = &run.output_dir {
+            outcome.outputs.iter().try_for_each(|(name, tensor)| tensor_file::write(folder, name, tensor))?;
+        } else if !generates && outcome.tokens.is_empty() {
+            print_outputs(&outcome.outputs)?;
+        }
+        if run.verify {
+            verify::compare_too(&folder, outcome, report.verify.get_or_insert_default())?;
+        }
+        if let Some(expected) = &expected {
+            report.test_data = Some(test_data::compare(&folder, outcome, expected)?);
+        }
     }
     print_comparisons(&report)?;
     if let Some(path) = &run.report {
@@ -200,26 +241,110 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     report.check_comparisons(run.tolerance)
 }
 
+/// Prompts that are run side by side, as indices: of one length where the model cannot tell padding from tokens, and no
+/// more than the plan takes.
+fn batches(plan: &Plan, prompts: &[Vec<i64>]) -> Vec<Vec<usize>> {
+    let batch = plan.batch.as_ref().and_then(|name| plan.module.dims.info(plan.module.dims.find(name)?));
+    let most = batch.map_or(1, |info| info.max.unwrap_or(u64::MAX));
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        groups.entry(if takes_padding(plan) { 0 } else { prompt.len() }).or_default().push(index);
+    }
+    let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
+    groups.values().flat_map(|group| group.chunks(most)).map(<[usize]>::to_vec).collect()
+}
+
 /// How this program keeps libraries apart, within the limits of the client's configuration.
-fn isolation(config: Option<&PartyConfig>) -> Result<Isolation> {
+pub(super) fn isolation(config: Option<&PartyConfig>) -> Result<Isolation> {
     let program = std::env::current_exe()
         .map_err(|error| Diagnostic::internal("E1011", format!("this program cannot be found: {error}")))?;
     let limits = config.map(|config| config.limits).unwrap_or_default();
     Ok(Isolation { program, memory: limits.max_memory_bytes, time: limits.receive })
 }
 
-fn connect_and_run(
-    run: &ClientRun,
+/// A run of the client with what it has opened.
+struct Client<'a> {
+    run: &'a ClientRun,
+    folder: &'a PlanFolder,
+    text: Option<&'a Text>,
+    isolation: Option<&'a Isolation>,
+}
+
+impl Client<'_> {
+    /// Does `work` with the other parties there.
+    fn connect(
+        &self,
+        config: Option<PartyConfig>,
+        network: Option<Network>,
+        work: impl FnOnce(&Endpoint) -> Result<()>,
+    ) -> Result<()> {
+        let run = self.run;
+        let (endpoint, _local) =
+            open_endpoint(config, &run.folder, &self.folder.digest, (&run.network, network), run.threads)?;
+        work(&endpoint)
+    }
+
+    /// One session; what it gave, and the text of every prompt's answer.
+    fn run_task(&self, endpoint: &Endpoint, task: Prepared) -> Result<(Outcome, Vec<String>)> {
+        let session = endpoint.open(Purpose::Run)?;
+        let progress = Progress::new();
+        session.wait_for_turn(&mut |before| progress.waiting(before)).inspect_err(|_| progress.end())?;
+        let rows = task.prompts();
+        let shows = rows == 1 && !matches!(self.run.given, Given::PromptsFile(_));
+        let mut streams: Vec<Option<TextStream>> =
+            (0..rows).map(|_| self.text.map(|text| text.stream(&self.run.stop))).collect();
+        let mut texts = vec![String::new(); rows];
+        let mut printed = 0;
+        let mut on_token = |row: usize, token: i64| {
+            let (Some(stream), Some(text)) = (streams.get_mut(row), texts.get_mut(row)) else {
+                return Ok(ControlFlow::Break(()));
+            };
+            printed += 1;
+            progress.token(printed);
+            let new = match stream {
+                Some(stream) => stream.push(token)?,
+                None if printed == 1 => token.to_string(),
+                None => format!(" {token}"),
+            };
+            text.push_str(&new);
+            if shows {
+                progress.aside(|| print(&new))?;
+            }
+            let stopped = stream.as_ref().is_some_and(TextStream::has_stopped);
+            Ok(if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        let (threads, isolation) = (self.run.threads, self.isolation);
+        let options = client::Options { threads, keep_steps: self.run.verify, isolation, on_token: &mut on_token };
+        let outcome = client::run(self.folder, &session, task, options);
+        progress.end();
+        for (stream, text) in streams.iter_mut().zip(&mut texts) {
+            if let Some(stream) = stream {
+                let rest = stream.finish()?;
+                text.push_str(&rest);
+                if shows && outcome.is_ok() {
+                    print(&rest)?;
+                }
+            }
+        }
+        if shows && printed > 0 {
+            print("\n")?;
+        }
+        Ok((outcome?, texts))
+    }
+}
+
+/// The client's endpoint: over the given configuration, or to processes that this one starts for `folder`, which end when
+/// they are dropped.
+pub(super) fn open_endpoint(
     config: Option<PartyConfig>,
-    network: Option<Network>,
-    folder: &PlanFolder,
-    task: Prepared,
-    (text, isolation): (Option<&Text>, Option<&Isolation>),
-) -> Result<Outcome> {
-    // Dropped, and its processes ended, when the run is over.
+    folder: &Path,
+    digest: &str,
+    (name, network): (&str, Option<Network>),
+    threads: usize,
+) -> Result<(Endpoint, Option<LocalParties>)> {
     let (config, local) = match config {
         None => {
-            let local = LocalParties::start(&run.folder, &run.network, run.threads)?;
+            let local = LocalParties::start(folder, name, threads)?;
             (local.client.clone(), Some(local))
         }
         Some(config) => (config, None),
@@ -228,37 +353,11 @@ fn connect_and_run(
         return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
             .note("expected  party = \"client\""));
     }
-    let endpoint = Endpoint::new(&config, &folder.digest, network)?;
+    let endpoint = Endpoint::new(&config, digest, network)?;
     if let Some(local) = &local {
         local.remove_keys();
     }
-    let session = endpoint.open(Purpose::Run)?;
-    let progress = Progress::new();
-    session.wait_for_turn(&mut |before| progress.waiting(before)).inspect_err(|_| progress.end())?;
-    let mut stream = text.map(Text::stream);
-    let mut printed = 0;
-    let generates = matches!(run.given, Given::Prompt(_) | Given::PromptFile(_) | Given::Tokens(_));
-    let mut on_token = |token: i64| {
-        printed += 1;
-        progress.token(printed);
-        show_token(&progress, stream.as_mut(), token, printed)
-    };
-    let options = Options { threads: run.threads, keep_steps: run.verify, isolation, on_token: &mut on_token };
-    let outcome = client::run(folder, &session, task, options);
-    progress.end();
-    if generates && printed > 0 {
-        print("\n")?;
-    }
-    outcome
-}
-
-fn show_token(progress: &Progress, stream: Option<&mut TextStream<'_>>, token: i64, printed: u64) -> Result<()> {
-    let text = match stream {
-        Some(stream) => stream.push(token)?,
-        None if printed == 1 => token.to_string(),
-        None => format!(" {token}"),
-    };
-    progress.aside(|| print(&text))
+    Ok((endpoint, local))
 }
 
 /// The prompt in the file at `path`, or on standard input.
@@ -307,7 +406,7 @@ fn print_comparisons(report: &Report) -> Result<()> {
 }
 
 /// Writes to standard output. What a model answers and what a plan calls its outputs may hold anything.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     let text = printable_lines(text);
     let mut output = std::io::stdout().lock();
     output
@@ -317,10 +416,10 @@ fn print(text: &str) -> Result<()> {
 }
 
 /// A spinner on standard error while a run lasts; nothing where that is no terminal.
-struct Progress(Option<ProgressBar>);
+pub(super) struct Progress(Option<ProgressBar>);
 
 impl Progress {
-    fn new() -> Progress {
+    pub(super) fn new() -> Progress {
         if !std::io::stderr().is_terminal() {
             return Progress(None);
         }
@@ -334,7 +433,7 @@ impl Progress {
     }
 
     /// Says how many sessions the server serves before this one.
-    fn waiting(&self, before: u32) {
+    pub(super) fn waiting(&self, before: u32) {
         let text = match before {
             0 => "running".to_owned(),
             1 => "waiting: the server serves 1 session before this one".to_owned(),
@@ -347,7 +446,7 @@ impl Progress {
         }
     }
 
-    fn token(&self, count: u64) {
+    pub(super) fn token(&self, count: u64) {
         if let Some(bar) = &self.0 {
             bar.set_message(format!("{count} tokens"));
         }
@@ -355,7 +454,7 @@ impl Progress {
 
     /// Writes to standard output while the spinner is away. Where that is a terminal the spinner does not come back: text
     /// grows on the line that the spinner would clear.
-    fn aside(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn aside(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
         match &self.0 {
             Some(bar) if std::io::stdout().is_terminal() => {
                 bar.finish_and_clear();
@@ -366,7 +465,7 @@ impl Progress {
         }
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }

@@ -51,22 +51,26 @@ pub fn convert(name: &str, tensor: Tensor, dtype: DType) -> Result<Tensor> {
     Tensor::new(shape, data)
 }
 
-/// The prompt as a tensor for the graph's token ids, with a batch of one.
+/// Tokens of texts side by side, as many of each, as a tensor for the graph's token ids.
 ///
 /// # Errors
 /// `E1006` when the model has no token ids, or not of this form.
-pub fn token_ids(plan: &Plan, tokens: &[i64]) -> Result<Named> {
+pub fn token_ids(plan: &Plan, rows: &[Vec<i64>]) -> Result<Named> {
     let mut inputs = plan.graph_inputs.iter().filter(|input| input.role == InputRole::TokenIds);
     let (Some(input), None) = (inputs.next(), inputs.next()) else {
         return Err(Diagnostic::input("E1006", "the model has no single input of token ids")
             .note("help      give its inputs with `--input NAME=FILE`"));
     };
-    let shape = match input.shape.len() {
-        1 => vec![tokens.len()],
-        2 => vec![1, tokens.len()],
-        rank => return Err(Diagnostic::input("E1006", format!("token ids with {rank} axes are not supported yet"))),
+    let length = rows.first().map_or(0, Vec::len);
+    let shape = match (input.shape.len(), rows.len()) {
+        (1, 1) => vec![length],
+        (1, _) => return Err(Diagnostic::input("E1006", "the model takes one text at a time")),
+        (2, count) => vec![count, length],
+        (rank, _) => {
+            return Err(Diagnostic::input("E1006", format!("token ids with {rank} axes are not supported yet")));
+        }
     };
-    Ok((input.name.clone(), Tensor::i64(&shape, tokens.to_vec())?))
+    Ok((input.name.clone(), Tensor::i64(&shape, rows.concat())?))
 }
 
 /// Checks given inputs, converts their elements, finds the sizes, and says which of them the other parties see.

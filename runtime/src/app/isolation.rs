@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::CheckedFile;
 use super::region::{Evaluation, Evaluator};
+use super::template::{Chat, render};
 use super::text::Vocabulary;
 use crate::memory::limit_addresses;
 
@@ -30,7 +31,7 @@ const BASE: u64 = 1 << 30;
 /// Largest message.
 const MAX_MESSAGE: u64 = 1 << 40;
 /// Codes that an error of the child may have.
-const CODES: [&str; 9] = ["E0721", "E0722", "E0723", "E0724", "E0725", "E1001", "E1002", "E1006", "E1009"];
+const CODES: [&str; 10] = ["E0721", "E0722", "E0723", "E0724", "E0725", "E1001", "E1002", "E1006", "E1009", "E1022"];
 
 /// How the libraries are kept apart.
 #[derive(Clone, Debug)]
@@ -49,8 +50,10 @@ enum Ask {
     LoadModel { file: CheckedFile, data: Option<CheckedFile>, threads: usize },
     RunModel(Evaluation),
     LoadVocabulary(CheckedFile),
-    Encode(String),
+    Encode(String, bool),
     Decode(Vec<u32>),
+    TokenId(String),
+    Render(Chat),
 }
 
 /// What it answers.
@@ -60,6 +63,7 @@ enum Answer {
     Names(Vec<String>),
     Tensors(Vec<Tensor>),
     Ids(Vec<u32>),
+    Id(Option<u32>),
     Text(String),
     Failed(Failure),
 }
@@ -158,8 +162,8 @@ impl Worker {
     ///
     /// # Errors
     /// As [`load_model`](Self::load_model).
-    pub(super) fn encode(&mut self, text: &str) -> Result<Vec<u32>> {
-        match self.ask(&Ask::Encode(text.to_owned()))? {
+    pub(super) fn encode(&mut self, text: &str, special: bool) -> Result<Vec<u32>> {
+        match self.ask(&Ask::Encode(text.to_owned(), special))? {
             Answer::Ids(ids) => Ok(ids),
             _ => Err(senseless()),
         }
@@ -171,6 +175,28 @@ impl Worker {
     /// As [`load_model`](Self::load_model).
     pub(super) fn decode(&mut self, ids: &[u32]) -> Result<String> {
         match self.ask(&Ask::Decode(ids.to_vec()))? {
+            Answer::Text(text) => Ok(text),
+            _ => Err(senseless()),
+        }
+    }
+
+    /// The id of a token, if there is one.
+    ///
+    /// # Errors
+    /// As [`load_model`](Self::load_model).
+    pub(super) fn token_id(&mut self, token: &str) -> Result<Option<u32>> {
+        match self.ask(&Ask::TokenId(token.to_owned()))? {
+            Answer::Id(id) => Ok(id),
+            _ => Err(senseless()),
+        }
+    }
+
+    /// The text of a chat.
+    ///
+    /// # Errors
+    /// As [`load_model`](Self::load_model).
+    pub(super) fn render(&mut self, chat: Chat) -> Result<String> {
+        match self.ask(&Ask::Render(chat))? {
             Answer::Text(text) => Ok(text),
             _ => Err(senseless()),
         }
@@ -286,7 +312,11 @@ impl Loaded {
                 self.vocabulary = Some(Vocabulary::read(&file)?);
                 Ok(Answer::Loaded)
             }
-            Ask::Encode(text) => self.vocabulary.as_ref().ok_or_else(senseless)?.encode(&text).map(Answer::Ids),
+            Ask::Encode(text, special) => {
+                self.vocabulary.as_ref().ok_or_else(senseless)?.encode(&text, special).map(Answer::Ids)
+            }
+            Ask::TokenId(token) => Ok(Answer::Id(self.vocabulary.as_ref().ok_or_else(senseless)?.token_id(&token))),
+            Ask::Render(chat) => render(&chat).map(Answer::Text),
             Ask::Decode(ids) => self.vocabulary.as_ref().ok_or_else(senseless)?.decode(&ids).map(Answer::Text),
         }
     }

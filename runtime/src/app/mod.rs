@@ -22,7 +22,9 @@
 //! | E1019 | a comparison found other results, or nothing to compare |
 //! | E1020 | a file was changed while it was in use |
 //! | E1021 | a step sends more than this party accepts |
+//! | E1022 | what a model's folder says about generating and chatting cannot be used |
 
+pub mod chat;
 pub mod client;
 pub mod command;
 pub mod comparison;
@@ -39,6 +41,9 @@ pub mod region;
 pub mod report;
 pub mod request;
 pub mod session;
+pub mod settings;
+pub mod talk;
+pub mod template;
 pub mod tensor_file;
 pub mod test_data;
 pub mod text;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::PlanFolder;
 use super::measure::answer;
 use super::program;
-use super::request::Request;
+use super::request::{Course, Request};
 use super::session::{CONTROL, Engine, Next, Phases, Stats, guarded, keys, net, senseless};
 use super::weights::Weights as File;
 use crate::exec::{TensorSource, Weights};
@@ -144,17 +144,14 @@ fn steps(folder: &PlanFolder, session: &Session, keep: &mut Keep, threads: usize
         Keep::Helper(held) => helper_weights(folder, session, &request.digest()?, held),
     })?;
     let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
-    for index in 0.. {
-        // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
-        match client.recv_control(CONTROL)? {
-            Next::End => break,
-            Next::Step if index < request.steps() => {}
-            Next::Step => return Err(senseless(Party::Client, "more steps than it asked for")),
-        }
-        let step = request.step(plan, index, limit)?;
+    let mut course = Course::default();
+    // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
+    while let Next::Step(advance) = client.recv_control_within(CONTROL, session.limits().idle)? {
+        course.take(&request, advance)?;
+        let step = request.step(plan, advance, limit)?;
         let step = program::prepare(engine.module(), &step.sizes, &step.public, limit)?;
         program::check_traffic(&step, session.limits().max_traffic_bytes)?;
-        phases.run(|| engine.step(&step, &[]))?;
+        phases.run(|| engine.step(plan, advance, &step, &[]))?;
     }
     client.send_control(&phases.end())
 }

@@ -1,7 +1,7 @@
 //! The client's plaintext region: the part of the model that runs in the clear before every step.
 
 use ombra_ir::plain::{DType, Data, Tensor};
-use ombra_ir::plan::{Plan, SIZE};
+use ombra_ir::plan::{ClientState, Plan, SIZE};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,8 @@ pub(super) struct Evaluation {
     pub outputs: Vec<String>,
     /// Outputs that the model keeps for its next run, and the inputs that they are then.
     pub kept: Vec<(String, String)>,
+    /// Of what it keeps from the run before: how many elements, along which axis, of which input.
+    pub cuts: Vec<(String, usize, usize)>,
 }
 
 /// A loaded model with what it keeps.
@@ -69,9 +71,14 @@ impl Evaluator {
     /// # Errors
     /// `E1006` for an input that is missing, and those of [`PlaintextModel::run`].
     pub(super) fn run(&mut self, evaluation: &Evaluation) -> Result<Vec<Tensor>> {
+        for (name, axis, length) in &evaluation.cuts {
+            if let Some((_, tensor)) = self.kept.iter_mut().find(|(kept, _)| kept == name) {
+                *tensor = first_elements(tensor, *axis, *length)?;
+            }
+        }
         let mut inputs = Vec::new();
         for name in self.model.inputs() {
-            let tensor = find(&self.kept, name).or(find(&evaluation.inputs, name)).ok_or_else(|| missing(name))?;
+            let tensor = find(&evaluation.inputs, name).or(find(&self.kept, name)).ok_or_else(|| missing(name))?;
             let elements = match tensor.data() {
                 Data::F32(values) => PlainElements::F32(values),
                 Data::I64(values) => PlainElements::I64(values),
@@ -110,7 +117,7 @@ impl Region {
     }
 
     /// The tensors for the module's inputs, in the order of `slots` (name and element type): `given` ones, and those
-    /// that the region computes from them.
+    /// that the region computes from them and from the first `keep` positions of what it computed before.
     ///
     /// # Errors
     /// `E1006` when an input is missing, and those of [`PlaintextModel::run`].
@@ -120,6 +127,7 @@ impl Region {
         slots: &[(&str, DType)],
         bindings: &Bindings,
         given: &[Named],
+        keep: u64,
     ) -> Result<Vec<Tensor>> {
         let wanted: Vec<&str> =
             slots.iter().map(|(name, _)| *name).filter(|name| find(given, name).is_none()).collect();
@@ -129,7 +137,11 @@ impl Region {
                     Model::Here(evaluator) => evaluator.inputs(),
                     Model::Isolated(_, names) => names.clone(),
                 };
-                let evaluation = evaluation(plan, &names, self.holds_states, &wanted, bindings, given)?;
+                let holds_states = self.holds_states && keep > 0;
+                let mut evaluation = evaluation(plan, &names, holds_states, &wanted, bindings, given)?;
+                if holds_states {
+                    evaluation.cuts = cuts(plan, keep)?;
+                }
                 let found = match model {
                     Model::Here(evaluator) => evaluator.run(&evaluation)?,
                     Model::Isolated(worker, _) => worker.run_model(evaluation)?,
@@ -190,5 +202,39 @@ fn evaluation(
     }
     let outputs = wanted.iter().map(|name| (*name).to_owned()).collect();
     let kept = plan.client_states.iter().map(|state| (state.output.clone(), state.input.clone())).collect();
-    Ok(Evaluation { inputs, outputs, kept })
+    Ok(Evaluation { inputs, outputs, kept, cuts: Vec::new() })
+}
+
+/// How the states that the region holds are cut to `keep` positions.
+fn cuts(plan: &Plan, keep: u64) -> Result<Vec<(String, usize, usize)>> {
+    let past = plan.past.as_ref().and_then(|name| plan.module.dims.find(name));
+    let cut = |state: &ClientState| {
+        let axis = state.shape.iter().position(|dim| past.is_some() && dim.as_symbol() == past);
+        let (Some(axis), Ok(keep)) = (axis, usize::try_from(keep)) else {
+            return Err(Diagnostic::input("E1004", "a state of the client's cannot be cut"));
+        };
+        Ok((state.input.clone(), axis, keep))
+    };
+    plan.client_states.iter().map(cut).collect()
+}
+
+/// The first `length` elements of a tensor of floats along an axis.
+fn first_elements(tensor: &Tensor, axis: usize, length: usize) -> Result<Tensor> {
+    let shape = tensor.shape();
+    let (Some(&size), Some(outer)) = (shape.get(axis), shape.get(..axis)) else {
+        return Err(Diagnostic::input("E1004", "a state of the client's has too few axes"));
+    };
+    if length >= size {
+        return Ok(tensor.clone());
+    }
+    let inner: usize = shape.iter().skip(axis + 1).product();
+    let values = tensor.as_f32()?;
+    let rows = outer.iter().product::<usize>();
+    let kept = (0..rows).filter_map(|row| values.get(row * size * inner..(row * size + length) * inner));
+    let kept = kept.flatten().copied().collect();
+    let mut shape = shape.to_vec();
+    if let Some(size) = shape.get_mut(axis) {
+        *size = length;
+    }
+    Tensor::f32(&shape, kept)
 }

@@ -9,6 +9,7 @@ use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
 
+use super::client::Outcome;
 use super::comparison::Comparison;
 
 /// The report of one run, as JSON.
@@ -106,6 +107,15 @@ impl Bounds {
 }
 
 impl Report {
+    /// Adds what a session cost.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.phases.extend_from_slice(&outcome.costs.phases);
+        for (party, &bytes) in &outcome.costs.peak_rss {
+            let most = self.peak_rss_bytes.entry(party.clone()).or_default();
+            *most = bytes.max(*most);
+        }
+    }
+
     /// The error of the first phase whose measured costs are not the predicted ones.
     ///
     /// # Errors

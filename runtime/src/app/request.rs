@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::hexadecimal;
 
-/// Most steps of one request.
+/// Most steps of one session.
 pub const MAX_STEPS: u64 = 8192;
 /// Most elements of a public input.
 const MAX_PUBLIC: usize = 1 << 28;
@@ -18,14 +18,12 @@ const MAX_PUBLIC: usize = 1 << 28;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Tokens after a prompt, one step for each.
+    /// Texts side by side that grow, an [`Advance`] at a time. Every step reveals the next token of every text.
     Generate {
-        /// Tokens of the prompt.
-        prompt: u64,
-        /// Prompts side by side.
-        batch: u64,
-        /// Most tokens to generate.
-        steps: u64,
+        /// Of every text, how many of its first positions hold no token: texts of a batch are padded to one length.
+        padding: Vec<u64>,
+        /// Most positions that a text will have, padding included.
+        positions: u64,
     },
     /// One step on given inputs.
     Infer {
@@ -36,6 +34,25 @@ pub enum Request {
         /// Whether the client gives the cache.
         states: bool,
     },
+}
+
+/// What a step does to the texts of a session. Everybody knows it.
+///
+/// A conversation keeps what it has and adds the new turn; one that goes on from an earlier place keeps less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advance {
+    /// Positions that are kept of those that were there.
+    pub keep: u64,
+    /// Tokens that every text gets after them; 0 in a request for one step on given inputs.
+    pub new: u64,
+}
+
+/// How far the steps of a session have come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Course {
+    taken: u64,
+    positions: u64,
 }
 
 /// Sizes and public inputs of one step.
@@ -49,9 +66,44 @@ pub struct StepInputs {
     pub public: Vec<(String, Tensor)>,
 }
 
+impl Course {
+    /// How many more steps there may be.
+    pub fn steps_left(&self) -> u64 {
+        MAX_STEPS - self.taken
+    }
+
+    /// Takes the next step.
+    ///
+    /// # Errors
+    /// `E1007` for a step that the request does not allow.
+    pub fn take(&mut self, request: &Request, advance: Advance) -> Result<()> {
+        let Advance { keep, new } = advance;
+        let end = keep.saturating_add(new);
+        let allowed = match request {
+            Request::Generate { positions, .. } => {
+                self.taken < MAX_STEPS && new > 0 && keep <= self.positions && end <= *positions
+            }
+            Request::Infer { .. } => self.taken == 0 && end == 0,
+        };
+        if !allowed {
+            return Err(Diagnostic::input("E1007", "a step is not one of those that were asked for")
+                .note(format!("expected  at most {MAX_STEPS} steps, and the positions of the request"))
+                .note(format!("found     step {}, which keeps {keep} positions and adds {new}", self.taken)));
+        }
+        self.taken += 1;
+        self.positions = end;
+        Ok(())
+    }
+}
+
 impl Request {
+    /// A single text of at most `positions` tokens.
+    pub fn text(positions: u64) -> Request {
+        Request::Generate { padding: vec![0], positions }
+    }
+
     /// SHA-256 of the request, in hexadecimal: what server and helper compare. The sizes and public inputs of every step
-    /// follow from the request and the plan.
+    /// follow from the request, the step's [`Advance`] and the plan.
     ///
     /// # Errors
     /// `E1006` for a number that has no text.
@@ -59,14 +111,6 @@ impl Request {
         let text = serde_json::to_vec(self)
             .map_err(|error| Diagnostic::input("E1006", format!("the request cannot be written: {error}")))?;
         Ok(hexadecimal(&Sha256::digest(&text)))
-    }
-
-    /// Number of steps, at most.
-    pub fn steps(&self) -> u64 {
-        match self {
-            Request::Generate { steps, .. } => *steps,
-            Request::Infer { .. } => 1,
-        }
     }
 
     /// Whether the client gives the cache.
@@ -81,11 +125,20 @@ impl Request {
     pub fn check(&self, plan: &Plan) -> Result<()> {
         let wrong = |what: String| Diagnostic::input("E1007", what);
         match self {
-            Request::Generate { prompt, batch, steps } => {
-                if *prompt == 0 || *batch == 0 || !(1..=MAX_STEPS).contains(steps) {
+            Request::Generate { padding, positions } => {
+                if *positions == 0 || padding.is_empty() || padding.iter().any(|padding| padding >= positions) {
                     return Err(wrong("a request for generation is out of range".to_owned())
-                        .note(format!("expected  a prompt of one token or more, and 1 to {MAX_STEPS} new tokens"))
-                        .note(format!("found     {prompt} tokens, {steps} new ones, batch {batch}")));
+                        .note("expected  one text or more, and a position or more for tokens in each")
+                        .note(format!("found     {} texts of {positions} positions", padding.len())));
+                }
+                if padding.len() > 1 && plan.batch.is_none() {
+                    return Err(wrong("the model takes one text at a time".to_owned())
+                        .note("help      export it with an axis for batches"));
+                }
+                if padding.iter().any(|padding| *padding > 0) && !takes_padding(plan) {
+                    return Err(wrong("the model takes no texts of different lengths side by side".to_owned())
+                        .note("expected  inputs for an attention mask and for positions")
+                        .note("help      give texts of one length, or one after another"));
                 }
             }
             Request::Infer { sizes, public, .. } => {
@@ -109,54 +162,66 @@ impl Request {
                 }
             }
         }
-        for step in [0, self.steps().saturating_sub(1)] {
-            let sizes = self.sizes(plan, step);
-            let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
+        let ends = match self {
+            Request::Generate { positions, .. } => {
+                let keep = positions.saturating_sub(1);
+                [Advance { keep: 0, new: 1 }, Advance { keep, new: 1 }]
+            }
+            Request::Infer { .. } => [Advance::default(); 2],
+        };
+        for advance in ends {
             // The last step is the longest: what it cannot hold is known before the first token.
-            let bindings = plan.module.dims.bind(&named).map_err(out_of_range)?;
-            plan.check_limits(&bindings).map_err(out_of_range)?;
+            self.sizes(plan, advance)?;
         }
         Ok(())
     }
 
-    /// Sizes of step `step`.
-    fn sizes(&self, plan: &Plan, step: u64) -> Vec<(String, u64)> {
-        match self {
-            Request::Generate { prompt, batch, .. } => {
-                let grown = prompt.saturating_add(step);
-                let (seq, past) = match (&plan.past, step) {
-                    (Some(_), 1..) => (1, grown.saturating_sub(1)),
-                    _ => (grown, 0),
-                };
-                let named = [(&plan.batch, *batch), (&plan.seq, seq), (&plan.past, past)];
+    /// Sizes of a step, checked against the plan.
+    fn sizes(&self, plan: &Plan, advance: Advance) -> Result<(Vec<(String, u64)>, Bindings)> {
+        let sizes = match self {
+            Request::Generate { padding, .. } => {
+                let Advance { keep, new } = advance;
+                let (seq, past) = if plan.past.is_some() { (new, keep) } else { (keep.saturating_add(new), 0) };
+                let named = [(&plan.batch, padding.len() as u64), (&plan.seq, seq), (&plan.past, past)];
                 named.into_iter().filter_map(|(name, size)| Some((name.clone()?, size))).collect()
             }
             Request::Infer { sizes, .. } => sizes.clone(),
-        }
-    }
-
-    /// Sizes and public inputs of step `step`, the same at every party. The inputs may take `limit` bytes.
-    ///
-    /// # Errors
-    /// `E1007` for a size out of range, `E1006` for a public input of another shape, `E0405` above the limit.
-    pub fn step(&self, plan: &Plan, step: u64, limit: u64) -> Result<StepInputs> {
-        let sizes = self.sizes(plan, step);
+        };
         let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
         let bindings = plan.module.dims.bind(&named).map_err(out_of_range)?;
         plan.check_limits(&bindings).map_err(out_of_range)?;
+        Ok((sizes, bindings))
+    }
+
+    /// Sizes and public inputs of a step, the same at every party. The inputs may take `limit` bytes.
+    ///
+    /// # Errors
+    /// `E1007` for a size out of range, `E1006` for a public input of another shape, `E0405` above the limit.
+    pub fn step(&self, plan: &Plan, advance: Advance, limit: u64) -> Result<StepInputs> {
+        let (sizes, bindings) = self.sizes(plan, advance)?;
         let defaults = plan.graph_inputs.iter().filter(|input| has_default(input.role));
         let bytes = defaults.map(|input| {
             input.shape.iter().try_fold(8u64, |bytes, dim| Ok(bytes.saturating_mul(dim.eval(&bindings)?)))
         });
         let bytes = bytes.collect::<Result<Vec<u64>>>()?;
         check_bytes(bytes.into_iter().fold(0, u64::saturating_add), limit)?;
-        let (name, given): (_, &[(String, Tensor)]) = match self {
-            Request::Generate { .. } if step > 0 && plan.past.is_some() => ("decode", &[]),
-            Request::Generate { .. } => ("prefill", &[]),
-            Request::Infer { public, .. } => ("infer", public),
+        let (name, given, padding): (_, &[(String, Tensor)], &[u64]) = match self {
+            Request::Generate { padding, .. } if advance.keep > 0 && advance.new == 1 && plan.past.is_some() => {
+                ("decode", &[], padding)
+            }
+            Request::Generate { padding, .. } => ("prefill", &[], padding),
+            Request::Infer { public, .. } => ("infer", public, &[]),
         };
-        Ok(StepInputs { name, public: public_inputs(plan, &bindings, given)?, sizes })
+        Ok(StepInputs { name, public: public_inputs(plan, &bindings, given, padding)?, sizes })
     }
+}
+
+/// Whether a text may begin with positions that hold no token: the model has inputs for a mask of every text's positions
+/// and for the numbers of the new ones.
+pub fn takes_padding(plan: &Plan) -> bool {
+    let of = |role| plan.graph_inputs.iter().filter(move |input| input.role == role);
+    let fits = |role| of(role).count() > 0 && of(role).all(|input| input.shape.len() == 2);
+    fits(InputRole::AttentionMask) && fits(InputRole::PositionIds)
 }
 
 /// The error of sizes that the plan was not made for.
@@ -175,11 +240,17 @@ pub fn is_public(plan: &Plan, name: &str) -> bool {
     plan.module.public.inputs.iter().any(|input| input.name == name)
 }
 
-/// Masks, positions and other public inputs: the given ones, and defaults for masks and positions.
+/// Masks, positions and other public inputs: the given ones, and defaults for masks and positions, of texts that begin
+/// with `padding` positions without a token (none of them where the list is empty).
 ///
 /// # Errors
 /// `E1006` for an input of another shape or too large.
-pub fn public_inputs(plan: &Plan, bindings: &Bindings, given: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+pub fn public_inputs(
+    plan: &Plan,
+    bindings: &Bindings,
+    given: &[(String, Tensor)],
+    padding: &[u64],
+) -> Result<Vec<(String, Tensor)>> {
     let mut all = given.to_vec();
     for input in &plan.graph_inputs {
         if given.iter().any(|(name, _)| *name == input.name) {
@@ -193,21 +264,25 @@ pub fn public_inputs(plan: &Plan, bindings: &Bindings, given: &[(String, Tensor)
         if elements > MAX_PUBLIC {
             return Err(Diagnostic::input("E1006", format!("the input `{}` is too large", input.name.escape_debug())));
         }
-        let data = if input.role == InputRole::AttentionMask {
-            match input.dtype {
-                DType::F32 => Data::F32(vec![1.0; elements]),
-                DType::I64 => Data::I64(vec![1; elements]),
-                DType::Bool => Data::Bool(vec![true; elements]),
-            }
+        let length = shape.last().copied().unwrap_or(1).max(1) as u64;
+        let padding_of = |index: u64| match shape.len() {
+            2 => padding.get((index / length) as usize).copied().unwrap_or(0),
+            _ => 0,
+        };
+        let numbers: Vec<u64> = if input.role == InputRole::AttentionMask {
+            (0..elements as u64).map(|index| u64::from(index % length >= padding_of(index))).collect()
         } else {
             let past = plan.past.as_ref().and_then(|name| bindings.get(plan.module.dims.find(name)?)).unwrap_or(0);
-            let length = shape.last().copied().unwrap_or(1).max(1) as u64;
-            let positions = (0..elements as u64).map(|index| past.saturating_add(index % length));
-            match input.dtype {
-                DType::I64 => Data::I64(positions.map(|position| position as i64).collect()),
-                DType::F32 => Data::F32(positions.map(|position| position as f32).collect()),
-                DType::Bool => return Err(Diagnostic::input("E1004", "the plan's positions are truth values")),
+            let position = |index: u64| past.saturating_add(index % length).saturating_sub(padding_of(index));
+            (0..elements as u64).map(position).collect()
+        };
+        let data = match (input.dtype, input.role) {
+            (DType::I64, _) => Data::I64(numbers.into_iter().map(|number| number as i64).collect()),
+            (DType::F32, _) => Data::F32(numbers.into_iter().map(|number| number as f32).collect()),
+            (DType::Bool, InputRole::AttentionMask) => {
+                Data::Bool(numbers.into_iter().map(|number| number == 1).collect())
             }
+            (DType::Bool, _) => return Err(Diagnostic::input("E1004", "the plan's positions are truth values")),
         };
         all.push((input.name.clone(), Tensor::new(shape, data)?));
     }

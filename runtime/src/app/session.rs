@@ -5,7 +5,7 @@
 //! 3. Server and helper compare the requests they got. The server says which sharing of its weights it has; for a helper
 //!    that does not hold it, it makes a new one, under a new key, and the helper says when it has come. The client gets
 //!    the key from which its part follows.
-//! 4. Before every step the client says whether there is one; then all bind the module alike and run it.
+//! 4. Before every step the client says whether there is one, and what of the texts it keeps and how much it adds; then all bind the module alike and run it.
 //! 5. The others send what they measured to the client.
 
 use std::fs;
@@ -14,12 +14,13 @@ use std::time::Instant;
 
 use ombra_ir::module::Module;
 use ombra_ir::plain::Tensor;
+use ombra_ir::plan::Plan;
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::folder::PlanFolder;
 use super::program::{self, Step};
-use super::request::Request;
+use super::request::{Advance, Request};
 use crate::exec::{LinkNet, Opened, Run, Weights, agree_keys};
 use crate::protocols::Keys;
 use crate::transport::{Party, Session};
@@ -34,7 +35,7 @@ const RUN: u64 = 1;
 #[serde(rename_all = "snake_case")]
 pub(super) enum Next {
     /// One more step.
-    Step,
+    Step(Advance),
     /// The session is over.
     End,
 }
@@ -125,8 +126,17 @@ impl<'a> Engine<'a> {
         self.run.check_inputs(&step.bound, inputs)
     }
 
-    /// Runs a prepared step; the client gives `inputs`.
-    pub(super) fn step(&mut self, step: &Step, inputs: &[Tensor]) -> Result<Vec<Opened>> {
+    /// Runs a prepared step on what `advance` keeps of the cache; the client gives `inputs`.
+    pub(super) fn step(
+        &mut self,
+        plan: &Plan,
+        advance: Advance,
+        step: &Step,
+        inputs: &[Tensor],
+    ) -> Result<Vec<Opened>> {
+        if let Some(past) = plan.past.as_ref().and_then(|name| self.module.dims.find(name)) {
+            self.run.keep(past, advance.keep)?;
+        }
         let mut net = LinkNet::new(self.session, RUN);
         self.run.step(&step.bound, &step.schedule, inputs, &mut net).map(|result| result.opened)
     }

@@ -8,6 +8,8 @@ use tokenizers::Tokenizer;
 
 use super::folder::{CheckedFile, PlanFolder, TOKENIZER_FILE};
 use super::isolation::{Isolation, Worker};
+use super::settings::Settings;
+use super::template::{Chat, Message, render};
 
 /// Largest tokenizer, in bytes.
 const MAX_BYTES: u64 = 256 << 20;
@@ -31,12 +33,12 @@ impl Vocabulary {
         }
     }
 
-    /// Token ids of a text, with the special tokens that the tokenizer adds.
+    /// Token ids of a text, with the special tokens that the tokenizer adds where `special` says so.
     ///
     /// # Errors
     /// `E1009`.
-    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = guarded(|| self.0.encode(text, true)).and_then(std::result::Result::ok);
+    pub(super) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = guarded(|| self.0.encode(text, special)).and_then(std::result::Result::ok);
         let encoding = encoding.map(|encoding| encoding.get_ids().to_vec());
         encoding.ok_or_else(|| Diagnostic::input("E1009", "the tokenizer cannot encode the prompt"))
     }
@@ -48,6 +50,11 @@ impl Vocabulary {
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String> {
         let text = guarded(|| self.0.decode(ids, true)).and_then(std::result::Result::ok);
         text.ok_or_else(|| Diagnostic::input("E1009", "the tokenizer cannot decode the tokens"))
+    }
+
+    /// The id of a token, if there is one.
+    pub(super) fn token_id(&self, token: &str) -> Option<u32> {
+        self.0.token_to_id(token)
     }
 }
 
@@ -72,6 +79,8 @@ pub struct TextStream<'a> {
     text: &'a Text,
     ids: Vec<u32>,
     shown: usize,
+    stop: Vec<String>,
+    has_stopped: bool,
 }
 
 impl Text {
@@ -101,9 +110,44 @@ impl Text {
     /// # Errors
     /// `E1009`, `E0725`.
     pub fn tokens(&self, prompt: &str) -> Result<Vec<i64>> {
+        self.encode(prompt, true)
+    }
+
+    /// The tokens of a chat up to the answer that is to come, as the model's template in `settings` writes it.
+    ///
+    /// # Errors
+    /// `E1022` without a template, or when it fails; `E1009`, `E0725`.
+    pub fn chat_tokens(&self, settings: &Settings, messages: &[Message]) -> Result<Vec<i64>> {
+        let template = settings.template.clone().ok_or_else(|| {
+            Diagnostic::input("E1022", "the plan has no chat template")
+                .note("expected  chat_template.jinja, or one in tokenizer_config.json, in the model's folder")
+                .note("help      compile the model's folder, or use `generate` with a prompt")
+        })?;
+        let chat = Chat { template, special: settings.special.clone(), messages: messages.to_vec() };
+        let text = match &self.place {
+            Place::Here(_) => render(&chat)?,
+            Place::Isolated(worker) => worker.borrow_mut().render(chat)?,
+        };
+        // The template writes the special tokens itself.
+        self.encode(&text, false)
+    }
+
+    /// The id of a token that is named by its text, if there is one.
+    ///
+    /// # Errors
+    /// `E0725`.
+    pub fn token_id(&self, token: &str) -> Result<Option<i64>> {
+        let id = match &self.place {
+            Place::Here(vocabulary) => vocabulary.token_id(token),
+            Place::Isolated(worker) => worker.borrow_mut().token_id(token)?,
+        };
+        Ok(id.map(i64::from))
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
         let ids = match &self.place {
-            Place::Here(vocabulary) => vocabulary.encode(prompt)?,
-            Place::Isolated(worker) => worker.borrow_mut().encode(prompt)?,
+            Place::Here(vocabulary) => vocabulary.encode(text, special)?,
+            Place::Isolated(worker) => worker.borrow_mut().encode(text, special)?,
         };
         Ok(ids.into_iter().map(i64::from).collect())
     }
@@ -115,34 +159,82 @@ impl Text {
         }
     }
 
-    /// Text of tokens that come one by one.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream { text: self, ids: Vec::new(), shown: 0 }
+    /// Text of tokens that come one by one, up to the first of the strings in `stop`.
+    pub fn stream(&self, stop: &[String]) -> TextStream<'_> {
+        let stop = stop.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        TextStream { text: self, ids: Vec::new(), shown: 0, stop, has_stopped: false }
     }
 }
 
 impl TextStream<'_> {
-    /// Adds a token and returns the text that is certain now: a character whose bytes are not all there is held back.
+    /// Adds a token and returns the text that is certain now: a character whose bytes are not all there is held back, and
+    /// so is what may become a string that ends the text.
     ///
     /// # Errors
     /// `E1009`, `E0725`.
     pub fn push(&mut self, token: i64) -> Result<String> {
         let id = u32::try_from(token).map_err(|_| Diagnostic::input("E1009", "a token is out of the vocabulary"))?;
-        self.ids.push(id);
-        let whole = self.whole()?;
-        if whole.ends_with('\u{fffd}') {
+        if self.has_stopped {
             return Ok(String::new());
         }
-        let new = whole.get(self.shown..).unwrap_or_default().to_owned();
-        self.shown = whole.len();
-        Ok(new)
+        self.ids.push(id);
+        let text = self.text.decode(&self.ids)?;
+        if let Some(at) = first_stop(&text, &self.stop) {
+            self.has_stopped = true;
+            return Ok(self.show(&text, at));
+        }
+        let whole = text.trim_end_matches('\u{fffd}');
+        let held = self.stop.iter().map(|stop| held_back(whole, stop)).max().unwrap_or(0);
+        Ok(self.show(&text, whole.len() - held))
     }
 
-    /// All text so far.
+    /// What was held back, when no more tokens come.
     ///
     /// # Errors
     /// `E1009`, `E0725`.
-    pub fn whole(&self) -> Result<String> {
-        self.text.decode(&self.ids)
+    pub fn finish(&mut self) -> Result<String> {
+        if self.has_stopped || self.ids.is_empty() {
+            return Ok(String::new());
+        }
+        let text = self.text.decode(&self.ids)?;
+        Ok(self.show(&text, text.len()))
+    }
+
+    /// Whether the text has come to a string that ends it.
+    pub fn has_stopped(&self) -> bool {
+        self.has_stopped
+    }
+
+    /// The text from where it was shown last to `end`.
+    fn show(&mut self, text: &str, end: usize) -> String {
+        let new = text.get(self.shown..end).unwrap_or_default().to_owned();
+        self.shown = self.shown.max(end);
+        new
+    }
+}
+
+/// Where the first of the strings in `stop` begins in `text`.
+fn first_stop(text: &str, stop: &[String]) -> Option<usize> {
+    stop.iter().filter_map(|stop| text.find(stop.as_str())).min()
+}
+
+/// How many bytes at the end of `text` are a beginning of `stop`.
+fn held_back(text: &str, stop: &str) -> usize {
+    let beginnings = stop.char_indices().map(|(at, _)| at).filter(|at| *at > 0);
+    beginnings.filter(|&length| stop.get(..length).is_some_and(|start| text.ends_with(start))).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_become_a_stop_is_held_back() {
+        assert_eq!(held_back("one\n", "\n\nUser"), 1);
+        assert_eq!(held_back("one\n\nUs", "\n\nUser"), 4);
+        assert_eq!(held_back("one", "\n\nUser"), 0);
+        assert_eq!(held_back("aé", "éa"), 2);
+        let stops = ["b".to_owned(), "ab".to_owned()];
+        assert_eq!((first_stop("xxab", &stops), first_stop("xx", &stops)), (Some(2), None));
     }
 }

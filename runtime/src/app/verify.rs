@@ -6,6 +6,7 @@ use ombra_ir::bind::{Bound, concrete};
 use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::plan::Plan;
 use ombra_ir::reference::{self, RefValue, encode, encode_as};
 use ombra_ir::{Bindings, Diagnostic, Result, bind};
 
@@ -15,6 +16,7 @@ use super::folder::PlanFolder;
 use super::inputs::find;
 use super::program;
 use crate::exec::TensorSource;
+use crate::protocols::local::movement::slice;
 
 /// Runs every step of `outcome` in the clear, on the same inputs, and compares what was revealed. The private weights
 /// are taken from the plan folder, so this works only where the provider's files are.
@@ -22,6 +24,16 @@ use crate::exec::TensorSource;
 /// # Errors
 /// `E1001`, `E1003` without the private weights, and those of [`reference::eval`].
 pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Comparison> {
+    let mut comparison = Comparison::default();
+    compare_too(folder, outcome, &mut comparison)?;
+    Ok(comparison)
+}
+
+/// As [`compare`], added to what was compared before.
+///
+/// # Errors
+/// Those of [`compare`].
+pub fn compare_too(folder: &PlanFolder, outcome: &Outcome, comparison: &mut Comparison) -> Result<()> {
     let own = folder.server_weights()?;
     let given;
     let module = if outcome.request.gives_states() {
@@ -33,9 +45,9 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Comparison> {
     let mut clear =
         Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
     clear.states.resize_with(module.states.len(), || None);
-    let mut comparison = Comparison::default();
     for step in &outcome.steps {
         let prepared = program::prepare(module, &step.inputs.sizes, &step.inputs.public, u64::MAX)?;
+        clear.keep(&folder.plan, step.keep)?;
         for revealed in clear.step(&prepared.bound, &step.given)? {
             let output = module.outputs.get(revealed.slot as usize).ok_or_else(broken)?;
             // It was 0, or there would be no result.
@@ -62,7 +74,7 @@ pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Comparison> {
             }
         }
     }
-    Ok(comparison)
+    Ok(())
 }
 
 /// What a step reveals in the clear.
@@ -83,6 +95,25 @@ struct Clear<'a> {
 }
 
 impl Clear<'_> {
+    /// Cuts the states as the parties cut theirs.
+    fn keep(&mut self, plan: &Plan, length: u64) -> Result<()> {
+        let Some(past) = plan.past.as_ref().and_then(|name| self.module.dims.find(name)) else { return Ok(()) };
+        if length == 0 {
+            self.states.fill(None);
+        }
+        for (slot, state) in self.module.states.iter().zip(&mut self.states) {
+            let Some(value) = state else { continue };
+            let axis = slot.shape.iter().position(|dim| dim.as_symbol() == Some(past)).ok_or_else(broken)?;
+            let mut shape = value.shape.clone();
+            let size = shape.get_mut(axis).ok_or_else(broken)?;
+            *size = usize::try_from(length).map_err(|_| broken())?.min(*size);
+            let length = *size;
+            let (bits, words) = value.as_ring()?;
+            *state = Some(RefValue::ring(bits, shape, slice(words, &value.shape, axis, 0, length)?)?);
+        }
+        Ok(())
+    }
+
     /// What a step reveals.
     fn step(&mut self, bound: &Bound, given: &[Tensor]) -> Result<Vec<Revealed>> {
         let module = self.module;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::{Diagnostic, Kind, Result};
+use ombra_runtime::app::chat::{self, Chat};
 use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, run_client, serve_party};
 use ombra_runtime::app::isolation;
 use ombra_runtime::transport::Party;
@@ -69,6 +70,27 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Chat with the model, a turn a line of standard input; /new begins another chat.
+    Chat {
+        /// The folder that the compiler wrote; its public part suffices where the other parties are elsewhere.
+        dir: PathBuf,
+        /// The client's configuration; without one, all parties run on this machine.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// What the model is told before the first turn.
+        #[arg(long, value_name = "TEXT")]
+        system: Option<String>,
+        /// Most tokens of an answer.
+        #[arg(short = 'n', value_name = "N", default_value_t = 512)]
+        count: u64,
+        #[command(flatten)]
+        ends: Ends,
+        /// An input that the plan may show to every party though it is no mask or position, repeatable.
+        #[arg(long, value_name = "NAME")]
+        allow_public: Vec<String>,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
     /// Run one step on given inputs as the client.
     Infer {
         /// The folder that the compiler wrote; its public part suffices.
@@ -97,7 +119,7 @@ enum Command {
     },
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 struct Prompt {
     /// The prompt as text.
     #[arg(long, value_name = "TEXT")]
@@ -106,15 +128,27 @@ struct Prompt {
     /// end of line at its end does not count.
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+    /// A file with prompts as text, one a line, - for standard input: they run side by side.
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
     /// The prompt as token ids, such as 1,2,3.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     tokens: Vec<i64>,
     /// Most tokens to generate.
     #[arg(short = 'n', value_name = "N", default_value_t = 16)]
     count: u64,
-    /// A token id that ends the text, repeatable.
+    #[command(flatten)]
+    ends: Ends,
+}
+
+#[derive(Args, Default)]
+struct Ends {
+    /// A token id that ends the text, beside those that the model names, repeatable.
     #[arg(long, value_name = "ID")]
     stop_token: Vec<i64>,
+    /// A string that ends the text, repeatable.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
 }
 
 #[derive(Args)]
@@ -218,9 +252,22 @@ fn run(command: Command) -> Result<()> {
             let given = given(&mut prompt, Vec::new(), None)?;
             client(dir, Peers::Configured(config), given, prompt, None, Comparing::default(), common)
         }
+        Command::Chat { dir, config, system, count, ends, allow_public, common } => {
+            let threads = threads(&common)?;
+            chat::run(&Chat {
+                folder: dir,
+                peers: config.map_or(Peers::Local, Peers::Configured),
+                system,
+                count,
+                stop_tokens: ends.stop_token,
+                stop: ends.stop,
+                allow_public,
+                threads,
+                network: common.network,
+            })
+        }
         Command::Infer { dir, config, tensors, common } => {
-            let mut none =
-                Prompt { prompt: None, prompt_file: None, tokens: Vec::new(), count: 1, stop_token: Vec::new() };
+            let mut none = Prompt { count: 1, ..Prompt::default() };
             let given = given(&mut none, tensors.input, None)?;
             client(dir, Peers::Configured(config), given, none, tensors.output_dir, Comparing::default(), common)
         }
@@ -236,11 +283,11 @@ fn run(command: Command) -> Result<()> {
 fn given(prompt: &mut Prompt, inputs: Vec<(String, PathBuf)>, test_data: Option<PathBuf>) -> Result<Given> {
     let tokens = Some(std::mem::take(&mut prompt.tokens)).filter(|tokens| !tokens.is_empty()).map(Given::Tokens);
     let inputs = Some(inputs).filter(|inputs| !inputs.is_empty()).map(Given::Inputs);
-    let (text, file) = (prompt.prompt.take(), prompt.prompt_file.take());
-    let all = [text.map(Given::Prompt), file.map(Given::PromptFile), tokens, inputs, test_data.map(Given::TestData)];
-    let mut all = all.into_iter().flatten();
-    let help =
-        "help      give one of --prompt, --prompt-file, --tokens, --input and --test-data, where the command has it";
+    let (text, file, lines) = (prompt.prompt.take(), prompt.prompt_file.take(), prompt.prompts_file.take());
+    let texts = [text.map(Given::Prompt), file.map(Given::PromptFile), lines.map(Given::PromptsFile)];
+    let mut all = texts.into_iter().chain([tokens, inputs, test_data.map(Given::TestData)]).flatten();
+    let help = "help      give one of --prompt, --prompt-file, --prompts-file, --tokens, --input and --test-data, where \
+                the command has it";
     match (all.next(), all.next()) {
         (Some(given), None) => Ok(given),
         (None, _) => Err(Diagnostic::input("E1006", "nothing to run on is given").note(help)),
@@ -258,13 +305,14 @@ fn client(
     common: Common,
 ) -> Result<()> {
     let threads = threads(&common.serve)?;
-    let (count, stop) = (prompt.count, prompt.stop_token);
+    let Prompt { count, ends: Ends { stop_token: stop_tokens, stop }, .. } = prompt;
     let (report, allow_public, network) = (common.report, common.allow_public, common.serve.network);
     run_client(&ClientRun {
         folder,
         peers,
         given,
         count,
+        stop_tokens,
         stop,
         output_dir,
         allow_public,

@@ -4,6 +4,7 @@
 //! the schedule starts in it run (local ones) or send their first messages (interactive ones). What all ops under way
 //! send to a peer is one frame. Values are freed at their last use; state slots and weights stay between steps.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::Tensor;
 use ombra_ir::reference::{encode, signed};
 use ombra_ir::schedule::Schedule;
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Result, Sym};
 
 use super::chain;
 use super::interactive::{self, Ended};
@@ -24,9 +25,9 @@ use super::setup::Weights;
 use super::task::Task;
 use super::value::Value;
 use crate::protocols::local::linear::Ring;
-use crate::protocols::local::movement::row_index;
+use crate::protocols::local::movement::{row_index, slice};
 use crate::protocols::{Cx, Keys};
-use crate::share::Shared;
+use crate::share::{Component, Shared};
 
 /// Most ticks of a step: a plan with more rounds would run for days on any network.
 pub const MAX_TICKS: u32 = 1 << 22;
@@ -169,6 +170,39 @@ impl Run {
         self.failed = false;
         step.result.opened.sort_by_key(|opened| opened.slot);
         Ok(step.result)
+    }
+
+    /// Cuts every state to its first `length` elements along the axis that has the size `past`; without a message, since
+    /// every party cuts its own part. With no length they are as before the first step.
+    ///
+    /// # Errors
+    /// `E0818` for a state without that axis, or a shorter one.
+    pub fn keep(&mut self, past: Sym, length: u64) -> Result<()> {
+        if length == 0 {
+            self.states.fill(None);
+        }
+        for (slot, state) in self.module.states.iter().zip(&mut self.states) {
+            let Some(kept) = state else { continue };
+            let axis = slot.shape.iter().position(|dim| dim.as_symbol() == Some(past));
+            let size = axis.and_then(|axis| kept.shape.get(axis)).copied();
+            let (Some(axis), Some(size), Ok(length)) = (axis, size, usize::try_from(length)) else {
+                return Err(not_kept("a state of the plan cannot be cut"));
+            };
+            match length.cmp(&size) {
+                Ordering::Greater => return Err(not_kept("a step keeps more than there is")),
+                Ordering::Equal => continue,
+                Ordering::Less => {}
+            }
+            let shared = kept.value.shared()?;
+            let cut = |component: &Component| match component.data() {
+                None => Ok(Component::Zero),
+                Some(words) => slice(words, &kept.shape, axis, 0, length).map(Component::from),
+            };
+            let value = Value::Ring(Ring::Shared(Shared { a: cut(&shared.a)?, b: cut(&shared.b)? }));
+            let shape = kept.shape.iter().enumerate().map(|(at, &size)| if at == axis { length } else { size });
+            *state = Some(Kept { value: Arc::new(value), shape: shape.collect() });
+        }
+        Ok(())
     }
 
     /// Checks what the client is to give in a step, without a message: types, bounds of floats, ranges of ids. What a step
@@ -405,6 +439,10 @@ impl Step<'_> {
             None => error,
         }
     }
+}
+
+fn not_kept(what: &str) -> Diagnostic {
+    Diagnostic::input("E0818", what).note("help      begin a new session")
 }
 
 fn missing() -> Diagnostic {

@@ -341,7 +341,7 @@ fn serving_parties_outlive_clients_and_each_other() {
             if says_something {
                 link.send_control(&"hello").unwrap();
             } else {
-                link.send_control(&Request::Generate { prompt: 3, batch: 1, steps: 2 }).unwrap();
+                link.send_control(&Request::text(4)).unwrap();
             }
         }
         drop(session);

@@ -1,15 +1,18 @@
 //! Sessions of three threads over links in memory.
 
+use std::cell::RefCell;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::thread;
 
 use ombra_ir::plain::{self, Tensor};
 use ombra_ir::{Diagnostic, Dim, Kind, Result, plan};
-use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
+use ombra_runtime::app::client::{self, Conversation, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::{Phase, Report};
-use ombra_runtime::app::request::Request;
+use ombra_runtime::app::request::{Advance, Course, Request};
+use ombra_runtime::app::talk::{self, Event, Finish, Job};
 use ombra_runtime::app::{PlanFolder, test_data, verify};
 use ombra_runtime::transport::{Party, Session};
 
@@ -36,7 +39,12 @@ fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
             &folder,
             &session,
             task,
-            Options { threads: 1, keep_steps: true, isolation: None, on_token: &mut |_| Ok(()) },
+            Options {
+                threads: 1,
+                keep_steps: true,
+                isolation: None,
+                on_token: &mut |_, _| Ok(ControlFlow::Continue(())),
+            },
         )
     });
     drop(session);
@@ -48,26 +56,31 @@ fn succeed(folder: &Path, task: Task) -> Outcome {
     let (outcome, peers) = run(folder, task);
     let outcome = outcome.unwrap();
     assert_eq!(peers, [Ok(()), Ok(())]);
-    let report = Report { phases: outcome.phases.clone(), ..Report::default() };
+    let report = Report { phases: outcome.costs.phases.clone(), ..Report::default() };
     report.check_costs().unwrap();
     let bytes = |phase: &Phase| phase.bytes.values().map(|pair| pair.measured).sum::<u64>();
-    assert!(outcome.phases.iter().all(|phase| bytes(phase) > 0 && phase.rounds.measured > 0));
+    assert!(outcome.costs.phases.iter().all(|phase| bytes(phase) > 0 && phase.rounds.measured > 0));
     outcome
 }
 
+/// One step on token ids, which a task on given inputs does not look at.
+fn ids(tokens: &[i64]) -> Task {
+    Task::Infer { inputs: vec![("input_ids".to_owned(), Tensor::i64(&[1, tokens.len()], tokens.to_vec()).unwrap())] }
+}
+
 fn generate(prompt: &[i64], count: u64) -> Task {
-    Task::Generate { prompt: prompt.to_vec(), count, stop: vec![] }
+    Task::Generate { prompts: vec![prompt.to_vec()], count, stop: vec![] }
 }
 
 #[test]
 fn tokens_are_generated_from_a_shared_cache() {
     let folder = plans::cached();
     let outcome = succeed(&folder.0, generate(&[3, 1, 4], 5));
-    assert_eq!(outcome.tokens, continuation(&[3, 1, 4], 5));
-    let names: Vec<&str> = outcome.phases.iter().map(|phase| phase.name.as_str()).collect();
+    assert_eq!(outcome.tokens, [continuation(&[3, 1, 4], 5)]);
+    let names: Vec<&str> = outcome.costs.phases.iter().map(|phase| phase.name.as_str()).collect();
     assert_eq!(names, ["setup", "prefill", "decode", "decode", "decode", "decode"]);
-    assert_eq!(outcome.phases[0].bytes["server"].measured, 8 * 2 * (VOCABULARY * WIDTH) as u64);
-    assert_eq!((outcome.phases[5].dims["seq"], outcome.phases[5].dims["past"]), (1, 6));
+    assert_eq!(outcome.costs.phases[0].bytes["server"].measured, 8 * 2 * (VOCABULARY * WIDTH) as u64);
+    assert_eq!((outcome.costs.phases[5].dims["seq"], outcome.costs.phases[5].dims["past"]), (1, 6));
     let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
     verify.check(Kind::Internal, "the run in the clear", None).unwrap();
     let tokens = &verify.outputs[0];
@@ -86,7 +99,7 @@ fn tokens_are_generated_from_a_shared_cache() {
 fn tokens_are_generated_from_a_cache_in_the_clear() {
     let folder = plans::client_cached();
     let outcome = succeed(&folder.0, generate(&[2, 5], 4));
-    assert_eq!(outcome.tokens, continuation(&[2, 5], 4));
+    assert_eq!(outcome.tokens, [continuation(&[2, 5], 4)]);
     let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
     assert_eq!(verify.outputs[0].token_agreement, Some(1.0));
 }
@@ -97,10 +110,133 @@ fn a_stop_token_ends_the_session_early() {
     let all = continuation(&[3, 1, 4], 6);
     let stop = *all.last().unwrap();
     let until = all.iter().position(|token| *token == stop).unwrap() + 1;
-    let task = Task::Generate { prompt: vec![3, 1, 4], count: 6, stop: vec![stop] };
-    assert_eq!(succeed(&folder.0, task).tokens, all[..until]);
-    let first = Task::Generate { prompt: vec![3, 1, 4], count: 6, stop: vec![all[0]] };
-    assert_eq!(succeed(&folder.0, first).tokens, all[..1]);
+    let task = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![stop] };
+    assert_eq!(succeed(&folder.0, task).tokens, [&all[..until]]);
+    let first = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![all[0]] };
+    assert_eq!(succeed(&folder.0, first).tokens, [&all[..1]]);
+}
+
+/// Does `work` with the client's side of a session whose other parties are threads; what these ended with.
+fn converse(folder: &Path, work: impl FnOnce(&PlanFolder, Session)) -> [Result<()>; 2] {
+    let mut sessions = Session::in_memory(&Party::ALL).unwrap();
+    let peers: Vec<_> = sessions
+        .drain(1..)
+        .map(|session| {
+            let folder = PlanFolder::open(folder).unwrap();
+            let mut keep = Keep::new(session.party(), &folder).unwrap();
+            thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
+        })
+        .collect();
+    work(&PlanFolder::open(folder).unwrap(), sessions.remove(0));
+    let peers: Vec<_> = peers.into_iter().map(|peer| peer.join().unwrap()).collect();
+    peers.try_into().unwrap()
+}
+
+/// The cache stays from turn to turn; a text that goes on from an earlier place keeps what it has in common.
+#[test]
+fn a_conversation_keeps_what_texts_have_in_common() {
+    for folder in [plans::cached(), plans::client_cached()] {
+        let peers = converse(&folder.0, |folder, session| {
+            let mut talk = Conversation::open(folder, &session, Request::text(MAX + 1), 1, None).unwrap();
+            let texts: [(&[i64], u64); 6] = [
+                (&[3, 1, 4], 0),
+                (&[3, 1, 4, 2], 3),
+                (&[3, 1, 4, 2, 0, 5], 4),
+                (&[3, 1, 2, 2], 2),
+                (&[3, 1, 2, 2], 3),
+                (&[5], 0),
+            ];
+            for (text, kept) in texts {
+                let keep = talk.common(text);
+                assert_eq!(keep as u64, kept);
+                let (next, done) = talk.next_tokens(kept, &[text[keep..].to_vec()]).unwrap();
+                assert_eq!(next, continuation(text, 1), "{text:?}");
+                let size = |name: &str| done.inputs.sizes.iter().find(|(other, _)| other == name).unwrap().1;
+                assert_eq!((size("past"), size("seq")), (kept, text.len() as u64 - kept));
+            }
+            let costs = talk.end().unwrap();
+            assert_eq!(costs.phases.len(), 1 + texts.len());
+            Report { phases: costs.phases, ..Report::default() }.check_costs().unwrap();
+            session.finish();
+        });
+        assert_eq!(peers, [Ok(()), Ok(())]);
+    }
+}
+
+/// What a client announces must be one of the steps that its request allows, at server and helper.
+#[test]
+fn steps_beyond_the_request_are_refused() {
+    for (keep, new) in [(1, 1), (0, 0), (0, 4), (u64::MAX, u64::MAX)] {
+        let folder = plans::cached();
+        let request = Request::text(3);
+        let mut course = Course::default();
+        assert_eq!(course.take(&request, Advance { keep, new }).map_err(|error| error.code), Err("E1007"));
+        let peers = converse(&folder.0, |folder, session| {
+            drop(Conversation::open(folder, &session, request.clone(), 1, None).unwrap());
+            for peer in [Party::Server, Party::Helper] {
+                let step = serde_json::json!({ "step": { "keep": keep, "new": new } });
+                // A peer that was told of the other's refusal reads no more.
+                let _ = session.link(peer).unwrap().send_control(&step);
+            }
+        });
+        let codes = peers.map(|peer| peer.unwrap_err().code);
+        assert!(
+            codes.contains(&"E1007") && codes.iter().all(|code| ["E1007", "E0705", "E0701"].contains(code)),
+            "{codes:?}"
+        );
+    }
+}
+
+#[test]
+fn jobs_share_a_session_and_end_for_their_own_reasons() {
+    let folder = plans::cached();
+    let all = continuation(&[3, 1, 4], 6);
+    let seen = RefCell::new(Vec::new());
+    let sizes = RefCell::new(Vec::new());
+    let job = |tokens: &[i64], count, stop: &[i64], most: usize| {
+        let mut got = Vec::new();
+        let (seen, sizes) = (&seen, &sizes);
+        let listen = move |event: Event<'_>| {
+            match event {
+                Event::Token(token) => got.push(token),
+                Event::Step(step) => sizes.borrow_mut().push(step.positions),
+                Event::End(result) => seen.borrow_mut().push((got.clone(), result.clone().map_err(|error| error.code))),
+                Event::Waiting(_) | Event::Open(_) => {}
+            }
+            Ok(if got.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        };
+        Job { tokens: tokens.to_vec(), count, stop: stop.iter().copied().collect(), listen: Box::new(listen) }
+    };
+    let longer = [&[3, 1, 4], &all[..2], &[2]].concat();
+    let mut jobs = vec![
+        job(&[3, 1, 4], 2, &[], 9),
+        job(&[VOCABULARY as i64], 2, &[], 9),
+        job(&[-1], 2, &[], 9),
+        job(&[], 2, &[], 9),
+        job(&vec![0; MAX as usize], 4, &[], 9),
+        job(&longer, 3, &[continuation(&longer, 1)[0]], 9),
+        job(&[3, 1, 4], 6, &[], 4),
+    ]
+    .into_iter();
+    let peers = converse(&folder.0, |folder, session| {
+        let mut only = Some(session);
+        let mut connect = || only.take().ok_or_else(|| Diagnostic::peer("E0707", "no second session"));
+        let options = talk::Options { threads: 1, isolation: None, allow_public: &[] };
+        talk::run(folder, &mut connect, &mut || jobs.next(), &options);
+    });
+    assert_eq!(peers, [Ok(()), Ok(())]);
+    let expected = [
+        (all[..2].to_vec(), Ok(Finish::Length)),
+        (vec![], Err("E1006")),
+        (vec![], Err("E1006")),
+        (vec![], Err("E1007")),
+        (vec![], Err("E1007")),
+        (continuation(&longer, 1), Ok(Finish::Stop)),
+        (all[..4].to_vec(), Ok(Finish::Listener)),
+    ];
+    assert_eq!(*seen.borrow(), expected);
+    // The last token of an answer is not fed before the next turn.
+    assert_eq!(*sizes.borrow(), [(0, 3), (3, 1), (4, 2), (2, 1), (3, 1), (4, 1), (5, 1)]);
 }
 
 #[test]
@@ -114,7 +250,7 @@ fn a_given_cache_continues_where_it_was_made() {
     ];
     let outcome = succeed(&folder.0, Task::Infer { inputs });
     assert_eq!(outcome.outputs[0].1.as_i64().unwrap(), continuation(&[3, 1, 4, 0, 2], 1));
-    assert_eq!(outcome.phases[1].dims["past"], 4);
+    assert_eq!(outcome.costs.phases[1].dims["past"], 4);
     let verify = verify::compare(&PlanFolder::open(&folder.0).unwrap(), &outcome).unwrap();
     assert_eq!(verify.outputs[0].token_agreement, Some(1.0));
 }
@@ -307,8 +443,9 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
         let mut keep = Keep::new(session.party(), &folder).unwrap();
         thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
     });
-    let task = Prepared::new(&open, generate(&[1, VOCABULARY as i64], 1), &[]).unwrap();
-    let options = Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut |_| Ok(()) };
+    let task = Prepared::new(&open, ids(&[1, VOCABULARY as i64]), &[]).unwrap();
+    let options =
+        Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut |_, _| Ok(ControlFlow::Continue(())) };
     assert_eq!(client::run(&open, &client, task, options).err().map(|error| error.code), Some("E0806"));
     assert_told_nothing(peers.map(|peer| peer.join().unwrap()));
     let sent = meters.map(|meter| meter.snapshot().sent_bytes());
@@ -318,7 +455,7 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
 #[test]
 fn a_token_out_of_the_vocabulary_ends_the_session_at_every_party() {
     let folder = plans::cached();
-    let (outcome, peers) = run(&folder.0, generate(&[VOCABULARY as i64], 1));
+    let (outcome, peers) = run(&folder.0, ids(&[VOCABULARY as i64]));
     assert_eq!(outcome.err().map(|error| error.code), Some("E0806"));
     assert_told_nothing(peers);
 }
@@ -346,9 +483,10 @@ fn offer(client: &Session, requests: [&Request; 2]) {
     for (peer, request) in [Party::Server, Party::Helper].into_iter().zip(requests) {
         client.link(peer).unwrap().send_control(request).unwrap();
     }
+    let new = u64::from(matches!(requests[0], Request::Generate { .. }));
     for peer in [Party::Server, Party::Helper] {
         // A peer that has refused the request reads no more.
-        let _ = client.link(peer).unwrap().send_control(&"step");
+        let _ = client.link(peer).unwrap().send_control(&serde_json::json!({ "step": { "keep": 0, "new": new } }));
     }
 }
 
@@ -362,7 +500,7 @@ fn different_requests_to_server_and_helper_are_refused() {
         let mut keep = Keep::new(session.party(), &folder).unwrap();
         thread::spawn(move || serve_session(&folder, &session, &mut keep, 1).unwrap_err())
     });
-    let request = |prompt| Request::Generate { prompt, batch: 1, steps: 1 };
+    let request = Request::text;
     offer(&client, [&request(2), &request(3)]);
     let errors = peers.map(|peer| peer.join().unwrap());
     let found = errors.iter().find(|error| error.code == "E1008").unwrap_or_else(|| panic!("{errors:?}"));
@@ -373,7 +511,7 @@ fn different_requests_to_server_and_helper_are_refused() {
 fn weight_key(folder: &PlanFolder, keep: &mut Keep, parts: &mut Keep) -> Vec<u8> {
     let sessions = Session::in_memory(&Party::ALL).unwrap();
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
-    let request = Request::Generate { prompt: 1, batch: 1, steps: 1 };
+    let request = Request::text(1);
     offer(&client, [&request, &request]);
     thread::scope(|scope| {
         let helper = scope.spawn(|| serve_session(folder, &helper, parts, 1).unwrap_err());
@@ -468,10 +606,12 @@ fn requests_beyond_the_plan_are_refused_by_server_and_helper() {
     let infer = |sizes, public| Request::Infer { sizes, public, states: true };
     let mask = Tensor::i64(&[1], vec![1]).unwrap();
     for request in [
-        Request::Generate { prompt: MAX + 1, batch: 1, steps: 1 },
-        Request::Generate { prompt: 1, batch: 1, steps: MAX + 2 },
-        Request::Generate { prompt: u64::MAX, batch: u64::MAX, steps: u64::MAX },
-        Request::Generate { prompt: 0, batch: 0, steps: 0 },
+        Request::text(MAX + 2),
+        Request::text(u64::MAX),
+        Request::text(0),
+        Request::Generate { padding: vec![], positions: 1 },
+        Request::Generate { padding: vec![1], positions: 1 },
+        Request::Generate { padding: vec![0, 1], positions: 2 },
         infer(vec![size("seq", u64::MAX)], vec![]),
         infer(vec![size("seq", 1), size("seq", 1)], vec![]),
         infer(vec![size("unknown", 1)], vec![]),

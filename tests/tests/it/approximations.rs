@@ -11,6 +11,7 @@ use ombra_compiler::pipeline::{self, Options};
 use ombra_ir::Diagnostic;
 use ombra_ir::plain::Tensor;
 use ombra_runtime::app::inputs::{find, infer_request};
+use ombra_runtime::app::request::Advance;
 use ombra_tests::built::{Built, build_with, logits};
 use ombra_tests::corpus::{self, TestSet, test_set};
 use ombra_tests::logits::max_error;
@@ -180,7 +181,7 @@ fn they_are_as_exact_and_as_cheap_under_mpc_either_way() {
         let set = test_set(case.rewritten, 0).expect("the set is bundled");
         let exact = build_with(model(), None, &exact).expect("it compiles");
         let (request, _) = infer_request(&exact.plan.plan, set.inputs).expect("the set fits the plan");
-        let inputs = request.step(&exact.plan.plan, 0, u64::MAX).expect("the step has sizes");
+        let inputs = request.step(&exact.plan.plan, Advance::default(), u64::MAX).expect("the step has sizes");
         let step =
             ombra_runtime::app::program::prepare(&exact.plan.plan.module, &inputs.sizes, &inputs.public, u64::MAX)
                 .expect("the step is planned");

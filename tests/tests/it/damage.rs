@@ -54,7 +54,7 @@ fn a_plan_that_was_changed_on_purpose_does_no_harm() {
     let built = build(NAME, BASE, Vec::new()).expect("it compiles");
     let path = plan_path(&built);
     let bytes = std::fs::read(&path).expect("the plan is there");
-    let request = Request::Generate { prompt: 3, batch: 1, steps: 1 };
+    let request = Request::text(3);
     let (mut refused, mut failed, mut ran) = (0, 0, 0);
     for at in positions(if long() { 5000 } else { 150 }, bytes.len() - 44) {
         let mut body = bytes[44..].to_vec();
@@ -64,7 +64,7 @@ fn a_plan_that_was_changed_on_purpose_does_no_harm() {
         // Costs bind and schedule the whole module; sizes may have become impossible, which is an error and no panic.
         let costed = opened.and_then(|folder| inspect(&folder.plan, &BTreeMap::new()).map(|_| folder));
         let outcome = costed.map(|folder| {
-            let given = token_ids(&folder.plan, &[3, 1, 4]).map(|tokens| vec![vec![tokens]]);
+            let given = token_ids(&folder.plan, &[vec![3, 1, 4]]).map(|tokens| vec![vec![tokens]]);
             given.and_then(|given| parties::run(&folder, &request, &given))
         });
         let (count, error) = match outcome {

@@ -1,5 +1,7 @@
 //! One plan serves prompts of any length and many steps, session after session.
 
+use std::ops::ControlFlow;
+
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
@@ -14,22 +16,22 @@ use ombra_tests::reference::Reference;
 fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompt: &[i64], count: u64) -> Outcome {
     let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
-    let task = Prepared::new(folder, Task::Generate { prompt: prompt.to_vec(), count, stop: Vec::new() }, &[]);
+    let task = Prepared::new(folder, Task::Generate { prompts: vec![prompt.to_vec()], count, stop: Vec::new() }, &[]);
     let task = task.expect("the plan generates");
     std::thread::scope(|scope| {
         let serving = [(to_server, server), (to_helper, helper)]
             .map(|(session, keep)| scope.spawn(move || serve_session(folder, &session, keep, 1)));
         let mut told = Vec::new();
-        let mut on_token = |token| {
+        let mut on_token = |_, token| {
             told.push(token);
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         };
         let options = Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut on_token };
         let outcome = client::run(folder, &to_client, task, options).unwrap_or_else(|e| panic!("client: {e}"));
         for thread in serving {
             thread.join().expect("no party panics").unwrap_or_else(|e| panic!("{e}"));
         }
-        assert_eq!(told, outcome.tokens);
+        assert_eq!(*told, outcome.tokens[0]);
         outcome
     })
 }
@@ -47,27 +49,27 @@ fn one_plan_serves_prompts_of_all_lengths() {
     for (session, length) in [1, 7, 32].into_iter().enumerate() {
         let prompt = &text[..length];
         let outcome = generate(&next.plan, &mut server, &mut helper, prompt, 65);
-        assert_eq!((outcome.tokens.len(), outcome.phases.len()), (65, 66), "a prefill, then 64 steps");
-        for phase in &outcome.phases {
+        assert_eq!((outcome.tokens[0].len(), outcome.costs.phases.len()), (65, 66), "a prefill, then 64 steps");
+        for phase in &outcome.costs.phases {
             assert_eq!(phase.rounds.measured, phase.rounds.predicted, "{} {:?}", phase.name, phase.dims);
             for (party, bytes) in &phase.bytes {
                 assert_eq!(bytes.measured, bytes.predicted, "{} {:?} {party}", phase.name, phase.dims);
             }
         }
-        assert_eq!(outcome.phases[0].bytes["server"].measured > 0, session == 0, "weights are shared once");
+        assert_eq!(outcome.costs.phases[0].bytes["server"].measured > 0, session == 0, "weights are shared once");
 
         // Every token against the model in the clear after the same tokens.
-        let tokens = [prompt, &outcome.tokens].concat();
+        let tokens = [prompt, &outcome.tokens[0]].concat();
         let clear = reference.logits(&tokens).expect("rten runs it");
         let secret = secret_logits(&all.plan, std::slice::from_ref(&tokens)).expect("it runs");
         let error = difference(&secret, &clear);
         let mut same = 0;
-        for (index, token) in outcome.tokens.iter().enumerate() {
+        for (index, token) in outcome.tokens[0].iter().enumerate() {
             let (expected, margin) = greatest(&clear[length - 1 + index]);
             same += usize::from(expected as i64 == *token);
             assert!(expected as i64 == *token || margin <= 2.0 * error, "prompt of {length}: step {index}");
         }
-        println!("prompt of {length}: {same} of {} tokens equal, error {error:.5}", outcome.tokens.len());
+        println!("prompt of {length}: {same} of {} tokens equal, error {error:.5}", outcome.tokens[0].len());
         assert!(same >= 60, "prompt of {length}: {same} tokens equal");
     }
 }

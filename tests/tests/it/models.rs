@@ -121,12 +121,12 @@ fn prefill_and_decode_cost_what_is_declared() {
         if plan.seq.is_none() || plan.module.outputs.iter().all(|o| o.kind != OutputKind::NextToken) {
             continue;
         }
-        let request = Request::Generate { prompt: 5, batch: 1, steps: 3 };
+        let request = Request::text(7);
         let tokens = [3, 1, 4, 1, 5, 9, 2];
         let given: Vec<Vec<Named>> = (0..3)
             .map(|step| {
                 let new = if step > 0 && plan.past.is_some() { 4 + step } else { 0 };
-                vec![token_ids(plan, &tokens[new..5 + step]).expect("the model takes token ids")]
+                vec![token_ids(plan, &[tokens[new..5 + step].to_vec()]).expect("the model takes token ids")]
             })
             .collect();
         let sides = parties::run(&built.plan, &request, &given).unwrap_or_else(|e| panic!("{name}: {e}"));

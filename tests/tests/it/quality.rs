@@ -29,10 +29,13 @@ struct Agreement {
 /// Generates `new` after `prompt` under teacher forcing.
 fn forced(name: &str, built: &Built, prompt: &[i64], new: &[i64], margins: &[f64], error: f64) -> Agreement {
     let plan = &built.plan.plan;
-    let request = Request::Generate { prompt: prompt.len() as u64, batch: 1, steps: new.len() as u64 };
+    let request = Request::text((prompt.len() + new.len()) as u64 - 1);
     let first = std::iter::once(prompt);
-    let given: Vec<_> =
-        first.chain(new.chunks(1)).take(new.len()).map(|t| vec![token_ids(plan, t).expect("tokens")]).collect();
+    let given: Vec<_> = first
+        .chain(new.chunks(1))
+        .take(new.len())
+        .map(|t| vec![token_ids(plan, &[t.to_vec()]).expect("tokens")])
+        .collect();
     let sides = parties::run(&built.plan, &request, &given).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut agreement = Agreement { same: 0, close: 0 };
     assert_eq!(sides[0].steps.len(), new.len());

@@ -17,9 +17,9 @@ const ALARM: f64 = 460.0;
 
 /// A prefill and two steps.
 fn generated(folder: &PlanFolder, prompt: [i64; 6], next: [i64; 2]) -> [Side; 3] {
-    let request = Request::Generate { prompt: 6, batch: 1, steps: 3 };
+    let request = Request::text(8);
     let parts = [&prompt[..], &next[..1], &next[1..]];
-    let given = parts.map(|tokens| vec![token_ids(&folder.plan, tokens).expect("the model takes tokens")]);
+    let given = parts.map(|tokens| vec![token_ids(&folder.plan, &[tokens.to_vec()]).expect("the model takes tokens")]);
     parties::run(folder, &request, &given).unwrap_or_else(|e| panic!("{e}"))
 }
 

@@ -170,18 +170,18 @@ fn caches_of_the_clients_layers_grow_from_step_to_step() {
         assert!(!plan.client_states.is_empty(), "{name}: the client keeps no cache");
         // The reference is the same plan, one longer prompt after another.
         let mut tokens = vec![3, 1, 4, 1, 5];
-        let request = Request::Generate { prompt: 5, batch: 1, steps: 3 };
-        let mut steps = vec![vec![token_ids(plan, &tokens).expect("token ids")]];
+        let request = Request::text(7);
+        let mut steps = vec![vec![token_ids(plan, &[tokens.clone()]).expect("token ids")]];
         let mut expected = Vec::new();
         for step in 0..3 {
-            let whole = Request::Generate { prompt: tokens.len() as u64, batch: 1, steps: 1 };
-            let given = vec![token_ids(plan, &tokens).expect("token ids")];
+            let whole = Request::text(tokens.len() as u64);
+            let given = vec![token_ids(plan, &[tokens.clone()]).expect("token ids")];
             let sides = parties::run(&built.plan, &whole, &[given]).unwrap_or_else(|e| panic!("{name}: {e}"));
             let next = sides[0].steps[0].opened[0].values[0];
             expected.push(next);
             tokens.push(next);
             if step < 2 {
-                steps.push(vec![token_ids(plan, &[next]).expect("token ids")]);
+                steps.push(vec![token_ids(plan, &[vec![next]]).expect("token ids")]);
             }
         }
         let sides = parties::run(&built.plan, &request, &steps).unwrap_or_else(|e| panic!("{name}: {e}"));
