@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
+use ombra_runtime::app::report::Report;
+use ombra_runtime::app::request::takes_padding;
 use ombra_runtime::transport::{Party, Session};
 use ombra_tests::built::{build, logits};
 use ombra_tests::corpus;
@@ -13,17 +15,18 @@ use ombra_tests::parties::secret_logits;
 use ombra_tests::reference::Reference;
 
 /// One session of the application between three threads; server and helper keep their weights for the next one.
-fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompt: &[i64], count: u64) -> Outcome {
+fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompts: &[&[i64]], count: u64) -> Outcome {
     let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
-    let task = Prepared::new(folder, Task::Generate { prompts: vec![prompt.to_vec()], count, stop: Vec::new() }, &[]);
+    let prompts = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+    let task = Prepared::new(folder, Task::Generate { prompts, count, stop: Vec::new() }, &[]);
     let task = task.expect("the plan generates");
     std::thread::scope(|scope| {
         let serving = [(to_server, server), (to_helper, helper)]
             .map(|(session, keep)| scope.spawn(move || serve_session(folder, &session, keep, 1)));
-        let mut told = Vec::new();
-        let mut on_token = |_, token| {
-            told.push(token);
+        let mut told = vec![Vec::new(); task.prompts()];
+        let mut on_token = |row: usize, token| {
+            told[row].push(token);
             Ok(ControlFlow::Continue(()))
         };
         let options = Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut on_token };
@@ -31,7 +34,7 @@ fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompt: &
         for thread in serving {
             thread.join().expect("no party panics").unwrap_or_else(|e| panic!("{e}"));
         }
-        assert_eq!(*told, outcome.tokens[0]);
+        assert_eq!(told, outcome.tokens);
         outcome
     })
 }
@@ -48,7 +51,7 @@ fn one_plan_serves_prompts_of_all_lengths() {
     let mut helper = Keep::new(Party::Helper, &next.plan).expect("it needs nothing");
     for (session, length) in [1, 7, 32].into_iter().enumerate() {
         let prompt = &text[..length];
-        let outcome = generate(&next.plan, &mut server, &mut helper, prompt, 65);
+        let outcome = generate(&next.plan, &mut server, &mut helper, &[prompt], 65);
         assert_eq!((outcome.tokens[0].len(), outcome.costs.phases.len()), (65, 66), "a prefill, then 64 steps");
         for phase in &outcome.costs.phases {
             assert_eq!(phase.rounds.measured, phase.rounds.predicted, "{} {:?}", phase.name, phase.dims);
@@ -71,5 +74,26 @@ fn one_plan_serves_prompts_of_all_lengths() {
         }
         println!("prompt of {length}: {same} of {} tokens equal, error {error:.5}", outcome.tokens[0].len());
         assert!(same >= 60, "prompt of {length}: {same} tokens equal");
+    }
+}
+
+/// Prompts of different lengths side by side give what each gives alone, in the rounds of one.
+#[test]
+fn prompts_side_by_side_are_answered_as_one_by_one() {
+    let prompts: [&[i64]; 3] = [&[3, 1, 4, 1, 5, 9, 2, 6], &[5, 3, 5], &[7]];
+    for name in ["llama-gqa-dynamo-op18", "gpt2-optimum-past", "qwen2-optimum-past", "mistral-optimum"] {
+        let built = build(name, None, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(takes_padding(&built.plan.plan), "{name} has inputs for masks and positions");
+        let mut server = Keep::new(Party::Server, &built.plan).expect("it has its weights");
+        let mut helper = Keep::new(Party::Helper, &built.plan).expect("it needs nothing");
+        let together = generate(&built.plan, &mut server, &mut helper, &prompts, 4);
+        let report = Report { phases: together.costs.phases.clone(), ..Report::default() };
+        report.check_costs().unwrap_or_else(|e| panic!("{name}: {e}"));
+        for (prompt, tokens) in prompts.iter().zip(&together.tokens) {
+            let alone = generate(&built.plan, &mut server, &mut helper, &[prompt], 4);
+            assert_eq!(*tokens, alone.tokens[0], "{name}: {prompt:?}");
+            let rounds = |outcome: &Outcome| outcome.costs.phases[2].rounds.measured;
+            assert!(rounds(&together) <= rounds(&alone) + rounds(&alone) / 8, "{name}: a step's rounds");
+        }
     }
 }
