@@ -6,6 +6,7 @@ pub mod assume;
 pub mod attention;
 pub mod bounds;
 pub mod calibrate;
+pub mod cli;
 pub mod client_region;
 pub mod egraph;
 pub mod expand;

@@ -244,11 +244,14 @@ pub struct Conversation<'a> {
     region: Region,
     engine: Engine<'a>,
     phases: Phases<'a>,
-    planned: Vec<(&'static str, Vec<(String, u64)>, Cost)>,
+    planned: Vec<Planned>,
     slots: Vec<(String, DType)>,
     /// The texts so far, padding included.
     texts: Vec<Vec<i64>>,
 }
+
+/// A phase as the plan has it: its name, its sizes, what it costs.
+type Planned = (&'static str, Vec<(String, u64)>, Cost);
 
 impl<'a> Conversation<'a> {
     /// Agrees keys, makes the request, and gets the client's part of the weights.

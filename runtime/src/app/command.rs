@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::client::{self, Outcome, Prepared, Task};
 use super::folder::PlanFolder;
 use super::inputs::Named;
-use super::isolation::Isolation;
+use super::isolation::{Isolation, Program};
 use super::local::{LocalParties, READY, end_with_input};
 use super::party::{Keep, serve};
 use super::report::Report;
@@ -256,10 +256,8 @@ fn batches(plan: &Plan, prompts: &[Vec<i64>]) -> Vec<Vec<usize>> {
 
 /// How this program keeps libraries apart, within the limits of the client's configuration.
 pub(super) fn isolation(config: Option<&PartyConfig>) -> Result<Isolation> {
-    let program = std::env::current_exe()
-        .map_err(|error| Diagnostic::internal("E1011", format!("this program cannot be found: {error}")))?;
     let limits = config.map(|config| config.limits).unwrap_or_default();
-    Ok(Isolation { program, memory: limits.max_memory_bytes, time: limits.receive })
+    Ok(Isolation { program: Program::this()?, memory: limits.max_memory_bytes, time: limits.receive })
 }
 
 /// A run of the client with what it has opened.
@@ -344,7 +342,7 @@ pub(super) fn open_endpoint(
 ) -> Result<(Endpoint, Option<LocalParties>)> {
     let (config, local) = match config {
         None => {
-            let local = LocalParties::start(folder, name, threads)?;
+            let local = LocalParties::start(&Program::this()?, folder, name, threads)?;
             (local.client.clone(), Some(local))
         }
         Some(config) => (config, None),

@@ -7,6 +7,8 @@
 //!
 //! A message is its length, in eight bytes, little endian, and its content in postcard.
 
+use std::env;
+use std::ffi::OsString;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -33,11 +35,39 @@ const MAX_MESSAGE: u64 = 1 << 40;
 /// Codes that an error of the child may have.
 const CODES: [&str; 10] = ["E0721", "E0722", "E0723", "E0724", "E0725", "E1001", "E1002", "E1006", "E1009", "E1022"];
 
+/// How this program is started once more, as another process.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its file.
+    pub path: PathBuf,
+    /// What comes before the command: of an interpreter, what it is to run.
+    pub arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// The program of this process.
+    ///
+    /// # Errors
+    /// `E1011`.
+    pub fn this() -> Result<Program> {
+        let path = env::current_exe()
+            .map_err(|error| Diagnostic::internal("E1011", format!("this program cannot be found: {error}")))?;
+        Ok(Program { path, arguments: Vec::new() })
+    }
+
+    /// A process of it, whose own arguments are to be added.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments);
+        command
+    }
+}
+
 /// How the libraries are kept apart.
 #[derive(Clone, Debug)]
 pub struct Isolation {
     /// This program.
-    pub program: PathBuf,
+    pub program: Program,
     /// Memory that they may take, in bytes, beside twice the size of their files.
     pub memory: u64,
     /// How long one answer may take.
@@ -93,7 +123,9 @@ impl Worker {
     /// `E0725`.
     pub fn start(isolation: &Isolation) -> Result<Worker> {
         let failed = |error: io::Error| broken(format!("it cannot be started: {error}"));
-        let mut child = Command::new(&isolation.program)
+        let mut child = isolation
+            .program
+            .command()
             .arg(COMMAND)
             .arg(isolation.memory.to_string())
             .stdin(Stdio::piped())

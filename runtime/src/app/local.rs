@@ -4,11 +4,12 @@ use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::isolation::Program;
 use crate::config::PartyConfig;
 use crate::keygen::write_local_set;
 use crate::transport::{Party, SessionId};
@@ -30,21 +31,21 @@ struct Running {
 }
 
 impl LocalParties {
-    /// Makes keys and starts server and helper of the plan folder `plan` with this program, and waits until they accept
+    /// Makes keys and starts server and helper of the plan folder `plan` with `program`, and waits until they accept
     /// sessions. `network` is the link emulation as text.
     ///
     /// # Errors
     /// `E1011`, and those of [`write_local_set`].
-    pub fn start(plan: &Path, network: &str, threads: usize) -> Result<LocalParties> {
+    pub fn start(program: &Program, plan: &Path, network: &str, threads: usize) -> Result<LocalParties> {
         let folder = env::temp_dir().join(format!("ombra-{}", SessionId::random()?));
         make_private(&folder)?;
         // From here on whatever ends this function removes the folder.
         let mut running = Running { children: Vec::new(), folder };
         let [client, server, helper] = write_local_set(&running.folder)?;
         let client = PartyConfig::read(&client)?;
-        let program = env::current_exe().map_err(|error| failed("this program", &error))?;
         for (party, config) in [(Party::Helper, helper), (Party::Server, server)] {
-            let child = Command::new(&program)
+            let child = program
+                .command()
                 .arg("serve")
                 .arg(plan)
                 .args(["--party", party.name(), "--network", network, "--threads", &threads.to_string()])

@@ -32,8 +32,11 @@ pub struct Job<'a> {
     /// Tokens that end the text.
     pub stop: BTreeSet<i64>,
     /// Is told what happens, and says whether to go on.
-    pub listen: Box<dyn FnMut(Event<'_>) -> Result<ControlFlow<()>> + 'a>,
+    pub listen: Listener<'a>,
 }
+
+/// Who listens to a job.
+pub type Listener<'a> = Box<dyn FnMut(Event<'_>) -> Result<ControlFlow<()>> + 'a>;
 
 /// What happens to a job, in this order; steps and tokens alternate.
 pub enum Event<'a> {

@@ -239,11 +239,8 @@ fn every_public_module_begins_with_its_doc() {
 /// Options and subcommands of a binary are looked up in its source.
 fn binaries() -> BTreeMap<&'static str, String> {
     BTreeMap::from([
-        (
-            "ombra",
-            files_ending(".rs").iter().filter(|f| f.starts_with("compiler/src/bin/ombra/")).map(|f| text(f)).collect(),
-        ),
-        ("ombra-run", text("runtime/src/bin/ombra-run.rs")),
+        ("ombra", files_ending(".rs").iter().filter(|f| f.starts_with("compiler/src/cli/")).map(|f| text(f)).collect()),
+        ("ombra-run", text("runtime/src/cli.rs")),
         ("quickstart", text("examples/src/bin/quickstart.rs")),
         ("generate-model", text("examples/src/bin/generate-model.rs")),
     ])

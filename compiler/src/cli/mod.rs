@@ -1,4 +1,4 @@
-//! The compiler's command line.
+//! The compiler's command line, for the program `ombra` and for other languages.
 
 mod advise;
 mod compile;
@@ -6,15 +6,17 @@ mod explain;
 mod inspect;
 mod merge_heads;
 
+use crate::import;
+use crate::labels::Overrides;
+use crate::model_folder::{self, Found};
+use crate::onnx::Model;
+use crate::passes::approximate::{Approximations, Choice};
+use crate::pipeline::Options;
+use crate::self_test::Progress;
 use clap::{Parser, Subcommand};
-use ombra_compiler::import;
-use ombra_compiler::labels::Overrides;
-use ombra_compiler::model_folder::{self, Found};
-use ombra_compiler::onnx::Model;
-use ombra_compiler::passes::approximate::{Approximations, Choice};
-use ombra_compiler::pipeline::Options;
 use ombra_ir::diag::printable_lines;
 use ombra_ir::{Diagnostic, Kind};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -115,9 +117,10 @@ fn pair(text: &str) -> Result<(String, u64), String> {
     Ok((name.to_string(), value.parse().map_err(|_| format!("`{value}` is not a number"))?))
 }
 
-fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Compile(args) => compile::compile(&args),
+/// Does what the command line `arguments` says, the name of the program first.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let result = match Cli::parse_from(arguments).command {
+        Command::Compile(args) => compile::compile(&args, None),
         Command::Inspect(args) => inspect::inspect_plan(&args),
         Command::Check { file } => inspect::check(&file),
         Command::Explain(args) => explain::explain(&args),
@@ -133,6 +136,23 @@ fn main() -> ExitCode {
             let internal = errors.iter().any(|e| e.kind == Kind::Internal);
             ExitCode::from(if internal { 1 } else { 2 })
         }
+    }
+}
+
+/// Compiles as `ombra compile` does with these arguments, without the names of program and command. `progress` hears what
+/// the self-test does: the row, and thousandths of it.
+///
+/// # Errors
+/// `E0561` for arguments that the command does not take; whatever makes it fail.
+pub fn compile(arguments: Vec<OsString>, progress: Progress) -> Result<(), Vec<Diagnostic>> {
+    let command = ["ombra".into(), "compile".into()].into_iter().chain(arguments);
+    let cli = Cli::try_parse_from(command);
+    match cli
+        .map_err(|error| one(Diagnostic::input("E0561", error.render().to_string().trim_end().to_owned())))?
+        .command
+    {
+        Command::Compile(args) => compile::compile(&args, Some(progress)),
+        _ => Err(one(Diagnostic::internal("E0562", "another command was read"))),
     }
 }
 

@@ -1,9 +1,9 @@
 //! `ombra inspect` and `ombra check`.
 
-use crate::{Outcome, not_yet, one, pair, show};
+use super::{Outcome, not_yet, one, pair, show};
+use crate::inspect::{self, Conditions};
+use crate::{output, profile};
 use clap::ValueEnum;
-use ombra_compiler::inspect::{self, Conditions};
-use ombra_compiler::{output, profile};
 use ombra_ir::network::Network;
 use ombra_ir::plan::{self, Plan};
 use ombra_ir::{Diagnostic, files, text, verify};

@@ -1,16 +1,16 @@
 //! `ombra compile`.
 
-use crate::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models, show, tell};
-use ombra_compiler::assign_rotations::Spread;
-use ombra_compiler::egraph::cost::Network;
-use ombra_compiler::model_folder::Found;
-use ombra_compiler::onnx::Model;
-use ombra_compiler::pipeline::{self, Compiled};
-use ombra_compiler::reveal::Reveal;
-use ombra_compiler::savings::savings;
-use ombra_compiler::self_test::rows::{Special, read_tokens};
-use ombra_compiler::self_test::{self, What};
-use ombra_compiler::{assume, inspect, npz, output, token_text};
+use super::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models, show, tell};
+use crate::assign_rotations::Spread;
+use crate::egraph::cost::Network;
+use crate::model_folder::Found;
+use crate::onnx::Model;
+use crate::pipeline::{self, Compiled};
+use crate::reveal::Reveal;
+use crate::savings::savings;
+use crate::self_test::rows::{Special, read_tokens};
+use crate::self_test::{self, Progress, What};
+use crate::{assume, inspect, npz, output, token_text};
 use ombra_ir::module::OutputKind;
 use ombra_ir::plan::{BoundsOf, Plan};
 use ombra_ir::{Diagnostic, text};
@@ -69,8 +69,8 @@ pub struct CompileArgs {
     output: PathBuf,
 }
 
-/// Compiles a model into a plan folder.
-pub fn compile(args: &CompileArgs) -> Outcome {
+/// Compiles a model into a plan folder. `progress` hears what the self-test does; without it there is a bar.
+pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
     refuse_unbuilt(args)?;
     let Models { model, base, found } = read_models(&args.model)?;
     let mut options = options(&args.model, &found);
@@ -94,16 +94,16 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         let stage = emit.split('=').next().unwrap_or_default();
         if matches!(stage, "graph" | "owners") {
             let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
-            print_to(emit, &ombra_compiler::graph::print::print(&analysed.graph))?;
+            print_to(emit, &crate::graph::print::print(&analysed.graph))?;
         }
         if stage == "bounds" {
             let (bounded, ranges) = pipeline::bounded(&model, base.as_ref(), &options)?;
             let note = |v| ranges.values.get(&v).map(ToString::to_string);
-            print_to(emit, &ombra_compiler::graph::print::print_with(&bounded.graph, &note))?;
+            print_to(emit, &crate::graph::print::print_with(&bounded.graph, &note))?;
         }
         if stage == "rewritten" {
             let rewritten = pipeline::rewritten(&model, base.as_ref(), &options)?;
-            print_to(emit, &ombra_compiler::graph::print::print(&rewritten.graph))?;
+            print_to(emit, &crate::graph::print::print(&rewritten.graph))?;
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;
@@ -114,7 +114,7 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         match emit.split('=').next().unwrap_or_default() {
             "lowered" => print_to(emit, &text::print(&compiled.lowered))?,
             "expanded" => {
-                print_to(emit, &text::print(&ombra_compiler::expand::expand(&compiled.lowered).map_err(one)?))?;
+                print_to(emit, &text::print(&crate::expand::expand(&compiled.lowered).map_err(one)?))?;
             }
             "scheduled" => print_to(emit, &text::print(&compiled.plan.module))?,
             _ => {}
@@ -137,7 +137,8 @@ pub fn compile(args: &CompileArgs) -> Outcome {
         beside.push((output::TOKENIZER, path.clone()));
     }
     let tokenizer = beside.iter().find(|(name, _)| *name == output::TOKENIZER).map(|(_, path)| path.clone());
-    let tested = tested(args, tokenizer.as_deref(), &model, base.as_ref(), &options, &compiled)?;
+    let models = (&model, base.as_ref());
+    let tested = tested(args, tokenizer.as_deref(), models, &options, &compiled, progress)?;
     let digest = output::write(&mut compiled, &model, &beside, &args.output).map_err(one)?;
     let report = inspect::inspect(&compiled.plan, &BTreeMap::new()).map_err(one)?;
     tell(report.text(inspect::By::Kind));
@@ -171,10 +172,10 @@ fn calibration_rows(args: &CompileArgs, found: &Found) -> Result<Vec<Vec<i64>>, 
 fn tested(
     args: &CompileArgs,
     tokenizer: Option<&Path>,
-    model: &Model,
-    base: Option<&Model>,
+    (model, base): (&Model, Option<&Model>),
     options: &pipeline::Options,
     compiled: &Compiled,
+    progress: Option<Progress>,
 ) -> Result<Option<self_test::Report>, Vec<Diagnostic>> {
     if args.self_test == 0 || compiled.plan.costs_only {
         return Ok(None);
@@ -185,6 +186,9 @@ fn tested(
         Some(rows) => What::Tokens(rows),
         None => What::BuiltIn { special: &special, most: args.self_test },
     };
+    if let Some(progress) = progress {
+        return self_test::self_test(model, base, options, compiled, what, progress).map(Some);
+    }
     let bar = indicatif::ProgressBar::new(1000);
     if let Ok(style) = indicatif::ProgressStyle::with_template("self-test {bar:30} {msg}") {
         bar.set_style(style);
@@ -264,7 +268,7 @@ fn write_report(
     report: &inspect::Report,
     tested: Option<&self_test::Report>,
 ) -> Outcome {
-    let public = compiled.labels.tensors.iter().filter(|l| l.owner == ombra_compiler::labels::Owner::Public).count();
+    let public = compiled.labels.tensors.iter().filter(|l| l.owner == crate::labels::Owner::Public).count();
     let json = serde_json::json!({
         "ombra": env!("CARGO_PKG_VERSION"),
         "plan_digest": digest,

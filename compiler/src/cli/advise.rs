@@ -1,9 +1,9 @@
 //! `ombra advise`.
 
-use crate::{ModelArgs, Models, Outcome, not_yet, one, options, read_models, show};
-use ombra_compiler::advise::{self, Choice, Request};
-use ombra_compiler::assign_rotations::Spread;
-use ombra_compiler::{egraph, profile};
+use super::{ModelArgs, Models, Outcome, not_yet, one, options, read_models, show};
+use crate::advise::{self, Choice, Request};
+use crate::assign_rotations::Spread;
+use crate::{egraph, profile};
 use ombra_ir::Diagnostic;
 use ombra_ir::network::Network;
 use std::path::PathBuf;

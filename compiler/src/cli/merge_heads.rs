@@ -1,9 +1,9 @@
 //! `ombra merge-heads`.
 
-use crate::{ModelArgs, Models, Outcome, one, options, read_models, show, tell};
+use super::{ModelArgs, Models, Outcome, one, options, read_models, show, tell};
+use crate::merge_heads::{self, Grouping, Options};
+use crate::npz;
 use clap::ValueEnum;
-use ombra_compiler::merge_heads::{self, Grouping, Options};
-use ombra_compiler::npz;
 use std::path::PathBuf;
 
 /// Arguments of `ombra merge-heads`.

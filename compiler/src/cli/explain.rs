@@ -1,8 +1,8 @@
 //! `ombra explain`.
 
-use crate::{ApproximationArgs, ModelArgs, Models, Outcome, one, options, read_models, show};
-use ombra_compiler::egraph::cost::Network;
-use ombra_compiler::explain;
+use super::{ApproximationArgs, ModelArgs, Models, Outcome, one, options, read_models, show};
+use crate::egraph::cost::Network;
+use crate::explain;
 use ombra_ir::Diagnostic;
 
 /// Arguments of `ombra explain`.

@@ -1,0 +1,342 @@
+//! The runtime's command line, for the program `ombra-run` and for other languages.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::app::chat::{self, Chat};
+use crate::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, run_client, serve_party};
+use crate::app::isolation;
+use crate::transport::Party;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ombra_ir::{Diagnostic, Kind, Result};
+
+/// Runs a plan that `ombra compile` made between client, server and helper.
+#[derive(Parser)]
+#[command(name = "ombra-run", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run all parties as processes on this machine, over TCP and TLS.
+    Local {
+        /// The folder that the compiler wrote.
+        dir: PathBuf,
+        #[command(flatten)]
+        prompt: Prompt,
+        #[command(flatten)]
+        tensors: Tensors,
+        #[command(flatten)]
+        comparing: Comparing,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Make a key and a certificate, and print its fingerprint.
+    Keygen {
+        /// client, server or helper.
+        #[arg(long, value_name = "NAME")]
+        party: String,
+        /// Where key.pem and cert.pem are written.
+        #[arg(short, value_name = "DIR")]
+        output: PathBuf,
+    },
+    /// Serve sessions, one after another.
+    Serve {
+        /// The folder that the compiler wrote; the helper needs its public part only.
+        dir: PathBuf,
+        /// server or helper.
+        #[arg(long, value_name = "NAME")]
+        party: String,
+        /// This party's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// End when standard input does.
+        #[arg(long, hide = true)]
+        end_with_input: bool,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
+    /// Generate text as the client.
+    Generate {
+        /// The folder that the compiler wrote; its public part suffices.
+        dir: PathBuf,
+        /// The client's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        prompt: Prompt,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Chat with the model, a turn a line of standard input; /new begins another chat.
+    Chat {
+        /// The folder that the compiler wrote; its public part suffices where the other parties are elsewhere.
+        dir: PathBuf,
+        /// The client's configuration; without one, all parties run on this machine.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// What the model is told before the first turn.
+        #[arg(long, value_name = "TEXT")]
+        system: Option<String>,
+        /// Most tokens of an answer.
+        #[arg(short = 'n', value_name = "N", default_value_t = 512)]
+        count: u64,
+        #[command(flatten)]
+        ends: Ends,
+        /// An input that the plan may show to every party though it is no mask or position, repeatable.
+        #[arg(long, value_name = "NAME")]
+        allow_public: Vec<String>,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
+    /// Run one step on given inputs as the client.
+    Infer {
+        /// The folder that the compiler wrote; its public part suffices.
+        dir: PathBuf,
+        /// The client's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        tensors: Tensors,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Answer what the client asks of libraries; it starts this itself.
+    #[command(hide = true)]
+    Work {
+        /// Memory that they may take, in bytes.
+        memory: u64,
+    },
+    /// Measure this machine with three parties at work, and write what it does in a second as JSON.
+    Measure {
+        /// The client's configuration: its links to the serving peers are measured too.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
+}
+
+#[derive(Args, Default)]
+struct Prompt {
+    /// The prompt as text.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// A file with the prompt as text, - for standard input: no other user of this machine sees it among the arguments. One
+    /// end of line at its end does not count.
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// A file with prompts as text, one a line, - for standard input: they run side by side.
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
+    /// The prompt as token ids, such as 1,2,3.
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    tokens: Vec<i64>,
+    /// Most tokens to generate.
+    #[arg(short = 'n', value_name = "N", default_value_t = 16)]
+    count: u64,
+    #[command(flatten)]
+    ends: Ends,
+}
+
+#[derive(Args, Default)]
+struct Ends {
+    /// A token id that ends the text, beside those that the model names, repeatable.
+    #[arg(long, value_name = "ID")]
+    stop_token: Vec<i64>,
+    /// A string that ends the text, repeatable.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+}
+
+#[derive(Args)]
+struct Tensors {
+    /// An input tensor from an .npy or .pb file, repeatable.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    input: Vec<(String, PathBuf)>,
+    /// Where outputs are written, each as NAME.npy.
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+}
+
+#[derive(Args, Default)]
+struct Comparing {
+    /// Inputs and expected outputs as input_K.pb and output_K.pb: run and compare.
+    #[arg(long, value_name = "FOLDER")]
+    test_data: Option<PathBuf>,
+    /// Also run in the clear and compare.
+    #[arg(long)]
+    verify: bool,
+    /// Greatest difference that --verify and --test-data accept; by default 0.02, or a thousandth of the greatest element.
+    #[arg(long, value_name = "T", value_parser = tolerance)]
+    tolerance: Option<f64>,
+}
+
+#[derive(Args)]
+struct ServeCommon {
+    /// Emulated links: none, lan, wan or BANDWIDTH,RTT.
+    #[arg(long, default_value = "none")]
+    network: String,
+    /// Threads of a matrix product; one for each core by default.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Where kernels run.
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    backend: Backend,
+}
+
+#[derive(Args)]
+struct Common {
+    #[command(flatten)]
+    serve: ServeCommon,
+    /// Where the report is written as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// An input that the plan may show to every party though it is no mask or position, repeatable.
+    #[arg(long, value_name = "NAME")]
+    allow_public: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// This machine's processor.
+    Cpu,
+    /// A graphics processor.
+    Gpu,
+}
+
+fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), PathBuf::from(file))),
+        _ => Err("expected NAME=FILE".to_owned()),
+    }
+}
+
+fn tolerance(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(number) if number >= 0.0 => Ok(number),
+        _ => Err("expected a number that is not negative".to_owned()),
+    }
+}
+
+/// Does what the command line `arguments` says, the name of the program first.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    crate::memory::keep_freed_blocks();
+    match command(Cli::parse_from(arguments).command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            match error.kind {
+                Kind::Input | Kind::Unsupported => ExitCode::from(2),
+                Kind::Peer | Kind::Internal => ExitCode::from(1),
+            }
+        }
+    }
+}
+
+fn command(command: Command) -> Result<()> {
+    match command {
+        Command::Keygen { party, output } => make_keys(party.parse()?, &output),
+        Command::Serve { dir, party, config, end_with_input, common } => {
+            let party: Party = party.parse()?;
+            let threads = threads(&common)?;
+            serve_party(&dir, party, &config, &common.network, threads, end_with_input)
+        }
+        Command::Local { dir, mut prompt, tensors, mut comparing, common } => {
+            let test_data = comparing.test_data.take();
+            let given = given(&mut prompt, tensors.input, test_data)?;
+            client(dir, Peers::Local, given, prompt, tensors.output_dir, comparing, common)
+        }
+        Command::Generate { dir, config, mut prompt, common } => {
+            let given = given(&mut prompt, Vec::new(), None)?;
+            client(dir, Peers::Configured(config), given, prompt, None, Comparing::default(), common)
+        }
+        Command::Chat { dir, config, system, count, ends, allow_public, common } => {
+            let threads = threads(&common)?;
+            chat::run(&Chat {
+                folder: dir,
+                peers: config.map_or(Peers::Local, Peers::Configured),
+                system,
+                count,
+                stop_tokens: ends.stop_token,
+                stop: ends.stop,
+                allow_public,
+                threads,
+                network: common.network,
+            })
+        }
+        Command::Infer { dir, config, tensors, common } => {
+            let mut none = Prompt { count: 1, ..Prompt::default() };
+            let given = given(&mut none, tensors.input, None)?;
+            client(dir, Peers::Configured(config), given, none, tensors.output_dir, Comparing::default(), common)
+        }
+        Command::Work { memory } => isolation::work(memory),
+        Command::Measure { config, common } => {
+            let threads = threads(&common)?;
+            measure_machine(config.as_deref(), &common.network, threads)
+        }
+    }
+}
+
+/// The one thing that is given to run on.
+fn given(prompt: &mut Prompt, inputs: Vec<(String, PathBuf)>, test_data: Option<PathBuf>) -> Result<Given> {
+    let tokens = Some(std::mem::take(&mut prompt.tokens)).filter(|tokens| !tokens.is_empty()).map(Given::Tokens);
+    let inputs = Some(inputs).filter(|inputs| !inputs.is_empty()).map(Given::Inputs);
+    let (text, file, lines) = (prompt.prompt.take(), prompt.prompt_file.take(), prompt.prompts_file.take());
+    let texts = [text.map(Given::Prompt), file.map(Given::PromptFile), lines.map(Given::PromptsFile)];
+    let mut all = texts.into_iter().chain([tokens, inputs, test_data.map(Given::TestData)]).flatten();
+    let help = "help      give one of --prompt, --prompt-file, --prompts-file, --tokens, --input and --test-data, where \
+                the command has it";
+    match (all.next(), all.next()) {
+        (Some(given), None) => Ok(given),
+        (None, _) => Err(Diagnostic::input("E1006", "nothing to run on is given").note(help)),
+        (Some(_), Some(_)) => Err(Diagnostic::input("E1006", "more than one thing to run on is given").note(help)),
+    }
+}
+
+fn client(
+    folder: PathBuf,
+    peers: Peers,
+    given: Given,
+    prompt: Prompt,
+    output_dir: Option<PathBuf>,
+    comparing: Comparing,
+    common: Common,
+) -> Result<()> {
+    let threads = threads(&common.serve)?;
+    let Prompt { count, ends: Ends { stop_token: stop_tokens, stop }, .. } = prompt;
+    let (report, allow_public, network) = (common.report, common.allow_public, common.serve.network);
+    run_client(&ClientRun {
+        folder,
+        peers,
+        given,
+        count,
+        stop_tokens,
+        stop,
+        output_dir,
+        allow_public,
+        verify: comparing.verify,
+        tolerance: comparing.tolerance,
+        report,
+        threads,
+        network,
+        isolated: true,
+    })
+}
+
+/// Number of threads, once the options that are not built have been refused.
+fn threads(common: &ServeCommon) -> Result<usize> {
+    if common.backend == Backend::Gpu {
+        return Err(
+            Diagnostic::unsupported("E1012", "the backend `gpu` is not supported yet").note("expected  --backend cpu")
+        );
+    }
+    match common.threads {
+        Some(0) => Err(Diagnostic::input("E1012", "no run without threads").note("expected  --threads 1 or more")),
+        Some(count) => Ok(count),
+        None => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+    }
+}
