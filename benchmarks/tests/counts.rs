@@ -1,5 +1,5 @@
 //! What compiled models cost, to the byte and the round, compared with `benchmarks/counts/` and
-//! with the table in README.md.
+//! with the table in docs/costs.md.
 //!
 //! The transport measures what these formulas declare, so a changed file is a changed cost of a run. Every file holds
 //! one plan at several sizes. `OMBRA_BLESS=1 cargo test -p ombra-bench` writes both anew; read the difference.
@@ -41,7 +41,7 @@ const CASES: &[Case] = &[
     Case { model: "gpt2-optimum-past", base: None, file: "gpt2-optimum-past", forms: EXACT },
 ];
 
-/// The table of README.md that shows what approximations save.
+/// The table of docs/costs.md that shows what approximations save.
 const APPROXIMATED: &[Case] = &[
     approximated("llama-trained-frozen", EXACT),
     approximated("llama-trained-frozen-2relu", ["2relu", "exact", "exact"]),
@@ -162,7 +162,7 @@ fn costs_of_models_are_those_on_file() {
     );
 }
 
-/// The table of README.md between two comments: bytes of all parties, and rounds.
+/// The table of docs/costs.md between two comments: bytes of all parties, and rounds.
 fn table() -> String {
     let mut out = String::from(
         "| model | public | set-up | prompt of 32: bytes | rounds | next token: bytes | rounds |\n|---|---|---|---|---|---|---|\n",
@@ -185,7 +185,7 @@ fn table() -> String {
     out
 }
 
-/// The table of README.md between two other comments: what approximations save.
+/// The table of docs/costs.md between two other comments: what approximations save.
 fn approximations_table() -> String {
     let mut out = String::from(
         "| softmax | activation | norm | prompt of 32: bytes | rounds | next token: bytes | rounds |\n|---|---|---|---|---|---|---|\n",
@@ -208,7 +208,7 @@ fn approximations_table() -> String {
 
 #[test]
 fn the_readme_has_these_costs() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/costs.md");
     for (name, expected) in [("counts", table()), ("approximations", approximations_table())] {
         compare_table(&path, name, &expected).unwrap_or_else(|e| panic!("{e}"));
     }

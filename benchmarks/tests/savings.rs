@@ -144,7 +144,7 @@ fn savings_of_models_are_those_on_file() {
     assert!(wrong.is_empty(), "{} changed\n{done}", wrong.join(", "));
 }
 
-/// The table of README.md between two comments: bytes and rounds of the first step of some models.
+/// The table of docs/costs.md between two comments: bytes and rounds of the first step of some models.
 fn table(counted: &[(&str, Vec<Saving>)]) -> String {
     let models: Vec<String> = counted.iter().map(|(model, _)| format!("`{model}`: bytes | rounds")).collect();
     let mut out = format!("| after | {} |\n|---|{}\n", models.join(" | "), "---|---|".repeat(models.len()));
@@ -160,7 +160,7 @@ fn table(counted: &[(&str, Vec<Saving>)]) -> String {
 
 #[test]
 fn the_readme_has_these_savings() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/costs.md");
     let shown = [CASES[0], CASES[1], CASES[3]].map(|(model, base)| (model, counted(model, base)));
     compare_table(&path, "savings", &table(&shown)).unwrap_or_else(|e| panic!("{e}"));
 }

@@ -145,7 +145,7 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
     for change in &compiled.plan.changes {
         tell(format_args!("changed: {change}\n"));
     }
-    println!("{digest}");
+    show(format_args!("{digest}\n"));
     if let Some(path) = &args.report {
         write_report(path, &compiled, &digest, &report, tested.as_ref())?;
     }

@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 use ombra_ir::diag::printable_lines;
 use ombra_ir::{Diagnostic, Kind};
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -156,9 +157,10 @@ pub fn compile(arguments: Vec<OsString>, progress: Progress) -> Result<(), Vec<D
     }
 }
 
-/// Writes to standard output. Models and plans call their nodes as they like.
+/// Writes to standard output. Models and plans call their nodes as they like. Whoever closed it wants to read no more,
+/// which is no error.
 fn show(text: impl std::fmt::Display) {
-    print!("{}", printable_lines(&text.to_string()));
+    let _ = std::io::stdout().lock().write_all(printable_lines(&text.to_string()).as_bytes());
 }
 
 /// Writes to standard error, likewise.

@@ -6,7 +6,10 @@
 use std::process::ExitCode;
 
 use ombra_examples::quickstart::{real, serve, show};
+use ombra_ir::Diagnostic;
 use ombra_runtime::memory::keep_freed_blocks;
+
+const USAGE: &str = "usage: quickstart [PROMPT] | quickstart --real [QUESTION]";
 
 fn main() -> ExitCode {
     keep_freed_blocks();
@@ -14,7 +17,14 @@ fn main() -> ExitCode {
     // The client starts server and helper as processes of this program.
     let result = match args.first().map(String::as_str) {
         Some("serve") => serve::serve(&args[1..]).map_err(|e| vec![e]),
+        Some("--help" | "-h") => {
+            eprintln!("{USAGE}");
+            Ok(())
+        }
         Some("--real") => real::show(args.get(1).map_or(real::QUESTION, String::as_str)),
+        Some(option) if option.starts_with('-') => {
+            Err(vec![Diagnostic::input("E0914", format!("unknown option {}", option.escape_debug())).note(USAGE)])
+        }
         Some(prompt) => show::show(prompt),
         None => show::show(show::PROMPT),
     };

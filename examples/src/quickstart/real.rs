@@ -10,7 +10,7 @@ use ombra_runtime::app::text::Text;
 
 use super::show::{Errors, Run, check, one, prediction, run, where_it_runs};
 use super::table::{Column, table};
-use super::{plaintext, root};
+use super::{plaintext, root, say};
 use crate::real;
 
 /// The question where the user gives none.
@@ -24,34 +24,34 @@ const COUNT: u64 = 48;
 /// The first failure, or a token or a cost that is not the expected one.
 pub fn show(question: &str) -> Result<(), Errors> {
     let root = root();
-    println!("SmolLM2-135M-Instruct answers a question that only the client knows, with weights that only the server");
-    println!("knows: nothing of the model is public but its shape. A helper holds shares of both and learns neither.");
+    say("SmolLM2-135M-Instruct answers a question that only the client knows, with weights that only the server");
+    say("knows: nothing of the model is public but its shape. A helper holds shares of both and learns neither.");
     let model_folder = real::smollm2(&root.join("target/real")).map_err(one)?;
     let path = model_folder.join(real::convert::MODEL);
 
-    println!("\ncompiling {}", path.display());
+    say(format_args!("\ncompiling {}", path.display()));
     let start = Instant::now();
     let model = Model::read(&path).map_err(one)?;
     let mut compiled = compile(&model, None, &Options::default())?;
     let folder = root.join("out/quickstart/real");
     let tokenizer = model_folder.join(real::convert::TOKENIZER);
     output::write(&mut compiled, &model, &[(output::TOKENIZER, tokenizer.clone())], &folder).map_err(one)?;
-    println!("compiled in {:.1} s", start.elapsed().as_secs_f64());
-    println!("{}", where_it_runs(&compiled));
+    say(format_args!("compiled in {:.1} s", start.elapsed().as_secs_f64()));
+    say(where_it_runs(&compiled));
     let text = real::chat(question);
     let opened = PlanFolder::open(&folder).map_err(one)?;
     let prompt = Text::open(&opened, None).and_then(|tokenizer| tokenizer.tokens(&text)).map_err(one)?;
-    println!("{}", prediction(&compiled, prompt.len() as u64).map_err(one)?);
+    say(prediction(&compiled, prompt.len() as u64).map_err(one)?);
     // What the compiler holds is not needed beside three parties.
     drop((compiled, model));
 
-    println!("\nquestion: {question}\nanswer, as it arrives:");
+    say(format_args!("\nquestion: {question}\nanswer, as it arrives:"));
     let report = run(&Run { folder: &folder, prompt: &text, count: COUNT, stop: &[real::END_OF_TURN] }).map_err(one)?;
     let count = report.tokens.as_ref().map_or(0, Vec::len);
     let expected = plaintext::generate(&path, &opened.plan, &prompt, count).map_err(one)?;
     let column = Column { name: "SmolLM2-135M-Instruct", expected, report };
-    println!("\n{}", table(std::slice::from_ref(&column)));
-    println!("Bytes are those of all parties; rounds are the longest chain of messages that wait for one another.");
-    println!("The plan is in {}: `ombra inspect` shows where the costs are.", folder.display());
+    say(format_args!("\n{}", table(std::slice::from_ref(&column))));
+    say("Bytes are those of all parties; rounds are the longest chain of messages that wait for one another.");
+    say(format_args!("The plan is in {}: `ombra inspect` shows where the costs are.", folder.display()));
     check(&[column])
 }

@@ -16,7 +16,7 @@ use ombra_runtime::app::report::Report;
 use ombra_runtime::app::text::Text;
 
 use super::table::{Column, table};
-use super::{plaintext, root};
+use super::{plaintext, root, say, write};
 
 /// The prompt where the user gives none.
 pub const PROMPT: &str = "This License";
@@ -66,13 +66,13 @@ pub(super) fn one(error: Diagnostic) -> Errors {
 pub fn show(prompt: &str) -> Result<(), Errors> {
     let root = root();
     let models = root.join("tests/data/models/llama-trained");
-    println!("A LLaMA of 0.5 million parameters answers a prompt that only the client knows,");
-    println!("with weights that only the server knows. A helper holds shares of both and learns neither.");
+    say("A LLaMA of 0.5 million parameters answers a prompt that only the client knows,");
+    say("with weights that only the server knows. A helper holds shares of both and learns neither.");
     let columns: Vec<Column> =
         VARIANTS.iter().map(|v| variant(v, prompt, &models, &root.join("out/quickstart"))).collect::<Result<_, _>>()?;
-    println!("\n{}", table(&columns));
-    println!("Bytes are those of all parties; rounds are the longest chain of messages that wait for one another.");
-    println!("The plans are in out/quickstart: `ombra inspect out/quickstart/frozen` shows where the costs are.");
+    say(format_args!("\n{}", table(&columns)));
+    say("Bytes are those of all parties; rounds are the longest chain of messages that wait for one another.");
+    say("The plans are in out/quickstart: `ombra inspect out/quickstart/frozen` shows where the costs are.");
     check(&columns)
 }
 
@@ -89,7 +89,7 @@ pub(super) fn check(columns: &[Column]) -> Result<(), Errors> {
 }
 
 fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<Column, Errors> {
-    println!("\n== {}: {}", variant.name, variant.what);
+    say(format_args!("\n== {}: {}", variant.name, variant.what));
     let path = models.join(variant.model).join("model.onnx");
     let model = Model::read(&path).map_err(one)?;
     let base = variant.public_base.then(|| Model::read(&models.join("base/model.onnx"))).transpose().map_err(one)?;
@@ -97,14 +97,14 @@ fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<C
     let folder = out.join(variant.name.replace(' ', "-"));
     output::write(&mut compiled, &model, &[(output::TOKENIZER, models.join("tokenizer.json"))], &folder)
         .map_err(one)?;
-    println!("{}", where_it_runs(&compiled));
+    say(where_it_runs(&compiled));
 
     let opened = PlanFolder::open(&folder).map_err(one)?;
     let prompt = Text::open(&opened, None).and_then(|tokenizer| tokenizer.tokens(text)).map_err(one)?;
-    println!("{}", prediction(&compiled, prompt.len() as u64).map_err(one)?);
+    say(prediction(&compiled, prompt.len() as u64).map_err(one)?);
     let expected = plaintext::generate(&path, &opened.plan, &prompt, COUNT as usize).map_err(one)?;
 
-    print!("client, server and helper over TLS: {text}");
+    write(format_args!("client, server and helper over TLS: {text}"));
     let report = run(&Run { folder: &folder, prompt: text, count: COUNT, stop: &[] }).map_err(one)?;
     Ok(Column { name: variant.name, expected, report })
 }

@@ -7,6 +7,7 @@ mod conformance;
 mod damage;
 mod decisions;
 mod determinism;
+mod documents;
 mod faults;
 mod lengths;
 mod merged;
