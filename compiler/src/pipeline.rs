@@ -464,6 +464,7 @@ fn finish(
         costs_only: absent || assumed,
         parts: partition(&graph),
         savings: Vec::new(),
+        drawings: Vec::new(),
         module,
     };
     ombra_ir::verify::verify(&plan.module)?;
