@@ -27,6 +27,9 @@ pub const MOST_CANDIDATES: u64 = 256;
 /// Candidates where a request gives a share of the mass and no number of them.
 pub const USUAL_CANDIDATES: u64 = 128;
 
+/// Tokens of less than `e^-KEPT` times the mass of the most probable one are never drawn.
+pub const KEPT: u8 = 20;
+
 /// How a token is drawn. Parties see it, and the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,6 +78,11 @@ impl Sampling {
         }
     }
 
+    /// How many of the most probable tokens are drawn from; from all of them without a number.
+    pub fn candidates(&self) -> Option<u64> {
+        self.top_k.or(self.top_p.map(|_| USUAL_CANDIDATES))
+    }
+
     /// Checks that the parameters are in their ranges.
     ///
     /// # Errors
@@ -99,21 +107,21 @@ impl Sampling {
         Ok(())
     }
 
-    /// Sizes that its program in `module` has beside those of the step: the number of candidates, which is at most that of
-    /// tokens.
-    pub fn sizes(&self, module: &Module) -> Vec<(String, u64)> {
-        let most = module.dims.find(TOP_K).and_then(|sym| module.dims.info(sym)).and_then(|info| info.max);
-        let wanted = self.top_k.unwrap_or(USUAL_CANDIDATES);
+    /// Sizes that its program has beside those of the step: the number of candidates, which is at most that of tokens.
+    pub fn sizes(&self, drawing: &Drawing) -> Vec<(String, u64)> {
+        let most = drawing.syms.iter().find(|info| info.name == TOP_K).and_then(|info| info.max);
+        let wanted = self.candidates().unwrap_or(USUAL_CANDIDATES);
         most.map(|most| (TOP_K.to_owned(), wanted.min(most))).into_iter().collect()
     }
 
-    /// Its public inputs of `module`.
+    /// The public inputs that its program has beside those of the step.
     ///
     /// # Errors
     /// None for parameters in their ranges.
-    pub fn public_inputs(&self, module: &Module) -> Result<Vec<(String, Tensor)>> {
+    pub fn public_inputs(&self, drawing: &Drawing) -> Result<Vec<(String, Tensor)>> {
         let known = [(INVERSE_TEMPERATURE, 1.0 / self.temperature), (TOP_P, self.top_p.unwrap_or(1.0))];
-        let wanted = known.into_iter().filter(|(name, _)| module.public.inputs.iter().any(|input| input.name == *name));
+        let wanted =
+            known.into_iter().filter(|(name, _)| drawing.public.inputs.iter().any(|input| input.name == *name));
         wanted.map(|(name, value)| Ok((name.to_owned(), Tensor::f32(&[1, 1], vec![value])?))).collect()
     }
 }
@@ -168,8 +176,8 @@ impl Drawing {
     /// The program: the plan's module with its end replaced. The verifier has to pass it.
     ///
     /// # Errors
-    /// `E0416` where the drawing keeps ops that the module does not have, or brings weights of its own: those that a session
-    /// shares are the module's.
+    /// `E0416` where the drawing keeps ops that the module does not have, or brings weights of its own, which nobody shares, or
+    /// public inputs other than its parameters.
     pub fn module(&self, module: &Module) -> Result<Module> {
         let wrong = |what: &str| {
             Diagnostic::input("E0416", format!("the plan's program for drawing by {} {what}", self.filter.name()))
@@ -179,6 +187,9 @@ impl Drawing {
         let kept = kept.ok_or_else(|| wrong("keeps more ops than there are"))?;
         if self.ops.iter().any(|node| matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. })) {
             return Err(wrong("has weights of its own"));
+        }
+        if self.public.inputs.iter().any(|input| ![INVERSE_TEMPERATURE, TOP_P].contains(&input.name.as_str())) {
+            return Err(wrong("has public inputs that are no parameters of drawing"));
         }
         let mut drawn = Module { ops: kept.to_vec(), ..module.without_ops() };
         drawn.ops.extend(self.ops.iter().cloned());

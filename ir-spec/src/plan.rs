@@ -224,17 +224,24 @@ impl StepCost {
 }
 
 impl Plan {
-    /// The program that draws next tokens by `filter`. The verifier has to pass it.
+    /// What draws next tokens by `filter`.
     ///
     /// # Errors
-    /// `E0417` where the plan has none, and those of [`Drawing::module`].
-    pub fn drawn(&self, filter: Filter) -> Result<Module> {
-        let drawing = self.drawings.iter().find(|drawing| drawing.filter == filter).ok_or_else(|| {
+    /// `E0417` where the plan has none.
+    pub fn drawing(&self, filter: Filter) -> Result<&Drawing> {
+        self.drawings.iter().find(|drawing| drawing.filter == filter).ok_or_else(|| {
             Diagnostic::input("E0417", "the plan draws no next tokens")
                 .note("expected a causal language model that was compiled to reveal its next token")
                 .note("leave out the temperature, top-k and top-p: the most probable token is chosen then")
-        })?;
-        drawing.module(&self.module)
+        })
+    }
+
+    /// The plan with the program that draws next tokens by `filter` as its module: what that costs.
+    ///
+    /// # Errors
+    /// Those of [`Plan::drawing`] and [`Drawing::module`].
+    pub fn drawn(&self, filter: Filter) -> Result<Plan> {
+        Ok(Plan { module: self.drawing(filter)?.module(&self.module)?, drawings: Vec::new(), ..self.clone() })
     }
 
     /// Refuses a plan that was made for costs alone.

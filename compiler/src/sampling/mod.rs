@@ -20,13 +20,11 @@
 
 mod draw;
 mod search;
-#[cfg(test)]
-mod tests;
 
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::expand::{Emit, comparison};
 use draw::{Blocks, draw};
-use ombra_ir::draw::{Drawing, Filter, INVERSE_TEMPERATURE, MOST_CANDIDATES, TOP_K, TOP_P};
+use ombra_ir::draw::{Drawing, Filter, INVERSE_TEMPERATURE, KEPT, MOST_CANDIDATES, TOP_K, TOP_P};
 use ombra_ir::infer::push_within;
 use ombra_ir::module::{Count, Id, Module, Node, Origin, OutputKind};
 use ombra_ir::op::{EXP_RING, EXP_SCALE, Op};
@@ -35,8 +33,6 @@ use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Dim, Result};
 use search::{Weigh, search, threshold_unit};
 
-/// Masses below `e^-KEPT` of the greatest are 0: of 49152 tokens, all together at most 1.0001e-4 of the mass.
-const KEPT: u8 = 20;
 /// Bits of a factor of the scores up to 16, the inverse of the lowest temperature.
 const FACTOR_BITS: u8 = 5;
 /// Dropped fraction bits of the scores.

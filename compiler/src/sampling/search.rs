@@ -1,10 +1,11 @@
 //! The search for a threshold: the greatest one above which there are enough elements, or enough mass.
 //!
-//! Heights are scores over [`KEPT`](super::KEPT) below the maximum: what is lower has height 0 and is never above a
+//! Heights are scores over [`KEPT`] below the maximum: what is lower has height 0 and is never above a
 //! threshold. Every level of the search compares with three thresholds at once, a quarter of the interval apart.
 
-use super::{KEPT, MASS_BOUND, log2, not_negative, slice};
+use super::{MASS_BOUND, log2, not_negative, slice};
 use crate::expand::Emit;
+use ombra_ir::draw::KEPT;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::{Dim, Result};

@@ -1,11 +1,11 @@
 //! Drawing programs in the reference meaning, against distributions in double precision.
 
-use super::drawings;
-use crate::assign_rotations::{Spread, assign_rotations};
 use fastrand::Rng;
+use ombra_compiler::assign_rotations::{Spread, assign_rotations};
+use ombra_compiler::sampling::drawings;
 use ombra_ir::bind::bind;
 use ombra_ir::dim::{Dim, Dims};
-use ombra_ir::draw::{Filter, Sampling};
+use ombra_ir::draw::{Drawing, Filter, Sampling, USUAL_CANDIDATES};
 use ombra_ir::infer::{push, push_source};
 use ombra_ir::module::{InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage};
 use ombra_ir::op::Op;
@@ -34,12 +34,13 @@ fn greedy(rows: usize, tokens: usize, bound: u8) -> Module {
 }
 
 /// What is drawn in every row, with fresh bits from `random`.
-fn run(module: &Module, logits: &[f32], sampling: &Sampling, random: &mut Rng) -> Vec<usize> {
+fn run(greedy: &Module, drawing: &Drawing, logits: &[f32], sampling: &Sampling, random: &mut Rng) -> Vec<usize> {
+    let module = &drawing.module(greedy).unwrap();
     let found = verify::findings(module);
     assert!(found.is_empty(), "{:?}", found.iter().map(|f| f.diagnostic.to_string()).collect::<Vec<_>>());
-    let sizes = sampling.sizes(module);
+    let sizes = sampling.sizes(drawing);
     let sizes: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-    let bound = bind(module, &sizes, &sampling.public_inputs(module).unwrap()).unwrap();
+    let bound = bind(module, &sizes, &sampling.public_inputs(drawing).unwrap()).unwrap();
     let mut values: Vec<RefValue> = Vec::with_capacity(module.ops.len());
     for (i, node) in module.ops.iter().enumerate() {
         let args: Vec<&RefValue> = node.args.iter().map(|a| &values[a.index()]).collect();
@@ -62,7 +63,8 @@ fn run(module: &Module, logits: &[f32], sampling: &Sampling, random: &mut Rng) -
 fn probabilities(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-    order.truncate(sampling.top_k.unwrap_or(u64::MAX).min(logits.len() as u64) as usize);
+    let few = sampling.top_k.or(sampling.top_p.map(|_| USUAL_CANDIDATES));
+    order.truncate(few.unwrap_or(u64::MAX).min(logits.len() as u64) as usize);
     let mass = |i: usize| (f64::from(logits[i] - logits[order[0]]) / f64::from(sampling.temperature)).exp();
     let all: f64 = order.iter().map(|&i| mass(i)).sum();
     let mut before = 0.0;
@@ -115,7 +117,7 @@ fn draws_follow_the_distribution() {
     let mut random = Rng::with_seed(11);
     for (tokens, spread) in [(7, 1.0), (16, 3.0), (97, 2.0), (1000, 3.0)] {
         let logits: Vec<f32> = (0..tokens).map(|_| spread * normal(&mut random)).collect();
-        let rows = 4000;
+        let rows = 2500;
         let module = greedy(rows, tokens, 22);
         let all: Vec<f32> = (0..rows).flat_map(|_| logits.iter().copied()).collect();
         let drawings = drawings(&module, Spread::Fixed).unwrap();
@@ -133,8 +135,7 @@ fn draws_follow_the_distribution() {
         ] {
             sampling.check().unwrap();
             let drawing = drawings.iter().find(|d| d.filter == sampling.filter()).unwrap();
-            let drawn = drawing.module(&module).unwrap();
-            let found = run(&drawn, &all, &sampling, &mut random);
+            let found = run(&module, drawing, &all, &sampling, &mut random);
             let off = chi_square(&found, &probabilities(&logits, &sampling));
             assert!(off < 6.0, "{tokens} tokens, {sampling:?}: {off:.1} deviations");
         }
