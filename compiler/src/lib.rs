@@ -28,6 +28,7 @@ pub mod pipeline;
 pub mod profile;
 pub mod published;
 pub mod reveal;
+pub mod sampling;
 pub mod savings;
 pub mod self_test;
 pub mod stand_in;

@@ -25,6 +25,7 @@ use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::published::{MASK, check_published, linear_biases, structure, weights_of};
 use crate::reveal::{Reveal, keep_outputs, reveals};
+use crate::sampling;
 use crate::savings::{Pass, Passes, session_price, unpack_masks, widen};
 use crate::stand_in::StandIns;
 use crate::statics::{Known, Statics};
@@ -224,6 +225,7 @@ pub fn compile_knowing(
 ) -> std::result::Result<Compiled, Errors> {
     let analysed = analyse(model, base, options)?;
     let Program { plan, lowered, graph, labels, rewrites } = program(model, base, analysed, (model, known), options)?;
+    let plan = drawing(plan, options)?;
     let region = || client_region::build(&graph, &lowered.inputs, &labels);
     let client_model = if plan.costs_only { None } else { region().map_err(one)? };
     debug_assert_eq!(plan.module.stage, Stage::Scheduled);
@@ -250,7 +252,7 @@ pub fn plan_knowing(
     options: &Options,
 ) -> std::result::Result<Plan, Errors> {
     let analysed = analyse(model, base, options)?;
-    Ok(program(model, base, analysed, (model, known), options)?.plan)
+    drawing(program(model, base, analysed, (model, known), options)?.plan, options)
 }
 
 /// [`plan_of`] for a model whose graph and labels may have been changed since they were analysed. `weights` gives the
@@ -415,6 +417,16 @@ fn bounded_analysed(
     Ok((Rewritten { graph, ..rewritten }, ranges))
 }
 
+/// The plan with the programs that draw its next token, each of which the verifier has passed.
+fn drawing(plan: Plan, options: &Options) -> std::result::Result<Plan, Errors> {
+    let spread = if options.passes.has(Pass::Rotations) { options.spread } else { Spread::Fixed };
+    let drawings = sampling::drawings(&plan.module, spread).map_err(one)?;
+    for drawing in &drawings {
+        ombra_ir::verify::verify(&drawing.module(&plan.module).map_err(one)?)?;
+    }
+    Ok(Plan { drawings, ..plan })
+}
+
 /// From a rewritten graph to a plan.
 fn finish(
     model: &Model,
@@ -464,6 +476,7 @@ fn finish(
         costs_only: absent || assumed,
         parts: partition(&graph),
         savings: Vec::new(),
+        drawings: Vec::new(),
         module,
     };
     ombra_ir::verify::verify(&plan.module)?;

@@ -211,6 +211,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
         | Op::Weight { .. }
         | Op::ClientInts { .. }
         | Op::State { .. }
+        | Op::Random { .. }
         | Op::Add
         | Op::Sub
         | Op::Neg

@@ -4,6 +4,7 @@ pub mod bind;
 pub mod cost;
 pub mod diag;
 pub mod dim;
+pub mod draw;
 pub mod files;
 pub mod infer;
 pub mod module;

@@ -236,6 +236,22 @@ impl Module {
         }
     }
 
+    /// The module's declarations alone.
+    pub fn without_ops(&self) -> Module {
+        Module {
+            name: self.name.clone(),
+            setting: self.setting,
+            stage: self.stage,
+            dims: self.dims.clone(),
+            counts: self.counts.clone(),
+            public: self.public.clone(),
+            inputs: self.inputs.clone(),
+            states: self.states.clone(),
+            outputs: self.outputs.clone(),
+            ops: Vec::new(),
+        }
+    }
+
     /// The op with an id.
     pub fn node(&self, id: Id) -> &Node {
         &self.ops[id.index()]

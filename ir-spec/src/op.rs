@@ -57,6 +57,14 @@ pub enum Op {
         /// Index in the module's states.
         slot: u32,
     },
+    /// Fresh uniform bits that no party knows: of the three bits that make each, every party knows two.
+    ///
+    /// The components come from the pair keys, so nothing is sent, and one party's view says nothing of the third. Nobody
+    /// chooses the outcome: whatever a party takes for the keys that it draws, the third bit is of a key that it never sees.
+    Random {
+        /// The shape.
+        shape: Vec<Dim>,
+    },
 
     // Local arithmetic. Operands broadcast as in ONNX.
     /// `a + b`, equal scales. Public with secret is allowed; the weaker sharing wins.
@@ -374,6 +382,7 @@ impl Op {
             Op::Input { .. } => ("input", Source, Some(0)),
             Op::ClientInts { .. } => ("client_ints", Source, Some(0)),
             Op::State { .. } => ("state", Source, Some(0)),
+            Op::Random { .. } => ("random", Source, Some(0)),
             Op::Add => ("add", Local, Some(2)),
             Op::Sub => ("sub", Local, Some(2)),
             Op::Neg => ("neg", Local, Some(1)),

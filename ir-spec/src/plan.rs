@@ -5,6 +5,7 @@
 
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim};
+use crate::draw::{Drawing, Filter};
 use crate::module::Module;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -12,7 +13,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format and of what its ops send; a runtime reads its own version only.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.
@@ -27,6 +28,8 @@ pub const SIZE: &str = "%size.";
 pub struct Plan {
     /// The program.
     pub module: Module,
+    /// What takes the place of its end where next tokens are drawn, at most one for every filter.
+    pub drawings: Vec<Drawing>,
     /// The client's plaintext region, an ONNX model, if there is one: file name in the public folder and digest. Its inputs
     /// are inputs of the model, client states, and sizes: see [`SIZE`].
     pub client_model: Option<FileDigest>,
@@ -221,6 +224,26 @@ impl StepCost {
 }
 
 impl Plan {
+    /// What draws next tokens by `filter`.
+    ///
+    /// # Errors
+    /// `E0417` where the plan has none.
+    pub fn drawing(&self, filter: Filter) -> Result<&Drawing> {
+        self.drawings.iter().find(|drawing| drawing.filter == filter).ok_or_else(|| {
+            Diagnostic::input("E0417", "the plan draws no next tokens")
+                .note("expected a causal language model that was compiled to reveal its next token")
+                .note("leave out the temperature, top-k and top-p: the most probable token is chosen then")
+        })
+    }
+
+    /// The plan with the program that draws next tokens by `filter` as its module: what that costs.
+    ///
+    /// # Errors
+    /// Those of [`Plan::drawing`] and [`Drawing::module`].
+    pub fn drawn(&self, filter: Filter) -> Result<Plan> {
+        Ok(Plan { module: self.drawing(filter)?.module(&self.module)?, drawings: Vec::new(), ..self.clone() })
+    }
+
     /// Refuses a plan that was made for costs alone.
     ///
     /// # Errors

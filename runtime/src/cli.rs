@@ -9,6 +9,7 @@ use crate::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, r
 use crate::app::isolation;
 use crate::transport::Party;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ombra_ir::draw::Sampling;
 use ombra_ir::{Diagnostic, Kind, Result};
 
 /// Runs a plan that `ombra compile` made between client, server and helper.
@@ -86,6 +87,8 @@ enum Command {
         count: u64,
         #[command(flatten)]
         ends: Ends,
+        #[command(flatten)]
+        drawing: Drawing,
         /// An input that the plan may show to every party though it is no mask or position, repeatable.
         #[arg(long, value_name = "NAME")]
         allow_public: Vec<String>,
@@ -140,6 +143,24 @@ struct Prompt {
     count: u64,
     #[command(flatten)]
     ends: Ends,
+    #[command(flatten)]
+    drawing: Drawing,
+}
+
+#[derive(Args, Default)]
+struct Drawing {
+    /// Draw next tokens from the softmax of the logits over this; 0 chooses the most probable one, as without it.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Draw from the K most probable tokens.
+    #[arg(long, value_name = "K")]
+    top_k: Option<u64>,
+    /// Draw from the fewest of the most probable tokens that hold this share of their mass; of 128 without --top-k.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Not supported: no party alone may choose what is drawn.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 #[derive(Args, Default)]
@@ -254,8 +275,9 @@ fn command(command: Command) -> Result<()> {
             let given = given(&mut prompt, Vec::new(), None)?;
             client(dir, Peers::Configured(config), given, prompt, None, Comparing::default(), common)
         }
-        Command::Chat { dir, config, system, count, ends, allow_public, common } => {
+        Command::Chat { dir, config, system, count, ends, drawing, allow_public, common } => {
             let threads = threads(&common)?;
+            let sampling = sampling(&drawing)?;
             chat::run(&Chat {
                 folder: dir,
                 peers: config.map_or(Peers::Local, Peers::Configured),
@@ -263,6 +285,7 @@ fn command(command: Command) -> Result<()> {
                 count,
                 stop_tokens: ends.stop_token,
                 stop: ends.stop,
+                sampling,
                 allow_public,
                 threads,
                 network: common.network,
@@ -279,6 +302,22 @@ fn command(command: Command) -> Result<()> {
             measure_machine(config.as_deref(), &common.network, threads)
         }
     }
+}
+
+/// How next tokens are drawn, if they are.
+fn sampling(drawing: &Drawing) -> Result<Option<Sampling>> {
+    let Drawing { temperature, top_k, top_p, seed } = *drawing;
+    if seed.is_some() {
+        return Err(Diagnostic::unsupported("E1012", "no seed can be given for what is drawn")
+            .note("its bits come from keys of all parties, so that none of them chooses the tokens")
+            .note("help      leave out --seed; --temperature 0 always gives the same text"));
+    }
+    let given = temperature.is_some() || top_k.is_some() || top_p.is_some();
+    if !given || temperature == Some(0.0) {
+        return Ok(None);
+    }
+    let sampling = Sampling { temperature: temperature.unwrap_or(1.0), top_k, top_p };
+    sampling.check().map(|()| Some(sampling))
 }
 
 /// The one thing that is given to run on.
@@ -307,6 +346,7 @@ fn client(
     common: Common,
 ) -> Result<()> {
     let threads = threads(&common.serve)?;
+    let sampling = sampling(&prompt.drawing)?;
     let Prompt { count, ends: Ends { stop_token: stop_tokens, stop }, .. } = prompt;
     let (report, allow_public, network) = (common.report, common.allow_public, common.serve.network);
     run_client(&ClientRun {
@@ -316,6 +356,7 @@ fn client(
         count,
         stop_tokens,
         stop,
+        sampling,
         output_dir,
         allow_public,
         verify: comparing.verify,

@@ -1,6 +1,6 @@
 //! Three parties in three threads over links in memory, from a plan folder, with everything that passed between them.
 
-use ombra_ir::module::{Id, Module, Party};
+use ombra_ir::module::{Id, Party};
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::InputRole;
 use ombra_ir::schedule::Cost;
@@ -127,10 +127,7 @@ fn party_run(
 ) -> Result<Side> {
     let log = Log { sent: Vec::new(), received: [[0; 256]; 3] };
     let mut net = Recorded { links: LinkNet::new(session, 1), log };
-    let module = match request.gives_states() {
-        true => program::with_given_states(&folder.plan.module)?,
-        false => Arc::new(folder.plan.module.clone()),
-    };
+    let module = program::module_of(&folder.plan, request)?;
     let keys = agree_keys(party, &mut net)?;
     let key = agree_weight_key(party, &mut net)?;
     let own = match party {
@@ -190,15 +187,7 @@ pub struct Costs {
 /// # Errors
 /// Sizes that the plan does not take.
 pub fn costs(folder: &PlanFolder, request: &Request, sides: &[Side; 3], index: usize) -> Result<Costs> {
-    let module: &Module = &folder.plan.module;
-    let given;
-    let module = match request.gives_states() {
-        true => {
-            given = program::with_given_states(module)?;
-            &*given
-        }
-        false => module,
-    };
+    let module = &*program::module_of(&folder.plan, request)?;
     let inputs = request.step(&folder.plan, sides[0].steps[index].advance, MEMORY)?;
     let step = program::prepare(module, &inputs.sizes, &inputs.public, MEMORY)?;
     let mut costs = Costs { predicted: step.cost, measured: Cost::default(), wrong: Vec::new() };

@@ -151,7 +151,7 @@ impl Real {
             return Ok(Revealed::Logits(parties::secret_logits(&self.plan, rows)?.concat()));
         }
         let prompt = rows.first().map_or(0, Vec::len);
-        let request = Request::Generate { padding: vec![0; rows.len()], positions: prompt as u64 };
+        let request = Request::Generate { padding: vec![0; rows.len()], positions: prompt as u64, sampling: None };
         let ids = Tensor::i64(&[rows.len(), prompt], rows.concat())?;
         let name = self.plan.plan.graph_inputs.iter().find(|input| input.role == InputRole::TokenIds);
         let name = name.map(|input| input.name.clone()).unwrap_or_default();

@@ -4,6 +4,7 @@ use super::{Outcome, not_yet, one, pair, show};
 use crate::inspect::{self, Conditions};
 use crate::{output, profile};
 use clap::ValueEnum;
+use ombra_ir::draw::Filter;
 use ombra_ir::network::Network;
 use ombra_ir::plan::{self, Plan};
 use ombra_ir::{Diagnostic, files, text, verify};
@@ -18,6 +19,9 @@ pub struct InspectArgs {
     /// What to group by; `bound` lists what is taken for granted instead of costs.
     #[arg(long, value_enum, default_value_t = GroupBy::Kind)]
     by: GroupBy,
+    /// Costs of drawing the next token: temperature, top-k or top-p. The number of candidates is --dim top_k=N.
+    #[arg(long, value_enum)]
+    sampling: Option<Drawn>,
     /// Sizes at which costs are evaluated.
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     dim: Vec<(String, u64)>,
@@ -44,10 +48,27 @@ enum GroupBy {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Drawn {
+    Temperature,
+    TopK,
+    TopP,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Format {
     Text,
     Json,
     Html,
+}
+
+impl Drawn {
+    fn filter(self) -> Filter {
+        match self {
+            Drawn::Temperature => Filter::None,
+            Drawn::TopK => Filter::TopK,
+            Drawn::TopP => Filter::TopP,
+        }
+    }
 }
 
 /// The network and the machine that time is predicted for.
@@ -89,7 +110,12 @@ fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
 pub fn inspect_plan(args: &InspectArgs) -> Outcome {
     let given: BTreeMap<String, u64> = args.dim.iter().cloned().collect();
     let conditions = conditions(args)?;
-    let report = |plan: &Plan| inspect::inspect_under(plan, &given, &conditions).map_err(one);
+    let report = |plan: &Plan| match args.sampling {
+        Some(drawn) => {
+            inspect::inspect_under(&plan.drawn(drawn.filter()).map_err(one)?, &given, &conditions).map_err(one)
+        }
+        None => inspect::inspect_under(plan, &given, &conditions).map_err(one),
+    };
     let first = report(&read_plan(&args.plan)?)?;
     let other = args.compare.as_ref().map(|p| report(&read_plan(p)?)).transpose()?;
     let by = match args.by {
@@ -125,7 +151,11 @@ pub fn check(file: &Path) -> Outcome {
     let bytes = files::read_bounded(file, plan::MAX_BYTES as u64)
         .map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
     let module = if bytes.starts_with(plan::MAGIC) {
-        plan::decode(&bytes).map_err(one)?.module
+        let plan = plan::decode(&bytes).map_err(one)?;
+        for drawing in &plan.drawings {
+            verify::verify(&drawing.module(&plan.module).map_err(one)?)?;
+        }
+        plan.module
     } else {
         let source = std::str::from_utf8(&bytes).map_err(|_| {
             one(Diagnostic::input("E0564", format!("{} is neither a plan nor text", file.display()))

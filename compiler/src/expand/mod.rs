@@ -38,7 +38,7 @@ pub const FINE: u8 = 26;
 /// # Errors
 /// A composite op whose operand has no room for its expansion, which the message names.
 pub fn expand(lowered: &Module) -> Result<Module> {
-    let mut module = Module { ops: Vec::with_capacity(lowered.ops.len() * 4), ..shell(lowered) };
+    let mut module = Module { ops: Vec::with_capacity(lowered.ops.len() * 4), ..lowered.without_ops() };
     module.stage = Stage::Expanded;
     let mut new_ids: Vec<Id> = Vec::with_capacity(lowered.ops.len());
     for node in &lowered.ops {
@@ -80,21 +80,6 @@ fn about(node: &Node, lowered: &Module, found: Diagnostic) -> Diagnostic {
 /// A node that stays: with its declared bound, or a tighter one that its new operands prove.
 fn carry_over(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     push_like(module, node, node.op.clone(), args)
-}
-
-fn shell(m: &Module) -> Module {
-    Module {
-        name: m.name.clone(),
-        setting: m.setting,
-        stage: m.stage,
-        dims: m.dims.clone(),
-        counts: m.counts.clone(),
-        public: m.public.clone(),
-        inputs: m.inputs.clone(),
-        states: m.states.clone(),
-        outputs: m.outputs.clone(),
-        ops: Vec::new(),
-    }
 }
 
 fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {

@@ -11,6 +11,7 @@ pub use html::page;
 pub use text::{By, compare, size};
 
 use ombra_ir::bind::{self, Bound};
+use ombra_ir::draw::TOP_K;
 use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::network::Network;
 use ombra_ir::op::Op;
@@ -173,6 +174,7 @@ pub fn complete_sizes(plan: &Plan, given: &BTreeMap<String, u64>) -> BTreeMap<St
         let default = match Some(&info.name) {
             n if n == plan.seq.as_ref() => 32.min(info.max.unwrap_or(32)),
             n if n == plan.past.as_ref() => 0,
+            Some(n) if n == TOP_K => 50.min(info.max.unwrap_or(50)),
             _ => 1,
         };
         sizes.insert(info.name.clone(), given.get(&info.name).copied().unwrap_or(default));

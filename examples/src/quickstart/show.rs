@@ -175,6 +175,7 @@ pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
         count: what.count,
         stop_tokens: what.stop.to_vec(),
         stop: Vec::new(),
+        sampling: None,
         output_dir: None,
         verify: false,
         tolerance: None,

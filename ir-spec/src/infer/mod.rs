@@ -113,7 +113,7 @@ pub type Rule<T> = std::result::Result<T, Violation>;
 
 /// The type of the result of `op`.
 ///
-/// Sources (except `public` and `client_ints`) and `encode` take their bound, and what else the op does not say, from
+/// Sources (except `public`, `client_ints` and `random`) and `encode` take their bound, and what else the op does not say, from
 /// the type that is `declared`; for all others it is not looked at. Errors: the first constraint that does not hold.
 pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> Rule<Ty> {
     if op.arity().map_or(args.is_empty(), |n| n != args.len()) {
@@ -128,6 +128,7 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::Input { slot }, _) => source::input(cx, *slot, declared),
         (Op::ClientInts { slot }, _) => source::client_ints(cx, *slot),
         (Op::State { slot }, _) => source::state(cx, *slot, declared),
+        (Op::Random { shape }, _) => Ok(Ty::bit(shape.clone())),
 
         (Op::Add, [a, b]) => linear::add(cx, ["add_c1", "add_c2", "add_c3"], a, b),
         (Op::Sub, [a, b]) => linear::add(cx, ["sub_c1", "sub_c2", "sub_c3"], a, b),
@@ -252,7 +253,7 @@ pub fn has_result(op: &Op) -> bool {
 
 /// Whether the bound of the op's result is declared rather than derived.
 pub fn declares_bound(op: &Op) -> bool {
-    let given = matches!(op, Op::Public { .. } | Op::ClientInts { .. });
+    let given = matches!(op, Op::Public { .. } | Op::ClientInts { .. } | Op::Random { .. });
     matches!(op, Op::Encode { .. }) || (op.class() == Class::Source && !given)
 }
 

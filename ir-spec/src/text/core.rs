@@ -24,6 +24,7 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         Op::Narrow { bits } | Op::BitToRing { bits } | Op::Extend { bits } => vec![("bits", int((*bits).into()))],
         Op::Reshape { shape }
         | Op::Expand { shape }
+        | Op::Random { shape }
         | Op::Unpack { shape }
         | Op::RowSum { shape }
         | Op::RowExpand { shape } => vec![("shape", Attr::Shape(shape))],
@@ -89,6 +90,7 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "input" => Op::Input { slot: a.int("slot")? },
         "client_ints" => Op::ClientInts { slot: a.int("slot")? },
         "state" => Op::State { slot: a.int("slot")? },
+        "random" => Op::Random { shape: a.shape("shape")? },
         "add" => Op::Add,
         "sub" => Op::Sub,
         "neg" => Op::Neg,

@@ -134,6 +134,7 @@ fn attribute_shape(op: &Op) -> Option<&[Dim]> {
     match op {
         Op::Reshape { shape }
         | Op::Expand { shape }
+        | Op::Random { shape }
         | Op::Unpack { shape }
         | Op::RowSum { shape }
         | Op::RowExpand { shape }

@@ -27,7 +27,7 @@
 //!    - `E0332` what depends on a secret is not declared public, and what the client knows is not declared shared.
 //!    - `E0333` outputs go to the client.
 //!    - `E0334` every output is revealed at most once.
-//!    - `E0335` a next token comes from `arg_max`.
+//!    - `E0335` a next token comes from `arg_max`, or is drawn: `random` has a part in it, and its ring is small.
 //!    - `E0344` there is one next token at most, of one index for every row that the client gives.
 //!    - `E0342` a guard is one bit, from `bit_to_ring`.
 //!    - `E0336` only public values are encoded.

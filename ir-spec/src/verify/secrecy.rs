@@ -12,6 +12,9 @@ use crate::op::Op;
 use crate::plain::DType;
 use crate::ty::Sharing;
 
+/// Ring bits of a drawn token at most, which is what a row may tell.
+const DRAWN_BITS: u8 = 32;
+
 /// Who may know a value, judged by what it is computed from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
@@ -27,6 +30,7 @@ pub(super) fn check(report: &mut Report) {
     let module = report.module;
     let mut sources: Vec<Source> = Vec::with_capacity(module.ops.len());
     let mut tokens: Vec<bool> = Vec::with_capacity(module.ops.len());
+    let mut drawn: Vec<bool> = Vec::with_capacity(module.ops.len());
     let mut bits: Vec<bool> = Vec::with_capacity(module.ops.len());
     let mut revealed = vec![false; module.outputs.len()];
     for (id, node) in nodes(module) {
@@ -40,13 +44,15 @@ pub(super) fn check(report: &mut Report) {
             Op::Reshape { .. } | Op::Slice { .. } | Op::Transpose { .. } => first,
             _ => false,
         });
+        let is_drawn = |a: &Id| drawn.get(a.index()).copied().unwrap_or(false);
+        drawn.push(matches!(node.op, Op::Random { .. }) || node.args.iter().any(is_drawn));
         let bit = node.args.first().and_then(|a| bits.get(a.index())).copied().unwrap_or(false);
         // One bit alone, as a number.
         bits.push(matches!(node.op, Op::BitToRing { .. }) && node.ty.shape.iter().all(|d| d.is(1)));
         let of = |a: &Id| sources.get(a.index()).copied().unwrap_or(Source::Secret);
         let joined = node.args.iter().map(of).max().unwrap_or(Source::Public);
         let source = match node.op {
-            Op::Weight { .. } | Op::Input { .. } | Op::State { .. } => Source::Secret,
+            Op::Weight { .. } | Op::Input { .. } | Op::State { .. } | Op::Random { .. } => Source::Secret,
             Op::ClientInts { .. } => Source::Client,
             Op::Embed => Source::Secret,
             _ => joined,
@@ -63,7 +69,9 @@ pub(super) fn check(report: &mut Report) {
             report.at(id, None, d.note("expected a secret form; only `reveal` of a declared output shows a value"));
         }
         if let Op::Reveal { slot } = node.op {
-            reveal(report, id, slot, (first, bit), &mut revealed);
+            let small = node.ty.as_ring().is_some_and(|(bits, scale)| bits <= DRAWN_BITS && scale == 0);
+            let is_token = first || small && drawn.last().copied().unwrap_or(false);
+            reveal(report, id, slot, (is_token, bit), &mut revealed);
         }
     }
 }
@@ -106,8 +114,14 @@ fn reveal(report: &mut Report, id: Id, slot: u32, (is_token, is_bit): (bool, boo
     }
     *done = true;
     if output.kind == OutputKind::NextToken && !is_token {
-        let d = Diagnostic::input("E0335", format!("the next token \"{name}\" does not come from arg_max"));
-        report.at(id, None, d.note("expected the result of arg_max, or its elements in another shape"));
+        let d = Diagnostic::input("E0335", format!("the next token \"{name}\" is neither from arg_max nor drawn"));
+        report.at(
+            id,
+            None,
+            d.note("expected the result of arg_max, or its elements in another shape").note(format!(
+                "or an integer that `random` has a part in, of scale 0 in a ring of {DRAWN_BITS} bits at most"
+            )),
+        );
     }
     if output.kind == OutputKind::NextToken && is_token {
         indices(report, id, &name.to_string());

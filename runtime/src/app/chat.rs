@@ -5,6 +5,7 @@ use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use ombra_ir::draw::Sampling;
 use ombra_ir::{Diagnostic, Result};
 
 use super::client::tokens_left;
@@ -34,6 +35,8 @@ pub struct Chat {
     pub stop_tokens: Vec<i64>,
     /// Strings that end an answer and do not belong to it.
     pub stop: Vec<String>,
+    /// How tokens are drawn; the most probable ones are chosen without it.
+    pub sampling: Option<Sampling>,
     /// Inputs that the plan may make public though they are no masks or positions.
     pub allow_public: Vec<String>,
     /// Threads of every party on this machine.
@@ -86,7 +89,7 @@ pub fn run(chat: &Chat) -> Result<()> {
                 let job = text.chat_tokens(&settings, &turns.messages.borrow()).and_then(|tokens| {
                     let count = chat.count.min(tokens_left(&folder.plan, tokens.len())?);
                     let listen = Box::new(listener(&turns, text.stream(&chat.stop)));
-                    Ok(Job { tokens, count, stop: stop.clone(), listen })
+                    Ok(Job { tokens, count, stop: stop.clone(), sampling: chat.sampling, listen })
                 });
                 match job {
                     Ok(job) => return Some(job),

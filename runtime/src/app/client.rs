@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use ombra_ir::draw::Sampling;
 use ombra_ir::module::OutputKind;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Data, Tensor};
@@ -36,6 +37,8 @@ pub enum Task {
         count: u64,
         /// Tokens that end a text.
         stop: Vec<i64>,
+        /// How next tokens are drawn; the most probable ones are chosen without it.
+        sampling: Option<Sampling>,
     },
     /// One step on given inputs.
     Infer {
@@ -118,8 +121,8 @@ impl Prepared {
     pub fn new(folder: &PlanFolder, task: Task, allowed: &[String]) -> Result<Prepared> {
         let plan = &folder.plan;
         let prepared = match task {
-            Task::Generate { prompts, count, stop } => {
-                let request = generation(plan, &prompts, count)?;
+            Task::Generate { prompts, count, stop, sampling } => {
+                let request = generation(plan, &prompts, count, sampling)?;
                 Prepared { request, given: Vec::new(), prompts, count, stop }
             }
             Task::Infer { inputs } => {
@@ -137,12 +140,12 @@ impl Prepared {
 ///
 /// # Errors
 /// `E1006`, `E1007`.
-fn generation(plan: &Plan, prompts: &[Vec<i64>], count: u64) -> Result<Request> {
+fn generation(plan: &Plan, prompts: &[Vec<i64>], count: u64, sampling: Option<Sampling>) -> Result<Request> {
     check_generation(plan, prompts, count)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let padding = prompts.iter().map(|prompt| (longest - prompt.len()) as u64).collect();
     // The last token that is learned is not fed.
-    Ok(Request::Generate { padding, positions: (longest as u64).saturating_add(count - 1) })
+    Ok(Request::Generate { padding, positions: (longest as u64).saturating_add(count - 1), sampling })
 }
 
 /// Checks that a plan can give `count` tokens after `prompts`, before anything is sent.
@@ -292,6 +295,11 @@ impl<'a> Conversation<'a> {
         let is_cut = common < held.len();
         // A cache that cannot be cut serves the texts that go on from all of it.
         if is_cut && !can_be_cut(plan) { 0 } else { common }
+    }
+
+    /// How next tokens are drawn, if they are.
+    pub fn sampling(&self) -> Option<&Sampling> {
+        self.request.sampling()
     }
 
     /// How many more steps the session may have.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ombra_ir::diag::printable_lines;
+use ombra_ir::draw::Sampling;
 use ombra_ir::plain::Data;
 use ombra_ir::plan::Plan;
 use ombra_ir::{Diagnostic, Result};
@@ -71,6 +72,8 @@ pub struct ClientRun {
     pub stop_tokens: Vec<i64>,
     /// Strings that end the text and do not belong to it.
     pub stop: Vec<String>,
+    /// How next tokens are drawn; the most probable ones are chosen without it.
+    pub sampling: Option<Sampling>,
     /// Where outputs are written as `.npy`.
     pub output_dir: Option<PathBuf>,
     /// Inputs that the plan may make public though they are no masks or positions.
@@ -192,7 +195,8 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
         let stop: Vec<i64> = stop.into_iter().collect();
         for rows in batches(&folder.plan, &all) {
             let prompts = rows.iter().filter_map(|&row| all.get(row).cloned()).collect();
-            tasks.push((rows, Task::Generate { prompts, count: run.count, stop: stop.clone() }));
+            let (count, stop) = (run.count, stop.clone());
+            tasks.push((rows, Task::Generate { prompts, count, stop, sampling: run.sampling }));
         }
     }
     let checked = |(rows, task)| Ok((rows, Prepared::new(&folder, task, &run.allow_public)?));

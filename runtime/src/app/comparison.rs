@@ -1,5 +1,6 @@
 //! What came out beside what was expected: how far outputs are off, and whether that is too far.
 
+use ombra_ir::draw::{KEPT, Sampling};
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,9 @@ pub struct Compared {
     /// How far the score of a chosen token is below the greatest, at most; for tokens that are chosen from known scores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_margin: Option<f64>,
+    /// How far the score of a drawn token is below the lowest that may be drawn, at most; for tokens that are drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_excess: Option<f64>,
 }
 
 impl Comparison {
@@ -84,8 +88,22 @@ impl Comparison {
         entry.token_agreement = Some(same / entry.count as f64);
     }
 
+    /// Adds drawn tokens: of each how far its score is below the lowest that may be drawn.
+    pub fn add_drawn(&mut self, name: &str, excesses: impl Iterator<Item = f64>) {
+        let mut excesses = excesses.peekable();
+        if excesses.peek().is_none() {
+            return;
+        }
+        let entry = self.entry(name);
+        for excess in excesses {
+            entry.count += 1;
+            entry.max_excess = Some(entry.max_excess.unwrap_or(0.0).max(excess));
+        }
+    }
+
     /// Refuses a comparison of nothing, and one that finds other results: elements further off than `tolerance`, or in
-    /// its place [`TOLERANCE`] and [`RELATIVE`]; other tokens, unless their scores differ by no more than two such errors.
+    /// its place [`TOLERANCE`] and [`RELATIVE`]; other tokens, unless their scores differ by no more than two such errors;
+    /// and drawn tokens that are as far below those that may be drawn.
     ///
     /// # Errors
     /// `E1019`; `kind` says whose fault it is.
@@ -106,6 +124,10 @@ impl Comparison {
             };
             if let Some(error) = output.max_abs_error.filter(|error| *error > most || error.is_nan()) {
                 return beyond(format!("elements that differ by at most {most}"), format!("a difference of {error}"));
+            }
+            if let Some(excess) = output.max_excess.filter(|excess| *excess > 2.0 * most) {
+                let what = format!("drawn tokens whose scores are at most {} below those that may be", 2.0 * most);
+                return beyond(what, format!("a score that is {excess} below"));
             }
             let Some(agreement) = output.token_agreement.filter(|part| *part < 1.0) else { continue };
             let found = format!("{:.2} % of {} the same", 100.0 * agreement, output.count);
@@ -134,6 +156,30 @@ pub fn greatest(scores: impl Iterator<Item = f64>, chosen: i64) -> (i64, f64) {
         }
     }
     (best.0, if best.0 == chosen { 0.0 } else { best.1 - at })
+}
+
+/// How far the score of a drawn token is below the lowest that `sampling` draws; 0 where it may be drawn, and infinitely
+/// where there is no such token. A share of the mass counts with a hundredth more: scores have errors.
+pub fn excess(scores: &[f64], sampling: &Sampling, drawn: i64) -> f64 {
+    let Some(score) = usize::try_from(drawn).ok().and_then(|drawn| scores.get(drawn)) else { return f64::INFINITY };
+    let temperature = f64::from(sampling.temperature);
+    let mut sorted = scores.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    if let Some(candidates) = sampling.candidates() {
+        sorted.truncate(usize::try_from(candidates).unwrap_or(usize::MAX));
+    }
+    let most = sorted.first().copied().unwrap_or(f64::NEG_INFINITY);
+    let mass = |score: f64| ((score - most) / temperature).exp();
+    let all: f64 = sorted.iter().map(|score| mass(*score)).sum();
+    let wanted = all * sampling.top_p.map_or(1.0, |p| f64::from(p) + 0.01);
+    let mut held = 0.0;
+    let within = |score: &&f64| {
+        let needed = held < wanted;
+        held += mass(**score);
+        needed
+    };
+    let least = sorted.iter().take_while(within).last().copied().unwrap_or(most);
+    (least.max(most - f64::from(KEPT) * temperature) - score).max(0.0)
 }
 
 #[cfg(test)]
@@ -195,6 +241,22 @@ mod tests {
         assert_eq!(greatest([1.0, 3.0, 2.0].into_iter(), 2), (1, 1.0));
         assert_eq!(greatest([1.0, 3.0].into_iter(), 1), (1, 0.0));
         assert_eq!(greatest([1.0, 3.0].into_iter(), 7), (1, f64::INFINITY));
+    }
+
+    #[test]
+    fn drawn_tokens_are_admissible_or_not() {
+        let scores = [1.0, 4.0, 3.0, -1.0, -50.0];
+        let far = |temperature, top_k, top_p, drawn| excess(&scores, &Sampling { temperature, top_k, top_p }, drawn);
+        assert_eq!([0, 1, 2, 3].map(|drawn| far(1.0, None, None, drawn)), [0.0; 4]);
+        assert_eq!(far(1.0, None, None, 4), 34.0);
+        assert_eq!([0, 1, 2, 3].map(|drawn| far(2.0, Some(2), None, drawn)), [2.0, 0.0, 0.0, 4.0]);
+        assert_eq!([1, 2].map(|drawn| far(1.0, None, Some(0.5), drawn)), [0.0, 1.0]);
+        assert_eq!([5, -1].map(|drawn| far(1.0, None, None, drawn)), [f64::INFINITY; 2]);
+        for (far, right) in [(0.03, true), (0.05, false), (f64::INFINITY, false)] {
+            let mut comparison = Comparison::default();
+            comparison.add_drawn("next", [0.0, far].into_iter());
+            assert_eq!(check(&comparison, None).is_ok(), right);
+        }
     }
 
     #[test]

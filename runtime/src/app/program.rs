@@ -7,10 +7,12 @@ use ombra_ir::bind::{Bound, bind_within, check_bytes};
 use ombra_ir::module::{InputSlot, Module};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::{DType, Tensor};
+use ombra_ir::plan::Plan;
 use ombra_ir::schedule::{Cost, Schedule, schedule};
 use ombra_ir::ty::{Elem, Sharing};
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::{Diagnostic, Result, verify};
 
+use super::request::Request;
 use super::weights::Wanted;
 use crate::exec::run::check_ticks;
 use crate::transport::Party;
@@ -117,6 +119,24 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         most = most.max(live);
     }
     most
+}
+
+/// The module that a session with `request` runs. The verifier passes it: that of a plan's own was checked when the folder
+/// was opened, and one that draws tokens is checked here.
+///
+/// # Errors
+/// `E1004`, `E0416`, `E0417`, and the verifier's first finding.
+pub fn module_of(plan: &Plan, request: &Request) -> Result<Arc<Module>> {
+    if request.gives_states() {
+        return with_given_states(&plan.module);
+    }
+    let Some(sampling) = request.sampling() else { return Ok(Arc::new(plan.module.clone())) };
+    let module = plan.drawing(sampling.filter())?.module(&plan.module)?;
+    verify::verify(&module).map_err(|found| {
+        let first = found.into_iter().next();
+        first.unwrap_or_else(|| Diagnostic::internal("E1004", "the plan's program for drawing is not valid"))
+    })?;
+    Ok(Arc::new(module))
 }
 
 /// The module in which every state that is read is an input of the client's: how a step runs whose cache is given.

@@ -1,6 +1,7 @@
 //! What a client asks for: generation from a prompt, or one step on given inputs. Sizes and public inputs only.
 
 use ombra_ir::bind::check_bytes;
+use ombra_ir::draw::Sampling;
 use ombra_ir::plain::{DType, Data, Tensor, tensor::volume};
 use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::{Bindings, Diagnostic, Result};
@@ -24,6 +25,8 @@ pub enum Request {
         padding: Vec<u64>,
         /// Most positions that a text will have, padding included.
         positions: u64,
+        /// How next tokens are drawn; the most probable ones are chosen without it.
+        sampling: Option<Sampling>,
     },
     /// One step on given inputs.
     Infer {
@@ -97,9 +100,17 @@ impl Course {
 }
 
 impl Request {
-    /// A single text of at most `positions` tokens.
+    /// A single text of at most `positions` tokens, whose next tokens are the most probable ones.
     pub fn text(positions: u64) -> Request {
-        Request::Generate { padding: vec![0], positions }
+        Request::Generate { padding: vec![0], positions, sampling: None }
+    }
+
+    /// How next tokens are drawn, if they are.
+    pub fn sampling(&self) -> Option<&Sampling> {
+        match self {
+            Request::Generate { sampling, .. } => sampling.as_ref(),
+            Request::Infer { .. } => None,
+        }
     }
 
     /// SHA-256 of the request, in hexadecimal: what server and helper compare. The sizes and public inputs of every step
@@ -125,7 +136,11 @@ impl Request {
     pub fn check(&self, plan: &Plan) -> Result<()> {
         let wrong = |what: String| Diagnostic::input("E1007", what);
         match self {
-            Request::Generate { padding, positions } => {
+            Request::Generate { padding, positions, sampling } => {
+                if let Some(sampling) = sampling {
+                    sampling.check()?;
+                    plan.drawing(sampling.filter())?;
+                }
                 if *positions == 0 || padding.is_empty() || padding.iter().any(|padding| padding >= positions) {
                     return Err(wrong("a request for generation is out of range".to_owned())
                         .note("expected  one text or more, and a position or more for tokens in each")
@@ -198,7 +213,7 @@ impl Request {
     /// # Errors
     /// `E1007` for a size out of range, `E1006` for a public input of another shape, `E0405` above the limit.
     pub fn step(&self, plan: &Plan, advance: Advance, limit: u64) -> Result<StepInputs> {
-        let (sizes, bindings) = self.sizes(plan, advance)?;
+        let (mut sizes, bindings) = self.sizes(plan, advance)?;
         let defaults = plan.graph_inputs.iter().filter(|input| has_default(input.role));
         let bytes = defaults.map(|input| {
             input.shape.iter().try_fold(8u64, |bytes, dim| Ok(bytes.saturating_mul(dim.eval(&bindings)?)))
@@ -212,7 +227,13 @@ impl Request {
             Request::Generate { padding, .. } => ("prefill", &[], padding),
             Request::Infer { public, .. } => ("infer", public, &[]),
         };
-        Ok(StepInputs { name, public: public_inputs(plan, &bindings, given, padding)?, sizes })
+        let mut public = public_inputs(plan, &bindings, given, padding)?;
+        if let Some(sampling) = self.sampling() {
+            let drawing = plan.drawing(sampling.filter())?;
+            sizes.extend(sampling.sizes(drawing));
+            public.extend(sampling.public_inputs(drawing)?);
+        }
+        Ok(StepInputs { name, sizes, public })
     }
 }
 

@@ -107,11 +107,7 @@ impl<'a> Engine<'a> {
         weights: Arc<Weights>,
         threads: usize,
     ) -> Result<Self> {
-        let module = if request.gives_states() {
-            program::with_given_states(&folder.plan.module)?
-        } else {
-            Arc::new(folder.plan.module.clone())
-        };
+        let module = program::module_of(&folder.plan, request)?;
         let run = Run::new(Arc::clone(&module), session.party(), keys, weights, threads);
         Ok(Engine { session, module, run })
     }

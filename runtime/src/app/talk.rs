@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ombra_ir::draw::Sampling;
 use ombra_ir::schedule::Cost;
 use ombra_ir::{Diagnostic, Kind, Result};
 
@@ -31,6 +32,8 @@ pub struct Job<'a> {
     pub count: u64,
     /// Tokens that end the text.
     pub stop: BTreeSet<i64>,
+    /// How next tokens are drawn; the most probable ones are chosen without it. Another way takes a session of its own.
+    pub sampling: Option<Sampling>,
     /// Is told what happens, and says whether to go on.
     pub listen: Listener<'a>,
 }
@@ -108,7 +111,9 @@ fn with_session<'a>(
     job: Job<'a>,
 ) -> Option<Job<'a>> {
     let mut current = Some(job);
-    let request = Request::text(max_positions(&folder.plan).unwrap_or(MANY));
+    let sampling = current.as_ref().and_then(|job| job.sampling);
+    let positions = max_positions(&folder.plan).unwrap_or(MANY);
+    let request = Request::Generate { padding: vec![0], positions, sampling };
     let checked = check(folder, &mut current).and_then(|()| check_shown(&folder.plan, &request, options.allow_public));
     let opened = checked.and_then(|()| connect());
     let session = match opened {
@@ -126,7 +131,7 @@ fn with_session<'a>(
         }
         let mut conversation = Conversation::open(folder, &session, request, options.threads, options.isolation)?;
         while let Some(job) = &mut current {
-            if conversation.steps_left() < job.count {
+            if conversation.steps_left() < job.count || conversation.sampling() != job.sampling.as_ref() {
                 break;
             }
             let finish = continue_text(&mut conversation, job, &session, &mut begun)?;
@@ -157,7 +162,13 @@ fn with_session<'a>(
 /// Checks a job before anything is sent.
 fn check(folder: &PlanFolder, job: &mut Option<Job<'_>>) -> Result<()> {
     match job {
-        Some(job) => check_generation(&folder.plan, std::slice::from_ref(&job.tokens), job.count),
+        Some(job) => {
+            if let Some(sampling) = &job.sampling {
+                sampling.check()?;
+                folder.plan.drawing(sampling.filter())?;
+            }
+            check_generation(&folder.plan, std::slice::from_ref(&job.tokens), job.count)
+        }
         None => Ok(()),
     }
 }

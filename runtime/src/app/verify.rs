@@ -11,7 +11,7 @@ use ombra_ir::reference::{self, RefValue, encode, encode_as};
 use ombra_ir::{Bindings, Diagnostic, Result, bind};
 
 use super::client::Outcome;
-use super::comparison::{Comparison, greatest};
+use super::comparison::{Comparison, excess, greatest};
 use super::folder::PlanFolder;
 use super::inputs::find;
 use super::program;
@@ -46,7 +46,10 @@ pub fn compare_too(folder: &PlanFolder, outcome: &Outcome, comparison: &mut Comp
         Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
     clear.states.resize_with(module.states.len(), || None);
     for step in &outcome.steps {
-        let prepared = program::prepare(module, &step.inputs.sizes, &step.inputs.public, u64::MAX)?;
+        // What is drawn is compared with the scores, which the plan's own module gives.
+        let known = |(name, _): &&(String, u64)| module.dims.find(name).is_some();
+        let sizes: Vec<(String, u64)> = step.inputs.sizes.iter().filter(known).cloned().collect();
+        let prepared = program::prepare(module, &sizes, &step.inputs.public, u64::MAX)?;
         clear.keep(&folder.plan, step.keep)?;
         for revealed in clear.step(&prepared.bound, &step.given)? {
             let output = module.outputs.get(revealed.slot as usize).ok_or_else(broken)?;
@@ -59,6 +62,12 @@ pub fn compare_too(folder: &PlanFolder, outcome: &Outcome, comparison: &mut Comp
             match (output.kind, found.data()) {
                 (OutputKind::NextToken | OutputKind::Index, Data::I64(found)) => {
                     let width = revealed.scores.len() / expected.len().max(1);
+                    if let (Some(sampling), OutputKind::NextToken) = (outcome.request.sampling(), output.kind) {
+                        let rows = revealed.scores.chunks_exact(width.max(1));
+                        let excesses = found.iter().zip(rows).map(|(&found, row)| excess(row, sampling, found));
+                        comparison.add_drawn(&output.name, excesses);
+                        continue;
+                    }
                     let mut rows = revealed.scores.chunks_exact(width.max(1));
                     let tokens = found.iter().zip(&expected).map(|(&found, &expected)| {
                         let margin = rows.next().map(|row| greatest(row.iter().copied(), found).1);

@@ -26,6 +26,7 @@ use super::task::Task;
 use super::value::Value;
 use crate::protocols::local::linear::Ring;
 use crate::protocols::local::movement::{row_index, slice};
+use crate::protocols::random::random;
 use crate::protocols::{Cx, Keys};
 use crate::share::{Component, Shared};
 
@@ -256,6 +257,10 @@ impl Run {
             Op::PublicWeight { .. } | Op::Weight { .. } => return Ok(()),
             Op::ClientInts { slot } => Arc::new(Value::Ids(self.client_ints(step.bound, *slot, inputs)?)),
             Op::State { slot } => self.state(step.bound, id, *slot)?,
+            Op::Random { .. } => {
+                let cx = Cx::new(Rc::clone(&self.keys), party, node.rot, id.0, epoch);
+                Arc::new(Value::Bits(random(&cx, step.bound.len(id))?))
+            }
             Op::SetState { slot } => {
                 let value = args.into_iter().next().ok_or_else(missing)?;
                 let shape = step.bound.shapes[id.index()].clone();

@@ -99,6 +99,8 @@ pub enum Purpose {
     EmbedSeed,
     /// Component 1 of a weight.
     Weight,
+    /// Components of fresh bits.
+    Random,
 }
 
 /// Bytes on their way to or from a kernel. The index is the peer's party number.

@@ -13,6 +13,7 @@ pub mod exp;
 pub mod input;
 pub mod local;
 mod planes;
+pub mod random;
 pub mod reshare;
 pub mod reveal;
 pub mod tree;

@@ -319,6 +319,7 @@ fn write(
         costs_only: false,
         parts: vec![],
         savings: vec![],
+        drawings: vec![],
     };
     fs::write(public.join("plan.ombra"), plan::encode(&plan).unwrap()).unwrap();
     folder

@@ -69,7 +69,7 @@ fn ids(tokens: &[i64]) -> Task {
 }
 
 fn generate(prompt: &[i64], count: u64) -> Task {
-    Task::Generate { prompts: vec![prompt.to_vec()], count, stop: vec![] }
+    Task::Generate { prompts: vec![prompt.to_vec()], count, stop: vec![], sampling: None }
 }
 
 #[test]
@@ -110,9 +110,9 @@ fn a_stop_token_ends_the_session_early() {
     let all = continuation(&[3, 1, 4], 6);
     let stop = *all.last().unwrap();
     let until = all.iter().position(|token| *token == stop).unwrap() + 1;
-    let task = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![stop] };
+    let task = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![stop], sampling: None };
     assert_eq!(succeed(&folder.0, task).tokens, [&all[..until]]);
-    let first = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![all[0]] };
+    let first = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![all[0]], sampling: None };
     assert_eq!(succeed(&folder.0, first).tokens, [&all[..1]]);
 }
 
@@ -205,7 +205,8 @@ fn jobs_share_a_session_and_end_for_their_own_reasons() {
             }
             Ok(if got.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         };
-        Job { tokens: tokens.to_vec(), count, stop: stop.iter().copied().collect(), listen: Box::new(listen) }
+        let (tokens, stop) = (tokens.to_vec(), stop.iter().copied().collect());
+        Job { tokens, count, stop, sampling: None, listen: Box::new(listen) }
     };
     let longer = [&[3, 1, 4], &all[..2], &[2]].concat();
     let mut jobs = vec![
@@ -609,9 +610,9 @@ fn requests_beyond_the_plan_are_refused_by_server_and_helper() {
         Request::text(MAX + 2),
         Request::text(u64::MAX),
         Request::text(0),
-        Request::Generate { padding: vec![], positions: 1 },
-        Request::Generate { padding: vec![1], positions: 1 },
-        Request::Generate { padding: vec![0, 1], positions: 2 },
+        Request::Generate { padding: vec![], positions: 1, sampling: None },
+        Request::Generate { padding: vec![1], positions: 1, sampling: None },
+        Request::Generate { padding: vec![0, 1], positions: 2, sampling: None },
         infer(vec![size("seq", u64::MAX)], vec![]),
         infer(vec![size("seq", 1), size("seq", 1)], vec![]),
         infer(vec![size("unknown", 1)], vec![]),

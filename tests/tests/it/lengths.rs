@@ -19,7 +19,7 @@ fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompts: 
     let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
     let prompts = prompts.iter().map(|prompt| prompt.to_vec()).collect();
-    let task = Prepared::new(folder, Task::Generate { prompts, count, stop: Vec::new() }, &[]);
+    let task = Prepared::new(folder, Task::Generate { prompts, count, stop: Vec::new(), sampling: None }, &[]);
     let task = task.expect("the plan generates");
     std::thread::scope(|scope| {
         let serving = [(to_server, server), (to_helper, helper)]

@@ -19,6 +19,7 @@ mod real;
 mod region;
 mod repository;
 mod rewrites;
+mod sampling;
 mod savings;
 mod secrecy_of_files;
 mod secrecy_of_frames;
