@@ -383,8 +383,7 @@ pub(super) fn settle_before_moving(graph: &Graph, scales: &BTreeMap<ValueId, u8>
             led.insert(v, (BTreeSet::from([v]), false));
             continue;
         }
-        let moves =
-            |u: &ValueId| matches!(graph.op(*u), Some(Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. }));
+        let moves = |u: &ValueId| graph.op(*u).is_some_and(Op::moves_all);
         let users = graph.users(v);
         let secret = graph.node(v).is_ok_and(|n| n.owner == Owner::Secret && n.dtype == DType::F32);
         let alike = users.iter().all(|u| moves(u) && scales.get(u) == scales.get(&v));

@@ -139,19 +139,10 @@ impl Lower<'_> {
         match self.graph.op(v)? {
             Op::Const(t) => t.as_f32().ok().map(largest_of),
             Op::Public(plain::Op::Unary(Unary::Cos | Unary::Sin)) => Some(1.0),
-            Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs) | plain::Op::Identity) | Op::Neg => of(0),
+            Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs)) | Op::Neg => of(0),
+            op if op.moves() => of(0),
             Op::Public(plain::Op::Binary(Binary::Mul)) | Op::Mul => Some(of(0)? * of(1)?),
             Op::Public(plain::Op::Binary(Binary::Add | Binary::Sub)) | Op::Add | Op::Sub => Some(of(0)? + of(1)?),
-            Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => {
-                of(0)
-            }
-            Op::Public(
-                plain::Op::Reshape { .. }
-                | plain::Op::Transpose { .. }
-                | plain::Op::Slice { .. }
-                | plain::Op::Expand { .. }
-                | plain::Op::Gather { .. },
-            ) => of(0),
             Op::Concat { .. } | Op::Public(plain::Op::Concat { .. }) => {
                 args.iter().map(|&a| self.interval(a)).try_fold(0f64, |m, x| Some(m.max(x?)))
             }
