@@ -207,12 +207,21 @@ fn divided(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: Origin, origin:
     if known && graph.constant(b).is_some_and(scalar) {
         return Ok(None);
     }
+    let b = at_least_one(graph, (a, b), &inner)?;
     let inverse = match secret_root(graph, b) {
         Some(x) => graph.add(Op::Pow(-0.5), &[x], inner)?,
         None if known || graph.node(a)?.owner == Owner::Public => graph.add(Op::Reciprocal, &[b], inner)?,
         None => return Ok(None),
     };
     graph.add(Op::Mul, &[a, inverse], origin).map(Some)
+}
+
+/// The divisor of a mean of what whole numbers choose, limited to 1 where the model limits it to less: where they sum up
+/// to 0, so does what is divided.
+fn at_least_one(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: &Origin) -> Result<ValueId> {
+    let Some((count, _)) = graph.limited(b).filter(|_| graph.mean_of(a, b).is_some()) else { return Ok(b) };
+    let one = graph.add_const(Tensor::scalar_f32(1.0), inner.clone())?;
+    graph.add(Op::Max, &[count, one], inner.clone())
 }
 
 /// The secret that a value is the square root of.
