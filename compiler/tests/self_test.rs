@@ -2,7 +2,8 @@
 
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
-use ombra_compiler::self_test::clear::{step_seen, steps_seen};
+use ombra_compiler::reveal::Reveal;
+use ombra_compiler::self_test::clear::{Whose, step_seen, steps_seen, two_seen};
 use ombra_compiler::self_test::rows::{Special, read_tokens, rows_of_tokens};
 use ombra_compiler::self_test::{Report, What, self_test};
 use ombra_ir::Diagnostic;
@@ -65,6 +66,39 @@ fn steps_side_by_side_are_those_one_by_one_and_ask_for_weights_once() {
         assert!(alone.outputs.iter().any(Option::is_some) && alone.states.iter().any(Option::is_some));
     }
     assert!(weights > 0 && others > weights);
+}
+
+/// The program that reveals all positions and the plan's own differ in the last layer alone.
+#[test]
+fn of_two_programs_what_both_compute_is_computed_once() {
+    let options = Options::default();
+    let (model, own) = compiled("llama-trained/base", &options);
+    let all = Options { reveal: vec![Reveal::Output("logits".into())], ..options };
+    let whole = compile(&model, None, &all).unwrap_or_else(|e| panic!("{e:?}"));
+    let rows = rows_of_tokens(&own.graph, &own.graph, &[vec![1, 5, 9], vec![7], vec![2, 4, 6, 8, 10]]).unwrap();
+    let inputs: Vec<_> = rows.iter().map(|row| &row.inputs).collect();
+    let (mut first, mut second, mut scores) = (0, 0, Vec::new());
+    let module = &own.plan.module;
+    let argmax = module.ops.iter().find(|n| matches!(n.op, Op::ArgMax { .. })).expect("a token is chosen");
+    two_seen((&whole, &own), &model, &inputs, Rounding::Floor, &mut |whose, _, id, value| {
+        *if whose == Whose::First { &mut first } else { &mut second } += 1;
+        if whose == Whose::Second && id == argmax.args[0] {
+            scores.push(value.clone());
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert!(second * 2 < first, "{second} values of the second program, {first} of the first");
+    // Rounding down is the same in both, so that the scores are those of the program by itself.
+    let mut alone = Vec::new();
+    steps_seen(&own, &model, &inputs, Rounding::Floor, &mut |_, id, value| {
+        if id == argmax.args[0] {
+            alone.push(value.clone());
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((scores.len(), &scores), (rows.len(), &alone));
 }
 
 #[test]

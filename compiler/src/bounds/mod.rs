@@ -9,6 +9,7 @@
 //! its range is measured on inputs, with [`MARGIN`] bits to spare: an assumption, which the plan lists.
 
 mod linear;
+mod mean;
 mod proof;
 mod rules;
 pub mod spread;

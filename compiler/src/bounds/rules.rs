@@ -51,7 +51,7 @@ impl Prover<'_> {
     }
 
     /// Elements of an axis at most, and at least.
-    fn count(&self, dim: &Dim) -> Ends {
+    pub(super) fn count(&self, dim: &Dim) -> Ends {
         let most = self.graph.dims.upper(dim).map_or(f64::INFINITY, |n| n as f64);
         let least = self.graph.dims.lower(dim).map_or(0.0, |n| n.max(0) as f64);
         (least, most)
@@ -160,7 +160,8 @@ impl Prover<'_> {
             Op::Sqrt => each(&|(a, b)| (libm::sqrt(a.max(0.0)) / LOOSE, libm::sqrt(b.max(0.0)) * LOOSE)),
             Op::Reciprocal => {
                 let away = self.away.get(&ids[0]).copied().unwrap_or(0.0);
-                each(&|e| inverse(e, away))
+                let least = if graph.is_count(ids[0]) { 1.0 } else { f64::NEG_INFINITY };
+                each(&|(a, b)| inverse((a.max(least), b.max(least)), away))
             }
             Op::Pow(p) => each(&|e| power(e, f64::from(*p))),
             Op::Sign => each(&|(a, b)| (a.clamp(-1.0, 0.0).floor(), b.clamp(0.0, 1.0).ceil())),
@@ -344,7 +345,7 @@ impl Prover<'_> {
                 .map(|l| Lengths { runs: l.runs.map(|r| r * x.size()), ..l });
             return Ok(Some(proof));
         }
-        let mut proof = Proof::of(x.range.zip(&y.range, times));
+        let mut proof = Proof::of(self.mean(v).unwrap_or_else(|| x.range.zip(&y.range, times)));
         // Longest times greatest, either way round.
         let (most_x, most_y) = (x.size(), y.size());
         proof.lengths = self.lengths_of((v, *a, *b), (x, y), |p, q, _| (p * most_y).min(q * most_x));
@@ -622,7 +623,7 @@ impl Prover<'_> {
         })
     }
 
-    fn reduce(&self, v: ValueId, x: &Proof, kind: Reduce, axes: &[usize], keep: bool) -> Option<Proof> {
+    pub(super) fn reduce(&self, v: ValueId, x: &Proof, kind: Reduce, axes: &[usize], keep: bool) -> Option<Proof> {
         let source = self.graph.operand(v, 0)?;
         let mut range = x.range.clone();
         for &axis in axes {

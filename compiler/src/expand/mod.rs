@@ -24,8 +24,9 @@ pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};
 use quotient::Range2;
 
 use ombra_ir::diag::Kind;
-use ombra_ir::infer::{push, push_like, push_within};
+use ombra_ir::infer::{push, push_like, push_within, tighten};
 use ombra_ir::module::{Id, Module, Node, Origin, OutputKind, Stage};
+use ombra_ir::norms::Norms;
 use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::{BoundFrom, Ty};
 use ombra_ir::{Diagnostic, Result};
@@ -136,12 +137,8 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         other => Err(Diagnostic::internal("E0501", format!("{} has no expansion", other.name()))),
     }?;
     // What was lowered counts on this bound.
-    let ty = &mut module.ops[id.index()].ty;
-    let norms = ty.norms.finer(&node.ty.norms);
-    if result.0 < ty.bound || norms != ty.norms {
-        let from = if result.1 == BoundFrom::Proven { BoundFrom::Guarded } else { result.1 };
-        (ty.bound, ty.bound_from, ty.norms) = (ty.bound.min(result.0), from, norms);
-    }
+    let from = if result.1 == BoundFrom::Proven { BoundFrom::Guarded } else { result.1 };
+    tighten(module, id, result.0, from, &node.ty.norms);
     Ok(id)
 }
 
@@ -195,8 +192,7 @@ impl Emit<'_> {
             if before > bits - 2 {
                 return Err(no_room(before, bits));
             }
-            let node = &mut self.module.ops[x.index()].ty;
-            (node.bound, node.bound_from) = (before, BoundFrom::Guarded);
+            tighten(self.module, x, before, BoundFrom::Guarded, &Norms::default());
         }
         if from == scale {
             return self.guarded(Op::Reshare, &[x], bound);

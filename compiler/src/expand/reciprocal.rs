@@ -25,16 +25,22 @@ const LONG: u8 = 16;
 /// Fraction bits of a result that has room beside a factor near 2.
 const BESIDE: u8 = 34;
 
+/// Refuses softmax rows of more than `2^most` entries.
+pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
+    if log2 <= most {
+        return Ok(());
+    }
+    Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{log2} entries is too long"))
+        .note(format!("expected at most 2^{most} entries"))
+        .note("give --max for the sizes of the model"))
+}
+
 /// `1/x` for `1 ≤ x < 2^max_log2`, with at most `finest` fraction bits: as many as come without a division, if they are
 /// not more; error 2e-5 relative.
 ///
 /// Below 1 the factor is 1 and the result too small, by 3 percent at one half; at 0 it stays below 8.
 pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Result<Id> {
-    if max_log2 > FINE {
-        return Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{max_log2} entries is too long"))
-            .note(format!("expected at most 2^{FINE} entries"))
-            .note("give --max for the sizes of the model"));
-    }
+    check_row(max_log2, FINE)?;
     let (_, scale, _) = e.ring(x)?;
     let thresholds: Vec<f64> = (1..max_log2).map(|j| libm::ldexp(1.0, i32::from(j))).collect();
     // 2^−e = 1 − Σ c_j 2^−j, a multiple of the last threshold's inverse.

@@ -7,7 +7,8 @@
 //! resharing where `x` is a sum.
 //!
 //! All truncations are rounded down from which the revealed tensor comes by movements, sums, products with integers and
-//! with bits. Divisions before those rounded as shares decided: that noise stays in `x`, less than a unit for each.
+//! with bits; what is moved, or cut out of, a result of one, is moved first. Divisions before those rounded as shares
+//! decided: that noise stays in `x`, less than a unit for each.
 
 use super::Emit;
 use ombra_ir::Result;
@@ -21,25 +22,67 @@ pub(super) fn rounded_down(e: &mut Emit, revealed: Id) -> Result<Id> {
     let (mut region, mut open) = (BTreeSet::new(), vec![revealed]);
     while let Some(id) = open.pop() {
         let node = e.module.node(id);
-        if !region.insert(id.0) || matches!(node.op, Op::Truncate { .. }) {
+        if !region.insert(id) || matches!(node.op, Op::Truncate { .. }) {
             continue;
         }
         if passes_units_on(&node.op) {
             open.extend(node.args.iter().copied());
         }
     }
-    let mut new: BTreeMap<Id, Id> = BTreeMap::new();
+    let mut new: BTreeMap<Id, Rounded> = BTreeMap::new();
     // Operands come before their users.
-    for id in region.into_iter().map(Id) {
+    for id in region {
         let node = e.module.node(id).clone();
-        if let Op::Truncate { by } = node.op {
-            new.insert(id, floor(e, id, by)?);
+        if let (Op::Truncate { by }, [x]) = (&node.op, &*node.args) {
+            new.insert(id, Rounded::Later { quotient: id, of: *x, by: *by });
         } else if passes_units_on(&node.op) && node.args.iter().any(|a| new.contains_key(a)) {
-            let args: Vec<Id> = node.args.iter().map(|a| *new.get(a).unwrap_or(a)).collect();
-            new.insert(id, e.declared(node.op, &args, (node.ty.bound, node.ty.bound_from))?);
+            let moved = match (&node.op, &*node.args) {
+                (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, [a]) => {
+                    moved(e, id, &node.op, new.get(a))?
+                }
+                _ => None,
+            };
+            let rounded = match moved {
+                Some(later) => later,
+                None => {
+                    let mut args = Vec::with_capacity(node.args.len());
+                    for a in &node.args {
+                        args.push(now(e, &mut new, *a)?);
+                    }
+                    Rounded::Now(e.declared(node.op, &args, (node.ty.bound, node.ty.bound_from))?)
+                }
+            };
+            new.insert(id, rounded);
         }
     }
-    Ok(*new.get(&revealed).unwrap_or(&revealed))
+    now(e, &mut new, revealed)
+}
+
+/// What stands for a value of the module.
+#[derive(Clone, Copy)]
+enum Rounded {
+    /// The value, rounded down.
+    Now(Id),
+    /// A quotient by `2^by`, still to be rounded down, and what it is a quotient of.
+    Later { quotient: Id, of: Id, by: u8 },
+}
+
+/// A movement of a quotient that is not rounded down yet: the quotient of what is moved.
+fn moved(e: &mut Emit, quotient: Id, op: &Op, from: Option<&Rounded>) -> Result<Option<Rounded>> {
+    let Some(Rounded::Later { of, by, .. }) = from else { return Ok(None) };
+    let of = e.op(op.clone(), &[*of])?;
+    Ok(Some(Rounded::Later { quotient, of, by: *by }))
+}
+
+/// The value that stands for `id`, rounded down once for all that take it.
+fn now(e: &mut Emit, new: &mut BTreeMap<Id, Rounded>, id: Id) -> Result<Id> {
+    let found = match new.get(&id) {
+        None => return Ok(id),
+        Some(Rounded::Now(found)) => return Ok(*found),
+        Some(&Rounded::Later { quotient, of, by }) => floor(e, quotient, of, by)?,
+    };
+    new.insert(id, Rounded::Now(found));
+    Ok(found)
 }
 
 /// Whether a unit more of an operand is some units more of the result.
@@ -72,8 +115,7 @@ fn passes_units_on(op: &Op) -> bool {
 }
 
 /// `⌊x / 2^by⌋` for the result `y` of a truncation of `x`.
-fn floor(e: &mut Emit, y: Id, by: u8) -> Result<Id> {
-    let x = e.module.node(y).args[0];
+fn floor(e: &mut Emit, y: Id, x: Id, by: u8) -> Result<Id> {
     let (bits, scale, bound) = e.ring(y)?;
     let (_, _, whole) = e.ring(x)?;
     let x = match e.ty(x).sharing {

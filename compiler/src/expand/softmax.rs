@@ -63,11 +63,7 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let shape = e.ty(x).shape.clone();
     let max_columns = longest_row(e, x)?;
     let log2 = u8::try_from(max_columns.max(2).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX);
-    if log2 > LONGEST {
-        return Err(Diagnostic::input("E0507", format!("a softmax row of up to 2^{log2} entries is too long"))
-            .note(format!("expected at most 2^{LONGEST} entries"))
-            .note("give --max for the sizes of the model"));
-    }
+    reciprocal::check_row(log2, LONGEST)?;
     let packed = e.op(Op::Pack, &[x, mask])?;
     // The smallest ring for the maximum; its one result a row comes back.
     let (bits, _, _) = e.ring(x)?;

@@ -10,6 +10,7 @@ pub mod op;
 pub mod owners;
 pub mod print;
 pub mod ratio;
+pub mod whole;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};

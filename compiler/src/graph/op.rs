@@ -329,6 +329,26 @@ impl Op {
         }
     }
 
+    /// Whether every element of the result is one of operand 0, in another place, and none of it is left out.
+    pub fn moves_all(&self) -> bool {
+        use plain::Op as P;
+        matches!(
+            self,
+            Op::Reshape { .. }
+                | Op::Transpose { .. }
+                | Op::Expand { .. }
+                | Op::Public(P::Identity | P::Reshape { .. } | P::Transpose { .. } | P::Expand { .. })
+        )
+    }
+
+    /// Whether every element of the result is one of operand 0, in another place.
+    pub fn moves(&self) -> bool {
+        use plain::Op as P;
+        let picks =
+            matches!(self, Op::Slice { .. } | Op::Gather { .. } | Op::Public(P::Slice { .. } | P::Gather { .. }));
+        picks || self.moves_all()
+    }
+
     /// The same operator on public tensors, for those that have one with the same operands.
     pub fn to_plain(&self) -> Option<plain::Op> {
         let reduce = |kind, axes: &Vec<usize>, keepdims: &bool| plain::Op::Reduce {

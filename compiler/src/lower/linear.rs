@@ -1,5 +1,6 @@
 //! Lowering of sums, products, movement, and of what is made of them.
 
+use super::publics::whole_bits;
 use super::quotient::is_fine;
 use super::scales::LONGEST;
 use super::{Lower, RING};
@@ -40,13 +41,14 @@ impl Lower<'_> {
             let left_over = i32::from(RING) - 2 - bits - i32::from(scale);
             let most = super::scales::room(self.graph, self.options.ranges, &self.scales, v, f).min(left_over);
             let largest = self.largest(b)?;
-            let finest = super::scales::weight_scale(largest, most);
+            let whole = self.graph.is_whole(b);
+            let finest = if whole { 0 } else { super::scales::weight_scale(largest, most) };
             let right = self.encode(b, finest)?;
             return self.fitting(v, a, (left, right), trans_b);
         }
         let right = self.shares(b)?;
         if self.owner(a)? == Owner::Public {
-            let left = self.encode(a, f)?;
+            let left = self.encode(a, if self.graph.is_whole(a) { 0 } else { f })?;
             return self.value(v, M::MatMul { trans_b }, &[left, right]);
         }
         let left = self.shares(a)?;
@@ -125,16 +127,28 @@ impl Lower<'_> {
         }
         let f = self.options.f;
         let largest = self.largest(b)?.filter(|&x| x > 0.0);
-        let bits = largest.map_or(0, |x| libm::ceil(libm::log2(x)) as i32 + 1);
-        // An inverse may be small: it takes the more fraction bits.
-        let spare = if matches!(self.graph.op(b), Some(Op::Reciprocal)) { (1 - bits).clamp(0, 12) } else { 0 };
         let raw = self.raw(a)?;
         let (_, bound) = self.ring(raw)?;
-        let wanted = i32::from(f) + spare;
+        let (bits, wanted) = if self.graph.is_whole(b) {
+            (largest.map_or(0, |x| i32::from(whole_bits(x))), 0)
+        } else {
+            let bits = largest.map_or(0, |x| libm::ceil(libm::log2(x)) as i32 + 1);
+            (bits, i32::from(f) + self.spare(b, bits))
+        };
         let room = room_beside(bound) - bits.max(0);
         let (left, scale) = if room >= wanted.min(FACTOR) { (raw, wanted.min(room)) } else { (self.at_f(a)?, wanted) };
         let factor = self.encode(b, scale as u8)?;
         self.value(v, M::Mul, &[left, factor])
+    }
+
+    /// Fraction bits beside `f` that a public factor of `bits` takes: an inverse may be small.
+    fn spare(&self, b: ValueId, bits: i32) -> i32 {
+        if !matches!(self.graph.op(b), Some(Op::Reciprocal)) {
+            return 0;
+        }
+        let least = self.options.ranges.at_least(b);
+        let small = if least > 0.0 { libm::ceil(-libm::log2(least)) as i32 } else { 1 - bits };
+        small.clamp(0, 12)
     }
 
     /// A secret factor: at its own scale, or finer where it was made so.
@@ -383,8 +397,7 @@ pub(super) fn settle_before_moving(graph: &Graph, scales: &BTreeMap<ValueId, u8>
             led.insert(v, (BTreeSet::from([v]), false));
             continue;
         }
-        let moves =
-            |u: &ValueId| matches!(graph.op(*u), Some(Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. }));
+        let moves = |u: &ValueId| graph.op(*u).is_some_and(Op::moves_all);
         let users = graph.users(v);
         let secret = graph.node(v).is_ok_and(|n| n.owner == Owner::Secret && n.dtype == DType::F32);
         let alike = users.iter().all(|u| moves(u) && scales.get(u) == scales.get(&v));

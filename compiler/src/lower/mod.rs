@@ -23,10 +23,11 @@ use crate::client_region;
 use crate::graph::eval::static_values;
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
 use crate::statics::Statics;
-use ombra_ir::infer::{push, push_within};
+use ombra_ir::infer::{push, push_within, tighten};
 use ombra_ir::module::{
     Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
 };
+use ombra_ir::norms::Norms;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, DType};
 use ombra_ir::plan::Quantity;
@@ -211,9 +212,7 @@ impl Lower<'_> {
     /// The bound of the integers that stand for a value at a scale, and where it comes from.
     fn bound_at(&self, v: ValueId, scale: u8) -> Option<(u8, BoundFrom)> {
         let range = self.options.ranges.values.get(&v)?;
-        // Types may prove less, as of a sum over nothing: what the graph says is then the compiler's word.
-        let from = if range.from == BoundFrom::Proven { BoundFrom::Weights } else { range.from };
-        range.size().is_finite().then(|| (magnitude_bits(range.size(), scale), from))
+        range.size().is_finite().then(|| (magnitude_bits(range.size(), scale), range.from))
     }
 
     /// One op whose result is the graph's value `v`, within the range of `v`.
@@ -245,10 +244,7 @@ impl Lower<'_> {
     fn tighten(&mut self, v: ValueId, id: Id) {
         let Some((_, scale)) = self.module.ty(id).as_ring() else { return };
         let Some((bound, from)) = self.bound_at(v, scale) else { return };
-        let ty = &mut self.module.ops[id.index()].ty;
-        if bound < ty.bound {
-            (ty.bound, ty.bound_from) = (bound, from);
-        }
+        tighten(&mut self.module, id, bound, from, &Norms::default());
     }
 
     fn ring(&self, id: Id) -> Result<(u8, u8)> {
@@ -421,11 +417,8 @@ impl Lower<'_> {
                 OutputKind::NextToken => self.arg_max(v, v)?,
                 OutputKind::Guard => return Err(Diagnostic::internal("E0510", "a guard is no output of a model")),
                 OutputKind::Tensor if self.graph.node(v)?.dtype == DType::Bool => self.indicator(v, v)?,
-                // Of a tensor without elements there is nothing to round.
-                OutputKind::Tensor if self.graph.shape(v).iter().all(|d| d.as_constant() != Some(0)) => {
-                    self.shares(v)?
-                }
-                OutputKind::Tensor | OutputKind::Index => {
+                OutputKind::Tensor => self.shares(v)?,
+                OutputKind::Index => {
                     let raw = self.raw(v)?;
                     match self.module.ty(raw).sharing {
                         Sharing::Shared => raw,

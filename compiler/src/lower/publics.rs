@@ -103,9 +103,11 @@ impl Lower<'_> {
 
     /// Greatest size of a public value, at a scale, whether that is proven, and the norms of rows and columns.
     fn public_bound(&self, v: ValueId, scale: u8) -> Result<(u8, BoundFrom, Norms)> {
+        let whole = scale == 0 && self.graph.is_whole(v);
+        let bits = |max: f64| if whole { whole_bits(max) } else { magnitude_bits(max, scale) };
         if self.is_static(v) {
             match self.encoded_norms(v, scale) {
-                Ok((max, norms)) => return Ok((magnitude_bits(max, scale), BoundFrom::Proven, norms)),
+                Ok((max, norms)) => return Ok((bits(max), BoundFrom::Proven, norms)),
                 // A model that was read without its weights: the range is assumed.
                 Err(e) if e.code == ABSENT => {}
                 Err(e) => return Err(e),
@@ -113,7 +115,7 @@ impl Lower<'_> {
         }
         // Checked where it is encoded, by everybody.
         let max = self.interval(v).into_iter().chain(self.options.ranges.size(v)).reduce(f64::min);
-        Ok((magnitude_bits(max.unwrap_or(GIVEN), scale), BoundFrom::Proven, Norms::default()))
+        Ok((bits(max.unwrap_or(GIVEN)), BoundFrom::Proven, Norms::default()))
     }
 
     /// The greatest size of a static value, and the norms of its rows and columns as integers of a scale.
@@ -139,19 +141,10 @@ impl Lower<'_> {
         match self.graph.op(v)? {
             Op::Const(t) => t.as_f32().ok().map(largest_of),
             Op::Public(plain::Op::Unary(Unary::Cos | Unary::Sin)) => Some(1.0),
-            Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs) | plain::Op::Identity) | Op::Neg => of(0),
+            Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs)) | Op::Neg => of(0),
+            op if op.moves() => of(0),
             Op::Public(plain::Op::Binary(Binary::Mul)) | Op::Mul => Some(of(0)? * of(1)?),
             Op::Public(plain::Op::Binary(Binary::Add | Binary::Sub)) | Op::Add | Op::Sub => Some(of(0)? + of(1)?),
-            Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Gather { .. } => {
-                of(0)
-            }
-            Op::Public(
-                plain::Op::Reshape { .. }
-                | plain::Op::Transpose { .. }
-                | plain::Op::Slice { .. }
-                | plain::Op::Expand { .. }
-                | plain::Op::Gather { .. },
-            ) => of(0),
             Op::Concat { .. } | Op::Public(plain::Op::Concat { .. }) => {
                 args.iter().map(|&a| self.interval(a)).try_fold(0f64, |m, x| Some(m.max(x?)))
             }
@@ -159,4 +152,9 @@ impl Lower<'_> {
             _ => None,
         }
     }
+}
+
+/// Bits of whole numbers up to a size, which are encoded as they are.
+pub(super) fn whole_bits(max: f64) -> u8 {
+    if max < 1.0 { 1 } else { (libm::floor(libm::log2(max)) + 1.0).min(120.0) as u8 }
 }

@@ -6,7 +6,7 @@
 
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
 use ombra_ir::plain::{self, DType, Reduce, Tensor};
-use ombra_ir::{Diagnostic, Dim, Result};
+use ombra_ir::{Dim, Result};
 
 /// Rewrites every secret value whose operator needs it.
 ///
@@ -129,53 +129,45 @@ fn scaled_product(
     origin: Origin,
 ) -> Result<Option<ValueId>> {
     let (left, right) = (factor(graph, sides.0), factor(graph, sides.1));
-    let product = left.map_or(1.0, |s| f64::from(s.factor)) * right.map_or(1.0, |s| f64::from(s.factor));
-    let product = product as f32;
+    let of = |side: &Option<Scaled>| side.as_ref().map_or(1.0, |s| f64::from(s.factor));
+    let product = (of(&left) * of(&right)) as f32;
     if left.is_none() && right.is_none() || !product.is_normal() {
         return Ok(None);
     }
-    let (a, b) = (without_factor(graph, sides.0, left)?, without_factor(graph, sides.1, right)?);
+    let a = left.map_or(Ok(sides.0), |scaled| without_factor(graph, scaled))?;
+    let b = right.map_or(Ok(sides.1), |scaled| without_factor(graph, scaled))?;
     let scores = graph.add(Op::MatMul, &[a, b], inner.clone())?;
     let factor = graph.add_const(Tensor::scalar_f32(near_power_of_two(product)), inner)?;
     graph.add(Op::Mul, &[scores, factor], origin).map(Some)
 }
 
-/// `x·factor`, which some movements lie behind.
-#[derive(Clone, Copy)]
+/// `x·factor`, moved.
 struct Scaled {
     x: ValueId,
-    product: ValueId,
     factor: f32,
+    /// The movements behind the product, the last one first.
+    moved: Vec<ValueId>,
 }
 
 /// The constant that every element of a value was multiplied by, before it was moved.
 fn factor(graph: &Graph, v: ValueId) -> Option<Scaled> {
-    let mut product = v;
-    while is_moved(graph.op(product)?) {
+    let (mut product, mut moved) = (v, Vec::new());
+    while graph.op(product)?.moves() {
+        moved.push(product);
         product = graph.operand(product, 0)?;
     }
     let operands = graph.operands(product);
     let (Some(Op::Mul), &[x, y]) = (graph.op(product), operands.as_slice()) else { return None };
-    [(x, y), (y, x)].into_iter().find_map(|(x, k)| {
+    let (x, factor) = [(x, y), (y, x)].into_iter().find_map(|(x, k)| {
         let factor = graph.constant(k).filter(|t| t.rank() <= 1).and_then(Tensor::single_f32)?;
         let keeps = graph.shape(x) == graph.shape(product) && graph.node(x).is_ok_and(|n| n.owner == Owner::Secret);
-        (keeps && factor.is_finite() && factor != 0.0).then_some(Scaled { x, product, factor })
-    })
-}
-
-/// Whether an op gives elements of its first operand alone, in other places.
-fn is_moved(op: &Op) -> bool {
-    matches!(op, Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. } | Op::Gather { .. } | Op::Slice { .. })
+        (keeps && factor.is_finite() && factor != 0.0).then_some((x, factor))
+    })?;
+    Some(Scaled { x, factor, moved })
 }
 
 /// The value without its factor: the movements anew, of what was multiplied.
-fn without_factor(graph: &mut Graph, v: ValueId, scaled: Option<Scaled>) -> Result<ValueId> {
-    let Some(Scaled { x, product, .. }) = scaled else { return Ok(v) };
-    let (mut moved, mut at) = (Vec::new(), v);
-    while at != product {
-        moved.push(at);
-        at = graph.operand(at, 0).ok_or_else(|| Diagnostic::internal("E0511", "a movement has no operand"))?;
-    }
+fn without_factor(graph: &mut Graph, Scaled { x, moved, .. }: Scaled) -> Result<ValueId> {
     moved.into_iter().rev().try_fold(x, |x, at| {
         let node = graph.node(at)?.clone();
         let operands: Vec<ValueId> = [x].into_iter().chain(graph.operands(at).into_iter().skip(1)).collect();
@@ -215,12 +207,21 @@ fn divided(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: Origin, origin:
     if known && graph.constant(b).is_some_and(scalar) {
         return Ok(None);
     }
+    let b = at_least_one(graph, (a, b), &inner)?;
     let inverse = match secret_root(graph, b) {
         Some(x) => graph.add(Op::Pow(-0.5), &[x], inner)?,
         None if known || graph.node(a)?.owner == Owner::Public => graph.add(Op::Reciprocal, &[b], inner)?,
         None => return Ok(None),
     };
     graph.add(Op::Mul, &[a, inverse], origin).map(Some)
+}
+
+/// The divisor of a mean of what whole numbers choose, limited to 1 where the model limits it to less: where they sum up
+/// to 0, so does what is divided.
+fn at_least_one(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: &Origin) -> Result<ValueId> {
+    let Some((count, _)) = graph.limited(b).filter(|_| graph.mean_of(a, b).is_some()) else { return Ok(b) };
+    let one = graph.add_const(Tensor::scalar_f32(1.0), inner.clone())?;
+    graph.add(Op::Max, &[count, one], inner.clone())
 }
 
 /// The secret that a value is the square root of.

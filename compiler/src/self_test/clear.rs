@@ -4,18 +4,18 @@ use crate::graph::{ValueId, eval};
 use crate::import::load_weight;
 use crate::onnx::Model;
 use crate::pipeline::Compiled;
-use crate::statics::{Known, Statics};
+use crate::statics::{Key, Known, Statics};
 use ombra_ir::bind::{Bound, bind};
-use ombra_ir::module::{Id, Node};
+use ombra_ir::module::{Id, Module, Node};
 use ombra_ir::norms::Measure;
-use ombra_ir::op::Op;
+use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::Tensor;
 use ombra_ir::plain::tensor::volume;
-use ombra_ir::reference::run::{Outcome, run_together};
+use ombra_ir::reference::run::{Outcome, needed, run_revealed, run_together};
 use ombra_ir::reference::{RefValue, Rounding, encode, encode_as};
 use ombra_ir::ty::Ty;
 use ombra_ir::{Bindings, Diagnostic, Result, Sym};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A step's sizes from the shapes of its inputs.
 ///
@@ -73,23 +73,187 @@ pub fn steps_seen(
     rounding: Rounding,
     see: &mut dyn FnMut(usize, Id, &RefValue) -> Result<()>,
 ) -> Result<Vec<Outcome>> {
-    let bound = inputs.iter().map(|inputs| bind_step(compiled, inputs)).collect::<Result<Vec<_>>>()?;
-    let weights = |name: &str| load_weight(model, name);
-    // What the client computes in plaintext.
-    let mut known: Vec<BTreeMap<String, Tensor>> = inputs.iter().map(|inputs| (*inputs).clone()).collect();
-    let wanted: Vec<_> = compiled.inputs.values().copied().collect();
-    eval::visit_rows(&compiled.graph, &wanted, &weights, inputs, &mut |row, id, tensor| {
-        for (name, _) in compiled.inputs.iter().filter(|(_, v)| **v == id) {
-            if let Some(known) = known.get_mut(row) {
-                known.insert(name.clone(), tensor.clone());
+    let steps = Steps::new(compiled, model, inputs)?;
+    run_together(&compiled.plan.module, &steps.bound, rounding, &mut |step, _, node| steps.source(step, node), see)
+}
+
+/// As [`steps_seen`], for two programs of one model. What the second reveals is computed from the first's values where
+/// both have the same, so that these are shown as the first's alone; `see` is told whose a value is.
+///
+/// # Errors
+/// Inputs that the plans cannot take, and those of `see`.
+pub fn two_seen(
+    (first, second): (&Compiled, &Compiled),
+    model: &Model,
+    inputs: &[&BTreeMap<String, Tensor>],
+    rounding: Rounding,
+    see: &mut dyn FnMut(Whose, usize, Id, &RefValue) -> Result<()>,
+) -> Result<()> {
+    let (one, other) = (Steps::new(first, model, inputs)?, Steps::new(second, model, inputs)?);
+    let taken = taken(&one, &other)?;
+    let mut kept: BTreeMap<Id, Vec<RefValue>> = taken.values().map(|id| (*id, Vec::new())).collect();
+    let module = &first.plan.module;
+    run_together(module, &one.bound, rounding, &mut |step, _, node| one.source(step, node), &mut |step, id, value| {
+        if let Some(kept) = kept.get_mut(&id) {
+            kept.push(value.clone());
+        }
+        see(Whose::First, step, id, value)
+    })?;
+    let given = taken.into_iter().filter_map(|(id, from)| Some((id, kept.get(&from)?.clone()))).collect();
+    drop(kept);
+    let (module, source) = (&second.plan.module, &mut |step, _: Id, node: &Node| other.source(step, node));
+    run_revealed(module, &other.bound, given, rounding, source, &mut |step, id, value| {
+        see(Whose::Second, step, id, value)
+    })?;
+    Ok(())
+}
+
+/// Which of two programs a value is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The one that is run whole.
+    First,
+    /// The one that takes values of the first.
+    Second,
+}
+
+/// Several first steps of a program, with all that they are given.
+struct Steps<'a> {
+    compiled: &'a Compiled,
+    model: &'a Model,
+    bound: Vec<Bound>,
+    /// Inputs, and what the client computes in plaintext.
+    known: Vec<BTreeMap<String, Tensor>>,
+}
+
+impl<'a> Steps<'a> {
+    fn new(compiled: &'a Compiled, model: &'a Model, inputs: &[&BTreeMap<String, Tensor>]) -> Result<Self> {
+        let bound = inputs.iter().map(|inputs| bind_step(compiled, inputs)).collect::<Result<Vec<_>>>()?;
+        let weights = |name: &str| load_weight(model, name);
+        let mut known: Vec<BTreeMap<String, Tensor>> = inputs.iter().map(|inputs| (*inputs).clone()).collect();
+        let wanted: Vec<_> = compiled.inputs.values().copied().collect();
+        eval::visit_rows(&compiled.graph, &wanted, &weights, inputs, &mut |row, id, tensor| {
+            for (name, _) in compiled.inputs.iter().filter(|(_, v)| **v == id) {
+                if let Some(known) = known.get_mut(row) {
+                    known.insert(name.clone(), tensor.clone());
+                }
+            }
+        })?;
+        Ok(Steps { compiled, model, bound, known })
+    }
+
+    fn source(&self, step: usize, node: &Node) -> Result<RefValue> {
+        let missing = || Diagnostic::internal("E0585", "a step has no inputs");
+        source_value(self.compiled, self.model, self.known.get(step).ok_or_else(missing)?, node)
+    }
+
+    /// What an op is given in every step: public values, or inputs.
+    fn tensors(&self, op: &Op) -> Option<Vec<&Tensor>> {
+        let module = &self.compiled.plan.module;
+        let steps = self.bound.iter().zip(&self.known);
+        match op {
+            Op::Public { value } => steps.map(|(bound, _)| bound.public.get(*value as usize)).collect(),
+            _ => {
+                let name = given_name(module, op)?;
+                steps.map(|(_, known)| known.get(name)).collect()
             }
         }
-    })?;
-    let mut source = |step: usize, _: Id, node: &Node| {
-        let missing = || Diagnostic::internal("E0585", "a step has no inputs");
-        source_value(compiled, model, known.get(step).ok_or_else(missing)?, node)
+    }
+}
+
+/// The name of what the client gives an op.
+fn given_name<'a>(module: &'a Module, op: &Op) -> Option<&'a str> {
+    match op {
+        Op::Input { slot } | Op::ClientInts { slot } => module.inputs.get(*slot as usize).map(|s| s.name.as_str()),
+        Op::State { slot } => module.states.get(*slot as usize).map(|s| s.input.as_str()),
+        _ => None,
+    }
+}
+
+/// What the second program's revealed values follow from and the first computes too: ids of the second with those of the
+/// first.
+///
+/// Equal ops of equal operands are equal, and so are sources with the same elements. Sources themselves are not taken,
+/// since weights are large.
+fn taken(first: &Steps, second: &Steps) -> Result<BTreeMap<Id, Id>> {
+    let equal = equal_values(first, second)?;
+    let module = &second.compiled.plan.module;
+    // Nor is what is chosen and revealed: it is looked at in the second program.
+    let is_own = |op: &Op| op.class() == Class::Source || matches!(op, Op::Reveal { .. } | Op::ArgMax { .. });
+    let known = |id: Id| equal.contains_key(&id) && !is_own(&module.node(id).op);
+    let needed = needed(module, &known);
+    let taken = equal.iter().filter(|(id, _)| known(**id) && needed.get(id.index()) == Some(&true));
+    Ok(taken.map(|(id, from)| (*id, *from)).collect())
+}
+
+/// Values of the second program that are values of the first in these steps, up to the rounding of divisions.
+fn equal_values(first: &Steps, second: &Steps) -> Result<BTreeMap<Id, Id>> {
+    let mut equal = BTreeMap::new();
+    // Sizes are compared as symbols below.
+    let symbols = |steps: &Steps| steps.compiled.plan.module.dims.syms.len();
+    let common = u32::try_from(symbols(first).min(symbols(second))).unwrap_or(u32::MAX);
+    let sizes = |steps: &Steps| -> Vec<Vec<Option<u64>>> {
+        steps.bound.iter().map(|b| (0..common).map(|i| b.bindings.get(Sym(i))).collect()).collect()
     };
-    run_together(&compiled.plan.module, &bound, rounding, &mut source, see)
+    if sizes(first) != sizes(second) {
+        return Ok(equal);
+    }
+    let none = Known::default();
+    let statics = |steps: &'_ Steps<'_>| -> Result<BTreeMap<String, Key>> {
+        let statics = Statics::new(&steps.compiled.graph, steps.model, &none);
+        steps.compiled.weights.iter().map(|(name, (v, _))| Ok((name.clone(), statics.key(*v)?))).collect()
+    };
+    let (own, others) = (statics(first)?, statics(second)?);
+    // One value for all of the first program that are equal, by what makes them.
+    let mut made: HashMap<String, Id> = HashMap::new();
+    let mut sources: Vec<Id> = Vec::new();
+    let mut value_of =
+        |steps: &Steps, weights: &BTreeMap<String, Key>, args: Option<Vec<Id>>, node: &Node, own: Option<Id>| {
+            let Some(tensors) = steps.tensors(&node.op) else {
+                let key = described(node, &args?, weights)?;
+                return made.get(&key).copied().or_else(|| {
+                    made.extend(own.map(|id| (key, id)));
+                    own
+                });
+            };
+            let module = &first.compiled.plan.module;
+            let same = |id: &&Id| {
+                let source = module.node(**id);
+                std::mem::discriminant(&source.op) == std::mem::discriminant(&node.op)
+                    && source.ty.elem == node.ty.elem
+                    && first.tensors(&source.op).is_some_and(|own| own == tensors)
+            };
+            sources.iter().find(same).copied().or_else(|| {
+                sources.extend(own);
+                own
+            })
+        };
+    let mut own_values: BTreeMap<Id, Id> = BTreeMap::new();
+    let of = |args: &[Id], values: &BTreeMap<Id, Id>| args.iter().map(|a| values.get(a).copied()).collect();
+    for (id, node) in ids(&first.compiled.plan.module) {
+        let value = value_of(first, &own, of(&node.args, &own_values), node, Some(id));
+        own_values.extend(value.map(|value| (id, value)));
+    }
+    for (id, node) in ids(&second.compiled.plan.module) {
+        let value = value_of(second, &others, of(&node.args, &equal), node, None);
+        equal.extend(value.map(|value| (id, value)));
+    }
+    Ok(equal)
+}
+
+fn ids(module: &Module) -> impl Iterator<Item = (Id, &Node)> {
+    module.ops.iter().zip(0..).map(|(node, i)| (Id(i), node))
+}
+
+/// An op with the values of its operands, in words that are the same for what computes the same; nothing for sources that
+/// are told apart by their elements.
+fn described(node: &Node, args: &[Id], weights: &BTreeMap<String, Key>) -> Option<String> {
+    let (op, ty) = (&node.op, &node.ty);
+    match op {
+        Op::Weight { name } | Op::PublicWeight { name } => Some(format!("{:?} {:?}", weights.get(name)?, ty.elem)),
+        _ if op.class() == Class::Source => None,
+        _ => Some(format!("{op:?} {args:?} {:?} {:?}", ty.elem, ty.shape)),
+    }
 }
 
 fn source_value(compiled: &Compiled, model: &Model, known: &BTreeMap<String, Tensor>, node: &Node) -> Result<RefValue> {

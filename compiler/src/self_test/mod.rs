@@ -2,7 +2,8 @@
 //!
 //! Two programs are run: the plan's own, whose scores are read before the greatest of them is chosen, so that of every
 //! row only the last position is seen; and, where the plan chooses tokens, the same model compiled to reveal the logits
-//! of all positions. Divisions round by drawn numbers, as they do by shares; all else is what the parties compute.
+//! of all positions. What both compute is computed once. Divisions round by drawn numbers, as they do by shares; all else
+//! is what the parties compute.
 
 pub mod clear;
 pub mod measure;
@@ -14,8 +15,9 @@ use crate::import::{self, load_weight};
 use crate::onnx::Model;
 use crate::pipeline::{self, Compiled, Errors, Options};
 use crate::reveal::Reveal;
+use clear::Whose;
 use measure::{Logits, Sums, relative_error};
-use ombra_ir::module::{Id, OutputKind};
+use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::reference::{RefData, RefValue, Rounding};
@@ -133,20 +135,16 @@ pub fn self_test(
     for rows in together(&rows) {
         progress("the model in float", 0);
         let expected = outputs_in_float(model, graph, whole, rows).map_err(one)?;
-        let mut test = |name: &str, program: &Compiled, sums: &mut Sums| {
-            let mut found = run(model, program, rows, &mut |at| progress(name, at))?;
-            for ((row, expected), found) in rows.iter().zip(&expected).zip(&mut found) {
-                if guard_is_set(found) {
+        let own = (!std::ptr::eq(whole, compiled) && matches!(what, What::BuiltIn { .. })).then_some(compiled);
+        let [of_all, of_last] = run(model, (whole, own), rows, progress).map_err(one)?;
+        for (found, sums) in [(of_all, &mut all), (of_last, &mut last)] {
+            for ((row, expected), mut found) in rows.iter().zip(&expected).zip(found) {
+                if guard_is_set(&mut found) {
                     report.guarded.push(row.name.clone());
                     continue;
                 }
-                compare(row, expected, found, sums, &mut report.outputs)?;
+                compare(row, expected, &found, sums, &mut report.outputs).map_err(one)?;
             }
-            Ok(())
-        };
-        test("all positions", whole, &mut all).map_err(one)?;
-        if !std::ptr::eq(whole, compiled) && (matches!(what, What::BuiltIn { .. })) {
-            test("last positions", compiled, &mut last).map_err(one)?;
         }
     }
     (report.logits, report.last) = (all.finish(), last.finish());
@@ -241,22 +239,57 @@ struct Found {
     values: Vec<f64>,
 }
 
-/// Every row's revealed outputs by name; in place of the next token, the scores that it is chosen from.
+/// Outputs of a program in the clear, by name, of every row.
+type Outputs = Vec<BTreeMap<String, Found>>;
+
+/// Every row's revealed outputs of a program, and of another one where there is one; in place of the next token, the scores
+/// that it is chosen from.
 fn run(
     model: &Model,
-    compiled: &Compiled,
+    (whole, own): (&Compiled, Option<&Compiled>),
     rows: &[Row],
-    progress: &mut dyn FnMut(u64),
-) -> Result<Vec<BTreeMap<String, Found>>> {
-    let module = &compiled.plan.module;
+    progress: &mut dyn FnMut(&str, u64),
+) -> Result<[Outputs; 2]> {
+    let none = || -> Outputs { rows.iter().map(|_| BTreeMap::new()).collect() };
+    let mut found = [none(), none()];
+    let wanted = [revealed(&whole.plan.module), own.map(|own| revealed(&own.plan.module)).unwrap_or_default()];
+    let inputs: Vec<_> = rows.iter().map(|row| &row.inputs).collect();
+    let rounding = Rounding::Drawn { seed: SEED };
+    let mut see = |whose: Whose, row: usize, id: Id, value: &RefValue| {
+        let (name, program, at) = match whose {
+            Whose::First => ("all positions", whole, 0),
+            Whose::Second => ("last positions", own.unwrap_or(whole), 1),
+        };
+        let module = &program.plan.module;
+        progress(name, id.index() as u64 * 1000 / module.ops.len().max(1) as u64);
+        if let (Some((name, kind)), Some(found)) = (wanted[at].get(&id), found[at].get_mut(row)) {
+            let values = decoded(module.ty(id), value)?;
+            found.insert(name.clone(), Found { kind: *kind, shape: value.shape.clone(), values });
+        }
+        Ok(())
+    };
+    match own {
+        Some(own) => clear::two_seen((whole, own), model, &inputs, rounding, &mut see)?,
+        None => {
+            let mut see = |row: usize, id: Id, value: &RefValue| see(Whose::First, row, id, value);
+            clear::steps_seen(whole, model, &inputs, rounding, &mut see)?;
+        }
+    }
+    let missing = |(found, wanted): (&Outputs, &BTreeMap<Id, (String, OutputKind)>)| {
+        found.iter().any(|found| wanted.values().any(|(name, _)| !found.contains_key(name)))
+    };
+    if found.iter().zip(&wanted).any(missing) {
+        return Err(Diagnostic::internal("E0585", "a program did not compute what it reveals"));
+    }
+    Ok(found)
+}
+
+/// What a program reveals: names and kinds by the value that is looked at.
+fn revealed(module: &Module) -> BTreeMap<Id, (String, OutputKind)> {
     let mut wanted: BTreeMap<Id, (String, OutputKind)> = BTreeMap::new();
     for node in &module.ops {
         let (Op::Reveal { slot }, [value]) = (&node.op, &*node.args) else { continue };
         let Some(output) = module.outputs.get(*slot as usize) else { continue };
-        // Whether an assumed range was left is no output of the model.
-        if output.kind == OutputKind::Guard {
-            continue;
-        }
         let (source, kind) = match &module.node(*value).op {
             _ if output.kind == OutputKind::Guard => (Some(*value), OutputKind::Guard),
             Op::ArgMax { .. } => (module.node(*value).args.first().copied(), OutputKind::NextToken),
@@ -264,18 +297,7 @@ fn run(
         };
         wanted.extend(source.map(|source| (source, (output.name.clone(), kind))));
     }
-    let total = module.ops.len().max(1) as u64;
-    let mut found: Vec<BTreeMap<String, Found>> = rows.iter().map(|_| BTreeMap::new()).collect();
-    let inputs: Vec<_> = rows.iter().map(|row| &row.inputs).collect();
-    clear::steps_seen(compiled, model, &inputs, Rounding::Drawn { seed: SEED }, &mut |row, id, value| {
-        progress(id.index() as u64 * 1000 / total);
-        if let (Some((name, kind)), Some(found)) = (wanted.get(&id), found.get_mut(row)) {
-            let values = decoded(module.ty(id), value)?;
-            found.insert(name.clone(), Found { kind: *kind, shape: value.shape.clone(), values });
-        }
-        Ok(())
-    })?;
-    Ok(found)
+    wanted
 }
 
 /// Takes the guard out of what a program reveals; whether it is set.

@@ -45,6 +45,25 @@ pub fn push_like(module: &mut Module, node: &Node, op: Op, args: &[Id]) -> Resul
     add(module, op, args, None, Declared::AtMost(ty.bound, ty.bound_from, ty.norms), origin)
 }
 
+/// Declares that a result of a module is smaller than was known when its op was added: within `2^bound` and `finer` norms,
+/// says `from`. Nothing changes where both were known.
+///
+/// Types of later ops follow from this one, so it is as concise as if the op had been added with it.
+pub fn tighten(module: &mut Module, id: Id, bound: u8, from: BoundFrom, finer: &Norms) {
+    let Some(node) = module.ops.get(id.index()) else { return };
+    let norms = node.ty.norms.finer(finer);
+    if bound >= node.ty.bound && norms == node.ty.norms {
+        return;
+    }
+    let mut ty = Ty { bound: bound.min(node.ty.bound), bound_from: from, norms, ..node.ty.clone() };
+    if !declares_bound(&node.op) {
+        ty.norms = norms::concise(&ty, &TypeCx::of(module));
+    }
+    if let Some(node) = module.ops.get_mut(id.index()) {
+        node.ty = ty;
+    }
+}
+
 /// What a caller knows of a bound.
 enum Declared {
     Proven,

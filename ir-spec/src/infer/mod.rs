@@ -12,7 +12,7 @@ mod nonlinear;
 mod norms;
 mod source;
 
-pub use build::{push, push_like, push_source, push_within};
+pub use build::{push, push_like, push_source, push_within, tighten};
 pub use constraints::{CONSTRAINTS, Constraint, constraint};
 
 pub(crate) use source::public_type;

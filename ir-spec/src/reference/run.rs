@@ -5,6 +5,7 @@ use crate::bind::{Bound, place};
 use crate::diag::{Diagnostic, Result};
 use crate::module::{Id, Module, Node};
 use crate::op::{Class, Op};
+use std::collections::BTreeMap;
 
 /// What a module leaves behind.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +47,9 @@ pub fn run_seen(
     outcomes.pop().ok_or_else(|| Diagnostic::internal("E0386", "a step left nothing behind"))
 }
 
+/// Values that are known before a run: of every step, in their order, or one for all of them.
+pub type Given = BTreeMap<Id, Vec<RefValue>>;
+
 /// A value in every step that runs.
 enum Values {
     /// Of weights alone: the same in all of them.
@@ -75,9 +79,49 @@ pub fn run_together(
     source: &mut dyn FnMut(usize, Id, &Node) -> Result<RefValue>,
     see: &mut dyn FnMut(usize, Id, &RefValue) -> Result<()>,
 ) -> Result<Vec<Outcome>> {
+    let (needed, given) = (vec![true; module.ops.len()], Given::new());
+    run_needed(module, (steps, &needed, given), rounding, source, see)
+}
+
+/// As [`run_together`], for what is revealed alone, where some values are given: these are not computed again, and neither
+/// is what only they follow from. No state is left behind.
+///
+/// # Errors
+/// Those of `source` and `see`, and operands that an op cannot take.
+pub fn run_revealed(
+    module: &Module,
+    steps: &[Bound],
+    given: Given,
+    rounding: Rounding,
+    source: &mut dyn FnMut(usize, Id, &Node) -> Result<RefValue>,
+    see: &mut dyn FnMut(usize, Id, &RefValue) -> Result<()>,
+) -> Result<Vec<Outcome>> {
+    let needed = needed(module, &|id| given.contains_key(&id));
+    run_needed(module, (steps, &needed, given), rounding, source, see)
+}
+
+/// The ops whose values what is revealed follows from, up to those that are `known`.
+pub fn needed(module: &Module, known: &dyn Fn(Id) -> bool) -> Vec<bool> {
+    let mut needed: Vec<bool> = module.ops.iter().map(|node| matches!(node.op, Op::Reveal { .. })).collect();
+    for (i, node) in module.ops.iter().enumerate().rev() {
+        if needed[i] && !known(Id(i as u32)) {
+            node.args.iter().for_each(|a| needed[a.index()] = true);
+        }
+    }
+    needed
+}
+
+fn run_needed(
+    module: &Module,
+    (steps, needed, mut given): (&[Bound], &[bool], Given),
+    rounding: Rounding,
+    source: &mut dyn FnMut(usize, Id, &Node) -> Result<RefValue>,
+    see: &mut dyn FnMut(usize, Id, &RefValue) -> Result<()>,
+) -> Result<Vec<Outcome>> {
     let mut last_use = vec![0usize; module.ops.len()];
     for (i, node) in module.ops.iter().enumerate() {
-        for a in &node.args {
+        let id = Id(i as u32);
+        for a in node.args.iter().filter(|_| needed[i] && !given.contains_key(&id)) {
             last_use[a.index()] = i;
         }
     }
@@ -87,6 +131,21 @@ pub fn run_together(
     for (i, node) in module.ops.iter().enumerate() {
         let id = Id(i as u32);
         let at = |d: Diagnostic| d.at(place(module, id));
+        if !needed[i] {
+            values.push(None);
+            continue;
+        }
+        if let Some(mut known) = given.remove(&id) {
+            known.iter().enumerate().try_for_each(|(step, value)| see(step, id, value)).map_err(at)?;
+            values.push(match known.pop() {
+                Some(value) if known.is_empty() && steps.len() > 1 => Some(Values::Shared(value)),
+                last => {
+                    known.extend(last);
+                    Some(Values::Each(known))
+                }
+            });
+            continue;
+        }
         let is_shared = shared(node, &values);
         // The same elements, which nobody else uses.
         let moved = match (&node.op, &*node.args) {

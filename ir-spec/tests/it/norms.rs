@@ -1,12 +1,12 @@
 //! Norms: what the rules prove of rows, columns and elements holds for what the reference computes.
 
 use ombra_ir::dim::{Bindings, Dim};
-use ombra_ir::infer::{push, push_source};
+use ombra_ir::infer::{push, push_like, push_source, tighten};
 use ombra_ir::module::{Id, Module, Origin, Setting, Stage};
 use ombra_ir::norms::{BIT, Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::reference::{RefValue, encode_as, eval, signed};
-use ombra_ir::ty::{Sharing, Ty};
+use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::verify::findings;
 use proptest::prelude::*;
 
@@ -137,6 +137,28 @@ fn a_product_is_bounded_by_rows_and_columns() {
     assert_eq!(m.ty(z), m.ty(y));
     let t = push(&mut m, Op::Truncate { by: 8 }, &[y], None, Origin::default()).unwrap();
     assert_eq!(m.ty(t).show(&m.dims), "ring64.8[2, 8] shared <29 size 28.76");
+}
+
+/// Types that follow from a result which was found to be smaller are those of a module that is built anew from it.
+#[test]
+fn a_result_that_is_tightened_is_as_concise_as_any_other() {
+    let mut m = Module::empty("m".into(), Setting::ThreeParty, Stage::Lowered, Default::default());
+    let (w, _) = weight(&mut m, &[2, 4], &[0.5; 8], false);
+    let sum = push(&mut m, Op::ReduceSum { axis: 1 }, &[w], None, Origin::default()).unwrap();
+    assert!(!m.ty(sum).norms.is_none());
+    tighten(&mut m, sum, 5, BoundFrom::Weights, &Norms::default());
+    assert_eq!((m.ty(sum).bound, m.ty(sum).bound_from, m.ty(sum).norms), (5, BoundFrom::Weights, Norms::default()));
+    let less = push(&mut m, Op::Truncate { by: 2 }, &[sum], None, Origin::default()).unwrap();
+    let nodes = m.ops.clone();
+    let mut anew = Module { ops: Vec::new(), ..m };
+    for node in &nodes {
+        push_like(&mut anew, node, node.op.clone(), &node.args).unwrap();
+    }
+    assert_eq!(anew.ops, nodes);
+    assert!(findings(&anew).is_empty());
+    let before = anew.ty(less).clone();
+    tighten(&mut anew, less, 60, BoundFrom::Guarded, &Norms::default());
+    assert_eq!(*anew.ty(less), before, "nothing new was said");
 }
 
 #[test]

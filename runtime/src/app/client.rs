@@ -479,7 +479,7 @@ fn check_guard(folder: &PlanFolder, outputs: &mut Vec<Named>) -> Result<()> {
     let places: Vec<&str> = plan.assumed.iter().take(3).map(|assumed| assumed.node.as_str()).collect();
     Err(Diagnostic::input("E1018", "this input leaves the ranges that the plan was made for: there is no result")
         .note(format!("expected values as on the inputs that were measured, at {}", places.join(", ")))
-        .note("compile the model with --calibrate on inputs like this one"))
+        .note("compile the model with --calibrate or --calibrate-text on inputs like this one"))
 }
 
 /// The ids of the next tokens among the outputs of a step.
