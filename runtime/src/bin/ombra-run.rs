@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::{Diagnostic, Kind, Result};
 use ombra_runtime::app::chat::{self, Chat};
-use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, run_client, serve_party};
+use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, print_renewed, run_client};
+use ombra_runtime::app::service::log::Format;
+use ombra_runtime::app::service::{self, serve_party};
 use ombra_runtime::app::isolation;
-use ombra_runtime::transport::Party;
 
 /// Runs a plan that `ombra compile` made between client, server and helper.
 #[derive(Parser)]
@@ -42,7 +43,7 @@ enum Command {
         #[arg(short, value_name = "DIR")]
         output: PathBuf,
     },
-    /// Serve sessions, one after another.
+    /// Serve sessions, side by side.
     Serve {
         /// The folder that the compiler wrote; the helper needs its public part only.
         dir: PathBuf,
@@ -52,11 +53,20 @@ enum Command {
         /// This party's configuration.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// End when standard input does.
+        /// How the log is written to standard error.
+        #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+        log: LogFormat,
+        /// End when standard input does, and log errors alone.
         #[arg(long, hide = true)]
         end_with_input: bool,
         #[command(flatten)]
         common: ServeCommon,
+    },
+    /// Have a running server share its weights anew, under a new key.
+    Renew {
+        /// The server's configuration, which names its socket for commands.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Generate text as the client.
     Generate {
@@ -200,6 +210,14 @@ struct Common {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Backend {
     /// This machine's processor.
     Cpu,
@@ -238,11 +256,16 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Keygen { party, output } => make_keys(party.parse()?, &output),
-        Command::Serve { dir, party, config, end_with_input, common } => {
-            let party: Party = party.parse()?;
+        Command::Serve { dir, party, config, log, end_with_input, common } => {
+            let log = match log {
+                LogFormat::Text => Format::Text,
+                LogFormat::Json => Format::Json,
+            };
             let threads = threads(&common)?;
-            serve_party(&dir, party, &config, &common.network, threads, end_with_input)
+            let (party, network) = (party.parse()?, common.network);
+            serve_party(&service::Options { folder: dir, party, config, network, threads, with_input: end_with_input, log })
         }
+        Command::Renew { config } => print_renewed(service::renew(&config)?),
         Command::Local { dir, mut prompt, tensors, mut comparing, common } => {
             let test_data = comparing.test_data.take();
             let given = given(&mut prompt, tensors.input, test_data)?;
