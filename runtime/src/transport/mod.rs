@@ -41,6 +41,8 @@ mod network;
 mod party;
 mod queue;
 mod session;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod trust;
 mod watch;

@@ -123,7 +123,7 @@ fn converse(folder: &Path, work: impl FnOnce(&PlanFolder, Session)) -> [Result<(
         .drain(1..)
         .map(|session| {
             let folder = PlanFolder::open(folder).unwrap();
-            let mut keep = Keep::new(session.party(), &folder).unwrap();
+            let keep = Keep::new(session.party(), &folder).unwrap();
             thread::spawn(move || serve_session(&folder, &session, &keep, 1))
         })
         .collect();
