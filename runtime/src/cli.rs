@@ -4,13 +4,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::app::chat::{self, Chat};
-use crate::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, run_client, serve_party};
-use crate::app::isolation;
-use crate::transport::Party;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::draw::Sampling;
 use ombra_ir::{Diagnostic, Kind, Result};
+
+use crate::app::chat::{self, Chat};
+use crate::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, print_renewed, run_client};
+use crate::app::isolation;
+use crate::app::service::log::Format;
+use crate::app::service::{self, serve_party};
 
 /// Runs a plan that `ombra compile` made between client, server and helper.
 #[derive(Parser)]
@@ -44,7 +46,7 @@ enum Command {
         #[arg(short, value_name = "DIR")]
         output: PathBuf,
     },
-    /// Serve sessions, one after another.
+    /// Serve sessions, side by side.
     Serve {
         /// The folder that the compiler wrote; the helper needs its public part only.
         dir: PathBuf,
@@ -54,11 +56,20 @@ enum Command {
         /// This party's configuration.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// End when standard input does.
+        /// How the log is written to standard error.
+        #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+        log: LogFormat,
+        /// End when standard input does, and log errors alone.
         #[arg(long, hide = true)]
         end_with_input: bool,
         #[command(flatten)]
         common: ServeCommon,
+    },
+    /// Have a running server share its weights anew, under a new key.
+    Renew {
+        /// The server's configuration, which names its socket for commands.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Generate text as the client.
     Generate {
@@ -222,6 +233,14 @@ struct Common {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Backend {
     /// This machine's processor.
     Cpu,
@@ -261,11 +280,24 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn command(command: Command) -> Result<()> {
     match command {
         Command::Keygen { party, output } => make_keys(party.parse()?, &output),
-        Command::Serve { dir, party, config, end_with_input, common } => {
-            let party: Party = party.parse()?;
+        Command::Serve { dir, party, config, log, end_with_input, common } => {
+            let log = match log {
+                LogFormat::Text => Format::Text,
+                LogFormat::Json => Format::Json,
+            };
             let threads = threads(&common)?;
-            serve_party(&dir, party, &config, &common.network, threads, end_with_input)
+            let (party, network) = (party.parse()?, common.network);
+            serve_party(&service::Options {
+                folder: dir,
+                party,
+                config,
+                network,
+                threads,
+                with_input: end_with_input,
+                log,
+            })
         }
+        Command::Renew { config } => print_renewed(service::renew(&config)?),
         Command::Local { dir, mut prompt, tensors, mut comparing, common } => {
             let test_data = comparing.test_data.take();
             let given = given(&mut prompt, tensors.input, test_data)?;

@@ -6,8 +6,10 @@
 //! key = "key.pem"                  # relative to this file
 //! certificate = "cert.pem"
 //!
-//! [peers.client]
+//! [peers.client]                   # one of these three lines
 //! fingerprint = "…"                # 64 hexadecimal digits, as printed by `ombra-run keygen`
+//! fingerprints = ["…", "…"]        # several clients
+//! certificates = "clients"         # a folder with NAME.pem or NAME.fingerprint for every client, see `docs/serve.md`
 //!
 //! [peers.helper]
 //! address = "helper.example:7002"  # needed for the peers this party connects to
@@ -21,11 +23,21 @@
 //! max_frame_bytes = 1073741824     # largest message
 //! max_memory_bytes = 8589934592    # largest memory of a step, weights aside
 //! max_traffic_bytes = 274877906944 # most payload bytes of a step, of all parties together
+//! max_sessions = 32                # sessions that are served at once
+//! total_memory_bytes = 8589934592  # memory of the steps of all sessions together, weights aside; half of the machine's
+//!
+//! [service]                        # server and helper; may be left out
+//! renew_s = 86400                  # the server shares its weights anew this often; never by default
+//! control = "control.sock"         # the server's Unix socket for `ombra-run renew`; none by default
+//! metrics = "127.0.0.1:9100"       # /healthz, /readyz and /metrics; none by default
+//! allow_remote_metrics = false     # whether that may be another address than one of this machine alone
+//! drain_s = 30                     # how long sessions may go on after SIGTERM
 //! ```
 //!
 //! The client connects to the server and the helper, the server connects to the helper.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,6 +61,27 @@ pub struct PartyConfig {
     pub peers: BTreeMap<Party, Peer>,
     /// Limits of time and size.
     pub limits: Limits,
+    /// How it serves.
+    pub service: ServiceConfig,
+}
+
+/// How a party serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// How often the server shares its weights anew.
+    pub renew: Option<Duration>,
+    /// The server's Unix socket for commands.
+    pub control: Option<PathBuf>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// How long sessions may go on once the process is asked to end.
+    pub drain: Duration,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        ServiceConfig { renew: None, control: None, metrics: None, drain: Duration::from_secs(30) }
+    }
 }
 
 /// A peer of a party.
@@ -56,8 +89,17 @@ pub struct PartyConfig {
 pub struct Peer {
     /// Where it listens, as `host:port`; always there for a peer that the party connects to.
     pub address: Option<String>,
-    /// The fingerprint of its certificate.
-    pub fingerprint: Fingerprint,
+    /// What it may show: one fingerprint, or the certificates of all clients.
+    pub certificates: Certificates,
+}
+
+/// The certificates that a peer may show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certificates {
+    /// Those with these fingerprints, one or more.
+    Fingerprints(Vec<Fingerprint>),
+    /// Those of the files in this folder, whatever it holds at the moment.
+    Folder(PathBuf),
 }
 
 /// Limits of time and size of a party.
@@ -77,6 +119,10 @@ pub struct Limits {
     pub max_memory_bytes: u64,
     /// Most payload bytes that all parties send in a step: a request for more is refused.
     pub max_traffic_bytes: u64,
+    /// Most sessions that are served at once.
+    pub max_sessions: u32,
+    /// Memory of the steps of all sessions together, in bytes; nothing for half of the machine's.
+    pub total_memory_bytes: Option<u64>,
 }
 
 impl Default for Limits {
@@ -89,6 +135,8 @@ impl Default for Limits {
             max_frame_bytes: 1 << 30,
             max_memory_bytes: 8 << 30,
             max_traffic_bytes: 256 << 30,
+            max_sessions: 32,
+            total_memory_bytes: None,
         }
     }
 }
@@ -104,13 +152,27 @@ struct RawConfig {
     peers: BTreeMap<String, RawPeer>,
     #[serde(default)]
     limits: RawLimits,
+    service: Option<RawService>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPeer {
     address: Option<String>,
-    fingerprint: String,
+    fingerprint: Option<String>,
+    fingerprints: Option<Vec<String>>,
+    certificates: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    renew_s: Option<f64>,
+    control: Option<PathBuf>,
+    metrics: Option<String>,
+    #[serde(default)]
+    allow_remote_metrics: bool,
+    drain_s: Option<f64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -123,8 +185,12 @@ struct RawLimits {
     max_frame_bytes: Option<u64>,
     max_memory_bytes: Option<u64>,
     max_traffic_bytes: Option<u64>,
+    max_sessions: Option<u32>,
+    total_memory_bytes: Option<u64>,
 }
 
+/// Most sessions that a configuration may allow at once: each has a handful of threads and four connections.
+const MAX_SESSIONS: u32 = 4096;
 /// Configurations are short; anything longer is another file.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
 
@@ -170,37 +236,71 @@ impl PartyConfig {
             listen,
             key: folder.join(raw.key),
             certificate: folder.join(raw.certificate),
-            peers: check_peers(party, raw.peers)?,
+            peers: check_peers(party, raw.peers, folder)?,
             limits: check_limits(&raw.limits)?,
+            service: check_service(party, raw.service, folder)?,
         })
     }
 }
 
-fn check_peers(party: Party, raw: BTreeMap<String, RawPeer>) -> Result<BTreeMap<Party, Peer>> {
+fn check_peers(party: Party, raw: BTreeMap<String, RawPeer>, folder: &Path) -> Result<BTreeMap<Party, Peer>> {
     let mut peers: BTreeMap<Party, Peer> = BTreeMap::new();
-    for (name, RawPeer { address, fingerprint }) in raw {
+    let mut known: BTreeMap<Fingerprint, Party> = BTreeMap::new();
+    for (name, raw) in raw {
         let peer: Party = name.parse()?;
         if peer == party {
             return Err(Diagnostic::input("E0711", format!("the {party} is listed as its own peer"))
                 .note(format!("help      remove [peers.{peer}]")));
         }
-        let fingerprint: Fingerprint =
-            fingerprint.parse().map_err(|error: Diagnostic| error.at(format!("peers.{peer}.fingerprint")))?;
-        if let Some((other, _)) = peers.iter().find(|(_, other)| other.fingerprint == fingerprint) {
-            return Err(Diagnostic::input("E0711", format!("{other} and {peer} have the same fingerprint"))
-                .note("help      every party needs its own key and certificate, from `ombra-run keygen`"));
+        let certificates = check_certificates(peer, &raw, folder)?;
+        if let Certificates::Fingerprints(list) = &certificates {
+            for fingerprint in list {
+                let Some(other) = known.insert(*fingerprint, peer) else { continue };
+                return Err(Diagnostic::input("E0711", format!("{other} and {peer} have the same fingerprint"))
+                    .note(format!("found     {fingerprint}"))
+                    .note("help      every party needs its own key and certificate, from `ombra-run keygen`"));
+            }
         }
+        let address = raw.address;
         if dials(party, peer) && address.is_none() {
             return Err(Diagnostic::input("E0711", format!("peers.{peer}.address is missing"))
                 .note(format!("expected  host:port, as the {party} connects to the {peer}")));
         }
         let address = address.map(|address| check_address(&format!("peers.{peer}.address"), address)).transpose()?;
-        peers.insert(peer, Peer { address, fingerprint });
+        peers.insert(peer, Peer { address, certificates });
     }
     if peers.is_empty() {
         return Err(Diagnostic::input("E0711", "no peers").note("help      add a section [peers.NAME] for every peer"));
     }
     Ok(peers)
+}
+
+/// What a peer may show: clients alone may be many.
+fn check_certificates(peer: Party, raw: &RawPeer, folder: &Path) -> Result<Certificates> {
+    let parse = |field: &str, text: &str| -> Result<Fingerprint> {
+        text.parse().map_err(|error: Diagnostic| error.at(format!("peers.{peer}.{field}")))
+    };
+    let many = raw.fingerprints.is_some() || raw.certificates.is_some();
+    let expected = if peer == Party::Client {
+        "expected  one of fingerprint, fingerprints and certificates"
+    } else {
+        "expected  fingerprint = \"…\", as printed by `ombra-run keygen`"
+    };
+    match (&raw.fingerprint, &raw.fingerprints, &raw.certificates) {
+        _ if many && peer != Party::Client => {
+            Err(Diagnostic::input("E0711", format!("the {peer} is one party with one certificate")).note(expected))
+        }
+        (Some(one), None, None) => Ok(Certificates::Fingerprints(vec![parse("fingerprint", one)?])),
+        (None, Some(list), None) if !list.is_empty() => {
+            let list = list.iter().map(|text| parse("fingerprints", text));
+            Ok(Certificates::Fingerprints(list.collect::<Result<_>>()?))
+        }
+        (None, None, Some(path)) => Ok(Certificates::Folder(folder.join(path))),
+        _ => {
+            Err(Diagnostic::input("E0711", format!("peers.{peer} does not say which certificate it shows"))
+                .note(expected))
+        }
+    }
 }
 
 fn check_address(field: &str, address: String) -> Result<String> {
@@ -215,14 +315,55 @@ fn check_address(field: &str, address: String) -> Result<String> {
         .note(format!("found     {}", address.escape_debug())))
 }
 
+/// A time in seconds.
+fn check_seconds(field: &str, value: f64, most: f64) -> Result<Duration> {
+    if (0.001..=most).contains(&value) {
+        return Ok(Duration::from_secs_f64(value));
+    }
+    Err(Diagnostic::input("E0711", format!("{field} is out of range"))
+        .note(format!("expected  seconds from 0.001 to {most}"))
+        .note(format!("found     {value}")))
+}
+
+fn check_service(party: Party, raw: Option<RawService>, folder: &Path) -> Result<ServiceConfig> {
+    let default = ServiceConfig::default();
+    let Some(raw) = raw else { return Ok(default) };
+    let refuse = |what: &str, note: &str| Err(Diagnostic::input("E0711", what).note(note));
+    if party == Party::Client {
+        return refuse("the client serves nobody", "help      remove [service]");
+    }
+    if party != Party::Server && (raw.renew_s.is_some() || raw.control.is_some()) {
+        return refuse(
+            "the server alone renews the sharing of its weights",
+            "help      remove service.renew_s and service.control here, and set them in the server's configuration",
+        );
+    }
+    let address = |text: String| {
+        text.parse::<SocketAddr>().map_err(|_| {
+            Diagnostic::input("E0711", "service.metrics is no address")
+                .note("expected  address:port, such as 127.0.0.1:9100")
+                .note(format!("found     {}", text.escape_debug()))
+        })
+    };
+    let metrics = raw.metrics.map(address).transpose()?;
+    if metrics.is_some_and(|address| !address.ip().is_loopback()) && !raw.allow_remote_metrics {
+        return refuse(
+            "service.metrics is an address that others can reach",
+            "help      use 127.0.0.1, or set service.allow_remote_metrics = true where a network policy keeps others out",
+        );
+    }
+    Ok(ServiceConfig {
+        renew: raw.renew_s.map(|value| check_seconds("service.renew_s", value, 3.2e7)).transpose()?,
+        control: raw.control.map(|path| folder.join(path)),
+        metrics,
+        drain: raw.drain_s.map_or(Ok(default.drain), |value| check_seconds("service.drain_s", value, 86_400.0))?,
+    })
+}
+
 fn check_limits(raw: &RawLimits) -> Result<Limits> {
     let default = Limits::default();
-    let seconds = |field: &str, value: Option<f64>, default: Duration| match value {
-        None => Ok(default),
-        Some(value) if (0.001..=86_400.0).contains(&value) => Ok(Duration::from_secs_f64(value)),
-        Some(value) => Err(Diagnostic::input("E0711", format!("limits.{field} is out of range"))
-            .note("expected  seconds from 0.001 to 86400")
-            .note(format!("found     {value}"))),
+    let seconds = |field: &str, value: Option<f64>, default: Duration| {
+        value.map_or(Ok(default), |value| check_seconds(&format!("limits.{field}"), value, 86_400.0))
     };
     let bytes = |field: &str, value: Option<u64>, default: u64, most: u64| {
         let value = value.unwrap_or(default);
@@ -233,7 +374,16 @@ fn check_limits(raw: &RawLimits) -> Result<Limits> {
             .note(format!("expected  bytes from {} to {most}", 1u64 << 10))
             .note(format!("found     {value}")))
     };
+    let max_sessions = raw.max_sessions.unwrap_or(default.max_sessions);
+    if !(1..=MAX_SESSIONS).contains(&max_sessions) {
+        return Err(Diagnostic::input("E0711", "limits.max_sessions is out of range")
+            .note(format!("expected  1 to {MAX_SESSIONS}"))
+            .note(format!("found     {max_sessions}")));
+    }
+    let total = raw.total_memory_bytes.map(|value| bytes("total_memory_bytes", Some(value), 0, 1 << 48));
     Ok(Limits {
+        max_sessions,
+        total_memory_bytes: total.transpose()?,
         connect: seconds("connect_s", raw.connect_s, default.connect)?,
         receive: seconds("receive_s", raw.receive_s, default.receive)?,
         idle: seconds("idle_s", raw.idle_s, default.idle)?,
@@ -267,7 +417,8 @@ mod tests {
         assert_eq!(config.peers.keys().copied().collect::<Vec<_>>(), [Party::Client, Party::Helper]);
         let helper = &config.peers[&Party::Helper];
         assert_eq!(helper.address.as_deref(), Some("[::1]:7002"));
-        assert_eq!(helper.fingerprint.to_string(), "b2".repeat(32));
+        let fingerprint = "b2".repeat(32).parse().unwrap();
+        assert_eq!(helper.certificates, Certificates::Fingerprints(vec![fingerprint]));
         let limits = config.limits;
         assert_eq!((limits.connect, limits.receive), (Duration::from_secs(2), Duration::from_millis(500)));
         assert_eq!(limits.max_frame_bytes, Limits::default().max_frame_bytes);

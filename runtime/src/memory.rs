@@ -13,6 +13,19 @@ pub fn return_freed_blocks() {
     }
 }
 
+/// Memory of this machine in bytes, or of the control group that the process is in, if that is less. Where the system does
+/// not say, 16 GiB.
+pub fn machine_bytes() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let total = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:").map(str::to_owned))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    });
+    let group = |path: &str| read(path).and_then(|text| text.trim().parse::<u64>().ok());
+    let groups = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"].map(group);
+    groups.into_iter().flatten().chain(total).min().unwrap_or(16 << 30)
+}
+
 /// Lets this process have at most `bytes` of memory from now on, counted as addresses. Where the system has no such limit
 /// it does nothing.
 ///

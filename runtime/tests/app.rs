@@ -8,5 +8,7 @@ mod measure;
 mod plans;
 #[path = "app/processes.rs"]
 mod processes;
+#[path = "app/service.rs"]
+mod service;
 #[path = "app/sessions.rs"]
 mod sessions;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 mod ends;
 
 use ombra_ir::{Diagnostic, Kind};
-use ombra_runtime::config::PartyConfig;
+use ombra_runtime::config::{Certificates, PartyConfig};
 use ombra_runtime::keygen::{generate, write_local_set};
 use ombra_runtime::transport::{Acceptor, Endpoint, Fingerprint, Frame, Link, Meter, Network, Party, Purpose, Session};
 
@@ -217,9 +217,10 @@ fn a_wrong_fingerprint_of_the_acceptor_is_refused_by_the_initiator() {
     let folder = Folder::new();
     let mut set = Set::pair();
     let (_acceptor, refused) = set.acceptor(Party::Server);
-    let real = set.configs[0].peers[&Party::Server].fingerprint;
+    let Certificates::Fingerprints(real) = set.configs[0].peers[&Party::Server].certificates.clone() else { panic!() };
+    let real = real[0];
     let wrong = generate(Party::Server, &folder.0).unwrap();
-    set.configs[0].peers.get_mut(&Party::Server).unwrap().fingerprint = wrong;
+    set.configs[0].peers.get_mut(&Party::Server).unwrap().certificates = Certificates::Fingerprints(vec![wrong]);
     let error = error_of(set.endpoint(Party::Client, None).open(Purpose::Run));
     assert_eq!((error.code, error.kind), ("E0706", Kind::Peer));
     let text = error.to_string();

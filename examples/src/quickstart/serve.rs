@@ -1,10 +1,11 @@
 //! Server and helper: processes of this program with the arguments of `ombra-run serve`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 use ombra_ir::{Diagnostic, Result};
-use ombra_runtime::app::command::serve_party;
+use ombra_runtime::app::service::log::Format;
+use ombra_runtime::app::service::{Options, serve_party};
 
 /// Serves sessions until standard input ends. `args` are what follows `serve`: a plan folder, then options.
 ///
@@ -21,6 +22,13 @@ pub fn serve(args: &[String]) -> Result<()> {
         options.chunks_exact(2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
     let option = |name: &str| options.get(name).copied().ok_or_else(wrong);
     let threads = option("--threads")?.parse().map_err(|_| wrong())?;
-    let (party, config) = (option("--party")?.parse()?, Path::new(option("--config")?));
-    serve_party(Path::new(folder), party, config, option("--network")?, threads, true)
+    serve_party(&Options {
+        folder: PathBuf::from(folder),
+        party: option("--party")?.parse()?,
+        config: PathBuf::from(option("--config")?),
+        network: option("--network")?.to_owned(),
+        threads,
+        with_input: true,
+        log: Format::Text,
+    })
 }

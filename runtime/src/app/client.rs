@@ -15,12 +15,13 @@ use super::consent::check_shown;
 use super::folder::PlanFolder;
 use super::inputs::{Named, infer_request, token_ids};
 use super::isolation::Isolation;
-use super::party::{client_weights, peer_stats};
+use super::party::peer_stats;
 use super::program;
 use super::region::Region;
 use super::report::{Bounds, Pair, Phase, Report};
 use super::request::{Advance, Course, MAX_STEPS, Request, StepInputs};
 use super::session::{Engine, Next, Phases, Stats, guarded, keys};
+use super::sharing::client_weights;
 use crate::exec::Opened;
 use crate::transport::{Party, Session};
 

@@ -19,8 +19,7 @@ use super::client::{self, Outcome, Prepared, Task};
 use super::folder::PlanFolder;
 use super::inputs::Named;
 use super::isolation::{Isolation, Program};
-use super::local::{LocalParties, READY, end_with_input};
-use super::party::{Keep, serve};
+use super::local::LocalParties;
 use super::report::Report;
 use super::request::takes_padding;
 use super::settings::Settings;
@@ -29,7 +28,7 @@ use super::text::{Text, TextStream};
 use super::{measure, tensor_file, verify};
 use crate::config::PartyConfig;
 use crate::keygen;
-use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose};
+use crate::transport::{Endpoint, Network, Party, Purpose};
 
 /// Longest prompt in a file, in bytes.
 const MAX_PROMPT_BYTES: u64 = 16 << 20;
@@ -113,35 +112,12 @@ pub fn measure_machine(config: Option<&Path>, network: &str, threads: usize) -> 
     print(&(text + "\n"))
 }
 
-/// Serves sessions as `party` for ever.
+/// Says that the weights were shared anew in these seconds.
 ///
 /// # Errors
-/// What keeps it from serving at all; errors of one session go to standard error.
-pub fn serve_party(
-    folder: &Path,
-    party: Party,
-    config: &Path,
-    network: &str,
-    threads: usize,
-    with_input: bool,
-) -> Result<()> {
-    if with_input {
-        end_with_input()?;
-    }
-    let config = PartyConfig::read(config)?;
-    if config.party != party {
-        return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
-            .note(format!("expected  party = \"{party}\"")));
-    }
-    let network = Network::parse(network)?;
-    let folder = PlanFolder::open(folder)?;
-    let mut keep = Keep::new(party, &folder)?;
-    let endpoint = Endpoint::new(&config, &folder.digest, network)?;
-    let complain = move |error: Diagnostic| eprintln!("{party}: {error}");
-    let acceptor = Acceptor::bind(&endpoint, complain)?;
-    print(&format!("{READY} {party} at {}\n", acceptor.address()))?;
-    serve(&folder, &acceptor, &mut keep, threads, complain);
-    Ok(())
+/// `E1013`.
+pub fn print_renewed(seconds: f64) -> Result<()> {
+    print(&format!("renewed in {seconds:.1} s\n"))
 }
 
 /// Runs the client: generates or infers, prints the result, compares and reports.

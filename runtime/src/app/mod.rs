@@ -23,6 +23,10 @@
 //! | E1020 | a file was changed while it was in use |
 //! | E1021 | a step sends more than this party accepts |
 //! | E1022 | what a model's folder says about generating and chatting cannot be used |
+//! | E1030 | a serving party is ending |
+//! | E1031 | a command to a running server fails |
+//! | E1032 | metrics cannot be served |
+//! | E1033 | service files cannot be written |
 
 pub mod chat;
 pub mod client;
@@ -40,8 +44,10 @@ pub mod program;
 pub mod region;
 pub mod report;
 pub mod request;
+pub mod service;
 pub mod session;
 pub mod settings;
+pub mod sharing;
 pub mod talk;
 pub mod template;
 pub mod tensor_file;

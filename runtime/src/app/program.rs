@@ -12,7 +12,7 @@ use ombra_ir::schedule::{Cost, Schedule, schedule};
 use ombra_ir::ty::{Elem, Sharing};
 use ombra_ir::{Diagnostic, Result, verify};
 
-use super::request::Request;
+use super::request::{Request, StepInputs, public_inputs};
 use super::weights::Wanted;
 use crate::exec::run::check_ticks;
 use crate::transport::Party;
@@ -25,6 +25,8 @@ pub struct Step {
     pub schedule: Schedule,
     /// What the step costs.
     pub cost: Cost,
+    /// Most bytes that it takes at once, weights aside.
+    pub memory: u64,
 }
 
 /// Binds `module` to the sizes and public inputs of a step, and schedules it. A step that takes more than `limit` bytes
@@ -41,9 +43,11 @@ pub fn prepare(module: &Module, sizes: &[(String, u64)], public: &[(String, Tens
     let bound = bind_within(module, &named, public, limit).map_err(more)?;
     let schedule = schedule(module, &bound)?;
     check_ticks(&schedule)?;
-    check_bytes(live_bytes(module, &bound, &schedule), limit).map_err(more)?;
+    let public = bound.public.iter().fold(0u64, |sum, tensor| sum.saturating_add(8 * tensor.len() as u64));
+    let memory = live_bytes(module, &bound, &schedule).saturating_add(public);
+    check_bytes(memory, limit).map_err(more)?;
     let cost = schedule.cost(module);
-    Ok(Step { bound, schedule, cost })
+    Ok(Step { bound, schedule, cost, memory })
 }
 
 /// Checks that all parties together send at most `limit` payload bytes in `step`: a plan of a few ops may ask for very
@@ -137,6 +141,45 @@ pub fn module_of(plan: &Plan, request: &Request) -> Result<Arc<Module>> {
         first.unwrap_or_else(|| Diagnostic::internal("E1004", "the plan's program for drawing is not valid"))
     })?;
     Ok(Arc::new(module))
+}
+
+/// Most bytes that one of `steps` takes, weights aside: `limit` where one takes more, or is not allowed.
+pub fn most_bytes(module: &Module, steps: impl Iterator<Item = Result<StepInputs>>, limit: u64) -> u64 {
+    let bytes = |step: Result<StepInputs>| {
+        let step = step.and_then(|step| prepare(module, &step.sizes, &step.public, limit));
+        step.map_or(limit, |step| step.memory)
+    };
+    steps.map(bytes).max().unwrap_or(limit)
+}
+
+/// Most bytes that any step of `plan` takes, weights aside: `limit` where that is more, or where a size has no maximum.
+pub fn most_bytes_of_plan(plan: &Plan, limit: u64) -> u64 {
+    let module = &plan.module;
+    let counts = |name: &str| module.counts.iter().any(|count| module.dims.find(name) == Some(count.sym));
+    let free = module.dims.syms.iter().filter(|info| !counts(&info.name));
+    let Some(most) = free.map(|info| Some((info.name.clone(), info.max?))).collect::<Option<Vec<_>>>() else {
+        return limit;
+    };
+    let total = plan.past.as_ref().and_then(|name| most.iter().find(|(other, _)| other == name)).map(|(_, max)| *max);
+    // Whole prompts, and one or half of the positions after a cache: what takes most depends on the model.
+    let splits: Vec<Option<(u64, u64)>> = match total {
+        None => vec![None],
+        Some(total) => vec![Some((total.saturating_add(1), 0)), Some((total.div_ceil(2), total / 2)), Some((1, total))],
+    };
+    let steps = splits.into_iter().map(|split| {
+        let mut sizes = most.clone();
+        for (name, size) in &mut sizes {
+            match split {
+                Some((new, _)) if Some(&*name) == plan.seq.as_ref() => *size = new.min(*size),
+                Some((_, past)) if Some(&*name) == plan.past.as_ref() => *size = past,
+                _ => {}
+            }
+        }
+        let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
+        let bindings = module.dims.bind(&named)?;
+        Ok(StepInputs { name: "largest", public: public_inputs(plan, &bindings, &[], &[])?, sizes })
+    });
+    most_bytes(module, steps, limit)
 }
 
 /// The module in which every state that is read is an input of the client's: how a step runs whose cache is given.

@@ -124,6 +124,16 @@ impl Request {
         Ok(hexadecimal(&Sha256::digest(&text)))
     }
 
+    /// The steps of which one takes most memory: everything at once, a half after the other, or one position at the end.
+    pub fn largest(&self) -> Vec<Advance> {
+        match *self {
+            Request::Infer { .. } => vec![Advance::default()],
+            Request::Generate { positions, .. } => [0, positions / 2, positions.saturating_sub(1)]
+                .map(|keep| Advance { keep, new: positions - keep })
+                .to_vec(),
+        }
+    }
+
     /// Whether the client gives the cache.
     pub fn gives_states(&self) -> bool {
         matches!(self, Request::Infer { states: true, .. })

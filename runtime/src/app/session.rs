@@ -2,10 +2,10 @@
 //!
 //! 1. Every party draws a pair key and sends it to the party before it.
 //! 2. The client sends its [`Request`] to the others, which check it against the plan.
-//! 3. Server and helper compare the requests they got. The server says which sharing of its weights it has; for a helper
-//!    that does not hold it, it makes a new one, under a new key, and the helper says when it has come. The client gets
-//!    the key from which its part follows.
-//! 4. Before every step the client says whether there is one, and what of the texts it keeps and how much it adds; then all bind the module alike and run it.
+//! 3. Server and helper compare the requests they got, and agree on a sharing of the weights, see [`super::sharing`]. The
+//!    client gets the key from which its part follows.
+//! 4. Before every step the client says whether there is one, and what of the texts it keeps and how much it adds; then
+//!    all bind the module alike and run it.
 //! 5. The others send what they measured to the client.
 
 use std::fs;
@@ -82,6 +82,16 @@ impl<'a> Phases<'a> {
         let seconds = start.elapsed().as_secs_f64();
         self.stats.phases.push(Measured { depth: seen.depth, bytes: seen.sent_bytes(), seconds });
         Ok(result)
+    }
+
+    /// Adds a phase that was measured elsewhere.
+    pub(super) fn push(&mut self, measured: Measured) {
+        self.stats.phases.push(measured);
+    }
+
+    /// What the last phase measured.
+    pub(super) fn last(&self) -> Measured {
+        self.stats.phases.last().copied().unwrap_or_default()
     }
 
     /// All phases, and the memory of the process.
@@ -168,8 +178,17 @@ pub(super) fn senseless(peer: Party, what: &str) -> Diagnostic {
 
 /// Largest resident memory of this process in bytes, 0 where the system does not say.
 pub fn peak_rss() -> u64 {
+    status_bytes("VmHWM:")
+}
+
+/// Resident memory of this process in bytes, 0 where the system does not say.
+pub fn rss() -> u64 {
+    status_bytes("VmRSS:")
+}
+
+fn status_bytes(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|text| text.trim().parse().ok());
     kilobytes.map_or(0, |kilobytes: u64| kilobytes.saturating_mul(1024))
 }

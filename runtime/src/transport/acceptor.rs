@@ -3,14 +3,21 @@
 //! Whoever connects gets a thread and a time limit for its handshake, and there is a limit for how many do, see
 //! [`super::admission`]. Only connections of configured peers, with the same plan, are kept.
 //!
+//! All connections of a session must be of one client: the first one says whose session it is, the server's tell the helper
+//! whose it is, and a connection of another client is refused. So nobody joins a session of somebody else's at one party,
+//! even if its id became known.
+//!
 //! A session that lacks a connection after the time to connect is given up. One that is complete waits for its turn: the
 //! server has connected to the helper by then, and tells the client how many are before it; the helper serves what the
 //! server serves. A session whose peer goes away meanwhile leaves at once.
+//!
+//! The next one to be served is the oldest of the client of whom least sessions are served: nobody who opens many keeps
+//! others waiting.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,12 +28,13 @@ use super::endpoint::Endpoint;
 use super::frame::gone;
 use super::party::Party;
 use super::queue::{lock, wait};
-use super::session::{Answer, Direction, Hello, Session, SessionId, write_control};
-use super::tls::{Channel, tls_error};
+use super::session::{Answer, Direction, Hello, Purpose, Session, SessionId, write_control};
+use super::tls::{Channel, Fingerprint, tls_error};
 
-/// Sessions that may lack connections, and sessions that may wait to be served.
-const MAX_FORMING: usize = 32;
-const MAX_READY: usize = 32;
+/// Sessions that may lack connections, and sessions that may wait to be served: of all clients, and of one.
+const MAX_FORMING: usize = 256;
+const MAX_READY: usize = 256;
+const MAX_OF_CLIENT: usize = 32;
 /// How often the listener is looked at.
 const POLL: Duration = Duration::from_millis(2);
 /// How often sessions that are not served yet are looked at.
@@ -58,14 +66,39 @@ struct Table {
     /// Complete sessions from which the server connects to the helper.
     joining: usize,
     ready: VecDeque<Session>,
-    /// A session has been handed out and no other one was asked for since.
-    serving: bool,
+    /// Sessions that were handed out and live, by client.
+    served: BTreeMap<Fingerprint, usize>,
+    /// Nobody takes another session at the moment.
+    busy: bool,
+}
+
+/// What counts a session as served, until it is dropped.
+pub(super) struct Place {
+    shared: Weak<Shared>,
+    client: Fingerprint,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut table = lock(&shared.table);
+        if let Some(count) = table.served.get_mut(&self.client) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                table.served.remove(&self.client);
+            }
+        }
+        drop(table);
+        shared.changed.notify_all();
+    }
 }
 
 /// A session that lacks connections.
 struct Forming {
     since: Instant,
     session: Session,
+    /// The client that the session belongs to, once that is known.
+    owner: Option<Fingerprint>,
     /// The first connection of an initiator, and its direction.
     halves: BTreeMap<Party, (Direction, Channel)>,
 }
@@ -78,7 +111,7 @@ impl Acceptor {
             return Err(Diagnostic::input("E0713", format!("the {} does not listen", endpoint.party()))
                 .note("help      add `listen` to this party's configuration"));
         };
-        if endpoint.initiators().is_empty() {
+        if endpoint.trusted().parties().next().is_none() {
             return Err(Diagnostic::input("E0713", "no peer connects to this party")
                 .note("help      add [peers.client] to this party's configuration"));
         }
@@ -113,28 +146,56 @@ impl Acceptor {
 
     /// The next session in which every peer that connects to this party has done so, waiting at most `limit`, or for ever.
     /// The server is connected to the helper in it.
-    ///
-    /// Asking for a session says that the one before is done with.
     pub fn next(&self, limit: Option<Duration>) -> Option<Session> {
+        self.next_if(limit, &|| true)
+    }
+
+    /// [`next`](Self::next), where sessions of clients are taken only while `has_room` says so. It is asked whenever
+    /// something changes, see [`wake`](Self::wake).
+    pub fn next_if(&self, limit: Option<Duration>, has_room: &dyn Fn() -> bool) -> Option<Session> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut table = lock(&self.shared.table);
-        table.serving = false;
         loop {
-            let called = table.ready.iter().position(Session::is_called);
-            if let Some(session) = called.and_then(|at| table.ready.remove(at)) {
-                table.serving = true;
+            let room = has_room();
+            table.busy = !room;
+            if let Some(mut session) = take(&mut table, room) {
+                // Until somebody asks for more.
+                table.busy = true;
+                session.place = session.client().map(|client| {
+                    let client = client.fingerprint;
+                    *table.served.entry(client).or_default() += 1;
+                    Place { shared: Arc::downgrade(&self.shared), client }
+                });
                 drop(table);
                 session.begin();
                 return Some(session);
             }
             let now = Instant::now();
             if deadline.is_some_and(|deadline| now >= deadline) {
+                table.busy = true;
                 return None;
             }
             // What calls a waiting session is a word on its own link.
             let soon = if table.ready.is_empty() { deadline } else { Some(now + POLL) };
             table = wait(&self.shared.changed, table, soon.min(deadline.or(soon)));
         }
+    }
+
+    /// Lets whoever waits for a session ask anew whether there is room for one.
+    pub fn wake(&self) {
+        drop(lock(&self.shared.table));
+        self.shared.changed.notify_all();
+    }
+
+    /// Takes no further connections, and ends all sessions that are not served yet for `reason`.
+    pub fn stop(&self, reason: &Diagnostic) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let mut table = lock(&self.shared.table);
+        let forming = std::mem::take(&mut table.forming).into_values().map(|forming| forming.session);
+        let waiting: Vec<Session> = forming.chain(std::mem::take(&mut table.ready)).collect();
+        drop(table);
+        lock(&self.shared.half_open).close_all();
+        waiting.into_iter().for_each(|session| give_up(&self.shared, session, reason.clone()));
     }
 
     /// Bytes that have arrived for sessions which wait to be served.
@@ -205,13 +266,15 @@ fn admit(shared: &Arc<Shared>, socket: TcpStream, address: SocketAddr, number: u
     let spawned = thread::Builder::new().name("handshake".to_owned()).spawn(move || {
         let outcome = shake_hands(&owned, socket, number);
         let outcome = match outcome {
-            Ok((peer, channel)) => greet(&owned, peer, channel, number),
+            Ok((peer, channel)) => greet(&owned, &peer, channel, number),
             Err(error) => {
                 lock(&owned.half_open).remove(number);
+                owned.endpoint.trusted().complaints().into_iter().for_each(|error| complain(&owned, error));
                 return complain(&owned, error.at(address.to_string()));
             }
         };
         lock(&owned.half_open).remove(number);
+        owned.endpoint.trusted().complaints().into_iter().for_each(|error| complain(&owned, error));
         if let Err(error) = outcome {
             (owned.refused)(error.at(address.to_string()));
         }
@@ -222,8 +285,14 @@ fn admit(shared: &Arc<Shared>, socket: TcpStream, address: SocketAddr, number: u
     spawned.map(drop)
 }
 
+/// Who has connected.
+struct Peer {
+    party: Party,
+    fingerprint: Fingerprint,
+}
+
 /// The TLS connection over `socket`, and whose it is.
-fn shake_hands(shared: &Shared, socket: TcpStream, number: u64) -> Result<(Party, Channel)> {
+fn shake_hands(shared: &Shared, socket: TcpStream, number: u64) -> Result<(Peer, Channel)> {
     let endpoint = &shared.endpoint;
     let limit = endpoint.limits().connect;
     let deadline = Instant::now() + limit;
@@ -231,24 +300,25 @@ fn shake_hands(shared: &Shared, socket: TcpStream, number: u64) -> Result<(Party
     socket.set_read_timeout(Some(limit)).and_then(|()| socket.peek(&mut [0])).map_err(failed)?;
     lock(&shared.half_open).note_speech(number);
     let channel = Channel::accept(socket, endpoint.accepting(), deadline).map_err(failed)?;
-    let fingerprint = channel.peer_fingerprint();
-    let peer = endpoint.initiators().iter().find(|(_, pin)| Some(**pin) == fingerprint).map(|(&peer, _)| peer);
     let unknown = || Diagnostic::peer("E0706", "the connecting peer shows no certificate that is pinned");
-    Ok((peer.ok_or_else(unknown)?, channel))
+    let fingerprint = channel.peer_fingerprint().ok_or_else(unknown)?;
+    let (party, _) = endpoint.trusted().owner(fingerprint).ok_or_else(unknown)?;
+    Ok((Peer { party, fingerprint }, channel))
 }
 
 /// Hello and answer on a connection of `peer`, which then joins its session.
-fn greet(shared: &Arc<Shared>, peer: Party, mut channel: Channel, number: u64) -> Result<()> {
-    let endpoint = &shared.endpoint;
+fn greet(shared: &Arc<Shared>, from: &Peer, mut channel: Channel, number: u64) -> Result<()> {
+    let (endpoint, peer) = (&shared.endpoint, from.party);
     let greeted = Hello::read(&mut channel, peer, endpoint).and_then(|(hello, id)| {
-        if !has_room(&lock(&shared.table), id) {
+        let owner = owner(endpoint, from, &hello)?;
+        if !has_room(&lock(&shared.table), id, owner) {
             // Whoever has gone makes room.
             sweep(shared);
         }
-        check_place(&lock(&shared.table), peer, &hello, id)?;
-        Ok((hello, id))
+        check_place(&lock(&shared.table), from, &hello, id, owner)?;
+        Ok((hello, id, owner))
     });
-    let (hello, id) = match greeted {
+    let (hello, id, owner) = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
             // The peer learns the reason if it still listens; the error itself is what counts here.
@@ -259,8 +329,9 @@ fn greet(shared: &Arc<Shared>, peer: Party, mut channel: Channel, number: u64) -
     };
     write_control(&mut channel, peer, &Answer::Accepted)?;
     lock(&shared.half_open).remove(number);
-    let whole = insert(&mut lock(&shared.table), endpoint, peer, &hello, id, channel)?;
+    let whole = insert(&mut lock(&shared.table), endpoint, from, &hello, (id, owner), channel)?;
     let Some(mut session) = whole else { return Ok(()) };
+    session.set_client(owner.and_then(|owner| endpoint.trusted().client(owner)));
     let joined = session.join();
     let mut table = lock(&shared.table);
     table.joining = table.joining.saturating_sub(1);
@@ -272,48 +343,107 @@ fn greet(shared: &Arc<Shared>, peer: Party, mut channel: Channel, number: u64) -
     Ok(())
 }
 
+/// The client that a connection is for: the one that opened it, or the one that the server names. The sharing of weights
+/// is for none.
+fn owner(endpoint: &Endpoint, from: &Peer, hello: &Hello) -> Result<Option<Fingerprint>> {
+    let refuse = |why: &str| Err(Diagnostic::peer("E0708", why));
+    match (from.party, hello.purpose) {
+        (Party::Client, Purpose::Share) => refuse("a client does not share weights"),
+        (Party::Client, _) => Ok(Some(from.fingerprint)),
+        (_, Purpose::Share) => Ok(None),
+        _ => match hello.client()? {
+            None if endpoint.trusted().parties().any(|party| party == Party::Client) => {
+                refuse("the server does not say whose session it is")
+            }
+            client => Ok(client),
+        },
+    }
+}
+
+/// The places in [`Table::ready`] in the order in which sessions are served, those between server and helper first: the
+/// oldest of the client of whom least are served, counting those that wait before it.
+fn order(table: &Table) -> Vec<usize> {
+    let mut of_client = table.served.clone();
+    let mut ranks: Vec<(usize, usize)> = Vec::new();
+    for (at, session) in table.ready.iter().enumerate() {
+        let rank = session.client().map_or(0, |client| {
+            let count = of_client.entry(client.fingerprint).or_default();
+            *count += 1;
+            *count
+        });
+        ranks.push((rank, at));
+    }
+    ranks.sort_unstable();
+    ranks.into_iter().map(|(_, at)| at).collect()
+}
+
+/// The session that is served next, if there is one; without `room` only one between server and helper.
+fn take(table: &mut Table, room: bool) -> Option<Session> {
+    let called = |session: &Session| session.is_called() && (room || session.purpose() == Purpose::Share);
+    let at = order(table).into_iter().find(|&at| table.ready.get(at).is_some_and(called))?;
+    table.ready.remove(at)
+}
+
 /// Tells all that wait how many sessions are served before theirs.
 fn announce(table: &Table) {
-    for (session, before) in table.ready.iter().zip(u32::from(table.serving)..) {
-        if before > 0 {
+    for (at, before) in order(table).into_iter().zip(u32::from(table.busy)..) {
+        if let Some(session) = table.ready.get(at).filter(|_| before > 0) {
             session.announce(before);
         }
     }
 }
 
-/// Whether one more session may form, unless `id` does so already.
-fn has_room(table: &Table, id: SessionId) -> bool {
-    let ready = table.ready.len() + table.joining;
-    table.forming.contains_key(&id) || ready < MAX_READY && table.forming.len() < MAX_FORMING
+/// Whether one more session of `owner` may form, unless `id` does so already.
+fn has_room(table: &Table, id: SessionId, owner: Option<Fingerprint>) -> bool {
+    if table.forming.contains_key(&id) {
+        return true;
+    }
+    let of_owner = |found: Option<Fingerprint>| owner.is_some() && found == owner;
+    let ready = table.ready.iter().filter(|s| of_owner(s.client().map(|client| client.fingerprint))).count();
+    let forming = table.forming.values().filter(|forming| of_owner(forming.owner)).count();
+    table.ready.len() + table.joining < MAX_READY
+        && table.forming.len() < MAX_FORMING
+        && ready < MAX_OF_CLIENT
+        && forming < MAX_OF_CLIENT
 }
 
-/// Whether a connection of `peer` has a place in the session `id`.
-fn check_place(table: &Table, peer: Party, hello: &Hello, id: SessionId) -> Result<()> {
+/// Whether a connection of `from` has a place in the session `id`.
+fn check_place(table: &Table, from: &Peer, hello: &Hello, id: SessionId, owner: Option<Fingerprint>) -> Result<()> {
     let refuse = |why: &str| Err(Diagnostic::peer("E0708", why));
-    if !has_room(table, id) {
+    if !has_room(table, id, owner) {
         return refuse("too many sessions are waiting, try again later");
     }
     let Some(forming) = table.forming.get(&id) else { return Ok(()) };
     if forming.session.purpose() != hello.purpose {
         return refuse("the parties of the session disagree on its purpose");
     }
-    let taken = forming.session.link(peer).is_ok()
-        || forming.halves.get(&peer).is_some_and(|(direction, _)| *direction == hello.direction);
+    if forming.owner != owner {
+        return refuse("the session belongs to another client");
+    }
+    let taken = forming.session.link(from.party).is_ok()
+        || forming.halves.get(&from.party).is_some_and(|(direction, _)| *direction == hello.direction);
     if taken { refuse("the session has this connection already") } else { Ok(()) }
+}
+
+/// The peers whose links a session needs before it is whole.
+fn needed(endpoint: &Endpoint, purpose: Purpose) -> impl Iterator<Item = Party> {
+    endpoint.trusted().parties().filter(move |&peer| purpose != Purpose::Share || peer == Party::Server)
 }
 
 /// Adds a connection to its session, which is taken out of the table if it is complete now.
 fn insert(
     table: &mut Table,
     endpoint: &Endpoint,
-    peer: Party,
+    from: &Peer,
     hello: &Hello,
-    id: SessionId,
+    (id, owner): (SessionId, Option<Fingerprint>),
     channel: Channel,
 ) -> Result<Option<Session>> {
-    check_place(table, peer, hello, id)?;
+    check_place(table, from, hello, id, owner)?;
+    let peer = from.party;
     let forming = table.forming.entry(id).or_insert_with(|| Forming {
         since: Instant::now(),
+        owner,
         session: Session::new(endpoint.clone(), id, hello.purpose),
         halves: BTreeMap::new(),
     });
@@ -322,7 +452,7 @@ fn insert(
         (Some((_, other)), Direction::ToAcceptor) => forming.session.add_link(peer, channel, other)?,
         (Some((_, other)), Direction::ToInitiator) => forming.session.add_link(peer, other, channel)?,
     }
-    if endpoint.initiators().keys().any(|&peer| forming.session.link(peer).is_err()) {
+    if needed(endpoint, hello.purpose).any(|peer| forming.session.link(peer).is_err()) {
         return Ok(None);
     }
     table.joining += 1;
@@ -353,17 +483,21 @@ fn sweep(shared: &Arc<Shared>) {
     drop(table);
     for (session, error) in over {
         (shared.refused)(error.clone());
-        // Closing a link may wait for its peer, which must not hold up the listener.
-        let told = thread::Builder::new().name("give up".to_owned()).spawn(move || session.abort(&error));
-        if let Err(error) = told {
-            (shared.refused)(Diagnostic::internal("E0714", format!("no thread to close a session with: {error}")));
-        }
+        give_up(shared, session, error);
+    }
+}
+
+/// Ends a session that is not served: closing a link may wait for its peer, which must not hold up the listener.
+fn give_up(shared: &Shared, session: Session, reason: Diagnostic) {
+    let told = thread::Builder::new().name("give up".to_owned()).spawn(move || session.abort(&reason));
+    if let Err(error) = told {
+        (shared.refused)(Diagnostic::internal("E0714", format!("no thread to close a session with: {error}")));
     }
 }
 
 /// The error of a session that peers did not join.
 fn late(endpoint: &Endpoint, session: &Session, limit: Duration) -> Diagnostic {
-    let missing = endpoint.initiators().keys().filter(|&&peer| session.link(peer).is_err());
+    let missing = needed(endpoint, session.purpose()).filter(|&peer| session.link(peer).is_err());
     let names = missing.map(|peer| peer.name()).collect::<Vec<_>>().join(" and ");
     Diagnostic::peer("E0708", format!("{names} did not join the session in {} s", limit.as_secs_f64()))
 }

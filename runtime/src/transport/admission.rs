@@ -92,25 +92,28 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// How many complaints may still be made: anybody can make the listener complain, and nobody may fill its log.
-pub(super) struct Complaints {
+/// How much may still be said: peers can make a party speak, and nobody may fill its log.
+pub struct Limiter {
+    burst: u32,
+    refill: Duration,
     left: u32,
     since: Instant,
     kept_back: u64,
 }
 
-impl Complaints {
-    pub(super) fn new() -> Self {
-        Complaints { left: MAX_COMPLAINTS, since: Instant::now(), kept_back: 0 }
+impl Limiter {
+    /// Lets `burst` lines pass at once, and one more after every `refill`.
+    pub fn new(burst: u32, refill: Duration) -> Self {
+        Limiter { burst, refill, left: burst, since: Instant::now(), kept_back: 0 }
     }
 
-    /// `error` with the number of those that were kept back before it, or nothing if it is kept back too.
-    pub(super) fn admit(&mut self, error: Diagnostic, now: Instant) -> Option<Diagnostic> {
-        while self.left < MAX_COMPLAINTS && now.saturating_duration_since(self.since) >= COMPLAINT_TIME {
+    /// The number of lines that were kept back before this one, or nothing if it is kept back too.
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+        while self.left < self.burst && now.saturating_duration_since(self.since) >= self.refill {
             self.left += 1;
-            self.since += COMPLAINT_TIME;
+            self.since += self.refill;
         }
-        if self.left == MAX_COMPLAINTS {
+        if self.left == self.burst {
             self.since = now;
         }
         if self.left == 0 {
@@ -118,7 +121,21 @@ impl Complaints {
             return None;
         }
         self.left -= 1;
-        match std::mem::take(&mut self.kept_back) {
+        Some(std::mem::take(&mut self.kept_back))
+    }
+}
+
+/// How many complaints may still be made about strangers.
+pub(super) struct Complaints(Limiter);
+
+impl Complaints {
+    pub(super) fn new() -> Self {
+        Complaints(Limiter::new(MAX_COMPLAINTS, COMPLAINT_TIME))
+    }
+
+    /// `error` with the number of those that were kept back before it, or nothing if it is kept back too.
+    pub(super) fn admit(&mut self, error: Diagnostic, now: Instant) -> Option<Diagnostic> {
+        match self.0.admit(now)? {
             0 => Some(error),
             count => Some(error.note(format!("{count} more connections failed before and are not listed"))),
         }
@@ -198,7 +215,7 @@ mod tests {
     #[test]
     fn complaints_are_bounded_and_counted() {
         let mut complaints = Complaints::new();
-        let start = complaints.since;
+        let start = complaints.0.since;
         let mut at = |seconds: u64| {
             complaints.admit(Diagnostic::peer("E0706", "a connection"), start + Duration::from_secs(seconds))
         };

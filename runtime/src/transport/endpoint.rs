@@ -17,10 +17,11 @@ use super::link::{Link, Options};
 use super::meter::Meter;
 use super::network::Network;
 use super::party::{Party, dials};
-use super::session::{Direction, Hello, MAX_PLAN_CHARS, Purpose, Session, SessionId};
-use super::tls::{Channel, Fingerprint, Identity, client_config, server_config, tls_error};
+use super::session::{Direction, Hello, MAX_PLAN_CHARS, Purpose, Session, SessionId, Wanted};
+use super::tls::{Channel, Identity, client_config, server_config, tls_error};
+use super::trust::Trusted;
 use super::watch::Watch;
-use crate::config::{Limits, PartyConfig};
+use crate::config::{Certificates, Limits, PartyConfig};
 
 /// Largest key or certificate, in bytes.
 const MAX_PEM_BYTES: u64 = 1 << 20;
@@ -42,7 +43,7 @@ struct Shared {
     /// Peers that this party connects to.
     acceptors: BTreeMap<Party, Acceptor>,
     /// Peers that connect to this party.
-    initiators: BTreeMap<Party, Fingerprint>,
+    trusted: Arc<Trusted>,
     accepting: Arc<ServerConfig>,
 }
 
@@ -60,19 +61,18 @@ impl Endpoint {
         }
         let identity = read_identity(config)?;
         let mut acceptors = BTreeMap::new();
-        let mut initiators = BTreeMap::new();
-        for (&peer, entry) in &config.peers {
-            if dials(peer, config.party) {
-                initiators.insert(peer, entry.fingerprint);
-                continue;
-            }
+        let initiators = config.peers.iter().filter(|(peer, _)| dials(**peer, config.party));
+        let trusted = Arc::new(Trusted::new(initiators.map(|(&peer, entry)| (peer, &entry.certificates)))?);
+        for (&peer, entry) in config.peers.iter().filter(|(peer, _)| dials(config.party, **peer)) {
             let address = entry.address.clone().ok_or_else(|| {
                 Diagnostic::input("E0711", format!("peers.{peer}.address is missing"))
                     .note(format!("expected  host:port, as the {} connects to the {peer}", config.party))
             })?;
-            acceptors.insert(peer, Acceptor { address, tls: client_config(&identity, entry.fingerprint)? });
+            let Certificates::Fingerprints(pins) = &entry.certificates else { return Err(one_pin(peer)) };
+            let [pin] = **pins else { return Err(one_pin(peer)) };
+            acceptors.insert(peer, Acceptor { address, tls: client_config(&identity, pin)? });
         }
-        let accepting = server_config(&identity, initiators.values().copied().collect())?;
+        let accepting = server_config(&identity, Arc::clone(&trusted))?;
         let shared = Shared {
             party: config.party,
             listen: config.listen.clone(),
@@ -80,7 +80,7 @@ impl Endpoint {
             plan: plan.to_owned(),
             network,
             acceptors,
-            initiators,
+            trusted,
             accepting,
         };
         Ok(Endpoint { shared: Arc::new(shared) })
@@ -99,6 +99,10 @@ impl Endpoint {
                 session.abort(&error);
                 return Err(error);
             }
+        }
+        if purpose == Purpose::Share {
+            // It waits in no queue.
+            session.begin();
         }
         Ok(session)
     }
@@ -121,8 +125,8 @@ impl Endpoint {
     }
 
     /// The peers that connect to this party.
-    pub(super) fn initiators(&self) -> &BTreeMap<Party, Fingerprint> {
-        &self.shared.initiators
+    pub(super) fn trusted(&self) -> &Trusted {
+        &self.shared.trusted
     }
 
     /// The peers that this party connects to.
@@ -146,13 +150,7 @@ impl Endpoint {
     }
 
     /// Opens both connections to `peer` for a session. Ends when the session fails meanwhile.
-    pub(super) fn dial(
-        &self,
-        peer: Party,
-        (id, purpose): (SessionId, Purpose),
-        meter: &Arc<Meter>,
-        watch: &Arc<Watch>,
-    ) -> Result<Link> {
+    pub(super) fn dial(&self, peer: Party, wanted: &Wanted, meter: &Arc<Meter>, watch: &Arc<Watch>) -> Result<Link> {
         let Some(acceptor) = self.shared.acceptors.get(&peer) else {
             return Err(Diagnostic::input("E0711", format!("no peer {peer} that this party connects to")).note(
                 format!("help      add [peers.{peer}] with address and fingerprint to this party's configuration"),
@@ -165,7 +163,7 @@ impl Endpoint {
                 peer,
                 acceptor,
                 socket,
-                Hello::new(id, self.shared.party, direction, &self.shared.plan, purpose),
+                Hello::new(wanted, self.shared.party, direction, &self.shared.plan),
             )
         };
         let to = open(Direction::ToAcceptor)?;
@@ -181,6 +179,11 @@ impl Endpoint {
         hello.introduce(&mut channel, peer)?;
         Ok(channel)
     }
+}
+
+fn one_pin(peer: Party) -> Diagnostic {
+    Diagnostic::input("E0711", format!("peers.{peer} has not one fingerprint"))
+        .note("expected  fingerprint = \"…\", as this party connects to that one")
 }
 
 /// Connects to `peer` at `address`, trying again until `limit` is over or the session has failed: parties start in any

@@ -41,10 +41,14 @@ mod network;
 mod party;
 mod queue;
 mod session;
+#[cfg(test)]
+mod tests;
 mod tls;
+mod trust;
 mod watch;
 
 pub use acceptor::Acceptor;
+pub use admission::Limiter;
 pub use endpoint::Endpoint;
 pub use frame::{Frame, MAX_CONTROL_BYTES};
 pub use link::Link;
@@ -53,3 +57,4 @@ pub use network::Network;
 pub use party::{Party, dials};
 pub use session::{Purpose, Session, SessionId};
 pub use tls::Fingerprint;
+pub use trust::Client;

@@ -38,7 +38,6 @@ pub(super) fn wait<'a, T>(
 pub(super) struct Inbox {
     state: Mutex<Arrived>,
     changed: Condvar,
-    capacity_bytes: u64,
     watch: Arc<Watch>,
     opened: Instant,
     /// Milliseconds from `opened` to the last byte that arrived.
@@ -48,6 +47,8 @@ pub(super) struct Inbox {
 struct Arrived {
     messages: VecDeque<Message>,
     bytes: u64,
+    /// Most bytes that are queued, and of one message once the session is served.
+    capacity: u64,
     end: Option<Diagnostic>,
     abandoned: bool,
     /// The session is not served yet.
@@ -65,6 +66,7 @@ impl Inbox {
         let state = Arrived {
             messages: VecDeque::new(),
             bytes: 0,
+            capacity: capacity_bytes,
             end: None,
             abandoned: false,
             waiting,
@@ -74,7 +76,6 @@ impl Inbox {
         Inbox {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            capacity_bytes,
             watch,
             opened: Instant::now(),
             last_byte_ms: AtomicU64::new(0),
@@ -87,17 +88,23 @@ impl Inbox {
         self.last_byte_ms.store(elapsed, Ordering::Relaxed);
     }
 
-    /// Waits for room for a message of `length` bytes. False once the queue has ended or nobody will read it.
-    pub(super) fn wait_for_room(&self, length: u64) -> bool {
+    /// Waits for room for a message of `peer` with `length` bytes. False once the queue has ended or nobody will read it,
+    /// and for a message that will never have room.
+    pub(super) fn wait_for_room(&self, peer: Party, length: u64) -> bool {
         let bytes = counted(length);
         let mut state = lock(&self.state);
         loop {
             if state.abandoned || state.end.is_some() {
                 return false;
             }
+            if !state.waiting && length > state.capacity {
+                let capacity = state.capacity;
+                drop(state);
+                self.end(too_long(peer, capacity, length));
+                return false;
+            }
             let sum = state.bytes.saturating_add(bytes);
-            let room =
-                if state.waiting { sum <= WAITING_BYTES } else { state.bytes == 0 || sum <= self.capacity_bytes };
+            let room = if state.waiting { sum <= WAITING_BYTES } else { state.bytes == 0 || sum <= state.capacity };
             if room {
                 return true;
             }
@@ -142,6 +149,14 @@ impl Inbox {
     /// Wakes whoever waits here.
     pub(super) fn wake(&self) {
         drop(lock(&self.state));
+        self.changed.notify_all();
+    }
+
+    /// Lets at most `bytes` be queued from now on, and in one message, if that is less than before.
+    pub(super) fn limit(&self, bytes: u64) {
+        let mut state = lock(&self.state);
+        state.capacity = state.capacity.min(bytes);
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -276,6 +291,12 @@ impl Inbox {
 /// What a message counts for: a little more than its payload, so that empty ones fill the queue too.
 fn counted(length: u64) -> u64 {
     length.saturating_add(64)
+}
+
+fn too_long(peer: Party, capacity: u64, length: u64) -> Diagnostic {
+    Diagnostic::peer("E0704", format!("frame from {peer} is too long"))
+        .note(format!("expected  at most {capacity} bytes, the memory that its session has"))
+        .note(format!("found     {length} bytes"))
 }
 
 fn silent(peer: Party, awaited: Option<Party>, limit: Duration) -> Diagnostic {

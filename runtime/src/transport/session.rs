@@ -12,12 +12,14 @@ use std::sync::Arc;
 use ombra_ir::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
 
+use super::acceptor::Place;
 use super::endpoint::Endpoint;
 use super::frame::{Message, gone, printable, read_message};
 use super::link::Link;
 use super::meter::Meter;
 use super::party::Party;
-use super::tls::{Channel, parse_hex};
+use super::tls::{Channel, Fingerprint, parse_hex};
+use super::trust::Client;
 use super::watch::Watch;
 use crate::config::Limits;
 
@@ -56,6 +58,17 @@ pub enum Purpose {
     Run,
     /// To measure the links; no plan is needed.
     Measure,
+    /// To share the server's weights anew, between server and helper alone.
+    Share,
+}
+
+/// The session that a connection is opened for.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub id: SessionId,
+    pub purpose: Purpose,
+    /// Whose it is, where the server tells the helper.
+    pub client: Option<Fingerprint>,
 }
 
 /// Which way a connection will carry frames.
@@ -75,6 +88,8 @@ pub(super) struct Hello {
     pub(super) direction: Direction,
     plan: String,
     pub(super) purpose: Purpose,
+    /// The fingerprint of the client whose session it is, said by the server to the helper.
+    client: Option<String>,
 }
 
 /// The acceptor's answer to a hello.
@@ -86,8 +101,25 @@ pub(super) enum Answer {
 }
 
 impl Hello {
-    pub(super) fn new(id: SessionId, party: Party, direction: Direction, plan: &str, purpose: Purpose) -> Self {
-        Hello { session: id.to_string(), party, direction, plan: plan.to_owned(), purpose }
+    pub(super) fn new(wanted: &Wanted, party: Party, direction: Direction, plan: &str) -> Self {
+        let client = wanted.client.map(|client| client.to_string());
+        Hello {
+            session: wanted.id.to_string(),
+            party,
+            direction,
+            plan: plan.to_owned(),
+            purpose: wanted.purpose,
+            client,
+        }
+    }
+
+    /// The client whose session it is, as the server says.
+    ///
+    /// # Errors
+    /// `E0708` for what is no fingerprint.
+    pub(super) fn client(&self) -> Result<Option<Fingerprint>> {
+        let wrong = |_| Diagnostic::peer("E0708", "the server names no client's certificate");
+        self.client.as_deref().map(|text| text.parse::<Fingerprint>().map_err(wrong)).transpose()
     }
 
     /// Says hello to `peer` and waits for its answer.
@@ -108,7 +140,7 @@ impl Hello {
         if hello.party != peer {
             return Err(refuse(format!("the certificate of {peer} came with the name {}", hello.party)));
         }
-        if hello.purpose == Purpose::Run && hello.plan != own.plan() {
+        if hello.purpose != Purpose::Measure && hello.plan != own.plan() {
             let shown = |digest: &str| {
                 let text = printable(digest, SHOWN_CHARS);
                 if digest.chars().count() > SHOWN_CHARS { format!("{text}…") } else { text }
@@ -152,6 +184,10 @@ pub struct Session {
     links: BTreeMap<Party, Link>,
     limits: Limits,
     endpoint: Option<Endpoint>,
+    /// Whose session it is, where that is known by a certificate.
+    client: Option<Client>,
+    /// What counts it as served.
+    pub(super) place: Option<Place>,
 }
 
 impl Session {
@@ -159,7 +195,8 @@ impl Session {
         let party = endpoint.party();
         let (meter, links) = (Arc::new(Meter::new()), BTreeMap::new());
         let limits = endpoint.limits();
-        Session { party, id, purpose, meter, watch: Arc::default(), links, limits, endpoint: Some(endpoint) }
+        let (watch, endpoint) = (Arc::default(), Some(endpoint));
+        Session { party, id, purpose, meter, watch, links, limits, endpoint, client: None, place: None }
     }
 
     /// Sessions of `parties`, each a different one, with a link in memory between every two of them and the limits that
@@ -177,7 +214,8 @@ impl Session {
                 other.links.insert(party, far);
             }
             let limits = Limits::default();
-            sessions.push(Session { party, id, purpose: Purpose::Run, meter, watch, links, limits, endpoint: None });
+            let (purpose, endpoint, client, place) = (Purpose::Run, None, None, None);
+            sessions.push(Session { party, id, purpose, meter, watch, links, limits, endpoint, client, place });
         }
         Ok(sessions)
     }
@@ -195,6 +233,27 @@ impl Session {
     /// What the session is for.
     pub fn purpose(&self) -> Purpose {
         self.purpose
+    }
+
+    /// Whose session it is, at a party that was connected to.
+    pub fn client(&self) -> Option<&Client> {
+        self.client.as_ref()
+    }
+
+    pub(super) fn set_client(&mut self, client: Option<Client>) {
+        self.client = client;
+    }
+
+    /// Checks that this party still has the client among its peers.
+    ///
+    /// # Errors
+    /// `E0708`.
+    pub fn check_client(&self) -> Result<()> {
+        let (Some(endpoint), Some(client)) = (&self.endpoint, &self.client) else { return Ok(()) };
+        match endpoint.trusted().client(client.fingerprint) {
+            Some(_) => Ok(()),
+            None => Err(Diagnostic::peer("E0708", format!("the client {} is no peer any more", client.name))),
+        }
     }
 
     /// This party's limits of time and size.
@@ -258,7 +317,7 @@ impl Session {
     }
 
     /// Why the session has failed while nobody looked, if it has.
-    pub(super) fn failure(&self) -> Option<&Diagnostic> {
+    pub fn failure(&self) -> Option<&Diagnostic> {
         self.watch.failure()
     }
 
@@ -276,15 +335,37 @@ impl Session {
         }
     }
 
-    /// Tells the client that `before` sessions are served before its own.
+    /// Tells the client that `before` sessions are served before its own. The helper tells those whose session the server
+    /// serves already that it has no room for it yet.
     pub(super) fn announce(&self, before: u32) {
-        self.links.get(&Party::Client).into_iter().for_each(|client| self.tell_turn(client, before));
+        match self.party {
+            Party::Helper if self.is_called() => self.keep_alive(true),
+            Party::Helper => {}
+            _ => self.links.get(&Party::Client).into_iter().for_each(|client| self.tell_turn(client, before)),
+        }
     }
 
     fn tell_turn(&self, link: &Link, before: u32) {
-        if self.party == Party::Server {
+        if self.party != Party::Client {
             link.tell_turn(before);
         }
+    }
+
+    /// Tells every peer that this party is at work for the session, though nothing comes of it yet; `false` says that
+    /// this is over.
+    pub fn keep_alive(&self, at_work: bool) {
+        self.links.values().for_each(|link| self.tell_turn(link, u32::from(at_work)));
+    }
+
+    /// Lets the client have at most `bytes` queued here, and no longer frame.
+    pub fn limit_queue(&self, bytes: u64) {
+        self.links.get(&Party::Client).into_iter().for_each(|client| client.inbox().limit(bytes));
+    }
+
+    /// Ends the session from another thread than the one that serves it: every wait in it ends, and the peers are told.
+    pub fn end(&self, cause: &Diagnostic) {
+        self.watch.fail(cause);
+        self.abort(cause);
     }
 
     /// Bytes that have arrived and wait to be asked for.
@@ -301,7 +382,9 @@ impl Session {
 
     pub(super) fn dial(&mut self, peer: Party) -> Result<()> {
         if let Some(endpoint) = &self.endpoint {
-            let link = endpoint.dial(peer, (self.id, self.purpose), &self.meter, &self.watch)?;
+            let client = self.client.as_ref().map(|client| client.fingerprint);
+            let wanted = Wanted { id: self.id, purpose: self.purpose, client };
+            let link = endpoint.dial(peer, &wanted, &self.meter, &self.watch)?;
             self.links.insert(peer, link);
         }
         Ok(())

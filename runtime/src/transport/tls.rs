@@ -24,9 +24,10 @@ use rustls::{
 use sha2::{Digest, Sha256};
 
 use super::party::Party;
+use super::trust::Trusted;
 
 /// SHA-256 of a certificate in DER, written as 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
@@ -78,22 +79,31 @@ pub(super) struct Identity {
     pub key: PrivateKeyDer<'static>,
 }
 
-/// Accepts exactly the certificates with these fingerprints.
+/// Accepts the certificates that are configured, and no others.
 struct Pins {
-    accepted: Vec<Fingerprint>,
+    accepted: Accepted,
     algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// Which certificates are accepted.
+enum Accepted {
+    /// That of the one peer that is connected to.
+    One(Fingerprint),
+    /// Those of the peers that connect, as they are configured at the moment.
+    Peers(Arc<Trusted>),
 }
 
 impl fmt::Debug for Pins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pins").field("accepted", &self.accepted).finish()
+        f.debug_struct("Pins").finish_non_exhaustive()
     }
 }
 
 /// Why a certificate was refused, inside the TLS library's error.
 #[derive(Debug)]
 struct WrongPin {
-    expected: Vec<Fingerprint>,
+    /// The only one that would do, if there is only one.
+    expected: Option<Fingerprint>,
     found: Fingerprint,
 }
 
@@ -108,10 +118,14 @@ impl std::error::Error for WrongPin {}
 impl Pins {
     fn check(&self, certificate: &CertificateDer<'_>) -> std::result::Result<(), Error> {
         let found = Fingerprint::of(certificate);
-        if self.accepted.contains(&found) {
+        let (accepted, expected) = match &self.accepted {
+            Accepted::One(pin) => (*pin == found, Some(*pin)),
+            Accepted::Peers(trusted) => (trusted.owner(found).is_some(), None),
+        };
+        if accepted {
             return Ok(());
         }
-        let cause = WrongPin { expected: self.accepted.clone(), found };
+        let cause = WrongPin { expected, found };
         Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(cause)))))
     }
 }
@@ -211,7 +225,7 @@ fn unusable(error: &Error) -> Diagnostic {
 /// TLS as the side that opens connections to a peer with the fingerprint `pin`.
 pub(super) fn client_config(identity: &Identity, pin: Fingerprint) -> Result<Arc<ClientConfig>> {
     let provider = provider();
-    let pins = Pins { accepted: vec![pin], algorithms: provider.signature_verification_algorithms };
+    let pins = Pins { accepted: Accepted::One(pin), algorithms: provider.signature_verification_algorithms };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
@@ -224,10 +238,10 @@ pub(super) fn client_config(identity: &Identity, pin: Fingerprint) -> Result<Arc
     Ok(Arc::new(config))
 }
 
-/// TLS as the side that accepts connections from peers with the fingerprints `accepted`.
-pub(super) fn server_config(identity: &Identity, accepted: Vec<Fingerprint>) -> Result<Arc<ServerConfig>> {
+/// TLS as the side that accepts connections from the peers that are `trusted`.
+pub(super) fn server_config(identity: &Identity, trusted: Arc<Trusted>) -> Result<Arc<ServerConfig>> {
     let provider = provider();
-    let pins = Pins { accepted, algorithms: provider.signature_verification_algorithms };
+    let pins = Pins { accepted: Accepted::Peers(trusted), algorithms: provider.signature_verification_algorithms };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
@@ -445,9 +459,9 @@ pub(super) fn tls_error(peer: Option<Party>, error: &io::Error) -> Diagnostic {
             let diagnostic = Diagnostic::peer("E0706", format!("{name} shows another certificate than the pinned one"));
             match other.0.downcast_ref::<WrongPin>() {
                 Some(WrongPin { expected, found }) => {
-                    let expected: Vec<String> = expected.iter().map(Fingerprint::to_string).collect();
+                    let listed = || "a certificate that this party's configuration lists".to_owned();
                     diagnostic
-                        .note(format!("expected  {}", expected.join(" or ")))
+                        .note(format!("expected  {}", expected.map_or_else(listed, |pin| pin.to_string())))
                         .note(format!("found     {found}"))
                         .note("help      compare with the fingerprint that `ombra-run keygen` printed on the peer")
                 }

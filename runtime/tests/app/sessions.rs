@@ -27,8 +27,8 @@ fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
             let folder = folder.to_path_buf();
             thread::spawn(move || {
                 let folder = PlanFolder::open(&folder).unwrap();
-                let mut keep = Keep::new(session.party(), &folder).unwrap();
-                serve_session(&folder, &session, &mut keep, 1)
+                let keep = Keep::new(session.party(), &folder).unwrap();
+                serve_session(&folder, &session, &keep, 1)
             })
         })
         .collect();
@@ -123,8 +123,8 @@ fn converse(folder: &Path, work: impl FnOnce(&PlanFolder, Session)) -> [Result<(
         .drain(1..)
         .map(|session| {
             let folder = PlanFolder::open(folder).unwrap();
-            let mut keep = Keep::new(session.party(), &folder).unwrap();
-            thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
+            let keep = Keep::new(session.party(), &folder).unwrap();
+            thread::spawn(move || serve_session(&folder, &session, &keep, 1))
         })
         .collect();
     work(&PlanFolder::open(folder).unwrap(), sessions.remove(0));
@@ -441,8 +441,8 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
     let meters = [&client, &server, &helper].map(|session| session.meter().clone());
     let peers = [server, helper].map(|session| {
         let folder = PlanFolder::open(&folder.0).unwrap();
-        let mut keep = Keep::new(session.party(), &folder).unwrap();
-        thread::spawn(move || serve_session(&folder, &session, &mut keep, 1))
+        let keep = Keep::new(session.party(), &folder).unwrap();
+        thread::spawn(move || serve_session(&folder, &session, &keep, 1))
     });
     let task = Prepared::new(&open, ids(&[1, VOCABULARY as i64]), &[]).unwrap();
     let options =
@@ -450,7 +450,7 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
     assert_eq!(client::run(&open, &client, task, options).err().map(|error| error.code), Some("E0806"));
     assert_told_nothing(peers.map(|peer| peer.join().unwrap()));
     let sent = meters.map(|meter| meter.snapshot().sent_bytes());
-    assert_eq!(sent, [0, 8 * 2 * (VOCABULARY * WIDTH) as u64, 0], "the weights alone");
+    assert_eq!(sent, [0, 8 * 2 * (VOCABULARY * WIDTH) as u64 + 16, 0], "the weights and their key alone");
 }
 
 #[test]
@@ -469,7 +469,7 @@ fn ask(folder: &Path, request: &Request) -> Vec<Diagnostic> {
         let folder = folder.to_path_buf();
         thread::spawn(move || {
             let folder = PlanFolder::open(&folder).unwrap();
-            serve_session(&folder, &session, &mut Keep::new(session.party(), &folder).unwrap(), 1).unwrap_err()
+            serve_session(&folder, &session, &Keep::new(session.party(), &folder).unwrap(), 1).unwrap_err()
         })
     });
     let peers: Vec<_> = peers.collect();
@@ -498,8 +498,8 @@ fn different_requests_to_server_and_helper_are_refused() {
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
     let peers = [server, helper].map(|session| {
         let folder = PlanFolder::open(&folder.0).unwrap();
-        let mut keep = Keep::new(session.party(), &folder).unwrap();
-        thread::spawn(move || serve_session(&folder, &session, &mut keep, 1).unwrap_err())
+        let keep = Keep::new(session.party(), &folder).unwrap();
+        thread::spawn(move || serve_session(&folder, &session, &keep, 1).unwrap_err())
     });
     let request = Request::text;
     offer(&client, [&request(2), &request(3)]);
@@ -509,7 +509,7 @@ fn different_requests_to_server_and_helper_are_refused() {
 }
 
 /// The key of the weights that the server gives the client in a session with these parties.
-fn weight_key(folder: &PlanFolder, keep: &mut Keep, parts: &mut Keep) -> Vec<u8> {
+fn weight_key(folder: &PlanFolder, keep: &Keep, parts: &Keep) -> Vec<u8> {
     let sessions = Session::in_memory(&Party::ALL).unwrap();
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
     let request = Request::text(1);
@@ -519,12 +519,8 @@ fn weight_key(folder: &PlanFolder, keep: &mut Keep, parts: &mut Keep) -> Vec<u8>
         let server = scope.spawn(|| serve_session(folder, &server, keep, 1).unwrap_err());
         let link = client.link(Party::Server).unwrap();
         link.recv(1, u32::MAX, 0, 16).unwrap();
-        let sharing: serde_json::Value = link.recv_control(1 << 10).unwrap();
+        let _: serde_json::Value = link.recv_control(1 << 10).unwrap();
         let (key, _) = link.recv(1, u32::MAX - 2, 0, 16).unwrap();
-        if sharing["sends"] == true {
-            // A client that goes before the helper has its part ends the sharing too.
-            let _: serde_json::Value = client.link(Party::Helper).unwrap().recv_control(1 << 10).unwrap();
-        }
         // The client gives no inputs: the session ends here.
         drop(client);
         server.join().unwrap();
@@ -539,13 +535,13 @@ fn one_key_makes_one_sharing_of_the_weights() {
     let plan = plans::cached();
     let folder = PlanFolder::open(&plan.0).unwrap();
     let fresh = |party| Keep::new(party, &folder).unwrap();
-    let (mut server, mut helper) = (fresh(Party::Server), fresh(Party::Helper));
+    let (server, mut helper) = (fresh(Party::Server), fresh(Party::Helper));
     let keys: Vec<Vec<u8>> = (0..3)
         .map(|index| {
             if index == 2 {
                 helper = fresh(Party::Helper);
             }
-            weight_key(&folder, &mut server, &mut helper)
+            weight_key(&folder, &server, &helper)
         })
         .collect();
     assert!(keys[0] == keys[1] && keys[1] != keys[2]);
@@ -591,10 +587,10 @@ fn a_panic_ends_the_session_in_an_error() {
     offer(&client, [&request, &request]);
     let helper = thread::spawn({
         let folder = PlanFolder::open(&plan.0).unwrap();
-        move || serve_session(&folder, &helper, &mut Keep::new(Party::Helper, &folder).unwrap(), 1).unwrap_err()
+        move || serve_session(&folder, &helper, &Keep::new(Party::Helper, &folder).unwrap(), 1).unwrap_err()
     });
-    let mut keep = Keep::new(Party::Server, &folder).unwrap();
-    assert_eq!(serve_session(&folder, &server, &mut keep, 1).unwrap_err().code, "E1014");
+    let keep = Keep::new(Party::Server, &folder).unwrap();
+    assert_eq!(serve_session(&folder, &server, &keep, 1).unwrap_err().code, "E1014");
     drop(client);
     let told = helper.join().unwrap();
     assert!(["E0701", "E0705"].contains(&told.code), "{told}");

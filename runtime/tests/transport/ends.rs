@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ombra_ir::Diagnostic;
+use ombra_runtime::config::Certificates;
 use ombra_runtime::keygen::generate;
 use ombra_runtime::transport::{Endpoint, Frame, Network, Party, Purpose, Session};
 
@@ -72,7 +73,8 @@ fn a_client_that_reaches_the_server_alone_ends_the_wait_for_the_helper() {
     let wrong = server_of(|set| {
         let folder = Folder::new();
         let mut config = set.configs[0].clone();
-        config.peers.get_mut(&Party::Helper).unwrap().fingerprint = generate(Party::Helper, &folder.0).unwrap();
+        let wrong = generate(Party::Helper, &folder.0).unwrap();
+        config.peers.get_mut(&Party::Helper).unwrap().certificates = Certificates::Fingerprints(vec![wrong]);
         let error = error_of(Endpoint::new(&config, PLAN, None).unwrap().open(Purpose::Run));
         assert_eq!(error.code, "E0706");
     });

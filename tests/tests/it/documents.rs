@@ -22,8 +22,8 @@ fn root() -> PathBuf {
 
 /// Marked blocks of a page.
 fn marked(text: &str) -> Vec<String> {
-    let blocks = text.split(&format!("{MARK}\n\n```sh\n")).skip(1);
-    blocks.map(|block| block.split("```").next().unwrap_or_default().to_owned()).collect()
+    let begin = format!("{MARK}\n\n```sh\n");
+    text.split(&begin).skip(1).map(|block| block.split("```").next().unwrap_or_default().to_owned()).collect()
 }
 
 #[test]

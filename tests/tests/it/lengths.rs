@@ -15,7 +15,7 @@ use ombra_tests::parties::secret_logits;
 use ombra_tests::reference::Reference;
 
 /// One session of the application between three threads; server and helper keep their weights for the next one.
-fn generate(folder: &PlanFolder, server: &mut Keep, helper: &mut Keep, prompts: &[&[i64]], count: u64) -> Outcome {
+fn generate(folder: &PlanFolder, server: &Keep, helper: &Keep, prompts: &[&[i64]], count: u64) -> Outcome {
     let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
     let prompts = prompts.iter().map(|prompt| prompt.to_vec()).collect();
@@ -47,11 +47,11 @@ fn one_plan_serves_prompts_of_all_lengths() {
     let all = build(name, base, logits()).expect("it compiles");
     let reference = Reference::load(name, &next.plan.plan).expect("rten loads it");
     let text = &corpus::token_rows("llama-trained/eval_pydoc.pb").expect("rows are bundled")[1];
-    let mut server = Keep::new(Party::Server, &next.plan).expect("it has its weights");
-    let mut helper = Keep::new(Party::Helper, &next.plan).expect("it needs nothing");
+    let server = Keep::new(Party::Server, &next.plan).expect("it has its weights");
+    let helper = Keep::new(Party::Helper, &next.plan).expect("it needs nothing");
     for (session, length) in [1, 7, 32].into_iter().enumerate() {
         let prompt = &text[..length];
-        let outcome = generate(&next.plan, &mut server, &mut helper, &[prompt], 65);
+        let outcome = generate(&next.plan, &server, &helper, &[prompt], 65);
         assert_eq!((outcome.tokens[0].len(), outcome.costs.phases.len()), (65, 66), "a prefill, then 64 steps");
         for phase in &outcome.costs.phases {
             assert_eq!(phase.rounds.measured, phase.rounds.predicted, "{} {:?}", phase.name, phase.dims);
@@ -84,13 +84,13 @@ fn prompts_side_by_side_are_answered_as_one_by_one() {
     for name in ["llama-gqa-dynamo-op18", "gpt2-optimum-past", "qwen2-optimum-past", "mistral-optimum"] {
         let built = build(name, None, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(takes_padding(&built.plan.plan), "{name} has inputs for masks and positions");
-        let mut server = Keep::new(Party::Server, &built.plan).expect("it has its weights");
-        let mut helper = Keep::new(Party::Helper, &built.plan).expect("it needs nothing");
-        let together = generate(&built.plan, &mut server, &mut helper, &prompts, 4);
+        let server = Keep::new(Party::Server, &built.plan).expect("it has its weights");
+        let helper = Keep::new(Party::Helper, &built.plan).expect("it needs nothing");
+        let together = generate(&built.plan, &server, &helper, &prompts, 4);
         let report = Report { phases: together.costs.phases.clone(), ..Report::default() };
         report.check_costs().unwrap_or_else(|e| panic!("{name}: {e}"));
         for (prompt, tokens) in prompts.iter().zip(&together.tokens) {
-            let alone = generate(&built.plan, &mut server, &mut helper, &[prompt], 4);
+            let alone = generate(&built.plan, &server, &helper, &[prompt], 4);
             assert_eq!(*tokens, alone.tokens[0], "{name}: {prompt:?}");
             let rounds = |outcome: &Outcome| outcome.costs.phases[2].rounds.measured;
             assert!(rounds(&together) <= rounds(&alone) + rounds(&alone) / 8, "{name}: a step's rounds");

@@ -1,0 +1,82 @@
+//! `/healthz`, `/readyz` and `/metrics` over HTTP, at an address of their own.
+//!
+//! Nothing here changes anything or says anything of a client. The address is one of this machine alone unless the
+//! configuration says otherwise.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use ombra_ir::{Diagnostic, Result};
+use tokio::runtime;
+
+use super::metrics::Now;
+use super::{Service, spawn};
+use crate::app::session::rss;
+
+/// Type of Prometheus' text.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers at `address` from a thread of its own.
+///
+/// # Errors
+/// `E1032`.
+pub(super) fn start(address: SocketAddr, service: Arc<Service>) -> Result<()> {
+    let failed = move |error: std::io::Error| {
+        Diagnostic::input("E1032", format!("no metrics at {address}: {error}"))
+            .note("help      stop what uses the address, or change service.metrics")
+    };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let log = Arc::clone(&service.log);
+    spawn("metrics", move || {
+        let served = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            axum::serve(listener, routes(service)).await
+        });
+        if let Err(error) = served {
+            log.complaint(&failed(error));
+        }
+    })
+}
+
+fn routes(service: Arc<Service>) -> Router {
+    let ready = Arc::clone(&service);
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/readyz",
+            get(move || {
+                let is_ready = ready.is_ready();
+                let answer = if is_ready {
+                    (StatusCode::OK, "ready\n")
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+                };
+                async move { answer }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(move || {
+                let text = service.metrics.text(&now(&service));
+                async move { ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response() }
+            }),
+        )
+}
+
+fn now(service: &Service) -> Now {
+    let used = service.budget.used();
+    Now {
+        open: used.sessions,
+        waiting: service.acceptor.waiting(),
+        reserved: used.bytes,
+        budget: service.budget.total(),
+        resident: rss(),
+        ready: service.is_ready(),
+    }
+}

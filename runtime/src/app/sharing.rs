@@ -1,0 +1,464 @@
+//! How the server's weights come to be shared, and which sharing a session uses.
+//!
+//! Component 1 of every weight follows from a key of client and server, component 2 is the weight minus that and goes to
+//! the helper. One key makes one sharing: from two under one key the helper would learn the difference of the weights.
+//! Every client that is served gets the key: together with the helper it could put the weights together, alone it has
+//! random numbers.
+//!
+//! A sharing is made between server and helper alone, in a session of its own without a client, so that no client can end
+//! it. A thread of the server makes the first one as soon as the helper can be reached, and another one when the helper has
+//! lost its part, on a schedule, or by command. Sessions that need one wait for it and keep their peers informed. A new one
+//! takes the place of the old for sessions that begin later; those under way go on with theirs, and what is kept of a
+//! sharing is wiped when the last of them ends. Until then the helper has both in memory.
+//!
+//! Parties without such a thread, in one process, share in the session that needs it first.
+//!
+//! In a session, the server offers a sharing by its name until the helper holds it, then gives the client the key.
+//! 1. server to helper: [`Offer`]; helper to server: [`Held`]. Both say what the client asked of them.
+//! 2. server to client: [`Given`], then the key.
+//!
+//! The first session that uses a sharing counts what it cost.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ombra_ir::{Diagnostic, Result};
+use serde::{Deserialize, Serialize};
+
+use super::folder::PlanFolder;
+use super::session::{CONTROL, Measured, guarded, net, senseless};
+use super::weights::Weights as File;
+use crate::exec::{TensorSource, Weights};
+use crate::prg::Key;
+use crate::transport::{Endpoint, Frame, Party, Purpose, Session, SessionId};
+
+/// Number of the run, and the place among its frames, of the key of the weights.
+const KEY_FRAME: (u64, u32, u32) = (1, u32::MAX - 2, 0);
+/// How often a session that waits for a sharing says that it is alive.
+const ALIVE: Duration = Duration::from_secs(1);
+/// Time after which a sharing is tried again that failed.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Offers that a helper may decline in one session.
+const MAX_OFFERS: usize = 4;
+
+/// Names a sharing for a session.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Offer {
+    /// Its name.
+    epoch: String,
+    /// Whether it follows in this session.
+    here: bool,
+    /// Whether this session counts what it cost.
+    counts: bool,
+    /// Digest of what the client asked of the server.
+    request: String,
+}
+
+/// The helper's answer.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Held {
+    held: bool,
+    /// Digest of what the client asked of the helper.
+    request: String,
+}
+
+/// Whether this session counts the cost of the sharing; said to the client before the key.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    counts: bool,
+}
+
+/// A sharing that follows between server and helper.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Coming {
+    epoch: String,
+    /// The name of the one that the server has. Whatever else the helper holds is of no use.
+    replaces: Option<String>,
+}
+
+/// The helper's word once it holds what was sent: until then it is silent, for as long as the weights are on their way.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Received {
+    Weights,
+}
+
+/// One party's part of a sharing.
+struct Sharing {
+    epoch: String,
+    /// The server's alone.
+    key: Option<Key>,
+    weights: Arc<Weights>,
+    cost: Measured,
+    /// Whether no session has counted the cost.
+    uncounted: Mutex<bool>,
+}
+
+/// What a serving party keeps between sessions.
+pub enum Keep {
+    /// The server's.
+    Server(ServerSide),
+    /// The helper's.
+    Helper(HelperSide),
+}
+
+/// What the server keeps: its weights, and the sharing that new sessions use.
+pub struct ServerSide {
+    file: Arc<File>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What the helper keeps: its part of the last sharing.
+#[derive(Default)]
+pub struct HelperSide {
+    kept: Mutex<Option<Arc<Sharing>>>,
+    /// Held while a sharing arrives.
+    receiving: Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    current: Option<Arc<Sharing>>,
+    /// A thread makes sharings when they are asked for.
+    has_maker: bool,
+    wanted: bool,
+    making: bool,
+    /// The maker shall end.
+    over: bool,
+    /// How many attempts have ended, how many of them well, and how the last one failed.
+    ended: u64,
+    made: u64,
+    error: Option<Diagnostic>,
+}
+
+impl Keep {
+    /// What `party` keeps at the start of its process.
+    ///
+    /// # Errors
+    /// Those of [`PlanFolder::server_weights`], and `E1006` for the client, which does not serve.
+    pub fn new(party: Party, folder: &PlanFolder) -> Result<Keep> {
+        match party {
+            Party::Server => {
+                let file = Arc::new(folder.server_weights()?);
+                Ok(Keep::Server(ServerSide { file, state: Mutex::default(), changed: Condvar::new() }))
+            }
+            Party::Helper => Ok(Keep::Helper(HelperSide::default())),
+            Party::Client => {
+                Err(Diagnostic::input("E1006", "the client does not serve").note("help      use `generate` or `infer`"))
+            }
+        }
+    }
+
+    /// This party's components of the weights for a session whose request has the digest `request`, and what it counts for
+    /// the sharing.
+    ///
+    /// # Errors
+    /// Whatever ended the session, and what kept the server from sharing its weights.
+    pub(super) fn weights(
+        &self,
+        folder: &PlanFolder,
+        session: &Session,
+        request: &str,
+    ) -> Result<(Arc<Weights>, Measured)> {
+        match self {
+            Keep::Server(side) => side.weights(folder, session, request),
+            Keep::Helper(side) => side.weights(folder, session, request),
+        }
+    }
+
+    /// Whether a session could begin without waiting for a sharing.
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Keep::Server(side) => side.lock().current.is_some(),
+            Keep::Helper(_) => true,
+        }
+    }
+}
+
+impl ServerSide {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Says that a thread will make sharings: sessions wait for it from now on.
+    pub fn expect_maker(&self) {
+        self.lock().has_maker = true;
+    }
+
+    /// Makes the first sharing and then every one that is asked for, until [`stop`](Self::stop). `told` hears how every
+    /// attempt ended. `every` is how often a sharing is renewed.
+    pub fn make_sharings(
+        &self,
+        folder: &PlanFolder,
+        endpoint: &Endpoint,
+        every: Option<Duration>,
+        mut told: impl FnMut(Result<Duration>),
+    ) {
+        let mut due = Some(Instant::now());
+        loop {
+            let mut state = self.lock();
+            while !state.over && !state.wanted && due.is_none_or(|due| Instant::now() < due) {
+                let time = due.map_or(Duration::from_secs(3600), |due| due.saturating_duration_since(Instant::now()));
+                state = self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if state.over {
+                return;
+            }
+            (state.wanted, state.making) = (false, true);
+            let replaces = state.current.as_ref().map(|current| current.epoch.clone());
+            drop(state);
+            let start = Instant::now();
+            let made = panic::catch_unwind(AssertUnwindSafe(|| self.make_over(folder, endpoint, replaces)));
+            let made =
+                made.unwrap_or_else(|_| Err(Diagnostic::internal("E1014", "a fault of this program ended a sharing")));
+            let failed = made.as_ref().err().map(|_| AGAIN);
+            due = failed.or(every).map(|time| Instant::now() + time.min(every.unwrap_or(time)));
+            let mut state = self.lock();
+            (state.making, state.ended) = (false, state.ended + 1);
+            let outcome = match made {
+                Ok(sharing) => {
+                    (state.current, state.error, state.made) = (Some(Arc::new(sharing)), None, state.made + 1);
+                    Ok(start.elapsed())
+                }
+                Err(error) => {
+                    state.error = Some(error.clone());
+                    Err(error)
+                }
+            };
+            drop(state);
+            self.changed.notify_all();
+            told(outcome);
+        }
+    }
+
+    /// Lets [`make_sharings`](Self::make_sharings) end, after the attempt that is under way.
+    pub fn stop(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+    }
+
+    /// Has the weights shared anew and waits for the end of it.
+    ///
+    /// # Errors
+    /// Why it was not done.
+    pub fn renew(&self) -> Result<()> {
+        let mut state = self.lock();
+        // What is under way may have begun before whatever this is asked for.
+        let until = state.ended + 1 + u64::from(state.making);
+        while state.ended < until {
+            if state.over || !state.has_maker {
+                return Err(Diagnostic::input("E1030", "this party is ending"));
+            }
+            state.wanted |= !state.making;
+            self.changed.notify_all();
+            state = self.changed.wait_timeout(state, ALIVE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.error.clone().map_or(Ok(()), Err)
+    }
+
+    /// Sharings that were made.
+    pub fn made(&self) -> u64 {
+        self.lock().made
+    }
+
+    /// The sharing for new sessions, another one than that with the name `lost`, waiting until there is one. Nothing where
+    /// the session has to make it.
+    fn current(&self, session: &Session, lost: Option<&str>) -> Result<Option<Arc<Sharing>>> {
+        let mut state = self.lock();
+        let begin = state.ended;
+        let mut waited = false;
+        let found = loop {
+            if state.current.as_ref().is_some_and(|current| Some(current.epoch.as_str()) == lost) {
+                state.current = None;
+            }
+            if let Some(current) = &state.current {
+                break Some(Arc::clone(current));
+            }
+            if !state.has_maker {
+                break None;
+            }
+            if let Some(error) = state.error.clone().filter(|_| state.ended > begin) {
+                return Err(error);
+            }
+            state.wanted |= !state.making;
+            self.changed.notify_all();
+            state = self.changed.wait_timeout(state, ALIVE).unwrap_or_else(PoisonError::into_inner).0;
+            drop(state);
+            waited = true;
+            session.keep_alive(true);
+            if let Some(failure) = session.failure() {
+                return Err(failure.clone());
+            }
+            state = self.lock();
+        };
+        drop(state);
+        if waited {
+            session.keep_alive(false);
+        }
+        Ok(found)
+    }
+
+    fn weights(&self, folder: &PlanFolder, session: &Session, request: &str) -> Result<(Arc<Weights>, Measured)> {
+        let (client, helper) = (session.link(Party::Client)?, session.link(Party::Helper)?);
+        let mut lost: Option<String> = None;
+        self.file.check_unchanged()?;
+        for _ in 0..MAX_OFFERS {
+            let found = self.current(session, lost.as_deref())?;
+            let (epoch, here) = match &found {
+                Some(sharing) => (sharing.epoch.clone(), false),
+                None => (SessionId::random()?.to_string(), true),
+            };
+            let counts = found.as_ref().is_none_or(|sharing| std::mem::take(&mut *lock(&sharing.uncounted)));
+            helper.send_control(&Offer { epoch: epoch.clone(), here, counts, request: request.to_owned() })?;
+            let Held { held, request: other } = helper.recv_control(CONTROL)?;
+            same_request(request, &other)?;
+            let sharing = match found {
+                None => {
+                    let made = Arc::new(self.share(folder, session, epoch)?);
+                    *lock(&made.uncounted) = false;
+                    self.lock().current = Some(Arc::clone(&made));
+                    made
+                }
+                Some(sharing) if held => sharing,
+                Some(_) => {
+                    lost = Some(epoch);
+                    continue;
+                }
+            };
+            client.send_control(&Given { counts })?;
+            let key = sharing.key.as_ref().ok_or_else(|| Diagnostic::internal("E1004", "a sharing has no key"))?;
+            let (run, op, round) = KEY_FRAME;
+            client.send(Frame::new(run, op, round, key.bytes().to_vec()))?;
+            return Ok((Arc::clone(&sharing.weights), if counts { sharing.cost } else { Measured::default() }));
+        }
+        Err(senseless(Party::Helper, "again and again that it does not hold what it has just got"))
+    }
+
+    /// A sharing in a session of its own.
+    fn make_over(&self, folder: &PlanFolder, endpoint: &Endpoint, replaces: Option<String>) -> Result<Sharing> {
+        self.file.check_unchanged()?;
+        let session = endpoint.open(Purpose::Share)?;
+        let made = guarded(&session, || {
+            let epoch = SessionId::random()?.to_string();
+            session.link(Party::Helper)?.send_control(&Coming { epoch: epoch.clone(), replaces })?;
+            self.share(folder, &session, epoch)
+        });
+        made.inspect(|_| session.finish())
+    }
+
+    /// Shares the weights in `session`, under a new key.
+    fn share(&self, folder: &PlanFolder, session: &Session, epoch: String) -> Result<Sharing> {
+        let key = Key::random()?;
+        let own = Arc::clone(&self.file) as Arc<dyn TensorSource>;
+        let (module, mut net) = (&folder.plan.module, net(session));
+        session.meter().reset();
+        let start = Instant::now();
+        let weights = Weights::share(module, Party::Server, Some(&key), public(folder), Some(own), &mut net)?;
+        let link = session.link(Party::Helper)?;
+        let Received::Weights = link.recv_control_within(CONTROL, session.limits().setup)?;
+        Ok(Sharing::new(epoch, Some(key), weights, session, start))
+    }
+}
+
+impl HelperSide {
+    fn weights(&self, folder: &PlanFolder, session: &Session, request: &str) -> Result<(Arc<Weights>, Measured)> {
+        let server = session.link(Party::Server)?;
+        for _ in 0..MAX_OFFERS {
+            let Offer { epoch, here, counts, request: other } = server.recv_control(CONTROL)?;
+            let held = lock(&self.kept).clone().filter(|kept| !here && kept.epoch == epoch);
+            server.send_control(&Held { held: held.is_some(), request: request.to_owned() })?;
+            same_request(request, &other)?;
+            let found = match held {
+                None if here => self.receive(folder, session, epoch, None)?,
+                Some(sharing) => sharing,
+                None => continue,
+            };
+            return Ok((Arc::clone(&found.weights), if counts { found.cost } else { Measured::default() }));
+        }
+        Err(senseless(Party::Server, "one sharing after another that was never made"))
+    }
+
+    /// Takes a sharing that the server makes in a session of its own.
+    ///
+    /// # Errors
+    /// Whatever ended the session.
+    pub(super) fn take(&self, folder: &PlanFolder, session: &Session) -> Result<()> {
+        let Coming { epoch, replaces } = session.link(Party::Server)?.recv_control(CONTROL)?;
+        self.receive(folder, session, epoch, replaces.as_deref()).map(drop)
+    }
+
+    /// Receives a sharing in `session`. What is held stays until then, if it is the one that the server has.
+    fn receive(
+        &self,
+        folder: &PlanFolder,
+        session: &Session,
+        epoch: String,
+        replaces: Option<&str>,
+    ) -> Result<Arc<Sharing>> {
+        let _one_at_a_time = lock(&self.receiving);
+        // Two of them may not fit into memory.
+        let useless =
+            |kept: &Option<Arc<Sharing>>| kept.as_ref().is_some_and(|kept| Some(kept.epoch.as_str()) != replaces);
+        let old = {
+            let mut kept = lock(&self.kept);
+            if useless(&kept) { kept.take() } else { None }
+        };
+        drop(old);
+        session.meter().reset();
+        let start = Instant::now();
+        let (module, mut net) = (&folder.plan.module, net(session));
+        let weights = Weights::share(module, Party::Helper, None, public(folder), None, &mut net)?;
+        let sharing = Arc::new(Sharing::new(epoch, None, weights, session, start));
+        let old = lock(&self.kept).replace(Arc::clone(&sharing));
+        drop(old);
+        session.link(Party::Server)?.send_control(&Received::Weights)?;
+        Ok(sharing)
+    }
+}
+
+impl Sharing {
+    fn new(epoch: String, key: Option<Key>, weights: Weights, session: &Session, start: Instant) -> Sharing {
+        let seen = session.meter().snapshot();
+        let seconds = start.elapsed().as_secs_f64();
+        let cost = Measured { depth: seen.depth, bytes: seen.sent_bytes(), seconds };
+        Sharing { epoch, key, weights: Arc::new(weights), cost, uncounted: Mutex::new(true) }
+    }
+}
+
+/// The client's components of the weights, and whether this session counts the cost of sharing them.
+pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(Arc<Weights>, bool)> {
+    let server = session.link(Party::Server)?;
+    let Given { counts } = server.recv_control(CONTROL)?;
+    let (run, op, round) = KEY_FRAME;
+    let (key, _) = server.recv(run, op, round, 16)?;
+    let key = <[u8; 16]>::try_from(key).map_err(|_| senseless(Party::Server, "a key of another length"))?;
+    // The key is not part of the cost of the weights.
+    session.meter().reset();
+    let key = Key::from_bytes(key);
+    let module = &folder.plan.module;
+    let weights = Weights::share(module, Party::Client, Some(&key), public(folder), None, &mut net(session))?;
+    Ok((Arc::new(weights), counts))
+}
+
+/// Compares the digests of what the client asked of server and helper.
+fn same_request(own: &str, other: &str) -> Result<()> {
+    if own == other {
+        return Ok(());
+    }
+    Err(senseless(Party::Client, "one request to the server and another to the helper"))
+}
+
+fn public(folder: &PlanFolder) -> Arc<dyn TensorSource> {
+    Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>
+}
+
+/// Locks `mutex`; what is under the locks of this module is valid after every statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

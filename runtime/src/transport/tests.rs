@@ -1,0 +1,140 @@
+//! Connections that are not what their session says: what a client could do that knows the id of another one's session.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ombra_ir::{Diagnostic, Result};
+
+use super::session::Wanted;
+use super::*;
+use crate::config::{Certificates, PartyConfig};
+use crate::keygen::{generate, write_local_set};
+
+const SOON: Option<Duration> = Some(Duration::from_secs(10));
+
+/// Endpoints of two clients, the server and the helper.
+struct Parties {
+    folder: PathBuf,
+    clients: [Endpoint; 2],
+    server: Endpoint,
+    helper: Endpoint,
+}
+
+impl Parties {
+    fn new(name: &str) -> Parties {
+        let folder = std::env::temp_dir().join(format!("ombra-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        let configs = write_local_set(&folder).unwrap();
+        let [first, mut server, mut helper] = configs.map(|path| PartyConfig::read(&path).unwrap());
+        let other = generate(Party::Client, &folder.join("other")).unwrap();
+        let mut second = first.clone();
+        (second.key, second.certificate) = (folder.join("other/key.pem"), folder.join("other/cert.pem"));
+        for config in [&mut server, &mut helper] {
+            let peer = config.peers.get_mut(&Party::Client).unwrap();
+            let Certificates::Fingerprints(list) = &mut peer.certificates else { panic!("a list") };
+            list.push(other);
+        }
+        let endpoint = |config: &PartyConfig| Endpoint::new(config, "plan", None).unwrap();
+        let [server, helper] = [&server, &helper].map(endpoint);
+        Parties { clients: [&first, &second].map(endpoint), folder, server, helper }
+    }
+
+    fn fingerprint(&self, client: usize) -> Fingerprint {
+        let file = self.folder.join(["client/cert.pem", "other/cert.pem"][client]);
+        let certificate = rustls::pki_types::pem::PemObject::from_pem_slice(&fs::read(file).unwrap());
+        Fingerprint::of(&certificate.map(|found: rustls::pki_types::CertificateDer<'_>| found).unwrap())
+    }
+}
+
+impl Drop for Parties {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn dial(from: &Endpoint, to: Party, wanted: &Wanted) -> Result<Link> {
+    from.dial(to, wanted, &Arc::new(Meter::new()), &Arc::default())
+}
+
+fn run(id: SessionId, client: Option<Fingerprint>) -> Wanted {
+    Wanted { id, purpose: Purpose::Run, client }
+}
+
+fn refusal(outcome: Result<Link>) -> Diagnostic {
+    let error = outcome.err().expect("a refusal");
+    assert_eq!(error.code, "E0708", "{error}");
+    error
+}
+
+#[test]
+fn nobody_joins_a_session_of_another_client() {
+    let parties = Parties::new("hijack");
+    let helper = Acceptor::bind(&parties.helper, drop).unwrap();
+    let server = Acceptor::bind(&parties.server, drop).unwrap();
+    let [owner, thief] = &parties.clients;
+    let belongs = |error: Diagnostic| assert!(error.message.contains("belongs to another client"), "{error}");
+    // Before its owner comes, and after it.
+    let id = SessionId::random().unwrap();
+    let _held = dial(owner, Party::Helper, &run(id, None)).unwrap();
+    belongs(refusal(dial(thief, Party::Helper, &run(id, None))));
+    let stolen = SessionId::random().unwrap();
+    let _other = dial(thief, Party::Helper, &run(stolen, None)).unwrap();
+    belongs(refusal(dial(owner, Party::Helper, &run(stolen, None))));
+    // The server names the client whose connection it has, and so does not come to the other one's session.
+    let named = Some(parties.fingerprint(0));
+    belongs(refusal(dial(&parties.server, Party::Helper, &run(stolen, named))));
+    let _whole = dial(&parties.server, Party::Helper, &run(id, named)).unwrap();
+    // With the whole session, everybody has the same client.
+    let session = owner.open(Purpose::Run).unwrap();
+    belongs_to(&server.next(SOON).unwrap(), &parties);
+    let at_helper = [helper.next(SOON), helper.next(SOON)];
+    assert!(at_helper.iter().flatten().any(|found| found.id() == session.id()));
+    at_helper.iter().flatten().for_each(|found| belongs_to(found, &parties));
+}
+
+fn belongs_to(session: &Session, parties: &Parties) {
+    assert_eq!(session.client().unwrap().fingerprint, parties.fingerprint(0));
+}
+
+#[test]
+fn the_server_says_whose_session_it_is_and_shares_weights_alone() {
+    let parties = Parties::new("named");
+    let helper = Acceptor::bind(&parties.helper, drop).unwrap();
+    let _server = Acceptor::bind(&parties.server, drop).unwrap();
+    let id = SessionId::random().unwrap();
+    let error = refusal(dial(&parties.server, Party::Helper, &run(id, None)));
+    assert!(error.message.contains("does not say whose session"), "{error}");
+    let share = Wanted { id, purpose: Purpose::Share, client: None };
+    for to in [Party::Server, Party::Helper] {
+        let error = refusal(dial(&parties.clients[0], to, &share));
+        assert!(error.message.contains("does not share weights"), "{error}");
+    }
+    // A session of server and helper alone is whole without a client.
+    let session = parties.server.open(Purpose::Share).unwrap();
+    session.link(Party::Helper).unwrap().send_control(&1).unwrap();
+    let found = helper.next_if(SOON, &|| false).expect("it needs no room");
+    assert!(found.id() == session.id() && found.client().is_none());
+    assert_eq!(found.link(Party::Server).unwrap().recv_control::<u32>(10).unwrap(), 1);
+}
+
+#[test]
+fn places_go_round_by_client() {
+    let parties = Parties::new("fair");
+    let _helper = Acceptor::bind(&parties.helper, drop).unwrap();
+    let server = Acceptor::bind(&parties.server, drop).unwrap();
+    let [greedy, modest] = &parties.clients;
+    let many: Vec<Session> = (0..4).map(|_| greedy.open(Purpose::Run).unwrap()).collect();
+    let one = modest.open(Purpose::Run).unwrap();
+    while server.waiting() < 5 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(server.next_if(Some(Duration::from_millis(50)), &|| false).is_none(), "there is no room");
+    let places: BTreeMap<SessionId, usize> = many.iter().chain([&one]).map(Session::id).zip(0..).collect();
+    let served: Vec<Session> = (0..5).map(|_| server.next(SOON).unwrap()).collect();
+    let order: Vec<usize> = served.iter().map(|session| places[&session.id()]).collect();
+    let at = |place: usize| order.iter().position(|found| *found == place).unwrap();
+    assert!(at(4) == 1 && order[0] < 4, "the second place goes to the second client: {order:?}");
+}
