@@ -23,6 +23,7 @@
 //! | E1020 | a file was changed while it was in use |
 //! | E1021 | a step sends more than this party accepts |
 //! | E1022 | what a model's folder says about generating and chatting cannot be used |
+//! | E1040 | the gateway's options are wrong, or it cannot listen |
 
 pub mod chat;
 pub mod client;
@@ -30,6 +31,7 @@ pub mod command;
 pub mod comparison;
 pub mod consent;
 pub mod folder;
+pub mod gateway;
 pub mod held_file;
 pub mod inputs;
 pub mod isolation;

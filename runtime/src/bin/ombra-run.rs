@@ -1,12 +1,15 @@
 //! `ombra-run`: runs a compiled plan between parties.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::{Diagnostic, Kind, Result};
 use ombra_runtime::app::chat::{self, Chat};
 use ombra_runtime::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, run_client, serve_party};
+use ombra_runtime::app::gateway::{self, Gateway};
 use ombra_runtime::app::isolation;
 use ombra_runtime::transport::Party;
 
@@ -85,6 +88,49 @@ enum Command {
         count: u64,
         #[command(flatten)]
         ends: Ends,
+        /// An input that the plan may show to every party though it is no mask or position, repeatable.
+        #[arg(long, value_name = "NAME")]
+        allow_public: Vec<String>,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
+    /// Answer HTTP requests in the forms of OpenAI's API as the client, with a page to chat.
+    Gateway {
+        /// The folder that the compiler wrote; its public part suffices where the other parties are elsewhere.
+        dir: PathBuf,
+        /// The client's configuration; without one, all parties run on this machine.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Where requests are answered.
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+        listen: SocketAddr,
+        /// Listen at an address that other machines reach. Nothing is encrypted: put a server with TLS before it.
+        #[arg(long)]
+        allow_remote: bool,
+        /// A name by which the gateway may be called, beside those of this machine, repeatable.
+        #[arg(long, value_name = "NAME")]
+        allow_host: Vec<String>,
+        /// A file with the key that callers must have.
+        #[arg(long, value_name = "FILE")]
+        api_key_file: Option<PathBuf>,
+        /// What the model is called.
+        #[arg(long, value_name = "NAME", default_value = "ombra")]
+        model_name: String,
+        /// Most sessions side by side, each with a text of its own in its cache.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        sessions: usize,
+        /// Most requests that wait for a session.
+        #[arg(long, value_name = "N", default_value_t = 16)]
+        queue: usize,
+        /// Seconds after which a session without work is closed.
+        #[arg(long, value_name = "S", default_value_t = 120)]
+        idle: u64,
+        /// Answer requests with a temperature above 0 greedily, instead of refusing them.
+        #[arg(long)]
+        ignore_temperature: bool,
+        /// A token id that ends an answer, beside those that the model names, repeatable.
+        #[arg(long, value_name = "ID")]
+        stop_token: Vec<i64>,
         /// An input that the plan may show to every party though it is no mask or position, repeatable.
         #[arg(long, value_name = "NAME")]
         allow_public: Vec<String>,
@@ -261,6 +307,41 @@ fn run(command: Command) -> Result<()> {
                 count,
                 stop_tokens: ends.stop_token,
                 stop: ends.stop,
+                allow_public,
+                threads,
+                network: common.network,
+            })
+        }
+        Command::Gateway {
+            dir,
+            config,
+            listen,
+            allow_remote,
+            allow_host,
+            api_key_file,
+            model_name,
+            sessions,
+            queue,
+            idle,
+            ignore_temperature,
+            stop_token,
+            allow_public,
+            common,
+        } => {
+            let threads = threads(&common)?;
+            gateway::run(&Gateway {
+                folder: dir,
+                peers: config.map_or(Peers::Local, Peers::Configured),
+                listen,
+                allow_remote,
+                hosts: allow_host,
+                api_key_file,
+                model_name,
+                sessions,
+                queue,
+                idle: Duration::from_secs(idle),
+                ignore_temperature,
+                stop_tokens: stop_token,
                 allow_public,
                 threads,
                 network: common.network,
