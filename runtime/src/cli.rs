@@ -1,8 +1,10 @@
 //! The runtime's command line, for the program `ombra-run` and for other languages.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::draw::Sampling;
@@ -10,6 +12,7 @@ use ombra_ir::{Diagnostic, Kind, Result};
 
 use crate::app::chat::{self, Chat};
 use crate::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, print_renewed, run_client};
+use crate::app::gateway::{self, Gateway};
 use crate::app::isolation;
 use crate::app::service::log::Format;
 use crate::app::service::{self, serve_party};
@@ -100,6 +103,49 @@ enum Command {
         ends: Ends,
         #[command(flatten)]
         drawing: Drawing,
+        /// An input that the plan may show to every party though it is no mask or position, repeatable.
+        #[arg(long, value_name = "NAME")]
+        allow_public: Vec<String>,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
+    /// Answer HTTP requests in the forms of OpenAI's API as the client, with a page to chat.
+    Gateway {
+        /// The folder that the compiler wrote; its public part suffices where the other parties are elsewhere.
+        dir: PathBuf,
+        /// The client's configuration; without one, all parties run on this machine.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Where requests are answered.
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+        listen: SocketAddr,
+        /// Listen at an address that other machines reach. Nothing is encrypted: put a server with TLS before it.
+        #[arg(long)]
+        allow_remote: bool,
+        /// A name by which the gateway may be called, beside those of this machine, repeatable.
+        #[arg(long, value_name = "NAME")]
+        allow_host: Vec<String>,
+        /// A file with the key that callers must have.
+        #[arg(long, value_name = "FILE")]
+        api_key_file: Option<PathBuf>,
+        /// What the model is called.
+        #[arg(long, value_name = "NAME", default_value = "ombra")]
+        model_name: String,
+        /// Most sessions side by side, each with a text of its own in its cache.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        sessions: usize,
+        /// Most requests that wait for a session.
+        #[arg(long, value_name = "N", default_value_t = 16)]
+        queue: usize,
+        /// Seconds after which a session without work is closed.
+        #[arg(long, value_name = "S", default_value_t = 120)]
+        idle: u64,
+        /// Answer requests with a temperature above 0 greedily, instead of refusing them.
+        #[arg(long)]
+        ignore_temperature: bool,
+        /// A token id that ends an answer, beside those that the model names, repeatable.
+        #[arg(long, value_name = "ID")]
+        stop_token: Vec<i64>,
         /// An input that the plan may show to every party though it is no mask or position, repeatable.
         #[arg(long, value_name = "NAME")]
         allow_public: Vec<String>,
@@ -318,6 +364,41 @@ fn command(command: Command) -> Result<()> {
                 stop_tokens: ends.stop_token,
                 stop: ends.stop,
                 sampling,
+                allow_public,
+                threads,
+                network: common.network,
+            })
+        }
+        Command::Gateway {
+            dir,
+            config,
+            listen,
+            allow_remote,
+            allow_host,
+            api_key_file,
+            model_name,
+            sessions,
+            queue,
+            idle,
+            ignore_temperature,
+            stop_token,
+            allow_public,
+            common,
+        } => {
+            let threads = threads(&common)?;
+            gateway::run(&Gateway {
+                folder: dir,
+                peers: config.map_or(Peers::Local, Peers::Configured),
+                listen,
+                allow_remote,
+                hosts: allow_host,
+                api_key_file,
+                model_name,
+                sessions,
+                queue,
+                idle: Duration::from_secs(idle),
+                ignore_temperature,
+                stop_tokens: stop_token,
                 allow_public,
                 threads,
                 network: common.network,

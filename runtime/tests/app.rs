@@ -2,6 +2,8 @@
 
 #[path = "app/folders.rs"]
 mod folders;
+#[path = "app/gateway.rs"]
+mod gateway;
 #[path = "app/measure.rs"]
 mod measure;
 #[path = "app/plans.rs"]

@@ -130,7 +130,7 @@ fn listener<'a>(turns: &'a Turns, mut stream: TextStream<'a>) -> impl FnMut(Even
     move |event| {
         match event {
             Event::Waiting(before) => progress.waiting(before),
-            Event::Open(_) | Event::Step(_) => {}
+            Event::Open(_) | Event::Begin(_) | Event::Step(..) => {}
             Event::Token(token) => {
                 count += 1;
                 progress.token(count);

@@ -309,11 +309,16 @@ impl<'a> Conversation<'a> {
     }
 
     /// Keeps the first `keep` positions of every text, adds `new` tokens, as many to each, and learns the next one of
-    /// each.
+    /// each. `begin` hears the name and the cost of the step when its first message is about to be sent.
     ///
     /// # Errors
     /// Whatever ended the session.
-    pub fn next_tokens(&mut self, keep: u64, new: &[Vec<i64>]) -> Result<(Vec<i64>, Done)> {
+    pub fn next_tokens(
+        &mut self,
+        keep: u64,
+        new: &[Vec<i64>],
+        begin: &mut dyn FnMut(&'static str, &Cost),
+    ) -> Result<(Vec<i64>, Done)> {
         let plan = &self.folder.plan;
         let added = new.first().map_or(0, Vec::len);
         if new.len() != self.texts.len() || new.iter().any(|new| new.len() != added) {
@@ -325,7 +330,7 @@ impl<'a> Conversation<'a> {
         }
         let fed = if plan.past.is_some() { new } else { &self.texts };
         let given = [token_ids(plan, fed)?];
-        let done = self.step(Advance { keep, new: added as u64 }, &given)?;
+        let done = self.step(Advance { keep, new: added as u64 }, &given, begin)?;
         let tokens = next_tokens(self.folder, &done.outputs)?;
         if tokens.len() != self.texts.len() {
             return Err(Diagnostic::internal("E1004", "a step did not reveal one next token of every text"));
@@ -333,11 +338,16 @@ impl<'a> Conversation<'a> {
         Ok((tokens, done))
     }
 
-    /// Runs one step on `given` tensors.
+    /// Runs one step on `given` tensors; `begin` as in [`next_tokens`](Self::next_tokens).
     ///
     /// # Errors
     /// Whatever ended the session.
-    pub fn step(&mut self, advance: Advance, given: &[Named]) -> Result<Done> {
+    pub fn step(
+        &mut self,
+        advance: Advance,
+        given: &[Named],
+        begin: &mut dyn FnMut(&'static str, &Cost),
+    ) -> Result<Done> {
         let plan = &self.folder.plan;
         let limits = self.session.limits();
         self.course.take(&self.request, advance)?;
@@ -355,7 +365,10 @@ impl<'a> Conversation<'a> {
         self.engine.check_inputs(&step, &given)?;
         tell(self.session, Next::Step(advance))?;
         let engine = &mut self.engine;
-        let opened = self.phases.run(|| engine.step(plan, advance, &step, &given))?;
+        let opened = self.phases.run(|| {
+            begin(inputs.name, &step.cost);
+            engine.step(plan, advance, &step, &given)
+        })?;
         let mut outputs = opened.into_iter().map(|opened| output(self.folder, opened)).collect::<Result<Vec<_>>>()?;
         check_guard(self.folder, &mut outputs)?;
         self.planned.push((inputs.name, inputs.sizes.clone(), step.cost.clone()));
@@ -411,7 +424,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let mut outputs = Vec::new();
     let mut tokens = vec![Vec::new(); prompts.len()];
     if let Request::Infer { .. } = request {
-        let done = conversation.step(Advance::default(), &given)?;
+        let done = conversation.step(Advance::default(), &given, &mut |_, _| {})?;
         outputs.clone_from(&done.outputs);
         all.extend(options.keep_steps.then_some(done));
     }
@@ -422,7 +435,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let mut keep = 0;
     while goes_on.contains(&true) && tokens.iter().any(|tokens: &Vec<i64>| (tokens.len() as u64) < count) {
         let added = new.first().map_or(0, Vec::len) as u64;
-        let (next, done) = conversation.next_tokens(keep, &new)?;
+        let (next, done) = conversation.next_tokens(keep, &new, &mut |_, _| {})?;
         keep += added;
         outputs.clone_from(&done.outputs);
         all.extend(options.keep_steps.then_some(done));

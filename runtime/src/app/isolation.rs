@@ -35,6 +35,8 @@ const MAX_MESSAGE: u64 = 1 << 40;
 /// Codes that an error of the child may have.
 const CODES: [&str; 10] = ["E0721", "E0722", "E0723", "E0724", "E0725", "E1001", "E1002", "E1006", "E1009", "E1022"];
 
+/// Code of the error of a child that did not survive what it was asked.
+pub(super) const BROKEN: &str = "E0725";
 /// How this program is started once more, as another process.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -268,7 +270,7 @@ impl Drop for Worker {
 
 /// The error of a child that does not do its work.
 fn broken(what: String) -> Diagnostic {
-    Diagnostic::input("E0725", "the process for a file of the plan folder failed")
+    Diagnostic::input(BROKEN, "the process for a file of the plan folder failed")
         .note(format!("found     {what}"))
         .note("expected  a client.onnx and a tokenizer.json that their libraries can take")
         .note("help      if the plan is one to trust, raise limits.max_memory_bytes or limits.receive_s")

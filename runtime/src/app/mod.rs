@@ -27,6 +27,7 @@
 //! | E1031 | a command to a running server fails |
 //! | E1032 | metrics cannot be served |
 //! | E1033 | service files cannot be written |
+//! | E1040 | the gateway's options are wrong, or it cannot listen |
 
 pub mod chat;
 pub mod client;
@@ -34,6 +35,7 @@ pub mod command;
 pub mod comparison;
 pub mod consent;
 pub mod folder;
+pub mod gateway;
 pub mod held_file;
 pub mod inputs;
 pub mod isolation;

@@ -47,25 +47,25 @@ pub enum Event<'a> {
     Waiting(u32),
     /// The session is served; the meter counts what this party sends and receives while a step is under way.
     Open(&'a Arc<Meter>),
-    /// A step is over.
-    Step(StepSeen),
+    /// A step begins; what the listener says to this is not heard.
+    Begin(&'a Step),
+    /// It is over, after so many seconds.
+    Step(&'a Step, f64),
     /// A new token; an end token too.
     Token(i64),
     /// The job is over.
     End(&'a Result<Finish>),
 }
 
-/// What a step was.
+/// A step.
 #[derive(Clone, Debug)]
-pub struct StepSeen {
+pub struct Step {
     /// `prefill` or `decode`.
     pub name: &'static str,
-    /// Positions that were kept, and tokens that were added.
+    /// Positions that are kept, and tokens that are added.
     pub positions: (u64, u64),
-    /// What it cost.
+    /// What it costs, by the plan.
     pub cost: Cost,
-    /// How long it took.
-    pub seconds: f64,
 }
 
 /// Why a job is over.
@@ -194,16 +194,18 @@ fn continue_text(
     for _ in 0..job.count.min(MAX_STEPS) {
         let start = Instant::now();
         let positions = (keep as u64, new.len() as u64);
-        let (next, done) = conversation.next_tokens(keep as u64, &[new])?;
+        let step = |name, cost: &Cost| Step { name, positions, cost: cost.clone() };
+        let mut begin = |name, cost: &Cost| _ = (job.listen)(Event::Begin(&step(name, cost)));
+        let (next, done) = conversation.next_tokens(keep as u64, &[new], &mut begin)?;
         let seconds = start.elapsed().as_secs_f64();
         *begun = true;
         keep = (positions.0 + positions.1) as usize;
         let [token] = *next else {
             return Err(Diagnostic::internal("E1004", "a step did not reveal one next token"));
         };
-        let step = StepSeen { name: done.inputs.name, positions, cost: done.cost, seconds };
-        let goes_on =
-            (job.listen)(Event::Step(step))?.is_continue() && (job.listen)(Event::Token(token))?.is_continue();
+        let step = step(done.inputs.name, &done.cost);
+        let goes_on = (job.listen)(Event::Step(&step, seconds))?.is_continue()
+            && (job.listen)(Event::Token(token))?.is_continue();
         if job.stop.contains(&token) {
             return Ok(Finish::Stop);
         }

@@ -1,13 +1,13 @@
 //! Prompts as text: a tokenizer, and the text of tokens as they come.
 
-use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use ombra_ir::{Diagnostic, Result};
 use tokenizers::Tokenizer;
 
 use super::folder::{CheckedFile, PlanFolder, TOKENIZER_FILE};
-use super::isolation::{Isolation, Worker};
+use super::isolation::{BROKEN, Isolation, Worker};
 use super::settings::Settings;
 use super::template::{Chat, Message, render};
 
@@ -71,7 +71,33 @@ pub struct Text {
 /// Where the tokenizer runs.
 enum Place {
     Here(Box<Vocabulary>),
-    Isolated(RefCell<Worker>),
+    Isolated(Apart),
+}
+
+/// A process with the tokenizer. One that a text was too much for is replaced, so that the next text finds another.
+struct Apart {
+    isolation: Isolation,
+    file: CheckedFile,
+    worker: Mutex<Worker>,
+}
+
+impl Apart {
+    fn start(isolation: &Isolation, file: &CheckedFile) -> Result<Worker> {
+        let mut worker = Worker::start(isolation)?;
+        worker.load_vocabulary(file.clone())?;
+        Ok(worker)
+    }
+
+    fn ask<T>(&self, ask: impl FnOnce(&mut Worker) -> Result<T>) -> Result<T> {
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        ask(&mut worker).inspect_err(|error| {
+            if error.code == BROKEN
+                && let Ok(new) = Apart::start(&self.isolation, &self.file)
+            {
+                *worker = new;
+            }
+        })
+    }
 }
 
 /// Text of a growing list of tokens.
@@ -97,9 +123,8 @@ impl Text {
         let place = match isolation {
             None => Place::Here(Box::new(Vocabulary::read(&file)?)),
             Some(isolation) => {
-                let mut worker = Worker::start(isolation)?;
-                worker.load_vocabulary(file)?;
-                Place::Isolated(RefCell::new(worker))
+                let worker = Mutex::new(Apart::start(isolation, &file)?);
+                Place::Isolated(Apart { isolation: isolation.clone(), file, worker })
             }
         };
         Ok(Text { place })
@@ -126,7 +151,7 @@ impl Text {
         let chat = Chat { template, special: settings.special.clone(), messages: messages.to_vec() };
         let text = match &self.place {
             Place::Here(_) => render(&chat)?,
-            Place::Isolated(worker) => worker.borrow_mut().render(chat)?,
+            Place::Isolated(apart) => apart.ask(|worker| worker.render(chat))?,
         };
         // The template writes the special tokens itself.
         self.encode(&text, false)
@@ -139,7 +164,7 @@ impl Text {
     pub fn token_id(&self, token: &str) -> Result<Option<i64>> {
         let id = match &self.place {
             Place::Here(vocabulary) => vocabulary.token_id(token),
-            Place::Isolated(worker) => worker.borrow_mut().token_id(token)?,
+            Place::Isolated(apart) => apart.ask(|worker| worker.token_id(token))?,
         };
         Ok(id.map(i64::from))
     }
@@ -147,7 +172,7 @@ impl Text {
     fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>> {
         let ids = match &self.place {
             Place::Here(vocabulary) => vocabulary.encode(text, special)?,
-            Place::Isolated(worker) => worker.borrow_mut().encode(text, special)?,
+            Place::Isolated(apart) => apart.ask(|worker| worker.encode(text, special))?,
         };
         Ok(ids.into_iter().map(i64::from).collect())
     }
@@ -155,7 +180,7 @@ impl Text {
     fn decode(&self, ids: &[u32]) -> Result<String> {
         match &self.place {
             Place::Here(vocabulary) => vocabulary.decode(ids),
-            Place::Isolated(worker) => worker.borrow_mut().decode(ids),
+            Place::Isolated(apart) => apart.ask(|worker| worker.decode(ids)),
         }
     }
 

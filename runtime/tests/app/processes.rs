@@ -14,7 +14,7 @@ use ombra_runtime::transport::{Endpoint, Party, Purpose};
 
 use super::plans::{self, Folder, VOCABULARY, WIDTH, continuation, head};
 
-fn ombra_run() -> Command {
+pub fn ombra_run() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ombra-run"))
 }
 
@@ -141,7 +141,7 @@ fn save_proto(path: &Path, name: &str, shape: &[usize], values: &[f32]) {
 }
 
 /// A tokenizer for words of one letter.
-const TOKENIZER: &str = r#"{ "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+pub const TOKENIZER: &str = r#"{ "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
     "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
     "model": { "type": "WordLevel", "unk_token": "a",
                "vocab": { "a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5 } } }"#;
@@ -262,10 +262,10 @@ fn a_serving_process_ends_with_its_standard_input() {
 }
 
 /// A serving process, ended with the test.
-struct Serving(Child);
+pub struct Serving(Child);
 
 impl Serving {
-    fn start(plan: &Path, party: Party, config: &Path) -> Serving {
+    pub fn start(plan: &Path, party: Party, config: &Path) -> Serving {
         Serving::start_over(plan, party, config, "none")
     }
 
@@ -296,7 +296,7 @@ impl Drop for Serving {
 }
 
 /// Configurations in a folder of their own.
-fn configurations() -> (Folder, [PathBuf; 3]) {
+pub fn configurations() -> (Folder, [PathBuf; 3]) {
     let folder = Folder::new();
     let paths = write_local_set(&folder.join("keys")).unwrap();
     (folder, paths)

@@ -203,7 +203,7 @@ impl<'a> Slow<'a> {
         let new = self.learned.last().map_or(vec![3, 1, 4], |last| vec![*last]);
         let keep = self.tokens.len() as u64;
         self.tokens.extend_from_slice(&new);
-        let (tokens, _) = self.conversation.next_tokens(keep, &[new])?;
+        let (tokens, _) = self.conversation.next_tokens(keep, &[new], &mut |_, _| {})?;
         self.learned.push(tokens[0]);
         Ok(())
     }

@@ -149,7 +149,7 @@ fn a_conversation_keeps_what_texts_have_in_common() {
             for (text, kept) in texts {
                 let keep = talk.common(text);
                 assert_eq!(keep as u64, kept);
-                let (next, done) = talk.next_tokens(kept, &[text[keep..].to_vec()]).unwrap();
+                let (next, done) = talk.next_tokens(kept, &[text[keep..].to_vec()], &mut |_, _| {}).unwrap();
                 assert_eq!(next, continuation(text, 1), "{text:?}");
                 let size = |name: &str| done.inputs.sizes.iter().find(|(other, _)| other == name).unwrap().1;
                 assert_eq!((size("past"), size("seq")), (kept, text.len() as u64 - kept));
@@ -199,9 +199,9 @@ fn jobs_share_a_session_and_end_for_their_own_reasons() {
         let listen = move |event: Event<'_>| {
             match event {
                 Event::Token(token) => got.push(token),
-                Event::Step(step) => sizes.borrow_mut().push(step.positions),
+                Event::Step(step, _) => sizes.borrow_mut().push(step.positions),
                 Event::End(result) => seen.borrow_mut().push((got.clone(), result.clone().map_err(|error| error.code))),
-                Event::Waiting(_) | Event::Open(_) => {}
+                Event::Waiting(_) | Event::Open(_) | Event::Begin(_) => {}
             }
             Ok(if got.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         };

@@ -1,0 +1,194 @@
+//! Who may ask: what every request is checked for before anything else of it is read.
+//!
+//! The gateway holds no secret of its own, but whoever reaches it can use the client's certificate. A page of another site
+//! that is open in the user's browser can send requests to this machine's own addresses. It cannot hide where it comes from:
+//!
+//! - `Host` must be a name that only this machine answers to. A page whose name was made to point here keeps its name.
+//! - `Origin`, which browsers add, must be the gateway's own.
+//! - `Sec-Fetch-Site` must not say that another site asks, but for the page itself, which a link may open.
+//!
+//! Where a key is asked for, it is compared by its digest, so that the time says nothing of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use ombra_ir::{Diagnostic, Result, files};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::refusal::Refusal;
+
+/// Fewest and most bytes of a key.
+const KEY_BYTES: (usize, usize) = (16, 1024);
+/// Largest file with a key, in bytes.
+const MAX_KEY_FILE: u64 = 4096;
+
+/// What is asked of every request.
+pub(super) struct Guard {
+    key: Option<[u8; 32]>,
+    remote: bool,
+    hosts: Vec<String>,
+}
+
+impl Guard {
+    /// What requests to `address` are checked for. `hosts` are names that it may be called by, beside those of this machine
+    /// and, where it is not this machine's alone, its numbers.
+    ///
+    /// # Errors
+    /// `E1040` for a key that cannot be used.
+    pub fn new(address: SocketAddr, key_file: Option<&Path>, hosts: &[String]) -> Result<Guard> {
+        let key = key_file.map(read_key).transpose()?;
+        let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        Ok(Guard { key, remote: !address.ip().is_loopback(), hosts })
+    }
+
+    /// Whether a request asks for a key.
+    pub fn asks_for_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Checks where a request comes from, and under `/v1/` its key.
+    pub fn check(&self, method: &Method, path: &str, headers: &HeaderMap) -> std::result::Result<(), Refusal> {
+        let forbidden = |code, what: &str| Err(Refusal::request(StatusCode::FORBIDDEN, code, what));
+        let Some(host) = only(headers, header::HOST.as_str()).filter(|host| self.knows(host)) else {
+            return forbidden(
+                "forbidden_host",
+                "the header Host does not name this machine: use 127.0.0.1 or localhost",
+            );
+        };
+        if headers.contains_key(header::ORIGIN) {
+            let origin = only(headers, header::ORIGIN.as_str());
+            if origin.is_none_or(|origin| !origin.eq_ignore_ascii_case(&format!("http://{host}"))) {
+                return forbidden("forbidden_origin", "a page of another site may not use this gateway");
+            }
+        }
+        let opens_page = *method == Method::GET
+            && path == "/"
+            && only(headers, "sec-fetch-mode").is_some_and(|mode| mode == "navigate");
+        let is_foreign = headers.contains_key("sec-fetch-site")
+            && only(headers, "sec-fetch-site").is_none_or(|site| !["same-origin", "none"].contains(&site));
+        if is_foreign && !opens_page {
+            return forbidden("forbidden_origin", "a page of another site may not use this gateway");
+        }
+        match &self.key {
+            Some(key) if path.starts_with("/v1/") && !has_key(headers, key) => {
+                let what = "the API key is missing or wrong: expected the header Authorization: Bearer KEY";
+                Err(Refusal::request(StatusCode::UNAUTHORIZED, "invalid_api_key", what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a host, with or without a port, is this machine whoever says so.
+    fn knows(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let name = name.to_ascii_lowercase();
+        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
+        // A number is no name that could point elsewhere a moment ago.
+        let number = bare.parse::<IpAddr>().is_ok_and(|ip| self.remote || ip.is_loopback());
+        number || name == "localhost" || self.hosts.contains(&name)
+    }
+}
+
+/// The value of a header that stands there once and is text.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut all = headers.get_all(name).iter();
+    match (all.next(), all.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
+fn has_key(headers: &HeaderMap, key: &[u8; 32]) -> bool {
+    let given = only(headers, header::AUTHORIZATION.as_str()).and_then(|value| value.split_once(' '));
+    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    // Of equal digests, the beginnings that differing ones share say nothing of the key.
+    given.is_some_and(|(_, given)| <[u8; 32]>::from(Sha256::digest(given.trim().as_bytes())) == *key)
+}
+
+fn read_key(path: &Path) -> Result<[u8; 32]> {
+    let (least, most) = KEY_BYTES;
+    let wrong = |what: String| {
+        Diagnostic::input("E1040", "the API key cannot be used")
+            .at(path.display().to_string())
+            .note(format!("expected  a file with {least} to {most} visible ASCII characters in one line"))
+            .note(format!("found     {what}"))
+    };
+    let text = files::read_text(path, MAX_KEY_FILE).map(Zeroizing::new).map_err(|error| wrong(error.to_string()))?;
+    let key = text.trim();
+    if !(least..=most).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(wrong(format!("{} bytes, or other characters", key.len())));
+    }
+    Ok(Sha256::digest(key.as_bytes()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn allowed(guard: &Guard, path: &str, given: &[(&str, &str)]) -> std::result::Result<(), String> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in given {
+            headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        guard.check(&Method::GET, path, &headers).map_err(|refusal| refusal.json()["error"]["code"].to_string())
+    }
+
+    fn guard(address: &str, hosts: &[&str]) -> Guard {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        Guard::new(address.parse().unwrap(), None, &hosts).unwrap()
+    }
+
+    #[test]
+    fn only_names_of_this_machine_are_hosts() {
+        let local = guard("127.0.0.1:8080", &["my.box"]);
+        for host in ["127.0.0.1:8080", "127.0.0.1", "localhost:9", "LocalHost", "[::1]:8080", "127.0.0.2", "My.Box:1"] {
+            assert_eq!(allowed(&local, "/v1/models", &[("host", host)]), Ok(()), "{host}");
+        }
+        for host in
+            ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080", "10.0.0.1:8080", "", "localhost:"]
+        {
+            let refused = allowed(&local, "/v1/models", &[("host", host)]);
+            assert_eq!(refused, Err("\"forbidden_host\"".to_owned()), "{host}");
+        }
+        assert!(allowed(&local, "/", &[]).is_err());
+        assert!(allowed(&local, "/", &[("host", "localhost"), ("host", "evil.example")]).is_err());
+        let remote = guard("0.0.0.0:8080", &[]);
+        assert_eq!(allowed(&remote, "/", &[("host", "10.0.0.1:8080")]), Ok(()));
+        assert!(allowed(&remote, "/", &[("host", "evil.example:8080")]).is_err());
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_refused() {
+        let local = guard("127.0.0.1:8080", &[]);
+        let host = ("host", "127.0.0.1:8080");
+        assert_eq!(allowed(&local, "/v1/models", &[host, ("origin", "http://127.0.0.1:8080")]), Ok(()));
+        for origin in [
+            "http://evil.example",
+            "null",
+            "http://127.0.0.1:3000",
+            "https://127.0.0.1:8080",
+            "http://localhost:8080",
+            "",
+        ] {
+            let refused = allowed(&local, "/v1/models", &[host, ("origin", origin)]);
+            assert_eq!(refused, Err("\"forbidden_origin\"".to_owned()), "{origin}");
+        }
+        for site in ["cross-site", "same-site"] {
+            assert!(allowed(&local, "/v1/models", &[host, ("sec-fetch-site", site)]).is_err());
+            assert!(allowed(&local, "/", &[host, ("sec-fetch-site", site), ("sec-fetch-mode", "cors")]).is_err());
+            let link = [host, ("sec-fetch-site", site), ("sec-fetch-mode", "navigate")];
+            assert_eq!(allowed(&local, "/", &link), Ok(()));
+            assert!(allowed(&local, "/v1/ombra/status", &link).is_err());
+        }
+        for site in ["same-origin", "none"] {
+            assert_eq!(allowed(&local, "/v1/models", &[host, ("sec-fetch-site", site)]), Ok(()));
+        }
+    }
+}

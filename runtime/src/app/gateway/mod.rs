@@ -1,0 +1,191 @@
+//! The client's gateway: an HTTP server on the client's own machine with the forms of OpenAI's API, and a page to chat and to
+//! watch a token being made.
+//!
+//! ```text
+//!  HTTP ─ guard ─ openai ─┬─ queue ─ session thread ─ talk ─ server, helper
+//!         page, status ───┴─ pool
+//! ```
+//!
+//! One thread answers HTTP. Texts are continued by the threads of [`pool`], each over a session of its own. Whoever hangs up
+//! is noticed there at the next token, or in the queue before.
+//!
+//! Prompts and answers are written nowhere: not to logs, not into errors, not into the status.
+
+mod guard;
+mod http;
+mod openai;
+mod pool;
+mod refusal;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ombra_ir::{Diagnostic, Result};
+
+use super::client::{check_generation, max_positions};
+use super::command::{Peers, isolation, open_endpoint, print};
+use super::consent::check_shown;
+use super::folder::PlanFolder;
+use super::local::READY;
+use super::request::{MAX_STEPS, Request};
+use super::settings::Settings;
+use super::template::Message;
+use super::text::Text;
+use crate::config::PartyConfig;
+use crate::transport::Network;
+use guard::Guard;
+use pool::{Pool, Resources};
+
+/// Most sessions of one gateway.
+const MAX_SESSIONS: usize = 64;
+/// Most requests that may wait.
+const MAX_QUEUE: usize = 1024;
+
+/// A gateway of the client.
+pub struct Gateway {
+    /// The plan folder.
+    pub folder: PathBuf,
+    /// The other parties.
+    pub peers: Peers,
+    /// Where it answers.
+    pub listen: SocketAddr,
+    /// Whether that may be an address that other machines reach.
+    pub allow_remote: bool,
+    /// Names that it may be called by, beside those of this machine.
+    pub hosts: Vec<String>,
+    /// A file with a key that callers must have.
+    pub api_key_file: Option<PathBuf>,
+    /// What the model is called.
+    pub model_name: String,
+    /// Most sessions side by side.
+    pub sessions: usize,
+    /// Most requests that wait for a session.
+    pub queue: usize,
+    /// How long a session without work stays open.
+    pub idle: Duration,
+    /// Whether requests for sampling are answered greedily.
+    pub ignore_temperature: bool,
+    /// Tokens that end an answer, beside those that the model names.
+    pub stop_tokens: Vec<i64>,
+    /// Inputs that the plan may make public though they are no masks or positions.
+    pub allow_public: Vec<String>,
+    /// Threads of every party on this machine.
+    pub threads: usize,
+    /// The emulated network, as text.
+    pub network: String,
+}
+
+/// What requests are answered with.
+struct Shared {
+    guard: Guard,
+    pool: Pool,
+    with: Resources,
+    settings: Settings,
+    /// Whether the model has a template for chats that can be used.
+    has_chat: bool,
+    model: String,
+    fingerprint: String,
+    /// When the gateway began, in seconds since 1970.
+    created: u64,
+    ignore_temperature: bool,
+}
+
+/// Answers requests until the process ends. Says on standard output where, once it does.
+///
+/// # Errors
+/// What keeps it from beginning: `E1040`, and those of the plan and of the parties on this machine.
+pub fn run(gateway: &Gateway) -> Result<()> {
+    check(gateway)?;
+    let network = Network::parse(&gateway.network)?;
+    let folder = PlanFolder::open(&gateway.folder)?;
+    check_generation(&folder.plan, &[vec![0]], 1)?;
+    let request = Request::text(max_positions(&folder.plan).unwrap_or(MAX_STEPS));
+    check_shown(&folder.plan, &request, &gateway.allow_public)?;
+    let config = match &gateway.peers {
+        Peers::Local => None,
+        Peers::Configured(path) => Some(PartyConfig::read(path)?),
+    };
+    let isolation = isolation(config.as_ref())?;
+    let settings = Settings::read(&folder)?;
+    let text = Text::open(&folder, Some(&isolation))?;
+    let mut end_tokens = settings.end_tokens(Some(&text))?;
+    end_tokens.extend(&gateway.stop_tokens);
+    let hello = Message { role: "user".to_owned(), content: "Hello".to_owned() };
+    let has_chat = text.chat_tokens(&settings, &[hello]).is_ok();
+    let (listener, address) = listen(gateway.listen)?;
+    let guard = Guard::new(address, gateway.api_key_file.as_deref(), &gateway.hosts)?;
+    if !address.ip().is_loopback() && !guard.asks_for_key() {
+        eprintln!("warning: whoever reaches {address} can use this client: give --api-key-file");
+    }
+    let (endpoint, _local) =
+        open_endpoint(config, &gateway.folder, &folder.digest, (&gateway.network, network), gateway.threads)?;
+    let shared = Arc::new(Shared {
+        guard,
+        pool: Pool::new(gateway.sessions, gateway.queue),
+        settings,
+        has_chat,
+        model: gateway.model_name.clone(),
+        fingerprint: format!("fp_{}", folder.digest.get(..12).unwrap_or_default()),
+        created: seconds_since_1970(),
+        ignore_temperature: gateway.ignore_temperature,
+        with: Resources {
+            folder,
+            text,
+            end_tokens,
+            endpoint,
+            isolation,
+            allow_public: gateway.allow_public.clone(),
+            threads: gateway.threads,
+            idle: gateway.idle,
+        },
+    });
+    for slot in 0..gateway.sessions {
+        let shared = Arc::clone(&shared);
+        let work = move || pool::serve(&shared.pool, slot, &shared.with);
+        thread::Builder::new().name(format!("session {slot}")).spawn(work).map_err(cannot_listen)?;
+    }
+    print(&format!("{READY} at http://{address}/\n"))?;
+    http::serve(listener, shared).map_err(cannot_listen)
+}
+
+/// Checks the options.
+fn check(gateway: &Gateway) -> Result<()> {
+    let wrong = |message: &str, expected: String| {
+        Err(Diagnostic::input("E1040", message).note(format!("expected  {expected}")))
+    };
+    if !gateway.listen.ip().is_loopback() && !gateway.allow_remote {
+        return wrong("other machines could reach this address", "127.0.0.1 or [::1], or --allow-remote".to_owned());
+    }
+    if !(1..=MAX_SESSIONS).contains(&gateway.sessions) {
+        return wrong("the number of sessions is out of range", format!("--sessions 1 to {MAX_SESSIONS}"));
+    }
+    if gateway.queue > MAX_QUEUE {
+        return wrong("the queue is too long", format!("--queue 0 to {MAX_QUEUE}"));
+    }
+    if gateway.model_name.is_empty() || gateway.model_name.chars().any(char::is_control) {
+        return wrong("the model's name cannot be used", "--model-name with visible characters".to_owned());
+    }
+    Ok(())
+}
+
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let failed = |error: std::io::Error| {
+        Diagnostic::input("E1040", format!("the gateway cannot listen at {address}: {error}"))
+            .note("help      end what uses the address, or give another with --listen")
+    };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn cannot_listen(error: std::io::Error) -> Diagnostic {
+    Diagnostic::internal("E1040", format!("the gateway cannot go on: {error}"))
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
