@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -308,16 +307,16 @@ fn tolerance(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// Does what the command line `arguments` says, the name of the program first.
-pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+/// Does what the command line `arguments` says, the name of the program first; the exit status.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     crate::memory::keep_freed_blocks();
     match command(Cli::parse_from(arguments).command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("{error}");
             match error.kind {
-                Kind::Input | Kind::Unsupported => ExitCode::from(2),
-                Kind::Peer | Kind::Internal => ExitCode::from(1),
+                Kind::Input | Kind::Unsupported => 2,
+                Kind::Peer | Kind::Internal => 1,
             }
         }
     }

@@ -19,7 +19,6 @@ use ombra_ir::{Diagnostic, Kind};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(
@@ -118,8 +117,8 @@ fn pair(text: &str) -> Result<(String, u64), String> {
     Ok((name.to_string(), value.parse().map_err(|_| format!("`{value}` is not a number"))?))
 }
 
-/// Does what the command line `arguments` says, the name of the program first.
-pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+/// Does what the command line `arguments` says, the name of the program first; the exit status.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     let result = match Cli::parse_from(arguments).command {
         Command::Compile(args) => compile::compile(&args, None),
         Command::Inspect(args) => inspect::inspect_plan(&args),
@@ -129,13 +128,13 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Advise(args) => advise::advise(&args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(errors) => {
             for e in &errors {
                 eprintln!("{e}");
             }
             let internal = errors.iter().any(|e| e.kind == Kind::Internal);
-            ExitCode::from(if internal { 1 } else { 2 })
+            if internal { 1 } else { 2 }
         }
     }
 }

@@ -235,7 +235,10 @@ fn batches(plan: &Plan, prompts: &[Vec<i64>]) -> Vec<Vec<usize>> {
 }
 
 /// How this program keeps libraries apart, within the limits of the client's configuration.
-pub(super) fn isolation(config: Option<&PartyConfig>) -> Result<Isolation> {
+///
+/// # Errors
+/// `E1011`.
+pub fn isolation(config: Option<&PartyConfig>) -> Result<Isolation> {
     let limits = config.map(|config| config.limits).unwrap_or_default();
     Ok(Isolation { program: Program::this()?, memory: limits.max_memory_bytes, time: limits.receive })
 }
@@ -258,7 +261,7 @@ impl Client<'_> {
     ) -> Result<()> {
         let run = self.run;
         let (endpoint, _local) =
-            open_endpoint(config, &run.folder, &self.folder.digest, (&run.network, network), run.threads)?;
+            open_endpoint(&Program::this()?, config, &run.folder, &self.folder.digest, (&run.network, network), run.threads)?;
         work(&endpoint)
     }
 
@@ -311,9 +314,13 @@ impl Client<'_> {
     }
 }
 
-/// The client's endpoint: over the given configuration, or to processes that this one starts for `folder`, which end when
-/// they are dropped.
-pub(super) fn open_endpoint(
+/// The client's endpoint: over the given configuration, or to processes of `program` that this one starts for `folder`,
+/// which end when they are dropped.
+///
+/// # Errors
+/// `E0711`, `E0712`, and those of [`LocalParties::start`].
+pub fn open_endpoint(
+    program: &Program,
     config: Option<PartyConfig>,
     folder: &Path,
     digest: &str,
@@ -322,7 +329,7 @@ pub(super) fn open_endpoint(
 ) -> Result<(Endpoint, Option<LocalParties>)> {
     let (config, local) = match config {
         None => {
-            let local = LocalParties::start(&Program::this()?, folder, name, threads)?;
+            let local = LocalParties::start(program, folder, name, threads)?;
             (local.client.clone(), Some(local))
         }
         Some(config) => (config, None),

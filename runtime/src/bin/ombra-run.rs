@@ -1,5 +1,5 @@
 //! `ombra-run`: runs a compiled plan between parties.
 
 fn main() -> std::process::ExitCode {
-    ombra_runtime::cli::run(std::env::args_os())
+    ombra_runtime::cli::run(std::env::args_os()).into()
 }

@@ -121,7 +121,7 @@ pub fn run(gateway: &Gateway) -> Result<()> {
         eprintln!("warning: whoever reaches {address} can use this client: give --api-key-file");
     }
     let (endpoint, _local) =
-        open_endpoint(config, &gateway.folder, &folder.digest, (&gateway.network, network), gateway.threads)?;
+        open_endpoint(&isolation.program, config, &gateway.folder, &folder.digest, (&gateway.network, network), gateway.threads)?;
     let shared = Arc::new(Shared {
         guard,
         pool: Pool::new(gateway.sessions, gateway.queue),

@@ -1,0 +1,19 @@
+"""The commands `ombra` and `ombra-run`; as a module, the latter: a client starts its parties with it."""
+
+import sys
+
+from . import _ombra
+
+
+def compiler():
+    """`ombra`."""
+    sys.exit(_ombra.run_compiler(["ombra", *sys.argv[1:]]))
+
+
+def runtime():
+    """`ombra-run`."""
+    sys.exit(_ombra.run_runtime(["ombra-run", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    runtime()

@@ -1,0 +1,319 @@
+//! The client: one thread with a session that continues texts, and single steps on tensors.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use ombra_ir::draw::Sampling;
+use ombra_ir::plain::{Data, Tensor};
+use ombra_ir::{Diagnostic, Result};
+use ombra_runtime::app::client::{self, Prepared, Task, tokens_left};
+use ombra_runtime::app::command::{isolation, open_endpoint};
+use ombra_runtime::app::inputs::Named;
+use ombra_runtime::app::isolation::{Isolation, Program};
+use ombra_runtime::app::local::LocalParties;
+use ombra_runtime::app::settings::Settings;
+use ombra_runtime::app::talk::{self, Event, Finish, Job};
+use ombra_runtime::app::template::Message;
+use ombra_runtime::app::text::Text;
+use ombra_runtime::app::PlanFolder;
+use ombra_runtime::config::PartyConfig;
+use ombra_runtime::transport::{Endpoint, Network, Party, Purpose};
+use pyo3::prelude::*;
+use serde_json::{Value, json};
+
+use super::exception;
+
+/// A tensor as it crosses to Python: name, element type, sizes, little-endian bytes.
+type Crossing = (String, String, Vec<usize>, Vec<u8>);
+
+/// What the client has opened.
+struct Opened {
+    folder: PlanFolder,
+    text: Option<Text>,
+    settings: Settings,
+    end_tokens: BTreeSet<i64>,
+    endpoint: Endpoint,
+    isolation: Isolation,
+    allow_public: Vec<String>,
+    threads: usize,
+    network: String,
+    /// Processes of this machine; ended when this is dropped.
+    _local: Option<LocalParties>,
+}
+
+/// A text to be continued.
+struct Order {
+    tokens: Vec<i64>,
+    count: u64,
+    stop: Vec<String>,
+    stop_tokens: BTreeSet<i64>,
+    sampling: Option<Sampling>,
+    replies: Sender<Reply>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// A part of an answer.
+enum Reply {
+    Text(String),
+    Token(i64),
+    Progress(Value),
+    End(Result<Finish>),
+}
+
+/// The client of a plan. One text is continued at a time; others wait.
+#[pyclass(frozen)]
+pub struct Client {
+    opened: Arc<Opened>,
+    orders: Mutex<Option<Sender<Order>>>,
+}
+
+/// An answer under way.
+#[pyclass(frozen)]
+pub struct Answer {
+    replies: Mutex<Receiver<Reply>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+#[pymethods]
+impl Client {
+    /// Opens a plan folder. Without `config`, the other parties are processes of `program` on this machine.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        folder: PathBuf,
+        config: Option<PathBuf>,
+        network: String,
+        threads: Option<usize>,
+        allow_public: Vec<String>,
+        program: (PathBuf, Vec<std::ffi::OsString>),
+    ) -> PyResult<Client> {
+        let opened = py.detach(|| open(folder, config, network, threads, allow_public, program));
+        let opened = Arc::new(opened.map_err(|error| exception(&error))?);
+        let (orders, received) = channel();
+        let shared = Arc::clone(&opened);
+        let work = move || serve(&shared, &received);
+        let started = thread::Builder::new().name("ombra client".to_owned()).spawn(work);
+        started.map_err(|error| exception(&Diagnostic::internal("E1011", error.to_string())))?;
+        Ok(Client { opened, orders: Mutex::new(Some(orders)) })
+    }
+
+    /// Begins an answer to a prompt as text, as tokens, or as turns of a chat (role and content). Checks of the text come
+    /// at once, others with the answer.
+    #[allow(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn start(
+        &self,
+        py: Python<'_>,
+        prompt: Option<String>,
+        tokens: Option<Vec<i64>>,
+        messages: Option<Vec<(String, String)>>,
+        count: Option<u64>,
+        stop: Vec<String>,
+        stop_tokens: Vec<i64>,
+        sampling: Option<(f32, Option<u64>, Option<f32>)>,
+    ) -> PyResult<Answer> {
+        let opened = &self.opened;
+        let tokens = py.detach(|| -> Result<Vec<i64>> {
+            let text = || opened.text.as_ref().ok_or_else(no_tokenizer);
+            match (prompt, tokens, messages) {
+                (Some(prompt), _, _) => text()?.tokens(&prompt),
+                (_, Some(tokens), _) => Ok(tokens),
+                (_, _, messages) => {
+                    let turn = |(role, content)| Message { role, content };
+                    let messages: Vec<Message> = messages.into_iter().flatten().map(turn).collect();
+                    text()?.chat_tokens(&opened.settings, &messages)
+                }
+            }
+        });
+        let tokens = tokens.map_err(|error| exception(&error))?;
+        let most = tokens_left(&opened.folder.plan, tokens.len()).map_err(|error| exception(&error))?;
+        let count = count.unwrap_or(most.min(512));
+        let sampling = sampling.map(|(temperature, top_k, top_p)| Sampling { temperature, top_k, top_p });
+        let stop_tokens = opened.end_tokens.iter().copied().chain(stop_tokens).collect();
+        let (replies, received) = channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let order =
+            Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled: Arc::clone(&cancelled) };
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = orders.as_ref().is_some_and(|orders| orders.send(order).is_ok());
+        if !sent {
+            return Err(exception(&Diagnostic::input("E1006", "the client is closed")));
+        }
+        Ok(Answer { replies: Mutex::new(received), cancelled })
+    }
+
+    /// One step on given inputs: the outputs, and the report as JSON.
+    fn infer(&self, py: Python<'_>, inputs: Vec<Crossing>) -> PyResult<(Vec<Crossing>, String)> {
+        let done = py.detach(|| infer(&self.opened, inputs));
+        let (outputs, report) = done.map_err(|error| exception(&error))?;
+        Ok((outputs, super::json(&report)?))
+    }
+
+    /// Ends the session once the answer under way is over.
+    fn close(&self) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+#[pymethods]
+impl Answer {
+    /// The next part: its kind and its content. `None` after the end.
+    fn next(&self, py: Python<'_>) -> PyResult<Option<(&'static str, String)>> {
+        let reply = py.detach(|| self.replies.lock().unwrap_or_else(PoisonError::into_inner).recv());
+        Ok(match reply {
+            Err(_) => None,
+            Ok(Reply::Text(text)) => Some(("text", text)),
+            Ok(Reply::Token(token)) => Some(("token", token.to_string())),
+            Ok(Reply::Progress(event)) => Some(("progress", event.to_string())),
+            Ok(Reply::End(Ok(Finish::Length))) => Some(("end", "length".to_owned())),
+            Ok(Reply::End(Ok(Finish::Stop | Finish::Listener))) => Some(("end", "stop".to_owned())),
+            Ok(Reply::End(Err(error))) => return Err(exception(&error)),
+        })
+    }
+
+    /// Ends the answer after the token under way.
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+fn no_tokenizer() -> Diagnostic {
+    Diagnostic::input("E1009", "the plan has no tokenizer.json").note("help      give tokens, or compile with a tokenizer")
+}
+
+fn open(
+    path: PathBuf,
+    config: Option<PathBuf>,
+    network: String,
+    threads: Option<usize>,
+    allow_public: Vec<String>,
+    (program, arguments): (PathBuf, Vec<std::ffi::OsString>),
+) -> Result<Opened> {
+    let emulated = Network::parse(&network)?;
+    let threads = threads.filter(|threads| *threads > 0);
+    let threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let folder = PlanFolder::open(&path)?;
+    let config = config.map(|path| PartyConfig::read(&path)).transpose()?;
+    let program = Program { path: program, arguments };
+    let isolation = Isolation { program: program.clone(), ..isolation(config.as_ref())? };
+    let settings = Settings::read(&folder)?;
+    let has_text = folder.file("tokenizer.json")?.is_some();
+    let text = has_text.then(|| Text::open(&folder, Some(&isolation))).transpose()?;
+    let end_tokens = settings.end_tokens(text.as_ref())?;
+    let (endpoint, local) = open_endpoint(&program, config, &path, &folder.digest, (&network, emulated), threads)?;
+    Ok(Opened {
+        folder,
+        text,
+        settings,
+        end_tokens,
+        endpoint,
+        isolation,
+        allow_public,
+        threads,
+        network,
+        _local: local,
+    })
+}
+
+/// Continues texts until there are no more orders.
+fn serve(opened: &Opened, orders: &Receiver<Order>) {
+    let mut connect = || opened.endpoint.open(Purpose::Run);
+    let mut next = || orders.recv().ok().map(|order| job(opened, order));
+    let options = talk::Options {
+        threads: opened.threads,
+        isolation: Some(&opened.isolation),
+        allow_public: &opened.allow_public,
+    };
+    talk::run(&opened.folder, &mut connect, &mut next, &options);
+}
+
+/// An order as a job, whose listener passes the answer on. That nobody reads it any more ends it.
+fn job(opened: &Opened, order: Order) -> Job<'_> {
+    let Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled } = order;
+    let mut stream = opened.text.as_ref().map(|text| text.stream(&stop));
+    let ends = stop_tokens.clone();
+    let listen = move |event: Event<'_>| {
+        let send = |reply| if replies.send(reply).is_err() { cancelled.store(true, Ordering::Relaxed) };
+        match event {
+            Event::Waiting(before) => send(Reply::Progress(json!({ "event": "waiting", "before": before }))),
+            Event::Open(_) => {}
+            Event::Begin(step) => send(Reply::Progress(json!({
+                "event": "step", "name": step.name, "keeps": step.positions.0, "adds": step.positions.1,
+                "rounds": step.cost.rounds,
+                "bytes": Party::ALL.iter().zip(step.cost.bytes).map(|(party, bytes)| (party.name(), bytes))
+                    .collect::<std::collections::BTreeMap<_, _>>(),
+            }))),
+            Event::Step(step, seconds) => {
+                send(Reply::Progress(json!({ "event": "stepped", "name": step.name, "seconds": seconds })));
+            }
+            Event::Token(token) => {
+                send(Reply::Token(token));
+                if let Some(stream) = stream.as_mut().filter(|_| !ends.contains(&token)) {
+                    send(Reply::Text(stream.push(token)?));
+                    if stream.has_stopped() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+            }
+            Event::End(result) => {
+                if let (Some(stream), Ok(_)) = (&mut stream, result) {
+                    send(Reply::Text(stream.finish()?));
+                }
+                send(Reply::End(result.clone()));
+            }
+        }
+        let is_over = cancelled.load(Ordering::Relaxed);
+        Ok(if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    };
+    Job { tokens, count, stop: stop_tokens, sampling, listen: Box::new(listen) }
+}
+
+fn infer(opened: &Opened, inputs: Vec<Crossing>) -> Result<(Vec<Crossing>, ombra_runtime::app::Report)> {
+    let inputs = inputs.into_iter().map(tensor).collect::<Result<Vec<_>>>()?;
+    let task = Prepared::new(&opened.folder, Task::Infer { inputs }, &opened.allow_public)?;
+    let session = opened.endpoint.open(Purpose::Run)?;
+    session.wait_for_turn(&mut |_| {})?;
+    let mut on_token = |_: usize, _: i64| Ok(ControlFlow::Continue(()));
+    let options = client::Options {
+        threads: opened.threads,
+        keep_steps: false,
+        isolation: Some(&opened.isolation),
+        on_token: &mut on_token,
+    };
+    let outcome = client::run(&opened.folder, &session, task, options)?;
+    let mut report = client::report(&opened.folder, opened.threads, opened.network.clone());
+    report.add(&outcome);
+    report.check_costs()?;
+    Ok((outcome.outputs.into_iter().map(crossing).collect(), report))
+}
+
+fn tensor((name, dtype, shape, bytes): Crossing) -> Result<Named> {
+    let wrong = |what: &str| Diagnostic::input("E1006", format!("the input `{}` {what}", name.escape_debug()));
+    let data = match &*dtype {
+        "float32" => Data::F32(words(&bytes).ok_or_else(|| wrong("is not whole"))?.map(f32::from_le_bytes).collect()),
+        "int64" => Data::I64(words(&bytes).ok_or_else(|| wrong("is not whole"))?.map(i64::from_le_bytes).collect()),
+        "bool" => Data::Bool(bytes.iter().map(|byte| *byte != 0).collect()),
+        _ => return Err(wrong("has another element type").note("expected  float32, int64 or bool")),
+    };
+    Ok((name, Tensor::new(shape, data)?))
+}
+
+/// Elements of `N` bytes each.
+fn words<const N: usize>(bytes: &[u8]) -> Option<impl Iterator<Item = [u8; N]> + '_> {
+    let (words, rest) = bytes.as_chunks::<N>();
+    rest.is_empty().then(|| words.iter().copied())
+}
+
+fn crossing((name, tensor): Named) -> Crossing {
+    let (shape, data) = tensor.into_parts();
+    let (dtype, bytes) = match data {
+        Data::F32(values) => ("float32", values.into_iter().flat_map(f32::to_le_bytes).collect()),
+        Data::I64(values) => ("int64", values.into_iter().flat_map(i64::to_le_bytes).collect()),
+        Data::Bool(values) => ("bool", values.into_iter().map(u8::from).collect()),
+    };
+    (name, dtype.to_owned(), shape, bytes)
+}
