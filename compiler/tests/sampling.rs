@@ -9,8 +9,9 @@ use ombra_ir::draw::{Drawing, Filter, Sampling, USUAL_CANDIDATES};
 use ombra_ir::infer::{push, push_source};
 use ombra_ir::module::{InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage};
 use ombra_ir::op::Op;
-use ombra_ir::plain::DType;
+use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::reference::{RefValue, encode, eval};
+use ombra_ir::schedule::schedule;
 use ombra_ir::ty::{Sharing, Ty};
 use ombra_ir::verify;
 
@@ -26,7 +27,7 @@ fn greedy(rows: usize, tokens: usize, bound: u8) -> Module {
     let ty = Ty::ring(64, SCALE, Sharing::Shared, shape, bound);
     let x = push_source(&mut m, Op::Input { slot: 0 }, ty, origin.clone()).unwrap();
     let mut op = |op: Op, args: &[_]| push(&mut m, op, args, None, origin.clone()).unwrap();
-    let small = op(Op::Narrow { bits: 40 }, &[x]);
+    let small = op(Op::Narrow { bits: 48 }, &[x]);
     let best = op(Op::ArgMax { width: bound + 2 }, &[small]);
     op(Op::Reveal { slot: 0 }, &[best]);
     assign_rotations(&mut m, Spread::Fixed);
@@ -115,10 +116,11 @@ fn normal(random: &mut Rng) -> f32 {
 #[test]
 fn draws_follow_the_distribution() {
     let mut random = Rng::with_seed(11);
-    for (tokens, spread) in [(7, 1.0), (16, 3.0), (97, 2.0), (1000, 3.0)] {
+    // Bounds of logits for which scores have 13, 10, 16 and 8 fraction bits, the last two in rings of 40 bits.
+    for (tokens, spread, bound) in [(7, 1.0, 25), (16, 3.0, 28), (97, 2.0, 30), (40, 3.0, 38), (1000, 3.0, 22)] {
         let logits: Vec<f32> = (0..tokens).map(|_| spread * normal(&mut random)).collect();
         let rows = 2500;
-        let module = greedy(rows, tokens, 22);
+        let module = greedy(rows, tokens, bound);
         let all: Vec<f32> = (0..rows).flat_map(|_| logits.iter().copied()).collect();
         let drawings = drawings(&module, Spread::Fixed).unwrap();
         assert_eq!(drawings.iter().map(|d| d.filter).collect::<Vec<_>>(), Filter::ALL);
@@ -140,4 +142,48 @@ fn draws_follow_the_distribution() {
             assert!(off < 6.0, "{tokens} tokens, {sampling:?}: {off:.1} deviations");
         }
     }
+}
+
+/// Payload bytes of all parties and rounds of a step, on a vocabulary of 49152.
+fn cost(module: &Module, sizes: &[(&str, u64)], public: &[(String, Tensor)]) -> (u64, u32) {
+    let bound = bind(module, sizes, public).unwrap();
+    let cost = schedule(module, &bound).unwrap().cost(module);
+    (cost.bytes.iter().sum(), cost.rounds)
+}
+
+#[test]
+fn drawing_costs_little_more_than_choosing() {
+    let module = greedy(1, 49152, 25);
+    let mut found = vec![("greedy", 0, cost(&module, &[], &[]))];
+    let drawings = drawings(&module, Spread::Fixed).unwrap();
+    for (sampling, k) in [
+        (sampling(1.0, None, None), 0),
+        (sampling(1.0, Some(20), None), 20),
+        (sampling(1.0, Some(50), None), 50),
+        (sampling(1.0, Some(20), Some(0.9)), 20),
+        (sampling(1.0, Some(50), Some(0.9)), 50),
+        (sampling(1.0, None, Some(0.9)), 128),
+    ] {
+        let drawing = drawings.iter().find(|d| d.filter == sampling.filter()).unwrap();
+        let sizes = sampling.sizes(drawing);
+        let sizes: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
+        let drawn = drawing.module(&module).unwrap();
+        let public = sampling.public_inputs(drawing).unwrap();
+        found.push((sampling.filter().name(), k, cost(&drawn, &sizes, &public)));
+    }
+    let lines: Vec<String> =
+        found.iter().map(|(name, k, (bytes, rounds))| format!("{name} {k}: {bytes} B, {rounds} rounds")).collect();
+    assert_eq!(lines, COSTS, "{lines:#?}");
+}
+
+const COSTS: [&str; 7] = ["", "", "", "", "", "", ""];
+
+#[test]
+fn modules_that_cannot_be_drawn_from_have_no_drawings() {
+    // Logits too wide for scores, and too few tokens.
+    assert!(drawings(&greedy(1, 50, 39), Spread::Fixed).unwrap().is_empty());
+    assert!(drawings(&greedy(1, 3, 22), Spread::Fixed).unwrap().is_empty());
+    let mut tensor = greedy(1, 50, 22);
+    tensor.outputs[0].kind = OutputKind::Index;
+    assert!(drawings(&tensor, Spread::Fixed).unwrap().is_empty());
 }

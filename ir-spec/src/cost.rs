@@ -410,8 +410,8 @@ mod tests {
         assert_eq!(per_element(&Op::Reshare, 800, true), (3 * 64, 1));
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (4 * 64, 1));
-        assert_eq!(per_element(&Op::ExpDigits { scale: 16 }, 800, false), (8 * 64 + 2 * 64, 1));
-        assert_eq!(per_element(&Op::ExpDigits { scale: 16 }, 1 << 20, false), (4 * 64 + 2 * 32, 2));
+        assert_eq!(per_element(&Op::ExpDigits { scale: 16, tail: false }, 800, false), (8 * 64 + 2 * 64, 1));
+        assert_eq!(per_element(&Op::ExpDigits { scale: 16, tail: true }, 1 << 20, false), (4 * 64 + 2 * 32, 2));
         // Few elements take few rounds, many take few bits.
         assert_eq!(per_element(&Op::Truncate { by: 16 }, 800_000, true), (3 * 64 + 16 + 2, 3));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800_000, false), (3 * 64, 2));

@@ -27,8 +27,8 @@ pub const MOST_CANDIDATES: u64 = 256;
 /// Candidates where a request gives a share of the mass and no number of them.
 pub const USUAL_CANDIDATES: u64 = 128;
 
-/// Tokens of less than `e^-KEPT` times the mass of the most probable one are never drawn.
-pub const KEPT: u8 = 20;
+/// Tokens of less than `e^-KEPT` times the mass of the most probable one may be left out.
+pub const KEPT: u8 = 21;
 
 /// How a token is drawn. Parties see it, and the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

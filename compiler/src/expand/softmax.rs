@@ -32,7 +32,7 @@ pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
     if scale.saturating_add(EXP_WINDOW) > bits {
         return Err(too_fine(scale, bits));
     }
-    let y = e.guarded(Op::ExpDigits { scale }, &[x], EXP_SCALE + 1)?;
+    let y = e.guarded(Op::ExpDigits { scale, tail: false }, &[x], EXP_SCALE + 1)?;
     // Shares may take two units off: nothing is to be negative.
     let mut y = e.guarded(Op::AddInt { k: 2 }, &[y], EXP_SCALE + 1)?;
     if bound >= scale + EXP_WINDOW {

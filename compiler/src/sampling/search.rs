@@ -10,25 +10,28 @@ use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::{Dim, Result};
 
-/// Levels of a search: 4 to this power are the steps of a height.
-const LEVELS: u32 = 7;
 /// Ring bits of heights.
 const RING: u8 = 24;
 
-/// What thresholds are multiples of, in units of the scores.
+/// The thresholds of a search: 1, and 4 to the power of the levels less one multiples of a step above it.
 #[derive(Clone, Copy)]
-pub(super) struct Unit(i64);
-
-impl Unit {
-    /// The height of the maximum.
-    pub(super) fn range(self) -> i64 {
-        self.0 << (2 * LEVELS)
-    }
+pub(super) struct Steps {
+    step: i64,
+    levels: u32,
 }
 
-/// The least unit for which heights reach down to what is kept, for scores of `scale`.
-pub(super) fn threshold_unit(scale: u8) -> Unit {
-    Unit((i64::from(KEPT) << scale >> (2 * LEVELS)) + 1)
+impl Steps {
+    /// The least steps for which heights of scores of `scale` reach down to what is kept: no further than the exponential
+    /// holds, which is 32.
+    pub(super) fn of(scale: u8) -> Steps {
+        let levels = if scale < 9 { 6 } else { 7 };
+        Steps { step: (i64::from(KEPT) << scale >> (2 * levels)) + 1, levels }
+    }
+
+    /// The height of the maximum.
+    pub(super) fn range(self) -> i64 {
+        self.step << (2 * self.levels)
+    }
 }
 
 /// What is counted above a threshold.
@@ -48,20 +51,19 @@ pub(super) enum Weigh {
 }
 
 /// Heights of scores `x` less their maximum, of shape `[rows, n]`.
-pub(super) fn heights(e: &mut Emit, x: Id, unit: Unit) -> Result<Id> {
+pub(super) fn heights(e: &mut Emit, x: Id, steps: Steps) -> Result<Id> {
     let (bits, _, bound) = e.ring(x)?;
-    let above = e.guarded(Op::AddInt { k: unit.range() }, &[x], bound)?;
+    let above = e.guarded(Op::AddInt { k: steps.range() }, &[x], bound)?;
     let keep = not_negative(e, above, bits)?;
     // The maximum may fall short, so that some are a little above it.
-    let most = 64 - unit.range().leading_zeros() as u8;
+    let most = 64 - steps.range().leading_zeros() as u8;
     let height = e.guarded(Op::Mul, &[above, keep], most)?;
     let height = e.op(Op::Reshare, &[height])?;
     e.narrow(height, RING)
 }
 
-/// The greatest threshold, of 1 and multiples of `unit` above it, that elements of at least `target` together are not
-/// below; 1 where there is none. Of shape `[rows, 1]`; so is `target`, or of one element.
-pub(super) fn search(e: &mut Emit, heights: Id, unit: Unit, weigh: &Weigh, target: Id) -> Result<Id> {
+/// The greatest threshold that elements of at least `target` together are not below; 1 where there is none. Of shape `[rows, 1]`; so is `target`, or of one element.
+pub(super) fn search(e: &mut Emit, heights: Id, steps: Steps, weigh: &Weigh, target: Id) -> Result<Id> {
     let (_, scale, bound) = e.ring(heights)?;
     let shape = e.ty(heights).shape.clone();
     let (rows, n, one) = (shape[0].clone(), shape[1].clone(), Dim::constant(1));
@@ -75,8 +77,8 @@ pub(super) fn search(e: &mut Emit, heights: Id, unit: Unit, weigh: &Weigh, targe
     let first = slice(e, heights, 1, (Dim::constant(0), one.clone()))?;
     let zero = e.op(Op::MulInt { k: 0 }, &[first])?;
     let mut threshold = e.guarded(Op::AddInt { k: 1 }, &[zero], bound)?;
-    for level in (0..LEVELS).rev() {
-        let step = unit.0 << (2 * level);
+    for level in (0..steps.levels).rev() {
+        let step = steps.step << (2 * level);
         let next = (1..4).map(|j| e.guarded(Op::AddInt { k: j * step }, &[threshold], bound));
         let next = next.collect::<Result<Vec<_>>>()?;
         let next = e.op(Op::Concat { axis: 1 }, &next)?;
@@ -101,10 +103,10 @@ pub(super) fn search(e: &mut Emit, heights: Id, unit: Unit, weigh: &Weigh, targe
             }
         };
         let enough = not_negative(e, found, RING)?;
-        let steps = e.op(Op::ReduceSum { axis: 1 }, &[enough])?;
-        let steps = e.op(Op::Reshape { shape: vec![rows.clone(), one.clone()] }, &[steps])?;
-        let steps = e.op(Op::SetScale { scale }, &[steps])?;
-        let rise = e.guarded(Op::MulInt { k: step }, &[steps], bound)?;
+        let passed = e.op(Op::ReduceSum { axis: 1 }, &[enough])?;
+        let passed = e.op(Op::Reshape { shape: vec![rows.clone(), one.clone()] }, &[passed])?;
+        let passed = e.op(Op::SetScale { scale }, &[passed])?;
+        let rise = e.guarded(Op::MulInt { k: step }, &[passed], bound)?;
         threshold = e.guarded(Op::Add, &[threshold, rise], bound)?;
     }
     Ok(threshold)

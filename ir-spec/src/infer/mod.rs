@@ -162,7 +162,7 @@ pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> R
         (Op::Not, [x]) => nonlinear::not(x),
         (Op::And, [a, b]) => nonlinear::bits(cx, ["and_c1", "and_c2"], a, b),
         (Op::BitToRing { bits }, [x]) => nonlinear::bit_to_ring(x, *bits),
-        (Op::ExpDigits { scale }, [x]) => nonlinear::exp_digits(x, *scale),
+        (Op::ExpDigits { scale, .. }, [x]) => nonlinear::exp_digits(x, *scale),
         (Op::RowMax { shape, width, drop }, [x, mask]) => nonlinear::row_max(cx, x, mask, shape, (*width, *drop)),
         (Op::ArgMax { width }, [x]) => nonlinear::arg_max(cx, x, *width),
         (Op::Embed, [ids, table]) => nonlinear::embed(ids, table),

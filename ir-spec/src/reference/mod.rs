@@ -237,7 +237,7 @@ pub fn eval_rounded(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings, roun
         (Op::BitToRing { bits }, [x]) => {
             RefValue::ring(*bits, x.shape.clone(), map_elements(x.as_bits()?, |b| u64::from(*b))?)
         }
-        (Op::ExpDigits { scale }, [x]) => interactive::exp_digits(x, *scale),
+        (Op::ExpDigits { scale, .. }, [x]) => interactive::exp_digits(x, *scale),
         (Op::ArgMax { .. }, [x]) => interactive::arg_max(x, shape),
         _ => Err(no_meaning(op, args.len())),
     }

@@ -163,6 +163,11 @@ impl<'a> Attrs<'a> {
         at.map(|at| self.raw.swap_remove(at).1).ok_or_else(|| wrong(&self.op, format!("expected an attribute `{key}`")))
     }
 
+    /// Whether an attribute is there that may be left out.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.raw.iter().any(|(k, _)| k == key)
+    }
+
     fn scalar(&mut self, key: &str) -> Result<String> {
         match self.take(key)? {
             Raw::Scalar(s) => Ok(s),

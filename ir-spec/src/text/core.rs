@@ -18,7 +18,12 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
         | Op::SetState { slot } => vec![("slot", int((*slot).into()))],
         Op::MulInt { k } | Op::AddInt { k } => vec![("k", int(*k))],
         Op::Upscale { by } | Op::Truncate { by } | Op::Cut { by } => vec![("by", int((*by).into()))],
-        Op::SetScale { scale } | Op::ExpDigits { scale } => vec![("scale", int((*scale).into()))],
+        Op::SetScale { scale } => vec![("scale", int((*scale).into()))],
+        Op::ExpDigits { scale, tail } => {
+            let mut attrs = vec![("scale", int((*scale).into()))];
+            attrs.extend(tail.then(|| ("tail", word(true))));
+            attrs
+        }
         Op::MatMul { trans_b } => vec![("trans_b", word(*trans_b))],
         Op::ReduceSum { axis } | Op::Concat { axis } | Op::Gather { axis } => vec![("axis", int((*axis).into()))],
         Op::Narrow { bits } | Op::BitToRing { bits } | Op::Extend { bits } => vec![("bits", int((*bits).into()))],
@@ -121,7 +126,7 @@ pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
         "not" => Op::Not,
         "and" => Op::And,
         "bit_to_ring" => Op::BitToRing { bits: a.int("bits")? },
-        "exp_digits" => Op::ExpDigits { scale: a.int("scale")? },
+        "exp_digits" => Op::ExpDigits { scale: a.int("scale")?, tail: a.has("tail") && a.flag("tail")? },
         "row_max" => Op::RowMax { shape: a.shape("shape")?, width: a.int("width")?, drop: a.int("drop")? },
         "arg_max" => Op::ArgMax { width: a.int("width")? },
         "embed" => Op::Embed,

@@ -65,7 +65,7 @@ pub(super) fn start(
                 let from = operand_ring.map_or(64, |(bits, _)| bits);
                 extend(cx, arg(0)?.operand()?, n, from, *bits).await?
             }
-            Op::ExpDigits { scale } => exp_digits(cx, arg(0)?.shared()?, n, *scale).await?,
+            Op::ExpDigits { scale, tail } => exp_digits(cx, arg(0)?.shared()?, n, *scale, *tail).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
                 row_max(cx, arg(0)?.shared()?, lens, bits, (*width, *drop)).await?

@@ -8,8 +8,10 @@
 //! decides.
 //! Functionality: `round(2^18 e^(m_lo)) · round(2^43 e^(x − m_lo)) / 2^32`, rounded down, less 0, 1 or 2 units of `2^-29`
 //! as the shares decide: it depends on `m`, a component that two roles hold, by a part of `2e-6` at most, as a truncation's
-//! last bit does.
-//! Error: at most 4e-6, for `−32 ≤ x ≤ 1/2`; elsewhere the result is any element of the ring.
+//! last bit does. For the tail `2^12` and `2^49` take the place of `2^18` and `2^43`, and the part is `1.3e-4`.
+//! Error: at most 4e-6, for `−32 ≤ x ≤ 1/2`; elsewhere the result is any element of the ring. For the tail at most 1.3e-4 of
+//! the result and 4 units more, and for uniform shares less than a unit on average where `−18 ≤ x`: a small factor of role 2
+//! is rounded to 0 in the other form, where it is below `2^-44`.
 //! Side channels: no branch or index on a secret.
 //!
 //! ```text
@@ -47,28 +49,36 @@ compile_error!("parties need doubles that are not computed in more precision: bu
 const DIGITS: usize = 4;
 /// What the difference of the high digits stands for, as a multiple of 16.
 const HIGH: [f64; DIGITS] = [0.0, 1.0, -2.0, -1.0];
-/// Fraction bits of role 2's factors.
-const SINGLE_SCALE: u8 = 43;
-/// Fraction bits of the factor of roles 0 and 1.
-const JOINT_SCALE: u8 = 18;
+/// Fraction bits of both factors together.
+const PRODUCT_SCALE: u8 = 61;
 /// Bits by which the product is shifted right.
-const SHIFT: u8 = JOINT_SCALE + SINGLE_SCALE - EXP_SCALE;
+const SHIFT: u8 = PRODUCT_SCALE - EXP_SCALE;
 
-/// `e^x` of `n` elements with `scale` fraction bits, in a ring of [`EXP_RING`] bits at scale [`EXP_SCALE`].
-pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8) -> Result<Shared> {
+/// Fraction bits of the factor of roles 0 and 1; role 2's has the others.
+fn joint_scale(tail: bool) -> u8 {
+    if tail { 12 } else { 18 }
+}
+
+/// `e^x` of `n` elements with `scale` fraction bits, in a ring of [`EXP_RING`] bits at scale [`EXP_SCALE`]; right on average
+/// for small results too where `tail` is set.
+pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Shared> {
     if scale > 64 - EXP_WINDOW {
         return Err(Diagnostic::internal("E0803", format!("an exponential of {scale} fraction bits")));
     }
-    if is_round_cheaper(n as u64, EXP_ROUND_BITS) { few(cx, x, n, scale).await } else { many(cx, x, n, scale).await }
+    if is_round_cheaper(n as u64, EXP_ROUND_BITS) {
+        few(cx, x, n, scale, tail).await
+    } else {
+        many(cx, x, n, scale, tail).await
+    }
 }
 
-async fn few(cx: &Cx, x: &Shared, n: usize, scale: u8) -> Result<Shared> {
+async fn few(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Shared> {
     let term = two_terms(cx, x, n);
     let factors = if cx.role() == 2 {
-        let all = single(&term, scale);
+        let all = single(&term, scale, tail);
         Factors::Single(all.chunks(n.max(1)).map(<[u64]>::to_vec).collect())
     } else {
-        let (digits, factor) = joint(&term, scale);
+        let (digits, factor) = joint(&term, scale, tail);
         let chosen = |j: u64| factor.iter().zip(&digits).map(|(a, digit)| a & equal(*digit, j)).collect();
         Factors::Joint((0..DIGITS as u64).map(chosen).collect())
     };
@@ -77,20 +87,20 @@ async fn few(cx: &Cx, x: &Shared, n: usize, scale: u8) -> Result<Shared> {
     Ok(crossing.end(cx)?.map(|words| words.iter().map(|w| w >> SHIFT).collect()))
 }
 
-pub(super) async fn many(cx: &Cx, x: &Shared, n: usize, scale: u8) -> Result<Shared> {
+pub(super) async fn many(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Shared> {
     let term = two_terms(cx, x, n);
     let role = cx.role();
     let masks = |key: u8| cx.draw(key, Purpose::ExpFactor, 0, DIGITS * n);
     let out = |key: u8| cx.draw(key, Purpose::ExpOut, 0, n);
     if role == 2 {
         let mut masked = masks(0)?;
-        masked.iter_mut().zip(single(&term, scale)).for_each(|(m, c)| *m = m.wrapping_add(c));
+        masked.iter_mut().zip(single(&term, scale, tail)).for_each(|(m, c)| *m = m.wrapping_add(c));
         cx.send(1, &masked, 64);
         cx.round().await;
         cx.round().await;
         return Ok(Shared::new(out(2)?, out(0)?));
     }
-    let (digits, factor) = joint(&term, scale);
+    let (digits, factor) = joint(&term, scale, tail);
     cx.round().await;
     let (entries, own) = if role == 0 { (masks(0)?, out(0)?) } else { (cx.take(2, DIGITS * n, 64)?, out(2)?) };
     let sign = if role == 0 { u64::MAX } else { 1 };
@@ -118,17 +128,17 @@ fn split(m: u64, scale: u8) -> (u64, f64) {
 }
 
 /// What roles 0 and 1 know: the high digits of `m`, and `e^(m_lo)`.
-fn joint(m: &[u64], scale: u8) -> (Vec<u64>, Vec<u64>) {
+fn joint(m: &[u64], scale: u8, tail: bool) -> (Vec<u64>, Vec<u64>) {
     m.iter()
         .map(|m| {
             let (digit, low) = split(*m, scale);
-            (digit, fixed(exp(low), JOINT_SCALE))
+            (digit, fixed(exp(low), joint_scale(tail)))
         })
         .unzip()
 }
 
 /// What role 2 knows, of the sum of its components: `T(j − r_hi) e^(−r_lo)` for `j` of 0 to 3, all of one `j` together.
-fn single(sum: &[u64], scale: u8) -> Vec<u64> {
+fn single(sum: &[u64], scale: u8, tail: bool) -> Vec<u64> {
     let n = sum.len();
     let high = HIGH.map(|h| exp(16.0 * h));
     let mut out = vec![0; DIGITS * n];
@@ -138,7 +148,7 @@ fn single(sum: &[u64], scale: u8) -> Vec<u64> {
         for j in 0..DIGITS as u64 {
             let difference = j.wrapping_sub(digit) & (DIGITS as u64 - 1);
             let high = (0..DIGITS as u64).zip(high).fold(0, |bits, (k, h)| bits | h.to_bits() & equal(difference, k));
-            out[j as usize * n + i] = fixed(power * f64::from_bits(high), SINGLE_SCALE);
+            out[j as usize * n + i] = fixed(power * f64::from_bits(high), PRODUCT_SCALE - joint_scale(tail));
         }
     }
     out
@@ -181,19 +191,44 @@ mod tests {
     fn factors_multiply_to_the_exponential() {
         let scale = 16;
         let window = 1i64 << (scale + EXP_WINDOW);
-        let mut worst = 0f64;
-        let mut check = |x: i64, m: i64| {
-            let r = (m - x).rem_euclid(window);
-            let (digits, a) = joint(&[m as u64], scale);
-            let c = single(&[(r as u64).wrapping_neg()], scale)[digits[0] as usize];
-            let found = a[0].wrapping_mul(c) as f64 / f64::from(JOINT_SCALE + SINGLE_SCALE).exp2();
-            worst = worst.max((found - (x as f64 / 65536.0).exp()).abs());
-        };
-        for m in (0..window).step_by(4099).chain([0, window - 1, window / 4 - 1, window / 4, window / 2]) {
-            for x in (-(32 << 16)..=1 << 15).step_by(12_347).chain([-(32 << 16), -1, 0, 1, 1 << 15]) {
-                check(x, m);
+        for tail in [false, true] {
+            let mut worst = 0f64;
+            let mut check = |x: i64, m: i64| {
+                let real = (x as f64 / 65536.0).exp();
+                // Of the tail what is beyond its own size counts.
+                let allowed = if tail { 1.3e-4 * real } else { 0.0 };
+                worst = worst.max((product(x, m, scale, tail) - real).abs() - allowed);
+            };
+            for m in (0..window).step_by(4099).chain([0, window - 1, window / 4 - 1, window / 4, window / 2]) {
+                for x in (-(32 << 16)..=1 << 15).step_by(12_347).chain([-(32 << 16), -1, 0, 1, 1 << 15]) {
+                    check(x, m);
+                }
             }
+            assert!(worst < if tail { 8.0e-9 } else { 3.9e-6 }, "{worst:e}");
         }
-        assert!(worst < 3.9e-6, "{worst:e}");
+    }
+
+    /// What the factors of `x` make where the joint term is `m`.
+    fn product(x: i64, m: i64, scale: u8, tail: bool) -> f64 {
+        let r = (m - x).rem_euclid(1 << (scale + EXP_WINDOW));
+        let (digits, a) = joint(&[m as u64], scale, tail);
+        let c = single(&[(r as u64).wrapping_neg()], scale, tail)[digits[0] as usize];
+        a[0].wrapping_mul(c) as f64 / f64::from(PRODUCT_SCALE).exp2()
+    }
+
+    /// Over all joint terms, small results are right on average: sums of many of them lack nothing.
+    #[test]
+    fn small_results_of_the_tail_have_no_bias() {
+        let (scale, unit) = (13u8, f64::from(EXP_SCALE).exp2());
+        let bias = |x: i64, tail: bool| {
+            let all = (0..1i64 << (scale + EXP_WINDOW)).step_by(61);
+            let n = all.clone().count() as f64;
+            let mean = all.map(|m| product(x, m, scale, tail)).sum::<f64>() / n;
+            (mean - (x as f64 / f64::from(scale).exp2()).exp()) * unit
+        };
+        for x in 8..=18 {
+            assert!(bias(-(x << scale), true).abs() < 0.5, "{x}: {} units", bias(-(x << scale), true));
+        }
+        assert!(bias(-(16 << scale), false) < -4.0, "the other form lacks some");
     }
 }

@@ -4,6 +4,7 @@ mod compare;
 mod exp;
 mod linear;
 mod many;
+mod random;
 mod rank;
 mod rows;
 mod transcript;

@@ -59,7 +59,7 @@ fn cases() -> Vec<Case> {
     }
     for op in [
         Op::Msb { width: 40, drop: 6 },
-        Op::ExpDigits { scale: 16 },
+        Op::ExpDigits { scale: 16, tail: false },
         Op::RowMax { shape: Vec::new(), width: 30, drop: 2 },
         Op::ArgMax { width: 30 },
     ] {
@@ -134,7 +134,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::protocols:
                 Op::Reshare => reshare(&cx, operand, N, 64).await.map(drop),
                 Op::Msb { width, drop: low } => msb(&cx, &shared, N, width, low).await.map(drop),
                 Op::Extend { bits } => extend(&cx, operand, N, SMALL, bits).await.map(drop),
-                Op::ExpDigits { scale } => exp_digits(&cx, &shared, N, scale).await.map(drop),
+                Op::ExpDigits { scale, tail } => exp_digits(&cx, &shared, N, scale, tail).await.map(drop),
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {
