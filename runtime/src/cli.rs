@@ -10,7 +10,9 @@ use ombra_ir::draw::Sampling;
 use ombra_ir::{Diagnostic, Kind, Result};
 
 use crate::app::chat::{self, Chat};
-use crate::app::command::{ClientRun, Given, Peers, make_keys, measure_machine, print_renewed, run_client};
+use crate::app::command::{
+    ClientRun, Given, Peers, make_keys, measure_machine, print_renewed, print_written, run_client,
+};
 use crate::app::gateway::{self, Gateway};
 use crate::app::isolation;
 use crate::app::service::log::Format;
@@ -59,13 +61,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
         /// How the log is written to standard error.
-        #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-        log: LogFormat,
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        log: Format,
         /// End when standard input does, and log errors alone.
         #[arg(long, hide = true)]
         end_with_input: bool,
         #[command(flatten)]
         common: ServeCommon,
+    },
+    /// Write systemd units and Kubernetes manifests for server and helper.
+    ServiceFiles {
+        /// Where they are written.
+        #[arg(short, value_name = "FOLDER")]
+        output: PathBuf,
     },
     /// Have a running server share its weights anew, under a new key.
     Renew {
@@ -257,7 +265,7 @@ struct ServeCommon {
     /// Emulated links: none, lan, wan or BANDWIDTH,RTT.
     #[arg(long, default_value = "none")]
     network: String,
-    /// Threads of a matrix product; one for each core by default.
+    /// Threads for matrix products; one for each core by default.
     #[arg(long)]
     threads: Option<usize>,
     /// Where kernels run.
@@ -275,14 +283,6 @@ struct Common {
     /// An input that the plan may show to every party though it is no mask or position, repeatable.
     #[arg(long, value_name = "NAME")]
     allow_public: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -326,22 +326,18 @@ fn command(command: Command) -> Result<()> {
     match command {
         Command::Keygen { party, output } => make_keys(party.parse()?, &output),
         Command::Serve { dir, party, config, log, end_with_input, common } => {
-            let log = match log {
-                LogFormat::Text => Format::Text,
-                LogFormat::Json => Format::Json,
-            };
             let threads = threads(&common)?;
-            let (party, network) = (party.parse()?, common.network);
             serve_party(&service::Options {
                 folder: dir,
-                party,
+                party: party.parse()?,
                 config,
-                network,
+                network: common.network,
                 threads,
                 with_input: end_with_input,
                 log,
             })
         }
+        Command::ServiceFiles { output } => print_written(&service::files::write(&output)?),
         Command::Renew { config } => print_renewed(service::renew(&config)?),
         Command::Local { dir, mut prompt, tensors, mut comparing, common } => {
             let test_data = comparing.test_data.take();

@@ -12,5 +12,7 @@ mod plans;
 mod processes;
 #[path = "app/service.rs"]
 mod service;
+#[path = "app/service_files.rs"]
+mod service_files;
 #[path = "app/sessions.rs"]
 mod sessions;

@@ -112,6 +112,14 @@ pub fn measure_machine(config: Option<&Path>, network: &str, threads: usize) -> 
     print(&(text + "\n"))
 }
 
+/// Says which files were written.
+///
+/// # Errors
+/// `E1013`.
+pub fn print_written(names: &[String]) -> Result<()> {
+    names.iter().try_for_each(|name| print(&format!("{name}\n")))
+}
+
 /// Says that the weights were shared anew in these seconds.
 ///
 /// # Errors
@@ -421,8 +429,7 @@ impl Progress {
     pub(super) fn waiting(&self, before: u32) {
         let text = match before {
             0 => "running".to_owned(),
-            1 => "waiting: the server serves 1 session before this one".to_owned(),
-            _ => format!("waiting: the server serves {before} sessions before this one"),
+            _ => format!("waiting: number {before} in the server's queue"),
         };
         match &self.0 {
             Some(bar) => bar.set_message(text),

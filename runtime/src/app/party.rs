@@ -72,8 +72,7 @@ impl Serving<'_> {
         measured(0, cost);
         let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
         let limit = memory(None);
-        let largest = request.largest().into_iter().map(|advance| request.step(plan, advance, limit));
-        let limit = memory(Some(program::most_bytes(engine.module(), largest, limit)));
+        let limit = memory(Some(program::most_bytes(plan, engine.module(), &request, limit)));
         let mut course = Course::default();
         // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
         while let Next::Step(advance) = client.recv_control_within(CONTROL, session.limits().idle)? {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ombra_ir::bind::{Bound, bind_within, check_bytes};
-use ombra_ir::module::{InputSlot, Module};
+use ombra_ir::draw::{Filter, MOST_CANDIDATES, Sampling};
+use ombra_ir::module::{InputSlot, Module, OutputKind};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::Plan;
@@ -12,10 +13,14 @@ use ombra_ir::schedule::{Cost, Schedule, schedule};
 use ombra_ir::ty::{Elem, Sharing};
 use ombra_ir::{Diagnostic, Result, verify};
 
-use super::request::{Request, StepInputs, public_inputs};
+use super::client::max_positions;
+use super::request::Request;
 use super::weights::Wanted;
 use crate::exec::run::check_ticks;
 use crate::transport::Party;
+
+/// Texts side by side for which the memory of a step is worked out.
+const MAX_BATCH: usize = 4096;
 
 /// A step that every party has bound in the same way.
 pub struct Step {
@@ -143,43 +148,48 @@ pub fn module_of(plan: &Plan, request: &Request) -> Result<Arc<Module>> {
     Ok(Arc::new(module))
 }
 
-/// Most bytes that one of `steps` takes, weights aside: `limit` where one takes more, or is not allowed.
-pub fn most_bytes(module: &Module, steps: impl Iterator<Item = Result<StepInputs>>, limit: u64) -> u64 {
-    let bytes = |step: Result<StepInputs>| {
-        let step = step.and_then(|step| prepare(module, &step.sizes, &step.public, limit));
-        step.map_or(limit, |step| step.memory)
+/// Most bytes that one of the steps of a session with `request` takes, weights aside: `limit` where one takes more, or is
+/// not allowed. `module` is what it runs.
+pub fn most_bytes(plan: &Plan, module: &Module, request: &Request, limit: u64) -> u64 {
+    let bytes = |advance| {
+        let inputs = request.step(plan, advance, limit)?;
+        prepare(module, &inputs.sizes, &inputs.public, limit).map(|step| step.memory)
     };
-    steps.map(bytes).max().unwrap_or(limit)
+    request.largest().into_iter().map(|advance| bytes(advance).unwrap_or(limit)).max().unwrap_or(limit)
 }
 
-/// Most bytes that any step of `plan` takes, weights aside: `limit` where that is more, or where a size has no maximum.
+/// Most bytes that a step of any session takes, weights aside: `limit` where that is more, or where a size has no maximum.
 pub fn most_bytes_of_plan(plan: &Plan, limit: u64) -> u64 {
     let module = &plan.module;
-    let counts = |name: &str| module.counts.iter().any(|count| module.dims.find(name) == Some(count.sym));
-    let free = module.dims.syms.iter().filter(|info| !counts(&info.name));
-    let Some(most) = free.map(|info| Some((info.name.clone(), info.max?))).collect::<Option<Vec<_>>>() else {
-        return limit;
-    };
-    let total = plan.past.as_ref().and_then(|name| most.iter().find(|(other, _)| other == name)).map(|(_, max)| *max);
-    // Whole prompts, and one or half of the positions after a cache: what takes most depends on the model.
-    let splits: Vec<Option<(u64, u64)>> = match total {
-        None => vec![None],
-        Some(total) => vec![Some((total.saturating_add(1), 0)), Some((total.div_ceil(2), total / 2)), Some((1, total))],
-    };
-    let steps = splits.into_iter().map(|split| {
-        let mut sizes = most.clone();
-        for (name, size) in &mut sizes {
-            match split {
-                Some((new, _)) if Some(&*name) == plan.seq.as_ref() => *size = new.min(*size),
-                Some((_, past)) if Some(&*name) == plan.past.as_ref() => *size = past,
-                _ => {}
-            }
+    let max_of = |name: &str| module.dims.info(module.dims.find(name)?)?.max;
+    let batch = plan.batch.as_ref().map_or(Some(1), |name| max_of(name));
+    let generates = module.outputs.iter().any(|output| output.kind == OutputKind::NextToken);
+    let largest: Vec<Request> = match (max_positions(plan), batch.and_then(|batch| usize::try_from(batch).ok())) {
+        (Some(positions), Some(batch)) if generates && batch <= MAX_BATCH => {
+            // The mildest parameters keep most.
+            let drawn = plan.drawings.iter().map(|drawing| Sampling {
+                temperature: 1.0,
+                top_k: (drawing.filter != Filter::None).then_some(MOST_CANDIDATES),
+                top_p: (drawing.filter == Filter::TopP).then_some(0.5),
+            });
+            let requests = drawn.map(Some).chain([None]);
+            requests.map(|sampling| Request::Generate { padding: vec![0; batch], positions, sampling }).collect()
         }
-        let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-        let bindings = module.dims.bind(&named)?;
-        Ok(StepInputs { name: "largest", public: public_inputs(plan, &bindings, &[], &[])?, sizes })
+        _ if generates => return limit,
+        _ => {
+            let counted = |name: &str| module.counts.iter().any(|count| module.dims.find(name) == Some(count.sym));
+            let free = module.dims.syms.iter().filter(|info| !counted(&info.name));
+            let Some(sizes) = free.map(|info| Some((info.name.clone(), info.max?))).collect::<Option<_>>() else {
+                return limit;
+            };
+            vec![Request::Infer { sizes, public: Vec::new(), states: false }]
+        }
+    };
+    let bytes = largest.iter().map(|request| match module_of(plan, request) {
+        Ok(module) => most_bytes(plan, &module, request, limit),
+        Err(_) => limit,
     });
-    most_bytes(module, steps, limit)
+    bytes.max().unwrap_or(limit)
 }
 
 /// The module in which every state that is read is an input of the client's: how a step runs whose cache is given.

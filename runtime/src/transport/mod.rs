@@ -11,8 +11,24 @@
 //! Sizes of all messages depend on public shapes only. Every wait has a limit, and dropping a link ends its threads. A
 //! party that has done its part says so; a link that ends before that ends the session, whatever waits in it.
 //!
-//! The server takes one session after another and tells those that wait how many come before them. The helper takes them in
-//! the server's order, as the server says.
+//! The server tells sessions that wait how many come before them. The helper takes them in the server's order, as the
+//! server says.
+//!
+//! # Whose session it is
+//!
+//! Many clients may be admitted, each by its own certificate, and any of them may be hostile to the others. A session is
+//! its id and one client's certificate:
+//!
+//! - An id is 128 random bits that its client chooses and tells server and helper over TLS. Logs show its first digits.
+//! - A party takes a session's connections from one client alone: the first one binds the id to its certificate.
+//! - The server names the client's certificate when it connects to the helper, and the helper compares it with the one that
+//!   it sees itself. So both have the same client, or the session is refused.
+//!
+//! A client that knew the id of another one's session could therefore use the id first and have the other refused, but not
+//! be a party of its session. Had it been one at the helper, it would have got the helper's messages to the client, which
+//! are random without the server's, and could have sent the helper other inputs than the client's.
+//! A corrupted server can name a client that did not come; the helper still sees that client's certificate itself or
+//! refuses. The sharing of weights has no client: only the certificate of the server opens such a session at the helper.
 //!
 //! | code | meaning |
 //! |---|---|

@@ -138,3 +138,19 @@ fn places_go_round_by_client() {
     let at = |place: usize| order.iter().position(|found| *found == place).unwrap();
     assert!(at(4) == 1 && order[0] < 4, "the second place goes to the second client: {order:?}");
 }
+
+#[test]
+fn a_client_sends_no_more_ahead_than_its_session_may_take() {
+    let parties = Parties::new("ahead");
+    let _helper = Acceptor::bind(&parties.helper, drop).unwrap();
+    let server = Acceptor::bind(&parties.server, drop).unwrap();
+    let session = parties.clients[0].open(Purpose::Run).unwrap();
+    let served = server.next(SOON).unwrap();
+    served.limit_queue(1 << 20);
+    let (from, to) = (served.link(Party::Client).unwrap(), session.link(Party::Server).unwrap());
+    to.send(Frame::new(1, 0, 0, vec![7; 1 << 20])).unwrap();
+    assert_eq!(from.recv(1, 0, 0, 1 << 20).unwrap().0.len(), 1 << 20);
+    to.send(Frame::new(1, 0, 1, vec![7; (1 << 20) + 1])).unwrap();
+    let error = from.recv(1, 0, 1, (1 << 20) + 1).err().expect("a frame that is too long");
+    assert!(error.code == "E0704" && error.to_string().contains("at most 1048576 bytes"), "{error}");
+}

@@ -71,13 +71,15 @@ impl Reservation {
         self.bytes
     }
 
-    /// Gives back what is above `bytes`.
-    pub fn shrink(&mut self, bytes: u64) {
-        let less = self.bytes.saturating_sub(bytes);
+    /// Gives back what is above `bytes`, or takes what is missing, if there is room.
+    pub fn resize(&mut self, bytes: u64) {
         let mut used = self.budget.lock();
-        used.bytes = used.bytes.saturating_sub(less);
-        drop(used);
-        self.bytes -= less;
+        let others = used.bytes.saturating_sub(self.bytes);
+        if bytes <= self.bytes || self.budget.total.saturating_sub(others) >= bytes {
+            used.bytes = others.saturating_add(bytes);
+            drop(used);
+            self.bytes = bytes;
+        }
     }
 }
 
@@ -97,8 +99,11 @@ mod tests {
         let budget = Budget::new(100, 3);
         let mut first = budget.reserve(60).expect("room for one");
         assert!(!budget.has_room(41) && budget.reserve(41).is_none() && budget.has_room(40));
-        first.shrink(30);
-        first.shrink(50);
+        first.resize(101);
+        assert_eq!(first.bytes(), 60, "there is not so much");
+        first.resize(100);
+        assert!(!budget.has_room(1));
+        first.resize(30);
         assert_eq!((first.bytes(), budget.used()), (30, Used { bytes: 30, sessions: 1 }));
         let others = [budget.reserve(35), budget.reserve(35)];
         assert!(others.iter().all(Option::is_some));

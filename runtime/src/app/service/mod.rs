@@ -8,6 +8,7 @@
 
 pub mod budget;
 mod control;
+pub mod files;
 mod http;
 pub mod log;
 mod metrics;
@@ -74,8 +75,10 @@ struct Service {
     largest: u64,
     budget: Arc<Budget>,
     sessions: Mutex<BTreeMap<u64, Weak<Session>>>,
-    next: AtomicU64,
+    /// The process was asked to end, and has begun to.
+    asked: Arc<AtomicBool>,
     ending: AtomicBool,
+    next: AtomicU64,
     trimmed: Mutex<Instant>,
     metrics: Arc<Metrics>,
     log: Arc<Log>,
@@ -97,9 +100,8 @@ pub fn serve_party(options: &Options) -> Result<()> {
     }
     let asked = signals()?;
     let network = Network::parse(&options.network)?;
-    // Products of all sessions run on one pool. A process has one such pool for ever, so a second one is refused.
+    // Products of all sessions run on one pool. A process has one such pool for ever: where there is one, it stays.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|error| Diagnostic::internal("E0714", format!("no threads for products: {error}")))?;
     let folder = PlanFolder::open(&options.folder)?;
     let keep = Keep::new(party, &folder)?;
     let endpoint = Endpoint::new(&config, &folder.digest, network)?;
@@ -107,6 +109,9 @@ pub fn serve_party(options: &Options) -> Result<()> {
     let limit = config.limits.max_memory_bytes.min(total);
     let largest = program::most_bytes_of_plan(&folder.plan, limit);
     let log = Arc::new(Log::start(party, options.log, options.with_input));
+    if pool.is_err() {
+        log.note(&format!("products run on the {} threads that there are", rayon::current_num_threads()));
+    }
     let metrics = Arc::new(Metrics::new());
     let acceptor = {
         let (log, metrics) = (Arc::clone(&log), Arc::clone(&metrics));
@@ -126,6 +131,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
         budget: Budget::new(total, config.limits.max_sessions),
         sessions: Mutex::default(),
         next: AtomicU64::new(0),
+        asked: Arc::clone(&asked),
         ending: AtomicBool::new(false),
         trimmed: Mutex::new(Instant::now()),
         metrics,
@@ -198,10 +204,9 @@ impl Service {
         // Sessions between server and helper take no place: all others wait for what they do.
         let place = match session.purpose() {
             Purpose::Share => None,
-            _ => match self.budget.reserve(self.largest) {
+            _ => match self.place(&session) {
                 Some(place) => Some(place),
-                // This thread alone takes places, and there was one.
-                None => return session.abort(&Diagnostic::internal("E1030", "no place is left")),
+                None => return session.abort(&ending()),
             },
         };
         let session = Arc::new(session);
@@ -222,6 +227,25 @@ impl Service {
         }
     }
 
+    /// A place for a session that was taken because there was one. A session that drew more than the plan's own program takes
+    /// may have been faster.
+    fn place(&self, session: &Session) -> Option<Reservation> {
+        for waits in 0u64.. {
+            if let Some(place) = self.budget.reserve(self.largest) {
+                if waits > 0 {
+                    session.keep_alive(false);
+                }
+                return Some(place);
+            }
+            if self.asked.load(Ordering::Relaxed) || session.failure().is_some() {
+                return None;
+            }
+            session.keep_alive(true);
+            thread::sleep(TICK);
+        }
+        None
+    }
+
     fn serve(&self, session: &Session, place: Option<Reservation>) {
         let is_run = session.purpose() == Purpose::Run;
         let start = Instant::now();
@@ -235,7 +259,7 @@ impl Service {
         let limit = session.limits().max_memory_bytes;
         let mut memory = |most: Option<u64>| match (&mut place, most) {
             (Some(place), Some(most)) => {
-                place.shrink(most);
+                place.resize(most.min(limit));
                 self.acceptor.wake();
                 place.bytes()
             }
