@@ -66,7 +66,7 @@ pub struct Gateway {
     pub queue: usize,
     /// How long a session without work stays open.
     pub idle: Duration,
-    /// Whether requests for sampling are answered greedily.
+    /// Whether the most probable token is chosen, whatever requests say of drawing one.
     pub ignore_temperature: bool,
     /// Tokens that end an answer, beside those that the model names.
     pub stop_tokens: Vec<i64>,
