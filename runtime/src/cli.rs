@@ -147,7 +147,7 @@ enum Command {
         /// Seconds after which a session without work is closed.
         #[arg(long, value_name = "S", default_value_t = 120)]
         idle: u64,
-        /// Answer requests with a temperature above 0 greedily, instead of refusing them.
+        /// Choose the most probable token, whatever requests say of temperature, top_p and top_k.
         #[arg(long)]
         ignore_temperature: bool,
         /// A token id that ends an answer, beside those that the model names, repeatable.

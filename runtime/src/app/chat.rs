@@ -68,8 +68,14 @@ pub fn run(chat: &Chat) -> Result<()> {
     text.chat_tokens(&settings, &[&first[..], &[user("Hello")]].concat())?;
     let mut stop = settings.end_tokens(Some(&text))?;
     stop.extend(&chat.stop_tokens);
-    let (endpoint, _local) =
-        open_endpoint(&isolation.program, config, &chat.folder, &folder.digest, (&chat.network, network), chat.threads)?;
+    let (endpoint, _local) = open_endpoint(
+        &isolation.program,
+        config,
+        &chat.folder,
+        &folder.digest,
+        (&chat.network, network),
+        chat.threads,
+    )?;
 
     let turns = Turns { messages: RefCell::new(first.clone()), failed: RefCell::new(None) };
     let mut next = || loop {

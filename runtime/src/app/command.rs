@@ -268,8 +268,14 @@ impl Client<'_> {
         work: impl FnOnce(&Endpoint) -> Result<()>,
     ) -> Result<()> {
         let run = self.run;
-        let (endpoint, _local) =
-            open_endpoint(&Program::this()?, config, &run.folder, &self.folder.digest, (&run.network, network), run.threads)?;
+        let (endpoint, _local) = open_endpoint(
+            &Program::this()?,
+            config,
+            &run.folder,
+            &self.folder.digest,
+            (&run.network, network),
+            run.threads,
+        )?;
         work(&endpoint)
     }
 

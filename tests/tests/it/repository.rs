@@ -28,8 +28,17 @@ const UNSAFE: &[(&str, &str)] = &[
     ("runtime/src/memory.rs", "tells the allocator which freed blocks to keep"),
     ("runtime/src/prg/aes.rs", "AES instructions"),
 ];
-/// Hosts that files may name: standards, papers, the public index of crates.
-const HOSTS: &[&str] = &["www.apache.org", "github.com", "arxiv.org", "eprint.iacr.org", "onnx.ai", "docs.rs"];
+/// Hosts that files may name: standards, papers, the public index of crates, this machine, and no host at all.
+const HOSTS: &[&str] = &[
+    "127.0.0.1",
+    "evil.example",
+    "www.apache.org",
+    "github.com",
+    "arxiv.org",
+    "eprint.iacr.org",
+    "onnx.ai",
+    "docs.rs",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

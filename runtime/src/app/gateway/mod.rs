@@ -66,7 +66,7 @@ pub struct Gateway {
     pub queue: usize,
     /// How long a session without work stays open.
     pub idle: Duration,
-    /// Whether requests for sampling are answered greedily.
+    /// Whether the most probable token is chosen, whatever requests say of drawing one.
     pub ignore_temperature: bool,
     /// Tokens that end an answer, beside those that the model names.
     pub stop_tokens: Vec<i64>,
@@ -120,8 +120,14 @@ pub fn run(gateway: &Gateway) -> Result<()> {
     if !address.ip().is_loopback() && !guard.asks_for_key() {
         eprintln!("warning: whoever reaches {address} can use this client: give --api-key-file");
     }
-    let (endpoint, _local) =
-        open_endpoint(&isolation.program, config, &gateway.folder, &folder.digest, (&gateway.network, network), gateway.threads)?;
+    let (endpoint, _local) = open_endpoint(
+        &isolation.program,
+        config,
+        &gateway.folder,
+        &folder.digest,
+        (&gateway.network, network),
+        gateway.threads,
+    )?;
     let shared = Arc::new(Shared {
         guard,
         pool: Pool::new(gateway.sessions, gateway.queue),

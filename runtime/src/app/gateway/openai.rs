@@ -6,6 +6,7 @@
 //! Source: the API reference of OpenAI for chat completions and completions.
 
 use axum::http::StatusCode;
+use ombra_ir::draw::Sampling;
 use serde_json::{Map, Value, json};
 
 use super::pool::Answer;
@@ -28,7 +29,6 @@ const IGNORED: &[&str] = &[
     "prompt_cache_key",
     "prompt_cache_retention",
     "safety_identifier",
-    "seed",
     "service_tier",
     "user",
 ];
@@ -56,7 +56,7 @@ const NEUTRAL: &[(&str, fn(&Value) -> bool)] = &[
     ("web_search_options", |_| false),
 ];
 /// Fields that are read.
-const READ: &[&str] = &["model", "stream", "stream_options", "stop", "temperature", "top_p"];
+const READ: &[&str] = &["model", "seed", "stream", "stream_options", "stop", "temperature", "top_k", "top_p"];
 
 fn is_one(value: &Value) -> bool {
     value.as_u64() == Some(1)
@@ -104,6 +104,8 @@ pub(super) struct Ask {
     pub count: u64,
     /// Strings that end the answer.
     pub stop: Vec<String>,
+    /// How tokens are drawn, if they are.
+    pub sampling: Option<Sampling>,
     /// Whether the answer comes in pieces.
     pub stream: bool,
     /// Whether the last piece says what was used.
@@ -136,7 +138,7 @@ impl Form {
     }
 }
 
-/// Reads a request. `ignore_temperature`: whether what asks for sampling is answered greedily.
+/// Reads a request. `ignore_temperature`: whether nothing is drawn, whatever it says.
 pub(super) fn parse(form: Form, body: &[u8], ignore_temperature: bool) -> Result<Ask, Refusal> {
     let wrong = |what: String| Refusal::request(StatusCode::BAD_REQUEST, "invalid_json", what);
     // Of an error only its place is told: the rest may quote the request.
@@ -161,7 +163,7 @@ pub(super) fn parse(form: Form, body: &[u8], ignore_temperature: bool) -> Result
             return Err(refusal.of(&name.chars().take(64).collect::<String>()));
         }
     }
-    check_sampling(&fields, ignore_temperature)?;
+    let sampling = if ignore_temperature { None } else { sampling(&fields)? };
     let model = match fields.get("model") {
         Some(Value::String(model)) => model.clone(),
         Some(_) => return Err(Refusal::field("model", "`model` is no string")),
@@ -182,31 +184,37 @@ pub(super) fn parse(form: Form, body: &[u8], ignore_temperature: bool) -> Result
         Form::Chat => Given::Chat(messages(fields.get("messages").ok_or_else(|| missing("messages"))?)?),
         Form::Completion => prompt(fields.get("prompt").ok_or_else(|| missing("prompt"))?)?,
     };
-    Ok(Ask { given, model, count: count(form, &fields)?, stop: stops(fields.get("stop"))?, stream, include_usage })
+    let (count, stop) = (count(form, &fields)?, stops(fields.get("stop"))?);
+    Ok(Ask { given, model, count, stop, sampling, stream, include_usage })
 }
 
 fn missing(name: &str) -> Refusal {
     Refusal::request(StatusCode::BAD_REQUEST, "missing_required_parameter", format!("`{name}` is missing")).of(name)
 }
 
-/// How the next token is chosen: greedily, which temperature 0 asks for, and so does a request that says nothing. With that,
-/// `top_p` and a seed change nothing.
-fn check_sampling(fields: &Map<String, Value>, ignore_temperature: bool) -> Result<(), Refusal> {
-    for (name, most) in [("temperature", 2.0), ("top_p", 1.0)] {
-        let wrong = || Refusal::field(name, format!("expected a number between 0 and {most}"));
-        match fields.get(name).map(|value| value.as_f64().ok_or_else(wrong)).transpose()? {
-            Some(value) if !(0.0..=most).contains(&value) => return Err(wrong()),
-            Some(value) if name == "temperature" && value > 0.0 && !ignore_temperature => {
-                return Err(Refusal::unsupported(
-                    name,
-                    "the next token is always the likeliest one: leave `temperature` out or set it to 0, or start the \
-                     gateway with --ignore-temperature",
-                ));
-            }
-            _ => {}
-        }
+/// How the next token is drawn; nothing for the most probable one, which temperature 0 asks for, and so does a request that
+/// says nothing. `top_k` is no field of OpenAI's, and others have it.
+fn sampling(fields: &Map<String, Value>) -> Result<Option<Sampling>, Refusal> {
+    let number = |name: &str| match fields.get(name) {
+        None => Ok(None),
+        Some(value) => value.as_f64().map(Some).ok_or_else(|| Refusal::field(name, "expected a number")),
+    };
+    let (temperature, top_p) = (number("temperature")?, number("top_p")?.filter(|top_p| *top_p != 1.0));
+    let top_k = match fields.get("top_k") {
+        None => None,
+        Some(value) => Some(value.as_u64().ok_or_else(|| Refusal::field("top_k", "expected a whole number"))?),
+    };
+    if temperature == Some(0.0) || (temperature.is_none() && top_p.is_none() && top_k.is_none()) {
+        return Ok(None);
     }
-    Ok(())
+    if fields.contains_key("seed") {
+        let what = "the bits that tokens are drawn with come from keys of all parties: leave `seed` out, or set \
+                    `temperature` to 0";
+        return Err(Refusal::unsupported("seed", what));
+    }
+    let (temperature, top_p) = (temperature.unwrap_or(1.0) as f32, top_p.map(|top_p| top_p as f32));
+    let sampling = Sampling { temperature, top_k, top_p };
+    sampling.check().map(|()| Some(sampling)).map_err(|error| Refusal::of_run(&error))
 }
 
 fn boolean(fields: &Map<String, Value>, name: &str) -> Result<bool, Refusal> {

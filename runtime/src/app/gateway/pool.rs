@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ombra_ir::draw::Sampling;
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
@@ -28,6 +29,8 @@ pub(super) struct Work {
     pub count: u64,
     /// Strings that end the answer.
     pub stop: Vec<String>,
+    /// How tokens are drawn, if they are.
+    pub sampling: Option<Sampling>,
     /// Where the answer goes; closed when the caller hangs up.
     pub replies: UnboundedSender<Reply>,
 }
@@ -73,6 +76,8 @@ struct Slot {
     next: Option<Work>,
     /// The text that its session has, as far as that helps to choose one.
     held: Vec<i64>,
+    /// How its session draws tokens.
+    sampling: Option<Sampling>,
     phase: Phase,
     meter: Option<Arc<Meter>>,
     /// The step under way, and since when.
@@ -135,6 +140,7 @@ impl Pool {
             idle: false,
             next: None,
             held: Vec::new(),
+            sampling: None,
             phase: Phase::Closed,
             meter: None,
             step: None,
@@ -153,7 +159,7 @@ impl Pool {
         let mut state = self.lock();
         state.queue.retain(|work| !work.replies.is_closed());
         let is_full = state.queue.len() >= self.most_queued;
-        match state.best(&work.tokens) {
+        match state.best(&work) {
             Some(slot) => slot.next = Some(work),
             None if is_full => return Err(work),
             None => state.queue.push_back(work),
@@ -201,9 +207,11 @@ impl Pool {
 impl State {
     /// The idle slot for a text: one whose session would keep half of what it has or more, or one without a session, or
     /// the one that has most of the text.
-    fn best(&mut self, tokens: &[i64]) -> Option<&mut Slot> {
+    fn best(&mut self, work: &Work) -> Option<&mut Slot> {
         let rank = |slot: &Slot| {
-            let common = slot.held.iter().zip(tokens).take_while(|(held, token)| held == token).count();
+            // A session draws all its tokens alike.
+            let held = if slot.sampling == work.sampling { &slot.held[..] } else { &[] };
+            let common = held.iter().zip(&work.tokens).take_while(|(held, token)| held == token).count();
             let keeps = common > 0 && 2 * common >= slot.held.len();
             (keeps, slot.held.is_empty(), common)
         };
@@ -293,9 +301,10 @@ pub(super) fn serve(pool: &Pool, slot: usize, with: &Resources) {
 
 /// Work as a job of `slot`, whose listener passes the answer on.
 fn job<'a>(pool: &'a Pool, slot: usize, with: &'a Resources, work: Work) -> Job<'a> {
-    let Work { tokens, count, stop, replies } = work;
+    let Work { tokens, count, stop, sampling, replies } = work;
     pool.change(slot, |slot| {
         slot.held.clone_from(&tokens);
+        slot.sampling = sampling;
         slot.done = Totals::default();
         if slot.phase == Phase::Idle {
             slot.phase = Phase::Running;
@@ -309,7 +318,7 @@ fn job<'a>(pool: &'a Pool, slot: usize, with: &'a Resources, work: Work) -> Job<
         let goes_on = !stream.has_stopped() && !replies.is_closed();
         Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     };
-    Job { tokens, count, stop: with.end_tokens.clone(), sampling: None, listen: Box::new(listen) }
+    Job { tokens, count, stop: with.end_tokens.clone(), sampling, listen: Box::new(listen) }
 }
 
 /// Tells the caller what it is to hear of an event. That it does not listen any more is seen elsewhere.

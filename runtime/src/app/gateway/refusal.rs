@@ -57,7 +57,9 @@ impl Refusal {
             // The server has no room, or nobody is there: the same may succeed later.
             (Kind::Peer, "E0707" | "E0708") => StatusCode::SERVICE_UNAVAILABLE,
             (Kind::Peer, _) => StatusCode::BAD_GATEWAY,
-            (Kind::Input, "E1006" | "E1007" | "E1018" | "E1021" | "E1022") => StatusCode::BAD_REQUEST,
+            (Kind::Input, "E0415" | "E0417" | "E1006" | "E1007" | "E1018" | "E1021" | "E1022") => {
+                StatusCode::BAD_REQUEST
+            }
             (Kind::Unsupported, _) => StatusCode::BAD_REQUEST,
             (Kind::Input | Kind::Internal, _) => StatusCode::INTERNAL_SERVER_ERROR,
         };
