@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The client's gateway as its users meet it: OpenAI's own Python client, curl, and the page in a headless browser, with three
-# processes of the parties. Installs what it needs: Python packages into `target/gateway`, a browser where there is none.
+# processes of the parties, from the programs in `target/debug`. Installs what it needs: Python packages into `target/gateway`, a browser where there is none.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=target/gateway
@@ -20,5 +20,4 @@ if ! cmp -s tests/gateway/requirements.txt "$work/installed"; then
     "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/gateway/requirements.txt
     cp tests/gateway/requirements.txt "$work/installed"
 fi
-cargo build --locked --workspace --bins
 "$work/venv/bin/python" tests/gateway/check.py target/debug
