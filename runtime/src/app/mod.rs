@@ -27,6 +27,7 @@
 //! | E1031 | a command to a running server fails |
 //! | E1032 | metrics cannot be served |
 //! | E1033 | service files cannot be written |
+//! | E1034 | other sessions have the memory that one could need |
 //! | E1040 | the gateway's options are wrong, or it cannot listen |
 
 pub mod chat;

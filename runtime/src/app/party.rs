@@ -20,9 +20,10 @@ pub struct Serving<'a> {
     pub keep: &'a Keep,
     /// Threads of a product.
     pub threads: usize,
-    /// Memory that a step may take, in bytes; it is told how much the session could need at most, once that is known, and
-    /// says what it may take.
-    pub memory: &'a mut dyn FnMut(Option<u64>) -> u64,
+    /// Most memory that a step may take, in bytes.
+    pub memory: u64,
+    /// Is told how much of it the session could need at most, once that is known, and says whether it may have it.
+    pub take: &'a mut dyn FnMut(u64) -> bool,
     /// Is told what every phase measured, the set-up first.
     pub measured: &'a dyn Fn(usize, Measured),
 }
@@ -34,7 +35,7 @@ pub struct Serving<'a> {
 /// Whatever ended the session, `E1014` for a panic.
 pub fn serve_session(folder: &PlanFolder, session: &Session, keep: &Keep, threads: usize) -> Result<()> {
     let limit = session.limits().max_memory_bytes;
-    Serving { folder, keep, threads, memory: &mut |_| limit, measured: &|_, _| {} }.serve(session)
+    Serving { folder, keep, threads, memory: limit, take: &mut |_| true, measured: &|_, _| {} }.serve(session)
 }
 
 impl Serving<'_> {
@@ -60,19 +61,26 @@ impl Serving<'_> {
     }
 
     fn steps(self, session: &Session) -> Result<()> {
-        let Serving { folder, keep, threads, memory, measured } = self;
+        let Serving { folder, keep, threads, memory: limit, take, measured } = self;
         let client = session.link(Party::Client)?;
         let plan = &folder.plan;
         let keys = keys(session)?;
-        let request: Request = client.recv_control(CONTROL)?;
+        // Until it is here, the session holds the memory that the largest one could take.
+        let request: Request = client.recv_control_soon(CONTROL, session.limits().connect)?;
         request.check(plan)?;
         let mut phases = Phases::new(session);
         let (weights, cost) = keep.weights(folder, session, &request.digest()?)?;
         phases.push(cost);
         measured(0, cost);
         let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
-        let limit = memory(None);
-        let limit = memory(Some(program::most_bytes(plan, engine.module(), &request, limit)));
+        let most = program::most_bytes(plan, engine.module(), &request, limit);
+        if !take(most) {
+            return Err(Diagnostic::peer("E1034", "other sessions have the memory that this one could need")
+                .note(format!("expected  room for {most} bytes"))
+                .note("help      try again later, or ask for fewer texts at once"));
+        }
+        // More than was said is not taken later.
+        let limit = limit.min(most);
         let mut course = Course::default();
         // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
         while let Next::Step(advance) = client.recv_control_within(CONTROL, session.limits().idle)? {

@@ -155,16 +155,19 @@ pub fn most_bytes(plan: &Plan, module: &Module, request: &Request, limit: u64) -
         let inputs = request.step(plan, advance, limit)?;
         prepare(module, &inputs.sizes, &inputs.public, limit).map(|step| step.memory)
     };
-    request.largest().into_iter().map(|advance| bytes(advance).unwrap_or(limit)).max().unwrap_or(limit)
+    let most = request.largest(plan).into_iter().map(|advance| bytes(advance).unwrap_or(limit)).max().unwrap_or(limit);
+    // Steps between these may take a little more.
+    most.saturating_add(most / 4).min(limit)
 }
 
 /// Most bytes that a step of any session takes, weights aside: `limit` where that is more, or where a size has no maximum.
+/// Of texts side by side there is one where the plan has no most of them.
 pub fn most_bytes_of_plan(plan: &Plan, limit: u64) -> u64 {
     let module = &plan.module;
     let max_of = |name: &str| module.dims.info(module.dims.find(name)?)?.max;
-    let batch = plan.batch.as_ref().map_or(Some(1), |name| max_of(name));
+    let batch = plan.batch.as_ref().and_then(|name| max_of(name)).unwrap_or(1);
     let generates = module.outputs.iter().any(|output| output.kind == OutputKind::NextToken);
-    let largest: Vec<Request> = match (max_positions(plan), batch.and_then(|batch| usize::try_from(batch).ok())) {
+    let largest: Vec<Request> = match (max_positions(plan), usize::try_from(batch).ok()) {
         (Some(positions), Some(batch)) if generates && batch <= MAX_BATCH => {
             // The mildest parameters keep most.
             let drawn = plan.drawings.iter().map(|drawing| Sampling {

@@ -124,14 +124,16 @@ impl Request {
         Ok(hexadecimal(&Sha256::digest(&text)))
     }
 
-    /// The steps of which one takes most memory: everything at once, a half after the other, or one position at the end.
-    pub fn largest(&self) -> Vec<Advance> {
-        match *self {
-            Request::Infer { .. } => vec![Advance::default()],
-            Request::Generate { positions, .. } => [0, positions / 2, positions.saturating_sub(1)]
-                .map(|keep| Advance { keep, new: positions - keep })
-                .to_vec(),
-        }
+    /// Steps of which one takes most memory: as much as possible at once, a half of the positions after the other, or one
+    /// position at the end.
+    pub fn largest(&self, plan: &Plan) -> Vec<Advance> {
+        let Request::Generate { positions, .. } = *self else { return vec![Advance::default()] };
+        let longest = match (&plan.past, &plan.seq) {
+            (Some(_), Some(name)) => plan.module.dims.find(name).and_then(|sym| plan.module.dims.info(sym)?.max),
+            _ => None,
+        };
+        let step = |keep: u64| Advance { keep, new: (positions - keep).min(longest.unwrap_or(u64::MAX)) };
+        [0, positions / 2, positions.saturating_sub(1)].map(step).to_vec()
     }
 
     /// Whether the client gives the cache.

@@ -186,6 +186,12 @@ impl Link {
         message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
     }
 
+    /// [`recv_control`](Self::recv_control) from a peer that may be silent for `time` at most.
+    pub fn recv_control_soon<T: DeserializeOwned>(&self, limit: u64, time: Duration) -> Result<T> {
+        let message = self.inbox.pop(self.peer, self.receive.min(time))?;
+        message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
+    }
+
     /// [`recv_control`](Self::recv_control) from a peer that may be silent for `time`, if that is longer than usual.
     pub fn recv_control_within<T: DeserializeOwned>(&self, limit: u64, time: Duration) -> Result<T> {
         let message = self.inbox.pop(self.peer, self.receive.max(time))?;

@@ -59,8 +59,9 @@ impl Service {
             let text = fs::read_to_string(config).unwrap();
             let (before, after) = text.split_once("[peers.client]\n").unwrap();
             let (_, after) = after.split_once('\n').unwrap();
-            let text =
-                format!("{before}[peers.client]\ncertificates = \"../clients\"\n{after}\n[limits]\n{limits}\n{more}");
+            let text = format!(
+                "{before}[peers.client]\ncertificates = \"../clients\"\n{after}\n[limits]\nreceive_s = 3600\nconnect_s = 600\n{limits}\n{more}"
+            );
             fs::write(config, text).unwrap();
         }
         // The client of the set is none of theirs; it is what the others are made from.
@@ -242,6 +243,8 @@ fn clients_with_their_own_certificates_are_served_side_by_side() {
             let mut gone = Slow::open(&plan, &session).unwrap();
             gone.step().unwrap();
             assert_eq!(service.metric("ombra_sessions_open"), 3.0);
+            let reserved = service.metric("ombra_memory_reserved_bytes");
+            assert!(reserved > 0.0 && reserved < 1e6, "what the plan's steps could take: {reserved}");
         }
         around(&plan, &dave, || {
             thread::scope(|scope| {

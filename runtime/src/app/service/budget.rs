@@ -1,8 +1,9 @@
 //! How many sessions are served at once, and the memory that they may take together.
 //!
-//! A session is admitted with what the largest step of the plan could take. Once its request is known it gives back what
-//! it cannot need, and what it holds it holds to its end: its cache stays between steps. So an admitted session waits for
-//! nobody's memory, and no two of them wait for each other.
+//! A session is admitted with what the largest step of the plan could take (of one text, where the plan has no most of
+//! them). Once its request is known it gives back what it cannot need; one that needs more gets it at once or is refused.
+//! What a session holds it holds to its end: its cache stays between steps. So an admitted session waits for nobody's
+//! memory, and no two of them wait for each other.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -71,15 +72,17 @@ impl Reservation {
         self.bytes
     }
 
-    /// Gives back what is above `bytes`, or takes what is missing, if there is room.
-    pub fn resize(&mut self, bytes: u64) {
+    /// Gives back what is above `bytes`, or takes what is missing. False if there is no room for that.
+    pub fn resize(&mut self, bytes: u64) -> bool {
         let mut used = self.budget.lock();
         let others = used.bytes.saturating_sub(self.bytes);
-        if bytes <= self.bytes || self.budget.total.saturating_sub(others) >= bytes {
+        let fits = bytes <= self.bytes || self.budget.total.saturating_sub(others) >= bytes;
+        if fits {
             used.bytes = others.saturating_add(bytes);
             drop(used);
             self.bytes = bytes;
         }
+        fits
     }
 }
 
@@ -99,11 +102,10 @@ mod tests {
         let budget = Budget::new(100, 3);
         let mut first = budget.reserve(60).expect("room for one");
         assert!(!budget.has_room(41) && budget.reserve(41).is_none() && budget.has_room(40));
-        first.resize(101);
-        assert_eq!(first.bytes(), 60, "there is not so much");
-        first.resize(100);
-        assert!(!budget.has_room(1));
-        first.resize(30);
+        assert!(!first.resize(101));
+        assert_eq!(first.bytes(), 60);
+        assert!(first.resize(100) && !budget.has_room(1));
+        assert!(first.resize(30));
         assert_eq!((first.bytes(), budget.used()), (30, Used { bytes: 30, sessions: 1 }));
         let others = [budget.reserve(35), budget.reserve(35)];
         assert!(others.iter().all(Option::is_some));

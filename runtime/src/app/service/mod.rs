@@ -71,7 +71,8 @@ struct Service {
     endpoint: Endpoint,
     acceptor: Acceptor,
     threads: usize,
-    /// Memory of a session whose request is not known yet.
+    /// Most memory of a session, and that of one whose request is not known yet.
+    limit: u64,
     largest: u64,
     budget: Arc<Budget>,
     sessions: Mutex<BTreeMap<u64, Weak<Session>>>,
@@ -127,6 +128,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
         endpoint,
         acceptor,
         threads,
+        limit,
         largest,
         budget: Budget::new(total, config.limits.max_sessions),
         sessions: Mutex::default(),
@@ -256,22 +258,19 @@ impl Service {
         if let Some(place) = &place {
             session.limit_queue(place.bytes().max(LEAST_QUEUE));
         }
-        let limit = session.limits().max_memory_bytes;
-        let mut memory = |most: Option<u64>| match (&mut place, most) {
-            (Some(place), Some(most)) => {
-                place.resize(most.min(limit));
-                self.acceptor.wake();
-                place.bytes()
-            }
-            (Some(place), None) => place.bytes(),
-            (None, _) => limit,
+        let mut take = |most: u64| {
+            let Some(place) = &mut place else { return true };
+            let taken = place.resize(most);
+            self.acceptor.wake();
+            taken
         };
         let measured = |steps: usize, measured| self.metrics.phase(steps, measured);
         let serving = Serving {
             folder: &self.folder,
             keep: &self.keep,
             threads: self.threads,
-            memory: &mut memory,
+            memory: self.limit,
+            take: &mut take,
             measured: &measured,
         };
         let outcome = session.check_client().inspect_err(|error| session.abort(error));
