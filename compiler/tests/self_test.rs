@@ -7,6 +7,7 @@ use ombra_compiler::self_test::clear::{Whose, step_seen, steps_seen, two_seen};
 use ombra_compiler::self_test::rows::{Special, read_tokens, rows_of_tokens};
 use ombra_compiler::self_test::{Report, What, self_test};
 use ombra_ir::Diagnostic;
+use ombra_ir::module::OutputKind;
 use ombra_ir::op::Op;
 use ombra_ir::reference::Rounding;
 use std::path::{Path, PathBuf};
@@ -126,6 +127,29 @@ fn a_classifier_is_compared_by_its_outputs() {
     let what = What::BuiltIn { special: &Special::default(), most: 64 };
     let report = tested(&model, &compiled, &options, what).unwrap();
     assert!(report.outputs.values().any(|e| *e > 0.0), "{report:?}");
+}
+
+/// Rows on which the guard takes the result away are named, and not compared.
+#[test]
+fn a_guard_that_is_set_is_seen() {
+    let options = Options::default();
+    let (model, mut compiled) = compiled("../approximations/llama-2quad", &options);
+    let special = Special::default();
+    let what = || What::BuiltIn { special: &special, most: 30 };
+    let report = tested(&model, &compiled, &options, what()).unwrap();
+    assert!(report.last.positions > 0, "{report:?}");
+    assert_eq!(report.guarded.len() + report.last.positions, report.rows.len());
+    // Less than none are counted, however many there are.
+    let module = &mut compiled.plan.module;
+    let guard = module.outputs.iter().position(|o| o.kind == OutputKind::Guard).expect("something is assumed");
+    let mut at = module.ops.iter().position(|n| matches!(n.op, Op::Reveal { slot } if slot as usize == guard)).unwrap();
+    while module.ops[at].op != Op::Neg {
+        at = module.ops[at].args[0].index();
+    }
+    module.ops[at].op = Op::AddInt { k: -1000 };
+    let report = tested(&model, &compiled, &options, what()).unwrap();
+    assert_eq!((report.guarded.len(), report.last.positions), (report.rows.len(), 0));
+    assert_eq!(report.logits.positions, report.rows.iter().map(|(_, n)| n).sum::<usize>());
 }
 
 #[test]

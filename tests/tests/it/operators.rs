@@ -285,6 +285,14 @@ fn what_is_revealed_is_rounded_down_whatever_the_shares_are() {
         ),
         product().node("MatMul", &["x", "w"], "p", vec![]).node("Relu", &["p"], "y", vec![]),
         product().node("MatMul", &["x", "w"], "p", vec![]).node("Concat", &["p", "p"], "y", vec![int("axis", 1)]),
+        // A part of a quotient that is needed whole as well.
+        product()
+            .integers("from", &[2])
+            .integers("to", &[5])
+            .node("MatMul", &["x", "w"], "p", vec![])
+            .node("Relu", &["p"], "r", vec![])
+            .node("Slice", &["p", "from", "to"], "s", vec![])
+            .node("Concat", &["s", "r"], "y", vec![int("axis", 0)]),
         product().node("MatMul", &["x", "w"], "p", vec![]).node("Tanh", &["p"], "y", vec![]),
     ];
     let last = models.len() - 1;
