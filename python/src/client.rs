@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use ombra_ir::draw::Sampling;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::{Diagnostic, Result};
+use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::client::{self, Prepared, Task, tokens_left};
 use ombra_runtime::app::command::{isolation, open_endpoint};
 use ombra_runtime::app::inputs::Named;
@@ -20,7 +22,6 @@ use ombra_runtime::app::settings::Settings;
 use ombra_runtime::app::talk::{self, Event, Finish, Job};
 use ombra_runtime::app::template::Message;
 use ombra_runtime::app::text::Text;
-use ombra_runtime::app::PlanFolder;
 use ombra_runtime::config::PartyConfig;
 use ombra_runtime::transport::{Endpoint, Network, Party, Purpose};
 use pyo3::prelude::*;
@@ -28,8 +29,11 @@ use serde_json::{Value, json};
 
 use super::exception;
 
+/// How often a wait looks whether Python was interrupted.
+const TICK: Duration = Duration::from_millis(100);
+
 /// A tensor as it crosses to Python: name, element type, sizes, little-endian bytes.
-type Crossing = (String, String, Vec<usize>, Vec<u8>);
+type Array = (String, String, Vec<usize>, Vec<u8>);
 
 /// What the client has opened.
 struct Opened {
@@ -69,7 +73,15 @@ enum Reply {
 #[pyclass(frozen)]
 pub struct Client {
     opened: Arc<Opened>,
-    orders: Mutex<Option<Sender<Order>>>,
+    working: Mutex<Option<Working>>,
+}
+
+/// The thread that continues texts.
+struct Working {
+    orders: Sender<Order>,
+    thread: JoinHandle<()>,
+    /// Of the answer that was begun last.
+    cancelled: Arc<AtomicBool>,
 }
 
 /// An answer under way.
@@ -98,8 +110,9 @@ impl Client {
         let shared = Arc::clone(&opened);
         let work = move || serve(&shared, &received);
         let started = thread::Builder::new().name("ombra client".to_owned()).spawn(work);
-        started.map_err(|error| exception(&Diagnostic::internal("E1011", error.to_string())))?;
-        Ok(Client { opened, orders: Mutex::new(Some(orders)) })
+        let thread = started.map_err(|error| exception(&Diagnostic::internal("E1011", error.to_string())))?;
+        let working = Working { orders, thread, cancelled: Arc::default() };
+        Ok(Client { opened, working: Mutex::new(Some(working)) })
     }
 
     /// Begins an answer to a prompt as text, as tokens, or as turns of a chat (role and content). Checks of the text come
@@ -119,6 +132,9 @@ impl Client {
         let opened = &self.opened;
         let tokens = py.detach(|| -> Result<Vec<i64>> {
             let text = || opened.text.as_ref().ok_or_else(no_tokenizer);
+            if !stop.is_empty() {
+                text()?;
+            }
             match (prompt, tokens, messages) {
                 (Some(prompt), _, _) => text()?.tokens(&prompt),
                 (_, Some(tokens), _) => Ok(tokens),
@@ -136,41 +152,60 @@ impl Client {
         let stop_tokens = opened.end_tokens.iter().copied().chain(stop_tokens).collect();
         let (replies, received) = channel();
         let cancelled = Arc::new(AtomicBool::new(false));
-        let order =
-            Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled: Arc::clone(&cancelled) };
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = orders.as_ref().is_some_and(|orders| orders.send(order).is_ok());
-        if !sent {
-            return Err(exception(&Diagnostic::input("E1006", "the client is closed")));
-        }
+        let order = Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled: Arc::clone(&cancelled) };
+        let mut working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(working) = working.as_mut().filter(|working| !working.thread.is_finished()) else {
+            return Err(exception(&closed()));
+        };
+        working.orders.send(order).map_err(|_| exception(&closed()))?;
+        working.cancelled = Arc::clone(&cancelled);
         Ok(Answer { replies: Mutex::new(received), cancelled })
     }
 
     /// One step on given inputs: the outputs, and the report as JSON.
-    fn infer(&self, py: Python<'_>, inputs: Vec<Crossing>) -> PyResult<(Vec<Crossing>, String)> {
+    fn infer(&self, py: Python<'_>, inputs: Vec<Array>) -> PyResult<(Vec<Array>, String)> {
+        if self.working.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Err(exception(&closed()));
+        }
         let done = py.detach(|| infer(&self.opened, inputs));
         let (outputs, report) = done.map_err(|error| exception(&error))?;
         Ok((outputs, super::json(&report)?))
     }
 
-    /// Ends the session once the answer under way is over.
-    fn close(&self) {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Ends the answer under way after its token, and the session.
+    fn close(&self, py: Python<'_>) {
+        let working = self.working.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Working { orders, thread, cancelled }) = working {
+            cancelled.store(true, Ordering::Relaxed);
+            drop(orders);
+            // It has panicked, or it is over.
+            _ = py.detach(|| thread.join());
+        }
     }
 }
 
 #[pymethods]
 impl Answer {
-    /// The next part: its kind and its content. `None` after the end.
-    fn next(&self, py: Python<'_>) -> PyResult<Option<(&'static str, String)>> {
-        let reply = py.detach(|| self.replies.lock().unwrap_or_else(PoisonError::into_inner).recv());
+    /// The next part: its kind and its content. Nothing follows the end.
+    fn next(&self, py: Python<'_>) -> PyResult<(&'static str, String)> {
+        let reply = loop {
+            let wait = || self.replies.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(TICK);
+            match py.detach(wait) {
+                Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+                reply => break reply,
+            }
+        };
         Ok(match reply {
-            Err(_) => None,
-            Ok(Reply::Text(text)) => Some(("text", text)),
-            Ok(Reply::Token(token)) => Some(("token", token.to_string())),
-            Ok(Reply::Progress(event)) => Some(("progress", event.to_string())),
-            Ok(Reply::End(Ok(Finish::Length))) => Some(("end", "length".to_owned())),
-            Ok(Reply::End(Ok(Finish::Stop | Finish::Listener))) => Some(("end", "stop".to_owned())),
+            // After the end nobody asks; so the thread has panicked.
+            Err(_) => {
+                let error = Diagnostic::internal("E1014", "a fault of this program ended the session");
+                return Err(exception(&error));
+            }
+            Ok(Reply::Text(text)) => ("text", text),
+            Ok(Reply::Token(token)) => ("token", token.to_string()),
+            Ok(Reply::Progress(event)) => ("progress", event.to_string()),
+            Ok(Reply::End(Ok(Finish::Length))) => ("end", "length".to_owned()),
+            Ok(Reply::End(Ok(Finish::Stop | Finish::Listener))) => ("end", "stop".to_owned()),
             Ok(Reply::End(Err(error))) => return Err(exception(&error)),
         })
     }
@@ -181,8 +216,13 @@ impl Answer {
     }
 }
 
+fn closed() -> Diagnostic {
+    Diagnostic::input("E1006", "the client is closed").note("help      make another one")
+}
+
 fn no_tokenizer() -> Diagnostic {
-    Diagnostic::input("E1009", "the plan has no tokenizer.json").note("help      give tokens, or compile with a tokenizer")
+    Diagnostic::input("E1009", "the plan has no tokenizer.json")
+        .note("help      give tokens, or compile with a tokenizer")
 }
 
 fn open(
@@ -237,7 +277,11 @@ fn job(opened: &Opened, order: Order) -> Job<'_> {
     let mut stream = opened.text.as_ref().map(|text| text.stream(&stop));
     let ends = stop_tokens.clone();
     let listen = move |event: Event<'_>| {
-        let send = |reply| if replies.send(reply).is_err() { cancelled.store(true, Ordering::Relaxed) };
+        let send = |reply| {
+            if replies.send(reply).is_err() {
+                cancelled.store(true, Ordering::Relaxed)
+            }
+        };
         match event {
             Event::Waiting(before) => send(Reply::Progress(json!({ "event": "waiting", "before": before }))),
             Event::Open(_) => {}
@@ -260,10 +304,17 @@ fn job(opened: &Opened, order: Order) -> Job<'_> {
                 }
             }
             Event::End(result) => {
-                if let (Some(stream), Ok(_)) = (&mut stream, result) {
-                    send(Reply::Text(stream.finish()?));
+                let rest = match (&mut stream, result) {
+                    (Some(stream), Ok(_)) => stream.finish(),
+                    _ => Ok(String::new()),
+                };
+                match rest {
+                    Ok(rest) => {
+                        send(Reply::Text(rest));
+                        send(Reply::End(result.clone()));
+                    }
+                    Err(error) => send(Reply::End(Err(error))),
                 }
-                send(Reply::End(result.clone()));
             }
         }
         let is_over = cancelled.load(Ordering::Relaxed);
@@ -272,7 +323,7 @@ fn job(opened: &Opened, order: Order) -> Job<'_> {
     Job { tokens, count, stop: stop_tokens, sampling, listen: Box::new(listen) }
 }
 
-fn infer(opened: &Opened, inputs: Vec<Crossing>) -> Result<(Vec<Crossing>, ombra_runtime::app::Report)> {
+fn infer(opened: &Opened, inputs: Vec<Array>) -> Result<(Vec<Array>, ombra_runtime::app::Report)> {
     let inputs = inputs.into_iter().map(tensor).collect::<Result<Vec<_>>>()?;
     let task = Prepared::new(&opened.folder, Task::Infer { inputs }, &opened.allow_public)?;
     let session = opened.endpoint.open(Purpose::Run)?;
@@ -288,10 +339,10 @@ fn infer(opened: &Opened, inputs: Vec<Crossing>) -> Result<(Vec<Crossing>, ombra
     let mut report = client::report(&opened.folder, opened.threads, opened.network.clone());
     report.add(&outcome);
     report.check_costs()?;
-    Ok((outcome.outputs.into_iter().map(crossing).collect(), report))
+    Ok((outcome.outputs.into_iter().map(array).collect(), report))
 }
 
-fn tensor((name, dtype, shape, bytes): Crossing) -> Result<Named> {
+fn tensor((name, dtype, shape, bytes): Array) -> Result<Named> {
     let wrong = |what: &str| Diagnostic::input("E1006", format!("the input `{}` {what}", name.escape_debug()));
     let data = match &*dtype {
         "float32" => Data::F32(words(&bytes).ok_or_else(|| wrong("is not whole"))?.map(f32::from_le_bytes).collect()),
@@ -308,7 +359,7 @@ fn words<const N: usize>(bytes: &[u8]) -> Option<impl Iterator<Item = [u8; N]> +
     rest.is_empty().then(|| words.iter().copied())
 }
 
-fn crossing((name, tensor): Named) -> Crossing {
+fn array((name, tensor): Named) -> Array {
     let (shape, data) = tensor.into_parts();
     let (dtype, bytes) = match data {
         Data::F32(values) => ("float32", values.into_iter().flat_map(f32::to_le_bytes).collect()),

@@ -125,7 +125,7 @@ class Package(unittest.TestCase):
         answer.result()
 
     def test_the_commands_are_there(self):
-        command = [sys.executable, "-m", "ombra.commands", "--version"]
+        command = [sys.executable, ombra.commands.__file__, "--version"]
         self.assertIn("ombra-run", subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -12,9 +12,7 @@ import os as _os
 import sys as _sys
 import tempfile as _tempfile
 
-import numpy as _np
-
-from . import _ombra
+from . import _ombra, commands as _commands
 from ._ombra import OmbraError, __version__
 
 __all__ = ["Answer", "Client", "OmbraError", "__version__", "compile", "inspect"]
@@ -75,10 +73,7 @@ class Answer:
 
     def __next__(self):
         while self.finish_reason is None:
-            part = self._inner.next()
-            if part is None:
-                break
-            kind, content = part
+            kind, content = self._inner.next()
             if kind == "text" and content:
                 self.text += content
                 return content
@@ -101,7 +96,9 @@ class Answer:
         self._inner.cancel()
 
     def __del__(self):
-        self._inner.cancel()
+        inner = getattr(self, "_inner", None)
+        if inner is not None:
+            inner.cancel()
 
 
 class Client:
@@ -111,7 +108,8 @@ class Client:
     """
 
     def __init__(self, folder, *, config=None, network="none", threads=None, allow_public=()):
-        program = (_sys.executable, ["-m", "ombra.commands"])
+        # By its file: with its name, Python would look for modules in the working directory first.
+        program = (_sys.executable, [_os.path.abspath(_commands.__file__)])
         config = None if config is None else _os.fspath(config)
         self._inner = _ombra.Client(
             _os.fspath(folder), config, network, threads, list(allow_public), program
@@ -158,16 +156,18 @@ class Client:
 
     def infer(self, inputs):
         """One step on named numpy arrays; the outputs by name."""
+        import numpy
+
         given = [(name, *_crossing(name, array)) for name, array in inputs.items()]
         outputs, report = self._inner.infer(given)
         self.report = _json.loads(report)
         return {
-            name: _np.frombuffer(data, dtype=dtype).reshape(shape).copy()
+            name: numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
             for name, dtype, shape, data in outputs
         }
 
     def close(self):
-        """End the session."""
+        """End the answer under way, the session, and parties that run on this machine."""
         self._inner.close()
 
     def __enter__(self):
@@ -178,9 +178,11 @@ class Client:
 
 
 def _crossing(name, array):
-    array = _np.asarray(array)
+    import numpy
+
+    array = numpy.asarray(array)
     for kind, dtype in (("f", "float32"), ("iu", "int64"), ("b", "bool")):
         if array.dtype.kind in kind:
-            array = _np.ascontiguousarray(array.astype(_np.dtype(dtype).newbyteorder("<")))
+            array = numpy.ascontiguousarray(array.astype(numpy.dtype(dtype).newbyteorder("<")))
             return dtype, list(array.shape), array.tobytes()
     raise TypeError(f"{name}: expected an array of floats, integers or booleans, found {array.dtype}")

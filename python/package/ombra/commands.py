@@ -1,8 +1,8 @@
-"""The commands `ombra` and `ombra-run`; as a module, the latter: a client starts its parties with it."""
+"""The commands `ombra` and `ombra-run`; run as a file, the latter: a client starts its parties with it."""
 
 import sys
 
-from . import _ombra
+from ombra import _ombra
 
 
 def compiler():

@@ -1,6 +1,7 @@
 //! A chat at the terminal: turns in the model's own template, over one session whose cache is kept between them.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -94,7 +95,7 @@ pub fn run(chat: &Chat) -> Result<()> {
                 turns.messages.borrow_mut().push(user(&line));
                 let job = text.chat_tokens(&settings, &turns.messages.borrow()).and_then(|tokens| {
                     let count = chat.count.min(tokens_left(&folder.plan, tokens.len())?);
-                    let listen = Box::new(listener(&turns, text.stream(&chat.stop)));
+                    let listen = Box::new(listener(&turns, text.stream(&chat.stop), stop.clone()));
                     Ok(Job { tokens, count, stop: stop.clone(), sampling: chat.sampling, listen })
                 });
                 match job {
@@ -129,7 +130,11 @@ impl Turns {
 }
 
 /// Writes an answer as it comes, and adds it to the turns when it is whole.
-fn listener<'a>(turns: &'a Turns, mut stream: TextStream<'a>) -> impl FnMut(Event<'_>) -> Result<ControlFlow<()>> + 'a {
+fn listener<'a>(
+    turns: &'a Turns,
+    mut stream: TextStream<'a>,
+    end_tokens: BTreeSet<i64>,
+) -> impl FnMut(Event<'_>) -> Result<ControlFlow<()>> + 'a {
     let progress = Progress::new();
     let mut answer = String::new();
     let mut count = 0;
@@ -140,7 +145,8 @@ fn listener<'a>(turns: &'a Turns, mut stream: TextStream<'a>) -> impl FnMut(Even
             Event::Token(token) => {
                 count += 1;
                 progress.token(count);
-                let new = stream.push(token)?;
+                // An end token is no part of the answer.
+                let new = if end_tokens.contains(&token) { String::new() } else { stream.push(token)? };
                 answer.push_str(&new);
                 progress.aside(|| print(&new))?;
                 if stream.has_stopped() {

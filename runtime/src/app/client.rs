@@ -422,7 +422,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let mut conversation = Conversation::open(folder, session, request.clone(), options.threads, options.isolation)?;
     let mut all = Vec::new();
     let mut outputs = Vec::new();
-    let mut tokens = vec![Vec::new(); prompts.len()];
+    let mut tokens: Vec<Vec<i64>> = vec![Vec::new(); prompts.len()];
     if let Request::Infer { .. } = request {
         let done = conversation.step(Advance::default(), &given, &mut |_, _| {})?;
         outputs.clone_from(&done.outputs);
@@ -433,7 +433,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
         prompts.into_iter().map(|prompt| [vec![PADDING; padded - prompt.len()], prompt].concat()).collect();
     let mut goes_on = vec![true; new.len()];
     let mut keep = 0;
-    while goes_on.contains(&true) && tokens.iter().any(|tokens: &Vec<i64>| (tokens.len() as u64) < count) {
+    while goes_on.contains(&true) {
         let added = new.first().map_or(0, Vec::len) as u64;
         let (next, done) = conversation.next_tokens(keep, &new, &mut |_, _| {})?;
         keep += added;
@@ -442,7 +442,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
         for (row, &token) in next.iter().enumerate().filter(|(row, _)| goes_on[*row]).collect::<Vec<_>>() {
             tokens[row].push(token);
             let flow = (options.on_token)(row, token)?;
-            goes_on[row] = flow.is_continue() && !stop.contains(&token);
+            goes_on[row] = flow.is_continue() && !stop.contains(&token) && (tokens[row].len() as u64) < count;
         }
         new = next.into_iter().map(|token| vec![token]).collect();
     }

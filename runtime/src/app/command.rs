@@ -1,6 +1,6 @@
 //! The commands of `ombra-run`: what each does with its options.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -162,6 +162,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
         }
     }
     let mut tasks = Vec::new();
+    let mut end_tokens = BTreeSet::new();
     if let Some(inputs) = inputs {
         tasks.push((vec![0], Task::Infer { inputs }));
     } else {
@@ -174,9 +175,9 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
         if let Given::Tokens(tokens) = &run.given {
             all.push(tokens.clone());
         }
-        let mut stop = Settings::read(&folder)?.end_tokens(text.as_ref())?;
-        stop.extend(&run.stop_tokens);
-        let stop: Vec<i64> = stop.into_iter().collect();
+        end_tokens = Settings::read(&folder)?.end_tokens(text.as_ref())?;
+        end_tokens.extend(&run.stop_tokens);
+        let stop: Vec<i64> = end_tokens.iter().copied().collect();
         for rows in batches(&folder.plan, &all) {
             let prompts = rows.iter().filter_map(|&row| all.get(row).cloned()).collect();
             let (count, stop) = (run.count, stop.clone());
@@ -189,7 +190,8 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     let mut report = client::report(&folder, run.threads, shown);
     let mut answers = BTreeMap::new();
     let mut outcomes = Vec::new();
-    let client = Client { run, folder: &folder, text: text.as_ref(), isolation: isolation.as_ref() };
+    let client =
+        Client { run, folder: &folder, text: text.as_ref(), end_tokens: &end_tokens, isolation: isolation.as_ref() };
     client.connect(config, network, |endpoint| {
         for (rows, task) in tasks {
             let (outcome, texts) = client.run_task(endpoint, task)?;
@@ -256,6 +258,7 @@ struct Client<'a> {
     run: &'a ClientRun,
     folder: &'a PlanFolder,
     text: Option<&'a Text>,
+    end_tokens: &'a BTreeSet<i64>,
     isolation: Option<&'a Isolation>,
 }
 
@@ -297,6 +300,8 @@ impl Client<'_> {
             printed += 1;
             progress.token(printed);
             let new = match stream {
+                // It ends the text and is no part of it.
+                Some(_) if self.end_tokens.contains(&token) => String::new(),
                 Some(stream) => stream.push(token)?,
                 None if printed == 1 => token.to_string(),
                 None => format!(" {token}"),

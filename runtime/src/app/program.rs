@@ -85,6 +85,12 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
     }
     let end = schedule.ticks;
     let mut last = schedule.start.clone();
+    // A state stays until the step is over, whoever took it before.
+    for (node, last) in module.ops.iter().zip(&mut last) {
+        if matches!(node.op, Op::State { .. }) {
+            *last = end;
+        }
+    }
     for (node, &start) in module.ops.iter().zip(&schedule.start) {
         let until = if matches!(node.op, Op::SetState { .. }) { end } else { start };
         for arg in &node.args {

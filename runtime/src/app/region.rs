@@ -18,8 +18,8 @@ const MAX_DATA_BYTES: u64 = 1 << 40;
 /// The region with what it keeps between steps.
 pub struct Region {
     model: Option<Model>,
-    /// Whether the model keeps its states from a step before.
-    holds_states: bool,
+    /// Positions of the states that the model keeps from a step before, where it does.
+    held: Option<u64>,
 }
 
 /// Where the model runs, and the names of its inputs.
@@ -113,7 +113,7 @@ impl Region {
                 Some(Model::Isolated(worker, names))
             }
         };
-        Ok(Region { model, holds_states: false })
+        Ok(Region { model, held: None })
     }
 
     /// The tensors for the module's inputs, in the order of `slots` (name and element type): `given` ones, and those
@@ -137,16 +137,17 @@ impl Region {
                     Model::Here(evaluator) => evaluator.inputs(),
                     Model::Isolated(_, names) => names.clone(),
                 };
-                let holds_states = self.holds_states && keep > 0;
-                let mut evaluation = evaluation(plan, &names, holds_states, &wanted, bindings, given)?;
-                if holds_states {
+                let held = self.held.filter(|_| keep > 0);
+                let mut evaluation = evaluation(plan, &names, held.is_some(), &wanted, bindings, given)?;
+                if held.is_some_and(|held| held != keep) {
                     evaluation.cuts = cuts(plan, keep)?;
                 }
                 let found = match model {
                     Model::Here(evaluator) => evaluator.run(&evaluation)?,
                     Model::Isolated(worker, _) => worker.run_model(evaluation)?,
                 };
-                self.holds_states = true;
+                let added = plan.seq.as_ref().and_then(|name| bindings.get(plan.module.dims.find(name)?));
+                self.held = Some(keep.saturating_add(added.unwrap_or(0)));
                 wanted.iter().map(|name| (*name).to_owned()).zip(found).collect()
             }
             None => Vec::new(),

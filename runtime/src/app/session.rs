@@ -106,6 +106,8 @@ pub(super) struct Engine<'a> {
     session: &'a Session,
     module: Arc<Module>,
     run: Run,
+    /// Positions that the cache has.
+    held: u64,
 }
 
 impl<'a> Engine<'a> {
@@ -119,7 +121,7 @@ impl<'a> Engine<'a> {
     ) -> Result<Self> {
         let module = program::module_of(&folder.plan, request)?;
         let run = Run::new(Arc::clone(&module), session.party(), keys, weights, threads);
-        Ok(Engine { session, module, run })
+        Ok(Engine { session, module, run, held: 0 })
     }
 
     /// The module that the session runs.
@@ -140,9 +142,11 @@ impl<'a> Engine<'a> {
         step: &Step,
         inputs: &[Tensor],
     ) -> Result<Vec<Opened>> {
-        if let Some(past) = plan.past.as_ref().and_then(|name| self.module.dims.find(name)) {
+        let past = plan.past.as_ref().and_then(|name| self.module.dims.find(name));
+        if let Some(past) = past.filter(|_| advance.keep != self.held) {
             self.run.keep(past, advance.keep)?;
         }
+        self.held = advance.keep.saturating_add(advance.new);
         let mut net = LinkNet::new(self.session, RUN);
         self.run.step(&step.bound, &step.schedule, inputs, &mut net).map(|result| result.opened)
     }

@@ -4,6 +4,9 @@
 //! but the turns and the model's special tokens, and runs where a tokenizer does, in a process with bounded memory.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::io::{self, Write};
 
 use minijinja::{Environment, ErrorKind};
 use ombra_ir::{Diagnostic, Result};
@@ -11,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most steps of a template: those of a long chat are in the hundred thousands.
 const FUEL: u64 = 50_000_000;
+/// Longest text of a chat, in bytes.
+const MAX_TEXT: usize = 16 << 20;
 
 /// One turn of a chat.
 #[derive(Clone, Serialize, Deserialize)]
@@ -44,7 +49,7 @@ pub(super) fn render(chat: &Chat) -> Result<String> {
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |text: String| -> std::result::Result<String, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(text)))
     });
     let failed = |what: String| {
         Diagnostic::input("E1022", format!("the model's chat template fails: {what}"))
@@ -59,10 +64,42 @@ pub(super) fn render(chat: &Chat) -> Result<String> {
     }
     context.insert("messages", minijinja::Value::from_serialize(&chat.messages));
     context.insert("add_generation_prompt", true.into());
-    template.render(context).map_err(|error| match error.kind() {
-        ErrorKind::InvalidOperation => failed(error.detail().unwrap_or("it refuses these turns").to_owned()),
-        kind => failed(format!("{kind} in line {}", error.line().unwrap_or(0))),
-    })
+    let mut text = Bounded(Vec::new());
+    let written = template.render_captured_to(context, &mut text);
+    written.map_err(|error| match error.source().and_then(|source| source.downcast_ref()) {
+        Some(Raised(text)) => failed(text.clone()),
+        None => failed(format!("{} in line {}", error.kind(), error.line().unwrap_or(0))),
+    })?;
+    String::from_utf8(text.0).map_err(|_| failed("it writes no UTF-8 text".to_owned()))
+}
+
+/// What a template says itself when it refuses the turns.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Raised {}
+
+/// Text of bounded length.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len().saturating_add(bytes.len()) > MAX_TEXT {
+            return Err(io::Error::other("the text of a chat is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +142,8 @@ mod tests {
             assert_eq!(error.code, "E1022");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+        let long = "{% for a in range(2000) %}{{ 'x' * 10000 }}{% endfor %}";
+        assert_eq!(render(&chat(long, &[])).unwrap_err().code, "E1022");
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{{ a }}\
                        {% endfor %}{% endfor %}{% endfor %}";
         assert_eq!(render(&chat(endless, &[])).unwrap_err().code, "E1022");

@@ -78,7 +78,7 @@ enum Place {
 struct Apart {
     isolation: Isolation,
     file: CheckedFile,
-    worker: Mutex<Worker>,
+    worker: Mutex<Option<Worker>>,
 }
 
 impl Apart {
@@ -89,14 +89,17 @@ impl Apart {
     }
 
     fn ask<T>(&self, ask: impl FnOnce(&mut Worker) -> Result<T>) -> Result<T> {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        ask(&mut worker).inspect_err(|error| {
-            if error.code == BROKEN
-                && let Ok(new) = Apart::start(&self.isolation, &self.file)
-            {
-                *worker = new;
-            }
-        })
+        let mut place = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = match place.take() {
+            Some(worker) => worker,
+            None => Apart::start(&self.isolation, &self.file)?,
+        };
+        let answer = ask(&mut worker);
+        // One that failed may answer later: nobody is to take that for the answer to another question.
+        if !answer.as_ref().is_err_and(|error| error.code == BROKEN) {
+            *place = Some(worker);
+        }
+        answer
     }
 }
 
@@ -123,7 +126,7 @@ impl Text {
         let place = match isolation {
             None => Place::Here(Box::new(Vocabulary::read(&file)?)),
             Some(isolation) => {
-                let worker = Mutex::new(Apart::start(isolation, &file)?);
+                let worker = Mutex::new(Some(Apart::start(isolation, &file)?));
                 Place::Isolated(Apart { isolation: isolation.clone(), file, worker })
             }
         };

@@ -16,10 +16,21 @@ use ombra_tests::reference::Reference;
 
 /// One session of the application between three threads; server and helper keep their weights for the next one.
 fn generate(folder: &PlanFolder, server: &Keep, helper: &Keep, prompts: &[&[i64]], count: u64) -> Outcome {
+    generate_until(folder, server, helper, prompts, (count, &[]))
+}
+
+/// The same, of texts that some tokens end.
+fn generate_until(
+    folder: &PlanFolder,
+    server: &Keep,
+    helper: &Keep,
+    prompts: &[&[i64]],
+    (count, stop): (u64, &[i64]),
+) -> Outcome {
     let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
     let prompts = prompts.iter().map(|prompt| prompt.to_vec()).collect();
-    let task = Prepared::new(folder, Task::Generate { prompts, count, stop: Vec::new(), sampling: None }, &[]);
+    let task = Prepared::new(folder, Task::Generate { prompts, count, stop: stop.to_vec(), sampling: None }, &[]);
     let task = task.expect("the plan generates");
     std::thread::scope(|scope| {
         let serving = [(to_server, server), (to_helper, helper)]
@@ -89,6 +100,13 @@ fn prompts_side_by_side_are_answered_as_one_by_one() {
         let together = generate(&built.plan, &server, &helper, &prompts, 4);
         let report = Report { phases: together.costs.phases.clone(), ..Report::default() };
         report.check_costs().unwrap_or_else(|e| panic!("{name}: {e}"));
+        // A text that ends early leaves the others as they are.
+        let end = together.tokens[1][1];
+        let ended = generate_until(&built.plan, &server, &helper, &prompts, (4, &[end]));
+        for (row, tokens) in together.tokens.iter().enumerate() {
+            let until = tokens.iter().position(|token| *token == end).map_or(4, |at| at + 1);
+            assert_eq!(ended.tokens[row], tokens[..until], "{name}: row {row} until {end}");
+        }
         for (prompt, tokens) in prompts.iter().zip(&together.tokens) {
             let alone = generate(&built.plan, &server, &helper, &[prompt], 4);
             assert_eq!(*tokens, alone.tokens[0], "{name}: {prompt:?}");
