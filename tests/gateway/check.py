@@ -23,7 +23,8 @@ from selenium.webdriver.common.keys import Keys
 
 MODELS = pathlib.Path(__file__).parent.parent / "data" / "models" / "llama-trained"
 # Writes a chat as the prompt that `eval.json` has an answer to.
-TEMPLATE = "<s>{% for message in messages %}{{ message.content }}{% endfor %}"
+START = "<s>"
+TEMPLATE = START + "{% for message in messages %}{{ message.content }}{% endfor %}"
 PROMPT = "The value of the"
 TOKENS = 10
 # Slow enough to watch, and to hang up in the middle.
@@ -110,12 +111,12 @@ def check_client(base, expected):
     second = client.chat.completions.create(model="ombra", messages=turns, max_completion_tokens=1)
     assert second.usage.prompt_tokens_details.cached_tokens >= 8, second.usage
 
-    old = client.completions.create(model="ombra", prompt=PROMPT, max_tokens=TOKENS, temperature=0)
+    old = client.completions.create(model="ombra", prompt=START + PROMPT, max_tokens=TOKENS, temperature=0)
     assert old.choices[0].text == expected
     drawn = client.chat.completions.create(**{**asked, "max_tokens": 3}, temperature=1.0, top_p=0.9)
     assert drawn.usage.completion_tokens == 3 and drawn.choices[0].message.content
-    stopped = client.chat.completions.create(**asked, stop=["Public"])
-    assert stopped.choices[0].message.content == expected.split("Public")[0]
+    stopped = client.chat.completions.create(**asked, stop=["General"])
+    assert stopped.choices[0].message.content == expected.split("General")[0]
     assert stopped.choices[0].finish_reason == "stop"
 
     def refused(kind, code, **fields):
@@ -193,7 +194,7 @@ def check_page(base, expected, folder):
         assert picture, seen
         driver.execute_script("document.getElementById('stop').click()")
         wait("it ends", lambda: not stop.is_enabled())
-        turns = [turn.text for turn in driver.find_elements(By.CSS_SELECTOR, "#turns li")]
+        turns = [turn.text.strip() for turn in driver.find_elements(By.CSS_SELECTOR, "#turns li")]
         assert turns[0] == PROMPT and turns[1].startswith(begun), turns
         assert text("error") == ""
 
@@ -249,7 +250,7 @@ def main():
         ):
             # What ten tokens say, by OpenAI's client once the first answer is known to begin the reference's.
             client = openai.OpenAI(base_url=base + "v1", api_key="unused", timeout=120)
-            first = client.completions.create(model="ombra", prompt=PROMPT, max_tokens=TOKENS).choices[0].text
+            first = client.completions.create(model="ombra", prompt=START + PROMPT, max_tokens=TOKENS).choices[0].text
             assert full.startswith(first) and len(first) > TOKENS, (first, full)
             check_client(base, first)
             check_curl(base, first)

@@ -36,12 +36,16 @@ async function* events(response) {
   }
 }
 
+function scroll() {
+  at("turns").scrollTop = at("turns").scrollHeight;
+}
+
 function addTurn(role, text) {
   const item = document.createElement("li");
   item.className = role;
   item.textContent = text;
   at("turns").append(item);
-  item.scrollIntoView({ block: "end" });
+  scroll();
   return item;
 }
 
@@ -72,6 +76,7 @@ async function ask(text) {
       const [choice] = piece.choices;
       answer += (hasChat ? choice.delta.content : choice.text) ?? "";
       item.textContent = answer;
+      scroll();
     }
   } catch (error) {
     if (error.name !== "AbortError") fail(error.message);
