@@ -27,7 +27,7 @@ fn greedy(rows: usize, tokens: usize, bound: u8) -> Module {
     let ty = Ty::ring(64, SCALE, Sharing::Shared, shape, bound);
     let x = push_source(&mut m, Op::Input { slot: 0 }, ty, origin.clone()).unwrap();
     let mut op = |op: Op, args: &[_]| push(&mut m, op, args, None, origin.clone()).unwrap();
-    let small = op(Op::Narrow { bits: 48 }, &[x]);
+    let small = op(Op::Narrow { bits: ((bound + 3).div_ceil(8) * 8).max(32) }, &[x]);
     let best = op(Op::ArgMax { width: bound + 2 }, &[small]);
     op(Op::Reveal { slot: 0 }, &[best]);
     assign_rotations(&mut m, Spread::Fixed);
@@ -176,7 +176,15 @@ fn drawing_costs_little_more_than_choosing() {
     assert_eq!(lines, COSTS, "{lines:#?}");
 }
 
-const COSTS: [&str; 7] = ["", "", "", "", "", "", ""];
+const COSTS: [&str; 7] = [
+    "greedy 0: 3981816 B, 82 rounds",
+    "temperature 0: 6965873 B, 107 rounds",
+    "top-k 20: 5581115 B, 254 rounds",
+    "top-k 50: 7571475 B, 254 rounds",
+    "top-p 20: 6159412 B, 340 rounds",
+    "top-p 50: 9012812 B, 340 rounds",
+    "top-p 128: 15669341 B, 342 rounds",
+];
 
 #[test]
 fn modules_that_cannot_be_drawn_from_have_no_drawings() {

@@ -28,7 +28,7 @@ pub const MOST_CANDIDATES: u64 = 256;
 pub const USUAL_CANDIDATES: u64 = 128;
 
 /// Tokens of less than `e^-KEPT` times the mass of the most probable one may be left out.
-pub const KEPT: u8 = 21;
+pub const KEPT: u8 = 22;
 
 /// How a token is drawn. Parties see it, and the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -71,16 +71,21 @@ pub struct Sampling {
 impl Sampling {
     /// The program that it takes.
     pub fn filter(&self) -> Filter {
-        match (self.top_k, self.top_p) {
+        match (self.top_k, self.share()) {
             (_, Some(_)) => Filter::TopP,
             (Some(_), None) => Filter::TopK,
             (None, None) => Filter::None,
         }
     }
 
+    /// The share of the mass that is drawn from, where it is not all of it.
+    pub fn share(&self) -> Option<f32> {
+        self.top_p.filter(|p| *p < 1.0)
+    }
+
     /// How many of the most probable tokens are drawn from; from all of them without a number.
     pub fn candidates(&self) -> Option<u64> {
-        self.top_k.or(self.top_p.map(|_| USUAL_CANDIDATES))
+        self.top_k.or(self.share().map(|_| USUAL_CANDIDATES))
     }
 
     /// Checks that the parameters are in their ranges.

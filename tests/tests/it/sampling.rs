@@ -171,6 +171,9 @@ fn other_programs_and_parameters_are_refused() {
     for sampling in WAYS {
         assert_eq!(refused(sampling), None);
     }
+    // All of the mass is no filter.
+    assert_eq!(sampling(1.0, None, Some(1.0)).filter(), Filter::None);
+    assert_eq!(sampling(1.0, Some(5), Some(1.0)).filter(), Filter::TopK);
     // Both the most probable token and a drawn one.
     let drawing = plan.drawing(Filter::None).expect("the plan draws").clone();
     let mut both = drawing.module(&plan.module).expect("it fits");
