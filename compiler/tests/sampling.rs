@@ -144,6 +144,36 @@ fn draws_follow_the_distribution() {
     }
 }
 
+/// Blocks with equal maxima at the border of the candidates: what is better than these stays, wherever it stands.
+#[test]
+fn equal_tokens_displace_no_better_one() {
+    let mut random = Rng::with_seed(5);
+    for (tokens, equal, best) in
+        [(1000, (0..1000).collect::<Vec<_>>(), 999), (1000, vec![0, 32, 200], 500), (64, (0..64).collect(), 63)]
+    {
+        let rows = 300;
+        let module = greedy(rows, tokens, 22);
+        let mut logits = vec![-5.0; tokens];
+        equal.iter().for_each(|&i| logits[i] = 0.0);
+        logits[best] = 15.0;
+        let all: Vec<f32> = (0..rows).flat_map(|_| logits.iter().copied()).collect();
+        let drawings = drawings(&module, Spread::Fixed).unwrap();
+        for sampling in [
+            sampling(1.0, Some(1), None),
+            sampling(1.0, Some(2), None),
+            sampling(1.0, Some(20), Some(0.9)),
+            sampling(1.0, None, Some(0.9)),
+            sampling(1.0, Some(20), Some(1e-30)),
+        ] {
+            let drawing = drawings.iter().find(|d| d.filter == sampling.filter()).unwrap();
+            let found = run(&module, drawing, &all, &sampling, &mut random);
+            let missed = found.iter().filter(|&&index| index != best).count();
+            // Its probability is at least 0.9996.
+            assert!(missed <= 8, "{tokens} tokens, {sampling:?}: {missed} of {rows}");
+        }
+    }
+}
+
 /// Payload bytes of all parties and rounds of a step, on a vocabulary of 49152.
 fn cost(module: &Module, sizes: &[(&str, u64)], public: &[(String, Tensor)]) -> (u64, u32) {
     let bound = bind(module, sizes, public).unwrap();

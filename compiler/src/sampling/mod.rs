@@ -370,11 +370,18 @@ fn candidates(e: &mut Emit, found: &Found, z: Id, by_share: bool) -> Result<Id> 
     let wanted = encoded(e, wanted, (count_ring, 0), log2(e, &k)? + 1)?;
     let threshold = search(e, heights, steps, &Weigh::Count { ring: count_ring }, wanted)?;
     let chosen = e.op(Op::Sub, &[heights, threshold])?;
+    let above = e.guarded(Op::AddInt { k: -steps.step() }, &[chosen], search::BOUND)?;
     let chosen = not_negative(e, chosen, count_ring)?;
+    let above = not_negative(e, above, count_ring)?;
+    let tied = e.guarded(Op::Sub, &[chosen, above], 1)?;
 
-    // The j-th chosen block is the first before whose end there are j + 1: rows of ones and zeros move it out.
-    let passed = running_sum(e, chosen, &blocks)?;
-    let passed = e.op(Op::Reshape { shape: vec![rows.clone(), Dim::constant(1), blocks.clone()] }, &[passed])?;
+    // Blocks a step above the threshold come first: there are fewer than k of them, and of those within the step more
+    // than are needed. The j-th in this order is the first before whose end there are j + 1: rows of ones and zeros move
+    // it out.
+    let twice = blocks.add(&blocks)?;
+    let ordered = e.op(Op::Concat { axis: 1 }, &[above, tied])?;
+    let passed = running_sum(e, ordered, &twice)?;
+    let passed = e.op(Op::Reshape { shape: vec![rows.clone(), Dim::constant(1), twice.clone()] }, &[passed])?;
     let order = node(e, plain::Op::Iota { start: Dim::constant(1), len: k.clone(), step: 1 }, Vec::new())?;
     let order = node(e, plain::Op::Reshape { shape: vec![k.clone(), Dim::constant(1)] }, vec![order])?;
     let order = as_floats(e, order)?;
@@ -383,9 +390,12 @@ fn candidates(e: &mut Emit, found: &Found, z: Id, by_share: bool) -> Result<Id> 
     let reached = not_negative(e, beyond, bits)?;
     let one = Dim::constant(1);
     let none = constant_like(e, reached, one.clone(), 0, 0)?;
-    let before = slice(e, reached, 2, (Dim::constant(0), blocks.sub(&one)?))?;
+    let before = slice(e, reached, 2, (Dim::constant(0), twice.sub(&one)?))?;
     let before = e.op(Op::Concat { axis: 2 }, &[none, before])?;
-    let rows_of_ones = e.guarded(Op::Sub, &[reached, before], 1)?;
+    let ones = e.guarded(Op::Sub, &[reached, before], 1)?;
+    let from_above = slice(e, ones, 2, (Dim::constant(0), blocks.clone()))?;
+    let from_tied = slice(e, ones, 2, (blocks.clone(), blocks.clone()))?;
+    let rows_of_ones = e.guarded(Op::Add, &[from_above, from_tied], 1)?;
     // A row of zeros, where fewer blocks are chosen, gives zeros: these have to be below what is kept.
     let base = steps.range() + (1 << scale);
     let max3 = e.op(Op::Reshape { shape: vec![rows.clone(), one.clone(), one.clone()] }, &[max])?;
@@ -417,12 +427,15 @@ fn candidates(e: &mut Emit, found: &Found, z: Id, by_share: bool) -> Result<Id> 
     }
     let p = e.op(Op::Reshape { shape: vec![rows.clone(), k.clone(), block.clone()] }, &[p])?;
     let drawn = draw(e, p, &Blocks { rows: rows.clone(), blocks: k.clone(), columns: block.clone(), total })?;
-    // The number of a chosen block is that of the blocks before whose end there are too few.
+    // The place of a chosen block in the order is the number of places before whose end there are too few: its own
+    // number, and as much again as there are blocks unless it comes first.
     let reached = e.narrow(reached, EXP_RING)?;
     let after = e.op(Op::ReduceSum { axis: 2 }, &[reached])?;
-    let after = e.op(Op::Neg, &[after])?;
+    let is_first = slice(e, reached, 2, (blocks.sub(&one)?, one.clone()))?;
     let number_bound = log2(e, &blocks)? + 1;
-    let number = e.guarded(Op::AddInt { k: blocks.as_constant().unwrap_or(0) }, &[after], number_bound)?;
+    let again = e.guarded(Op::MulInt { k: blocks.as_constant().unwrap_or(0) }, &[is_first], number_bound)?;
+    let number = e.guarded(Op::Sub, &[again, after], number_bound + 1)?;
+    let number = e.guarded(Op::AddInt { k: blocks.as_constant().unwrap_or(0) }, &[number], number_bound)?;
     let number = e.op(Op::Reshape { shape: vec![rows.clone(), k] }, &[number])?;
     let here = e.narrow(drawn.here, EXP_RING)?;
     let number = e.guarded(Op::Mul, &[here, number], number_bound)?;

@@ -12,6 +12,8 @@ use ombra_ir::{Dim, Result};
 
 /// Ring bits of heights.
 const RING: u8 = 24;
+/// Bound of a height less a threshold.
+pub(super) const BOUND: u8 = RING - 2;
 
 /// The thresholds of a search: 1, and 4 to the power of the levels less one multiples of a step above it.
 #[derive(Clone, Copy)]
@@ -26,6 +28,11 @@ impl Steps {
     pub(super) fn of(scale: u8) -> Steps {
         let levels = if scale < 9 { 6 } else { 7 };
         Steps { step: (i64::from(KEPT) << scale >> (2 * levels)) + 1, levels }
+    }
+
+    /// How far apart the thresholds are.
+    pub(super) fn step(self) -> i64 {
+        self.step
     }
 
     /// The height of the maximum.
