@@ -171,7 +171,7 @@ pub fn excess(scores: &[f64], sampling: &Sampling, drawn: i64) -> f64 {
     let most = sorted.first().copied().unwrap_or(f64::NEG_INFINITY);
     let mass = |score: f64| ((score - most) / temperature).exp();
     let all: f64 = sorted.iter().map(|score| mass(*score)).sum();
-    let wanted = all * sampling.top_p.map_or(1.0, |p| f64::from(p) + 0.01);
+    let wanted = all * sampling.share().map_or(f64::INFINITY, |p| f64::from(p) + 0.01);
     let mut held = 0.0;
     let within = |score: &&f64| {
         let needed = held < wanted;
