@@ -151,6 +151,6 @@ fn a_client_sends_no_more_ahead_than_its_session_may_take() {
     to.send(Frame::new(1, 0, 0, vec![7; 1 << 20])).unwrap();
     assert_eq!(from.recv(1, 0, 0, 1 << 20).unwrap().0.len(), 1 << 20);
     to.send(Frame::new(1, 0, 1, vec![7; (1 << 20) + 1])).unwrap();
-    let error = from.recv(1, 0, 1, (1 << 20) + 1).err().expect("a frame that is too long");
+    let error = from.recv(1, 0, 1, (1 << 20) + 1).expect_err("a frame that is too long");
     assert!(error.code == "E0704" && error.to_string().contains("at most 1048576 bytes"), "{error}");
 }

@@ -32,8 +32,10 @@ const IGNORED: &[&str] = &[
     "service_tier",
     "user",
 ];
+/// Whether a value of a field asks for nothing.
+type IsNeutral = fn(&Value) -> bool;
 /// Fields that may only ask for nothing.
-const NEUTRAL: &[(&str, fn(&Value) -> bool)] = &[
+const NEUTRAL: &[(&str, IsNeutral)] = &[
     ("audio", |_| false),
     ("best_of", is_one),
     ("echo", is_false),
