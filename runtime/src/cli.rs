@@ -421,6 +421,10 @@ fn sampling(drawing: &Drawing) -> Result<Option<Sampling>> {
             .note("help      leave out --seed; --temperature 0 always gives the same text"));
     }
     let given = temperature.is_some() || top_k.is_some() || top_p.is_some();
+    if temperature == Some(0.0) && (top_k.is_some() || top_p.is_some()) {
+        return Err(Diagnostic::input("E0415", "a temperature of 0 chooses the most probable token, and draws none")
+            .note("help      leave out --top-k and --top-p, or give another temperature"));
+    }
     if !given || temperature == Some(0.0) {
         return Ok(None);
     }

@@ -50,7 +50,8 @@ const LONGEST_BLOCK: u64 = 32;
 /// # Errors
 /// None that the model can cause.
 pub fn drawings(module: &Module, spread: Spread) -> Result<Vec<Drawing>> {
-    let Some(found) = find(module)? else { return Ok(Vec::new()) };
+    // A model's own axis of that name would lose its limits.
+    let Some(found) = find(module)?.filter(|_| module.dims.find(TOP_K).is_none()) else { return Ok(Vec::new()) };
     let mut drawings = Vec::new();
     for filter in Filter::ALL {
         let mut drawn = found.rest.clone();

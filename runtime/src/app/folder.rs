@@ -138,6 +138,10 @@ fn check_module(plan: &Plan) -> Result<()> {
         let first = found.into_iter().next().unwrap_or_else(|| Diagnostic::internal("E1004", "the plan is not valid"));
         if more > 0 { first.note(format!("and {more} more findings of the verifier")) } else { first }
     })?;
+    let filters = || plan.drawings.iter().map(|drawing| drawing.filter);
+    if filters().enumerate().any(|(at, filter)| filters().take(at).any(|other| other == filter)) {
+        return Err(Diagnostic::input("E1004", "the plan draws tokens in one way twice"));
+    }
     let inputs = || plan.graph_inputs.iter().map(|input| &input.name);
     if let Some(name) = inputs().enumerate().find_map(|(at, name)| inputs().take(at).find(|other| *other == name)) {
         return Err(Diagnostic::input("E1004", format!("the plan has two inputs `{}`", name.escape_debug())));
