@@ -425,6 +425,46 @@ mod tests {
     }
 
     #[test]
+    fn clients_are_one_or_a_list_or_a_folder() {
+        let of = |line: &str| {
+            let text = server().replacen(&format!("fingerprint = \"{}\"", "a1".repeat(32)), line, 1);
+            let config = PartyConfig::parse(&text, Path::new("/conf"))?;
+            Ok::<_, Diagnostic>(config.peers[&Party::Client].certificates.clone())
+        };
+        let (a, b) = ("a1".repeat(32), "c3".repeat(32));
+        let list = Certificates::Fingerprints([&a, &b].map(|text| text.parse().unwrap()).to_vec());
+        assert_eq!(of(&format!("fingerprints = [\"{a}\", \"{b}\"]")).unwrap(), list);
+        assert_eq!(of("certificates = \"clients\"").unwrap(), Certificates::Folder("/conf/clients".into()));
+        assert!(of("fingerprints = []").unwrap_err().message.contains("does not say which certificate"));
+        let twice = of(&format!("fingerprints = [\"{a}\", \"{}\"]", "b2".repeat(32))).unwrap_err();
+        assert!(twice.message.contains("same fingerprint"), "a client with the helper's certificate: {twice}");
+    }
+
+    #[test]
+    fn a_service_is_the_server_s_or_the_helper_s() {
+        let service = "[service]\nrenew_s = 60\ncontrol = \"c\"\nmetrics = \"[::]:9100\"\nallow_remote_metrics = true\ndrain_s = 5\n";
+        let config = PartyConfig::parse(&(server() + service), Path::new("/conf")).unwrap().service;
+        assert_eq!((config.renew, config.drain), (Some(Duration::from_secs(60)), Duration::from_secs(5)));
+        assert_eq!(config.control.as_deref(), Some(Path::new("/conf/c")));
+        assert_eq!(config.metrics.map(|address| address.port()), Some(9100));
+        let helper = server().replace("\"server\"", "\"helper\"").replace("peers.helper", "peers.server");
+        for (text, reason) in [
+            (helper + "[service]\nrenew_s = 60\n", "the server alone renews"),
+            (
+                server()
+                    .replace("\"server\"\nlisten = \"0.0.0.0:7001\"", "\"client\"")
+                    .replace("peers.client", "peers.server")
+                    + "[service]\n",
+                "the client serves nobody",
+            ),
+        ] {
+            let text = text.replace("[peers.server]\nfingerprint", "[peers.server]\naddress = \"s:1\"\nfingerprint");
+            let error = PartyConfig::parse(&text, Path::new("")).unwrap_err();
+            assert!(error.message.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
     fn every_wrong_configuration_is_refused_with_its_reason() {
         for (from, to, reason) in [
             ("connect_s", "conect_s", "unknown field `conect_s`"),
@@ -445,6 +485,15 @@ mod tests {
             ("receive_s = 0.5", "max_memory_bytes = 3", "limits.max_memory_bytes is out of range"),
             ("receive_s = 0.5", "max_traffic_bytes = 3", "limits.max_traffic_bytes is out of range"),
             ("receive_s = 0.5", "setup_s = -1", "limits.setup_s is out of range"),
+            ("receive_s = 0.5", "max_sessions = 0", "limits.max_sessions is out of range"),
+            ("receive_s = 0.5", "total_memory_bytes = 3", "limits.total_memory_bytes is out of range"),
+            ("[limits]", "[service]\ndrain_s = 0\n[limits]", "service.drain_s is out of range"),
+            ("[limits]", "[service]\nrenew_s = -1\n[limits]", "service.renew_s is out of range"),
+            ("[limits]", "[service]\nmetrics = \"localhost\"\n[limits]", "service.metrics is no address"),
+            ("[limits]", "[service]\nmetrics = \"0.0.0.0:9100\"\n[limits]", "that others can reach"),
+            ("[peers.client]", "[peers.client]\ncertificates = \"clients\"", "does not say which certificate"),
+            ("[peers.client]\nfingerprint", "[peers.client]\n#", "does not say which certificate"),
+            ("[peers.helper]", "[peers.helper]\ncertificates = \"clients\"", "one party with one certificate"),
             ("receive_s = 0.5", "max_frame_bytes = -3", "invalid value"),
             ("[limits]", "[limits", "wrong configuration"),
         ] {
