@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Tokens a second of clients side by side, and memory of the serving parties after many sessions.
+"""Tokens a second of clients side by side, or memory of the serving parties after many sessions.
 
-Usage: benchmarks/clients.py PROGRAMS MODEL FOLDER [SESSIONS KILLED]
+Usage: benchmarks/clients.py PROGRAMS MODEL FOLDER            for tokens a second
+       benchmarks/clients.py PROGRAMS MODEL FOLDER SESSIONS KILLED    for memory after so many, eight at a time
 PROGRAMS holds `ombra` and `ombra-run`, MODEL is an ONNX file, FOLDER gets the plan and the keys.
 Server, helper and clients are processes of this machine over emulated links of 1 Gbit/s and 2 ms. A rate is the sum, over
 the clients, of new tokens by the seconds of their steps, the prompt's aside; the client processes begin together.
@@ -87,6 +88,30 @@ def side_by_side(run, plan, folder, count):
     return rate, count * TOKENS / wall
 
 
+def rates(run, plan, folder):
+    print("clients  tokens/s  of one  tokens/s with start and prompt")
+    one = None
+    for count in (1, 2, 4, 8):
+        rate, whole = max(side_by_side(run, plan, folder, count) for _ in range(3))
+        one = one or rate
+        print(f"{count:7}  {rate:8.2f}  {rate / one:5.2f}x  {whole:8.2f}", flush=True)
+
+
+def memory_after(run, plan, folder, parties, label, total):
+    chance = random.Random(1)
+    print(f"before {total} {label}: helper, server {[round(memory(p), 1) for p in parties]} MB", flush=True)
+    for start in range(0, total, 8):
+        many = [client(run, plan, folder, number, 2) for number in range(min(8, total - start))]
+        for process in many:
+            if label == "killed":
+                time.sleep(chance.random() * 0.3)
+                process.kill()
+            process.communicate()
+        assert label == "killed" or all(process.returncode == 0 for process in many)
+    time.sleep(3)
+    print(f"after {total} {label}: helper, server {[round(memory(p), 1) for p in parties]} MB", flush=True)
+
+
 def main():
     programs, model, folder = map(pathlib.Path, sys.argv[1:4])
     sessions, killed = (int(text) for text in sys.argv[4:6]) if len(sys.argv) > 4 else (0, 0)
@@ -98,27 +123,10 @@ def main():
     parties = [serve(run, plan, folder, name) for name in ("helper", "server")]
     try:
         side_by_side(run, plan, folder, 1)
-        print("clients  tokens/s  of one  tokens/s with start and prompt")
-        one = None
-        for count in (1, 2, 4, 8):
-            rate, whole = max(side_by_side(run, plan, folder, count) for _ in range(3))
-            one = one or rate
-            print(f"{count:7}  {rate:8.2f}  {rate / one:5.2f}x  {whole:8.2f}", flush=True)
-        chance = random.Random(1)
+        if sessions + killed == 0:
+            rates(run, plan, folder)
         for label, total in (("sessions", sessions), ("killed", killed)):
-            print(f"before {total} {label}: helper, server {[round(memory(p), 1) for p in parties]} MB", flush=True)
-            for start in range(0, total, 8):
-                many = [client(run, plan, folder, number, 2) for number in range(min(8, total - start))]
-                for process in many:
-                    if label == "killed":
-                        time.sleep(chance.random() * 0.3)
-                        process.kill()
-                    process.communicate()
-                assert label == "killed" or all(process.returncode == 0 for process in many)
-            time.sleep(3)
-            print(f"after {total} {label}: helper, server {[round(memory(p), 1) for p in parties]} MB", flush=True)
-        rate, _ = side_by_side(run, plan, folder, 1)
-        print(f"one client afterwards: {rate:.2f} tokens/s")
+            memory_after(run, plan, folder, parties, label, total)
     finally:
         for process in parties:
             process.terminate()
