@@ -151,5 +151,6 @@ fn manifests_name_what_they_have() {
         assert_eq!(reaches, if party == "server" { 2 } else { 0 }, "the helper connects to nobody");
         let secret = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "party").unwrap();
         assert_eq!(secret["secret"]["secretName"], format!("ombra-{party}"));
+        assert_eq!(secret["secret"]["defaultMode"], 0o440);
     }
 }
