@@ -326,7 +326,12 @@ fn a_full_server_lets_clients_wait_and_tells_them_their_place() {
             let many = if limits.contains("memory") { 20 } else { 1 };
             let held: Vec<Session> = (0..many).map(|_| alice.open(Purpose::Run).unwrap()).collect();
             service.until("no more are admitted", |service| {
-                service.metric("ombra_sessions_open") + service.metric("ombra_sessions_waiting") == f64::from(many)
+                let open = || service.metric("ombra_sessions_open");
+                let before = open();
+                thread::sleep(Duration::from_millis(300));
+                before >= 1.0
+                    && before == open()
+                    && before + service.metric("ombra_sessions_waiting") == f64::from(many)
             });
             let open = service.metric("ombra_sessions_open");
             assert!(open >= 1.0 && open < f64::from(many.max(2)), "{limits}: {open}");
