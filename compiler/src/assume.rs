@@ -9,11 +9,11 @@ use crate::graph::{Graph, Op, Owner};
 use ombra_ir::plain::DType;
 use ombra_ir::ty::BoundFrom;
 
-/// Greatest activation.
+/// Maximum activation.
 pub const ACTIVATION: f64 = 255.0;
-/// Greatest element of a weight, and of what is computed from weights alone.
+/// Maximum element of a weight, and of what is computed from weights alone.
 pub const WEIGHT: f64 = 1.0;
-/// Greatest length of a row.
+/// Maximum length of a row.
 pub const LENGTH: f64 = 262_144.0;
 /// Least size of a divisor.
 pub const DIVISOR: f64 = 1.0 / 256.0;

@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What calibration saw, by value.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// Least and greatest value.
+    /// Minimum and maximum value.
     pub ends: BTreeMap<ValueId, (f64, f64)>,
-    /// Greatest 2-norm of rows along the last axis, which are taken to be as long as they may be.
+    /// Maximum 2-norm of rows along the last axis, which are taken to be as long as they may be.
     pub lengths: BTreeMap<ValueId, f64>,
     /// Of what must not be zero, such as a divisor: the least size.
     pub least: BTreeMap<ValueId, f64>,
@@ -62,7 +62,7 @@ impl Moments {
 pub struct Rows {
     /// Least.
     pub low: f64,
-    /// Greatest, over the number of its row's entries; for positive parts of scores the root of the mean square of the
+    /// Maximum, over the number of its row's entries; for positive parts of scores the root of the mean square of the
     /// scores, which is no less.
     pub high: f64,
     /// Spread of the natural logarithm of what `low` is the least of.
@@ -134,7 +134,7 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Se
     Ok(seen)
 }
 
-/// The greatest 2-norm of rows along the last axis, as if all rows were as long as the graph's longest.
+/// The maximum 2-norm of rows along the last axis, as if all rows were as long as the graph's longest.
 fn longest_row(graph: &Graph, id: ValueId, shape: &[usize], values: &[f32]) -> f64 {
     let n = shape.last().copied().unwrap_or(1).max(1);
     let most = graph.shape(id).last().and_then(|d| graph.dims.upper(d)).map_or(n as f64, |most| most as f64);

@@ -16,7 +16,7 @@ const MAX_BYTES: u64 = 1 << 30;
 /// First bytes of a `.npy` file.
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// The arrays of the file at `path`, by name: `f32` (`<f4`, `<f2`), integers (`<i8`, `<i4`) and truth values (`|b1`) in C order.
+/// The arrays of the file at `path`, by name: `f32` (`<f4`, `<f2`), integers (`<i8`, `<i4`) and booleans (`|b1`) in C order.
 ///
 /// # Errors
 /// `E0570` when the file cannot be read, is no such archive, or holds other arrays or too many.
@@ -95,7 +95,7 @@ fn array(bytes: &[u8]) -> Result<Tensor> {
         "<f4" => Data::F32(data.as_chunks().0.iter().map(|e| f32::from_le_bytes(*e)).collect()),
         "<i4" => Data::I64(data.as_chunks().0.iter().map(|e| i64::from(i32::from_le_bytes(*e))).collect()),
         "<i8" => Data::I64(data.as_chunks().0.iter().map(|e| i64::from_le_bytes(*e)).collect()),
-        _ if data.iter().any(|b| *b > 1) => return Err(wrong("a truth value is neither 0 nor 1")),
+        _ if data.iter().any(|b| *b > 1) => return Err(wrong("a boolean is neither 0 nor 1")),
         _ => Data::Bool(data.iter().map(|b| *b == 1).collect()),
     };
     Tensor::new(shape, data)

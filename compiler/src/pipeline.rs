@@ -90,7 +90,7 @@ impl Default for Options {
     }
 }
 
-/// Greatest batch where the user gives none.
+/// Maximum batch where the user gives none.
 const DEFAULT_BATCH: u64 = 8;
 /// How much larger than the base's a private weight may be, and what follows from it, where bounds are the base's.
 const BASE_ROOM: f64 = 8.0;
@@ -181,7 +181,7 @@ pub fn analyse(model: &Model, base: Option<&Model>, options: &Options) -> std::r
 }
 
 /// Limits new and cached tokens together to the positions that the model has, unless the user says how many there may be;
-/// the greatest number of either.
+/// the maximum number of either.
 fn limit_positions(graph: &mut Graph, sizes: &import::Options) -> Result<u64> {
     let Some(positions) = sizes.positions.filter(|_| sizes.max.is_empty()) else { return Ok(u64::MAX) };
     let mut tokens = Dim::constant(0);
@@ -531,7 +531,7 @@ fn ranges(
     }
 }
 
-/// Greatest sizes of floats that a client may give: the margin above those of calibration inputs.
+/// Maximum sizes of floats that a client may give: the margin above those of calibration inputs.
 fn given_sizes(sets: &[Inputs]) -> BTreeMap<String, f64> {
     let mut most: BTreeMap<String, f64> = BTreeMap::new();
     for (name, tensor) in sets.iter().flatten() {

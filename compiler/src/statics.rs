@@ -56,7 +56,7 @@ pub struct Known {
     pub products: Table<Option<Product>>,
     /// Bounds of products of two maps of one row, see [`crate::bounds`].
     pub pairs: Table<Option<Vec<f64>>>,
-    /// Greatest elements, and norms at a scale.
+    /// Maximum elements, and norms at a scale.
     pub encoded: Table<(f64, Norms)>,
     /// Whether one matrix is the transpose of another.
     pub tied: Table<bool>,

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 const CHANNELS: usize = 12;
 /// Rows of every input.
 const ROWS: usize = 4;
-/// Greatest size of an input's elements.
+/// Maximum size of an input's elements.
 const MOST: f64 = 4.0;
 /// Rounding of single precision beside what is proven.
 const ROUNDING: f64 = 1e-4;

@@ -32,7 +32,7 @@ fn tensors(model: &Model, folder: &Path, kind: &str) -> BTreeMap<String, Tensor>
     out
 }
 
-/// The greatest difference of an element from the expected one; of positions that the mask leaves out none.
+/// The maximum difference of an element from the expected one; of positions that the mask leaves out none.
 fn difference(found: &Tensor, wanted: &Tensor, mask: Option<&Tensor>) -> f32 {
     assert_eq!(found.shape(), wanted.shape());
     let width: usize = wanted.shape().iter().skip(2).product();
@@ -51,7 +51,7 @@ fn difference(found: &Tensor, wanted: &Tensor, mask: Option<&Tensor>) -> f32 {
     }
 }
 
-/// The greatest difference over all outputs and test sets of a folder.
+/// The maximum difference over all outputs and test sets of a folder.
 fn evaluated(folder: &Path) -> Result<f32, String> {
     let model = Model::read(&folder.join("model.onnx")).map_err(|e| e.to_string())?;
     let imported = import(&model, &Options::default());

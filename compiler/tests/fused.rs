@@ -43,14 +43,14 @@ fn tensors(model: &Model, name: &str, kind: &str) -> BTreeMap<String, Tensor> {
         let tensor = match dtype_of(proto.data_type).unwrap() {
             DType::F32 => Tensor::f32(&shape, model.floats(&proto).unwrap()),
             DType::I64 => Tensor::i64(&shape, model.ints(&proto).unwrap()),
-            DType::Bool => panic!("no case has truth values"),
+            DType::Bool => panic!("no case has booleans"),
         };
         out.insert(proto.name.clone(), tensor.unwrap());
     }
     out
 }
 
-/// Greatest difference of all outputs. Tokens that the attention mask leaves out do not count.
+/// Maximum difference of all outputs. Tokens that the attention mask leaves out do not count.
 fn error(model: &Model, name: &str, graph: &Graph) -> f32 {
     let (inputs, wanted) = (tensors(model, name, "input"), tensors(model, name, "output"));
     let results = eval::evaluate(graph, &|w| load_weight(model, w), &inputs).unwrap_or_else(|e| panic!("{name}: {e}"));

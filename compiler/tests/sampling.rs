@@ -17,7 +17,7 @@ use ombra_ir::verify;
 
 const SCALE: u8 = 16;
 
-/// A module that reveals the greatest of the client's logits.
+/// A module that reveals the maximum of the client's logits.
 fn greedy(rows: usize, tokens: usize, bound: u8) -> Module {
     let shape = [rows, 1, tokens].map(|n| Dim::from_usize(n).unwrap()).to_vec();
     let mut m = Module::empty("m".into(), Setting::ThreeParty, Stage::Expanded, Dims::default());

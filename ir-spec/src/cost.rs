@@ -188,7 +188,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
                 }
                 if i == 0 {
                     t.rounds = at;
-                    t.crossing(1, pairs * eb);
+                    t.cross_term(1, pairs * eb);
                 }
             }
         }
@@ -290,7 +290,7 @@ impl Traffic {
             self.send(0, 1, 0, n * wrap);
             self.rounds += 1;
         } else {
-            self.crossing(1, n * wrap);
+            self.cross_term(1, n * wrap);
         }
     }
 
@@ -310,7 +310,7 @@ impl Traffic {
     /// the third component.
     fn bit_to_ring(&mut self, n: u64, bytes: u64) {
         if is_round_cheaper(n, 8 * bytes) {
-            return self.crossing(1, n * bytes);
+            return self.cross_term(1, n * bytes);
         }
         self.send(0, 0, 1, n * bytes);
         self.send(1, 2, 1, n * bytes);
@@ -320,7 +320,7 @@ impl Traffic {
 
     /// The sum of `factors` products of `bytes` each, whose one factor roles 0 and 1 know and whose other role 2 knows:
     /// role 2 masks its factors for both others, which send each other what takes the masks off.
-    fn crossing(&mut self, factors: u64, bytes: u64) {
+    fn cross_term(&mut self, factors: u64, bytes: u64) {
         self.send(0, 2, 0, factors * bytes);
         self.send(0, 2, 1, factors * bytes);
         self.send(0, 0, 1, bytes);
@@ -332,7 +332,7 @@ impl Traffic {
     /// and 1 exchange the rounded terms of the sum.
     fn exp_digits(&mut self, n: u64) {
         if is_round_cheaper(n, EXP_ROUND_BITS) {
-            return self.crossing(4, 8 * n);
+            return self.cross_term(4, 8 * n);
         }
         self.send(0, 2, 1, 4 * 8 * n);
         self.send(1, 0, 1, 4 * n);
@@ -343,7 +343,7 @@ impl Traffic {
     /// A bit times a ring element: two products, and a summand that role 2 deals.
     fn select(&mut self, bytes: u64) {
         self.send(0, 2, 1, bytes);
-        self.crossing(2, bytes);
+        self.cross_term(2, bytes);
     }
 
     /// Every role sends its masked term to the one before it; of two terms role 2 deals its own to role 1.

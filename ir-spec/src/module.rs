@@ -166,7 +166,7 @@ pub enum OutputKind {
     NextToken,
     /// A float tensor.
     Tensor,
-    /// Integers, such as the index of the greatest score.
+    /// Integers, such as the index of the maximum score.
     Index,
     /// One bit: whether a range that the plan assumes was left in the step, so that its other results are void.
     Guard,

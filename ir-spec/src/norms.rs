@@ -68,7 +68,7 @@ pub fn read(word: &str) -> Option<u16> {
     (show(value) == word).then_some(value)
 }
 
-/// The greatest norms of the rows and columns of a tensor, element after element.
+/// The maximum norms of the rows and columns of a tensor, element after element.
 ///
 /// Sums are of squares of rounded integers in double precision, in the order of elements, and a little larger than exact
 /// ones would be.
@@ -144,7 +144,7 @@ impl Measure {
         }
     }
 
-    /// The greatest norms of rows and columns, where there are such.
+    /// The maximum norms of rows and columns, where there are such.
     pub fn longest(&self) -> [Option<f64>; 2] {
         let [rows, columns] = self.longest.map(|squares| libm::sqrt(squares * SLACK));
         [self.width.map(|_| rows), (!self.columns.is_empty()).then_some(columns)]

@@ -217,7 +217,7 @@ pub enum Op {
         /// small ones.
         tail: bool,
     },
-    /// Greatest packed entry of every row (operand 0 packed, operand 1 the mask); 0 for an empty row.
+    /// Maximum packed entry of every row (operand 0 packed, operand 1 the mask); 0 for an empty row.
     RowMax {
         /// The dense shape that the mask is broadcast to.
         shape: Vec<Dim>,
@@ -226,7 +226,7 @@ pub enum Op {
         /// Low bits that comparisons do not look at: at every level of the tree the result may fall short by `2^drop`.
         drop: u8,
     },
-    /// Index of the greatest element along the last axis, which is dropped; scale 0.
+    /// Index of the maximum element along the last axis, which is dropped; scale 0.
     ArgMax {
         /// Bits that hold the difference of two elements: `bound + 2 ≤ width`.
         width: u8,
@@ -247,7 +247,7 @@ pub enum Op {
     // Composite.
     /// `exp(x)` for `x ≤ max`, zero below `max − 32` and perhaps from there to `max − 16`.
     Exp {
-        /// The greatest operand.
+        /// The maximum operand.
         max: i8,
     },
     /// `1/x` for `2^min_log2 ≤ x < 2^max_log2`.

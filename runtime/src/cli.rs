@@ -255,7 +255,7 @@ struct Comparing {
     /// Also run in the clear and compare.
     #[arg(long)]
     verify: bool,
-    /// Greatest difference that --verify and --test-data accept; by default 0.02, or a thousandth of the greatest element.
+    /// Maximum difference that --verify and --test-data accept; by default 0.02, or a thousandth of the maximum element.
     #[arg(long, value_name = "T", value_parser = tolerance)]
     tolerance: Option<f64>,
 }

@@ -42,16 +42,16 @@ pub struct Compared {
     pub set: usize,
     /// Name of the output.
     pub output: String,
-    /// Size of the greatest element that ONNX Runtime computed.
+    /// Size of the maximum element that ONNX Runtime computed.
     pub size: f64,
-    /// Greatest error of the plan in the clear.
+    /// Maximum error of the plan in the clear.
     pub clear: f64,
-    /// Greatest error between three parties.
+    /// Maximum error between three parties.
     pub secret: f64,
 }
 
 impl Compared {
-    /// Whether both errors are at most `tolerance`, or a thousandth of the greatest element.
+    /// Whether both errors are at most `tolerance`, or a thousandth of the maximum element.
     pub fn is_right(&self, tolerance: f64) -> bool {
         self.clear.max(self.secret) <= tolerance.max(self.size / 1000.0)
     }
@@ -142,7 +142,7 @@ pub fn reals(tensor: &Tensor) -> Vec<f64> {
     }
 }
 
-/// The greatest difference between elements of a tensor of shape `shape` over the positions that the mask `[batch, all
+/// The maximum difference between elements of a tensor of shape `shape` over the positions that the mask `[batch, all
 /// positions]` keeps. Positions are axis 1 of three, as of logits, and axis 2 of four, as of caches; without such an axis,
 /// or where they are others than the mask's, all count.
 pub fn error(got: &[f64], want: &[f64], shape: &[usize], mask: Option<&Tensor>) -> f64 {

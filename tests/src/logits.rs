@@ -1,9 +1,9 @@
-//! Logits beside reference logits: errors, greatest entries and their margins.
+//! Logits beside reference logits: errors, maximum entries and their margins.
 
 use ombra_ir::Result;
 use ombra_ir::plain::Tensor;
 
-/// The index of the greatest entry of a row and its distance to the second.
+/// The index of the maximum entry of a row and its distance to the second.
 pub fn greatest(row: &[f32]) -> (usize, f64) {
     let mut best = (0, f32::NEG_INFINITY);
     let mut second = f32::NEG_INFINITY;
@@ -18,7 +18,7 @@ pub fn greatest(row: &[f32]) -> (usize, f64) {
     (best.0, f64::from(best.1) - f64::from(second))
 }
 
-/// The greatest difference between `got` and the logits `want` of shape `[batch, seq, vocabulary]`, over the positions
+/// The maximum difference between `got` and the logits `want` of shape `[batch, seq, vocabulary]`, over the positions
 /// where `mask` of shape `[batch, past + seq]` is 1. Logits of shape `[batch, classes]` count all.
 ///
 /// # Errors
@@ -44,7 +44,7 @@ pub fn max_error(got: &[f64], want: &Tensor, mask: Option<&Tensor>) -> Result<f6
     Ok(differences.map(|(_, (g, w))| (g - f64::from(*w)).abs()).fold(0.0, f64::max))
 }
 
-/// The greatest difference between rows of logits; infinite for another number of them.
+/// The maximum difference between rows of logits; infinite for another number of them.
 pub fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     if a.len() != b.len() || a.iter().zip(b).any(|(a, b)| a.len() != b.len()) {
         return f64::INFINITY;

@@ -18,7 +18,7 @@ use crate::import::recognise::Found;
 const PAST: u64 = 5;
 /// Positions of the sample.
 const NEW: u64 = 12;
-/// Greatest number of elements of a mask that is evaluated.
+/// Maximum number of elements of a mask that is evaluated.
 const SAMPLE: usize = 1 << 22;
 
 /// How a mask is written in the model.
@@ -29,7 +29,7 @@ pub enum Form {
     Addition,
     /// Huge negative numbers are chosen in place of scores, or 0 in place of numerators, also by a product with 0 and 1.
     Where,
-    /// An operator for attention takes it as truth values or makes it.
+    /// An operator for attention takes it as booleans or makes it.
     Operator,
 }
 
@@ -94,7 +94,7 @@ enum Seen {
     Other,
 }
 
-/// One table of truth values for every head and row of the batch: `new` rows of `all` each.
+/// One table of booleans for every head and row of the batch: `new` rows of `all` each.
 struct Bits {
     new: usize,
     all: usize,

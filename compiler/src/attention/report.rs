@@ -79,7 +79,7 @@ pub fn describe(graph: &Graph, a: &Attention, found: &[Found]) -> Description {
             Some(Op::Add | Op::Sub) => {
                 for other in graph.operands(at).into_iter().filter(|&o| !is_activation(graph, o)) {
                     let owner = graph.node(other).map_or(Owner::Public, |n| n.owner);
-                    // What is left of a mask whose truth values were taken out is 0 there.
+                    // What is left of a mask whose booleans were taken out is 0 there.
                     if owner != Owner::Public || !is_zero(graph, other) {
                         bias = Some(bias.map_or(owner, |all: Owner| all.join(owner)));
                     }

@@ -3,7 +3,7 @@
 //! A column `w` of the matrix and a row `x` that is known by its elements and by its length give
 //! `|x·w| ≤ min(Σ |w_i| |x_i|, ‖w‖ ‖x‖)` (Cauchy–Schwarz), for every run of elements whose length is known. What comes
 //! of a norm is `c + γ∘u` with `‖u‖ ≤ √n`, so `x·w` lies within `√n ‖γ∘w‖` of `c·w`. The length of a run of results is at
-//! most the greatest singular value of its columns times the length of the row.
+//! most the maximum singular value of its columns times the length of the row.
 
 use super::proof::{Ends, Lengths, Linear, Proof, Unit, size};
 use super::spread::{Spread, size_of};
@@ -14,7 +14,7 @@ use ombra_kernels::float::matmul_acc;
 use rayon::prelude::*;
 use std::rc::Rc;
 
-/// Greatest singular values are bounded for matrices with a side of at most this, or of at most [`WIDE`] where the result
+/// Maximum singular values are bounded for matrices with a side of at most this, or of at most [`WIDE`] where the result
 /// is no wider than the row; others take the Frobenius norm, which the lengths of single columns give.
 const SINGULAR: usize = 256;
 /// See [`SINGULAR`].
@@ -269,7 +269,7 @@ fn run_length(row: &Row, w: &Matrix, columns: std::ops::Range<usize>) -> f64 {
     plain.min(unit.radius * value + libm::sqrt(centre.iter().map(|c| c * c).sum::<f64>()))
 }
 
-/// An upper bound of the greatest singular value of a part of `diag(gamma) · w`: with the smaller Gram matrix G, at most
+/// An upper bound of the maximum singular value of a part of `diag(gamma) · w`: with the smaller Gram matrix G, at most
 /// `tr(G^8)^(1/16)`, which is at most 0.4 bits too large at 64 rows. Products are in single precision; what they may be off
 /// by is added.
 pub fn singular(

@@ -33,9 +33,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use linear::Product;
 pub use proof::Look;
 
-/// Bits between the greatest value that calibration saw and an assumed bound.
+/// Bits between the maximum value that calibration saw and an assumed bound.
 pub const MARGIN: u8 = 3;
-/// Greatest size of floats that a client gives, where calibration inputs do not say more. Larger ones are refused where
+/// Maximum size of floats that a client gives, where calibration inputs do not say more. Larger ones are refused where
 /// they are encoded.
 pub const GIVEN: f64 = 1024.0;
 /// Values that are larger are not taken into the ring.
@@ -45,7 +45,7 @@ const LARGEST: f64 = (1u64 << 44) as f64;
 const LARGEST_SUM: f64 = 65_536.0;
 /// Rows are not assumed to be shorter: rounding makes some of nothing.
 const LEAST_LENGTH: f64 = 1.0;
-/// Greatest exponent that is taken without a measurement: an exponential is as exact as its greatest result allows.
+/// Maximum exponent that is taken without a measurement: an exponential is as exact as its maximum result allows.
 const LARGEST_EXPONENT: f64 = 4.0;
 /// Divisors closer to zero are not taken without a measurement.
 const SMALLEST: f64 = 1.0 / 1024.0;
@@ -93,7 +93,7 @@ pub struct Ranges {
     pub lengths: BTreeMap<ValueId, Length>,
     /// For a softmax by quotients, its divisors, as calibration saw them.
     pub rows: BTreeMap<ValueId, Rows>,
-    /// Greatest 2-norms of rows and columns of what depends on weights and constants alone.
+    /// Maximum 2-norms of rows and columns of what depends on weights and constants alone.
     pub norms: BTreeMap<ValueId, Longest>,
 }
 
@@ -106,11 +106,11 @@ pub struct Length {
     pub proven: f64,
 }
 
-/// Greatest 2-norms of rows and columns, where there are such.
+/// Maximum 2-norms of rows and columns, where there are such.
 pub type Longest = [Option<f64>; 2];
 
 impl Ranges {
-    /// Greatest size of a value's elements, where it has a bound.
+    /// Maximum size of a value's elements, where it has a bound.
     pub fn size(&self, v: ValueId) -> Option<f64> {
         self.values.get(&v).map(Range::size).filter(|s| s.is_finite())
     }
@@ -166,7 +166,7 @@ impl Ranges {
 /// Ranges of all floating values of a graph whose owners are assigned.
 ///
 /// `statics` are the values of its nodes that depend on weights and constants alone; `f` the fraction bits of activations;
-/// `inputs` the greatest size of floats that the client gives, by name; `seen` measures, and is called only if something
+/// `inputs` the maximum size of floats that the client gives, by name; `seen` measures, and is called only if something
 /// has no proof.
 ///
 /// # Errors
@@ -280,7 +280,7 @@ fn longer(own: &Longest, other: Option<&Longest>) -> bool {
     own.iter().zip(most).any(|(own, most)| own.zip(most).is_none_or(|(own, most)| own > most) && own.is_some())
 }
 
-/// Greatest sizes of floats that the client gives: powers of two, as those that are enforced where they are encoded. A
+/// Maximum sizes of floats that the client gives: powers of two, as those that are enforced where they are encoded. A
 /// cache that no output continues is given too.
 fn enforced(
     graph: &Graph,
@@ -321,9 +321,9 @@ fn continued(graph: &Graph) -> BTreeMap<ValueId, Vec<ValueId>> {
 /// What a value lacks.
 #[derive(Clone, Copy, PartialEq)]
 enum Need {
-    /// A greatest size.
+    /// A maximum size.
     Size,
-    /// A greatest element.
+    /// A maximum element.
     High,
     /// A least size.
     Away,

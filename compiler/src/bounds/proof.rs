@@ -12,7 +12,7 @@ use std::rc::Rc;
 /// Elements of a static value that are told apart; larger ones are known by channel.
 const TOLD_APART: usize = 1 << 16;
 
-/// Least and greatest value.
+/// Minimum and maximum value.
 pub type Ends = (f64, f64);
 
 /// Nothing is known.
@@ -55,7 +55,7 @@ pub struct Linear {
 /// What is proven of a value, whatever the inputs are.
 #[derive(Clone, Debug)]
 pub struct Proof {
-    /// Least and greatest elements.
+    /// Minimum and maximum elements.
     pub range: Spread<Ends>,
     /// 2-norms, along one axis.
     pub lengths: Option<Lengths>,
@@ -80,12 +80,12 @@ impl Proof {
         Proof::of(Spread::one(rank, ends))
     }
 
-    /// Least and greatest of all elements.
+    /// Minimum and maximum of all elements.
     pub fn ends(&self) -> Ends {
         self.range.all(join).unwrap_or((0.0, 0.0))
     }
 
-    /// Greatest size of all elements.
+    /// Maximum size of all elements.
     pub fn size(&self) -> f64 {
         size(self.ends())
     }
@@ -125,7 +125,7 @@ impl Proof {
     }
 
     /// The same with what one knowledge says of the other: no element is longer than its row.
-    pub fn settled(mut self, shape: &[Dim]) -> Self {
+    pub fn rescaled(mut self, shape: &[Dim]) -> Self {
         self.range = self.range.map(known);
         if self.unwritten {
             return self;
@@ -349,7 +349,7 @@ pub fn join(a: Ends, b: Ends) -> Ends {
     (a.0.min(b.0), a.1.max(b.1))
 }
 
-/// Greatest size of what lies between two numbers.
+/// Maximum size of what lies between two numbers.
 pub fn size(ends: Ends) -> f64 {
     libm::fabs(ends.0).max(libm::fabs(ends.1))
 }
@@ -378,7 +378,7 @@ pub fn inverse((low, high): Ends, away: f64) -> Ends {
     }
 }
 
-/// Least and greatest elements of a tensor.
+/// Minimum and maximum elements of a tensor.
 pub fn ends_of(tensor: &Tensor) -> Ends {
     let fold = |values: &mut dyn Iterator<Item = f64>| values.map(|x| (x, x)).reduce(join).unwrap_or((0.0, 0.0));
     match tensor.data() {
@@ -391,9 +391,9 @@ pub fn ends_of(tensor: &Tensor) -> Ends {
 /// What was seen of a static value.
 #[derive(Clone, Debug)]
 pub struct Look {
-    /// Least and greatest element.
+    /// Minimum and maximum element.
     pub ends: Ends,
-    /// Greatest norms of rows and columns, of floats.
+    /// Maximum norms of rows and columns, of floats.
     pub norms: Option<Longest>,
     range: Spread<Ends>,
     lengths: Option<Lengths>,

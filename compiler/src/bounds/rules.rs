@@ -31,7 +31,7 @@ pub struct Prover<'a> {
     pub statics: &'a Statics<'a>,
     /// Ends of values that are enforced, or assumed.
     pub given: BTreeMap<ValueId, Ends>,
-    /// Greatest 2-norms of rows along the last axis that are assumed.
+    /// Maximum 2-norms of rows along the last axis that are assumed.
     pub lengths: BTreeMap<ValueId, f64>,
     /// Least sizes that are assumed.
     pub away: BTreeMap<ValueId, f64>,
@@ -39,7 +39,7 @@ pub struct Prover<'a> {
     pub fixed: BTreeSet<ValueId>,
     /// Ends of what depends on weights and constants alone, where it was looked at.
     pub ends: BTreeMap<ValueId, Ends>,
-    /// Greatest norms of their rows and columns.
+    /// Maximum norms of their rows and columns.
     pub norms: BTreeMap<ValueId, Longest>,
     /// What was proven.
     pub proofs: BTreeMap<ValueId, Proof>,
@@ -96,7 +96,7 @@ impl Prover<'_> {
         if let Some(&length) = self.lengths.get(&v) {
             proof.shorten(self.graph.shape(v), length);
         }
-        Ok(proof.settled(self.graph.shape(v)))
+        Ok(proof.rescaled(self.graph.shape(v)))
     }
 
     fn rule(&mut self, v: ValueId) -> Result<Option<Proof>> {
@@ -270,7 +270,7 @@ impl Prover<'_> {
         (unit, self.paired(c) && self.paired(s))
     }
 
-    /// The root of the greatest `c² + s²`, where operators show that two values are cosines and sines of the same angles.
+    /// The root of the maximum `c² + s²`, where operators show that two values are cosines and sines of the same angles.
     fn same_angle(&self, c: ValueId, s: ValueId) -> Option<f64> {
         let op = |v: ValueId| self.graph.op(v).and_then(Op::to_plain);
         let (c_args, s_args) = (self.graph.operands(c), self.graph.operands(s));
@@ -346,7 +346,7 @@ impl Prover<'_> {
             return Ok(Some(proof));
         }
         let mut proof = Proof::of(self.mean(v).unwrap_or_else(|| x.range.zip(&y.range, times)));
-        // Longest times greatest, either way round.
+        // Longest times maximum, either way round.
         let (most_x, most_y) = (x.size(), y.size());
         proof.lengths = self.lengths_of((v, *a, *b), (x, y), |p, q, _| (p * most_y).min(q * most_x));
         if let (Some(g), Some(h)) = (&x.linear, &y.linear)

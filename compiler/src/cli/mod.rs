@@ -72,7 +72,7 @@ struct ModelArgs {
     /// Bind a symbolic size, or an input of one number that decides sizes.
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     dim: Vec<(String, u64)>,
-    /// Greatest value of a symbolic size; by default what the model's tables of positions hold, at most 2048.
+    /// Maximum value of a symbolic size; by default what the model's tables of positions hold, at most 2048.
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     max: Vec<(String, u64)>,
 }

@@ -65,7 +65,7 @@ const MACS_PER_ELEMENT: f64 = 5.0;
 const KNOWN: f64 = 1.0;
 /// Rows on which an operator is tried.
 const PROBED_ROWS: u64 = 8;
-/// Greatest absolute value that an operator is tried for.
+/// Maximum absolute value that an operator is tried for.
 const PROBED_RANGE: f64 = 16.0;
 
 /// How a secret value is held.
@@ -133,8 +133,8 @@ impl Costs {
         Costs { network: Network { latency_s: 0.0, ..self.network }, ..self.clone() }
     }
 
-    /// Fraction bits of settled values.
-    pub fn settled(&self) -> Form {
+    /// Fraction bits of rescaled values.
+    pub fn rescaled(&self) -> Form {
         Form { scale: self.f.into(), terms: Terms::Shares }
     }
 
@@ -191,7 +191,7 @@ impl Costs {
     }
 
     /// What it takes to bring a value to shares at the common scale.
-    pub fn settle(&mut self, form: Form, shape: &[Dim]) -> Sent {
+    pub fn rescale(&mut self, form: Form, shape: &[Dim]) -> Sent {
         let by = form.scale - i32::from(self.f);
         if by > 0 {
             let by = u8::try_from(by).unwrap_or(u8::MAX);
@@ -326,7 +326,7 @@ fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, f: u8) -> Result<(u64,
 }
 
 /// Whether an operator takes its private operands as shares at the common scale; `private` if all of them are.
-pub fn wants_settled(op: &Op, private: bool) -> bool {
+pub fn wants_rescaled(op: &Op, private: bool) -> bool {
     match op {
         Op::Add | Op::Sub | Op::Neg | Op::Div | Op::ReduceSum { .. } | Op::ReduceMean { .. } => false,
         Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Concat { .. } => false,

@@ -4,9 +4,9 @@
 //! are truncated depends on who uses them, so a program is priced whole, in two passes like lowering's. Candidates are
 //! the program as it was, a greedy choice that carries sets of what was paid for, and the program as it was with all
 //! terms of one rule; the best is improved one class at a time. In the end every change that gains next to nothing is
-//! taken back: rewritten values are rounded elsewhere. The program as it was is a candidate, so nothing gets dearer.
+//! taken back: rewritten values are rounded elsewhere. The program as it was is a candidate, so nothing gets costlier.
 
-use super::cost::{Costs, Form, STEPS, Sent, Terms, wants_settled};
+use super::cost::{Costs, Form, STEPS, Sent, Terms, wants_rescaled};
 use super::language::{Analysis, Facts, Head};
 use crate::graph::{Op, Owner};
 use ombra_ir::plain::Type;
@@ -171,20 +171,20 @@ impl Problem<'_> {
         let mut values: BTreeMap<usize, Value> = BTreeMap::new();
         for &class in &order {
             let (owner, fixed) = self.owned(class, choice, &values);
-            values.insert(class, Value { owner, fixed, form: costs.settled(), depth: Default::default() });
+            values.insert(class, Value { owner, fixed, form: costs.rescaled(), depth: Default::default() });
         }
         let secret = |class: usize| values[&class].owner == Owner::Secret;
-        let mut settled: BTreeMap<usize, bool> = self.roots.iter().copied().filter(|r| r.1).collect();
+        let mut rescaled: BTreeMap<usize, bool> = self.roots.iter().copied().filter(|r| r.1).collect();
         let mut used: BTreeMap<usize, ()> = self.roots.iter().map(|r| (r.0, ())).collect();
         for &class in order.iter().filter(|&&c| secret(c)) {
             let Some(op) = self.op(class, choice) else { continue };
             let args = self.taken(class, choice);
             let private = args.iter().all(|&a| values[&a].owner != Owner::Public);
-            let wants = wants_settled(op, private);
+            let wants = wants_rescaled(op, private);
             for arg in args {
                 used.insert(arg, ());
                 if wants {
-                    settled.insert(arg, true);
+                    rescaled.insert(arg, true);
                 }
             }
         }
@@ -210,15 +210,15 @@ impl Problem<'_> {
             }
             let (form, sent, work) = self.value(class, choice, &values, costs);
             let mut depth = self.begin(class, choice, &values);
-            let settle =
-                if settled.contains_key(&class) { costs.settle(form, self.shape(class)) } else { Sent::default() };
+            let rescale =
+                if rescaled.contains_key(&class) { costs.rescale(form, self.shape(class)) } else { Sent::default() };
             for (step, depth) in depth.iter_mut().enumerate() {
-                *depth += sent.rounds[step] + settle.rounds[step];
+                *depth += sent.rounds[step] + rescale.rounds[step];
                 price.rounds[step] = price.rounds[step].max(*depth);
             }
-            price.bytes += sent.bytes + settle.bytes;
+            price.bytes += sent.bytes + rescale.bytes;
             price.work += work;
-            let form = if settled.contains_key(&class) { costs.settled() } else { form };
+            let form = if rescaled.contains_key(&class) { costs.rescaled() } else { form };
             values.insert(class, Value { form, depth, ..value });
         }
         price.total = price.bytes + price.setup + price.work + costs.latency(price.rounds);
@@ -244,14 +244,14 @@ impl Problem<'_> {
         values: &BTreeMap<usize, Value>,
         costs: &mut Costs,
     ) -> (Form, Sent, f64) {
-        let settled = costs.settled();
-        let f = settled.scale;
+        let rescaled = costs.rescaled();
+        let f = rescaled.scale;
         let none = Sent::default();
-        let Some(op) = self.op(class, choice) else { return (settled, none, 0.0) };
+        let Some(op) = self.op(class, choice) else { return (rescaled, none, 0.0) };
         let args = self.taken(class, choice);
         let shape = self.shape(class);
         let of = |slot: usize| args.get(slot).map(|a| values[a]).filter(|v| v.owner != Owner::Public);
-        let form = |slot: usize| of(slot).map_or(settled, |v| v.form);
+        let form = |slot: usize| of(slot).map_or(rescaled, |v| v.form);
         let weaker = |a: Form, b: Form| Form { scale: a.scale.max(b.scale), terms: a.terms.max(b.terms) };
         let pass = costs.work(shape, None);
         match op {
@@ -264,19 +264,19 @@ impl Problem<'_> {
             }
             Op::Add | Op::Sub => match (of(0), of(1)) {
                 (Some(a), Some(b)) => (weaker(a.form, b.form), none, pass),
-                (a, b) => (a.or(b).map_or(settled, |v| v.form), none, pass),
+                (a, b) => (a.or(b).map_or(rescaled, |v| v.form), none, pass),
             },
             Op::Mul | Op::Div => match (of(0), of(1)) {
                 (Some(_), Some(_)) => (Form { scale: 2 * f, terms: Terms::Three }, none, pass),
                 (a, b) => {
                     let (known, at) = if b.is_none() { (1, 0) } else { (0, 1) };
-                    let x = a.or(b).map_or(settled, |v| v.form);
+                    let x = a.or(b).map_or(rescaled, |v| v.form);
                     let facts = args.get(known).map(|&k| &self.classes[k].facts);
                     match facts.and_then(|f| f.full.filter(|_| f.ty.shape.len() <= 1)) {
                         Some(k) => scaled(x, if matches!(op, Op::Div) { 1.0 / k } else { k }, pass),
                         None if x.scale <= 2 * f => (Form { scale: x.scale + f, ..x }, none, pass),
                         None => {
-                            let first = costs.settle(x, self.shape(args[at]));
+                            let first = costs.rescale(x, self.shape(args[at]));
                             (Form { scale: 2 * f, terms: Terms::Shares }, first, pass)
                         }
                     }
@@ -288,12 +288,12 @@ impl Problem<'_> {
             Op::Reshape { .. } => (form(0), none, 0.0),
             Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } => (form(0), none, pass),
             Op::Gather { .. } if args.get(1).is_some_and(|i| values[i].owner == Owner::Public) => (form(0), none, pass),
-            Op::Concat { .. } => ((0..args.len()).map(form).fold(settled, weaker), none, pass),
+            Op::Concat { .. } => ((0..args.len()).map(form).fold(rescaled, weaker), none, pass),
             _ => {
                 let types: Vec<(Type, Owner)> =
                     args.iter().map(|&a| (self.classes[a].facts.ty.clone(), values[&a].owner)).collect();
                 let sent = costs.probe(op, &types, shape);
-                (settled, sent, pass)
+                (rescaled, sent, pass)
             }
         }
     }
@@ -367,7 +367,7 @@ impl Problem<'_> {
     }
 
     /// For every class the term whose program is cheapest when what is shared in it is counted once, from the leaves up,
-    /// until nothing changes. A private value is taken to be settled by whoever needs it so.
+    /// until nothing changes. A private value is taken to be rescaled by whoever needs it so.
     fn greedy(&self, costs: &mut Costs) -> Choice {
         let mut best: Vec<Option<Paid>> = vec![None; self.classes.len()];
         let mut choice = self.original();
@@ -407,13 +407,13 @@ impl Problem<'_> {
             values.insert(arg, paid.value);
         }
         let (owner, fixed) = self.owned(class, choice, &values);
-        let mut value = Value { owner, fixed, form: costs.settled(), depth: Default::default() };
+        let mut value = Value { owner, fixed, form: costs.rescaled(), depth: Default::default() };
         let taken = self.taken(class, choice);
         for &arg in &taken {
             values.insert(arg, best[arg].as_ref()?.value);
         }
         let private = taken.iter().all(|a| values[a].owner != Owner::Public);
-        let wants = self.op(class, choice).is_some_and(|op| wants_settled(op, private));
+        let wants = self.op(class, choice).is_some_and(|op| wants_rescaled(op, private));
         let mut own = 0.0;
         if owner == Owner::Secret {
             for &arg in &taken {
@@ -424,10 +424,10 @@ impl Problem<'_> {
                     items.insert((arg, true), costs.sharing(self.shape(arg)));
                 }
                 if wants && values[&arg].owner == Owner::Secret {
-                    let settle = costs.settle(paid.value.form, self.shape(arg));
-                    items.insert((arg, true), settle.bytes);
-                    depth.iter_mut().zip(settle.rounds).for_each(|(d, r)| *d += r);
-                    values.insert(arg, Value { form: costs.settled(), ..paid.value });
+                    let rescale = costs.rescale(paid.value.form, self.shape(arg));
+                    items.insert((arg, true), rescale.bytes);
+                    depth.iter_mut().zip(rescale.rounds).for_each(|(d, r)| *d += r);
+                    values.insert(arg, Value { form: costs.rescaled(), ..paid.value });
                 }
                 value.depth.iter_mut().zip(depth).for_each(|(d, r)| *d = (*d).max(r));
             }
@@ -445,7 +445,7 @@ impl Problem<'_> {
         }
         items.insert((class, false), own);
         // Compared as shares, since that is how most values end.
-        let (last, mut depth) = (costs.settle(value.form, self.shape(class)), value.depth);
+        let (last, mut depth) = (costs.rescale(value.form, self.shape(class)), value.depth);
         depth.iter_mut().zip(last.rounds).for_each(|(d, r)| *d += r);
         let mut total = items.values().sum::<f64>() + costs.latency(depth);
         match owner {
@@ -457,7 +457,7 @@ impl Problem<'_> {
     }
 }
 
-/// What the greedy choice has paid for a class: every class and every settling once.
+/// What the greedy choice has paid for a class: every class and every rescaling once.
 #[derive(Clone, Debug)]
 struct Paid {
     items: BTreeMap<(usize, bool), f64>,

@@ -185,11 +185,11 @@ fn refused(problem: &Problem, choice: &Choice, best: &Price, costs: &mut Costs) 
     let order = problem.order(&other).unwrap_or_default();
     let changed = order.into_iter().filter(|&class| other[class] != choice[class]);
     let found = changed.filter_map(|class| Some((class, problem.classes[class].terms[other[class]].rule?)));
-    found.filter(|&(_, rule)| RULES[rule].reported).map(|(class, rule)| (class, rule, dearer(best, &price))).collect()
+    found.filter(|&(_, rule)| RULES[rule].reported).map(|(class, rule)| (class, rule, costlier(best, &price))).collect()
 }
 
 /// Why a program is refused.
-fn dearer(best: &Price, other: &Price) -> String {
+fn costlier(best: &Price, other: &Price) -> String {
     let rounds = |p: &Price| p.rounds.iter().sum::<u32>();
     let more = |a: f64, b: f64| if b > a { "more" } else { "fewer" };
     format!(

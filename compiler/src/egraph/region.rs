@@ -4,7 +4,7 @@
 //! from outside: inputs, weights, constants, public and the client's values, and those of other layers. Regions with
 //! equal signatures differ in the names of their leaves only, so one solution serves all of them.
 
-use super::cost::wants_settled;
+use super::cost::wants_rescaled;
 use super::extract::{Choice, Class, Problem, Term};
 use super::language::{EGraph, Expr, Facts, Head};
 use crate::graph::{Graph, Op, Origin, Owner, ValueId};
@@ -128,13 +128,13 @@ pub fn region(graph: &Graph, layer: Option<u32>, nodes: &[ValueId]) -> Result<Re
         if outside.is_empty() && !output {
             continue;
         }
-        let mut settled = output;
+        let mut rescaled = output;
         for user in outside {
             let operands = graph.operands(user);
             let private = operands.iter().all(|&o| graph.node(o).is_ok_and(|n| n.owner != Owner::Public));
-            settled |= graph.op(user).is_some_and(|op| wants_settled(op, private));
+            rescaled |= graph.op(user).is_some_and(|op| wants_rescaled(op, private));
         }
-        roots.push((place, settled));
+        roots.push((place, rescaled));
     }
     Ok(Region { layer, nodes: nodes.to_vec(), leaves, roots })
 }
@@ -227,7 +227,7 @@ pub fn problem<'a>(
         roots: region
             .roots
             .iter()
-            .filter_map(|&(place, settled)| Some((find(classes.get(place as usize)?), settled)))
+            .filter_map(|&(place, rescaled)| Some((find(classes.get(place as usize)?), rescaled)))
             .collect(),
         analysis: &egraph.analysis,
     };

@@ -152,7 +152,7 @@ fn networks_are_read() {
     }
 }
 
-/// Long chains of sums and factors, where equal programs are many: limits end the search, and what is found is no dearer.
+/// Long chains of sums and factors, where equal programs are many: limits end the search, and what is found is no costlier.
 #[test]
 fn limits_end_what_does_not_saturate() {
     let mut d = Draw::new(8);

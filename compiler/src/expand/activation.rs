@@ -5,7 +5,7 @@
 //! 1/2 and erf are odd, `x · p(x²)` with a Chebyshev series for `p`, and constant outside. The square of `T` is chosen so
 //! that `2/T²` is a small integer over a power of two.
 //!
-//! Greatest errors of the formulas, inside and beyond `T`:
+//! Maximum errors of the formulas, inside and beyond `T`:
 //!
 //! | | T | degree | inside | tail |
 //! |---|---|---|---|---|
@@ -193,12 +193,12 @@ mod tests {
 
     const STEPS: u32 = 4000;
 
-    /// Greatest error of an even part's series on [0, T].
+    /// Maximum error of an even part's series on [0, T].
     fn even(f: impl Fn(f64) -> f64, form: Form, degree: usize) -> f64 {
         worst(form, &chebyshev_fit(&f, form.t(), degree), |p, _| p, f)
     }
 
-    /// Greatest error of an odd function's series on [0, T].
+    /// Maximum error of an odd function's series on [0, T].
     fn odd(f: impl Fn(f64) -> f64, form: Form, degree: usize) -> f64 {
         worst(form, &chebyshev_fit_odd(&f, form.t(), degree), |p, x| p * x, f)
     }

@@ -147,7 +147,7 @@ struct Point {
 }
 
 /// Coefficients of the Chebyshev series of degree `degree` in `s = 2(x/t)² − 1` nearest to an even function on
-/// `[−t, t]` in the greatest error, by Lawson's iteration on a fixed grid; the same on every machine.
+/// `[−t, t]` in the maximum error, by Lawson's iteration on a fixed grid; the same on every machine.
 pub fn chebyshev_fit(even: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f64> {
     fit(t, degree, |x| (even(x), 1.0))
 }

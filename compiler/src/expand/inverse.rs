@@ -67,7 +67,7 @@ pub(super) struct Inverse {
 }
 
 /// Of the steps of a range: where all but the first begin, their factors as integers, the roots of these, and the
-/// greatest `|1 − x·F|` of all.
+/// maximum `|1 − x·F|` of all.
 struct Table {
     thresholds: Vec<f64>,
     factors: Vec<i64>,
@@ -84,7 +84,7 @@ struct Formats {
 }
 
 impl Inverse {
-    /// Logarithm of the greatest result, rounded up.
+    /// Logarithm of the maximum result, rounded up.
     fn largest(self) -> i32 {
         libm::ceil(libm::log2(self.gain) - f64::from(self.min) / 2.0) as i32
     }
@@ -255,7 +255,7 @@ fn combined(e: &mut Emit, bit: Id, steps: &[i64], (bits, bound): (u8, u8)) -> Re
     e.guarded(Op::ReduceSum { axis }, &[terms], bound)
 }
 
-/// Bits of the greatest of integers.
+/// Bits of the maximum of integers.
 fn magnitude(values: &[i64]) -> u8 {
     values.iter().map(|k| (64 - k.unsigned_abs().leading_zeros()) as u8).max().unwrap_or(1).max(1)
 }

@@ -13,7 +13,7 @@
 //! and their bits choose a factor `F` with `|1 − S·F| ≤ ρ`. With `r = 1 − S·F`, the factor of the row is a cubic in `r`
 //! times a mantissa times a power of two, so that it has its precision for short rows and for long ones.
 //!
-//! Errors relative to the row's greatest entry: 2e-5 below `2^30` units, where a row has one level, and 6e-5 within a
+//! Errors relative to the row's maximum entry: 2e-5 below `2^30` units, where a row has one level, and 6e-5 within a
 //! factor of 16 of the longest row that is allowed; 1e-4 up to `2^42`;
 //! 2e-3 up to `2^46`; 5e-2 up to `2^50`. Rounds: 1 for the statistic, the comparisons of as many bits as lie between
 //! `n·eps` and the longest row, 1 for their bits, 7 for the cubic, 2 an element; one or two more where there are levels.
@@ -142,11 +142,11 @@ fn levels(least: f64, most: f64) -> Result<Vec<Level>> {
 struct Steps {
     /// Low bits that comparisons with all thresholds but the first leave out.
     drop: u8,
-    /// Of every step its threshold, and the least and the greatest statistic that may be taken for one of it.
+    /// Of every step its threshold, and the minimum and the maximum statistic that may be taken for one of it.
     ends: Vec<[f64; 3]>,
 }
 
-/// Steps of one ratio from the least statistic that is taken for one of a step to the greatest.
+/// Steps of one ratio from the least statistic that is taken for one of a step to the maximum.
 fn steps_of(level: &Level) -> Steps {
     let own = |log: f64| libm::exp2(log - 2.0 * f64::from(level.cut));
     let ratio = libm::exp2(1.0 / PER_OCTAVE);
@@ -171,7 +171,7 @@ fn dropped(least: f64, blur: i32) -> u8 {
     u8::try_from(libm::floor(least) as i32 - blur).unwrap_or(0)
 }
 
-/// The table of every level, and the greatest `|1 − S·F|` in it. `gain / √S` is what the row's factor is.
+/// The table of every level, and the maximum `|1 − S·F|` in it. `gain / √S` is what the row's factor is.
 fn table(levels: &[Level], gain: f64) -> (Vec<Vec<Step>>, f64) {
     let mut rho = 0.0f64;
     let mut step = |level: &Level, [_, least, most]: [f64; 3]| {
@@ -203,7 +203,7 @@ fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8)
     let most = libm::log2(libm::exp2(2.0 * f64::from(form.length)) + whole_eps).max(least + 1.0 / PER_OCTAVE);
     let levels = levels(least, most)?;
     // x · gain / √S has its point so far to the left that the longest row's factor has some bits, and no further than any
-    // row's greatest entry allows. Divisions by whole bytes cost the same.
+    // row's maximum entry allows. Divisions by whole bytes cost the same.
     let root = libm::sqrt(columns as f64);
     let point = f64::from(form.scale) + libm::log2(root);
     let wanted = libm::ceil((LEAST_FACTOR + most / 2.0 - point) / 8.0) * 8.0;

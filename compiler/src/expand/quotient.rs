@@ -99,7 +99,7 @@ pub(super) fn reciprocal(e: &mut Emit, x: Id, range: Range2, out: u8) -> Result<
     e.product(second, last, out, bound(out))
 }
 
-/// `a / b` at scale `out`; error 2e-5 relative to the greatest quotient, and `2^−out`.
+/// `a / b` at scale `out`; error 2e-5 relative to the maximum quotient, and `2^−out`.
 pub(super) fn div(e: &mut Emit, a: Id, b: Id, range: Range2, out: u8, result: (u8, BoundFrom)) -> Result<Id> {
     let (bits, scale, bound) = e.ring(a)?;
     let (min, max) = (i32::from(range.min), i32::from(range.max));

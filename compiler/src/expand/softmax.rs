@@ -5,7 +5,7 @@
 //! there. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared, exponentiated
 //! and summed, so nothing depends on what a mask hides.
 //!
-//! The maximum may fall short by `2^−5` at every level of its tree, which makes the greatest exponential a little more
+//! The maximum may fall short by `2^−5` at every level of its tree, which makes the maximum exponential a little more
 //! than 1 and cancels in the quotient. It is taken in the smallest ring that holds the scores, the exponential in one of
 //! 32 bits with 29 fraction bits.
 //!
@@ -21,7 +21,7 @@ use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits that decide the maximum.
 const MAX_FRACTION: u8 = 5;
-/// Levels of a row's maximum: what each falls short by leaves the greatest exponential below 2.
+/// Levels of a row's maximum: what each falls short by leaves the maximum exponential below 2.
 const LONGEST: u8 = 20;
 /// Where exponentials may begin to count as 0, above [`EXP_LOWEST`], as a power of two.
 const BLUR: u8 = 4;
@@ -102,7 +102,7 @@ pub(super) struct Ratio {
 
 /// Bits of a quotient before its division: one less than a truncation takes.
 const QUOTIENT: i32 = 61;
-/// Significant bits of the reciprocal of the greatest divisor.
+/// Significant bits of the reciprocal of the maximum divisor.
 const LEAST_SIGNIFICANT: i32 = 10;
 /// Fraction bits of a score that decide whether it is positive.
 const POSITIVE_FRACTION: u8 = 12;

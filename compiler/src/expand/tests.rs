@@ -146,7 +146,7 @@ impl Norm {
         x.iter().map(|x| if root > 0.0 { (x - mean) / root } else { 0.0 }).collect()
     }
 
-    /// The greatest error of every row, less what the result's own rounding makes, relative to its greatest entry.
+    /// The maximum error of every row, less what the result's own rounding makes, relative to its maximum entry.
     fn errors(self, rows: &[Vec<i64>], random: Option<&mut Rng>) -> Vec<f64> {
         let all: Vec<i64> = rows.concat();
         let (found, scale) = run(&self.module(rows.len()), &all, random);

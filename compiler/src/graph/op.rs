@@ -146,7 +146,7 @@ pub enum Op {
     Clamp {
         /// Least result.
         low: f32,
-        /// Greatest result, not below `low`.
+        /// Maximum result, not below `low`.
         high: f32,
     },
     /// e^x.

@@ -108,7 +108,7 @@ fn is_logic(op: &Op) -> bool {
     matches!(op, Op::Public(plain::Op::Unary(Unary::Not) | plain::Op::Binary(Binary::And | Binary::Or | Binary::Equal)))
 }
 
-/// Whether truth values of the client's are compared floats, or connectives of such and of what is no client's.
+/// Whether booleans of the client's are compared floats, or connectives of such and of what is no client's.
 fn is_decision(graph: &Graph, id: ValueId) -> bool {
     let mut stack = vec![id];
     let mut seen = BTreeSet::new();

@@ -29,7 +29,7 @@ pub struct Published {
     pub node: String,
     /// The operator that needs it in the clear.
     pub op: &'static str,
-    /// Its elements are integers or truth values from which floating-point numbers are made.
+    /// Its elements are integers or booleans from which floating-point numbers are made.
     pub integer: bool,
 }
 

@@ -30,7 +30,7 @@ pub use context::{Context, Published, Value};
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Symbolic sizes with a value, by the name in the file or by `batch`, `seq`, `past`; and inputs of one integer or
-    /// truth value that decide sizes, by their names.
+    /// boolean that decide sizes, by their names.
     pub dims: BTreeMap<String, u64>,
     /// Largest values of symbolic sizes, by the same names.
     pub max: BTreeMap<String, u64>,

@@ -1,4 +1,4 @@
-//! How far a model's tables of positions reach: the greatest index that lengths allow, and the lengths that tables allow.
+//! How far a model's tables of positions reach: the maximum index that lengths allow, and the lengths that tables allow.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use super::recognise::values::possible;
 use super::{Context, Options, Value};
 use crate::graph::{Graph, InputRole, Op, ValueId};
 
-/// Greatest number of new or cached tokens where nobody gives one and no table allows less.
+/// Maximum number of new or cached tokens where nobody gives one and no table allows less.
 pub const DEFAULT_LENGTH: u64 = 2048;
 /// Fewer tokens than this are no use.
 const USEFUL: u64 = 16;
 /// Most nodes that one question looks at.
 const STEPS: usize = 200;
-/// Most sizes of which one is the greatest.
+/// Most sizes of which one is the maximum.
 const MOST: usize = 4;
 
 /// Remembers that `index`, which counts entries of an axis of `data`, stays within it, where the index follows from
@@ -53,7 +53,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Sizes of which one is the greatest element of `id`, or above it; `None` when that is not known.
+    /// Sizes of which one is the maximum element of `id`, or above it; `None` when that is not known.
     fn greatest(&mut self, id: ValueId) -> Option<Vec<Dim>> {
         self.left = self.left.checked_sub(1)?;
         let graph = self.graph;

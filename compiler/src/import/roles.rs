@@ -116,7 +116,7 @@ const KEPT: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
 /// What those are where nobody says: for the next token the last position is enough.
 const DEFAULT_KEPT: u64 = 1;
 
-/// Whether an input is one integer or truth value and no mask or token, so that it may decide sizes.
+/// Whether an input is one integer or boolean and no mask or token, so that it may decide sizes.
 fn is_size(role: InputRole, ty: &Type) -> bool {
     let single = ty.shape.len() <= 1 && ty.shape.iter().all(|d| d.is(1));
     single && ty.dtype != DType::F32 && matches!(role, InputRole::Other | InputRole::Public)

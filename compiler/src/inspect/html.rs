@@ -318,7 +318,7 @@ fn seen(report: &Report) -> Markup {
 }
 
 fn bounds(report: &Report) -> Markup {
-    // By what is bounded and the operator: how many, the least low end and the greatest high end.
+    // By what is bounded and the operator: how many, the least low end and the maximum high end.
     let mut assumed: BTreeMap<(&str, String), (usize, f64, f64)> = BTreeMap::new();
     for range in &report.assumed {
         let entry = assumed.entry((range.quantity.name(), shown(&range.op))).or_insert((0, f64::INFINITY, 0.0));

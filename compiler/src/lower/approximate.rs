@@ -44,7 +44,7 @@ impl Lower<'_> {
         self.value(v, M::RatioSoftmax { square, shift, eps, min_log2, max_log2 }, &[x, mask])
     }
 
-    /// `2^min ≤ divisor < 2^max`. The end is what the scores' bound proves, or the greatest mean that calibration saw
+    /// `2^min ≤ divisor < 2^max`. The end is what the scores' bound proves, or the maximum mean that calibration saw
     /// times the longest row, with the margin of every bound. The begin is `eps`, below which no divisor is, or the least
     /// one that calibration saw, with the same margin, and at least [`DEVIATIONS`] below the mean of their logarithms:
     /// divisors of short rows spread widely.

@@ -1,6 +1,6 @@
-//! Lowering of what is decided by comparisons: signs, maxima, choices, truth values.
+//! Lowering of what is decided by comparisons: signs, maxima, choices, booleans.
 //!
-//! Truth values are shared bits, or, once a public truth value had a part in them, 0 or 1 in the ring. A comparison is made
+//! Booleans are shared bits, or, once a public boolean had a part in them, 0 or 1 in the ring. A comparison is made
 //! once for all uses of one difference: `max(x, 0)`, `|x|` and `x < 0` share theirs, and so do the maximum and the minimum
 //! of one pair.
 //!
@@ -103,7 +103,7 @@ impl Lower<'_> {
                 && if greatest { k < -reach } else { k > reach }
                 && self.graph.shape(x) == self.graph.shape(v)
             {
-                return self.raw(x);
+                return self.unrescaled(x);
             }
         }
         let difference = self.difference(v, a, b)?;
@@ -149,7 +149,7 @@ impl Lower<'_> {
         self.within(v, M::Mul, &[x, mask], bound)
     }
 
-    /// 1 where a public truth value holds, at scale 0.
+    /// 1 where a public boolean holds, at scale 0.
     fn public_indicator(&mut self, v: ValueId) -> Result<Id> {
         let value = self.program_value(v)?;
         let cast = self.module.public.push(plain::Op::Cast { to: DType::F32 }, vec![value])?;
@@ -159,16 +159,16 @@ impl Lower<'_> {
         ombra_ir::infer::push(&mut self.module, op, &[plain], Some((1, BoundFrom::Proven)), origin)
     }
 
-    /// A truth value that is secret: bits, or 0 and 1 in the ring.
+    /// A boolean that is secret: bits, or 0 and 1 in the ring.
     fn truth(&mut self, v: ValueId) -> Result<Id> {
         match self.graph.node(v)?.owner {
-            Owner::Secret => self.raw(v),
-            _ => Err(Diagnostic::unsupported("E0520", "a truth value that one party knows beside a secret one")
-                .note("expected connectives of public truth values and comparisons of secret values")),
+            Owner::Secret => self.unrescaled(v),
+            _ => Err(Diagnostic::unsupported("E0520", "a boolean that one party knows beside a secret one")
+                .note("expected connectives of public booleans and comparisons of secret values")),
         }
     }
 
-    /// A secret truth value as 0 or 1 in the ring, at scale 0.
+    /// A secret boolean as 0 or 1 in the ring, at scale 0.
     pub(super) fn indicator(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let truth = self.truth(x)?;
         if self.module.ty(truth).as_ring().is_some() { Ok(truth) } else { self.in_ring(v, truth) }
@@ -188,7 +188,7 @@ impl Lower<'_> {
         }
     }
 
-    /// `and`, `or` or equality of truth values.
+    /// `and`, `or` or equality of booleans.
     fn connective(&mut self, v: ValueId, op: Binary, a: ValueId, b: ValueId) -> Result<Id> {
         for (public, secret) in [(a, b), (b, a)] {
             if self.graph.node(public)?.owner == Owner::Public {
@@ -226,7 +226,7 @@ impl Lower<'_> {
         self.opposite(v, one)
     }
 
-    /// [`Lower::connective`] of a public and a secret truth value: no message but those that bring bits into the ring.
+    /// [`Lower::connective`] of a public and a secret boolean: no message but those that bring bits into the ring.
     fn with_public(&mut self, v: ValueId, op: Binary, public: ValueId, secret: ValueId) -> Result<Id> {
         let (p, x) = (self.public_indicator(public)?, self.indicator(v, secret)?);
         let both = self.within(v, M::Mul, &[x, p], 1)?;
@@ -244,7 +244,7 @@ impl Lower<'_> {
         self.within(v, M::Add, &[both, neither], 1)
     }
 
-    /// A comparison, or a connective of truth values.
+    /// A comparison, or a connective of booleans.
     pub(super) fn predicate(&mut self, v: ValueId, op: Binary, a: ValueId, b: ValueId) -> Result<Id> {
         match op {
             Binary::And | Binary::Or => self.connective(v, op, a, b),
@@ -293,7 +293,7 @@ impl Lower<'_> {
         let op = plain::Op::Iota { start: start.clone(), len: len.clone(), step };
         let value = self.module.public.push(op, Vec::new())?;
         let index = self.publish_ref(v, value, DType::I64, vec![len.clone()])?;
-        let x = self.raw(x)?;
+        let x = self.unrescaled(x)?;
         self.value(v, M::Gather { axis: axis as u8 }, &[x, index])
     }
 }

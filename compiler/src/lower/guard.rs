@@ -188,8 +188,8 @@ impl Lower<'_> {
 
     /// Checks that the sum which becomes a value holds what is proven of it: truncation is wrong beyond.
     fn check_raw(&self, v: ValueId) -> Result<()> {
-        let Some(&raw) = self.raw.get(&v) else { return Ok(()) };
-        let (scale, _) = self.ring(raw)?;
+        let Some(&unrescaled) = self.unrescaled.get(&v) else { return Ok(()) };
+        let (scale, _) = self.ring(unrescaled)?;
         let proven = self.options.ranges.values.get(&v).map_or(f64::INFINITY, |r| r.proven);
         self.check_room(super::magnitude_bits(proven, scale))
     }
@@ -225,7 +225,7 @@ impl Lower<'_> {
     /// Shares of a value's rows: where a truncation was made once they had been moved, those that it left.
     fn rows_of(&mut self, v: ValueId) -> Result<Id> {
         let mut at = v;
-        while !self.settled.contains_key(&at) {
+        while !self.rescaled.contains_key(&at) {
             let last = self.graph.shape(at).last().and_then(size_of);
             let keeps_rows = |u: &ValueId| match self.graph.op(*u) {
                 Some(Op::Reshape { shape }) => last.is_some() && shape.last().and_then(size_of) == last,

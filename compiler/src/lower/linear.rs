@@ -27,7 +27,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn matmul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
-        let turned = match turned(self.graph, b).filter(|_| !self.settled.contains_key(&b)) {
+        let turned = match turned(self.graph, b).filter(|_| !self.rescaled.contains_key(&b)) {
             Some(x) => Some(x),
             None => self.tied_table(b)?,
         };
@@ -102,8 +102,8 @@ impl Lower<'_> {
     }
 
     fn raw_scale(&mut self, v: ValueId) -> Result<u8> {
-        let raw = self.raw(v)?;
-        Ok(self.ring(raw)?.0)
+        let unrescaled = self.unrescaled(v)?;
+        Ok(self.ring(unrescaled)?.0)
     }
 
     /// A value at a scale no coarser than its own.
@@ -111,9 +111,9 @@ impl Lower<'_> {
         if self.owner(v)? == Owner::Public {
             return self.encode(v, scale);
         }
-        let raw = self.raw(v)?;
-        let (from, _) = self.ring(raw)?;
-        if from == scale { Ok(raw) } else { self.push(v, M::Upscale { by: scale - from }, &[raw]) }
+        let unrescaled = self.unrescaled(v)?;
+        let (from, _) = self.ring(unrescaled)?;
+        if from == scale { Ok(unrescaled) } else { self.push(v, M::Upscale { by: scale - from }, &[unrescaled]) }
     }
 
     pub(super) fn mul(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
@@ -127,8 +127,8 @@ impl Lower<'_> {
         }
         let f = self.options.f;
         let largest = self.largest(b)?.filter(|&x| x > 0.0);
-        let raw = self.raw(a)?;
-        let (_, bound) = self.ring(raw)?;
+        let unrescaled = self.unrescaled(a)?;
+        let (_, bound) = self.ring(unrescaled)?;
         let (bits, wanted) = if self.graph.is_whole(b) {
             (largest.map_or(0, |x| i32::from(whole_bits(x))), 0)
         } else {
@@ -136,7 +136,8 @@ impl Lower<'_> {
             (bits, i32::from(f) + self.spare(b, bits))
         };
         let room = room_beside(bound) - bits.max(0);
-        let (left, scale) = if room >= wanted.min(FACTOR) { (raw, wanted.min(room)) } else { (self.at_f(a)?, wanted) };
+        let (left, scale) =
+            if room >= wanted.min(FACTOR) { (unrescaled, wanted.min(room)) } else { (self.at_f(a)?, wanted) };
         let factor = self.encode(b, scale as u8)?;
         self.value(v, M::Mul, &[left, factor])
     }
@@ -156,7 +157,7 @@ impl Lower<'_> {
         if !is_fine(self.graph, v) {
             return self.shares(v);
         }
-        self.raw(v)
+        self.unrescaled(v)
     }
 
     pub(super) fn div(&mut self, v: ValueId, a: ValueId, b: ValueId) -> Result<Id> {
@@ -176,8 +177,8 @@ impl Lower<'_> {
 
     /// `a · k`: exact powers of two only move the point, integers only the size, others take a factor of 14 bits.
     fn scale_by(&mut self, v: ValueId, a: ValueId, k: f64) -> Result<Id> {
-        let raw = self.raw(a)?;
-        let (scale, bound) = self.ring(raw)?;
+        let unrescaled = self.unrescaled(a)?;
+        let (scale, bound) = self.ring(unrescaled)?;
         if k == 0.0 || !k.is_finite() {
             return Err(Diagnostic::unsupported(
                 "E0523",
@@ -188,15 +189,15 @@ impl Lower<'_> {
         if log2 == libm::floor(log2) && (-16.0..=16.0).contains(&log2) {
             let moved = i32::from(scale) - log2 as i32;
             let id = if moved >= 0 && moved <= i32::from(RING) {
-                self.push(v, M::SetScale { scale: moved as u8 }, &[raw])?
+                self.push(v, M::SetScale { scale: moved as u8 }, &[unrescaled])?
             } else {
-                self.push(v, M::MulInt { k: libm::fabs(k) as i64 }, &[raw])?
+                self.push(v, M::MulInt { k: libm::fabs(k) as i64 }, &[unrescaled])?
             };
             let id = if k < 0.0 { self.push(v, M::Neg, &[id])? } else { id };
             self.tighten(v, id);
             return Ok(id);
         }
-        let base = if room_beside(bound) >= CONSTANT.0 { raw } else { self.at_f(a)? };
+        let base = if room_beside(bound) >= CONSTANT.0 { unrescaled } else { self.at_f(a)? };
         let (product, scale) = self.times_fraction(v, base, k)?;
         self.value(v, M::SetScale { scale }, &[product])
     }
@@ -291,7 +292,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn reduce(&mut self, v: ValueId, x: ValueId, axes: &[usize], keep: bool, mean: bool) -> Result<Id> {
-        let mut id = self.raw(x)?;
+        let mut id = self.unrescaled(x)?;
         let mut n = 1.0;
         for &axis in axes {
             let size = self.graph.shape(x)[axis].as_constant();
@@ -351,7 +352,7 @@ impl Lower<'_> {
     pub(super) fn gather(&mut self, v: ValueId, x: ValueId, index: ValueId, axis: usize) -> Result<Id> {
         match (self.owner(x)?, self.owner(index)?) {
             (_, Owner::Public) => {
-                let x = self.raw(x)?;
+                let x = self.unrescaled(x)?;
                 let index = self.publish(index)?;
                 self.value(v, M::Gather { axis: axis as u8 }, &[x, index])
             }
@@ -387,9 +388,9 @@ fn room_beside(bound: u8) -> i32 {
     i32::from(RING) - 3 - i32::from(bound)
 }
 
-/// What is copied, or moved in several ways, is settled before that and not after: it has fewer elements there, or is
-/// settled once.
-pub(super) fn settle_before_moving(graph: &Graph, scales: &BTreeMap<ValueId, u8>, wishes: &mut BTreeSet<ValueId>) {
+/// What is copied, or moved in several ways, is rescaled before that and not after: it has fewer elements there, or is
+/// rescaled once.
+pub(super) fn rescale_before_moving(graph: &Graph, scales: &BTreeMap<ValueId, u8>, wishes: &mut BTreeSet<ValueId>) {
     // Wishes that a value leads to by movement alone, and whether it is copied on the way.
     let mut led: BTreeMap<ValueId, (BTreeSet<ValueId>, bool)> = BTreeMap::new();
     for v in graph.topological().into_iter().rev() {
@@ -419,7 +420,7 @@ pub(super) fn settle_before_moving(graph: &Graph, scales: &BTreeMap<ValueId, u8>
     }
 }
 
-/// Whether a value is secret and computed by the program, so that its raw form may be an unfinished sum.
+/// Whether a value is secret and computed by the program, so that its unrescaled form may be an unfinished sum.
 pub(super) fn stays_raw(graph: &Graph, v: ValueId) -> bool {
     graph.node(v).is_ok_and(|n| n.owner == Owner::Secret && !matches!(n.op, Op::Input { .. }))
 }

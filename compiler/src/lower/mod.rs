@@ -1,11 +1,11 @@
 //! The typed graph's secret part into the MPC IR, at fixed point.
 //!
-//! Every secret value has a *raw* form, in which linear operations leave it: possibly a sum that only truncation ends,
-//! at a scale above `f`. Operations that need shares ask for the *settled* form, which is truncated once, to the scale that
+//! Every secret value has a *unrescaled* form, in which linear operations leave it: possibly a sum that only truncation ends,
+//! at a scale above `f`. Operations that need shares ask for the *rescaled* form, which is truncated once, to the scale that
 //! [`scales`] chose for the value, and remembered. So a product, its bias, its adapter, its residual and a rotation by public angles share one
-//! truncation. A value that anybody needs settled is settled where it is made, so that nobody truncates it again.
+//! truncation. A value that anybody needs rescaled is rescaled where it is made, so that nobody truncates it again.
 //!
-//! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their settled form.
+//! Nothing here decides what may be revealed: `reveal` is made for declared outputs only, from their rescaled form.
 
 mod approximate;
 mod choice;
@@ -98,10 +98,10 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         module,
         weights: BTreeMap::new(),
         inputs: BTreeMap::new(),
-        raw: BTreeMap::new(),
-        settled: BTreeMap::new(),
+        unrescaled: BTreeMap::new(),
+        rescaled: BTreeMap::new(),
         coarse: BTreeMap::new(),
-        wants_settled: BTreeSet::new(),
+        wants_rescaled: BTreeSet::new(),
         client_ids: BTreeMap::new(),
         encoded: BTreeMap::new(),
         program: BTreeMap::new(),
@@ -112,7 +112,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
         differences: BTreeMap::new(),
         ranges: BTreeMap::new(),
     };
-    l.wants_settled = l.settled_wishes();
+    l.wants_rescaled = l.rescaled_wishes();
     let mut errors = Vec::new();
     for id in graph.topological() {
         if graph.node(id).map(|n| n.owner) != Ok(Owner::Secret) {
@@ -139,17 +139,17 @@ struct Lower<'a> {
     graph: &'a Graph,
     /// Values that depend on weights and constants alone.
     fixed: BTreeSet<ValueId>,
-    /// Fraction bits of settled values that do not have `f`.
+    /// Fraction bits of rescaled values that do not have `f`.
     scales: BTreeMap<ValueId, u8>,
     options: Options<'a>,
     module: Module,
     weights: BTreeMap<String, (ValueId, Owner)>,
     inputs: BTreeMap<String, ValueId>,
-    raw: BTreeMap<ValueId, Id>,
-    settled: BTreeMap<ValueId, Id>,
-    /// Settled values at scales below their own.
+    unrescaled: BTreeMap<ValueId, Id>,
+    rescaled: BTreeMap<ValueId, Id>,
+    /// Rescaled values at scales below their own.
     coarse: BTreeMap<(ValueId, u8), Id>,
-    wants_settled: BTreeSet<ValueId>,
+    wants_rescaled: BTreeSet<ValueId>,
     /// Integers of the client's.
     client_ids: BTreeMap<ValueId, Id>,
     encoded: BTreeMap<(ValueId, u8), Id>,
@@ -169,7 +169,7 @@ struct Lower<'a> {
 impl Lower<'_> {
     /// Assumed lengths of rows, and other ranges: all that a guard watches over.
     fn assumed(&self) -> Vec<Assumed> {
-        let present = |v: &ValueId| self.raw.contains_key(v) || self.settled.contains_key(v);
+        let present = |v: &ValueId| self.unrescaled.contains_key(v) || self.rescaled.contains_key(v);
         let lengths = self.options.ranges.lengths.iter().filter(|(v, _)| present(v));
         let lengths = lengths.map(|(&value, length)| Assumed {
             value,
@@ -253,9 +253,9 @@ impl Lower<'_> {
         Ok((scale, ty.bound))
     }
 
-    /// The raw form of a secret value.
-    fn raw(&mut self, v: ValueId) -> Result<Id> {
-        if let Some(&id) = self.settled.get(&v).or_else(|| self.raw.get(&v)) {
+    /// The unrescaled form of a secret value.
+    fn unrescaled(&mut self, v: ValueId) -> Result<Id> {
+        if let Some(&id) = self.rescaled.get(&v).or_else(|| self.unrescaled.get(&v)) {
             return Ok(id);
         }
         match self.graph.node(v)?.owner {
@@ -265,26 +265,26 @@ impl Lower<'_> {
         Err(Diagnostic::unsupported(SKIPPED, "an operand has no lowering"))
     }
 
-    /// Fraction bits of a value's settled form.
+    /// Fraction bits of a value's rescaled form.
     fn scale_of(&self, v: ValueId) -> u8 {
         self.scales.get(&v).copied().unwrap_or(self.options.f)
     }
 
-    /// The settled form: shares at the value's own scale.
+    /// The rescaled form: shares at the value's own scale.
     fn shares(&mut self, v: ValueId) -> Result<Id> {
-        if let Some(&id) = self.settled.get(&v) {
+        if let Some(&id) = self.rescaled.get(&v) {
             return Ok(id);
         }
-        let raw = self.raw(v)?;
-        if let Some(&id) = self.settled.get(&v) {
+        let unrescaled = self.unrescaled(v)?;
+        if let Some(&id) = self.rescaled.get(&v) {
             return Ok(id);
         }
-        let id = self.settle(v, raw)?;
-        self.settled.insert(v, id);
+        let id = self.rescale(v, unrescaled)?;
+        self.rescaled.insert(v, id);
         Ok(id)
     }
 
-    /// Shares at a scale, from the settled form.
+    /// Shares at a scale, from the rescaled form.
     fn shares_at(&mut self, v: ValueId, scale: u8) -> Result<Id> {
         let id = self.shares(v)?;
         let (own, _) = self.ring(id)?;
@@ -308,17 +308,17 @@ impl Lower<'_> {
         self.shares_at(v, self.options.f)
     }
 
-    fn settle(&mut self, v: ValueId, raw: Id) -> Result<Id> {
-        let (scale, _) = self.ring(raw)?;
-        let shared = self.module.ty(raw).sharing == Sharing::Shared;
+    fn rescale(&mut self, v: ValueId, unrescaled: Id) -> Result<Id> {
+        let (scale, _) = self.ring(unrescaled)?;
+        let shared = self.module.ty(unrescaled).sharing == Sharing::Shared;
         let wanted = self.scale_of(v);
         match scale.cmp(&wanted) {
-            std::cmp::Ordering::Greater => self.value(v, M::Truncate { by: scale - wanted }, &[raw]),
-            std::cmp::Ordering::Equal if shared => Ok(raw),
-            std::cmp::Ordering::Equal => self.value(v, M::Reshare, &[raw]),
+            std::cmp::Ordering::Greater => self.value(v, M::Truncate { by: scale - wanted }, &[unrescaled]),
+            std::cmp::Ordering::Equal if shared => Ok(unrescaled),
+            std::cmp::Ordering::Equal => self.value(v, M::Reshare, &[unrescaled]),
             std::cmp::Ordering::Less => {
-                let fine = self.push(v, M::Upscale { by: wanted - scale }, &[raw])?;
-                self.settle(v, fine)
+                let fine = self.push(v, M::Upscale { by: wanted - scale }, &[unrescaled])?;
+                self.rescale(v, fine)
             }
         }
     }
@@ -333,7 +333,7 @@ impl Lower<'_> {
                 return Err(Diagnostic::internal("E0511", "a public value was taken for a private one"));
             }
         };
-        self.settled.insert(v, id);
+        self.rescaled.insert(v, id);
         Ok(id)
     }
 
@@ -375,7 +375,7 @@ impl Lower<'_> {
             moves.push(at);
             at = x;
             if self.graph.users(at).iter().any(secret) {
-                let mut id = self.raw(at)?;
+                let mut id = self.unrescaled(at)?;
                 for &m in moves.iter().rev() {
                     let op = match self.graph.op(m) {
                         Some(Op::Slice { axis, start, len, .. }) => {
@@ -419,10 +419,10 @@ impl Lower<'_> {
                 OutputKind::Tensor if self.graph.node(v)?.dtype == DType::Bool => self.indicator(v, v)?,
                 OutputKind::Tensor => self.shares(v)?,
                 OutputKind::Index => {
-                    let raw = self.raw(v)?;
-                    match self.module.ty(raw).sharing {
-                        Sharing::Shared => raw,
-                        _ => self.push(v, M::Reshare, &[raw])?,
+                    let unrescaled = self.unrescaled(v)?;
+                    match self.module.ty(unrescaled).sharing {
+                        Sharing::Shared => unrescaled,
+                        _ => self.push(v, M::Reshare, &[unrescaled])?,
                     }
                 }
             };
@@ -445,7 +445,7 @@ impl Lower<'_> {
             Op::Mul => self.mul(v, args[0], args[1])?,
             Op::Div => self.div(v, args[0], args[1])?,
             Op::Neg => {
-                let x = self.raw(args[0])?;
+                let x = self.unrescaled(args[0])?;
                 self.value(v, M::Neg, &[x])?
             }
             Op::Pow(p) if *p == 2.0 => self.mul(v, args[0], args[0])?,
@@ -467,9 +467,9 @@ impl Lower<'_> {
             {
                 self.indicator(v, args[0])?
             }
-            // Integers come of truth values alone.
+            // Integers come of booleans alone.
             Op::Public(plain::Op::Cast { to: DType::F32 }) if self.graph.node(args[0])?.dtype == DType::I64 => {
-                self.raw(args[0])?
+                self.unrescaled(args[0])?
             }
             Op::Public(plain::Op::ArgMax) => self.arg_max(v, args[0])?,
             Op::Relu => self.relu(v, args[0])?,
@@ -492,20 +492,20 @@ impl Lower<'_> {
             Op::ReduceSum { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, false)?,
             Op::ReduceMax { .. } => self.reduce_max(v, args[0])?,
             Op::Reshape { shape } => {
-                let x = self.raw(args[0])?;
+                let x = self.unrescaled(args[0])?;
                 self.value(v, M::Reshape { shape: shape.clone() }, &[x])?
             }
             Op::Transpose { perm } => {
-                let x = self.raw(args[0])?;
+                let x = self.unrescaled(args[0])?;
                 self.value(v, M::Transpose { perm: perm.iter().map(|&p| p as u8).collect() }, &[x])?
             }
             Op::Slice { axis, start, len, step: 1 } => {
-                let x = self.raw(args[0])?;
+                let x = self.unrescaled(args[0])?;
                 self.value(v, M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() }, &[x])?
             }
             Op::Slice { axis, start, len, step } => self.strided(v, args[0], *axis, (start, len), *step)?,
             Op::Expand { shape } => {
-                let x = self.raw(args[0])?;
+                let x = self.unrescaled(args[0])?;
                 self.value(v, M::Expand { shape: shape.clone() }, &[x])?
             }
             Op::Concat { axis } => self.concat(v, &args, *axis)?,
@@ -526,16 +526,16 @@ impl Lower<'_> {
                     .note("export the model with a standard activation and norm, or make the weights before it public"));
             }
         };
-        self.raw.insert(v, id);
-        if self.wants_settled.contains(&v) {
-            let settled = self.settle(v, id)?;
-            self.settled.insert(v, settled);
+        self.unrescaled.insert(v, id);
+        if self.wants_rescaled.contains(&v) {
+            let rescaled = self.rescale(v, id)?;
+            self.rescaled.insert(v, rescaled);
         }
         Ok(())
     }
 
-    /// Values that some user needs settled.
-    fn settled_wishes(&self) -> BTreeSet<ValueId> {
+    /// Values that some user needs rescaled.
+    fn rescaled_wishes(&self) -> BTreeSet<ValueId> {
         let mut wishes = BTreeSet::new();
         let states: BTreeSet<&str> = self.options.states.iter().map(|(_, out)| out.as_str()).collect();
         for o in &self.graph.outputs {
@@ -568,7 +568,7 @@ impl Lower<'_> {
                         .extend(args.first().filter(|v| self.graph.node(**v).is_ok_and(|n| n.owner == Owner::Secret)));
                     false
                 }
-                // A cache is settled, so what continues it is too.
+                // A cache is rescaled, so what continues it is too.
                 Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
                 Op::Mul | Op::AffineNorm { centred: false } => args.iter().all(secret),
                 _ => false,
@@ -584,7 +584,7 @@ impl Lower<'_> {
                 wishes.extend(args.iter().copied().filter(float));
             }
         }
-        // A transpose that only turns a product's right side is free there: its operand settles instead.
+        // A transpose that only turns a product's right side is free there: its operand rescales instead.
         let turned: Vec<(ValueId, ValueId)> =
             wishes.iter().filter_map(|&v| linear::turned(self.graph, v).map(|x| (v, x))).collect();
         for (v, x) in turned {
@@ -600,7 +600,7 @@ impl Lower<'_> {
                 }
             }
         }
-        linear::settle_before_moving(self.graph, &self.scales, &mut wishes);
+        linear::rescale_before_moving(self.graph, &self.scales, &mut wishes);
         wishes
     }
 

@@ -101,7 +101,7 @@ impl Lower<'_> {
         self.fixed.contains(&v)
     }
 
-    /// Greatest size of a public value, at a scale, whether that is proven, and the norms of rows and columns.
+    /// Maximum size of a public value, at a scale, whether that is proven, and the norms of rows and columns.
     fn public_bound(&self, v: ValueId, scale: u8) -> Result<(u8, BoundFrom, Norms)> {
         let whole = scale == 0 && self.graph.is_whole(v);
         let bits = |max: f64| if whole { whole_bits(max) } else { magnitude_bits(max, scale) };
@@ -118,7 +118,7 @@ impl Lower<'_> {
         Ok((bits(max.unwrap_or(GIVEN)), BoundFrom::Proven, Norms::default()))
     }
 
-    /// The greatest size of a static value, and the norms of its rows and columns as integers of a scale.
+    /// The maximum size of a static value, and the norms of its rows and columns as integers of a scale.
     fn encoded_norms(&self, v: ValueId, scale: u8) -> Result<(f64, Norms)> {
         let statics = self.options.statics;
         statics.known.encoded.get(key_of(&[statics.key(v)?], [f64::from(scale)]), || {
@@ -134,7 +134,7 @@ impl Lower<'_> {
         })
     }
 
-    /// A proven greatest size, where operators show one.
+    /// A proven maximum size, where operators show one.
     fn interval(&self, v: ValueId) -> Option<f64> {
         let args = self.graph.operands(v);
         let of = |i: usize| args.get(i).and_then(|&a| self.interval(a));

@@ -99,7 +99,7 @@ impl Lower<'_> {
         let min = log2(low.max(0.0)).div_euclid(2);
         let max = self.top(high).div_euclid(2) + 1;
         let (min_log4, max_log4) = (small(min.max(floor).min(max - 1)), small(max));
-        // Small operands have small errors: only the greatest, and the sign, are taken for granted.
+        // Small operands have small errors: only the maximum, and the sign, are taken for granted.
         if proven < 0.0 || self.is_assumed(x) {
             let quantity = if proven >= 0.0 { Quantity::PositiveDivisor } else { Quantity::DivisorOfOneSign };
             self.assume_divisor(x, quantity, None, 2 * i32::from(max_log4));
@@ -138,7 +138,7 @@ impl Lower<'_> {
         self.value(v, M::Exp { max }, &[x])
     }
 
-    /// Least and greatest value.
+    /// Minimum and maximum value.
     fn ends(&self, x: ValueId) -> (f64, f64) {
         self.options.ranges.values.get(&x).map_or((-1.0, 1.0), |r| (r.low, r.high))
     }
@@ -198,16 +198,16 @@ impl Lower<'_> {
         let f = self.options.f;
         let room = i32::from(RING) - 6 - 2 * i32::from(max.max(0));
         let wanted = i32::from(f + FINER).min(room).max(i32::from(f)) as u8;
-        let raw = match self.raw.get(&x) {
-            Some(&raw) => raw,
+        let unrescaled = match self.unrescaled.get(&x) {
+            Some(&unrescaled) => unrescaled,
             None => self.shares(x)?,
         };
-        let (scale, _) = self.ring(raw)?;
-        let shared = self.module.ty(raw).sharing == Sharing::Shared;
+        let (scale, _) = self.ring(unrescaled)?;
+        let shared = self.module.ty(unrescaled).sharing == Sharing::Shared;
         if scale > wanted {
-            return self.value(x, M::Truncate { by: scale - wanted }, &[raw]);
+            return self.value(x, M::Truncate { by: scale - wanted }, &[unrescaled]);
         }
-        let at = if shared { raw } else { self.shares(x)? };
+        let at = if shared { unrescaled } else { self.shares(x)? };
         let (scale, _) = self.ring(at)?;
         if scale >= wanted { Ok(at) } else { self.push(v, M::Upscale { by: wanted - scale }, &[at]) }
     }

@@ -8,7 +8,7 @@ use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 
 impl Lower<'_> {
-    /// The index of the greatest element of every row, which is the last axis.
+    /// The index of the maximum element of every row, which is the last axis.
     pub(super) fn arg_max(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let scores = self.at_f(x)?;
         let (_, bound) = self.ring(scores)?;
@@ -18,7 +18,7 @@ impl Lower<'_> {
         self.push(v, M::ArgMax { width: bound + 2 }, &[scores])
     }
 
-    /// The greatest element of every row, which is the last axis; in the smallest ring that holds the values.
+    /// The maximum element of every row, which is the last axis; in the smallest ring that holds the values.
     pub(super) fn reduce_max(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
         let shape = self.graph.shape(x).to_vec();
         let x = self.at_f(x)?;

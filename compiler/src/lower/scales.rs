@@ -29,7 +29,7 @@ const DROPPED: i32 = 16;
 /// Fraction bits of weights that are not given up for a cheaper truncation.
 const PRECISE: i32 = 14;
 
-/// Fraction bits of values that have others than `f` when they are settled: secret ones, and those of one party.
+/// Fraction bits of values that have others than `f` when they are rescaled: secret ones, and those of one party.
 pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8) -> BTreeMap<ValueId, u8> {
     let mut scales: BTreeMap<ValueId, u8> = BTreeMap::new();
     let moving = |v: ValueId| {

@@ -225,7 +225,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// What `rounded` rounds for `node`, which undoes that, and the least and the greatest number that come of it. Exporters
+    /// What `rounded` rounds for `node`, which undoes that, and the minimum and the maximum number that come of it. Exporters
     /// leave out an activation where these say the same.
     fn limits(&self, rounded: &NodeProto, node: &NodeProto) -> Option<(String, [f32; 2])> {
         let number = |n: &NodeProto, i: usize| {

@@ -4,7 +4,7 @@
 //! what comes before is the same to the id of every op.
 //!
 //! 1. [`scores`]: logits over the temperature, which is a public factor, cut to a small ring without a message.
-//! 2. With candidates, [`candidates`]: the `k` blocks with the greatest maxima are found by a search for a threshold and
+//! 2. With candidates, [`candidates`]: the `k` blocks with the maximum maxima are found by a search for a threshold and
 //!    moved out of the others by a product with one-hot rows, of which the result alone is sent; no better token is
 //!    elsewhere. Another search finds the threshold among their elements. Ties within a step of the search stay together.
 //! 3. [`masses`]: `e^(x − max)` in units of 2^-29 down to [`KEPT`] below the maximum, and exactly 0 beyond. Errors of the
@@ -258,7 +258,7 @@ fn not_negative(e: &mut Emit, x: Id, bits: u8) -> Result<Id> {
     e.op(Op::BitToRing { bits }, &[holds])
 }
 
-/// The greatest element of every row of `x`, which may fall short by `2^drop` units at every level of its tree.
+/// The maximum element of every row of `x`, which may fall short by `2^drop` units at every level of its tree.
 fn row_max(e: &mut Emit, x: Id, drop: u8) -> Result<Id> {
     let shape = e.ty(x).shape.clone();
     let all = node(e, plain::Op::Constant(Tensor::bool(&[1], vec![true])?), Vec::new())?;

@@ -1,4 +1,4 @@
-//! The search for a threshold: the greatest one above which there are enough elements, or enough mass.
+//! The search for a threshold: the maximum one above which there are enough elements, or enough mass.
 //!
 //! Heights are scores over [`KEPT`] below the maximum: what is lower has height 0 and is never above a
 //! threshold. Every level of the search compares with three thresholds at once, a quarter of the interval apart.
@@ -69,7 +69,7 @@ pub(super) fn heights(e: &mut Emit, x: Id, steps: Steps) -> Result<Id> {
     e.narrow(height, RING)
 }
 
-/// The greatest threshold that elements of at least `target` together are not below; 1 where there is none. Of shape `[rows, 1]`; so is `target`, or of one element.
+/// The maximum threshold that elements of at least `target` together are not below; 1 where there is none. Of shape `[rows, 1]`; so is `target`, or of one element.
 pub(super) fn search(e: &mut Emit, heights: Id, steps: Steps, weigh: &Weigh, target: Id) -> Result<Id> {
     let (_, scale, bound) = e.ring(heights)?;
     let shape = e.ty(heights).shape.clone();

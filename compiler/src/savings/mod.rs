@@ -2,7 +2,7 @@
 //!
 //! The model is compiled once for every prefix of [`Pass::ALL`], with the same options otherwise. Costs are those that
 //! the plans declare, at sizes of a prompt and of a further token. Whether what rewriting did is kept is decided once, for
-//! the whole. A pass that made a step dearer is a fault of the compiler: it is reported as one.
+//! the whole. A pass that made a step costlier is a fault of the compiler: it is reported as one.
 
 mod naive;
 mod pass;
@@ -122,7 +122,7 @@ fn step_cost(name: &str, report: &Report) -> StepCost {
     }
 }
 
-/// No pass may make a step dearer.
+/// No pass may make a step costlier.
 fn check(savings: &[Saving]) -> Result<()> {
     for (before, after) in savings.iter().zip(savings.iter().skip(1)) {
         // Rewriting weighs bytes against rounds and the sharing of weights: every compilation checks `session_price`.
@@ -131,7 +131,7 @@ fn check(savings: &[Saving]) -> Result<()> {
         }
         for (a, b) in before.steps.iter().zip(&after.steps) {
             if b.total_bytes() > a.total_bytes() {
-                return Err(Diagnostic::internal("E0554", format!("the pass `{}` makes a step dearer", after.pass))
+                return Err(Diagnostic::internal("E0554", format!("the pass `{}` makes a step costlier", after.pass))
                     .note(format!("expected at most {} bytes in {}", a.total_bytes(), a.name))
                     .note(format!("found {} bytes", b.total_bytes()))
                     .note("this is a fault of the compiler; it compiles without --savings"));

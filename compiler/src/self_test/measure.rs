@@ -27,7 +27,7 @@ pub struct Logits {
     pub agreed: usize,
     /// The others.
     pub others: Vec<Other>,
-    /// Greatest difference of two logits.
+    /// Maximum difference of two logits.
     pub greatest_error: f64,
     /// Mean of the differences' magnitudes.
     pub mean_error: f64,
@@ -150,7 +150,7 @@ fn position(model: &[f32], plan: &[f64], next: Option<usize>) -> Position {
     out
 }
 
-/// The index of the greatest element; the first of equal ones.
+/// The index of the maximum element; the first of equal ones.
 fn greatest(values: &[f64]) -> usize {
     let mut best = (0, f64::NEG_INFINITY);
     for (i, v) in values.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! The self-test of a plan: its program, evaluated in the clear on rings, against the model in float.
 //!
-//! Two programs are run: the plan's own, whose scores are read before the greatest of them is chosen, so that of every
+//! Two programs are run: the plan's own, whose scores are read before the maximum of them is chosen, so that of every
 //! row only the last position is seen; and, where the plan chooses tokens, the same model compiled to reveal the logits
 //! of all positions. What both compute is computed once. Divisions round by drawn numbers, as they do by shares; all else
 //! is what the parties compute.
@@ -25,11 +25,11 @@ use ombra_ir::{Diagnostic, Result};
 use rows::Row;
 use std::collections::BTreeMap;
 
-/// Greatest mean divergence of the plan's distribution from the model's, in nats.
+/// Maximum mean divergence of the plan's distribution from the model's, in nats.
 pub const MAX_DIVERGENCE: f64 = 1e-4;
 /// A token is another one, and no near tie, where the model's logits differ by more than this.
 pub const MAX_MARGIN: f64 = 0.5;
-/// Greatest relative error of an output that is no distribution.
+/// Maximum relative error of an output that is no distribution.
 pub const MAX_RELATIVE: f64 = 1e-2;
 /// Relative error of a layer above which it is named as the first that goes wrong.
 const BAD_LAYER: f64 = 1e-2;
@@ -49,7 +49,7 @@ pub struct Report {
     pub logits: Logits,
     /// Logits of the plan's own program, at the last position of every row.
     pub last: Logits,
-    /// Greatest relative error of outputs that are no distributions, by name.
+    /// Maximum relative error of outputs that are no distributions, by name.
     pub outputs: BTreeMap<String, f64>,
     /// Rows that left an assumed range, on which the plan gives no result but the guard's error.
     pub guarded: Vec<String>,

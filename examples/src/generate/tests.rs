@@ -227,7 +227,7 @@ fn sizes_that_do_not_fit_are_refused() {
     assert!(!path.exists());
 }
 
-/// A model of 1.25 million parameters whose last layers are tuned: no pass makes a step dearer, and together they save.
+/// A model of 1.25 million parameters whose last layers are tuned: no pass makes a step costlier, and together they save.
 #[test]
 fn every_pass_saves_on_a_layer_frozen_model() {
     let folder = Folder::new("savings");

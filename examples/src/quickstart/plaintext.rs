@@ -56,7 +56,7 @@ fn view(tensor: &Tensor) -> PlainInput<'_> {
     PlainInput { shape: tensor.shape(), elements }
 }
 
-/// The first greatest entry of the last row: the next token.
+/// The first maximum entry of the last row: the next token.
 fn greatest_of_last_row(logits: &[(Vec<usize>, Vec<f32>)]) -> Result<i64> {
     let row = logits.first().and_then(|(shape, values)| values.rchunks_exact(*shape.last()?).next());
     let row = row.ok_or_else(|| Diagnostic::input("E0912", "the model gives no logits"))?;

@@ -322,7 +322,7 @@ impl<'a> Cursor<'a> {
             7 => match self.array()? {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
-                [other] => return Err(damaged(format!("the truth value at byte {at} is {other}"))),
+                [other] => return Err(damaged(format!("the boolean at byte {at} is {other}"))),
             },
             8 => Value::Text(self.text()?),
             10 => Value::Integer(self.u64()?.into()),
@@ -374,7 +374,7 @@ fn wrong_value(key: &str, expected: &str, found: Option<&Value>) -> Diagnostic {
         None => "nothing",
         Some(Value::Integer(_)) => "an integer",
         Some(Value::Float(_)) => "a number",
-        Some(Value::Bool(_)) => "a truth value",
+        Some(Value::Bool(_)) => "a boolean",
         Some(Value::Text(_)) => "text",
         Some(Value::List(_)) => "a list",
     };

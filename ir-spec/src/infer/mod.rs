@@ -320,7 +320,7 @@ fn not_client(x: &Operand) -> Rule<()> {
     }
 }
 
-/// The public value that masks: labels are those for "public" and for "truth values of the public program".
+/// The public value that masks: labels are those for "public" and for "booleans of the public program".
 fn mask_of(labels: [&'static str; 2], x: &Operand) -> Rule<u32> {
     let [public, truth] = labels;
     if x.ty.sharing != Sharing::Public {

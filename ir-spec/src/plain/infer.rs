@@ -219,11 +219,11 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             Ok((*x).clone())
         }
         (Op::Reduce { kind, axes, keepdims }, [x]) => {
-            need(x.dtype != DType::Bool || matches!(kind, Reduce::Max | Reduce::Min), "truth values")?;
+            need(x.dtype != DType::Bool || matches!(kind, Reduce::Max | Reduce::Min), "booleans")?;
             Ok(Type::new(x.dtype, reduce_shape(&x.shape, axes, *keepdims)?))
         }
         (Op::ArgMax, [x]) => {
-            need(x.dtype != DType::Bool, "truth values")?;
+            need(x.dtype != DType::Bool, "booleans")?;
             let (_, rows) = x.shape.split_last().ok_or_else(|| mismatch(name, "a scalar"))?;
             Ok(Type::new(DType::I64, rows.to_vec()))
         }

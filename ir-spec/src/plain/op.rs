@@ -30,7 +30,7 @@ pub enum Op {
     Range,
     /// The operand.
     Identity,
-    /// Conversion: floats to integers truncate and saturate, numbers to truth values compare with zero.
+    /// Conversion: floats to integers truncate and saturate, numbers to booleans compare with zero.
     Cast {
         /// Type of the result.
         to: DType,
@@ -130,14 +130,14 @@ pub enum Op {
         /// Whether reduced axes stay with size 1.
         keepdims: bool,
     },
-    /// Index of the greatest element along the last axis, which goes; the first of equal ones.
+    /// Index of the maximum element along the last axis, which goes; the first of equal ones.
     ArgMax,
 }
 
 /// Element-wise operators of one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Unary {
-    /// Negation of a truth value.
+    /// Negation of a boolean.
     Not,
     /// Negation of a number.
     Neg,
@@ -347,7 +347,7 @@ impl Binary {
         }
     }
 
-    /// Whether the result is a truth value for operands of numbers.
+    /// Whether the result is a boolean for operands of numbers.
     pub fn is_comparison(self) -> bool {
         match self {
             Binary::Equal | Binary::Less | Binary::LessOrEqual | Binary::Greater | Binary::GreaterOrEqual => true,

@@ -164,7 +164,7 @@ pub(super) fn reduce(kind: Reduce, x: &Tensor, axes: &[usize], keepdims: bool) -
     let targets = super::movement::Walk::new(x.shape(), steps, 0)?;
     let count = axes.iter().filter_map(|a| x.shape().get(*a)).fold(1usize, |n, d| n.saturating_mul(*d));
     let empty = || mismatch(kind.name(), "no element to reduce");
-    // A maximum of nothing is the least number there is, a minimum the greatest.
+    // A maximum of nothing is the least number there is, a minimum the maximum.
     if count == 0 && n > 0 && kind == Reduce::Mean {
         return Err(empty());
     }
@@ -207,7 +207,7 @@ pub(super) fn reduce(kind: Reduce, x: &Tensor, axes: &[usize], keepdims: bool) -
     Tensor::new(reduced_shape(x.shape(), axes, keepdims)?, data)
 }
 
-/// The index of the greatest element of every row, which is the last axis.
+/// The index of the maximum element of every row, which is the last axis.
 pub(super) fn arg_max(x: &Tensor) -> Result<Tensor> {
     let (columns, rows) = x.shape().split_last().ok_or_else(|| mismatch("arg_max", "a scalar"))?;
     let n = volume(rows)?;

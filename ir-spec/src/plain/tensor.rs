@@ -33,7 +33,7 @@ pub enum Data {
     F32(Vec<f32>),
     /// Integers.
     I64(Vec<i64>),
-    /// Truth values.
+    /// Booleans.
     Bool(Vec<bool>),
 }
 
@@ -126,7 +126,7 @@ impl Tensor {
         Tensor::new(shape.to_vec(), Data::I64(data))
     }
 
-    /// A tensor of truth values.
+    /// A tensor of booleans.
     pub fn bool(shape: &[usize], data: Vec<bool>) -> Result<Self> {
         Tensor::new(shape.to_vec(), Data::Bool(data))
     }
@@ -192,7 +192,7 @@ impl Tensor {
         }
     }
 
-    /// The truth values, or an error for another element type.
+    /// The booleans, or an error for another element type.
     pub fn as_bool(&self) -> Result<&[bool]> {
         match &self.data {
             Data::Bool(v) => Ok(v),

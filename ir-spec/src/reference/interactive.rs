@@ -36,7 +36,7 @@ pub(super) fn exp_digits(x: &RefValue, scale: u8) -> Result<RefValue> {
     RefValue::ring(EXP_RING, x.shape.clone(), map_elements(values, exp)?)
 }
 
-/// The index of the greatest element of every row; the first of equal ones.
+/// The index of the maximum element of every row; the first of equal ones.
 pub(super) fn arg_max(x: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     let columns = x.shape.last().copied().filter(|c| *c > 0);

@@ -105,7 +105,7 @@ impl RefValue {
     fn as_mask(&self) -> Result<&[bool]> {
         match &self.data {
             RefData::Plain(Data::Bool(v)) => Ok(v),
-            _ => Err(mismatch("expected truth values")),
+            _ => Err(mismatch("expected booleans")),
         }
     }
 }

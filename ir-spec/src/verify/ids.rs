@@ -204,7 +204,7 @@ fn counts(report: &mut Report, module: &Module) {
             m.dtype == DType::Bool && sizes.is_some_and(same)
         });
         if !fits || count.shape.is_empty() {
-            report.declared(wrong("has no mask of truth values that broadcasts to its shape"));
+            report.declared(wrong("has no mask of booleans that broadcasts to its shape"));
         }
     }
 }

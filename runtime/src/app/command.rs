@@ -79,7 +79,7 @@ pub struct ClientRun {
     pub allow_public: Vec<String>,
     /// Whether to run in the clear too and compare.
     pub verify: bool,
-    /// Greatest difference that counts as agreement in comparisons; nothing for the default.
+    /// Maximum difference that counts as agreement in comparisons; nothing for the default.
     pub tolerance: Option<f64>,
     /// Where the report is written.
     pub report: Option<PathBuf>,

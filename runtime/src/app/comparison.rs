@@ -4,9 +4,9 @@ use ombra_ir::draw::{KEPT, Sampling};
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-/// Greatest difference of an element where the user sets none.
+/// Maximum difference of an element where the user sets none.
 pub const TOLERANCE: f64 = 0.02;
-/// The same, relative to the greatest element that was expected of the output.
+/// The same, relative to the maximum element that was expected of the output.
 pub const RELATIVE: f64 = 1e-3;
 
 /// Comparison of a run's outputs with expected ones.
@@ -23,16 +23,16 @@ pub struct Compared {
     pub name: String,
     /// How many elements or tokens were compared.
     pub count: u64,
-    /// Greatest difference, for a tensor.
+    /// Maximum difference, for a tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_abs_error: Option<f64>,
-    /// Size of the greatest expected element, for a tensor.
+    /// Size of the maximum expected element, for a tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_abs_value: Option<f64>,
     /// Part of the integers that are the same, for tokens and indices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_agreement: Option<f64>,
-    /// How far the score of a chosen token is below the greatest, at most; for tokens that are chosen from known scores.
+    /// How far the score of a chosen token is below the maximum, at most; for tokens that are chosen from known scores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_margin: Option<f64>,
     /// How far the score of a drawn token is below the lowest that may be drawn, at most; for tokens that are drawn.
@@ -68,7 +68,7 @@ impl Comparison {
         (entry.max_abs_error, entry.max_abs_value) = (Some(error), Some(size));
     }
 
-    /// Adds integers, each found and expected, with the distance of the found one's score from the greatest where scores
+    /// Adds integers, each found and expected, with the distance of the found one's score from the maximum where scores
     /// are known.
     pub fn add_tokens(&mut self, name: &str, tokens: impl Iterator<Item = (i64, i64, Option<f64>)>) {
         let mut tokens = tokens.peekable();
@@ -144,7 +144,7 @@ impl Comparison {
     }
 }
 
-/// The index of the greatest of `scores`, and how far the score at `chosen` is below it; infinitely where there is none.
+/// The index of the maximum of `scores`, and how far the score at `chosen` is below it; infinitely where there is none.
 pub fn greatest(scores: impl Iterator<Item = f64>, chosen: i64) -> (i64, f64) {
     let (mut best, mut at) = ((0, f64::NEG_INFINITY), f64::NEG_INFINITY);
     for (index, score) in (0i64..).zip(scores) {

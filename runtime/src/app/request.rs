@@ -315,7 +315,7 @@ pub fn public_inputs(
             (DType::Bool, InputRole::AttentionMask) => {
                 Data::Bool(numbers.into_iter().map(|number| number == 1).collect())
             }
-            (DType::Bool, _) => return Err(Diagnostic::input("E1004", "the plan's positions are truth values")),
+            (DType::Bool, _) => return Err(Diagnostic::input("E1004", "the plan's positions are booleans")),
         };
         all.push((input.name.clone(), Tensor::new(shape, data)?));
     }

@@ -46,7 +46,7 @@ fn truth(byte: u8) -> Result<bool> {
     match byte {
         0 => Ok(false),
         1 => Ok(true),
-        _ => Err(wrong("a truth value is neither 0 nor 1")),
+        _ => Err(wrong("a boolean is neither 0 nor 1")),
     }
 }
 

@@ -53,7 +53,7 @@ impl TestSet {
     }
 }
 
-/// Compares what was revealed with the expected outputs. A next token is compared with the greatest of the expected
+/// Compares what was revealed with the expected outputs. A next token is compared with the maximum of the expected
 /// scores at the last position; a position that the attention mask leaves out is not compared.
 ///
 /// # Errors

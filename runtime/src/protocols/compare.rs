@@ -1,7 +1,7 @@
 //! The sign bit of a shared value, and the and of shared bits.
 //!
 //! Source: and after Araki et al., 2016/768, §2; carry of a two-term sum by a tree of generate and propagate bits
-//! (Brent and Kung, 1982), whose first step is a crossing of bits (see [`cross`](super::cross)): the terms are `x1` at
+//! (Brent and Kung, 1982), whose first step is a cross-term product of bits (see [`cross`](super::cross)): the terms are `x1` at
 //! roles 0 and 1 and `x0 + x2` at role 2.
 //! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
 //! Rounds: `⌈log2 g⌉ + 1` for `g` groups of the `w − 1` lower bits, 1 for `and`. `ombra_ir::cost::carry_groups` chooses
@@ -15,7 +15,7 @@
 //!     with a further bit i on top,  G' = A_i B_i ⊕ (A_i ⊕ B_i) G  and  P' = (A_i ⊕ B_i) P
 //!   role 2 sends B^S ⊕ F(k_2)_S to role 0, B^S ⊕ F(k_0)_S to role 1 for every S but the empty one
 //!   roles 1 and 0 send each other ⊕ α_S F(k_2)_S ⊕ t2 and ⊕ α_S F(k_0)_S ⊕ t0, with t2 = F(k_2)', t0 = F(k_0)'
-//!   components 0 and 2 of G and P are t0 and t2; the rest, component 1, is known to roles 0 and 1 as in every crossing
+//!   components 0 and 2 of G and P are t0 and t2; the rest, component 1, is known to roles 0 and 1 as in every cross-term product
 //!   (g1, p1) ∘ (g0, p0) = (g1 ⊕ p1 g0, p1 p0) over the groups;  msb = A_{w−1} ⊕ B_{w−1} ⊕ G, where role 2 deals B_{w−1}
 //! ```
 //!

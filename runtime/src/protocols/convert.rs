@@ -1,6 +1,6 @@
 //! Shared bits as shared ring elements 0 and 1, and a ring element where a bit is 1.
 //!
-//! Source: conversion and injection of bits of ABY3, 2018/403, §5.4, as crossings.
+//! Source: conversion and injection of bits of ABY3, 2018/403, §5.4, as cross-term products.
 //! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
 //! Rounds and bits per element: of a selection 1 and `7ℓ`; of a conversion 1 and `4ℓ` while bits are few, 2 and `3ℓ`
 //! where they are many: `ombra_ir::cost::is_round_cheaper` decides, for `ℓ = 64` up to 2^16 bits.
@@ -8,21 +8,21 @@
 //!
 //! ```text
 //!   b = n ⊕ r with n = b1 at roles 0 and 1, r = b0 ⊕ b2 at role 2;  s = 1 − 2n
-//!   b = n + s·r: a crossing of s and r, and n in component 1
+//!   b = n + s·r: a cross-term product of s and r, and n in component 1
 //!   b·x with x = u + v, u = x1 at roles 0 and 1, v = x0 + x2 at role 2:
-//!     b·x = n·u + s·u·r + n·(v − 2rv) + rv: a crossing of two products, n·u in component 1, and rv is dealt
+//!     b·x = n·u + s·u·r + n·(v − 2rv) + rv: a cross-term product of two products, n·u in component 1, and rv is dealt
 //!   many: role 0 has c = b0 ⊕ b1 and sends c1 = c − F(k_0) to role 1; with c0 = F(k_0),
 //!     role 2 sends c0·b2 − F(k_0)' to role 1 and role 1 c1·b2 − F(k_1) to role 2; m is the sum of both
 //!     result (c0 − 2F(k_0)', c1 − 2F(k_1), b2 − 2m)
 //! ```
 //!
-//! Simulator. That of crossings and dealing, which have randomness of their own; everything else is local.
+//! Simulator. That of cross-term products and dealing, which have randomness of their own; everything else is local.
 //! Of many bits, role 1 receives two messages under masks from `k_0`, role 2 one under a mask from `k_1`, role 0 none.
 
 use ombra_ir::Result;
 use ombra_ir::cost::is_round_cheaper;
 
-use super::cross::{Crossing, Dealt, Factors, add_words, begin, bit, deal, two_bits, two_terms};
+use super::cross::{CrossTerm, Dealt, Factors, add_words, begin, bit, deal, two_bits, two_terms};
 use super::cx::{Cx, Purpose};
 use crate::share::{Bits, Component, Shared};
 
@@ -86,7 +86,7 @@ pub async fn select(cx: &Cx, b: &Bits, x: &Shared, bits: u8) -> Result<Shared> {
 
 /// Bits on their way into a ring.
 pub(super) struct Conversion {
-    crossing: Crossing,
+    cross_term: CrossTerm,
     joint: Vec<u64>,
 }
 
@@ -98,18 +98,18 @@ impl Conversion {
             2 => Factors::Single(vec![joint.clone()]),
             _ => Factors::Joint(vec![joint.iter().map(|n| sign(*n)).collect()]),
         };
-        Ok(Conversion { crossing: begin(cx, factors, x.n, bits, 0)?, joint })
+        Ok(Conversion { cross_term: begin(cx, factors, x.n, bits, 0)?, joint })
     }
 
     /// The result, after the round.
     pub(super) fn end(self, cx: &Cx) -> Result<Shared> {
-        Ok(with_joint(cx, self.crossing.end(cx)?, self.joint))
+        Ok(with_joint(cx, self.cross_term.end(cx)?, self.joint))
     }
 }
 
 /// Elements on their way to where their bits are 1.
 pub(super) struct Selection {
-    crossing: Crossing,
+    cross_term: CrossTerm,
     dealt: Dealt,
     joint: Vec<u64>,
 }
@@ -131,13 +131,13 @@ impl Selection {
                 Factors::Joint(vec![bits_of, signed])
             }
         };
-        Ok(Selection { dealt, crossing: begin(cx, factors, n, bits, 1)?, joint: product })
+        Ok(Selection { dealt, cross_term: begin(cx, factors, n, bits, 1)?, joint: product })
     }
 
     /// The result, after the round.
     pub(super) fn end(self, cx: &Cx) -> Result<Shared> {
         let dealt = self.dealt.end(cx)?;
-        let crossed = with_joint(cx, self.crossing.end(cx)?, self.joint);
+        let crossed = with_joint(cx, self.cross_term.end(cx)?, self.joint);
         Ok(with_dealt(cx, crossed, dealt))
     }
 }

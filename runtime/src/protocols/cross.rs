@@ -1,7 +1,7 @@
 //! Products of what roles 0 and 1 both know and what role 2 knows, in one round.
 //!
 //! Every replicated sharing is one of these: roles 0 and 1 know component 1, role 2 the sum of the others. So truncation,
-//! conversion and selection of bits, and the first step of a comparison are crossings.
+//! conversion and selection of bits, and the first step of a comparison are cross-term products.
 //!
 //! Source: the oblivious transfer of three parties of ABY3, 2018/403, §5.4.1, with a ring element in place of the choice:
 //! the sender is role 2, and roles 0 and 1 are receiver and helper of one transfer and the reverse of another.
@@ -42,8 +42,8 @@ pub(super) enum Factors {
     Single(Vec<Vec<u64>>),
 }
 
-/// A crossing whose messages are sent: after the round, [`Crossing::end`] gives the result.
-pub(super) struct Crossing {
+/// A cross-term product whose messages are sent: after the round, [`CrossTerm::end`] gives the result.
+pub(super) struct CrossTerm {
     factors: Factors,
     n: usize,
     bits: u8,
@@ -51,8 +51,8 @@ pub(super) struct Crossing {
     out: [Vec<u64>; 2],
 }
 
-/// Sends the messages of a crossing of `n` elements of a ring of `bits`; `part` tells those of one op level apart.
-pub(super) fn begin(cx: &Cx, factors: Factors, n: usize, bits: u8, part: u8) -> Result<Crossing> {
+/// Sends the messages of a cross-term product of `n` elements of a ring of `bits`; `part` tells those of one op level apart.
+pub(super) fn begin(cx: &Cx, factors: Factors, n: usize, bits: u8, part: u8) -> Result<CrossTerm> {
     let (Factors::Joint(lists) | Factors::Single(lists)) = &factors;
     lists.iter().for_each(|factor| debug_assert_eq!(factor.len(), n, "one factor of an element each"));
     let masks = |key: u8, count: usize| cx.draw(key, Purpose::CrossFactor, part, n * count);
@@ -80,10 +80,10 @@ pub(super) fn begin(cx: &Cx, factors: Factors, n: usize, bits: u8, part: u8) -> 
             [out(2)?, out(0)?]
         }
     };
-    Ok(Crossing { factors, n, bits, out })
+    Ok(CrossTerm { factors, n, bits, out })
 }
 
-impl Crossing {
+impl CrossTerm {
     /// The sharing of the sum, from what has come.
     pub(super) fn end(self, cx: &Cx) -> Result<Shared> {
         let [own, other] = self.out;

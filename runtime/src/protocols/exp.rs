@@ -20,7 +20,7 @@
 //!   x = 16 h + l with l = (m_lo − r_lo) / 2^s in (−16, 16), so h ≡ m_hi − r_hi mod 4 is −2, −1, 0 or 1, and
 //!   e^x = [T(m_hi − r_hi) e^(−r_lo)] · e^(m_lo),  T = 1, e^16, e^−32, e^−16
 //!   c_j = T(j − r_hi) e^(−r_lo) at scale 43 for j = 0..3 at role 2;  a = e^(m_lo) at scale 18 at roles 0 and 1
-//!   few:  a crossing of [m_hi = j]·a and c_j mod 2^64; every component is shifted right by 32 bits where it is
+//!   few:  a cross-term product of [m_hi = j]·a and c_j mod 2^64; every component is shifted right by 32 bits where it is
 //!   many: role 2 sends c_j + F(k_0)_j to role 1;  y1 = a·(c_j + F(k_0)_j) at role 1, y0 = −a·F(k_0)_j at role 0, j = m_hi
 //!         z = ⌊y / 2^32⌋ there; components 0 and 2 of the result are t0 = F(k_0)' and t2 = F(k_2) mod 2^32
 //!         role 0 sends z0 − t0 to role 1, role 1 sends z1 − t2 to role 0: component 1 is their sum
@@ -82,9 +82,9 @@ async fn few(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Sha
         let chosen = |j: u64| factor.iter().zip(&digits).map(|(a, digit)| a & equal(*digit, j)).collect();
         Factors::Joint((0..DIGITS as u64).map(chosen).collect())
     };
-    let crossing = begin(cx, factors, n, 64, 0)?;
+    let cross_term = begin(cx, factors, n, 64, 0)?;
     cx.round().await;
-    Ok(crossing.end(cx)?.map(|words| words.iter().map(|w| w >> SHIFT).collect()))
+    Ok(cross_term.end(cx)?.map(|words| words.iter().map(|w| w >> SHIFT).collect()))
 }
 
 pub(super) async fn many(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Shared> {

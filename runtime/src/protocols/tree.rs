@@ -1,4 +1,4 @@
-//! Greatest entries of rows, and where they are: binary trees of comparisons and selections.
+//! Maximum entries of rows, and where they are: binary trees of comparisons and selections.
 //!
 //! Source: comparison of [`compare`](super::compare), selection of [`convert`](super::convert). Parties and adversary:
 //! three, one semi-honest corruption.
@@ -23,7 +23,7 @@ struct Rows {
     b: Vec<u64>,
 }
 
-/// The greatest of every row of `x`, whose rows of `lens` entries lie one after another; 0 for an empty row.
+/// The maximum of every row of `x`, whose rows of `lens` entries lie one after another; 0 for an empty row.
 /// The difference of two entries of a row fits in `width.0` bits, of which the lowest `width.1` are not compared.
 pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8)) -> Result<Shared> {
     let mut rows = rows_of(x, lens)?;
@@ -40,7 +40,7 @@ pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8
     Ok(rows.result())
 }
 
-/// The index of the first greatest of every row of `x`: `count` rows of `len ≥ 1` entries.
+/// The index of the first maximum of every row of `x`: `count` rows of `len ≥ 1` entries.
 /// The difference of two entries of a row fits in `width` bits.
 pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, width: u8) -> Result<Shared> {
     let lens = vec![u32::try_from(len).unwrap_or(u32::MAX); count];

@@ -19,7 +19,7 @@
 //!   three terms: roles 0 and 1 exchange Z_0 and Z_1 of the sum masked by a sharing of zero; m = Z_0 + Z_1, r = −Z_2
 //!   with m = m + 2^(ℓ−2):  0 ≤ x + 2^(ℓ−2) = m − r + 2^ℓ·n·h < 2^(ℓ−1),  n = 1 − ⌊m / 2^(ℓ−1)⌋,  h = ⌊r / 2^(ℓ−1)⌋
 //!   result = (m ≫ f) − 2^(ℓ−2−f) at roles 0 and 1,  − (r ≫ f) dealt by role 2,  + 2^(ℓ−f)·n·h
-//!   n·h mod 2^w, two terms:   a crossing of n and h
+//!   n·h mod 2^w, two terms:   a cross-term product of n and h
 //!               three terms: role 2 deals h = h0 + h1, h0 = F(k_0); components 0 and 2 are t0 = F(k_0)', t2 = F(k_2);
 //!                            then roles 0 and 1 exchange n·h0 − t0 and n·h1 − t2
 //! ```
@@ -155,9 +155,9 @@ async fn two_terms(cx: &Cx, m: Vec<u64>, h: Vec<u64>, n: usize, division: Divisi
         2 => Factors::Single(vec![h]),
         _ => Factors::Joint(vec![m.iter().map(|m| division.low_half(*m)).collect()]),
     };
-    let crossing = begin(cx, factors, n, division.wrap_bits(), 0)?;
+    let cross_term = begin(cx, factors, n, division.wrap_bits(), 0)?;
     cx.round().await;
-    Ok((m, dealt.end(cx)?, crossing.end(cx)?))
+    Ok((m, dealt.end(cx)?, cross_term.end(cx)?))
 }
 
 async fn three_terms(

@@ -61,7 +61,7 @@ pub fn head(row: usize, token: usize) -> f32 {
     ((row * 5 + token * token * 2) % 13) as f32 / 8.0 - 0.75
 }
 
-/// The next token of the models below: the greatest of the sum of all rows times the head.
+/// The next token of the models below: the maximum of the sum of all rows times the head.
 pub fn next_token(tokens: &[i64]) -> i64 {
     let sum = |column| tokens.iter().map(|&token| table(token as usize, column)).sum::<f32>();
     let score = |token| (0..WIDTH).map(|row| sum(row) * head(row, token)).sum::<f32>();
@@ -234,7 +234,7 @@ pub fn client_cached() -> Folder {
     write(build.module, graph, Some("past"), Some(model), states, &weights)
 }
 
-/// Scores of the sum of rows, and the greatest.
+/// Scores of the sum of rows, and the maximum.
 fn next(build: &mut Build, sum: Id) {
     let head = build.weight("head", &[WIDTH as u32, VOCABULARY as u32]);
     let product = build.op(Op::MatMul { trans_b: false }, &[sum, head], Some(42));

@@ -78,7 +78,7 @@ fn given(model: &Model, name: String, path: &Path) -> Result<Given> {
     Ok(Given { name, kind: element_type(&proto)?, tensor: corpus::tensor(model, &proto)? })
 }
 
-/// What is wrong with `got`, if anything: element types and shapes are equal, integers and truth values too, and
+/// What is wrong with `got`, if anything: element types and shapes are equal, integers and booleans too, and
 /// floats differ by at most `absolute + relative · |expected|`.
 pub fn difference(got: &Tensor, want: &Tensor, absolute: f64, relative: f64) -> Option<String> {
     if got.dtype() != want.dtype() || got.shape() != want.shape() {

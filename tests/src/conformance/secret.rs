@@ -170,7 +170,7 @@ fn run_with(case: &Case, treatments: &[Treatment]) -> Result<Outcome> {
         let Some(at) = at else { return Ok(Outcome::Failed(format!("{} is not revealed", output.name))) };
         let reals: Vec<f32> = at.reals().into_iter().map(|v| v as f32).collect();
         let got = Tensor::f32(&at.shape, reals)?;
-        // Truth values and integers are revealed as numbers.
+        // Booleans and integers are revealed as numbers.
         let want = Op::Cast { to: DType::F32 };
         let want = plain::eval(&want, &[&output.tensor], &Bindings::new(), output.tensor.len())?;
         let exact = output.tensor.dtype() != DType::F32;

@@ -18,9 +18,9 @@ use ombra_tests::logits::max_error;
 use ombra_tests::parties;
 use std::collections::BTreeMap;
 
-/// Greatest error of a logit under MPC.
+/// Maximum error of a logit under MPC.
 const TOLERANCE: f64 = 0.02;
-/// Greatest error of a logit in the clear, in single precision.
+/// Maximum error of a logit in the clear, in single precision.
 const CLEAR_TOLERANCE: f64 = 1e-3;
 
 /// A model of the corpus, the forms that make a rewritten one of it, and that one's folder.

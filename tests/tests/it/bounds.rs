@@ -30,7 +30,7 @@ fn compiled(model: &Model, base: &Model, options: &Options) -> Compiled {
     compile(model, Some(base), options).map_err(show).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Greatest error of the logits, for a plan that reveals them alone.
+/// Maximum error of the logits, for a plan that reveals them alone.
 fn error(compiled: &Compiled, model: &Model, inputs: &Inputs, outputs: &[(String, Tensor)]) -> f64 {
     let outcome = plain::step(compiled, model, inputs).unwrap_or_else(|e| panic!("{e}"));
     let value = outcome.outputs[0].as_ref().expect("it is revealed");
@@ -108,7 +108,7 @@ fn models_with_norms_assume_nothing() {
     }
 }
 
-/// Greatest size beside its bound of every value of a graph, on given inputs.
+/// Maximum size beside its bound of every value of a graph, on given inputs.
 fn sizes(name: &str, sets: &[Inputs]) -> Vec<(String, f64, f64)> {
     let model = corpus::model(name).expect("the model is bundled");
     let (bounded, ranges) = bounded(&model, None, &Options::default()).map_err(show).unwrap_or_else(|e| panic!("{e}"));

@@ -8,7 +8,7 @@ use ombra_tests::case::{compiled, error, reals, run, run_all};
 use ombra_tests::corpus;
 use std::collections::BTreeMap;
 
-/// Folders of `tests/data/cases`, in alphabetical order, and the greatest error of an output.
+/// Folders of `tests/data/cases`, in alphabetical order, and the maximum error of an output.
 const CASES: &[(&str, f64)] = &[
     ("float-attention-mask", 1e-4),
     // ONNX Runtime computes in half precision.
@@ -30,7 +30,7 @@ const CASES: &[(&str, f64)] = &[
     ("tiny-scores", 1e-4),
 ];
 
-/// Models that run between parties, and the greatest error of an output, beyond which a thousandth of its greatest element
+/// Models that run between parties, and the maximum error of an output, beyond which a thousandth of its maximum element
 /// is the limit.
 const RUNS: &[(&str, f64)] = &[
     ("cases/float-attention-mask", 0.02),
@@ -107,7 +107,7 @@ fn graphs_compute_what_onnx_runtime_computes() {
     }
 }
 
-/// Compiles a model by default and compares every test set, in the clear and between parties; the greatest error.
+/// Compiles a model by default and compares every test set, in the clear and between parties; the maximum error.
 fn compared(folder: &str, most: f64) -> Result<f64, String> {
     let model = corpus::model(folder).expect("the model is bundled");
     let built = compiled(model, None, &Options::default()).map_err(|e| e.to_string())?;

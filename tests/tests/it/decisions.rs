@@ -1,4 +1,4 @@
-//! What comparisons decide: of an input with a private weight, their connectives with public truth values, choices, and
+//! What comparisons decide: of an input with a private weight, their connectives with public booleans, choices, and
 //! activations that are made of them.
 
 use ombra_compiler::graph::Owner;
@@ -70,7 +70,7 @@ fn numbers_are_equal_when_they_round_to_the_same_unit() {
         .check("Equal", &[1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], 0.0);
 }
 
-/// A truth value by its name: `p` and `q` are comparisons, `m` is public.
+/// A boolean by its name: `p` and `q` are comparisons, `m` is public.
 type Meaning = fn(bool, bool, bool) -> bool;
 
 #[test]

@@ -23,7 +23,7 @@ use onnx_protobuf::Message;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Greatest error of a logit of a secret run.
+/// Maximum error of a logit of a secret run.
 const TOLERANCE: f64 = 0.02;
 
 fn data(file: &str) -> Value {

@@ -10,7 +10,7 @@ use ombra_tests::corpus::{TestSet, is_causal, selected, sets, test_set};
 use ombra_tests::logits::{greatest, max_error};
 use ombra_tests::parties::{self, Side};
 
-/// Greatest error of a logit.
+/// Maximum error of a logit.
 const TOLERANCE: f64 = 0.02;
 
 /// Runs a test set and compares its costs; gives the sides and the request.
@@ -33,7 +33,7 @@ fn reference(set: &TestSet) -> &Tensor {
     find(&set.outputs, "logits").expect("the set has logits")
 }
 
-/// What came out of one test set: rows, rows whose greatest entry is the reference's, and the greatest error.
+/// What came out of one test set: rows, rows whose maximum entry is the reference's, and the maximum error.
 #[derive(Default)]
 struct Outcome {
     rows: usize,
@@ -41,7 +41,7 @@ struct Outcome {
     error: f64,
 }
 
-/// All logits of a set, part by part: their error, and for a model without next tokens the greatest of every row.
+/// All logits of a set, part by part: their error, and for a model without next tokens the maximum of every row.
 fn all_logits(name: &str, built: &Built, set: &TestSet) -> Outcome {
     let (sides, request) = run_set(name, built, set);
     let want = reference(set);

@@ -91,7 +91,7 @@ impl Small {
         self
     }
 
-    /// Public truth values.
+    /// Public booleans.
     pub(crate) fn truths(mut self, name: &str, shape: &[usize], values: &[bool]) -> Small {
         self.graph.initializer.push(TensorProto {
             name: name.into(),

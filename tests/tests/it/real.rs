@@ -9,11 +9,11 @@ use ombra_tests::logits::greatest;
 use ombra_tests::real::{Between, Real, Revealed};
 use serde_json::Value;
 
-/// Greatest error of a logit of the plan.
+/// Maximum error of a logit of the plan.
 const LOGIT_ERROR: f32 = 0.1;
-/// Greatest difference between two implementations in float.
+/// Maximum difference between two implementations in float.
 const FLOAT_ERROR: f32 = 2e-3;
-/// Tokens are compared where the reference's two greatest logits are further apart.
+/// Tokens are compared where the reference's two maximum logits are further apart.
 const MARGIN: f64 = 0.1;
 
 fn folder() -> Option<PathBuf> {
@@ -32,7 +32,7 @@ fn floats(value: &Value) -> Vec<f64> {
     value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
 }
 
-/// The greatest difference between stored logits and the last row of `logits`.
+/// The maximum difference between stored logits and the last row of `logits`.
 fn error(row: &Value, logits: &[f32]) -> f32 {
     let last = logits.rchunks_exact(49152).next().expect("a row");
     let pairs = ints(&row["entries"]).into_iter().zip(floats(&row["logits"]));

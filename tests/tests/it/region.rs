@@ -31,7 +31,7 @@ fn integers(shape: &[usize], low: i64, range: usize) -> Tensor {
     Tensor::i64(shape, (0..count).map(|i| low + ((i * 7 + 3) % range) as i64).collect()).expect("a tensor")
 }
 
-/// Truth values; of the last row of the last axis, none holds.
+/// Booleans; of the last row of the last axis, none holds.
 fn mask(shape: &[usize]) -> Tensor {
     let count: usize = shape.iter().product();
     let width = shape.last().copied().unwrap_or(1);

@@ -1,4 +1,4 @@
-//! Rewriting on whole models: the same values, adapters taken apart, nothing dearer.
+//! Rewriting on whole models: the same values, adapters taken apart, nothing costlier.
 
 use ombra_compiler::egraph::Rewrite;
 use ombra_compiler::egraph::cost::Network;

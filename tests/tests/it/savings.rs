@@ -146,7 +146,7 @@ fn all_models() -> Vec<(String, Option<&'static str>)> {
     all
 }
 
-/// Counting compiles the model once for every pass and refuses a pass that makes a step dearer. `OMBRA_LONG=1` counts on
+/// Counting compiles the model once for every pass and refuses a pass that makes a step costlier. `OMBRA_LONG=1` counts on
 /// every model.
 #[test]
 fn savings_are_counted_on_every_model() {

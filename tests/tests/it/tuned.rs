@@ -72,7 +72,7 @@ fn tuned(name: &str, private: fn(&Graph) -> BTreeSet<String>, reveal: Vec<Reveal
     build_model(model, Some(&base), reveal).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-/// Compares what the region gives on `set` with the typed graph's own meaning; the number of values and the greatest
+/// Compares what the region gives on `set` with the typed graph's own meaning; the number of values and the maximum
 /// error.
 fn check_region(name: &str, built: &Built, set: &TestSet) -> (usize, f32) {
     let files = built.plan.client_model().expect("it is named").unwrap_or_else(|| panic!("{name}: no client model"));

@@ -28,9 +28,9 @@ pub struct Rule {
     pub name: &'static str,
     /// The equation.
     pub equation: &'static str,
-    /// How far both sides may be apart, relative to the greatest value of either, in single precision.
+    /// How far both sides may be apart, relative to the maximum value of either, in single precision.
     pub tolerance: f32,
-    /// Whether the report says where it would have made the program dearer.
+    /// Whether the report says where it would have made the program costlier.
     pub reported: bool,
     /// What it says of a class.
     pub find: fn(&View, Id) -> Vec<Finding>,

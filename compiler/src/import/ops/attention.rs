@@ -1,7 +1,7 @@
 //! Attention and rotary embeddings as one operator, brought to the products, masks and softmax that exporters write out.
 //!
 //! What every operator of this kind comes down to is [`attend`] on heads of four axes, and [`rotate`] by public angles.
-//! Grouped heads repeat keys and values as exporters do; masks become public truth values of a masked softmax.
+//! Grouped heads repeat keys and values as exporters do; masks become public booleans of a masked softmax.
 
 use ombra_ir::plain::{self, Binary, DType, Tensor};
 use ombra_ir::{Diagnostic, Dim, Result};
@@ -29,7 +29,7 @@ pub struct Attention {
     pub cap: f32,
     /// Floats that are added to the scores.
     pub bias: Option<Value>,
-    /// Truth values: where they hold, keys count. All must hold.
+    /// Booleans: where they hold, keys count. All must hold.
     pub masks: Vec<Value>,
 }
 
@@ -183,7 +183,7 @@ pub fn before(cx: &mut Context, lengths: &Value, total: &Dim) -> Result<Value> {
     cx.emit_public(plain::Op::Binary(Binary::Less), &[&columns, &lengths])
 }
 
-/// The truth values of a mask of 0 and others.
+/// The booleans of a mask of 0 and others.
 pub fn truth(cx: &mut Context, mask: &Value) -> Result<Value> {
     match cx.ty(mask)?.dtype {
         DType::Bool => Ok(mask.clone()),

@@ -139,7 +139,7 @@ pub fn reduce_l2(cx: &mut Context, node: &Node) -> Result<Value> {
     cx.emit(Op::Sqrt, &[&sum])
 }
 
-/// The index of the greatest or the least element along an axis, as a maximum along the last axis.
+/// The index of the maximum or the least element along an axis, as a maximum along the last axis.
 pub fn arg_max(cx: &mut Context, node: &Node) -> Result<Value> {
     let mut value = node.input(0)?.clone();
     let shape = cx.shape(&value)?;

@@ -38,7 +38,7 @@ fn row_sum(graph: &Graph, id: ValueId) -> Option<(ValueId, usize)> {
     (sizes.len() == graph.shape(x).len() && kept.eq(sizes.iter().cloned())).then_some((x, *axis))
 }
 
-/// A numerator taken apart: scores, form, and the truth values that keep entries.
+/// A numerator taken apart: scores, form, and the booleans that keep entries.
 struct Parts {
     x: ValueId,
     numerator: Numerator,
@@ -161,7 +161,7 @@ pub(super) fn ratio_softmax(graph: &mut Graph, id: ValueId, _: &Weights) -> Resu
     Ok(Match::No)
 }
 
-/// Where entries stay, as truth values.
+/// Where entries stay, as booleans.
 fn truth_values(graph: &mut Graph, mask: ValueId, keep: Keep, like: ValueId) -> Result<ValueId> {
     match keep {
         Keep::Where => Ok(mask),

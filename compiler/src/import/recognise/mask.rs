@@ -1,4 +1,4 @@
-//! Masks in the scores of a softmax, taken out of them as public truth values.
+//! Masks in the scores of a softmax, taken out of them as public booleans.
 //!
 //! Exporters say "not this position" by a huge negative number that is added to a score or stands in its place, once or
 //! several times, in any order, and no fixed point holds it. What counts is which numbers a public value can be, not how
@@ -33,7 +33,7 @@ pub(super) struct Masked {
     pub scores: ValueId,
     /// Where positions stay, a public value; `None` for everywhere.
     pub keep: Option<ValueId>,
-    /// The greatest number that looks like a mask and takes no position out.
+    /// The maximum number that looks like a mask and takes no position out.
     pub weak: Option<f64>,
 }
 

@@ -207,7 +207,7 @@ fn additive_masks() {
     assert!(found[0].near_miss.is_some());
 }
 
-/// Truth values of one row.
+/// Booleans of one row.
 fn condition(b: &mut Build, bits: [bool; 4]) -> ValueId {
     b.g.add_const(Tensor::bool(&[4], bits.to_vec()).unwrap(), Origin::default()).unwrap()
 }

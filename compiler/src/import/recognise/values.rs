@@ -16,7 +16,7 @@ const STEPS: usize = 1000;
 /// Integers up to this are exact in double precision.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// What the elements of a value may be. Truth values are 0 and 1.
+/// What the elements of a value may be. Booleans are 0 and 1.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Values {
     /// These numbers, ascending, one at least.
@@ -275,7 +275,7 @@ fn combined(op: Binary, x: &Values, y: &Values, float: bool) -> Option<Values> {
     };
     match (x, y) {
         (Values::Few(a), Values::Few(b)) => Values::of(a.iter().flat_map(|a| b.iter().map(|b| element(*a, *b)))),
-        // All of these are greatest and least at the ends of their operands.
+        // All of these are maximum and least at the ends of their operands.
         _ if matches!(op, Binary::Add | Binary::Sub | Binary::Mul | Binary::Max | Binary::Min) => {
             let ends = [(x.low(), y.low()), (x.low(), y.high()), (x.high(), y.low()), (x.high(), y.high())];
             let ends = Values::of(ends.into_iter().map(|(a, b)| element(a, b)))?;

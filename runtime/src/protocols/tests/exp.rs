@@ -4,7 +4,7 @@ use super::*;
 use crate::protocols::exp::{exp_digits, many};
 use ombra_ir::op::{EXP_RING, EXP_SCALE};
 
-/// Greatest error that the op's description states.
+/// Maximum error that the op's description states.
 const ERROR: f64 = 4e-6;
 const ROUNDS_OF_FEW: u32 = 1;
 const ROUNDS_OF_MANY: u32 = 2;

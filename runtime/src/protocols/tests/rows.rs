@@ -1,4 +1,4 @@
-//! Greatest entries of rows and their indices.
+//! Maximum entries of rows and their indices.
 
 use super::*;
 use crate::protocols::embed::{Rows, Table, embed};

@@ -262,13 +262,13 @@ fn every_message_is_under_a_key_that_its_receiver_does_not_know() {
     }
 }
 
-/// Role 2 knows the masks of what the others send each other, so no message of a crossing may go to it.
+/// Role 2 knows the masks of what the others send each other, so no message of a cross-term product may go to it.
 #[test]
 fn role_2_of_a_crossing_receives_nothing() {
-    let crossing = |case: &&Case| {
+    let cross_term = |case: &&Case| {
         matches!(case.op, Op::Truncate { .. } | Op::Extend { .. } | Op::BitToRing { .. } | Op::ExpDigits { .. })
     };
-    for case in cases().iter().filter(crossing) {
+    for case in cases().iter().filter(cross_term) {
         let sent = messages(case, 5, 1, 0, lockstep::keys(1));
         assert!(!sent.is_empty() && sent.iter().all(|m| m.to != 2), "{case:?}");
     }

@@ -206,7 +206,7 @@ fn unpacked(cx: &mut Context, node: &Node) -> Result<[Value; 3]> {
     }
 }
 
-/// `GroupQueryAttention`: q, k, v apart or packed, past keys and values, numbers of keys less one, their greatest,
+/// `GroupQueryAttention`: q, k, v apart or packed, past keys and values, numbers of keys less one, their maximum,
 /// tables of cosines and sines, positions, bias of the scores. Always causal.
 pub fn grouped(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
     if node.int("smooth_softmax", 0) != 0 || node.optional(11).is_some() {
