@@ -18,7 +18,7 @@
 //! [limits]                         # may be left out
 //! connect_s = 10                   # to connect, and for every step of setting up a session
 //! receive_s = 120                  # how long a peer may be silent
-//! idle_s = 900                     # how long a client may be silent between two steps
+//! idle_s = 900                     # time that a client has between two steps
 //! setup_s = 1800                   # how long the first sharing of the weights may take
 //! max_frame_bytes = 1073741824     # largest message
 //! max_memory_bytes = 8589934592    # largest memory of a step, weights aside
@@ -109,7 +109,7 @@ pub struct Limits {
     pub connect: Duration,
     /// How long a peer may be silent.
     pub receive: Duration,
-    /// How long a client may be silent between two steps: while somebody reads, and writes the next turn of a chat.
+    /// Time that a client has between two steps: while somebody reads, and writes the next turn of a chat.
     pub idle: Duration,
     /// How long the first sharing of the weights may take.
     pub setup: Duration,

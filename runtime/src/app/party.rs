@@ -63,10 +63,11 @@ impl Serving<'_> {
     fn steps(self, session: &Session) -> Result<()> {
         let Serving { folder, keep, threads, memory: limit, take, measured } = self;
         let client = session.link(Party::Client)?;
+        let limits = session.limits();
         let plan = &folder.plan;
         let keys = keys(session)?;
         // Until it is here, the session holds the memory that the largest one could take.
-        let request: Request = client.recv_control_soon(CONTROL, session.limits().connect)?;
+        let request: Request = client.recv_control_soon(CONTROL, limits.connect.min(limits.receive))?;
         request.check(plan)?;
         let mut phases = Phases::new(session);
         let (weights, cost) = keep.weights(folder, session, &request.digest()?)?;
@@ -83,12 +84,14 @@ impl Serving<'_> {
         let limit = limit.min(most);
         let mut course = Course::default();
         // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
-        while let Next::Step(advance) = client.recv_control_within(CONTROL, session.limits().idle)? {
+        while let Next::Step(advance) = client.recv_control_soon(CONTROL, limits.idle.max(limits.receive))? {
             course.take(&request, advance)?;
             let step = request.step(plan, advance, limit)?;
             let step = program::prepare(engine.module(), &step.sizes, &step.public, limit)?;
-            program::check_traffic(&step, session.limits().max_traffic_bytes)?;
+            program::check_traffic(&step, limits.max_traffic_bytes)?;
+            session.set_stepping(true);
             phases.run(|| engine.step(plan, advance, &step, &[]))?;
+            session.set_stepping(false);
             measured(1, phases.last());
         }
         client.send_control(&phases.end())

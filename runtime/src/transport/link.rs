@@ -10,11 +10,11 @@ use ombra_ir::{Diagnostic, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::frame::{Frame, Kind, MAX_CONTROL_BYTES, Message, aborted, describe, gone, read_message};
+use super::frame::{Frame, HEADER_BYTES, Kind, MAX_CONTROL_BYTES, Message, aborted, describe, gone, read_message};
 use super::meter::Meter;
 use super::network::{Network, Pacer};
 use super::party::Party;
-use super::queue::{Inbox, Outbox};
+use super::queue::{Inbox, Outbox, Patience};
 use super::tls::{Channel, Reader, Writer};
 use super::watch::Watch;
 
@@ -162,7 +162,7 @@ impl Link {
     ///
     /// Waits for it at most the limit in which no byte arrives. Every error is final for the run.
     pub fn recv(&self, run: u64, op: u32, round: u32, expected_len: u64) -> Result<(Vec<u8>, u32)> {
-        let message = self.inbox.pop(self.peer, self.receive)?;
+        let message = self.inbox.pop(self.peer, Patience::Silence(self.receive))?;
         let Frame { run: found_run, op: found_op, round: found_round, depth, ref payload } = message.frame;
         let found_len = payload.len() as u64;
         if message.kind != Kind::Data || (found_run, found_op, found_round, found_len) != (run, op, round, expected_len)
@@ -182,19 +182,19 @@ impl Link {
 
     /// The peer's next message, which must be a control message of at most `limit` bytes that holds a `T`.
     pub fn recv_control<T: DeserializeOwned>(&self, limit: u64) -> Result<T> {
-        let message = self.inbox.pop(self.peer, self.receive)?;
+        let message = self.inbox.pop(self.peer, Patience::Silence(self.receive))?;
         message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
     }
 
-    /// [`recv_control`](Self::recv_control) from a peer that may be silent for `time` at most.
+    /// [`recv_control`](Self::recv_control) of a message that must be here in `time`, whatever else the peer sends.
     pub fn recv_control_soon<T: DeserializeOwned>(&self, limit: u64, time: Duration) -> Result<T> {
-        let message = self.inbox.pop(self.peer, self.receive.min(time))?;
+        let message = self.inbox.pop(self.peer, Patience::Time(time))?;
         message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
     }
 
     /// [`recv_control`](Self::recv_control) from a peer that may be silent for `time`, if that is longer than usual.
     pub fn recv_control_within<T: DeserializeOwned>(&self, limit: u64, time: Duration) -> Result<T> {
-        let message = self.inbox.pop(self.peer, self.receive.max(time))?;
+        let message = self.inbox.pop(self.peer, Patience::Silence(self.receive.max(time)))?;
         message.parse_control(self.peer, limit.min(MAX_CONTROL_BYTES))
     }
 
@@ -217,11 +217,11 @@ impl Link {
         }
     }
 
-    /// Tells the peer how many sessions are served before this one.
-    pub(super) fn tell_turn(&self, before: u32) {
+    /// Tells the peer what is no more than a number. In memory nobody needs to know.
+    pub(super) fn say(&self, kind: Kind, number: u32) {
         if let Output::Tls { outbox, .. } = &self.output {
             // A peer that has gone is noticed where its session is looked at.
-            let _ = outbox.push(self.peer, Message::number(Kind::Turn, before));
+            let _ = outbox.push(self.peer, Message::number(kind, number));
         }
     }
 
@@ -293,7 +293,8 @@ impl Drop for Link {
     }
 }
 
-/// The bytes of a connection, which tell the inbox that the peer is not silent. A frame that begins and then arrives
+/// The bytes of a connection, which tell the inbox that the peer is not silent: those of payloads, while what a header
+/// counts for is known once it is whole. A frame that begins and then arrives
 /// byte by byte is an error: otherwise such a peer would keep a party waiting for ever.
 struct Noted<'a, R> {
     reader: R,
@@ -307,9 +308,11 @@ struct Noted<'a, R> {
 impl<R: Read> Read for Noted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.reader.read(buffer)?;
-        self.inbox.note_activity();
         let since = *self.since.get_or_insert_with(Instant::now);
         self.bytes = self.bytes.saturating_add(count as u64);
+        if self.bytes > HEADER_BYTES as u64 {
+            self.inbox.note_activity();
+        }
         let allowed = self.limit.saturating_add(Duration::from_micros(self.bytes.saturating_mul(1_000_000) / SLOWEST));
         if since.elapsed() > allowed { Err(std::io::ErrorKind::TimedOut.into()) } else { Ok(count) }
     }
@@ -327,8 +330,9 @@ fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, (limit, max_frame_bytes
                     inbox.finish(gone(peer));
                     return;
                 }
+                Kind::Turn if peer == Party::Client => break misplaced(peer),
                 Kind::Turn => inbox.set_turn(message.frame.round),
-                Kind::Waiting => inbox.set_awaited(party(message.frame.round)),
+                Kind::Waiting => inbox.set_awaited(peer, party(message.frame.round)),
                 Kind::Data | Kind::Control => {
                     if !inbox.push(message) {
                         return;
@@ -371,6 +375,12 @@ fn write_loop(mut writer: Writer, outbox: &Outbox, mut pacer: Option<Pacer>) -> 
         }
     }
     writer.close()
+}
+
+fn misplaced(peer: Party) -> Diagnostic {
+    Diagnostic::peer("E0704", format!("{peer} sent a frame that it never sends"))
+        .note("expected  a frame of a client")
+        .note("found     how many sessions are served before this one, which the server says")
 }
 
 fn dripping(peer: Party, limit: Duration) -> Diagnostic {

@@ -35,7 +35,7 @@
 //! | E0701 | the peer went away |
 //! | E0702 | the peer was silent for longer than the limit |
 //! | E0703 | the peer sent another frame than the one expected |
-//! | E0704 | the peer sent something that is no frame, or one above the size limit |
+//! | E0704 | the peer sent something that is no frame, one above the size limit, or one that is not its own |
 //! | E0705 | the peer aborted the run |
 //! | E0706 | TLS failed, or a certificate is not the pinned one |
 //! | E0707 | no connection to the peer |

@@ -34,6 +34,15 @@ pub(super) fn wait<'a, T>(
     condition.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner).0
 }
 
+/// How long a message may take.
+#[derive(Clone, Copy)]
+pub(super) enum Patience {
+    /// As long as its peer is not silent for this long.
+    Silence(Duration),
+    /// This long, whatever else its peer sends.
+    Time(Duration),
+}
+
 /// Messages of one peer that have arrived and are not asked for yet.
 pub(super) struct Inbox {
     state: Mutex<Arrived>,
@@ -173,10 +182,13 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// Notes whom the peer waits for.
-    pub(super) fn set_awaited(&self, awaited: Option<Party>) {
+    /// Notes whom `peer` waits for. A client that only waits holds its session no longer than one that says nothing, but in
+    /// a step, in which it may have to.
+    pub(super) fn set_awaited(&self, peer: Party, awaited: Option<Party>) {
         lock(&self.state).awaited = awaited;
-        self.note_activity();
+        if peer != Party::Client || self.watch.is_stepping() {
+            self.note_activity();
+        }
         self.changed.notify_all();
     }
 
@@ -246,8 +258,9 @@ impl Inbox {
         state.end.clone()
     }
 
-    /// The next message of `peer`. Fails when the queue or the session has ended, or when no byte arrived for `limit`.
-    pub(super) fn pop(&self, peer: Party, limit: Duration) -> Result<Message> {
+    /// The next message of `peer`. Fails when the queue or the session has ended, or when `patience` is over.
+    pub(super) fn pop(&self, peer: Party, patience: Patience) -> Result<Message> {
+        let (Patience::Silence(limit) | Patience::Time(limit)) = patience;
         let called = Instant::now();
         let mut grace = None;
         let mut told = false;
@@ -271,9 +284,15 @@ impl Inbox {
                 state = wait(&self.changed, state, Some(until));
                 continue;
             }
-            let deadline = self.deadline(&state, called, limit);
+            let deadline = match patience {
+                Patience::Silence(_) => self.deadline(&state, called, limit),
+                Patience::Time(_) => called + limit,
+            };
             if now >= deadline {
-                return Err(silent(peer, state.awaited, limit));
+                return Err(match patience {
+                    Patience::Silence(_) => silent(peer, state.awaited, limit),
+                    Patience::Time(_) => too_late(peer, limit),
+                });
             }
             let tell = called + limit / 2;
             if !told && now >= tell {
@@ -297,6 +316,14 @@ fn too_long(peer: Party, capacity: u64, length: u64) -> Diagnostic {
     Diagnostic::peer("E0704", format!("frame from {peer} is too long"))
         .note(format!("expected  at most {capacity} bytes, the memory that its session has"))
         .note(format!("found     {length} bytes"))
+}
+
+fn too_late(peer: Party, limit: Duration) -> Diagnostic {
+    Diagnostic::peer("E0702", format!("{peer} did not go on in {} s", limit.as_secs_f64()))
+        .note("expected  its request, or its next step")
+        .note(
+            "help      raise limits.connect_s or limits.idle_s in this party's configuration if the peer needs longer",
+        )
 }
 
 fn silent(peer: Party, awaited: Option<Party>, limit: Duration) -> Diagnostic {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::acceptor::Place;
 use super::endpoint::Endpoint;
-use super::frame::{Message, gone, printable, read_message};
+use super::frame::{Kind, Message, gone, printable, read_message};
 use super::link::Link;
 use super::meter::Meter;
 use super::party::Party;
@@ -347,7 +347,7 @@ impl Session {
 
     fn tell_turn(&self, link: &Link, before: u32) {
         if self.party != Party::Client {
-            link.tell_turn(before);
+            link.say(Kind::Turn, before);
         }
     }
 
@@ -360,6 +360,11 @@ impl Session {
     /// Lets the client have at most `bytes` queued here, and no longer frame.
     pub fn limit_queue(&self, bytes: u64) {
         self.links.get(&Party::Client).into_iter().for_each(|client| client.inbox().limit(bytes));
+    }
+
+    /// Notes whether a step is under way, in which a client may wait for another party.
+    pub fn set_stepping(&self, stepping: bool) {
+        self.watch.set_stepping(stepping);
     }
 
     /// Ends the session from another thread than the one that serves it: every wait in it ends, and the peers are told.

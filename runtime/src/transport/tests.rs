@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::frame::Kind;
+use super::queue::Patience;
 use super::session::Wanted;
 use super::*;
 use crate::config::{Certificates, PartyConfig};
@@ -153,4 +155,42 @@ fn a_client_sends_no_more_ahead_than_its_session_may_take() {
     to.send(Frame::new(1, 0, 1, vec![7; (1 << 20) + 1])).unwrap();
     let error = from.recv(1, 0, 1, (1 << 20) + 1).expect_err("a frame that is too long");
     assert!(error.code == "E0704" && error.to_string().contains("at most 1048576 bytes"), "{error}");
+}
+
+#[test]
+fn a_client_that_says_that_it_waits_gets_no_more_time_outside_of_a_step() {
+    let parties = Parties::new("patience");
+    let _helper = Acceptor::bind(&parties.helper, drop).unwrap();
+    let server = Acceptor::bind(&parties.server, drop).unwrap();
+    let session = parties.clients[0].open(Purpose::Run).unwrap();
+    let served = server.next(SOON).unwrap();
+    let (from, to) = (served.link(Party::Client).unwrap(), session.link(Party::Server).unwrap());
+    let limit = Duration::from_millis(500);
+    std::thread::scope(|scope| {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            while stopped.recv_timeout(limit / 20).is_err() {
+                to.say(Kind::Waiting, 2);
+            }
+        });
+        let late = |patience| {
+            let error = from.inbox().pop(Party::Client, patience).err().expect("it says nothing");
+            assert_eq!(error.code, "E0702", "{error}");
+        };
+        late(Patience::Silence(limit));
+        // In a step it may have to wait, though not with what has its own time.
+        served.set_stepping(true);
+        late(Patience::Time(limit));
+        scope.spawn(move || {
+            std::thread::sleep(3 * limit);
+            to.send_control(&7).unwrap();
+        });
+        let message = from.inbox().pop(Party::Client, Patience::Silence(limit)).unwrap();
+        assert_eq!(message.parse_control::<u32>(Party::Client, 10).unwrap(), 7);
+        stop.send(()).unwrap();
+    });
+    // What the server alone says ends the session.
+    to.say(Kind::Turn, 3);
+    let error = from.recv_control_soon::<u32>(10, Duration::from_secs(10)).expect_err("it is no client's");
+    assert_eq!(error.code, "E0704", "{error}");
 }

@@ -3,6 +3,7 @@
 //! A party waits on one link at a time, while another one may be what has ended. So the end of any link that comes before
 //! its peer has finished is the end of the session, and wakes whatever waits in it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use ombra_ir::Diagnostic;
@@ -15,6 +16,8 @@ use super::queue::{Inbox, Outbox, lock};
 #[derive(Default)]
 pub(super) struct Watch {
     failure: OnceLock<Diagnostic>,
+    /// A step is under way.
+    stepping: AtomicBool,
     links: Mutex<Vec<Queues>>,
 }
 
@@ -46,6 +49,16 @@ impl Watch {
         let links = lock(&self.links);
         links.iter().filter_map(|link| link.inbox.upgrade()).for_each(|inbox| inbox.wake());
         links.iter().filter_map(|link| link.outbox.upgrade()).for_each(|outbox| outbox.wake());
+    }
+
+    /// Notes whether a step is under way.
+    pub(super) fn set_stepping(&self, stepping: bool) {
+        self.stepping.store(stepping, Ordering::Relaxed);
+    }
+
+    /// Whether a step is under way.
+    pub(super) fn is_stepping(&self) -> bool {
+        self.stepping.load(Ordering::Relaxed)
     }
 
     /// Tells every other peer that this party waits for `awaited`, so that nobody takes this one for silent.
