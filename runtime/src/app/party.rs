@@ -2,15 +2,20 @@
 
 use std::panic::{self, AssertUnwindSafe};
 
+use ombra_ir::module::Module;
 use ombra_ir::{Diagnostic, Result};
 
 use super::folder::PlanFolder;
-use super::measure::answer;
-use super::program;
+use super::measure::{BURST_BYTES, answer};
+use super::program::{self, Step};
 use super::request::{Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
 use crate::transport::{Party, Purpose, Session};
+
+/// What a client may have queued that nobody has asked for: a request, and a word or two ahead. In a step it is more by the
+/// longest frame that the client sends in it.
+pub(super) const QUEUE: u64 = 2 << 20;
 
 /// What a session is served with.
 pub struct Serving<'a> {
@@ -47,7 +52,10 @@ impl Serving<'_> {
         guarded(session, || {
             // What is kept is replaced as a whole, so that a panic leaves the old or the new.
             let served = panic::catch_unwind(AssertUnwindSafe(|| match (session.purpose(), self.keep) {
-                (Purpose::Measure, _) => answer(session),
+                (Purpose::Measure, _) => {
+                    session.limit_queue(QUEUE + BURST_BYTES as u64);
+                    answer(session)
+                }
                 (Purpose::Share, Keep::Helper(side)) => side.take(self.folder, session),
                 (Purpose::Share, Keep::Server(_)) => Err(senseless(Party::Helper, "a sharing to the server")),
                 (Purpose::Run, _) => self.steps(session),
@@ -65,6 +73,7 @@ impl Serving<'_> {
         let client = session.link(Party::Client)?;
         let limits = session.limits();
         let plan = &folder.plan;
+        session.limit_queue(QUEUE);
         let keys = keys(session)?;
         // Until it is here, the session holds the memory that the largest one could take.
         let request: Request = client.recv_control_soon(CONTROL, limits.connect.min(limits.receive))?;
@@ -90,12 +99,20 @@ impl Serving<'_> {
             let step = program::prepare(engine.module(), &step.sizes, &step.public, limit)?;
             program::check_traffic(&step, limits.max_traffic_bytes)?;
             session.set_stepping(true);
+            session.limit_queue(QUEUE.saturating_add(longest_frame(engine.module(), &step, session.party())));
             phases.run(|| engine.step(plan, advance, &step, &[]))?;
+            session.limit_queue(QUEUE);
             session.set_stepping(false);
             measured(1, phases.last());
         }
         client.send_control(&phases.end())
     }
+}
+
+/// Bytes of the longest frame that the client sends `to` another party in a step.
+fn longest_frame(module: &Module, step: &Step, to: Party) -> u64 {
+    let frames = step.schedule.frames(module).into_iter();
+    frames.map(|bytes| bytes[Party::Client.index()][to.index()]).max().unwrap_or(0)
 }
 
 /// What the others measured, once they have ended.

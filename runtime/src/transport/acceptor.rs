@@ -147,12 +147,13 @@ impl Acceptor {
     /// The next session in which every peer that connects to this party has done so, waiting at most `limit`, or for ever.
     /// The server is connected to the helper in it.
     pub fn next(&self, limit: Option<Duration>) -> Option<Session> {
-        self.next_if(limit, &|| true)
+        self.next_if(limit, &|| true, u64::MAX)
     }
 
     /// [`next`](Self::next), where sessions of clients are taken only while `has_room` says so. It is asked whenever
-    /// something changes, see [`wake`](Self::wake).
-    pub fn next_if(&self, limit: Option<Duration>, has_room: &dyn Fn() -> bool) -> Option<Session> {
+    /// something changes, see [`wake`](Self::wake). Of the client, `queued` bytes at most wait to be asked for until
+    /// [`Session::limit_queue`] says something else.
+    pub fn next_if(&self, limit: Option<Duration>, has_room: &dyn Fn() -> bool, queued: u64) -> Option<Session> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut table = lock(&self.shared.table);
         loop {
@@ -167,7 +168,7 @@ impl Acceptor {
                     Place { shared: Arc::downgrade(&self.shared), client }
                 });
                 drop(table);
-                session.begin();
+                session.begin(queued);
                 return Some(session);
             }
             let now = Instant::now();

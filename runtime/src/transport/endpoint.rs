@@ -102,7 +102,7 @@ impl Endpoint {
         }
         if purpose == Purpose::Share {
             // It waits in no queue.
-            session.begin();
+            session.begin(u64::MAX);
         }
         Ok(session)
     }

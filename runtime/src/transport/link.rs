@@ -323,7 +323,7 @@ fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, (limit, max_frame_bytes
     let mut source = Noted { reader, inbox, limit, since: None, bytes: 0 };
     let end = loop {
         (source.since, source.bytes) = (None, 0);
-        match read_message(&mut source, peer, max_frame_bytes, |length| inbox.wait_for_room(peer, length)) {
+        match read_message(&mut source, peer, max_frame_bytes, |length| inbox.wait_for_room(length)) {
             Ok(Some(message)) => match message.kind {
                 Kind::Abort => break aborted(peer, &message),
                 Kind::Finished => {

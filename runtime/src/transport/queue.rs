@@ -45,6 +45,8 @@ pub(super) enum Patience {
 
 /// Messages of one peer that have arrived and are not asked for yet.
 pub(super) struct Inbox {
+    /// The capacity may not be more.
+    most: u64,
     state: Mutex<Arrived>,
     changed: Condvar,
     watch: Arc<Watch>,
@@ -56,12 +58,12 @@ pub(super) struct Inbox {
 struct Arrived {
     messages: VecDeque<Message>,
     bytes: u64,
-    /// Most bytes that are queued, and of one message once the session is served.
+    /// Most bytes that are queued, and of one message. What is longer waits for more room.
     capacity: u64,
+    /// The length of the message that waits for room, where it is more than the capacity.
+    blocked: Option<u64>,
     end: Option<Diagnostic>,
     abandoned: bool,
-    /// The session is not served yet.
-    waiting: bool,
     /// How many sessions the peer serves before this one, once it has said so.
     turn: Option<u32>,
     /// Whom the peer waits for, as it said last.
@@ -69,20 +71,21 @@ struct Arrived {
 }
 
 impl Inbox {
-    /// An empty queue whose producer waits while it holds more than `capacity_bytes`, or far less while the session is
-    /// `waiting` to be served. When it ends, the session that `watch` belongs to has failed.
+    /// An empty queue whose producer waits while it holds more than `capacity_bytes`, or far less until the session that is
+    /// `waiting` is served. When it ends, the session that `watch` belongs to has failed.
     pub(super) fn new(capacity_bytes: u64, waiting: bool, watch: Arc<Watch>) -> Self {
         let state = Arrived {
             messages: VecDeque::new(),
             bytes: 0,
-            capacity: capacity_bytes,
+            capacity: if waiting { WAITING_BYTES.min(capacity_bytes) } else { capacity_bytes },
+            blocked: None,
             end: None,
             abandoned: false,
-            waiting,
             turn: None,
             awaited: None,
         };
         Inbox {
+            most: capacity_bytes,
             state: Mutex::new(state),
             changed: Condvar::new(),
             watch,
@@ -97,25 +100,24 @@ impl Inbox {
         self.last_byte_ms.store(elapsed, Ordering::Relaxed);
     }
 
-    /// Waits for room for a message of `peer` with `length` bytes. False once the queue has ended or nobody will read it,
-    /// and for a message that will never have room.
-    pub(super) fn wait_for_room(&self, peer: Party, length: u64) -> bool {
+    /// Waits for room for a message of `length` bytes. False once the queue has ended or nobody will read it.
+    pub(super) fn wait_for_room(&self, length: u64) -> bool {
         let bytes = counted(length);
         let mut state = lock(&self.state);
         loop {
             if state.abandoned || state.end.is_some() {
                 return false;
             }
-            if !state.waiting && length > state.capacity {
-                let capacity = state.capacity;
-                drop(state);
-                self.end(too_long(peer, capacity, length));
-                return false;
-            }
-            let sum = state.bytes.saturating_add(bytes);
-            let room = if state.waiting { sum <= WAITING_BYTES } else { state.bytes == 0 || sum <= state.capacity };
-            if room {
-                return true;
+            if length > state.capacity {
+                // Whoever waits for a message sees that it is not this one.
+                if state.blocked.replace(length).is_none() {
+                    self.changed.notify_all();
+                }
+            } else {
+                state.blocked = None;
+                if state.bytes == 0 || state.bytes.saturating_add(bytes) <= state.capacity {
+                    return true;
+                }
             }
             state = wait(&self.changed, state, None);
         }
@@ -161,17 +163,12 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// Lets at most `bytes` be queued from now on, and in one message, if that is less than before.
+    /// Lets at most `bytes` be queued from now on, and in one message.
     pub(super) fn limit(&self, bytes: u64) {
         let mut state = lock(&self.state);
-        state.capacity = state.capacity.min(bytes);
+        state.capacity = bytes.min(self.most);
+        state.blocked = None;
         drop(state);
-        self.changed.notify_all();
-    }
-
-    /// Notes that the session is served from now on.
-    pub(super) fn serve(&self) {
-        lock(&self.state).waiting = false;
         self.changed.notify_all();
     }
 
@@ -275,6 +272,9 @@ impl Inbox {
             if let Some(end) = &state.end {
                 return Err(end.clone());
             }
+            if let Some(length) = state.blocked {
+                return Err(too_long(peer, state.capacity, length));
+            }
             let now = Instant::now();
             if let Some(failure) = self.watch.failure() {
                 let until = *grace.get_or_insert(now + GRACE);
@@ -314,7 +314,7 @@ fn counted(length: u64) -> u64 {
 
 fn too_long(peer: Party, capacity: u64, length: u64) -> Diagnostic {
     Diagnostic::peer("E0704", format!("frame from {peer} is too long"))
-        .note(format!("expected  at most {capacity} bytes, the memory that its session has"))
+        .note(format!("expected  at most {capacity} bytes, as its session stands"))
         .note(format!("found     {length} bytes"))
 }
 

@@ -327,10 +327,11 @@ impl Session {
         self.party != Party::Helper || server.is_none_or(|server| server.inbox().is_served())
     }
 
-    /// Begins to serve it: more may be queued now, and the server's peers hear that it is their turn.
-    pub(super) fn begin(&self) {
+    /// Begins to serve it: more may be queued now, of a client `of_client` bytes, and the server's peers hear that it is
+    /// their turn.
+    pub(super) fn begin(&self, of_client: u64) {
         for link in self.links.values() {
-            link.inbox().serve();
+            link.inbox().limit(if link.peer() == Party::Client { of_client } else { u64::MAX });
             self.tell_turn(link, 0);
         }
     }
@@ -357,7 +358,8 @@ impl Session {
         self.links.values().for_each(|link| self.tell_turn(link, u32::from(at_work)));
     }
 
-    /// Lets the client have at most `bytes` queued here, and no longer frame.
+    /// Lets the client have at most `bytes` queued here from now on, and no longer frame: what is more waits at the client,
+    /// and is an error where this party waits for a frame.
     pub fn limit_queue(&self, bytes: u64) {
         self.links.get(&Party::Client).into_iter().for_each(|client| client.inbox().limit(bytes));
     }

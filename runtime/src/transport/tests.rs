@@ -117,7 +117,7 @@ fn the_server_says_whose_session_it_is_and_shares_weights_alone() {
     // A session of server and helper alone is whole without a client.
     let session = parties.server.open(Purpose::Share).unwrap();
     session.link(Party::Helper).unwrap().send_control(&1).unwrap();
-    let found = helper.next_if(SOON, &|| false).expect("it needs no room");
+    let found = helper.next_if(SOON, &|| false, u64::MAX).expect("it needs no room");
     assert!(found.id() == session.id() && found.client().is_none());
     assert_eq!(found.link(Party::Server).unwrap().recv_control::<u32>(10).unwrap(), 1);
 }
@@ -133,7 +133,7 @@ fn places_go_round_by_client() {
     while server.waiting() < 5 {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(server.next_if(Some(Duration::from_millis(50)), &|| false).is_none(), "there is no room");
+    assert!(server.next_if(Some(Duration::from_millis(50)), &|| false, u64::MAX).is_none(), "there is no room");
     let places: BTreeMap<SessionId, usize> = many.iter().chain([&one]).map(Session::id).zip(0..).collect();
     let served: Vec<Session> = (0..5).map(|_| server.next(SOON).unwrap()).collect();
     let order: Vec<usize> = served.iter().map(|session| places[&session.id()]).collect();
@@ -147,13 +147,25 @@ fn a_client_sends_no_more_ahead_than_its_session_may_take() {
     let _helper = Acceptor::bind(&parties.helper, drop).unwrap();
     let server = Acceptor::bind(&parties.server, drop).unwrap();
     let session = parties.clients[0].open(Purpose::Run).unwrap();
-    let served = server.next(SOON).unwrap();
-    served.limit_queue(1 << 20);
+    // Nobody has said yet what it needs.
+    let served = server.next_if(SOON, &|| true, 1 << 10).unwrap();
     let (from, to) = (served.link(Party::Client).unwrap(), session.link(Party::Server).unwrap());
-    to.send(Frame::new(1, 0, 0, vec![7; 1 << 20])).unwrap();
-    assert_eq!(from.recv(1, 0, 0, 1 << 20).unwrap().0.len(), 1 << 20);
-    to.send(Frame::new(1, 0, 1, vec![7; (1 << 20) + 1])).unwrap();
-    let error = from.recv(1, 0, 1, (1 << 20) + 1).expect_err("a frame that is too long");
+    to.send_control(&1).unwrap();
+    for round in 0..100 {
+        to.send(Frame::new(1, 0, round, vec![7; 1 << 20])).unwrap();
+    }
+    assert_eq!(from.recv_control::<u32>(10).unwrap(), 1);
+    assert!(server.queued_bytes() == 0 && served.queued_bytes() <= 1 << 10);
+    served.limit_queue(3 << 20);
+    for round in 0..99 {
+        assert_eq!(from.recv(1, 0, round, 1 << 20).unwrap().0.len(), 1 << 20);
+        assert!(served.queued_bytes() <= 3 << 20);
+    }
+    // Between two steps it is less again. What was sent ahead waits, until something else is waited for.
+    served.limit_queue(1 << 20);
+    assert_eq!(from.recv(1, 0, 99, 1 << 20).unwrap().0.len(), 1 << 20);
+    to.send(Frame::new(1, 0, 100, vec![7; (1 << 20) + 1])).unwrap();
+    let error = from.recv(1, 0, 100, (1 << 20) + 1).expect_err("a frame that is too long");
     assert!(error.code == "E0704" && error.to_string().contains("at most 1048576 bytes"), "{error}");
 }
 

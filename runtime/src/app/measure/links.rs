@@ -9,9 +9,10 @@ use crate::transport::{Frame, Link, Party, Session};
 
 /// Messages of one byte that are sent and answered.
 const PINGS: u32 = 20;
-/// Messages of a burst, and their bytes.
+/// Messages of a burst.
 const BURST: u32 = 4;
-const BURST_BYTES: usize = 2 << 20;
+/// Bytes of a message of a burst.
+pub const BURST_BYTES: usize = 2 << 20;
 /// Number of the run.
 const RUN: u64 = 1;
 

@@ -23,7 +23,7 @@ use ombra_ir::profile::{Profile, Unit, VERSION, Work, work_of};
 use ombra_ir::schedule::{Schedule, schedule};
 use ombra_ir::{Diagnostic, Result};
 
-pub use links::answer;
+pub use links::{BURST_BYTES, answer};
 pub use probes::{Probe, Size, probes};
 
 use super::local::make_private;

@@ -28,7 +28,7 @@ use self::log::{Format, Log};
 use self::metrics::Metrics;
 use super::folder::PlanFolder;
 use super::local::{READY, end_with_input};
-use super::party::Serving;
+use super::party::{QUEUE, Serving};
 use super::program;
 use super::sharing::{Keep, ServerSide};
 use crate::config::PartyConfig;
@@ -41,8 +41,6 @@ pub use self::control::renew;
 const TICK: Duration = Duration::from_millis(200);
 /// Time for sessions to end after they were ended, and for the last lines to leave.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// A client may always have this much queued: requests, and bursts of measurements.
-const LEAST_QUEUE: u64 = 16 << 20;
 /// Freed memory goes back to the system at most this often while other sessions go on.
 const TRIM: Duration = Duration::from_secs(10);
 
@@ -149,7 +147,8 @@ pub fn serve_party(options: &Options) -> Result<()> {
     super::command::print(&format!("{READY} {party} at {address}\n"))?;
     service.log.note(&format!("serves at {address}, at most {} sessions", config.limits.max_sessions));
     while !asked.load(Ordering::Relaxed) {
-        if let Some(session) = service.acceptor.next_if(Some(TICK), &|| service.budget.has_room(service.largest)) {
+        let has_room = || service.budget.has_room(service.largest);
+        if let Some(session) = service.acceptor.next_if(Some(TICK), &has_room, QUEUE) {
             service.start(session);
         }
     }
@@ -255,9 +254,6 @@ impl Service {
             self.log.session(session, "a session begins");
         }
         let mut place = place;
-        if let Some(place) = &place {
-            session.limit_queue(place.bytes().max(LEAST_QUEUE));
-        }
         let mut take = |most: u64| {
             let Some(place) = &mut place else { return true };
             let taken = place.resize(most);
