@@ -24,6 +24,7 @@
 //! max_memory_bytes = 8589934592    # largest memory of a step, weights aside
 //! max_traffic_bytes = 274877906944 # most payload bytes of a step, of all parties together
 //! max_sessions = 32                # sessions that are served at once
+//! max_sessions_of_client = 8       # those of one client; a quarter of them, or all where one client alone is admitted
 //! total_memory_bytes = 8589934592  # memory of the steps of all sessions together, weights aside; half of the machine's
 //!
 //! [service]                        # server and helper; may be left out
@@ -121,6 +122,8 @@ pub struct Limits {
     pub max_traffic_bytes: u64,
     /// Most sessions that are served at once.
     pub max_sessions: u32,
+    /// Most of them of one client.
+    pub max_sessions_of_client: u32,
     /// Memory of the steps of all sessions together, in bytes; nothing for half of the machine's.
     pub total_memory_bytes: Option<u64>,
 }
@@ -136,6 +139,7 @@ impl Default for Limits {
             max_memory_bytes: 8 << 30,
             max_traffic_bytes: 256 << 30,
             max_sessions: 32,
+            max_sessions_of_client: 8,
             total_memory_bytes: None,
         }
     }
@@ -186,6 +190,7 @@ struct RawLimits {
     max_memory_bytes: Option<u64>,
     max_traffic_bytes: Option<u64>,
     max_sessions: Option<u32>,
+    max_sessions_of_client: Option<u32>,
     total_memory_bytes: Option<u64>,
 }
 
@@ -231,13 +236,16 @@ impl PartyConfig {
             _ => {}
         }
         let listen = raw.listen.map(|address| check_address("listen", address)).transpose()?;
+        let peers = check_peers(party, raw.peers, folder)?;
+        let clients = peers.get(&Party::Client).map(|peer| &peer.certificates);
+        let one_client = matches!(clients, Some(Certificates::Fingerprints(list)) if list.len() == 1);
         Ok(PartyConfig {
             party,
             listen,
             key: folder.join(raw.key),
             certificate: folder.join(raw.certificate),
-            peers: check_peers(party, raw.peers, folder)?,
-            limits: check_limits(&raw.limits)?,
+            peers,
+            limits: check_limits(&raw.limits, one_client)?,
             service: check_service(party, raw.service, folder)?,
         })
     }
@@ -360,7 +368,8 @@ fn check_service(party: Party, raw: Option<RawService>, folder: &Path) -> Result
     })
 }
 
-fn check_limits(raw: &RawLimits) -> Result<Limits> {
+/// The limits of a party that may have `one_client` alone: it takes no place away from another one.
+fn check_limits(raw: &RawLimits, one_client: bool) -> Result<Limits> {
     let default = Limits::default();
     let seconds = |field: &str, value: Option<f64>, default: Duration| {
         value.map_or(Ok(default), |value| check_seconds(&format!("limits.{field}"), value, 86_400.0))
@@ -374,15 +383,21 @@ fn check_limits(raw: &RawLimits) -> Result<Limits> {
             .note(format!("expected  bytes from {} to {most}", 1u64 << 10))
             .note(format!("found     {value}")))
     };
-    let max_sessions = raw.max_sessions.unwrap_or(default.max_sessions);
-    if !(1..=MAX_SESSIONS).contains(&max_sessions) {
-        return Err(Diagnostic::input("E0711", "limits.max_sessions is out of range")
-            .note(format!("expected  1 to {MAX_SESSIONS}"))
-            .note(format!("found     {max_sessions}")));
-    }
+    let count = |field: &str, value: u32, most: u32| {
+        if (1..=most).contains(&value) {
+            return Ok(value);
+        }
+        Err(Diagnostic::input("E0711", format!("limits.{field} is out of range"))
+            .note(format!("expected  1 to {most}"))
+            .note(format!("found     {value}")))
+    };
+    let max_sessions = count("max_sessions", raw.max_sessions.unwrap_or(default.max_sessions), MAX_SESSIONS)?;
+    let of_client = if one_client { max_sessions } else { (max_sessions / 4).max(1) };
+    let of_client = raw.max_sessions_of_client.unwrap_or(of_client);
     let total = raw.total_memory_bytes.map(|value| bytes("total_memory_bytes", Some(value), 0, 1 << 48));
     Ok(Limits {
         max_sessions,
+        max_sessions_of_client: count("max_sessions_of_client", of_client, max_sessions)?,
         total_memory_bytes: total.transpose()?,
         connect: seconds("connect_s", raw.connect_s, default.connect)?,
         receive: seconds("receive_s", raw.receive_s, default.receive)?,
@@ -405,6 +420,21 @@ mod tests {
              [peers.client]\nfingerprint = \"{a}\"\n[peers.helper]\naddress = \"[::1]:7002\"\nfingerprint = \"{b}\"\n\
              [limits]\nconnect_s = 2\nreceive_s = 0.5\n"
         )
+    }
+
+    #[test]
+    fn one_of_many_clients_gets_a_quarter_of_the_places() {
+        let one = server().replace("receive_s = 0.5", "max_sessions = 7");
+        let many = one.replace("fingerprint = \"a1", "fingerprints = [\"a1").replacen("a1\"\n", "a1\"]\n", 1);
+        for (text, expected) in [
+            (one, 7),
+            (many.replace("= 7", "= 3"), 1),
+            (many.replace("= 7", "= 20\nmax_sessions_of_client = 20"), 20),
+            (many.replace("= 7", "= 32"), 8),
+        ] {
+            let limits = PartyConfig::parse(&text, Path::new("")).unwrap().limits;
+            assert_eq!(limits.max_sessions_of_client, expected, "{text}");
+        }
     }
 
     #[test]
@@ -486,6 +516,7 @@ mod tests {
             ("receive_s = 0.5", "max_traffic_bytes = 3", "limits.max_traffic_bytes is out of range"),
             ("receive_s = 0.5", "setup_s = -1", "limits.setup_s is out of range"),
             ("receive_s = 0.5", "max_sessions = 0", "limits.max_sessions is out of range"),
+            ("receive_s = 0.5", "max_sessions_of_client = 33", "limits.max_sessions_of_client is out of range"),
             ("receive_s = 0.5", "total_memory_bytes = 3", "limits.total_memory_bytes is out of range"),
             ("[limits]", "[service]\ndrain_s = 0\n[limits]", "service.drain_s is out of range"),
             ("[limits]", "[service]\nrenew_s = -1\n[limits]", "service.renew_s is out of range"),

@@ -11,8 +11,8 @@
 //! server has connected to the helper by then, and tells the client how many are before it; the helper serves what the
 //! server serves. A session whose peer goes away meanwhile leaves at once.
 //!
-//! The next one to be served is the oldest of the client of whom least sessions are served: nobody who opens many keeps
-//! others waiting.
+//! The next one to be served is the oldest of the client of whom least sessions are served, and of none are more served
+//! than the configuration says: nobody who opens many, or keeps them, keeps others waiting.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -58,6 +58,13 @@ struct Shared {
     /// What strangers may make the listener say.
     complaints: Mutex<Complaints>,
     refused: Box<dyn Fn(Diagnostic) + Send + Sync>,
+}
+
+impl Shared {
+    /// Most sessions of one client that are served at once.
+    fn most_of_client(&self) -> usize {
+        usize::try_from(self.endpoint.limits().max_sessions_of_client).unwrap_or(usize::MAX)
+    }
 }
 
 #[derive(Default)]
@@ -155,11 +162,12 @@ impl Acceptor {
     /// [`Session::limit_queue`] says something else.
     pub fn next_if(&self, limit: Option<Duration>, has_room: &dyn Fn() -> bool, queued: u64) -> Option<Session> {
         let deadline = limit.map(|limit| Instant::now() + limit);
+        let most = self.shared.most_of_client();
         let mut table = lock(&self.shared.table);
         loop {
             let room = has_room();
             table.busy = !room;
-            if let Some(mut session) = take(&mut table, room) {
+            if let Some(mut session) = take(&mut table, room, most) {
                 // Until somebody asks for more.
                 table.busy = true;
                 session.place = session.client().map(|client| {
@@ -235,7 +243,7 @@ fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener) {
         }
         if now - announced >= ANNOUNCE {
             announced = now;
-            announce(&lock(&shared.table));
+            announce(&lock(&shared.table), shared.most_of_client());
         }
         // An error of one accept, such as too many open files, may be over at the next one.
         let Ok((socket, address)) = listener.accept() else {
@@ -338,7 +346,7 @@ fn greet(shared: &Arc<Shared>, from: &Peer, mut channel: Channel, number: u64) -
     table.joining = table.joining.saturating_sub(1);
     joined?;
     table.ready.push_back(session);
-    announce(&table);
+    announce(&table, shared.most_of_client());
     drop(table);
     shared.changed.notify_all();
     Ok(())
@@ -378,17 +386,28 @@ fn order(table: &Table) -> Vec<usize> {
     ranks.into_iter().map(|(_, at)| at).collect()
 }
 
-/// The session that is served next, if there is one; without `room` only one between server and helper.
-fn take(table: &mut Table, room: bool) -> Option<Session> {
-    let called = |session: &Session| session.is_called() && (room || session.purpose() == Purpose::Share);
+/// Whether `most` sessions of the session's client are served.
+fn is_at_limit(table: &Table, session: &Session, most: usize) -> bool {
+    session.client().and_then(|client| table.served.get(&client.fingerprint)).is_some_and(|served| *served >= most)
+}
+
+/// The session that is served next, if there is one; without `room` only one between server and helper. Of one client at
+/// most `most` are served.
+fn take(table: &mut Table, room: bool, most: usize) -> Option<Session> {
+    let called = |session: &Session| {
+        session.is_called() && (room || session.purpose() == Purpose::Share) && !is_at_limit(table, session, most)
+    };
     let at = order(table).into_iter().find(|&at| table.ready.get(at).is_some_and(called))?;
     table.ready.remove(at)
 }
 
 /// Tells all that wait how many sessions are served before theirs.
-fn announce(table: &Table) {
+fn announce(table: &Table, most: usize) {
     for (at, before) in order(table).into_iter().zip(u32::from(table.busy)..) {
-        if let Some(session) = table.ready.get(at).filter(|_| before > 0) {
+        let Some(session) = table.ready.get(at) else { continue };
+        // Others of its own client, if nobody else.
+        let before = before.max(u32::from(is_at_limit(table, session, most)));
+        if before > 0 {
             session.announce(before);
         }
     }

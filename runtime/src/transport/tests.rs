@@ -27,6 +27,11 @@ struct Parties {
 
 impl Parties {
     fn new(name: &str) -> Parties {
+        Parties::with(name, 32)
+    }
+
+    /// Parties of whom the server serves `most` sessions of a client at once.
+    fn with(name: &str, most: u32) -> Parties {
         let folder = std::env::temp_dir().join(format!("ombra-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         let configs = write_local_set(&folder).unwrap();
@@ -39,6 +44,7 @@ impl Parties {
             let Certificates::Fingerprints(list) = &mut peer.certificates else { panic!("a list") };
             list.push(other);
         }
+        server.limits.max_sessions_of_client = most;
         let endpoint = |config: &PartyConfig| Endpoint::new(config, "plan", None).unwrap();
         let [server, helper] = [&server, &helper].map(endpoint);
         Parties { clients: [&first, &second].map(endpoint), folder, server, helper }
@@ -139,6 +145,34 @@ fn places_go_round_by_client() {
     let order: Vec<usize> = served.iter().map(|session| places[&session.id()]).collect();
     let at = |place: usize| order.iter().position(|found| *found == place).unwrap();
     assert!(at(4) == 1 && order[0] < 4, "the second place goes to the second client: {order:?}");
+}
+
+#[test]
+fn a_client_that_keeps_its_sessions_leaves_places_for_others() {
+    let parties = Parties::with("share", 2);
+    let _helper = Acceptor::bind(&parties.helper, drop).unwrap();
+    let server = Acceptor::bind(&parties.server, drop).unwrap();
+    let [greedy, modest] = &parties.clients;
+    let many: Vec<Session> = (0..4).map(|_| greedy.open(Purpose::Run).unwrap()).collect();
+    let mut served: Vec<Session> = (0..2).map(|_| server.next(SOON).unwrap()).collect();
+    let none = || server.next(Some(Duration::from_millis(50))).is_none();
+    assert!(none(), "a third one is served");
+    let waits = many.iter().find(|session| served.iter().all(|found| found.id() != session.id())).unwrap();
+    // It is not the server that is silent.
+    let mut heard = Vec::new();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| waits.wait_for_turn(&mut |before| heard.push(before)));
+        let one = modest.open(Purpose::Run).unwrap();
+        assert!(server.next(SOON).unwrap().id() == one.id());
+        assert!(none());
+        while server.waiting() > 0 {
+            served.remove(0);
+            served.push(server.next(SOON).expect("the place of the one that is over"));
+        }
+        waiting.join().unwrap().unwrap();
+    });
+    assert!(heard.first().is_some_and(|before| *before > 0), "{heard:?}");
+    assert!(served.iter().all(|session| session.client().unwrap().fingerprint == parties.fingerprint(0)));
 }
 
 #[test]

@@ -315,7 +315,7 @@ fn clients_come_and_go_while_the_parties_serve() {
 
 #[test]
 fn a_full_server_lets_clients_wait_and_tells_them_their_place() {
-    for limits in ["max_sessions = 1", "total_memory_bytes = 20000"] {
+    for limits in ["max_sessions = 1", "total_memory_bytes = 20000\nmax_sessions_of_client = 32"] {
         let service = Service::start(limits, "");
         let plan = PlanFolder::open(&service.plan.0).unwrap();
         let (alice, bob) = (service.client("alice"), service.client("bob"));
