@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::folder::PlanFolder;
 use super::session::{CONTROL, Measured, guarded, net, senseless};
@@ -436,8 +437,8 @@ pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(
     let server = session.link(Party::Server)?;
     let Given { counts } = server.recv_control(CONTROL)?;
     let (run, op, round) = KEY_FRAME;
-    let (key, _) = server.recv(run, op, round, 16)?;
-    let key = <[u8; 16]>::try_from(key).map_err(|_| senseless(Party::Server, "a key of another length"))?;
+    let key = Zeroizing::new(server.recv(run, op, round, 16)?.0);
+    let key = <[u8; 16]>::try_from(key.as_slice()).map_err(|_| senseless(Party::Server, "a key of another length"))?;
     // The key is not part of the cost of the weights.
     session.meter().reset();
     let key = Key::from_bytes(key);

@@ -2,7 +2,8 @@
 //!
 //! Key `k_i` is drawn by party `i` and sent to party `i − 1`. The key of the weights is drawn by the server and sent to
 //! the client: the client's part of every weight follows from it, and the helper, which does not know it, gets the rest.
-//! Keys travel over links that are encrypted and authenticated.
+//! Keys travel over links that are encrypted and authenticated. Messages that held a key or a component of a weight are wiped
+//! when they are dropped, and what is made of them is never copied to grow.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode;
 use ombra_ir::{Bindings, Diagnostic, Result};
+use zeroize::Zeroizing;
 
 use super::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use super::value::Value;
@@ -77,8 +79,8 @@ pub fn agree_weight_key(party: Party, net: &mut dyn Net) -> Result<Option<Key>> 
 }
 
 fn receive_key(from: Party, tick: u32, net: &mut dyn Net) -> Result<Key> {
-    let bytes = net.recv(KEYS_EPOCH, tick, from, 16)?;
-    let bytes = <[u8; 16]>::try_from(bytes)
+    let bytes = Zeroizing::new(net.recv(KEYS_EPOCH, tick, from, 16)?);
+    let bytes = <[u8; 16]>::try_from(bytes.as_slice())
         .map_err(|_| Diagnostic::peer("E0812", format!("{} sent a key of another length", from.name())))?;
     Ok(Key::from_bytes(bytes))
 }
@@ -205,14 +207,16 @@ impl Weights {
     fn hold(&self, party: Party, recipe: Recipe, tick: &mut u32, net: &mut dyn Net) -> Result<Held> {
         let width = usize::from(recipe.bits / 8);
         if party == Party::Helper && recipe.secret {
-            let mut w2 = Vec::new();
+            let mut w2 = Zeroizing::new(Vec::new());
+            // It is touched as data arrives.
+            w2.try_reserve_exact(recipe.n).map_err(|_| no_memory(&recipe))?;
             while w2.len() < recipe.n {
                 let bytes = CHUNK.min(recipe.n - w2.len()) * width;
-                let payload = net.recv(WEIGHTS_EPOCH, *tick, Party::Server, bytes as u64)?;
-                w2.extend(wire::get_words(&payload, width));
+                let payload = Zeroizing::new(net.recv(WEIGHTS_EPOCH, *tick, Party::Server, bytes as u64)?);
+                w2.extend(wire::words(&payload, width));
                 *tick += 1;
             }
-            let shared = Shared { a: w2.into(), b: Component::Zero };
+            let shared = Shared { a: Component::Data(w2), b: Component::Zero };
             return Ok(Held::Stored(Arc::new(Value::Ring(Ring::Shared(shared)))));
         }
         let made = (party == Party::Server && recipe.secret || recipe.n <= SMALL).then(|| self.make(&recipe));
@@ -248,14 +252,14 @@ impl Weights {
             return Ok(Ring::Public(read(&self.public)?));
         }
         let prg = self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"))?;
-        let mut w1 = vec![0; len];
+        let mut w1 = Zeroizing::new(vec![0; len]);
         prg.fill_u64_at(recipe.label, start as u64, &mut w1);
         let shared = match &self.own {
-            None => Shared { a: Component::Zero, b: w1.into() },
+            None => Shared { a: Component::Zero, b: Component::Data(w1) },
             Some(own) => {
-                let mut w2 = read(own)?;
+                let mut w2 = Zeroizing::new(read(own)?);
                 crate::backend::elementwise::sub_assign(&mut w2, &w1);
-                Shared::new(w1, w2)
+                Shared { a: Component::Data(w1), b: Component::Data(w2) }
             }
         };
         Ok(Ring::Shared(shared))
@@ -310,6 +314,13 @@ fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {
     let label = Label { op: id.0, step: 0, purpose: Purpose::Weight as u16, part: 0 };
     let (bound, norms) = (node.ty.bound, node.ty.norms);
     Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound, norms, label })
+}
+
+fn no_memory(recipe: &Recipe) -> Diagnostic {
+    let bytes = recipe.n.saturating_mul(8);
+    Diagnostic::input("E0814", format!("no memory for the shares of tensor `{}`", recipe.name))
+        .note(format!("expected  room for {bytes} bytes"))
+        .note("help      run on a machine with more memory, or use a smaller model")
 }
 
 fn not_a_ring() -> Diagnostic {

@@ -12,12 +12,14 @@ pub(crate) fn put_words(out: &mut Vec<u8>, words: impl ExactSizeIterator<Item = 
 
 /// Reads words of `width` bytes, 1 to 8.
 pub(crate) fn get_words(bytes: &[u8], width: usize) -> Vec<u64> {
-    bytes
-        .chunks_exact(width)
-        .map(|chunk| {
-            let mut word = [0; 8];
-            word[..width].copy_from_slice(chunk);
-            u64::from_le_bytes(word)
-        })
-        .collect()
+    words(bytes, width).collect()
+}
+
+/// The words of `width` bytes, 1 to 8, one after the other.
+pub(crate) fn words(bytes: &[u8], width: usize) -> impl ExactSizeIterator<Item = u64> {
+    bytes.chunks_exact(width).map(move |chunk| {
+        let mut word = [0; 8];
+        word[..width].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    })
 }

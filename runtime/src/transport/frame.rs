@@ -22,6 +22,7 @@ use std::io::{self, Read};
 
 use ombra_ir::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::party::Party;
 use super::tls::{late, tls_error};
@@ -39,7 +40,7 @@ const VERSION: u8 = 3;
 /// Memory is taken for at most this much payload, or as much again as has arrived, ahead of the data.
 const READ_AHEAD: u64 = 1 << 20;
 
-/// One protocol message. It carries shares, hence no `Debug`.
+/// One protocol message. It carries shares and keys, hence no `Debug`, and what is left of it is wiped when it is dropped.
 pub struct Frame {
     /// Which run of the plan.
     pub run: u64,
@@ -57,6 +58,12 @@ impl Frame {
     /// A frame to send.
     pub fn new(run: u64, op: u32, round: u32, payload: Vec<u8>) -> Self {
         Frame { run, op, round, depth: 0, payload }
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        self.payload.zeroize();
     }
 }
 
@@ -200,7 +207,7 @@ pub(super) fn read_message(
             Err(error) => return Err(read_error(peer, &error)),
         }
     }
-    let (kind, frame, length) = parse_header(&header, peer)?;
+    let (kind, mut frame, length) = parse_header(&header, peer)?;
     let limit = match kind {
         Kind::Data => max_frame_bytes,
         Kind::Control => MAX_CONTROL_BYTES,
@@ -216,8 +223,8 @@ pub(super) fn read_message(
     if !room(length) {
         return Ok(None);
     }
-    let payload = read_payload(source, peer, length)?;
-    Ok(Some(Message { kind, frame: Frame { payload, ..frame } }))
+    frame.payload = read_payload(source, peer, length)?;
+    Ok(Some(Message { kind, frame }))
 }
 
 fn parse_header(header: &[u8; HEADER_BYTES], peer: Party) -> Result<(Kind, Frame, u64)> {
@@ -254,15 +261,19 @@ fn read_payload(source: &mut impl Read, peer: Party, length: u64) -> Result<Vec<
             .note("help      lower limits.max_frame_bytes, or run with a shorter prompt")
     };
     let length = usize::try_from(length).map_err(|_| too_large())?;
-    let mut payload = Vec::new();
+    let mut payload = Zeroizing::new(Vec::new());
     while payload.len() < length {
         let filled = payload.len();
         let step = (length - filled).min(filled.max(READ_AHEAD as usize));
-        payload.try_reserve_exact(step).map_err(|_| too_large())?;
-        payload.resize(filled + step, 0);
+        // A vector that grows by itself leaves what it held in freed memory.
+        let mut longer = Zeroizing::new(Vec::new());
+        longer.try_reserve_exact(filled + step).map_err(|_| too_large())?;
+        longer.extend_from_slice(&payload);
+        longer.resize(filled + step, 0);
+        payload = longer;
         source.read_exact(&mut payload[filled..]).map_err(|error| read_error(peer, &error))?;
     }
-    Ok(payload)
+    Ok(std::mem::take(&mut *payload))
 }
 
 fn cut(peer: Party) -> Diagnostic {
@@ -317,8 +328,8 @@ mod tests {
         let frame = Frame { run: u64::MAX - 5, op: 7, round: 9, depth: 11, payload: vec![1, 2, 3] };
         let message = read(&bytes_of(&Message { kind: Kind::Data, frame })).unwrap().unwrap();
         assert!(message.kind == Kind::Data);
-        let Frame { run, op, round, depth, payload } = message.frame;
-        assert_eq!((run, op, round, depth, payload), (u64::MAX - 5, 7, 9, 11, vec![1, 2, 3]));
+        let Frame { run, op, round, depth, ref payload } = message.frame;
+        assert_eq!((run, op, round, depth, payload), (u64::MAX - 5, 7, 9, 11, &vec![1, 2, 3]));
         assert!(read(&[]).unwrap().is_none());
     }
 

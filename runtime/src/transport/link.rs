@@ -162,7 +162,7 @@ impl Link {
     ///
     /// Waits for it at most the limit in which no byte arrives. Every error is final for the run.
     pub fn recv(&self, run: u64, op: u32, round: u32, expected_len: u64) -> Result<(Vec<u8>, u32)> {
-        let message = self.inbox.pop(self.peer, Patience::Silence(self.receive))?;
+        let mut message = self.inbox.pop(self.peer, Patience::Silence(self.receive))?;
         let Frame { run: found_run, op: found_op, round: found_round, depth, ref payload } = message.frame;
         let found_len = payload.len() as u64;
         if message.kind != Kind::Data || (found_run, found_op, found_round, found_len) != (run, op, round, expected_len)
@@ -172,7 +172,7 @@ impl Link {
                 .note(format!("found     {}", message.describe())));
         }
         self.meter.count_received(self.peer, payload.len(), depth);
-        Ok((message.frame.payload, depth))
+        Ok((std::mem::take(&mut message.frame.payload), depth))
     }
 
     /// Queues `value` as a control message of at most [`MAX_CONTROL_BYTES`] of JSON.
