@@ -1,4 +1,4 @@
-//! The allocator of a party's process.
+//! The allocator of a party's process, and what the system allows it.
 //!
 //! A step allocates and frees tensors of the same sizes again and again. By default the C library returns every block
 //! above a threshold to the kernel, and clearing pages anew takes more time than the step itself. So blocks are kept from
@@ -48,6 +48,26 @@ pub fn limit_addresses(bytes: u64) -> std::io::Result<()> {
     #[cfg(not(target_os = "linux"))]
     let _ = bytes;
     Ok(())
+}
+
+/// Lets this process have as many open files as the system allows: a session takes four connections. Gives their number,
+/// where the system has one.
+pub fn raise_open_files() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: getrlimit writes the structure that it is given, and keeps no pointer.
+        if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+            return None;
+        }
+        let before = limit.rlim_cur;
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: setrlimit reads the structure that it is given, and keeps no pointer.
+        let raised = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0;
+        Some(if raised { limit.rlim_max } else { before })
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 /// Lets the C library's allocator keep and reuse freed blocks of up to 32 MiB. Elsewhere it does nothing.

@@ -76,8 +76,9 @@ impl Service {
 
     fn launch(&mut self, party: Party) {
         let log = fs::File::options().create(true).append(true).open(self.log(party)).unwrap();
-        let mut child = ombra_run()
-            .arg("serve")
+        // With few open files, as many systems have it.
+        let mut child = Command::new("sh")
+            .args(["-c", "ulimit -S -n 256 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ombra-run"), "serve"])
             .arg(&self.plan.0)
             .args(["--party", party.name(), "--threads", "1", "--log", "json", "--config"])
             .arg(self.config(party.name()))
@@ -409,6 +410,13 @@ fn weights_are_shared_anew_while_a_session_goes_on() {
 fn weights_are_shared_anew_on_a_schedule() {
     let service = Service::start("", "renew_s = 0.2");
     let alice = service.client("alice");
+    #[cfg(target_os = "linux")]
+    {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", service.running[0].1.0.id())).unwrap();
+        let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let files: Vec<&str> = files.split_whitespace().take(2).collect();
+        assert!(files[0] == files[1] && files[0] != "256", "a party takes what it may have: {files:?}");
+    }
     service.until("three sharings are made", |service| service.metric("ombra_sharings_total") >= 3.0);
     service.run(&alice);
 }

@@ -66,9 +66,10 @@ mod unix {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::os::unix::net::{UnixListener, UnixStream};
+    use std::thread;
     use std::time::Duration;
 
-    use super::super::spawn;
+    use super::super::{TICK, spawn};
     use super::*;
 
     /// Time for a command to arrive.
@@ -93,7 +94,12 @@ mod unix {
         let listener = UnixListener::bind(path).map_err(wrong)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(wrong)?;
         spawn("control", move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else {
+                    // Such as too many open files, which may be over at the next one.
+                    thread::sleep(TICK);
+                    continue;
+                };
                 // Whoever may open the socket may stop the server: one command after another is good enough.
                 let mut line = String::new();
                 let read = stream

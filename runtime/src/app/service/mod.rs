@@ -32,7 +32,7 @@ use super::party::{QUEUE, Serving};
 use super::program;
 use super::sharing::{Keep, ServerSide};
 use crate::config::PartyConfig;
-use crate::memory::{machine_bytes, return_freed_blocks};
+use crate::memory::{machine_bytes, raise_open_files, return_freed_blocks};
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose, Session};
 
 pub use self::control::renew;
@@ -41,6 +41,8 @@ pub use self::control::renew;
 const TICK: Duration = Duration::from_millis(200);
 /// Time for sessions to end after they were ended, and for the last lines to leave.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Open files of a session: its connections, and handles of them.
+const FILES_OF_SESSION: u64 = 8;
 /// Freed memory goes back to the system at most this often while other sessions go on.
 const TRIM: Duration = Duration::from_secs(10);
 
@@ -98,6 +100,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
             .note(format!("expected  party = \"{party}\"")));
     }
     let asked = signals()?;
+    let files = raise_open_files();
     let network = Network::parse(&options.network)?;
     // Products of all sessions run on one pool. A process has one such pool for ever: where there is one, it stays.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
@@ -110,6 +113,13 @@ pub fn serve_party(options: &Options) -> Result<()> {
     let log = Arc::new(Log::start(party, options.log, options.with_input));
     if pool.is_err() {
         log.note(&format!("products run on the {} threads that there are", rayon::current_num_threads()));
+    }
+    let needed = u64::from(config.limits.max_sessions).saturating_mul(FILES_OF_SESSION);
+    if let Some(files) = files.filter(|files| *files < needed) {
+        log.note(&format!(
+            "the system allows {files} open files, {} sessions need {needed}",
+            config.limits.max_sessions
+        ));
     }
     let metrics = Arc::new(Metrics::new());
     let acceptor = {
