@@ -29,6 +29,7 @@
 //!
 //! [service]                        # server and helper; may be left out
 //! renew_s = 86400                  # the server shares its weights anew this often; never by default
+//! renew_grace_s = 900              # how long sessions with an old sharing may go on; limits.idle_s by default
 //! control = "control.sock"         # the server's Unix socket for `ombra-run renew`; none by default
 //! metrics = "127.0.0.1:9100"       # /healthz, /readyz and /metrics; none by default
 //! allow_remote_metrics = false     # whether that may be another address than one of this machine alone
@@ -71,6 +72,8 @@ pub struct PartyConfig {
 pub struct ServiceConfig {
     /// How often the server shares its weights anew.
     pub renew: Option<Duration>,
+    /// How long sessions may go on whose sharing was replaced; nothing for [`Limits::idle`].
+    pub renew_grace: Option<Duration>,
     /// The server's Unix socket for commands.
     pub control: Option<PathBuf>,
     /// Where metrics are served.
@@ -81,7 +84,8 @@ pub struct ServiceConfig {
 
 impl Default for ServiceConfig {
     fn default() -> Self {
-        ServiceConfig { renew: None, control: None, metrics: None, drain: Duration::from_secs(30) }
+        let drain = Duration::from_secs(30);
+        ServiceConfig { renew: None, renew_grace: None, control: None, metrics: None, drain }
     }
 }
 
@@ -172,6 +176,7 @@ struct RawPeer {
 #[serde(deny_unknown_fields)]
 struct RawService {
     renew_s: Option<f64>,
+    renew_grace_s: Option<f64>,
     control: Option<PathBuf>,
     metrics: Option<String>,
     #[serde(default)]
@@ -362,6 +367,7 @@ fn check_service(party: Party, raw: Option<RawService>, folder: &Path) -> Result
     }
     Ok(ServiceConfig {
         renew: raw.renew_s.map(|value| check_seconds("service.renew_s", value, 3.2e7)).transpose()?,
+        renew_grace: raw.renew_grace_s.map(|value| check_seconds("service.renew_grace_s", value, 3.2e7)).transpose()?,
         control: raw.control.map(|path| folder.join(path)),
         metrics,
         drain: raw.drain_s.map_or(Ok(default.drain), |value| check_seconds("service.drain_s", value, 86_400.0))?,
@@ -520,6 +526,7 @@ mod tests {
             ("receive_s = 0.5", "total_memory_bytes = 3", "limits.total_memory_bytes is out of range"),
             ("[limits]", "[service]\ndrain_s = 0\n[limits]", "service.drain_s is out of range"),
             ("[limits]", "[service]\nrenew_s = -1\n[limits]", "service.renew_s is out of range"),
+            ("[limits]", "[service]\nrenew_grace_s = 0\n[limits]", "service.renew_grace_s is out of range"),
             ("[limits]", "[service]\nmetrics = \"localhost\"\n[limits]", "service.metrics is no address"),
             ("[limits]", "[service]\nmetrics = \"0.0.0.0:9100\"\n[limits]", "that others can reach"),
             ("[peers.client]", "[peers.client]\ncertificates = \"clients\"", "does not say which certificate"),

@@ -28,6 +28,7 @@
 //! | E1032 | metrics cannot be served |
 //! | E1033 | service files cannot be written |
 //! | E1034 | other sessions have the memory that one could need |
+//! | E1035 | a session's sharing of the weights is an old one, and its time is over |
 //! | E1040 | the gateway's options are wrong, or it cannot listen |
 
 pub mod chat;
@@ -56,6 +57,7 @@ pub mod template;
 pub mod tensor_file;
 pub mod test_data;
 pub mod text;
+pub mod uses;
 pub mod verify;
 pub mod weights;
 

@@ -8,8 +8,8 @@
 //! A sharing is made between server and helper alone, in a session of its own without a client, so that no client can end
 //! it. A thread of the server makes the first one as soon as the helper can be reached, and another one when the helper has
 //! lost its part, on a schedule, or by command. Sessions that need one wait for it and keep their peers informed. A new one
-//! takes the place of the old for sessions that begin later; those under way go on with theirs, and what is kept of a
-//! sharing is wiped when the last of them ends. Until then the helper has both in memory.
+//! takes the place of the old for sessions that begin later; those under way go on with theirs for some time, and what is
+//! kept of a sharing is wiped when the last of them ends, see [`super::uses`]. Until then the helper has both in memory.
 //!
 //! Parties without such a thread, in one process, share in the session that needs it first.
 //!
@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 
 use super::folder::PlanFolder;
 use super::session::{CONTROL, Measured, guarded, net, senseless};
+use super::uses::Uses;
 use super::weights::Weights as File;
 use crate::exec::{TensorSource, Weights};
 use crate::prg::Key;
@@ -40,6 +41,8 @@ const KEY_FRAME: (u64, u32, u32) = (1, u32::MAX - 2, 0);
 const ALIVE: Duration = Duration::from_secs(1);
 /// Time after which a sharing is tried again that failed.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How often it is looked at whether a sharing that is due may be made.
+const SOON: Duration = Duration::from_millis(100);
 /// Offers that a helper may decline in one session.
 const MAX_OFFERS: usize = 4;
 
@@ -113,6 +116,7 @@ pub struct ServerSide {
     file: Arc<File>,
     state: Mutex<State>,
     changed: Condvar,
+    uses: Uses,
 }
 
 /// What the helper keeps: its part of the last sharing.
@@ -121,6 +125,7 @@ pub struct HelperSide {
     kept: Mutex<Option<Arc<Sharing>>>,
     /// Held while a sharing arrives.
     receiving: Mutex<()>,
+    uses: Uses,
 }
 
 #[derive(Default)]
@@ -147,7 +152,8 @@ impl Keep {
         match party {
             Party::Server => {
                 let file = Arc::new(folder.server_weights()?);
-                Ok(Keep::Server(ServerSide { file, state: Mutex::default(), changed: Condvar::new() }))
+                let (state, changed, uses) = Default::default();
+                Ok(Keep::Server(ServerSide { file, state, changed, uses }))
             }
             Party::Helper => Ok(Keep::Helper(HelperSide::default())),
             Party::Client => {
@@ -167,10 +173,33 @@ impl Keep {
         session: &Session,
         request: &str,
     ) -> Result<(Arc<Weights>, Measured)> {
-        match self {
+        let (weights, cost) = match self {
             Keep::Server(side) => side.weights(folder, session, request),
             Keep::Helper(side) => side.weights(folder, session, request),
+        }?;
+        self.uses().add(session, &weights);
+        Ok((weights, cost))
+    }
+
+    fn uses(&self) -> &Uses {
+        match self {
+            Keep::Server(side) => &side.uses,
+            Keep::Helper(side) => &side.uses,
         }
+    }
+
+    /// Ends sessions whose sharing was replaced `grace` ago.
+    pub fn end_late(&self, grace: Duration) {
+        self.uses().end_late(grace);
+    }
+
+    /// How many sharings are in memory, the current one among them.
+    pub fn held(&self) -> usize {
+        let current = match self {
+            Keep::Server(side) => side.lock().current.is_some(),
+            Keep::Helper(side) => lock(&side.kept).is_some(),
+        };
+        self.uses().held() + usize::from(current)
     }
 
     /// Whether a session could begin without waiting for a sharing.
@@ -193,20 +222,22 @@ impl ServerSide {
     }
 
     /// Makes the first sharing and then every one that is asked for, until [`stop`](Self::stop). `told` hears how every
-    /// attempt ended. `every` is how often a sharing is renewed.
+    /// attempt ended. `every` is how often a sharing is renewed, but for sessions with an old one that go on for `grace`.
     pub fn make_sharings(
         &self,
         folder: &PlanFolder,
         endpoint: &Endpoint,
         every: Option<Duration>,
+        grace: Duration,
         mut told: impl FnMut(Result<Duration>),
     ) {
         let mut due = Some(Instant::now());
         loop {
             let mut state = self.lock();
-            while !state.over && !state.wanted && due.is_none_or(|due| Instant::now() < due) {
+            let is_due = || due.is_some_and(|due| Instant::now() >= due) && !self.uses.go_on(grace);
+            while !state.over && !state.wanted && !is_due() {
                 let time = due.map_or(Duration::from_secs(3600), |due| due.saturating_duration_since(Instant::now()));
-                state = self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
+                state = self.changed.wait_timeout(state, time.max(SOON)).unwrap_or_else(PoisonError::into_inner).0;
             }
             if state.over {
                 return;
@@ -224,7 +255,8 @@ impl ServerSide {
             (state.making, state.ended) = (false, state.ended + 1);
             let outcome = match made {
                 Ok(sharing) => {
-                    (state.current, state.error, state.made) = (Some(Arc::new(sharing)), None, state.made + 1);
+                    self.replace(&mut state, Some(Arc::new(sharing)));
+                    (state.error, state.made) = (None, state.made + 1);
                     Ok(start.elapsed())
                 }
                 Err(error) => {
@@ -263,6 +295,13 @@ impl ServerSide {
         state.error.clone().map_or(Ok(()), Err)
     }
 
+    /// Lets sessions that begin later use another sharing, or wait for one.
+    fn replace(&self, state: &mut State, sharing: Option<Arc<Sharing>>) {
+        if let Some(old) = std::mem::replace(&mut state.current, sharing) {
+            self.uses.replaced(&old.weights);
+        }
+    }
+
     /// Sharings that were made.
     pub fn made(&self) -> u64 {
         self.lock().made
@@ -276,7 +315,7 @@ impl ServerSide {
         let mut waited = false;
         let found = loop {
             if state.current.as_ref().is_some_and(|current| Some(current.epoch.as_str()) == lost) {
-                state.current = None;
+                self.replace(&mut state, None);
             }
             if let Some(current) = &state.current {
                 break Some(Arc::clone(current));
@@ -323,7 +362,7 @@ impl ServerSide {
                 None => {
                     let made = Arc::new(self.share(folder, session, epoch)?);
                     *lock(&made.uncounted) = false;
-                    self.lock().current = Some(Arc::clone(&made));
+                    self.replace(&mut self.lock(), Some(Arc::clone(&made)));
                     made
                 }
                 Some(sharing) if held => sharing,
@@ -344,6 +383,8 @@ impl ServerSide {
     /// A sharing in a session of its own.
     fn make_over(&self, folder: &PlanFolder, endpoint: &Endpoint, replaces: Option<String>) -> Result<Sharing> {
         self.file.check_unchanged()?;
+        // With the one that is replaced now there would be three.
+        self.uses.clear()?;
         let session = endpoint.open(Purpose::Share)?;
         let made = guarded(&session, || {
             let epoch = SessionId::random()?.to_string();
@@ -391,7 +432,12 @@ impl HelperSide {
     /// Whatever ended the session.
     pub(super) fn take(&self, folder: &PlanFolder, session: &Session) -> Result<()> {
         let Coming { epoch, replaces } = session.link(Party::Server)?.recv_control(CONTROL)?;
+        self.uses.clear()?;
         self.receive(folder, session, epoch, replaces.as_deref()).map(drop)
+    }
+
+    fn replaced(&self, old: Option<Arc<Sharing>>) {
+        old.iter().for_each(|old| self.uses.replaced(&old.weights));
     }
 
     /// Receives a sharing in `session`. What is held stays until then, if it is the one that the server has.
@@ -410,14 +456,14 @@ impl HelperSide {
             let mut kept = lock(&self.kept);
             if useless(&kept) { kept.take() } else { None }
         };
-        drop(old);
+        self.replaced(old);
         session.meter().reset();
         let start = Instant::now();
         let (module, mut net) = (&folder.plan.module, net(session));
         let weights = Weights::share(module, Party::Helper, None, public(folder), None, &mut net)?;
         let sharing = Arc::new(Sharing::new(epoch, None, weights, session, start));
         let old = lock(&self.kept).replace(Arc::clone(&sharing));
-        drop(old);
+        self.replaced(old);
         session.link(Party::Server)?.send_control(&Received::Weights)?;
         Ok(sharing)
     }

@@ -71,6 +71,6 @@ pub use link::Link;
 pub use meter::{Meter, Snapshot, Traffic};
 pub use network::Network;
 pub use party::{Party, dials};
-pub use session::{Purpose, Session, SessionId};
+pub use session::{Ending, Purpose, Session, SessionId};
 pub use tls::Fingerprint;
 pub use trust::Client;

@@ -174,6 +174,16 @@ fn read_control<T: for<'a> Deserialize<'a>>(channel: &mut Channel, peer: Party) 
     message.parse_control(peer, MAX_HELLO_BYTES)
 }
 
+/// Ends a session that somebody else serves.
+pub struct Ending(Arc<Watch>);
+
+impl Ending {
+    /// Every wait in the session ends with `cause`, if it has not failed before. Whoever serves it tells the peers.
+    pub fn end(&self, cause: &Diagnostic) {
+        self.0.fail(cause);
+    }
+}
+
 /// The links of one party for one run. Dropping it closes them.
 pub struct Session {
     party: Party,
@@ -367,6 +377,11 @@ impl Session {
     /// Notes whether a step is under way, in which a client may wait for another party.
     pub fn set_stepping(&self, stepping: bool) {
         self.watch.set_stepping(stepping);
+    }
+
+    /// What ends the session from anywhere, also when that is held by nobody else any more.
+    pub fn ending(&self) -> Ending {
+        Ending(Arc::clone(&self.watch))
     }
 
     /// Ends the session from another thread than the one that serves it: every wait in it ends, and the peers are told.

@@ -377,15 +377,24 @@ fn weights_are_shared_anew_while_a_session_goes_on() {
     around(&plan, &endpoint, || {
         renew(&service);
         assert_eq!((service.run(&alice), service.run(&alice)), (all, 0));
-        renew(&service);
+        assert_eq!(service.metric("ombra_sharings_held"), 2.0);
     })
     .unwrap();
-    assert_eq!(service.metric("ombra_sharings_total"), 3.0);
+    service.until("the old sharing is gone", |service| service.metric("ombra_sharings_held") == 1.0);
+    // A session that goes on does so with the last sharing before the current one, with no older one.
+    let error = around(&plan, &endpoint, || {
+        renew(&service);
+        renew(&service);
+        assert_eq!(service.metric("ombra_sharings_held"), 1.0);
+    });
+    let error = error.unwrap_err();
+    assert!(error.code == "E0705" && error.message.contains("E1035"), "{error}");
+    assert_eq!((service.run(&alice), service.metric("ombra_sharings_total")), (all, 4.0));
     // A helper that has lost its part gets another one.
     service.running.retain(|(party, _)| *party == Party::Server);
     service.launch(Party::Helper);
     assert_eq!((service.run(&alice), service.run(&alice)), (all, 0));
-    assert_eq!(service.metric("ombra_sharings_total"), 4.0);
+    assert_eq!(service.metric("ombra_sharings_total"), 5.0);
     // The socket is its owner's alone; a helper has none, and what has ended answers nothing.
     #[cfg(unix)]
     {
@@ -419,6 +428,21 @@ fn weights_are_shared_anew_on_a_schedule() {
     }
     service.until("three sharings are made", |service| service.metric("ombra_sharings_total") >= 3.0);
     service.run(&alice);
+}
+
+#[test]
+fn a_session_with_an_old_sharing_has_its_time() {
+    let service = Service::start("", "renew_s = 2\nrenew_grace_s = 1");
+    let plan = PlanFolder::open(&service.plan.0).unwrap();
+    let endpoint = service.endpoint(&service.client("alice"));
+    let error = around(&plan, &endpoint, || {
+        service.until("the session was ended", |service| {
+            service.metric("ombra_session_failures_total{code=\"E1035\"}") == 1.0
+        });
+    });
+    let error = error.unwrap_err();
+    assert!(error.code == "E0705" && error.message.contains("E1035"), "{error}");
+    service.until("the old sharing is gone", |service| service.metric("ombra_sharings_held") == 1.0);
 }
 
 #[test]

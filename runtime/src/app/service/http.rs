@@ -76,6 +76,7 @@ fn now(service: &Service) -> Now {
         waiting: service.acceptor.waiting(),
         reserved: used.bytes,
         budget: service.budget.total(),
+        sharings: service.keep.held(),
         resident: rss(),
         ready: service.is_ready(),
     }

@@ -25,6 +25,7 @@ pub(super) struct Metrics {
     rounds: Counter,
     seconds: Histogram,
     sharings: Counter,
+    held: Gauge,
     open: Gauge,
     waiting: Gauge,
     reserved: Gauge,
@@ -39,6 +40,7 @@ pub(super) struct Now {
     pub waiting: usize,
     pub reserved: u64,
     pub budget: u64,
+    pub sharings: usize,
     pub resident: u64,
     pub ready: bool,
 }
@@ -49,7 +51,7 @@ impl Metrics {
         let (sessions, failures, refusals) = (Family::default(), Family::default(), Family::default());
         let [steps, bytes, rounds, sharings] = [(); 4].map(|()| Counter::default());
         let seconds = Histogram::new(exponential_buckets(0.01, 2.0, 16));
-        let [open, waiting, reserved, budget, ready] = [(); 5].map(|()| Gauge::default());
+        let [open, waiting, reserved, budget, ready, held] = [(); 6].map(|()| Gauge::default());
         let resident = Gauge::default();
         registry.register("sessions", "Sessions that have ended, by outcome", sessions.clone());
         registry.register("session_failures", "Sessions that failed, by code of the error", failures.clone());
@@ -59,6 +61,7 @@ impl Metrics {
         registry.register("rounds", "Depth of the messages of all steps", rounds.clone());
         registry.register("step_seconds", "Time of a step", seconds.clone());
         registry.register("sharings", "Sharings of the weights that were made", sharings.clone());
+        registry.register("sharings_held", "Sharings of the weights that are in memory", held.clone());
         registry.register("sessions_open", "Sessions that are served", open.clone());
         registry.register("sessions_waiting", "Sessions that wait to be served", waiting.clone());
         registry.register("memory_reserved_bytes", "Memory that open sessions may take", reserved.clone());
@@ -75,6 +78,7 @@ impl Metrics {
             rounds,
             seconds,
             sharings,
+            held,
             open,
             waiting,
             reserved,
@@ -118,6 +122,7 @@ impl Metrics {
         let bytes = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.open.set(now.open.into());
         self.waiting.set(bytes(now.waiting as u64));
+        self.held.set(bytes(now.sharings as u64));
         self.reserved.set(bytes(now.reserved));
         self.budget.set(bytes(now.budget));
         self.resident.set(now.resident);

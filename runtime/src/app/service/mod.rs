@@ -153,10 +153,12 @@ pub fn serve_party(options: &Options) -> Result<()> {
     if let Some(path) = &config.service.control {
         control::listen(path, Arc::clone(&service))?;
     }
-    service.start_sharing(config.service.renew)?;
+    let grace = config.service.renew_grace.unwrap_or(config.limits.idle);
+    service.start_sharing(config.service.renew, grace)?;
     super::command::print(&format!("{READY} {party} at {address}\n"))?;
     service.log.note(&format!("serves at {address}, at most {} sessions", config.limits.max_sessions));
     while !asked.load(Ordering::Relaxed) {
+        service.keep.end_late(grace);
         let has_room = || service.budget.has_room(service.largest);
         if let Some(session) = service.acceptor.next_if(Some(TICK), &has_room, QUEUE) {
             service.start(session);
@@ -184,13 +186,13 @@ fn ending() -> Diagnostic {
 
 impl Service {
     /// Lets a thread make the sharings of the server's weights.
-    fn start_sharing(self: &Arc<Self>, every: Option<Duration>) -> Result<()> {
+    fn start_sharing(self: &Arc<Self>, every: Option<Duration>, grace: Duration) -> Result<()> {
         let Keep::Server(side) = &self.keep else { return Ok(()) };
         side.expect_maker();
         let service = Arc::clone(self);
         let work = move || {
             let Some(side) = service.server() else { return };
-            side.make_sharings(&service.folder, &service.endpoint, every, |outcome| match outcome {
+            side.make_sharings(&service.folder, &service.endpoint, every, grace, |outcome| match outcome {
                 Ok(time) => {
                     service.metrics.shared();
                     service.log.note(&format!("the weights are shared, in {:.1} s", time.as_secs_f64()));
