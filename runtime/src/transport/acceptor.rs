@@ -77,6 +77,8 @@ struct Table {
     served: BTreeMap<Fingerprint, usize>,
     /// Nobody takes another session at the moment.
     busy: bool,
+    /// Why nobody takes another session any more.
+    stopped: Option<Diagnostic>,
 }
 
 /// What counts a session as served, until it is dropped.
@@ -200,6 +202,7 @@ impl Acceptor {
     pub fn stop(&self, reason: &Diagnostic) {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut table = lock(&self.shared.table);
+        table.stopped = Some(reason.clone());
         let forming = std::mem::take(&mut table.forming).into_values().map(|forming| forming.session);
         let waiting: Vec<Session> = forming.chain(std::mem::take(&mut table.ready)).collect();
         drop(table);
@@ -341,10 +344,23 @@ fn greet(shared: &Arc<Shared>, from: &Peer, mut channel: Channel, number: u64) -
     let whole = insert(&mut lock(&shared.table), endpoint, from, &hello, (id, owner), channel)?;
     let Some(mut session) = whole else { return Ok(()) };
     session.set_client(owner.and_then(|owner| endpoint.trusted().client(owner)));
-    let joined = session.join();
+    let joined = match owner.filter(|_| session.client().is_none()) {
+        // It was removed while the session formed, and nobody counts a session without a client.
+        Some(_) => {
+            let error = Diagnostic::peer("E0708", "the client of the session is no peer any more");
+            session.abort(&error);
+            Err(error)
+        }
+        None => session.join(),
+    };
     let mut table = lock(&shared.table);
     table.joining = table.joining.saturating_sub(1);
     joined?;
+    if let Some(reason) = table.stopped.clone() {
+        drop(table);
+        session.abort(&reason);
+        return Err(reason);
+    }
     table.ready.push_back(session);
     announce(&table, shared.most_of_client());
     drop(table);
@@ -430,6 +446,9 @@ fn has_room(table: &Table, id: SessionId, owner: Option<Fingerprint>) -> bool {
 /// Whether a connection of `from` has a place in the session `id`.
 fn check_place(table: &Table, from: &Peer, hello: &Hello, id: SessionId, owner: Option<Fingerprint>) -> Result<()> {
     let refuse = |why: &str| Err(Diagnostic::peer("E0708", why));
+    if let Some(reason) = &table.stopped {
+        return Err(reason.clone());
+    }
     if !has_room(table, id, owner) {
         return refuse("too many sessions are waiting, try again later");
     }

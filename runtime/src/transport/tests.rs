@@ -240,3 +240,21 @@ fn a_client_that_says_that_it_waits_gets_no_more_time_outside_of_a_step() {
     let error = from.recv_control_soon::<u32>(10, Duration::from_secs(10)).expect_err("it is no client's");
     assert_eq!(error.code, "E0704", "{error}");
 }
+
+#[test]
+fn a_client_that_is_removed_while_its_session_forms_is_not_served() {
+    let parties = Parties::new("removed");
+    let clients = parties.folder.join("clients");
+    fs::create_dir(&clients).unwrap();
+    fs::copy(parties.folder.join("client/cert.pem"), clients.join("one.pem")).unwrap();
+    let mut config = PartyConfig::read(&parties.folder.join("helper/party.toml")).unwrap();
+    config.peers.get_mut(&Party::Client).unwrap().certificates = Certificates::Folder(clients.clone());
+    let helper = Acceptor::bind(&Endpoint::new(&config, "plan", None).unwrap(), drop).unwrap();
+    let id = SessionId::random().unwrap();
+    let _first = dial(&parties.clients[0], Party::Helper, &run(id, None)).unwrap();
+    fs::remove_file(clients.join("one.pem")).unwrap();
+    let last = dial(&parties.server, Party::Helper, &run(id, Some(parties.fingerprint(0)))).unwrap();
+    let error = last.recv(1, 0, 0, 1).expect_err("there is no session");
+    assert_eq!(error.message, "helper aborted the run with E0708");
+    assert!(helper.waiting() == 0 && helper.next(Some(Duration::ZERO)).is_none());
+}

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ use crate::config::PartyConfig;
 const RENEW: &str = "renew";
 /// Longest command and longest answer.
 const MAX_BYTES: u64 = 4 << 10;
+
+/// Time for an answer beside what the command takes.
+const SLACK: Duration = Duration::from_secs(60);
 
 /// The answer to a command: what took how long, or what went wrong.
 #[derive(Serialize, Deserialize)]
@@ -36,7 +39,9 @@ pub fn renew(config: &Path) -> Result<f64> {
         return Err(Diagnostic::input("E1031", "the configuration names no socket for commands")
             .note("help      add control = \"control.sock\" to [service] of the server, and start it anew"));
     };
-    match ask(path, RENEW)? {
+    // One may be under way.
+    let limit = config.limits.setup.saturating_mul(2).saturating_add(SLACK);
+    match ask(path, RENEW, limit)? {
         Answer::Renewed(seconds) => Ok(seconds),
         Answer::Failed(why) => {
             Err(Diagnostic::peer("E1031", format!("the server did not renew: {}", ombra_ir::diag::printable(&why))))
@@ -62,12 +67,11 @@ fn failed(path: &Path, what: &str) -> Diagnostic {
 
 #[cfg(unix)]
 mod unix {
-    use std::fs::{self, Permissions};
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    use std::fs::{self, DirBuilder, Permissions};
+    use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+    use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::thread;
-    use std::time::Duration;
 
     use super::super::{TICK, spawn};
     use super::*;
@@ -87,12 +91,10 @@ mod unix {
             );
         }
         match fs::symlink_metadata(path) {
-            Ok(found) if found.file_type().is_socket() => fs::remove_file(path).map_err(wrong)?,
-            Ok(_) => return Err(failed(path, "something else is there")),
-            Err(_) => {}
+            Ok(found) if !found.file_type().is_socket() => return Err(failed(path, "something else is there")),
+            _ => {}
         }
-        let listener = UnixListener::bind(path).map_err(wrong)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(wrong)?;
+        let listener = bind(path).map_err(wrong)?;
         spawn("control", move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else {
@@ -104,6 +106,7 @@ mod unix {
                 let mut line = String::new();
                 let read = stream
                     .set_read_timeout(Some(COMMAND))
+                    .and_then(|()| stream.set_write_timeout(Some(COMMAND)))
                     .and_then(|()| BufReader::new(Read::take(&stream, MAX_BYTES)).read_line(&mut line));
                 if read.is_ok() {
                     let text = serde_json::to_string(&answer(&service, &line)).unwrap_or_default();
@@ -113,12 +116,33 @@ mod unix {
         })
     }
 
-    /// The answer of the process that listens at `path`.
-    pub(super) fn ask(path: &Path, command: &str) -> Result<Answer> {
-        let wrong = |error: std::io::Error| {
-            failed(path, &error.to_string()).note("help      start the server, as the user that asks")
+    /// A listener at `path`. A socket has the mode that it is made with until that is changed, so it is made in a folder that
+    /// nobody else may enter, and takes the place of what is at `path` when it is its owner's alone.
+    fn bind(path: &Path) -> std::io::Result<UnixListener> {
+        let folder = path.with_file_name(format!(".{}", std::process::id()));
+        let made = folder.join("s");
+        // A process that had this number may have ended right here.
+        let _ = fs::remove_file(&made).and_then(|()| fs::remove_dir(&folder));
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        let bound = UnixListener::bind(&made).and_then(|listener| {
+            fs::set_permissions(&made, Permissions::from_mode(0o600))?;
+            fs::rename(&made, path)?;
+            Ok(listener)
+        });
+        let _ = fs::remove_dir(&folder);
+        bound
+    }
+
+    /// The answer of the process that listens at `path`, within `limit`.
+    pub(super) fn ask(path: &Path, command: &str, limit: Duration) -> Result<Answer> {
+        let wrong = |error: std::io::Error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                failed(path, &format!("no answer in {} s", limit.as_secs())).note("help      see the server's log")
+            }
+            _ => failed(path, &error.to_string()).note("help      start the server, as the user that asks"),
         };
         let mut stream = UnixStream::connect(path).map_err(wrong)?;
+        stream.set_write_timeout(Some(limit)).and_then(|()| stream.set_read_timeout(Some(limit))).map_err(wrong)?;
         stream.write_all(format!("{command}\n").as_bytes()).map_err(wrong)?;
         let mut text = String::new();
         stream.take(MAX_BYTES).read_to_string(&mut text).map_err(wrong)?;
@@ -132,7 +156,7 @@ use unix::ask;
 pub(super) use unix::listen;
 
 #[cfg(not(unix))]
-fn ask(path: &Path, _: &str) -> Result<Answer> {
+fn ask(path: &Path, _: &str, _: Duration) -> Result<Answer> {
     Err(failed(path, "this system has no such sockets"))
 }
 
