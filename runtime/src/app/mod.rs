@@ -39,6 +39,7 @@ pub mod consent;
 pub mod folder;
 pub mod gateway;
 pub mod held_file;
+mod http;
 pub mod inputs;
 pub mod isolation;
 pub mod local;

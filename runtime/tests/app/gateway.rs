@@ -4,8 +4,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use ombra_runtime::transport::Party;
 use serde_json::{Value, json};
@@ -416,4 +417,31 @@ fn a_party_that_is_gone_is_an_error_that_names_no_text_and_a_new_one_is_found() 
     assert!(errors.contains(code) && !errors.contains("zebra"), "{errors}");
     let _serving = Serving::start(&plan.0, Party::Server, &server);
     assert_eq!(gateway.chat(asked).0, 200);
+}
+
+/// An answer under way is given whole, the status ends, and so do the process and the parties that it started.
+#[test]
+fn asked_to_end_it_finishes_what_is_under_way() {
+    let plan = talking();
+    let mut gateway = Gateway::start(&plan.0, &["--network", "100Mbps,10ms"]);
+    let status = data(gateway.send("GET /v1/ombra/status", &[], "").2);
+    let body = json!({ "model": "ombra", "messages": user("d b e"), "max_tokens": 6, "stream": true }).to_string();
+    let mut pieces = data(gateway.send("POST /v1/chat/completions", &[], &body).2);
+    assert!(pieces.next().is_some() && pieces.next().is_some());
+    let done = Command::new("kill").args(["-TERM", &gateway.child.id().to_string()]).status().unwrap();
+    assert!(done.success());
+    let pieces: Vec<String> = pieces.collect();
+    assert!(pieces.len() >= 6 && pieces.last().is_some_and(|piece| piece == "[DONE]"), "{pieces:?}");
+    assert!(status.count() > 0);
+    let begin = Instant::now();
+    let ended = loop {
+        if let Some(ended) = gateway.child.try_wait().unwrap() {
+            break ended;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "it does not end");
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(ended.code(), Some(0));
+    assert!(TcpStream::connect(gateway.address).is_err());
+    assert_eq!(gateway.errors(&plan.0), "");
 }

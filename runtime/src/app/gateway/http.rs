@@ -1,13 +1,12 @@
-//! Routes of the gateway, and the loop that accepts connections.
+//! Routes of the gateway.
 //!
-//! Everything is bounded: connections, the time for a request's head and body, the size of a body.
+//! What a request may take is bounded: the time for its body and the size of it here, connections by the server's own limits.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
-use std::net::TcpListener;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,13 +18,10 @@ use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use ombra_ir::Diagnostic;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::{runtime, task, time};
+use tokio::sync::mpsc;
+use tokio::{task, time};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 
 use super::openai::{Ask, Form, Given, Head, parse};
@@ -37,10 +33,8 @@ use crate::transport::SessionId;
 
 /// Largest body of a request, in bytes.
 const MAX_BODY: usize = 4 << 20;
-/// How long the head of a request may take, and its body.
+/// How long the body of a request may take.
 const READ_TIME: Duration = Duration::from_secs(30);
-/// Most connections at once; those beyond wait.
-const MAX_CONNECTIONS: usize = 256;
 /// Time between two looks at the sessions.
 const STATUS_TIME: Duration = Duration::from_millis(100);
 /// Time between two signs of life in a stream.
@@ -58,33 +52,8 @@ const HEADERS: [(&str, &str); 6] = [
     ("cache-control", "no-store"),
 ];
 
-/// Answers on `listener` until the process ends.
-pub(super) fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let service = TowerToHyperService::new(routes(shared));
-        loop {
-            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
-            let Ok((stream, _)) = listener.accept().await else {
-                // A connection that is gone already, or no more descriptors.
-                time::sleep(STATUS_TIME).await;
-                continue;
-            };
-            let service = service.clone();
-            tokio::spawn(async move {
-                let mut http = http1::Builder::new();
-                http.timer(TokioTimer::new()).header_read_timeout(READ_TIME);
-                // How a connection ends is the caller's affair.
-                let _ = http.serve_connection(TokioIo::new(stream), service).await;
-                drop(place);
-            });
-        }
-    })
-}
-
-fn routes(shared: Arc<Shared>) -> Router {
+/// What every path is answered with.
+pub(super) fn routes(shared: Arc<Shared>) -> Router {
     let file =
         |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind)], text) });
     Router::new()
@@ -331,7 +300,7 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
     let (send, received) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut last = String::new();
-        loop {
+        while !shared.asked.load(Ordering::Relaxed) {
             let mut now = shared.pool.status();
             now["model"] = json!(shared.model);
             now["chat"] = json!(shared.has_chat);

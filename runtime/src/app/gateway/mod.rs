@@ -9,6 +9,9 @@
 //! One thread answers HTTP. Texts are continued by the threads of [`pool`], each over a session of its own. Whoever hangs up
 //! is noticed there at the next token, or in the queue before.
 //!
+//! Asked to end, by SIGTERM or SIGINT, it accepts no connection any more, gives answers under way some time, and ends its
+//! sessions; a second signal ends the process at once.
+//!
 //! Prompts and answers are written nowhere: not to logs, not into errors, not into the status.
 
 mod guard;
@@ -17,11 +20,12 @@ mod openai;
 mod pool;
 mod refusal;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ombra_ir::{Diagnostic, Result};
 
@@ -29,8 +33,10 @@ use super::client::{check_generation, max_positions};
 use super::command::{Peers, isolation, open_endpoint, print};
 use super::consent::check_shown;
 use super::folder::PlanFolder;
+use super::http::{Http, LIMITS};
 use super::local::READY;
 use super::request::{MAX_STEPS, Request};
+use super::service::signals;
 use super::settings::Settings;
 use super::template::Message;
 use super::text::Text;
@@ -43,6 +49,8 @@ use pool::{Pool, Resources};
 const MAX_SESSIONS: usize = 64;
 /// Most requests that may wait.
 const MAX_QUEUE: usize = 1024;
+/// Time for sessions to end once no answer is under way any more, or given up.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A gateway of the client.
 pub struct Gateway {
@@ -91,9 +99,11 @@ struct Shared {
     /// When the gateway began, in seconds since 1970.
     created: u64,
     ignore_temperature: bool,
+    /// Set when the process was asked to end.
+    asked: Arc<AtomicBool>,
 }
 
-/// Answers requests until the process ends. Says on standard output where, once it does.
+/// Answers requests until the process is asked to end. Says on standard output where, once it does.
 ///
 /// # Errors
 /// What keeps it from beginning: `E1040`, and those of the plan and of the parties on this machine.
@@ -115,11 +125,12 @@ pub fn run(gateway: &Gateway) -> Result<()> {
     end_tokens.extend(&gateway.stop_tokens);
     let hello = Message { role: "user".to_owned(), content: "Hello".to_owned() };
     let has_chat = text.chat_tokens(&settings, &[hello]).is_ok();
-    let (listener, address) = listen(gateway.listen)?;
+    let (http, address) = listen(gateway.listen)?;
     let guard = Guard::new(address, gateway.api_key_file.as_deref(), &gateway.hosts)?;
     if !address.ip().is_loopback() && !guard.asks_for_key() {
         eprintln!("warning: whoever reaches {address} can use this client: give --api-key-file");
     }
+    let asked = signals()?;
     let (endpoint, _local) = open_endpoint(
         &isolation.program,
         config,
@@ -137,6 +148,7 @@ pub fn run(gateway: &Gateway) -> Result<()> {
         fingerprint: format!("fp_{}", folder.digest.get(..12).unwrap_or_default()),
         created: seconds_since_1970(),
         ignore_temperature: gateway.ignore_temperature,
+        asked,
         with: Resources {
             folder,
             text,
@@ -148,13 +160,21 @@ pub fn run(gateway: &Gateway) -> Result<()> {
             idle: gateway.idle,
         },
     });
+    let mut sessions = Vec::new();
     for slot in 0..gateway.sessions {
         let shared = Arc::clone(&shared);
         let work = move || pool::serve(&shared.pool, slot, &shared.with);
-        thread::Builder::new().name(format!("session {slot}")).spawn(work).map_err(cannot_listen)?;
+        sessions.push(thread::Builder::new().name(format!("session {slot}")).spawn(work).map_err(cannot_listen)?);
     }
     print(&format!("{READY} at http://{address}/\n"))?;
-    http::serve(listener, shared).map_err(cannot_listen)
+    let is_over = || shared.asked.load(Ordering::Relaxed);
+    http.serve(http::routes(Arc::clone(&shared)), LIMITS, &is_over).map_err(cannot_listen)?;
+    shared.pool.end();
+    let until = Instant::now() + FAREWELL;
+    while !sessions.iter().all(thread::JoinHandle::is_finished) && Instant::now() < until {
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Checks the options.
@@ -177,15 +197,14 @@ fn check(gateway: &Gateway) -> Result<()> {
     Ok(())
 }
 
-fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+fn listen(address: SocketAddr) -> Result<(Http, SocketAddr)> {
     let failed = |error: std::io::Error| {
         Diagnostic::input("E1040", format!("the gateway cannot listen at {address}: {error}"))
             .note("help      end what uses the address, or give another with --listen")
     };
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
+    let http = Http::bind(address).map_err(failed)?;
+    let address = http.address().map_err(failed)?;
+    Ok((http, address))
 }
 
 fn cannot_listen(error: std::io::Error) -> Diagnostic {

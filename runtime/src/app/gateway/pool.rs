@@ -64,6 +64,8 @@ pub(super) struct Pool {
 }
 
 struct State {
+    /// Whether no session is to wait for work any more.
+    over: bool,
     queue: VecDeque<Work>,
     slots: Vec<Slot>,
 }
@@ -146,7 +148,7 @@ impl Pool {
             step: None,
             done: Totals::default(),
         };
-        let state = State { queue: VecDeque::new(), slots: (0..sessions).map(|_| slot()).collect() };
+        let state = State { over: false, queue: VecDeque::new(), slots: (0..sessions).map(|_| slot()).collect() };
         Pool { state: Mutex::new(state), changed: Condvar::new(), most_queued }
     }
 
@@ -168,15 +170,22 @@ impl Pool {
         Ok(())
     }
 
-    /// Waits for work of a slot, at most for as long as `limit` says.
+    /// Lets every session end as soon as there is no work left.
+    pub fn end(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for work of a slot, at most for as long as `limit` says, and not where all is over.
     fn take(&self, slot: usize, limit: Option<Duration>) -> Option<Work> {
         let end = limit.and_then(|limit| Instant::now().checked_add(limit));
         let mut state = self.lock();
         loop {
+            let over = state.over;
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             let work = state.slots.get_mut(slot)?.next.take().or_else(|| state.queue.pop_front());
             let own = state.slots.get_mut(slot)?;
-            own.idle = work.is_none() && left != Some(Duration::ZERO);
+            own.idle = work.is_none() && left != Some(Duration::ZERO) && !over;
             match work {
                 // Nobody waits for it any more.
                 Some(work) if work.replies.is_closed() => continue,
@@ -276,7 +285,7 @@ impl Slot {
     }
 }
 
-/// Does the work of one slot for ever.
+/// Does the work of one slot until all is over.
 pub(super) fn serve(pool: &Pool, slot: usize, with: &Resources) {
     let options =
         talk::Options { threads: with.threads, isolation: Some(&with.isolation), allow_public: &with.allow_public };

@@ -3,7 +3,7 @@
 //! Nothing here changes anything or says anything of a client. The address is one of this machine alone unless the
 //! configuration says otherwise.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,10 +11,10 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use ombra_ir::{Diagnostic, Result};
-use tokio::runtime;
 
 use super::metrics::Now;
 use super::{Service, spawn};
+use crate::app::http::{Http, LIMITS};
 use crate::app::session::rss;
 
 /// Type of Prometheus' text.
@@ -29,16 +29,11 @@ pub(super) fn start(address: SocketAddr, service: Arc<Service>) -> Result<()> {
         Diagnostic::input("E1032", format!("no metrics at {address}: {error}"))
             .note("help      stop what uses the address, or change service.metrics")
     };
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let http = Http::bind(address).map_err(failed)?;
     let log = Arc::clone(&service.log);
     spawn("metrics", move || {
-        let served = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            axum::serve(listener, routes(service)).await
-        });
-        if let Err(error) = served {
+        // A party that ends says so until it has ended.
+        if let Err(error) = http.serve(routes(service), LIMITS, &|| false) {
             log.complaint(&failed(error));
         }
     })

@@ -169,7 +169,10 @@ pub fn serve_party(options: &Options) -> Result<()> {
 }
 
 /// A flag that the first SIGTERM or SIGINT sets. The second one ends the process.
-fn signals() -> Result<Arc<AtomicBool>> {
+///
+/// # Errors
+/// `E0714`.
+pub(super) fn signals() -> Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         // In this order: the signal that sets the flag does not see it set.
