@@ -129,7 +129,10 @@ enum Command {
         /// Listen at an address that other machines reach. Nothing is encrypted: put a server with TLS before it.
         #[arg(long)]
         allow_remote: bool,
-        /// A name by which the gateway may be called, beside those of this machine, repeatable.
+        /// Ask no key of callers from there: whoever reaches the address can use this client.
+        #[arg(long)]
+        allow_anyone: bool,
+        /// A name, without a port, by which the gateway may be called, beside those of this machine, repeatable.
         #[arg(long, value_name = "NAME")]
         allow_host: Vec<String>,
         /// A file with the key that callers must have.
@@ -369,6 +372,7 @@ fn command(command: Command) -> Result<()> {
             config,
             listen,
             allow_remote,
+            allow_anyone,
             allow_host,
             api_key_file,
             model_name,
@@ -386,6 +390,7 @@ fn command(command: Command) -> Result<()> {
                 peers: config.map_or(Peers::Local, Peers::Configured),
                 listen,
                 allow_remote,
+                allow_anyone,
                 hosts: allow_host,
                 api_key_file,
                 model_name,

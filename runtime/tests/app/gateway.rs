@@ -332,6 +332,8 @@ fn a_key_is_asked_for_where_one_is_given() {
     for (arguments, expected) in [
         (&["--api-key-file", key.to_str().unwrap()][..], "E1040"),
         (&["--listen", "0.0.0.0:0"], "--allow-remote"),
+        (&["--listen", "0.0.0.0:0", "--allow-remote"], "--allow-anyone"),
+        (&["--allow-host", "chat.example:443"], "no port"),
         (&["--sessions", "0"], "E1040"),
         (&["--queue", "100000"], "E1040"),
         (&["--listen", &gateway.address.to_string()], "cannot listen"),

@@ -4,12 +4,13 @@
 //! that is open in the user's browser can send requests to this machine's own addresses. It cannot hide where it comes from:
 //!
 //! - `Host` must be a name that only this machine answers to. A page whose name was made to point here keeps its name.
-//! - `Origin`, which browsers add, must be the gateway's own.
+//! - `Origin`, which browsers add, must be the gateway's own. With TLS that is a server's before it, under a name that the
+//!   gateway was told of: nothing else answers there.
 //! - `Sec-Fetch-Site` must not say that another site asks, but for the page itself, which a link may open.
 //!
 //! Where a key is asked for, it is compared by its digest, so that the time says nothing of it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -28,6 +29,7 @@ const MAX_KEY_FILE: u64 = 4096;
 pub(super) struct Guard {
     key: Option<[u8; 32]>,
     remote: bool,
+    /// In lower case, without those that are this machine's anyway.
     hosts: Vec<String>,
 }
 
@@ -36,16 +38,16 @@ impl Guard {
     /// and, where it is not this machine's alone, its numbers.
     ///
     /// # Errors
-    /// `E1040` for a key that cannot be used.
+    /// `E1040` for a key or a name that cannot be used.
     pub fn new(address: SocketAddr, key_file: Option<&Path>, hosts: &[String]) -> Result<Guard> {
         let key = key_file.map(read_key).transpose()?;
-        let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        if let Some(host) = hosts.iter().find(|host| !is_name(host)) {
+            return Err(Diagnostic::input("E1040", "the name of a host cannot be used")
+                .note("expected  --allow-host with a name or an address alone: no port, no scheme, no path")
+                .note(format!("found     {host}")));
+        }
+        let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).filter(|host| !is_loopback(host)).collect();
         Ok(Guard { key, remote: !address.ip().is_loopback(), hosts })
-    }
-
-    /// Whether a request asks for a key.
-    pub fn asks_for_key(&self) -> bool {
-        self.key.is_some()
     }
 
     /// Checks where a request comes from, and under `/v1/` its key.
@@ -59,7 +61,11 @@ impl Guard {
         };
         if headers.contains_key(header::ORIGIN) {
             let origin = only(headers, header::ORIGIN.as_str());
-            if origin.is_none_or(|origin| !origin.eq_ignore_ascii_case(&format!("http://{host}"))) {
+            let is_own = |origin: &str| {
+                let is = |scheme| origin.eq_ignore_ascii_case(&format!("{scheme}://{host}"));
+                is("http") || is("https") && self.hosts.contains(&name_of(host))
+            };
+            if !origin.is_some_and(is_own) {
                 return forbidden("forbidden_origin", "a page of another site may not use this gateway");
             }
         }
@@ -82,15 +88,37 @@ impl Guard {
 
     /// Whether a host, with or without a port, is this machine whoever says so.
     fn knows(&self, host: &str) -> bool {
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let name = name.to_ascii_lowercase();
-        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
+        let name = name_of(host);
         // A number is no name that could point elsewhere a moment ago.
-        let number = bare.parse::<IpAddr>().is_ok_and(|ip| self.remote || ip.is_loopback());
-        number || name == "localhost" || self.hosts.contains(&name)
+        is_loopback(&name) || self.remote && number(&name).is_some() || self.hosts.contains(&name)
+    }
+}
+
+/// A host without its port, in lower case.
+fn name_of(host: &str) -> String {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.to_ascii_lowercase()
+}
+
+/// The address that a name is, the sixth version in brackets or not.
+fn number(name: &str) -> Option<IpAddr> {
+    name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name).parse().ok()
+}
+
+/// Whether a name in lower case is this machine's for itself.
+fn is_loopback(name: &str) -> bool {
+    name == "localhost" || number(name).is_some_and(|ip| ip.is_loopback())
+}
+
+/// Whether `host` may be a `Host` without a port.
+fn is_name(host: &str) -> bool {
+    let sixth = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    match sixth {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)),
     }
 }
 
@@ -162,6 +190,41 @@ mod tests {
         let remote = guard("0.0.0.0:8080", &[]);
         assert_eq!(allowed(&remote, "/", &[("host", "10.0.0.1:8080")]), Ok(()));
         assert!(allowed(&remote, "/", &[("host", "evil.example:8080")]).is_err());
+    }
+
+    #[test]
+    fn names_of_hosts_have_no_port_and_no_scheme() {
+        let address = "127.0.0.1:8080".parse().unwrap();
+        for host in ["chat.example", "a_b", "10.0.0.1", "[fd00::1]", "localhost"] {
+            assert!(Guard::new(address, None, &[host.to_owned()]).is_ok(), "{host}");
+        }
+        for host in ["chat.example:443", "https://chat.example", "chat.example/", "", "fd00::1", "[fd00::1]:1", "[a]"] {
+            let error = Guard::new(address, None, &[host.to_owned()]).err().unwrap();
+            assert_eq!(error.code, "E1040", "{host}");
+        }
+    }
+
+    #[test]
+    fn an_allowed_name_may_have_tls_before_it() {
+        let local = guard("127.0.0.1:8080", &["Chat.Example", "localhost", "127.0.0.1"]);
+        for host in ["chat.example", "CHAT.example", "chat.example:8443"] {
+            for scheme in ["http", "https"] {
+                let origin = format!("{scheme}://{host}");
+                assert_eq!(allowed(&local, "/v1/models", &[("host", host), ("origin", &origin)]), Ok(()), "{origin}");
+            }
+        }
+        for (host, origin) in [
+            ("chat.example", "https://evil.example"),
+            ("chat.example", "https://chat.example:8443"),
+            ("chat.example", "https://chat.example.evil.example"),
+            ("chat.example", "ftp://chat.example"),
+            ("localhost:8080", "https://localhost:8080"),
+            ("127.0.0.1:8080", "https://127.0.0.1:8080"),
+            ("127.0.0.1:8080", "https://chat.example"),
+        ] {
+            let refused = allowed(&local, "/v1/models", &[("host", host), ("origin", origin)]);
+            assert_eq!(refused, Err("\"forbidden_origin\"".to_owned()), "{host} {origin}");
+        }
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub struct Gateway {
     pub listen: SocketAddr,
     /// Whether that may be an address that other machines reach.
     pub allow_remote: bool,
+    /// Whether callers from there need no key.
+    pub allow_anyone: bool,
     /// Names that it may be called by, beside those of this machine.
     pub hosts: Vec<String>,
     /// A file with a key that callers must have.
@@ -127,9 +129,6 @@ pub fn run(gateway: &Gateway) -> Result<()> {
     let has_chat = text.chat_tokens(&settings, &[hello]).is_ok();
     let (http, address) = listen(gateway.listen)?;
     let guard = Guard::new(address, gateway.api_key_file.as_deref(), &gateway.hosts)?;
-    if !address.ip().is_loopback() && !guard.asks_for_key() {
-        eprintln!("warning: whoever reaches {address} can use this client: give --api-key-file");
-    }
     let asked = signals()?;
     let (endpoint, _local) = open_endpoint(
         &isolation.program,
@@ -184,6 +183,10 @@ fn check(gateway: &Gateway) -> Result<()> {
     };
     if !gateway.listen.ip().is_loopback() && !gateway.allow_remote {
         return wrong("other machines could reach this address", "127.0.0.1 or [::1], or --allow-remote".to_owned());
+    }
+    if !gateway.listen.ip().is_loopback() && gateway.api_key_file.is_none() && !gateway.allow_anyone {
+        let expected = "--api-key-file, or --allow-anyone where something else keeps others out".to_owned();
+        return wrong("whoever reaches this address could use this client", expected);
     }
     if !(1..=MAX_SESSIONS).contains(&gateway.sessions) {
         return wrong("the number of sessions is out of range", format!("--sessions 1 to {MAX_SESSIONS}"));
