@@ -199,8 +199,8 @@ fn connect(peer: Party, address: &str, limit: Duration, watch: &Watch) -> Result
             Err(error) => error,
         };
         if Instant::now() + RETRY >= deadline {
-            return Err(Diagnostic::peer("E0707", format!("no connection to {peer} at {address}"))
-                .note(format!("expected  a connection within {} s", limit.as_secs_f64()))
+            return Err(Diagnostic::peer("E0707", format!("no connection to {peer}"))
+                .note(format!("expected  a connection to {address} within {} s", limit.as_secs_f64()))
                 .note(format!("found     {error}"))
                 .note(format!("help      start {peer}, or correct peers.{peer}.address")));
         }

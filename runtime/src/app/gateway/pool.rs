@@ -11,10 +11,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ombra_ir::draw::Sampling;
-use ombra_ir::{Diagnostic, Kind, Result};
+use ombra_ir::{Diagnostic, Result};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::refusal::Refusal;
 use crate::app::folder::PlanFolder;
 use crate::app::isolation::Isolation;
 use crate::app::talk::{self, Event, Finish, Job, Step};
@@ -363,7 +364,7 @@ fn pass_on(
         }
         Event::End(Err(error)) => {
             // Errors hold no text of a prompt or an answer.
-            if matches!(error.kind, Kind::Peer | Kind::Internal) {
+            if !Refusal::of_run(error).is_callers_fault() {
                 eprintln!("{error}");
             }
             send(Reply::End(Err(error.clone())));

@@ -63,7 +63,14 @@ impl Refusal {
             (Kind::Unsupported, _) => StatusCode::BAD_REQUEST,
             (Kind::Input | Kind::Internal, _) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Refusal::request(status, error.code, sentence(error))
+        // The notes of what is not the caller's fault are for whoever runs the gateway: addresses, files, settings.
+        let told = if status == StatusCode::BAD_REQUEST { sentence(error) } else { error.message.clone() };
+        Refusal::request(status, error.code, told)
+    }
+
+    /// Whether the caller can mend it.
+    pub fn is_callers_fault(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
     }
 
     /// The error as it stands in an answer, or in a stream that has begun.
