@@ -180,7 +180,7 @@ fn chats_and_completions_are_answered_whole_and_in_pieces() {
     let all = [&[3, 1, 4][..], &expected, &[2]].concat();
     let turns = json!([
         { "role": "user", "content": [{ "type": "text", "text": "d b" }, { "type": "text", "text": " e" }] },
-        { "role": "assistant", "content": words(&expected), "tool_calls": [] },
+        { "role": "assistant", "content": words(&expected), "tool_calls": [], "refusal": null },
         { "role": "developer", "content": "c", "name": "somebody" },
     ]);
     let (_, second) = gateway.chat(json!({ "messages": turns, "max_completion_tokens": 2, "temperature": 0, "n": 1 }));
@@ -230,6 +230,11 @@ fn wrong_requests_are_one_clear_error() {
     let plan = talking();
     let gateway = Gateway::start(&plan.0, &[]);
     let chat = |fields: Value| with(json!({ "model": "ombra", "messages": user("zebra") }), fields);
+    let message = |fields: Value| {
+        let message =
+            with(json!({ "role": "assistant", "content": "zebra", "name": "zebra", "annotations": [] }), fields);
+        json!({ "model": "ombra", "messages": [message] })
+    };
     let (chats, texts) = ("/v1/chat/completions", "/v1/completions");
     let long = "d ".repeat(14);
     let cases: Vec<Case> = vec![
@@ -264,6 +269,9 @@ fn wrong_requests_are_one_clear_error() {
             400,
             "unsupported_value",
         ),
+        (chats, message(json!({ "zebra": 1 })), 400, "unknown_parameter"),
+        (chats, message(json!({ "tool_calls": [{}] })), 400, "unsupported_value"),
+        (chats, message(json!({ "content": [{ "type": "text", "text": "d", "zebra": 1 }] })), 400, "unknown_parameter"),
         (chats, chat(json!({ "messages": user("") })), 400, "invalid_value"),
         (chats, chat(json!({ "messages": user(&long) })), 400, "context_length_exceeded"),
         (texts, json!({ "model": "ombra", "prompt": "zebra", "echo": true }), 400, "unsupported_value"),

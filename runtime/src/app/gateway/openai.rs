@@ -57,6 +57,18 @@ const NEUTRAL: &[(&str, IsNeutral)] = &[
     ("verbosity", |value| value == "medium"),
     ("web_search_options", |_| false),
 ];
+/// Fields of a message that may only ask for nothing: what answers have beside their text, and clients send back.
+const NEUTRAL_OF_MESSAGE: &[(&str, IsNeutral)] = &[
+    ("annotations", is_empty),
+    ("audio", is_empty),
+    ("function_call", is_empty),
+    ("refusal", |value| value == ""),
+    ("tool_calls", is_empty),
+];
+/// Fields of a message that are read, or change no answer: a name is not shown to the model.
+const OF_MESSAGE: &[&str] = &["content", "name", "role"];
+/// Fields of a part of a message's content.
+const OF_PART: &[&str] = &["text", "type"];
 /// Fields that are read.
 const READ: &[&str] = &["model", "seed", "stream", "stream_options", "stop", "temperature", "top_k", "top_p"];
 
@@ -154,17 +166,7 @@ pub(super) fn parse(form: Form, body: &[u8], ignore_temperature: bool) -> Result
         Form::Chat => &["messages", "max_tokens", "max_completion_tokens"],
         Form::Completion => &["prompt", "max_tokens"],
     };
-    for (name, value) in &fields {
-        let neutral = NEUTRAL.iter().find(|(neutral, _)| neutral == name);
-        if let Some((_, is_neutral)) = neutral {
-            if !is_neutral(value) {
-                return Err(Refusal::unsupported(name, format!("`{name}` with this value is not supported")));
-            }
-        } else if ![IGNORED, READ, own].iter().any(|list| list.contains(&name.as_str())) {
-            let refusal = Refusal::request(StatusCode::BAD_REQUEST, "unknown_parameter", "a field is not known");
-            return Err(refusal.of(&name.chars().take(64).collect::<String>()));
-        }
-    }
+    check_fields("", &fields, &[IGNORED, READ, own], NEUTRAL)?;
     let sampling = if ignore_temperature { None } else { sampling(&fields)? };
     let model = match fields.get("model") {
         Some(Value::String(model)) => model.clone(),
@@ -188,6 +190,27 @@ pub(super) fn parse(form: Form, body: &[u8], ignore_temperature: bool) -> Result
     };
     let (count, stop) = (count(form, &fields)?, stops(fields.get("stop"))?);
     Ok(Ask { given, model, count, stop, sampling, stream, include_usage })
+}
+
+/// Refuses fields that are not known, and those that ask for what is not built. `place` stands before their names.
+fn check_fields(
+    place: &str,
+    fields: &Map<String, Value>,
+    known: &[&[&str]],
+    neutral: &[(&str, IsNeutral)],
+) -> Result<(), Refusal> {
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        if let Some((name, is_neutral)) = neutral.iter().find(|(neutral, _)| neutral == name) {
+            if !is_neutral(value) {
+                let what = format!("`{name}` with this value is not supported");
+                return Err(Refusal::unsupported(&format!("{place}{name}"), what));
+            }
+        } else if !known.iter().any(|list| list.contains(&name.as_str())) {
+            let refusal = Refusal::request(StatusCode::BAD_REQUEST, "unknown_parameter", "a field is not known");
+            return Err(refusal.of(&format!("{place}{}", name.chars().take(64).collect::<String>())));
+        }
+    }
+    Ok(())
 }
 
 fn missing(name: &str) -> Refusal {
@@ -261,17 +284,16 @@ fn messages(value: &Value) -> Result<Vec<Message>, Refusal> {
 
 fn message(at: usize, value: &Value) -> Result<Message, Refusal> {
     let place = |name: &str| format!("messages[{at}].{name}");
+    let Value::Object(value) = value else {
+        return Err(Refusal::field("messages", "a message is no object"));
+    };
     let role = match value.get("role").and_then(Value::as_str) {
         Some(role @ ("system" | "user" | "assistant")) => role,
         Some("developer") => "system",
         Some("tool" | "function") => return Err(Refusal::unsupported(&place("role"), "tools are not supported")),
         _ => return Err(Refusal::field(&place("role"), "expected system, developer, user or assistant")),
     };
-    for name in ["tool_calls", "function_call", "audio"] {
-        if value.get(name).is_some_and(|value| !value.is_null() && !is_empty(value)) {
-            return Err(Refusal::unsupported(&place(name), format!("`{name}` is not supported")));
-        }
-    }
+    check_fields(&place(""), value, &[OF_MESSAGE], NEUTRAL_OF_MESSAGE)?;
     let content = match value.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => {
@@ -285,7 +307,11 @@ fn message(at: usize, value: &Value) -> Result<Message, Refusal> {
 fn text_part<'a>(part: &'a Value, place: &str) -> Result<&'a str, Refusal> {
     let text = part.get("text").and_then(Value::as_str);
     match (part.get("type").and_then(Value::as_str), text) {
-        (Some("text"), Some(text)) => Ok(text),
+        (Some("text"), Some(text)) => {
+            let fields =
+                part.as_object().map_or(Ok(()), |part| check_fields(&format!("{place}."), part, &[OF_PART], &[]));
+            fields.map(|()| text)
+        }
         (Some("text") | None, _) => Err(Refusal::field(place, "a part has no type or no text")),
         (Some(_), _) => Err(Refusal::unsupported(place, "only parts of type text are supported")),
     }
