@@ -431,7 +431,8 @@ mod tests {
     #[test]
     fn one_of_many_clients_gets_a_quarter_of_the_places() {
         let one = server().replace("receive_s = 0.5", "max_sessions = 7");
-        let many = one.replace("fingerprint = \"a1", "fingerprints = [\"a1").replacen("a1\"\n", "a1\"]\n", 1);
+        let (a, c) = ("a1".repeat(32), "c3".repeat(32));
+        let many = one.replace(&format!("fingerprint = \"{a}\""), &format!("fingerprints = [\"{a}\", \"{c}\"]"));
         for (text, expected) in [
             (one, 7),
             (many.replace("= 7", "= 3"), 1),

@@ -33,7 +33,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | E0701 | the peer went away |
-//! | E0702 | the peer was silent for longer than the limit |
+//! | E0702 | the peer was silent, or did not go on, for longer than the limit |
 //! | E0703 | the peer sent another frame than the one expected |
 //! | E0704 | the peer sent something that is no frame, one above the size limit, or one that is not its own |
 //! | E0705 | the peer aborted the run |
