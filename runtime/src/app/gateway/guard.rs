@@ -195,10 +195,10 @@ mod tests {
     #[test]
     fn names_of_hosts_have_no_port_and_no_scheme() {
         let address = "127.0.0.1:8080".parse().unwrap();
-        for host in ["chat.example", "a_b", "10.0.0.1", "[fd00::1]", "localhost"] {
+        for host in ["my-box", "a_b", "10.0.0.1", "[fd00::1]", "localhost"] {
             assert!(Guard::new(address, None, &[host.to_owned()]).is_ok(), "{host}");
         }
-        for host in ["chat.example:443", "https://chat.example", "chat.example/", "", "fd00::1", "[fd00::1]:1", "[a]"] {
+        for host in ["my-box:443", "https://my-box", "my-box/", "", "fd00::1", "[fd00::1]:1", "[a]"] {
             let error = Guard::new(address, None, &[host.to_owned()]).err().unwrap();
             assert_eq!(error.code, "E1040", "{host}");
         }
@@ -206,21 +206,21 @@ mod tests {
 
     #[test]
     fn an_allowed_name_may_have_tls_before_it() {
-        let local = guard("127.0.0.1:8080", &["Chat.Example", "localhost", "127.0.0.1"]);
-        for host in ["chat.example", "CHAT.example", "chat.example:8443"] {
+        let local = guard("127.0.0.1:8080", &["My-Box", "localhost", "127.0.0.1"]);
+        for host in ["my-box", "MY-box", "my-box:8443"] {
             for scheme in ["http", "https"] {
                 let origin = format!("{scheme}://{host}");
                 assert_eq!(allowed(&local, "/v1/models", &[("host", host), ("origin", &origin)]), Ok(()), "{origin}");
             }
         }
         for (host, origin) in [
-            ("chat.example", "https://evil.example"),
-            ("chat.example", "https://chat.example:8443"),
-            ("chat.example", "https://chat.example.evil.example"),
-            ("chat.example", "ftp://chat.example"),
+            ("my-box", "https://evil.example"),
+            ("my-box", "https://my-box:8443"),
+            ("my-box", "https://my-box-evil"),
+            ("my-box", "ftp://my-box"),
             ("localhost:8080", "https://localhost:8080"),
             ("127.0.0.1:8080", "https://127.0.0.1:8080"),
-            ("127.0.0.1:8080", "https://chat.example"),
+            ("127.0.0.1:8080", "https://my-box"),
         ] {
             let refused = allowed(&local, "/v1/models", &[("host", host), ("origin", origin)]);
             assert_eq!(refused, Err("\"forbidden_origin\"".to_owned()), "{host} {origin}");
