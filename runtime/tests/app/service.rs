@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -322,6 +323,7 @@ fn a_full_server_lets_clients_wait_and_tells_them_their_place() {
         let (alice, bob) = (service.client("alice"), service.client("bob"));
         let (alice, bob) = (service.endpoint(&alice), service.endpoint(&bob));
         assert_eq!(service.metric("ombra_memory_budget_bytes") == 20000.0, limits.contains("memory"));
+        let heard: [Mutex<Vec<u32>>; 2] = Default::default();
         thread::scope(|scope| {
             let mut waits = Vec::new();
             let many = if limits.contains("memory") { 20 } else { 1 };
@@ -337,23 +339,23 @@ fn a_full_server_lets_clients_wait_and_tells_them_their_place() {
             let open = service.metric("ombra_sessions_open");
             assert!(open >= 1.0 && open < f64::from(many.max(2)), "{limits}: {open}");
             assert!(service.metric("ombra_memory_reserved_bytes") <= service.metric("ombra_memory_budget_bytes"));
-            for endpoint in [&bob, &bob] {
-                let session = endpoint.open(Purpose::Run).unwrap();
+            for heard in &heard {
+                let session = bob.open(Purpose::Run).unwrap();
                 let plan = &plan;
                 waits.push(scope.spawn(move || {
-                    let mut heard = Vec::new();
-                    session.wait_for_turn(&mut |before| heard.push(before)).unwrap();
+                    session.wait_for_turn(&mut |before| heard.lock().unwrap().push(before)).unwrap();
                     let mut slow = Slow::open(plan, &session).unwrap();
                     slow.step().unwrap();
                     slow.end().unwrap();
                     session.finish();
-                    heard
                 }));
             }
             let waiting = f64::from(many) - open + 2.0;
             service.until("two more wait", |service| service.metric("ombra_sessions_waiting") == waiting);
+            service.until("both hear their place", |_| heard.iter().all(|heard| !heard.lock().unwrap().is_empty()));
             drop(held);
-            let heard: Vec<Vec<u32>> = waits.into_iter().map(|wait| wait.join().unwrap()).collect();
+            waits.into_iter().for_each(|wait| wait.join().unwrap());
+            let heard = heard.each_ref().map(|heard| heard.lock().unwrap().clone());
             assert!(heard.iter().all(|heard| heard.first().is_some_and(|before| *before > 0)), "{limits}: {heard:?}");
             assert!(heard[0].first() <= heard[1].first(), "{limits}: {heard:?}");
         });
