@@ -5,10 +5,12 @@ mod client;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use ombra_compiler::inspect;
 use ombra_ir::{Diagnostic, Kind};
 use ombra_runtime::app::PlanFolder;
+use ombra_runtime::app::isolation::Program;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -72,7 +74,7 @@ fn compile(py: Python<'_>, arguments: Vec<OsString>, progress: Option<Py<PyAny>>
 
 /// Costs of a step of a plan at given sizes, as JSON.
 #[pyfunction]
-fn inspect_plan(py: Python<'_>, folder: std::path::PathBuf, sizes: BTreeMap<String, u64>) -> PyResult<String> {
+fn inspect_plan(py: Python<'_>, folder: PathBuf, sizes: BTreeMap<String, u64>) -> PyResult<String> {
     let report = py.detach(|| {
         let folder = PlanFolder::open(&folder)?;
         inspect::inspect(&folder.plan, &sizes)
@@ -86,9 +88,11 @@ fn run_compiler(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
     py.detach(|| ombra_compiler::cli::run(arguments.into_iter()))
 }
 
-/// The command `ombra-run`, likewise.
+/// The command `ombra-run`, likewise. It starts other parties by `program` with its own arguments before the command's.
 #[pyfunction]
-fn run_runtime(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
+fn run_runtime(py: Python<'_>, arguments: Vec<OsString>, program: (PathBuf, Vec<OsString>)) -> u8 {
+    let (path, before) = program;
+    Program { path, arguments: before }.embed();
     py.detach(|| ombra_runtime::cli::run(arguments.into_iter()))
 }
 

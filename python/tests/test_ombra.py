@@ -127,6 +127,11 @@ class Package(unittest.TestCase):
     def test_the_commands_are_there(self):
         command = [sys.executable, ombra.commands.__file__, "--version"]
         self.assertIn("ombra-run", subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        # All parties and the tokenizer's process are started by it.
+        program = pathlib.Path(sys.executable).with_name("ombra-run")
+        command = [program, "local", self.out, "--prompt", "The value of", "-n", "3"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        self.assertEqual(said.strip(), self.client.generate("The value of", max_tokens=3).result().strip())
 
 
 if __name__ == "__main__":

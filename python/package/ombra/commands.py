@@ -1,5 +1,6 @@
 """The commands `ombra` and `ombra-run`; run as a file, the latter: a client starts its parties with it."""
 
+import os
 import sys
 
 from ombra import _ombra
@@ -12,7 +13,8 @@ def compiler():
 
 def runtime():
     """`ombra-run`."""
-    sys.exit(_ombra.run_runtime(["ombra-run", *sys.argv[1:]]))
+    program = (sys.executable, [os.path.abspath(__file__)])
+    sys.exit(_ombra.run_runtime(["ombra-run", *sys.argv[1:]], program))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -46,12 +47,24 @@ pub struct Program {
     pub arguments: Vec<OsString>,
 }
 
+/// The program of this process where its file alone would start something else.
+static EMBEDDED: OnceLock<Program> = OnceLock::new();
+
 impl Program {
+    /// Says how the program of this process is started, once: of an interpreter, the file alone would start another one.
+    pub fn embed(self) {
+        // The first to say so is the one that began the process.
+        let _ = EMBEDDED.set(self);
+    }
+
     /// The program of this process.
     ///
     /// # Errors
     /// `E1011`.
     pub fn this() -> Result<Program> {
+        if let Some(program) = EMBEDDED.get() {
+            return Ok(program.clone());
+        }
         let path = env::current_exe()
             .map_err(|error| Diagnostic::internal("E1011", format!("this program cannot be found: {error}")))?;
         Ok(Program { path, arguments: Vec::new() })
