@@ -16,7 +16,6 @@ use super::settings::Settings;
 use super::talk::{self, Event, Job};
 use super::template::Message;
 use super::text::{Text, TextStream};
-use crate::config::PartyConfig;
 use crate::transport::{Network, Purpose};
 
 /// Longest line of a chat, in bytes.
@@ -54,10 +53,7 @@ pub struct Chat {
 pub fn run(chat: &Chat) -> Result<()> {
     let network = Network::parse(&chat.network)?;
     let folder = PlanFolder::open(&chat.folder)?;
-    let config = match &chat.peers {
-        Peers::Local => None,
-        Peers::Configured(path) => Some(PartyConfig::read(path)?),
-    };
+    let config = chat.peers.config()?;
     let isolation = isolation(config.as_ref())?;
     let settings = Settings::read(&folder)?;
     let text = Text::open(&folder, Some(&isolation))?;

@@ -169,8 +169,7 @@ pub fn check_generation(plan: &Plan, prompts: &[Vec<i64>], count: u64) -> Result
     prompts.iter().try_for_each(|prompt| check_tokens(plan, prompt))?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let positions = (longest as u64).saturating_add(count - 1);
-    let seq = plan.seq.as_ref().and_then(|name| plan.module.dims.info(plan.module.dims.find(name)?)?.max);
-    if let Some(most) = seq.filter(|most| longest as u64 > *most) {
+    if let Some(most) = max_size(plan, &plan.seq).filter(|most| longest as u64 > *most) {
         return Err(Diagnostic::input("E1007", "the prompt is longer than the plan takes")
             .note(format!("expected  at most {most} tokens"))
             .note(format!("found     {longest}"))
@@ -202,15 +201,17 @@ pub fn tokens_left(plan: &Plan, length: usize) -> Result<u64> {
 
 /// Most positions that a text may have, where the plan has a limit.
 pub fn max_positions(plan: &Plan) -> Option<u64> {
-    let max = |name: &Option<String>| -> Option<u64> {
-        let info = plan.module.dims.info(plan.module.dims.find(name.as_ref()?)?)?;
-        info.max
-    };
     match &plan.past {
         // The last step keeps as many as there may be and adds one.
-        Some(_) => max(&plan.past).map(|past| past.saturating_add(1)),
-        None => max(&plan.seq),
+        Some(_) => max_size(plan, &plan.past).map(|past| past.saturating_add(1)),
+        None => max_size(plan, &plan.seq),
     }
+}
+
+/// The maximum of a size of the plan, where it has one.
+pub(super) fn max_size(plan: &Plan, name: &Option<String>) -> Option<u64> {
+    let dims = &plan.module.dims;
+    dims.info(dims.find(name.as_ref()?)?)?.max
 }
 
 /// Checks that tokens are ids of the model's vocabulary, as far as the plan tells: the library that looks embeddings up

@@ -15,7 +15,7 @@ use ombra_ir::{Diagnostic, Result};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::client::{self, Outcome, Prepared, Task};
+use super::client::{self, Outcome, Prepared, Task, max_size};
 use super::folder::PlanFolder;
 use super::inputs::Named;
 use super::isolation::{Isolation, Program};
@@ -39,6 +39,19 @@ pub enum Peers {
     Local,
     /// As the client's configuration says.
     Configured(PathBuf),
+}
+
+impl Peers {
+    /// The client's configuration, where there is one.
+    ///
+    /// # Errors
+    /// Those of [`PartyConfig::read`].
+    pub(super) fn config(&self) -> Result<Option<PartyConfig>> {
+        match self {
+            Peers::Local => Ok(None),
+            Peers::Configured(path) => PartyConfig::read(path).map(Some),
+        }
+    }
 }
 
 /// What the client gives to a run.
@@ -140,10 +153,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
         // A missing file is better known before the run than after it.
         folder.server_weights()?;
     }
-    let config = match &run.peers {
-        Peers::Local => None,
-        Peers::Configured(path) => Some(PartyConfig::read(path)?),
-    };
+    let config = run.peers.config()?;
     let isolation = if run.isolated { Some(isolation(config.as_ref())?) } else { None };
     let mut expected = None;
     let mut text = None;
@@ -192,15 +202,18 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     let mut outcomes = Vec::new();
     let client =
         Client { run, folder: &folder, text: text.as_ref(), end_tokens: &end_tokens, isolation: isolation.as_ref() };
-    client.connect(config, network, |endpoint| {
+    {
+        // The parties of this machine end before what they gave is compared.
+        let place = (&*run.network, network);
+        let (endpoint, _local) =
+            open_endpoint(&Program::this()?, config, &run.folder, &folder.digest, place, run.threads)?;
         for (rows, task) in tasks {
-            let (outcome, texts) = client.run_task(endpoint, task)?;
+            let (outcome, texts) = client.run_task(&endpoint, task)?;
             report.add(&outcome);
             answers.extend(rows.into_iter().zip(outcome.tokens.iter().cloned().zip(texts)));
             outcomes.push(outcome);
         }
-        Ok(())
-    })?;
+    }
 
     if let Given::PromptsFile(_) = run.given {
         for (prompt, (tokens, text)) in answers {
@@ -234,8 +247,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
 /// Prompts that are run side by side, as indices: of one length where the model cannot tell padding from tokens, and no
 /// more than the plan takes.
 fn batches(plan: &Plan, prompts: &[Vec<i64>]) -> Vec<Vec<usize>> {
-    let batch = plan.batch.as_ref().and_then(|name| plan.module.dims.info(plan.module.dims.find(name)?));
-    let most = batch.map_or(1, |info| info.max.unwrap_or(u64::MAX));
+    let most = if plan.batch.is_some() { max_size(plan, &plan.batch).unwrap_or(u64::MAX) } else { 1 };
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, prompt) in prompts.iter().enumerate() {
         groups.entry(if takes_padding(plan) { 0 } else { prompt.len() }).or_default().push(index);
@@ -263,25 +275,6 @@ struct Client<'a> {
 }
 
 impl Client<'_> {
-    /// Does `work` with the other parties there.
-    fn connect(
-        &self,
-        config: Option<PartyConfig>,
-        network: Option<Network>,
-        work: impl FnOnce(&Endpoint) -> Result<()>,
-    ) -> Result<()> {
-        let run = self.run;
-        let (endpoint, _local) = open_endpoint(
-            &Program::this()?,
-            config,
-            &run.folder,
-            &self.folder.digest,
-            (&run.network, network),
-            run.threads,
-        )?;
-        work(&endpoint)
-    }
-
     /// One session; what it gave, and the text of every prompt's answer.
     fn run_task(&self, endpoint: &Endpoint, task: Prepared) -> Result<(Outcome, Vec<String>)> {
         let session = endpoint.open(Purpose::Run)?;

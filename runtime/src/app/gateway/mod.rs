@@ -40,7 +40,6 @@ use super::service::signals;
 use super::settings::Settings;
 use super::template::Message;
 use super::text::Text;
-use crate::config::PartyConfig;
 use crate::transport::Network;
 use guard::Guard;
 use pool::{Pool, Resources};
@@ -116,10 +115,7 @@ pub fn run(gateway: &Gateway) -> Result<()> {
     check_generation(&folder.plan, &[vec![0]], 1)?;
     let request = Request::text(max_positions(&folder.plan).unwrap_or(MAX_STEPS));
     check_shown(&folder.plan, &request, &gateway.allow_public)?;
-    let config = match &gateway.peers {
-        Peers::Local => None,
-        Peers::Configured(path) => Some(PartyConfig::read(path)?),
-    };
+    let config = gateway.peers.config()?;
     let isolation = isolation(config.as_ref())?;
     let settings = Settings::read(&folder)?;
     let text = Text::open(&folder, Some(&isolation))?;
