@@ -44,7 +44,7 @@ fn run(greedy: &Module, drawing: &Drawing, logits: &[f32], sampling: &Sampling, 
     let bound = bind(module, &sizes, &sampling.public_inputs(drawing).unwrap()).unwrap();
     let mut values: Vec<RefValue> = Vec::with_capacity(module.ops.len());
     for (i, node) in module.ops.iter().enumerate() {
-        let args: Vec<&RefValue> = node.args.iter().map(|a| &values[a.index()]).collect();
+        let args: Vec<_> = node.args.iter().map(|a| (&values[a.index()], module.ty(*a))).collect();
         let shape = bound.shapes[i].clone();
         values.push(match &node.op {
             Op::Input { .. } => RefValue::ring(64, shape, encode(logits, 64, SCALE, node.ty.bound).unwrap()).unwrap(),

@@ -205,54 +205,7 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.send(0, 1, 0, s.out * eb);
             t.rounds = 1;
         }
-        Op::Public { .. }
-        | Op::Encode { .. }
-        | Op::PublicWeight { .. }
-        | Op::Weight { .. }
-        | Op::ClientInts { .. }
-        | Op::State { .. }
-        | Op::Random { .. }
-        | Op::Add
-        | Op::Sub
-        | Op::Neg
-        | Op::MulInt { .. }
-        | Op::AddInt { .. }
-        | Op::Upscale { .. }
-        | Op::SetScale { .. }
-        | Op::Mul
-        | Op::MatMul { .. }
-        | Op::ReduceSum { .. }
-        | Op::Narrow { .. }
-        | Op::Cut { .. }
-        | Op::Reshape { .. }
-        | Op::Transpose { .. }
-        | Op::Slice { .. }
-        | Op::Concat { .. }
-        | Op::Expand { .. }
-        | Op::Gather { .. }
-        | Op::Pack
-        | Op::Unpack { .. }
-        | Op::RowSum { .. }
-        | Op::RowExpand { .. }
-        | Op::Xor
-        | Op::Not
-        | Op::SetState { .. }
-        | Op::Exp { .. }
-        | Op::Reciprocal { .. }
-        | Op::Div { .. }
-        | Op::Sqrt { .. }
-        | Op::Log { .. }
-        | Op::Rsqrt { .. }
-        | Op::Softmax
-        | Op::RatioSoftmax { .. }
-        | Op::Gelu { .. }
-        | Op::Silu
-        | Op::Tanh
-        | Op::Sigmoid
-        | Op::Erf
-        | Op::Softplus
-        | Op::RmsNorm { .. }
-        | Op::LayerNorm { .. } => {}
+        _ => {}
     }
     t
 }

@@ -40,6 +40,13 @@ impl Norms {
         }
     }
 
+    /// `f` of every number that is known, as far as the result can be stored.
+    pub(crate) fn map(&self, f: impl Fn(u32) -> u32) -> Norms {
+        let [size, rows, columns] =
+            [self.size, self.rows, self.columns].map(|n| n.and_then(|n| u16::try_from(f(n.into())).ok()));
+        Norms { size, rows, columns }
+    }
+
     /// Whether nothing is known.
     pub fn is_none(&self) -> bool {
         *self == Norms::default()

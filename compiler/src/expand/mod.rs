@@ -96,8 +96,8 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
             let form = softmax::Ratio {
                 square: *square,
-                shift: f32::from_bits(*shift),
-                eps: f32::from_bits(*eps),
+                shift: shift.get(),
+                eps: eps.get(),
                 min_log2: *min_log2,
                 max_log2: *max_log2,
             };
@@ -127,11 +127,11 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         Op::Sigmoid => activation::sigmoid(&mut e, x),
         Op::Erf => activation::erf(&mut e, x),
         Op::RmsNorm { eps, length, scale } => {
-            let form = norm::Form { eps: f32::from_bits(*eps), length: *length, scale: *scale };
+            let form = norm::Form { eps: eps.get(), length: *length, scale: *scale };
             norm::rms_norm(&mut e, x, form, result.0)
         }
         Op::LayerNorm { eps, length, scale } => {
-            let form = norm::Form { eps: f32::from_bits(*eps), length: *length, scale: *scale };
+            let form = norm::Form { eps: eps.get(), length: *length, scale: *scale };
             norm::layer_norm(&mut e, x, form, result.0)
         }
         other => Err(Diagnostic::internal("E0501", format!("{} has no expansion", other.name()))),

@@ -67,7 +67,7 @@ fn run_expanded(module: &Module, x: &[i64], mut random: Option<&mut Rng>) -> (Ve
     let bound = bind(module, &[], &[]).unwrap();
     let mut values: Vec<RefValue> = Vec::with_capacity(module.ops.len());
     for (i, node) in module.ops.iter().enumerate() {
-        let args: Vec<&RefValue> = node.args.iter().map(|a| &values[a.index()]).collect();
+        let args: Vec<_> = node.args.iter().map(|a| (&values[a.index()], module.ty(*a))).collect();
         let value = match &node.op {
             Op::Input { .. } => {
                 RefValue::ring(64, bound.shapes[i].clone(), x.iter().map(|x| *x as u64).collect()).unwrap()
@@ -87,8 +87,8 @@ fn run_expanded(module: &Module, x: &[i64], mut random: Option<&mut Rng>) -> (Ve
 }
 
 /// What shares decide of an op.
-fn drawn(op: &Op, args: &[&RefValue], random: &mut Rng) -> Option<RefValue> {
-    let x = args.first()?;
+fn drawn(op: &Op, args: &[(&RefValue, &Ty)], random: &mut Rng) -> Option<RefValue> {
+    let (x, _) = args.first()?;
     let (bits, values) = x.as_ring().ok()?;
     let shape = x.shape.clone();
     match *op {
@@ -129,7 +129,7 @@ const NORM_SCALE: u8 = 16;
 
 impl Norm {
     fn module(self, rows: usize) -> Module {
-        let (eps, length, scale) = (self.eps.to_bits(), self.length, NORM_SCALE);
+        let (eps, length, scale) = (self.eps.into(), self.length, NORM_SCALE);
         let op = if self.centred { Op::LayerNorm { eps, length, scale } } else { Op::RmsNorm { eps, length, scale } };
         module(op, (rows, self.columns), self.scale, 60)
     }

@@ -40,7 +40,7 @@ impl Lower<'_> {
             Numerator::Relu => (false, 0.0),
             Numerator::Square { shift } => (true, shift),
         };
-        let (shift, eps) = (shift.to_bits(), eps.to_bits());
+        let (shift, eps) = (shift.into(), eps.into());
         self.value(v, M::RatioSoftmax { square, shift, eps, min_log2, max_log2 }, &[x, mask])
     }
 

@@ -261,7 +261,7 @@ impl Lower<'_> {
         let (own, bound) = self.ring(x)?;
         let bare = args.get(1).is_none_or(|&g| is_ones(self.graph, g)) && args.get(2).is_none();
         let scale = if bare { self.scale_of(v) } else { self.options.f };
-        let (eps, length) = (eps.to_bits(), bits(own, bound));
+        let (eps, length) = (eps.into(), bits(own, bound));
         let op = if centred { M::LayerNorm { eps, length, scale } } else { M::RmsNorm { eps, length, scale } };
         // Its type says that |x_i| ≤ √n · rms, whatever x is, and how far off a row of this length may be.
         let id = self.push(v, op, &[x])?;

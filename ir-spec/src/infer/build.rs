@@ -1,6 +1,6 @@
 //! Building modules: an op is typed at once, so that an ill-typed module cannot be built.
 
-use super::{Operand, TypeCx, Violation, check_bound, declares_bound, has_result, infer, norms};
+use super::{Operand, TypeCx, Violation, check_bound, has_result, infer, norms};
 use crate::diag::Result;
 use crate::module::{Id, Module, Node, Origin};
 use crate::norms::Norms;
@@ -36,7 +36,7 @@ pub fn push_within(module: &mut Module, op: Op, args: &[Id], bound: (u8, BoundFr
 /// Errors: the constraint that does not hold, at the node's ONNX node.
 pub fn push_like(module: &mut Module, node: &Node, op: Op, args: &[Id]) -> Result<Id> {
     let (ty, origin) = (&node.ty, node.origin.clone());
-    if declares_bound(&op) {
+    if op.description().declares_bound {
         return add(module, op, args, Some(ty.clone()), Declared::Exactly(ty.bound, ty.bound_from), origin);
     }
     if op.class() == Class::Source {
@@ -56,7 +56,7 @@ pub fn tighten(module: &mut Module, id: Id, bound: u8, from: BoundFrom, finer: &
         return;
     }
     let mut ty = Ty { bound: bound.min(node.ty.bound), bound_from: from, norms, ..node.ty.clone() };
-    if !declares_bound(&node.op) {
+    if !node.op.description().declares_bound {
         ty.norms = norms::concise(&ty, &TypeCx::of(module));
     }
     if let Some(node) = module.ops.get_mut(id.index()) {
@@ -109,7 +109,7 @@ fn add(module: &mut Module, op: Op, args: &[Id], declared: Option<Ty>, bound: De
             .note(format!("expected {}", ty.show(&module.dims)))
             .at(place()));
     }
-    if !declares_bound(&op) {
+    if !op.description().declares_bound {
         result.norms = norms::concise(&result, &cx);
     }
     let id = u32::try_from(module.ops.len())

@@ -1,26 +1,20 @@
 //! Type rules: the type of every op's result from those of its operands, with the proven bound.
 //!
-//! Constraints are numbered and listed once, in [`CONSTRAINTS`]. A rule that fails returns the constraint's label.
+//! What is special to an op stands in its description ([`crate::op`]); here is what all of them share. An op's constraints
+//! are numbered in its description; a rule that fails returns the constraint's label.
 //! The bound that a rule returns follows from the operands' bounds. It may exceed what the ring holds:
 //! whoever builds or verifies a node compares it with the declared bound through [`check_bound`].
 
 mod build;
-mod constraints;
-mod linear;
-mod movement;
-mod nonlinear;
-mod norms;
-mod source;
+pub(crate) mod norms;
 
 pub use build::{push, push_like, push_source, push_within, tighten};
-pub use constraints::{CONSTRAINTS, Constraint, constraint};
-
-pub(crate) use source::public_type;
 
 use crate::diag::Diagnostic;
 use crate::dim::{Dim, Dims};
 use crate::module::{Count, Id, InputSlot, Module, OutputSlot, StateSlot};
-use crate::op::{Class, Op};
+use crate::norms::Norms;
+use crate::op::{Constraint, Description, NormRule, OPS, Op};
 use crate::plain;
 use crate::ty::{BoundFrom, Elem, Sharing, Ty};
 
@@ -55,12 +49,12 @@ impl<'a> TypeCx<'a> {
     }
 
     /// The count that is defined by `mask` broadcast to `shape`.
-    fn count(&self, mask: u32, shape: &[Dim]) -> Option<Dim> {
+    pub(crate) fn count(&self, mask: u32, shape: &[Dim]) -> Option<Dim> {
         self.counts.iter().find(|c| c.mask == mask && c.shape == shape).map(|c| Dim::from(c.sym))
     }
 
     /// `⌈log2⌉` of the largest value of `dim`.
-    fn log2_of_max(&self, dim: &Dim) -> Option<u32> {
+    pub(crate) fn log2_of_max(&self, dim: &Dim) -> Option<u32> {
         self.dims.upper(dim).map(ceil_log2)
     }
 }
@@ -86,119 +80,202 @@ impl<'a> Operand<'a> {
     }
 }
 
+/// What must hold of every op, with its label.
+pub const OF_ALL_OPS: [(&str, Constraint); 5] = [
+    ("arity", Constraint { code: "E0303", says: "the op has its number of operands" }),
+    (
+        "ring_c1",
+        Constraint { code: "E0311", says: "ring bits are a multiple of 8 from 8 to 64, and the scale is at most 63" },
+    ),
+    (
+        "size_c1",
+        Constraint {
+            code: "E0305",
+            says: "sizes computed from the operands' sizes stay within the limits of symbolic sizes",
+        },
+    ),
+    ("client_c1", Constraint { code: "E0337", says: "integers that the client knows go into `embed` alone" }),
+    ("source_c1", Constraint { code: "E0314", says: "a source declares the type of its value" }),
+];
+
+/// Every constraint with its label: those of all ops, then every op's in the order of the op list.
+pub fn constraints() -> impl Iterator<Item = (String, Constraint)> {
+    let of_all = OF_ALL_OPS.iter().map(|(label, constraint)| (label.to_string(), *constraint));
+    let of_each = OPS.iter().flat_map(|op| {
+        let numbered = op.description.constraints.iter().zip(1..);
+        numbered.map(|(constraint, number)| (label(op.description, number), *constraint))
+    });
+    of_all.chain(of_each)
+}
+
+fn label(op: &Description, number: usize) -> String {
+    format!("{}_c{number}", op.name)
+}
+
 /// A constraint that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// Label of the constraint.
-    pub label: &'static str,
+    pub label: String,
+    /// The code of its diagnostic.
+    pub code: &'static str,
     /// What was expected and what was found.
     pub message: String,
 }
 
 impl Violation {
-    pub(crate) fn new(label: &'static str, found: impl Into<String>) -> Self {
-        let expected = constraint(label).map_or("a legal op", |c| c.says);
-        Violation { label, message: format!("expected that {expected}; found {}", found.into()) }
+    fn new(label: String, constraint: Constraint, found: impl Into<String>) -> Self {
+        let message = format!("expected that {}; found {}", constraint.says, found.into());
+        Violation { label, code: constraint.code, message }
+    }
+
+    /// Of the constraint of all ops that has this label.
+    pub(crate) fn of_all(label: &str, found: impl Into<String>) -> Self {
+        let constraint = OF_ALL_OPS.iter().find(|(own, _)| *own == label).map(|(_, constraint)| *constraint);
+        Violation::new(label.into(), constraint.unwrap_or(UNLISTED), found)
+    }
+
+    /// Of an op's own constraint of a number.
+    pub(crate) fn of_op(op: &Description, number: usize, found: impl Into<String>) -> Self {
+        let constraint = number.checked_sub(1).and_then(|i| op.constraints.get(i));
+        Violation::new(label(op, number), constraint.copied().unwrap_or(UNLISTED), found)
     }
 
     /// The violation as a diagnostic with the constraint's code.
     pub fn diagnostic(&self) -> Diagnostic {
-        let code = constraint(self.label).map_or("E0314", |c| c.code);
-        Diagnostic::input(code, format!("{}: {}", self.label, self.message))
+        Diagnostic::input(self.code, format!("{}: {}", self.label, self.message))
     }
 }
 
+/// Stands for a constraint that is not in its list; a test finds that none is.
+const UNLISTED: Constraint = Constraint { code: "E0314", says: "the op is legal" };
+
 /// Result of a type rule.
 pub type Rule<T> = std::result::Result<T, Violation>;
+
+/// An op whose result is typed: its operands, and what a type rule looks up.
+pub struct Typing<'a> {
+    op: &'static Description,
+    args: &'a [Operand<'a>],
+    declared: Option<&'a Ty>,
+    pub(crate) cx: &'a TypeCx<'a>,
+}
+
+impl<'a> Typing<'a> {
+    /// The operands, `N` of them.
+    pub(crate) fn operands<const N: usize>(&self) -> Rule<[Operand<'a>; N]> {
+        self.args.try_into().map_err(|_| self.other())
+    }
+
+    /// All operands.
+    pub(crate) fn all(&self) -> &'a [Operand<'a>] {
+        self.args
+    }
+
+    /// Norms of the first operand.
+    pub(crate) fn first_norms(&self) -> Norms {
+        self.args.first().map_or(Norms::default(), |x| x.ty.norms)
+    }
+
+    /// The type that the op declares.
+    pub(crate) fn declared(&self) -> Rule<&'a Ty> {
+        self.declared.ok_or_else(|| Violation::of_all("source_c1", "none"))
+    }
+
+    /// The op's own constraint of a number does not hold.
+    pub(crate) fn fails(&self, number: usize, found: impl Into<String>) -> Violation {
+        Violation::of_op(self.op, number, found)
+    }
+
+    /// As [`Self::fails`], for an operand.
+    pub(crate) fn finds(&self, number: usize, x: &Operand) -> Violation {
+        self.fails(number, describe(x.ty))
+    }
+
+    /// The operands are not those of the op.
+    pub(crate) fn other(&self) -> Violation {
+        let expected = self.op.arity().map_or("one or more".into(), |n| n.to_string());
+        Violation::of_all("arity", format!("{} operands of {}, not {expected}", self.args.len(), self.op.name))
+    }
+
+    /// Ring bits and scale of an operand that parties may compute with. `number` is the constraint, as in those below.
+    pub(crate) fn ring(&self, number: usize, x: &Operand) -> Rule<(u8, u8)> {
+        not_client(x)?;
+        x.ty.as_ring().ok_or_else(|| self.finds(number, x))
+    }
+
+    /// Ring bits and scale of an operand in a secret form.
+    pub(crate) fn secret_ring(&self, number: usize, x: &Operand) -> Rule<(u8, u8)> {
+        let ring = self.ring(number, x)?;
+        if x.ty.sharing.is_secret() { Ok(ring) } else { Err(self.finds(number, x)) }
+    }
+
+    /// Ring bits and scale of an operand in the setting's own secret form.
+    pub(crate) fn shared_ring(&self, number: usize, x: &Operand) -> Rule<(u8, u8)> {
+        let ring = self.ring(number, x)?;
+        if x.ty.sharing == Sharing::Shared { Ok(ring) } else { Err(self.finds(number, x)) }
+    }
+
+    /// Checks an operand of shared bits.
+    pub(crate) fn shared_bits(&self, number: usize, x: &Operand) -> Rule<()> {
+        not_client(x)?;
+        let holds = x.ty.elem == Elem::Bit && x.ty.sharing == Sharing::Shared;
+        if holds { Ok(()) } else { Err(self.finds(number, x)) }
+    }
+
+    /// Checks an operand that local movement may touch.
+    pub(crate) fn movable(&self, number: usize, x: &Operand) -> Rule<()> {
+        not_client(x)?;
+        match x.ty.elem {
+            Elem::Ring { .. } | Elem::Bit => Ok(()),
+            Elem::Plain(_) => Err(self.finds(number, x)),
+        }
+    }
+
+    /// The public value that masks: constraint `number` says that it is public, the next one that it holds booleans of the
+    /// public program.
+    pub(crate) fn mask(&self, number: usize, x: &Operand) -> Rule<u32> {
+        if x.ty.sharing != Sharing::Public {
+            return Err(self.finds(number, x));
+        }
+        match (x.public, x.ty.elem) {
+            (Some(value), Elem::Plain(plain::DType::Bool)) => Ok(value),
+            _ => Err(self.finds(number + 1, x)),
+        }
+    }
+
+    /// The common shape of two operands: sizes are equal or one of them is 1.
+    pub(crate) fn broadcast(&self, number: usize, a: &[Dim], b: &[Dim]) -> Rule<Vec<Dim>> {
+        let found = || format!("{} and {}", self.cx.dims.show_shape(a), self.cx.dims.show_shape(b));
+        crate::plain::infer::broadcast(self.op.name, a, b).map_err(|_| self.fails(number, found()))
+    }
+
+    /// A computed size.
+    pub(crate) fn sized<T>(&self, result: crate::Result<T>) -> Rule<T> {
+        result.map_err(|d| Violation::of_all("size_c1", d.message))
+    }
+}
 
 /// The type of the result of `op`.
 ///
 /// Sources (except `public`, `client_ints` and `random`) and `encode` take their bound, and what else the op does not say, from
 /// the type that is `declared`; for all others it is not looked at. Errors: the first constraint that does not hold.
 pub fn infer(op: &Op, args: &[Operand], declared: Option<&Ty>, cx: &TypeCx) -> Rule<Ty> {
-    if op.arity().map_or(args.is_empty(), |n| n != args.len()) {
-        let expected = op.arity().map_or("one or more".into(), |n| n.to_string());
-        return Err(Violation::new("arity", format!("{} operands of {}, not {expected}", args.len(), op.name())));
+    let description = op.description();
+    let typing = Typing { op: description, args, declared, cx };
+    if description.arity().map_or(args.is_empty(), |n| n != args.len()) {
+        return Err(typing.other());
     }
-    let mut ty = match (op, args) {
-        (Op::Public { value }, _) => source::public(cx, *value),
-        (Op::Encode { bits, scale }, [x]) => source::encode(x, *bits, *scale, declared),
-        (Op::PublicWeight { .. }, _) => source::public_weight(declared),
-        (Op::Weight { .. }, _) => source::weight(declared),
-        (Op::Input { slot }, _) => source::input(cx, *slot, declared),
-        (Op::ClientInts { slot }, _) => source::client_ints(cx, *slot),
-        (Op::State { slot }, _) => source::state(cx, *slot, declared),
-        (Op::Random { shape }, _) => Ok(Ty::bit(shape.clone())),
-
-        (Op::Add, [a, b]) => linear::add(cx, ["add_c1", "add_c2", "add_c3"], a, b),
-        (Op::Sub, [a, b]) => linear::add(cx, ["sub_c1", "sub_c2", "sub_c3"], a, b),
-        (Op::Neg, [x]) => linear::neg(x),
-        (Op::MulInt { k }, [x]) => linear::mul_int(x, *k),
-        (Op::AddInt { k }, [x]) => linear::add_int(x, *k),
-        (Op::Upscale { by }, [x]) => linear::upscale(x, *by),
-        (Op::SetScale { scale }, [x]) => linear::set_scale(x, *scale),
-        (Op::Mul, [a, b]) => linear::mul(cx, a, b),
-        (Op::MatMul { trans_b }, [a, b]) => linear::matmul(cx, a, b, *trans_b),
-        (Op::ReduceSum { axis }, [x]) => linear::reduce_sum(cx, x, *axis),
-        (Op::Narrow { bits }, [x]) => linear::narrow(x, *bits),
-        (Op::Cut { by }, [x]) => linear::cut(x, *by),
-
-        (Op::Reshape { shape }, [x]) => movement::reshape(cx, x, shape),
-        (Op::Transpose { perm }, [x]) => movement::transpose(x, perm),
-        (Op::Slice { axis, start, len }, [x]) => movement::slice(cx, x, *axis, start, len),
-        (Op::Concat { axis }, [first, rest @ ..]) => movement::concat(cx, first, rest, *axis),
-        (Op::Expand { shape }, [x]) => movement::expand(cx, x, shape),
-        (Op::Gather { axis }, [x, index]) => movement::gather(cx, x, index, *axis),
-        (Op::Pack, [x, mask]) => movement::pack(cx, x, mask),
-        (Op::Unpack { shape }, [x, mask]) => movement::unpack(cx, x, mask, shape),
-        (Op::RowSum { shape }, [x, mask]) => movement::row_sum(cx, x, mask, shape),
-        (Op::RowExpand { shape }, [x, mask]) => movement::row_expand(cx, x, mask, shape),
-
-        (Op::Truncate { by }, [x]) => nonlinear::truncate(x, *by),
-        (Op::Reshare, [x]) => nonlinear::reshare(x),
-        (Op::Extend { bits }, [x]) => nonlinear::extend(x, *bits),
-        (Op::Msb { width, drop }, [x]) => nonlinear::msb(x, *width, *drop),
-        (Op::Xor, [a, b]) => nonlinear::bits(cx, ["xor_c1", "xor_c2"], a, b),
-        (Op::Not, [x]) => nonlinear::not(x),
-        (Op::And, [a, b]) => nonlinear::bits(cx, ["and_c1", "and_c2"], a, b),
-        (Op::BitToRing { bits }, [x]) => nonlinear::bit_to_ring(x, *bits),
-        (Op::ExpDigits { scale, .. }, [x]) => nonlinear::exp_digits(x, *scale),
-        (Op::RowMax { shape, width, drop }, [x, mask]) => nonlinear::row_max(cx, x, mask, shape, (*width, *drop)),
-        (Op::ArgMax { width }, [x]) => nonlinear::arg_max(cx, x, *width),
-        (Op::Embed, [ids, table]) => nonlinear::embed(ids, table),
-        (Op::Reveal { slot }, [x]) => nonlinear::reveal(cx, x, *slot),
-        (Op::SetState { slot }, [x]) => nonlinear::set_state(cx, x, *slot),
-
-        (Op::Exp { max }, [x]) => nonlinear::exp(x, *max),
-        (Op::Reciprocal { min_log2, max_log2, scale }, [x]) => nonlinear::reciprocal(x, (*min_log2, *max_log2), *scale),
-        (Op::Div { min_log2, max_log2, scale }, [a, b]) => nonlinear::div(cx, a, b, (*min_log2, *max_log2), *scale),
-        (Op::Sqrt { min_log4, max_log4, scale }, [x]) => nonlinear::sqrt(x, (*min_log4, *max_log4), *scale),
-        (Op::Rsqrt { min_log4, max_log4, scale }, [x]) => nonlinear::rsqrt(x, (*min_log4, *max_log4), *scale),
-        (Op::Log { min_log2, max_log2, scale }, [x]) => nonlinear::log(x, (*min_log2, *max_log2), *scale),
-        (Op::Softmax, [x, mask]) => {
-            nonlinear::softmax(cx, ["softmax_c1", "softmax_c2", "softmax_c3", "softmax_c4"], x, mask)
-        }
-        (Op::RatioSoftmax { shift, eps, min_log2, max_log2, .. }, [x, mask]) => {
-            nonlinear::ratio_softmax(cx, x, mask, [*shift, *eps], (*min_log2, *max_log2))
-        }
-        (Op::Gelu { .. }, [x]) => nonlinear::activation("gelu_c1", x),
-        (Op::Silu, [x]) => nonlinear::activation("silu_c1", x),
-        (Op::Tanh, [x]) => nonlinear::saturating("tanh_c1", x),
-        (Op::Sigmoid, [x]) => nonlinear::saturating("sigmoid_c1", x),
-        (Op::Erf, [x]) => nonlinear::saturating("erf_c1", x),
-        (Op::Softplus, [x]) => nonlinear::softplus(x),
-        (Op::RmsNorm { eps, length, scale }, [x]) => {
-            let form = nonlinear::NormForm { eps: *eps, length: *length, scale: *scale, centred: false };
-            nonlinear::norm(cx, ["rms_norm_c1", "rms_norm_c2", "rms_norm_c3"], x, form)
-        }
-        (Op::LayerNorm { eps, length, scale }, [x]) => {
-            let form = nonlinear::NormForm { eps: *eps, length: *length, scale: *scale, centred: true };
-            nonlinear::norm(cx, ["layer_norm_c1", "layer_norm_c2", "layer_norm_c3"], x, form)
-        }
-        (_, _) => Err(Violation::new("arity", format!("{} operands", args.len()))),
-    }?;
+    let mut ty = (description.infer)(op, &typing)?;
     check_ring(&ty)?;
-    ty.norms = norms::norms(op, args, &ty, declared, cx);
+    ty.norms = match description.derive_norms {
+        _ if ty.as_ring().is_none() => Norms::default(),
+        NormRule::None => Norms::default(),
+        NormRule::Declared => declared.map_or(Norms::default(), |d| Norms { size: None, ..d.norms }),
+        NormRule::OfOp(rule) => rule(op, &typing, &ty),
+        NormRule::OfOperands(rule) if args.iter().any(|x| !x.ty.norms.is_none()) => rule(op, &typing, &ty),
+        NormRule::OfOperands(_) => Norms::default(),
+    };
     if let Some(size) = ty.norms.size {
         ty.bound = ty.bound.min(norms::whole(size));
     }
@@ -218,7 +295,7 @@ pub fn check_bound(op: &Op, proven: &Ty, declared: &Ty, cx: &TypeCx) -> Result<(
         }
         return Ok(());
     };
-    let source = declares_bound(op);
+    let source = op.description().declares_bound;
     if source && declared.norms != proven.norms {
         return Err(Diagnostic::input("E0320", format!("norms that nobody checks are declared of {}", op.name()))
             .note("expected norms of rows and columns, of weights and encoded values alone"));
@@ -251,23 +328,17 @@ pub fn has_result(op: &Op) -> bool {
     !matches!(op, Op::Reveal { .. } | Op::SetState { .. })
 }
 
-/// Whether the bound of the op's result is declared rather than derived.
-pub fn declares_bound(op: &Op) -> bool {
-    let given = matches!(op, Op::Public { .. } | Op::ClientInts { .. } | Op::Random { .. });
-    matches!(op, Op::Encode { .. }) || (op.class() == Class::Source && !given)
-}
-
 fn check_ring(ty: &Ty) -> Rule<()> {
     match ty.as_ring() {
         Some((bits, scale)) if bits % 8 != 0 || !(8..=64).contains(&bits) || scale > 63 => {
-            Err(Violation::new("ring_c1", format!("ring{bits}.{scale}")))
+            Err(Violation::of_all("ring_c1", format!("ring{bits}.{scale}")))
         }
         _ => Ok(()),
     }
 }
 
 /// The type of a ring result whose bound may exceed every ring.
-fn ring(bits: u8, scale: u32, sharing: Sharing, shape: Vec<Dim>, bound: u32) -> Ty {
+pub(crate) fn ring(bits: u8, scale: u32, sharing: Sharing, shape: Vec<Dim>, bound: u32) -> Ty {
     Ty::ring(bits, clamp(scale), sharing, shape, clamp(bound))
 }
 
@@ -280,68 +351,32 @@ pub(crate) fn ceil_log2(n: i128) -> u32 {
     if n <= 1 { 0 } else { i128::BITS - (n - 1).leading_zeros() }
 }
 
-/// Ring bits and scale of an operand that parties may compute with.
-fn ring_of(label: &'static str, x: &Operand) -> Rule<(u8, u8)> {
-    not_client(x)?;
-    x.ty.as_ring().ok_or_else(|| Violation::new(label, describe(x.ty)))
-}
-
-/// Ring bits and scale of an operand in the setting's own secret form.
-fn shared_ring(label: &'static str, x: &Operand) -> Rule<(u8, u8)> {
-    not_client(x)?;
-    match x.ty.as_ring() {
-        Some(ring) if x.ty.sharing == Sharing::Shared => Ok(ring),
-        _ => Err(Violation::new(label, describe(x.ty))),
-    }
-}
-
-/// Checks an operand of shared bits.
-fn shared_bits(label: &'static str, x: &Operand) -> Rule<()> {
-    not_client(x)?;
-    if x.ty.elem == Elem::Bit && x.ty.sharing == Sharing::Shared {
-        return Ok(());
-    }
-    Err(Violation::new(label, describe(x.ty)))
-}
-
-/// Checks an operand that local movement may touch.
-fn movable(label: &'static str, x: &Operand) -> Rule<()> {
-    not_client(x)?;
-    match x.ty.elem {
-        Elem::Ring { .. } | Elem::Bit => Ok(()),
-        Elem::Plain(_) => Err(Violation::new(label, describe(x.ty))),
-    }
-}
-
 fn not_client(x: &Operand) -> Rule<()> {
     match x.ty.sharing {
-        Sharing::Client => Err(Violation::new("client_c1", describe(x.ty))),
+        Sharing::Client => Err(Violation::of_all("client_c1", describe(x.ty))),
         Sharing::Public | Sharing::Shared | Sharing::Sum2 | Sharing::Sum3 => Ok(()),
     }
 }
 
-/// The public value that masks: labels are those for "public" and for "booleans of the public program".
-fn mask_of(labels: [&'static str; 2], x: &Operand) -> Rule<u32> {
-    let [public, truth] = labels;
-    if x.ty.sharing != Sharing::Public {
-        return Err(Violation::new(public, describe(x.ty)));
-    }
-    match (x.public, x.ty.elem) {
-        (Some(value), Elem::Plain(plain::DType::Bool)) => Ok(value),
-        _ => Err(Violation::new(truth, describe(x.ty))),
-    }
-}
-
-fn describe(ty: &Ty) -> String {
+/// A type's element and form in words.
+pub(crate) fn describe(ty: &Ty) -> String {
     format!("a {} tensor of {}", ty.sharing.name(), ty.elem)
 }
 
-/// The common shape of two operands: sizes are equal or one of them is 1.
-fn broadcast(cx: &TypeCx, label: &'static str, a: &[Dim], b: &[Dim]) -> Rule<Vec<Dim>> {
-    let wrong = || Violation::new(label, format!("{} and {}", cx.dims.show_shape(a), cx.dims.show_shape(b)));
-    crate::plain::infer::broadcast(label, a, b).map_err(|_| wrong())
+/// The same ring tensor with another bound, proven.
+pub(crate) fn with(ty: &Ty, bound: u32) -> Ty {
+    let (bits, scale) = ty.as_ring().unwrap_or_default();
+    ring(bits, scale.into(), ty.sharing, ty.shape.clone(), bound)
 }
 
-fn sized<T>(result: crate::Result<T>) -> Rule<T> {
-    result.map_err(|d| Violation::new("size_c1", d.message))
+/// The same elements in another shape.
+pub(crate) fn moved(ty: &Ty, shape: Vec<Dim>) -> Ty {
+    let (bound_from, norms) = (BoundFrom::Proven, Norms::default());
+    Ty { elem: ty.elem, sharing: ty.sharing, shape, bound: ty.bound, bound_from, norms }
+}
+
+/// The type of the output of the public program with this index.
+pub(crate) fn public_type(program: &plain::Program, value: u32) -> Option<plain::Type> {
+    let output = program.outputs.get(usize::try_from(value).ok()?)?;
+    program.ty(*output, program.nodes.len()).ok()
 }

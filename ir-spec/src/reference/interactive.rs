@@ -6,14 +6,14 @@ use crate::diag::Result;
 use crate::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
 
 /// The sign bit of the low `width` bits.
-pub(super) fn msb(x: &RefValue, width: u8) -> Result<RefValue> {
+pub(crate) fn msb(x: &RefValue, width: u8) -> Result<RefValue> {
     let (_, values) = x.as_ring()?;
     let shift = u32::from(width.clamp(1, 64)) - 1;
     RefValue::bit(x.shape.clone(), map_elements(values, |v| (v >> shift) & 1 == 1)?)
 }
 
 /// `f` on pairs of bits with broadcasting.
-pub(super) fn zip(
+pub(crate) fn zip(
     a: &RefValue,
     b: &RefValue,
     shape: Vec<usize>,
@@ -25,7 +25,7 @@ pub(super) fn zip(
 }
 
 /// `e^x`, rounded down, of what `x` has modulo `2^EXP_WINDOW`: three quarters of that are below zero.
-pub(super) fn exp_digits(x: &RefValue, scale: u8) -> Result<RefValue> {
+pub(crate) fn exp_digits(x: &RefValue, scale: u8) -> Result<RefValue> {
     let (_, values) = x.as_ring()?;
     let (unit, window) = (libm::exp2(-f64::from(scale)), EXP_WINDOW + scale);
     let quarter = 1u64 << (window - 2);
@@ -37,7 +37,7 @@ pub(super) fn exp_digits(x: &RefValue, scale: u8) -> Result<RefValue> {
 }
 
 /// The index of the maximum element of every row; the first of equal ones.
-pub(super) fn arg_max(x: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn arg_max(x: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     let columns = x.shape.last().copied().filter(|c| *c > 0);
     let columns = columns.ok_or_else(|| mismatch(format!("arg_max of shape {:?}", x.shape)))?;

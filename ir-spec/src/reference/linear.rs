@@ -7,13 +7,13 @@ use ombra_kernels::gemm::{MatRef, gemm_acc};
 use rayon::prelude::*;
 
 /// `f` on the elements, reduced to the ring.
-pub(super) fn map(x: &RefValue, f: impl Fn(u64) -> u64 + Sync + Send) -> Result<RefValue> {
+pub(crate) fn map(x: &RefValue, f: impl Fn(u64) -> u64 + Sync + Send) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     RefValue::ring(bits, x.shape.clone(), map_elements(values, |v| f(*v))?)
 }
 
 /// `f` on pairs of elements with broadcasting, reduced to the ring.
-pub(super) fn zip(
+pub(crate) fn zip(
     a: &RefValue,
     b: &RefValue,
     shape: Vec<usize>,
@@ -28,7 +28,7 @@ pub(super) fn zip(
 }
 
 /// The quotient of `x` by `2^by`.
-pub(super) fn truncate(x: &RefValue, by: u8, rounding: Rounding) -> Result<RefValue> {
+pub(crate) fn truncate(x: &RefValue, by: u8, rounding: Rounding) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     let mut out = filled(0u64, values.len())?;
     out.par_iter_mut().zip(values).enumerate().with_min_len(PARALLEL / 2).for_each(|(at, (out, v))| {
@@ -38,7 +38,7 @@ pub(super) fn truncate(x: &RefValue, by: u8, rounding: Rounding) -> Result<RefVa
 }
 
 /// `⌊x / 2^by⌋ − 1` in a ring of `by` bits less: what uniform shares give most often.
-pub(super) fn cut(x: &RefValue, by: u8) -> Result<RefValue> {
+pub(crate) fn cut(x: &RefValue, by: u8) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     let left =
         bits.checked_sub(by).filter(|left| *left > 0).ok_or_else(|| mismatch(format!("{bits} bits cut by {by}")))?;
@@ -47,13 +47,13 @@ pub(super) fn cut(x: &RefValue, by: u8) -> Result<RefValue> {
 }
 
 /// The low `bits`.
-pub(super) fn narrow(x: &RefValue, bits: u8) -> Result<RefValue> {
+pub(crate) fn narrow(x: &RefValue, bits: u8) -> Result<RefValue> {
     let (_, values) = x.as_ring()?;
     RefValue::ring(bits, x.shape.clone(), values.to_vec())
 }
 
 /// Sum over an axis.
-pub(super) fn reduce_sum(x: &RefValue, axis: usize, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn reduce_sum(x: &RefValue, axis: usize, shape: Vec<usize>) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     let size = *x.shape.get(axis).ok_or_else(|| mismatch(format!("axis {axis} of {:?}", x.shape)))?;
     let inner = volume(x.shape.get(axis + 1..).unwrap_or(&[]))?;
@@ -69,7 +69,7 @@ pub(super) fn reduce_sum(x: &RefValue, axis: usize, shape: Vec<usize>) -> Result
 }
 
 /// Batched matrix product.
-pub(super) fn matmul(a: &RefValue, b: &RefValue, shape: Vec<usize>, trans_b: bool) -> Result<RefValue> {
+pub(crate) fn matmul(a: &RefValue, b: &RefValue, shape: Vec<usize>, trans_b: bool) -> Result<RefValue> {
     let ((bits, x), (other, y)) = (a.as_ring()?, b.as_ring()?);
     let ([a_batch @ .., m, k], [b_batch @ .., b_rows, b_columns]) = (&*a.shape, &*b.shape) else {
         return Err(mismatch("a matrix product of operands with fewer than two axes"));

@@ -1,23 +1,26 @@
-//! Reference meaning: what every core op computes, on concrete tensors in the clear.
+//! Reference meaning: what every op computes, on concrete tensors in the clear.
 //!
+//! Every op's meaning stands in its description ([`crate::op`]); here are the values and what meanings are written with.
 //! A ring element is the low `bits` of a `u64`, in two's complement. `truncate` is the floor, or rounds by drawn numbers
 //! as it does by shares: see [`Rounding`]. `cut` is the floor less 1, where shares give the floor less 0, 1 or 2. A whole
 //! module runs by evaluating its ops in order, with sources given by the caller; that is the setting `plain`. Threads share
 //! the elements of large values and change no result.
 
-mod interactive;
-mod linear;
-mod movement;
-mod ragged;
+mod evaluation;
+pub(crate) mod interactive;
+pub(crate) mod linear;
+pub(crate) mod movement;
+pub(crate) mod ragged;
 mod rounding;
 pub mod run;
 
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim};
 use crate::norms::Measure;
-use crate::op::{Class, Op};
+use crate::op::Op;
 use crate::plain::{Data, Tensor};
 use crate::ty::{Elem, Ty};
+pub use evaluation::Evaluation;
 use rayon::prelude::*;
 pub use rounding::Rounding;
 
@@ -95,7 +98,7 @@ impl RefValue {
         }
     }
 
-    fn as_ints(&self) -> Result<&[i64]> {
+    pub(crate) fn as_ints(&self) -> Result<&[i64]> {
         match &self.data {
             RefData::Plain(Data::I64(v)) => Ok(v),
             _ => Err(mismatch("expected integers")),
@@ -150,7 +153,7 @@ pub fn encode_as(values: &[f32], shape: &[usize], ty: &Ty) -> Result<Vec<u64>> {
 const PARALLEL: usize = 1 << 15;
 
 /// `f` of every element. An error when memory does not suffice.
-fn map_elements<T: Sync, U: Send>(values: &[T], f: impl Fn(&T) -> U + Sync + Send) -> Result<Vec<U>> {
+pub(crate) fn map_elements<T: Sync, U: Send>(values: &[T], f: impl Fn(&T) -> U + Sync + Send) -> Result<Vec<U>> {
     let mut out = reserve(values.len())?;
     if values.len() < PARALLEL {
         out.extend(values.iter().map(f));
@@ -177,80 +180,28 @@ fn zip_elements<A: Sync, B: Sync, U: Send>(a: &[A], b: &[B], f: impl Fn(&A, &B) 
 ///
 /// # Errors
 /// Those of [`eval_rounded`].
-pub fn eval(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> Result<RefValue> {
+pub fn eval(op: &Op, args: &[(&RefValue, &Ty)], ty: &Ty, sizes: &Bindings) -> Result<RefValue> {
     eval_rounded(op, args, ty, sizes, Rounding::Floor)
 }
 
 /// The result of one op.
 ///
-/// `ty` is the type of the result, `sizes` the values of its symbols. `reveal` and `set_state` return their operand.
-/// Errors: `E0380` when an operand is not what the op takes, `E0382` when the op is a source (its value is given) or
-/// composite, `E0383` when an index is out of range, `E0384` when a value is too large.
-pub fn eval_rounded(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings, rounding: Rounding) -> Result<RefValue> {
-    let shape = concrete(&ty.shape, sizes)?;
-    match (op, args) {
-        (Op::Encode { bits, scale }, [x]) => {
-            let RefData::Plain(Data::F32(values)) = &x.data else {
-                return Err(mismatch("expected floats"));
-            };
-            let words = encode_as(values, &shape, ty)?;
-            debug_assert_eq!(ty.as_ring(), Some((*bits, *scale)));
-            RefValue::ring(*bits, shape, words)
-        }
-        (Op::Add, [a, b]) => linear::zip(a, b, shape, u64::wrapping_add),
-        (Op::Sub, [a, b]) => linear::zip(a, b, shape, u64::wrapping_sub),
-        (Op::Mul, [a, b]) => linear::zip(a, b, shape, u64::wrapping_mul),
-        (Op::Neg, [x]) => linear::map(x, u64::wrapping_neg),
-        (Op::MulInt { k }, [x]) => linear::map(x, |v| v.wrapping_mul(*k as u64)),
-        (Op::AddInt { k }, [x]) => linear::map(x, |v| v.wrapping_add(*k as u64)),
-        (Op::Upscale { by }, [x]) => linear::map(x, |v| v.checked_shl(u32::from(*by)).unwrap_or(0)),
-        (Op::SetScale { .. } | Op::Reshare | Op::Reveal { .. } | Op::SetState { .. }, [x]) => Ok((*x).clone()),
-        (Op::MatMul { trans_b }, [a, b]) => linear::matmul(a, b, shape, *trans_b),
-        (Op::ReduceSum { axis }, [x]) => linear::reduce_sum(x, usize::from(*axis), shape),
-        (Op::Narrow { bits }, [x]) => linear::narrow(x, *bits),
-        (Op::Cut { by }, [x]) => linear::cut(x, *by),
-        (Op::Truncate { by }, [x]) => linear::truncate(x, *by, rounding),
-
-        (Op::Reshape { .. }, [x]) => movement::reshape(x, shape),
-        (Op::Transpose { perm }, [x]) => movement::transpose(x, perm, shape),
-        (Op::Slice { axis, start, .. }, [x]) => movement::slice(x, usize::from(*axis), start.eval_usize(sizes)?, shape),
-        (Op::Concat { axis }, parts) => movement::concat(parts, usize::from(*axis), shape),
-        (Op::Expand { .. }, [x]) => movement::expand(x, shape),
-        (Op::Gather { axis }, [x, index]) => movement::gather(x, index.as_ints()?, usize::from(*axis), shape),
-        (Op::Embed, [ids, table]) => movement::gather(table, ids.as_ints()?, 0, shape),
-
-        (Op::Pack, [x, mask]) => ragged::pack(x, mask, shape),
-        (Op::Unpack { .. }, [x, mask]) => ragged::unpack(x, mask, shape),
-        (Op::RowSum { shape: dense }, [x, mask]) => ragged::row_sum(x, mask, &concrete(dense, sizes)?, shape),
-        (Op::RowExpand { shape: dense }, [x, mask]) => ragged::row_expand(x, mask, &concrete(dense, sizes)?, shape),
-        (Op::RowMax { shape: dense, .. }, [x, mask]) => ragged::row_max(x, mask, &concrete(dense, sizes)?, shape),
-
-        (Op::Extend { bits }, [x]) => {
-            let (from, values) = x.as_ring()?;
-            let values = map_elements(values, |v| signed(*v, from) as u64)?;
-            RefValue::ring(*bits, x.shape.clone(), values)
-        }
-        (Op::Msb { width, .. }, [x]) => interactive::msb(x, *width),
-        (Op::Xor, [a, b]) => interactive::zip(a, b, shape, |x, y| x ^ y),
-        (Op::And, [a, b]) => interactive::zip(a, b, shape, |x, y| x & y),
-        (Op::Not, [x]) => RefValue::bit(x.shape.clone(), map_elements(x.as_bits()?, |b| !b)?),
-        (Op::BitToRing { bits }, [x]) => {
-            RefValue::ring(*bits, x.shape.clone(), map_elements(x.as_bits()?, |b| u64::from(*b))?)
-        }
-        (Op::ExpDigits { scale, .. }, [x]) => interactive::exp_digits(x, *scale),
-        (Op::ArgMax { .. }, [x]) => interactive::arg_max(x, shape),
-        _ => Err(no_meaning(op, args.len())),
-    }
-}
-
-fn no_meaning(op: &Op, operands: usize) -> Diagnostic {
-    let name = op.name();
-    let why = match op.class() {
-        Class::Source => format!("the value of {name} is given, not computed"),
-        Class::Composite => format!("{name} is composite; expand it first"),
-        Class::Local | Class::Interactive => format!("{name} with {operands} operands has no meaning"),
-    };
-    Diagnostic::internal("E0382", why)
+/// Operands come with their types. `ty` is the type of the result, `sizes` the values of its symbols. `reveal` and
+/// `set_state` return their operand. Errors: `E0380` when an operand is not what the op takes, `E0382` when the op is a
+/// source (its value is given), `E0383` when an index is out of range, `E0384` when a value is too large.
+pub fn eval_rounded(
+    op: &Op,
+    args: &[(&RefValue, &Ty)],
+    ty: &Ty,
+    sizes: &Bindings,
+    rounding: Rounding,
+) -> Result<RefValue> {
+    let meaning = op
+        .description()
+        .meaning
+        .ok_or_else(|| Diagnostic::internal("E0382", format!("the value of {} is given, not computed", op.name())))?;
+    let (args, types): (Vec<_>, Vec<_>) = args.iter().copied().unzip();
+    meaning(op, &Evaluation { op, args: &args, types: &types, ty, shape: concrete(&ty.shape, sizes)?, sizes, rounding })
 }
 
 /// The shape for the values of its symbols.

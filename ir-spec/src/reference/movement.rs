@@ -22,17 +22,17 @@ macro_rules! each_kind {
 }
 pub(super) use each_kind;
 
-pub(super) fn reshape(x: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn reshape(x: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
     each_kind!(x, shape, |values| values.clone())
 }
 
-pub(super) fn transpose(x: &RefValue, perm: &[u8], shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn transpose(x: &RefValue, perm: &[u8], shape: Vec<usize>) -> Result<RefValue> {
     let own = strides(&x.shape);
     let picked: Vec<_> = perm.iter().filter_map(|p| own.get(usize::from(*p)).copied()).collect();
     each_kind!(x, shape, |values| strided(values, &shape, &picked, 0)?)
 }
 
-pub(super) fn slice(x: &RefValue, axis: usize, start: usize, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn slice(x: &RefValue, axis: usize, start: usize, shape: Vec<usize>) -> Result<RefValue> {
     let own = strides(&x.shape);
     let step = *own.get(axis).ok_or_else(|| mismatch(format!("axis {axis} of {:?}", x.shape)))?;
     let offset = start.checked_mul(step).ok_or_else(|| mismatch("start is out of range"))?;
@@ -43,12 +43,12 @@ pub(super) fn slice(x: &RefValue, axis: usize, start: usize, shape: Vec<usize>) 
     each_kind!(x, shape, |values| strided(values, &shape, &own, offset)?)
 }
 
-pub(super) fn expand(x: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn expand(x: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
     let own = broadcast_strides(&x.shape, &shape)?;
     each_kind!(x, shape, |values| strided(values, &shape, &own, 0)?)
 }
 
-pub(super) fn concat(parts: &[&RefValue], axis: usize, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn concat(parts: &[&RefValue], axis: usize, shape: Vec<usize>) -> Result<RefValue> {
     let [first, ..] = parts else { return Err(mismatch("no operand of concat")) };
     let outer = volume(shape.get(..axis).unwrap_or(&[]))?;
     let len = volume(&shape)?;
@@ -77,7 +77,7 @@ fn side_by_side<T: Copy>(parts: &[&[T]], outer: usize, len: usize) -> Result<Vec
 }
 
 /// Rows of `x` along an axis; a negative index counts from the end.
-pub(super) fn gather(x: &RefValue, index: &[i64], axis: usize, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn gather(x: &RefValue, index: &[i64], axis: usize, shape: Vec<usize>) -> Result<RefValue> {
     let size = *x.shape.get(axis).ok_or_else(|| mismatch(format!("axis {axis} of {:?}", x.shape)))?;
     let rows = index.iter().map(|i| row(*i, size)).collect::<Result<Vec<usize>>>()?;
     let outer = volume(x.shape.get(..axis).unwrap_or(&[]))?;
@@ -104,7 +104,7 @@ fn row(index: i64, size: usize) -> Result<usize> {
 }
 
 /// Row-major strides.
-pub(super) fn strides(shape: &[usize]) -> Vec<usize> {
+pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
     let mut step = 1usize;
     let mut out: Vec<_> = shape
         .iter()
@@ -120,7 +120,7 @@ pub(super) fn strides(shape: &[usize]) -> Vec<usize> {
 }
 
 /// Strides that read a tensor of shape `own` as one of `shape`: zero on broadcast axes.
-pub(super) fn broadcast_strides(own: &[usize], shape: &[usize]) -> Result<Vec<usize>> {
+pub(crate) fn broadcast_strides(own: &[usize], shape: &[usize]) -> Result<Vec<usize>> {
     let wrong = || mismatch(format!("the shape {own:?} does not broadcast to {shape:?}"));
     let lead = shape.len().checked_sub(own.len()).ok_or_else(wrong)?;
     let mut out = vec![0; lead];
@@ -134,7 +134,7 @@ pub(super) fn broadcast_strides(own: &[usize], shape: &[usize]) -> Result<Vec<us
 }
 
 /// The elements at `offset + Σ index · step` for every index of `shape`, in row-major order.
-pub(super) fn strided<T: Copy + Default + Send + Sync>(
+pub(crate) fn strided<T: Copy + Default + Send + Sync>(
     values: &[T],
     shape: &[usize],
     steps: &[usize],
@@ -148,7 +148,7 @@ pub(super) fn strided<T: Copy + Default + Send + Sync>(
 }
 
 /// The elements of a value of shape `own`, broadcast to `shape`; borrowed where nothing is broadcast.
-pub(super) fn broadcast<'a, T: Copy + Default + Send + Sync>(
+pub(crate) fn broadcast<'a, T: Copy + Default + Send + Sync>(
     values: &'a [T],
     own: &[usize],
     shape: &[usize],

@@ -19,12 +19,12 @@ fn row_lens(mask: &RefValue, dense: &[usize]) -> Result<Vec<usize>> {
     Ok(kept.chunks_exact(*columns).map(|row| row.iter().filter(|k| **k).count()).collect())
 }
 
-pub(super) fn pack(x: &RefValue, mask: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn pack(x: &RefValue, mask: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
     let kept = dense_mask(mask, &x.shape)?;
     each_kind!(x, shape, |values| values.iter().zip(&kept).filter(|(_, k)| **k).map(|(v, _)| *v).collect())
 }
 
-pub(super) fn unpack(x: &RefValue, mask: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn unpack(x: &RefValue, mask: &RefValue, shape: Vec<usize>) -> Result<RefValue> {
     let kept = dense_mask(mask, &shape)?;
     let entries = kept.iter().filter(|k| **k).count();
     if x.shape != [entries] {
@@ -36,12 +36,12 @@ pub(super) fn unpack(x: &RefValue, mask: &RefValue, shape: Vec<usize>) -> Result
     })
 }
 
-pub(super) fn row_sum(x: &RefValue, mask: &RefValue, dense: &[usize], shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn row_sum(x: &RefValue, mask: &RefValue, dense: &[usize], shape: Vec<usize>) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     fold_rows(bits, values, &row_lens(mask, dense)?, shape, |row| row.iter().fold(0, |s, v| s.wrapping_add(*v)))
 }
 
-pub(super) fn row_max(x: &RefValue, mask: &RefValue, dense: &[usize], shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn row_max(x: &RefValue, mask: &RefValue, dense: &[usize], shape: Vec<usize>) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     fold_rows(bits, values, &row_lens(mask, dense)?, shape, |row| {
         row.iter().copied().max_by_key(|v| signed(*v, bits)).unwrap_or(0)
@@ -68,7 +68,7 @@ fn fold_rows(
     RefValue::ring(bits, shape, out)
 }
 
-pub(super) fn row_expand(x: &RefValue, mask: &RefValue, dense: &[usize], shape: Vec<usize>) -> Result<RefValue> {
+pub(crate) fn row_expand(x: &RefValue, mask: &RefValue, dense: &[usize], shape: Vec<usize>) -> Result<RefValue> {
     let lens = row_lens(mask, dense)?;
     let len = volume(&shape)?;
     each_kind!(x, shape, |values| {

@@ -246,7 +246,8 @@ fn one(
     let mut args = Vec::with_capacity(node.args.len());
     for a in &node.args {
         let value = values.get(a.index()).and_then(Option::as_ref).and_then(|v| v.of(step));
-        args.push(value.ok_or_else(|| Diagnostic::internal("E0386", "an operand was freed too early"))?);
+        let value = value.ok_or_else(|| Diagnostic::internal("E0386", "an operand was freed too early"))?;
+        args.push((value, module.ty(*a)));
     }
     eval_rounded(&node.op, &args, &node.ty, &bound.bindings, rounding)
 }

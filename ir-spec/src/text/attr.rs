@@ -3,10 +3,11 @@
 use super::cursor::Cursor;
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Dim, Dims};
+use crate::op::F32Bits;
 use crate::plain::{DType, Data, Tensor};
 
 /// An attribute's value to be printed.
-pub(super) enum Attr<'a> {
+pub(crate) enum Attr<'a> {
     /// An integer.
     Int(i64),
     /// An axis or a number of axes.
@@ -25,6 +26,82 @@ pub(super) enum Attr<'a> {
     Ints(Vec<usize>),
     /// A tensor of constants.
     Tensor(&'a Tensor),
+}
+
+/// What an attribute of an MPC op may be, with its form in the text.
+pub(crate) trait Attribute: Sized {
+    /// To be printed.
+    fn show(&self) -> Attr<'_>;
+    /// Read under a name.
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self>;
+}
+
+macro_rules! integers {
+    ($($int:ty),*) => {
+        $(impl Attribute for $int {
+            fn show(&self) -> Attr<'_> {
+                Attr::Int((*self).into())
+            }
+            fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+                attrs.int(key)
+            }
+        })*
+    };
+}
+integers!(u8, u32, i8, i64);
+
+impl Attribute for bool {
+    fn show(&self) -> Attr<'_> {
+        word(*self)
+    }
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+        attrs.flag(key)
+    }
+}
+
+impl Attribute for String {
+    fn show(&self) -> Attr<'_> {
+        Attr::Text(self)
+    }
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+        attrs.text(key)
+    }
+}
+
+impl Attribute for F32Bits {
+    fn show(&self) -> Attr<'_> {
+        Attr::Bits(self.0)
+    }
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+        attrs.bits(key).map(F32Bits)
+    }
+}
+
+impl Attribute for Dim {
+    fn show(&self) -> Attr<'_> {
+        Attr::Size(self)
+    }
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+        attrs.size(key)
+    }
+}
+
+impl Attribute for Vec<Dim> {
+    fn show(&self) -> Attr<'_> {
+        Attr::Shape(self)
+    }
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+        attrs.shape(key)
+    }
+}
+
+impl Attribute for Vec<u8> {
+    fn show(&self) -> Attr<'_> {
+        Attr::Ints(self.iter().map(|n| usize::from(*n)).collect())
+    }
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+        attrs.ints(key)
+    }
 }
 
 /// An attribute's value as it was read, before its kind is known.
@@ -134,7 +211,7 @@ pub(super) fn parse_tensor(c: &mut Cursor, dtype: DType) -> Result<Tensor> {
 }
 
 /// The attributes that were read for one op; every one is taken once.
-pub(super) struct Attrs<'a> {
+pub(crate) struct Attrs<'a> {
     op: String,
     dims: &'a Dims,
     raw: Vec<(String, Raw)>,
@@ -161,11 +238,6 @@ impl<'a> Attrs<'a> {
     fn take(&mut self, key: &str) -> Result<Raw> {
         let at = self.raw.iter().position(|(k, _)| k == key);
         at.map(|at| self.raw.swap_remove(at).1).ok_or_else(|| wrong(&self.op, format!("expected an attribute `{key}`")))
-    }
-
-    /// Whether an attribute is there that may be left out.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.raw.iter().any(|(k, _)| k == key)
     }
 
     fn scalar(&mut self, key: &str) -> Result<String> {
@@ -269,6 +341,11 @@ fn value(c: &mut Cursor) -> Result<Raw> {
 /// The element type of a name.
 pub(super) fn dtype(name: &str) -> Option<DType> {
     [DType::F32, DType::I64, DType::Bool].into_iter().find(|d| d.name() == name)
+}
+
+/// There is no op of a name.
+pub(crate) fn no_such_op(name: &str) -> Diagnostic {
+    wrong(name, "there is no such op".into())
 }
 
 /// An unknown op or a wrong attribute; the parser adds the place.

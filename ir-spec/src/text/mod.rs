@@ -23,11 +23,11 @@
 //! `E0371` (an unknown op or a wrong attribute), and a line and column.
 
 mod attr;
-mod core;
 mod cursor;
 mod parse;
 mod print;
 mod public;
 
+pub(crate) use attr::{Attr, Attribute, Attrs, no_such_op};
 pub use parse::{parse, parse_with_lines};
 pub use print::print;

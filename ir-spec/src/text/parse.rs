@@ -3,13 +3,14 @@
 use super::attr::{Attrs, dtype};
 use super::cursor::Cursor;
 use super::print::kind_name;
-use super::{core, public};
+use super::public;
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Dim, Dims};
 use crate::module::{
     Count, Id, InputSlot, Module, Node, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
 };
 use crate::norms::{self, Norms};
+use crate::op::Op;
 use crate::plain;
 use crate::ty::{BoundFrom, Elem, Sharing, Ty};
 
@@ -187,7 +188,7 @@ fn op(c: &mut Cursor, dims: &Dims, index: usize) -> Result<Node> {
         args.push(Id(c.number()?));
     }
     let mut attrs = Attrs::read(c, &name, dims)?;
-    let made = core::make(&name, &mut attrs).and_then(|op| attrs.end().map(|()| op));
+    let made = Op::read(&name, &mut attrs).and_then(|op| attrs.end().map(|()| op));
     let op = made.map_err(|d| d.at(c.place(pos)))?;
     c.expect(':')?;
     let ty = ty(c, dims)?;

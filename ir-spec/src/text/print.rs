@@ -1,7 +1,7 @@
 //! The canonical printer.
 
 use super::attr::quote;
-use super::{attr, core, public};
+use super::{attr, public};
 use crate::dim::Dims;
 use crate::module::{Module, Node, Origin, OutputKind};
 use crate::plain::{Program, ValueRef};
@@ -61,7 +61,7 @@ fn op(out: &mut String, dims: &Dims, id: usize, node: &Node) {
     for (i, arg) in node.args.iter().enumerate() {
         *out += &format!("{} %{}", if i == 0 { "" } else { "," }, arg.0);
     }
-    attr::print(out, dims, &core::attrs(&node.op));
+    attr::print(out, dims, &node.op.attributes());
     *out += " : ";
     *out += &node.ty.show(dims);
     origin(out, &node.origin);

@@ -216,7 +216,7 @@ fn operands(report: &mut Report, module: &Module, id: Id, node: &Node) {
     }
     if node.op.arity().map_or(node.args.is_empty(), |n| n != node.args.len()) {
         let found = format!("{} operands of {}", node.args.len(), node.op.name());
-        report.violation(id, &Violation::new("arity", found));
+        report.violation(id, &Violation::of_all("arity", found));
     }
     for arg in &node.args {
         let made = module.ops.get(arg.index()).is_some_and(|n| has_result(&n.op));
@@ -224,16 +224,15 @@ fn operands(report: &mut Report, module: &Module, id: Id, node: &Node) {
             report.at(id, None, Diagnostic::input("E0302", format!("the operand %{} is no earlier result", arg.0)));
         }
     }
-    let (slot, declared, label) = match node.op {
-        Op::Public { value } => (value, module.public.outputs.len(), "public_c1"),
-        Op::Input { slot } => (slot, module.inputs.len(), "input_c1"),
-        Op::ClientInts { slot } => (slot, module.inputs.len(), "client_ints_c1"),
-        Op::State { slot } => (slot, module.states.len(), "state_c1"),
-        Op::SetState { slot } => (slot, module.states.len(), "set_state_c1"),
-        Op::Reveal { slot } => (slot, module.outputs.len(), "reveal_c1"),
+    let (slot, declared) = match node.op {
+        Op::Public { value } => (value, module.public.outputs.len()),
+        Op::Input { slot } | Op::ClientInts { slot } => (slot, module.inputs.len()),
+        Op::State { slot } | Op::SetState { slot } => (slot, module.states.len()),
+        Op::Reveal { slot } => (slot, module.outputs.len()),
         _ => return,
     };
     if usize::try_from(slot).map_or(true, |s| s >= declared) {
-        report.violation(id, &Violation::new(label, format!("number {slot} of {declared}")));
+        // The first constraint of every op with a slot is that it is declared.
+        report.violation(id, &Violation::of_op(node.op.description(), 1, format!("number {slot} of {declared}")));
     }
 }

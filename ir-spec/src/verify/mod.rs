@@ -77,7 +77,7 @@ pub struct Finding {
     /// The op it is at; `None` for the module's declarations.
     pub op: Option<Id>,
     /// The constraint of a type rule that does not hold, such as `add_c2`.
-    pub label: Option<&'static str>,
+    pub label: Option<String>,
     /// What is wrong.
     pub diagnostic: Diagnostic,
 }
@@ -120,10 +120,10 @@ impl Report<'_> {
     }
 
     /// An error at an op, once: an attribute and the type that follows from it fail together.
-    fn at(&mut self, id: Id, label: Option<&'static str>, diagnostic: Diagnostic) {
+    fn at(&mut self, id: Id, label: Option<String>, diagnostic: Diagnostic) {
         let here = self.found.iter().rev().take_while(|f| f.op == Some(id));
         let is_same = |f: &Finding| {
-            (f.label, f.diagnostic.code, &f.diagnostic.message) == (label, diagnostic.code, &diagnostic.message)
+            (&f.label, f.diagnostic.code, &f.diagnostic.message) == (&label, diagnostic.code, &diagnostic.message)
         };
         if !self.is_full() && !here.into_iter().any(is_same) {
             let diagnostic = diagnostic.at(place(self.module, id));
@@ -132,7 +132,7 @@ impl Report<'_> {
     }
 
     fn violation(&mut self, id: Id, violation: &Violation) {
-        self.at(id, Some(violation.label), violation.diagnostic());
+        self.at(id, Some(violation.label.clone()), violation.diagnostic());
     }
 }
 

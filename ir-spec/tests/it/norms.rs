@@ -109,7 +109,7 @@ proptest! {
             let args = &args[..op.arity().unwrap_or(2)];
             let ids: Vec<Id> = args.iter().map(|&i| Id(i as u32)).collect();
             let Ok(id) = push(&mut m, op.clone(), &ids, None, Origin::default()) else { continue };
-            let operands: Vec<&RefValue> = args.iter().map(|&i| &made[i]).collect();
+            let operands: Vec<_> = args.iter().zip(&ids).map(|(&i, &id)| (&made[i], m.ty(id))).collect();
             let value = eval(&op, &operands, m.ty(id), &Bindings::new()).unwrap();
             holds(m.ty(id), &value)?;
             made.push(value);

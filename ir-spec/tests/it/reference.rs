@@ -36,7 +36,12 @@ fn run(op: Op, args: &[&RefValue], shape: &[usize]) -> RefValue {
 }
 
 fn try_run(op: Op, args: &[&RefValue], shape: &[usize]) -> ombra_ir::Result<RefValue> {
-    eval(&op, args, &Ty::ring(64, 0, Sharing::Shared, dims(shape), 63), &Bindings::new())
+    of_type(&op, args, &Ty::ring(64, 0, Sharing::Shared, dims(shape), 63), &Bindings::new())
+}
+
+/// No core op looks at the types of its operands.
+fn of_type(op: &Op, args: &[&RefValue], ty: &Ty, sizes: &Bindings) -> ombra_ir::Result<RefValue> {
+    eval(op, &args.iter().map(|x| (*x, ty)).collect::<Vec<_>>(), ty, sizes)
 }
 
 #[test]
@@ -124,9 +129,9 @@ fn symbols_get_their_values() {
     sizes.set(Sym(0), 3);
     let last = Op::Slice { axis: 0, start: n.sub(&1.into()).unwrap(), len: 1.into() };
     let ty = Ty::ring(64, 0, Sharing::Shared, dims(&[1]), 63);
-    assert_eq!(eval(&last, &[&ring(&[3], &[4, 5, 6])], &ty, &sizes).unwrap(), ring(&[1], &[6]));
-    assert_eq!(eval(&last, &[&ring(&[2], &[4, 5])], &ty, &sizes).unwrap_err().code, "E0380");
-    assert_eq!(eval(&last, &[&ring(&[3], &[4, 5, 6])], &ty, &Bindings::new()).unwrap_err().code, "E0204");
+    assert_eq!(of_type(&last, &[&ring(&[3], &[4, 5, 6])], &ty, &sizes).unwrap(), ring(&[1], &[6]));
+    assert_eq!(of_type(&last, &[&ring(&[2], &[4, 5])], &ty, &sizes).unwrap_err().code, "E0380");
+    assert_eq!(of_type(&last, &[&ring(&[3], &[4, 5, 6])], &ty, &Bindings::new()).unwrap_err().code, "E0204");
 }
 
 #[test]
@@ -177,7 +182,7 @@ fn encoding_rounds_and_keeps_its_bound() {
     }
     let x = RefValue::plain(Tensor::f32(&[2], vec![0.5, -0.75]).unwrap());
     let ty = Ty::ring(32, 8, Sharing::Public, dims(&[2]), 10);
-    let out = eval(&Op::Encode { bits: 32, scale: 8 }, &[&x], &ty, &Bindings::new()).unwrap();
+    let out = of_type(&Op::Encode { bits: 32, scale: 8 }, &[&x], &ty, &Bindings::new()).unwrap();
     assert_eq!(out.decode(8).unwrap(), [0.5, -0.75]);
     assert!(ombra_ir::reference::fits(&out, &ty, &Bindings::new()).unwrap());
     let plain = Ty::plain(DType::F32, Sharing::Public, dims(&[2]));
@@ -185,10 +190,10 @@ fn encoding_rounds_and_keeps_its_bound() {
 }
 
 #[test]
-fn sources_and_composites_have_no_value_here() {
+fn what_has_no_value_is_an_error() {
     assert_eq!(try_run(Op::Weight { name: "w".into() }, &[], &[1]).unwrap_err().code, "E0382");
-    assert_eq!(try_run(Op::Exp { max: 0 }, &[&ring(&[1], &[0])], &[1]).unwrap_err().code, "E0382");
-    assert_eq!(try_run(Op::Add, &[&ring(&[1], &[0])], &[1]).unwrap_err().code, "E0382");
+    assert_eq!(try_run(Op::Add, &[&ring(&[1], &[0])], &[1]).unwrap_err().code, "E0380");
+    assert_eq!(try_run(Op::Exp { max: 0 }, &[&bits(&[1], &[0])], &[1]).unwrap_err().code, "E0380");
     let huge = [1 << 20, 1 << 20];
     let x = ring(&[1], &[0]);
     assert_eq!(try_run(Op::Expand { shape: dims(&huge) }, &[&x], &huge).unwrap_err().code, "E0384");
@@ -259,4 +264,56 @@ proptest! {
         let sums = run(Op::ReduceSum { axis: 2 }, &[&terms], &[m, n, 1]);
         prop_assert_eq!(run(Op::Reshape { shape: dims(&[m, n]) }, &[&sums], &[m, n]), product);
     }
+}
+
+/// A composite op on reals at a scale of 20 bits, with its result's scale.
+fn of_reals(op: Op, args: &[(&[usize], &[f64])], mask: Option<&RefValue>, scale: u8) -> Vec<f64> {
+    let own = |shape: &[usize]| Ty::ring(64, 20, Sharing::Shared, dims(shape), 63);
+    let encode = |x: &f64| (x * f64::from(1 << 20)).round() as i64;
+    let values: Vec<_> =
+        args.iter().map(|(shape, x)| (ring(shape, &x.iter().map(encode).collect::<Vec<_>>()), own(shape))).collect();
+    let of_mask = Ty::plain(DType::Bool, Sharing::Public, vec![]);
+    let operands: Vec<_> =
+        values.iter().map(|(value, ty)| (value, ty)).chain(mask.map(|mask| (mask, &of_mask))).collect();
+    let ty = Ty::ring(64, scale, Sharing::Shared, dims(args[0].0), 63);
+    eval(&op, &operands, &ty, &Bindings::new()).unwrap().decode(scale).unwrap()
+}
+
+#[test]
+fn composites_are_functions_of_reals() {
+    let near = |found: Vec<f64>, expected: &[f64], what: &str| {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (x, y) in found.iter().zip(expected) {
+            assert!((x - y).abs() < 2e-5, "{what}: {found:?} and {expected:?}");
+        }
+    };
+    let one = |op: Op, x: f64, y: f64| near(of_reals(op.clone(), &[(&[1], &[x])], None, 20), &[y], &format!("{op:?}"));
+    // From tables of these functions.
+    one(Op::Gelu { tanh: false }, 1.0, 0.841345);
+    one(Op::Gelu { tanh: true }, 1.0, 0.841192);
+    one(Op::Silu, -2.0, -0.238406);
+    one(Op::Tanh, 0.5, 0.462117);
+    one(Op::Sigmoid, -1.0, 0.268941);
+    one(Op::Erf, 0.5, 0.520500);
+    one(Op::Softplus, 0.0, 0.693147);
+    one(Op::Exp { max: 0 }, -1.0, 0.367879);
+    one(Op::Exp { max: 0 }, -32.5, 0.0);
+    one(Op::Reciprocal { min_log2: 0, max_log2: 4, scale: 20 }, 8.0, 0.125);
+    one(Op::Sqrt { min_log4: -2, max_log4: 4, scale: 20 }, 2.0, std::f64::consts::SQRT_2);
+    one(Op::Rsqrt { min_log4: -2, max_log4: 4, scale: 20 }, 4.0, 0.5);
+    one(Op::Log { min_log2: -4, max_log2: 4, scale: 20 }, 4.0, 1.386294);
+    let div = Op::Div { min_log2: 0, max_log2: 4, scale: 12 };
+    near(of_reals(div, &[(&[2], &[3.0, -1.0]), (&[1], &[8.0])], None, 12), &[0.375, -0.125], "div");
+    let kept = mask(&[2, 3], &[1, 1, 0, 0, 0, 0]);
+    let scores: (&[usize], &[f64]) = (&[2, 3], &[1.0, 1.0, 9.0, 1.0, 2.0, 3.0]);
+    near(of_reals(Op::Softmax, &[scores], Some(&kept), 20), &[0.5, 0.5, 0.0, 0.0, 0.0, 0.0], "softmax");
+    let ratio = |square| Op::RatioSoftmax { square, shift: 1.0.into(), eps: 1.0.into(), min_log2: 0, max_log2: 8 };
+    near(of_reals(ratio(false), &[scores], Some(&kept), 20), &[0.4, 0.4, 0.0, 0.0, 0.0, 0.0], "ratio");
+    near(of_reals(ratio(true), &[scores], Some(&kept), 20), &[4.0 / 9.0, 4.0 / 9.0, 0.0, 0.0, 0.0, 0.0], "square");
+    let rows: (&[usize], &[f64]) = (&[3, 2], &[3.0, 1.0, 0.0, 0.0, 5.0, 5.0]);
+    let root = 5f64.sqrt();
+    let rms = Op::RmsNorm { eps: 0.0.into(), length: 30, scale: 16 };
+    near(of_reals(rms, &[rows], None, 16), &[3.0 / root, 1.0 / root, 0.0, 0.0, 1.0, 1.0], "rms_norm");
+    let layer = Op::LayerNorm { eps: 0.0.into(), length: 30, scale: 16 };
+    near(of_reals(layer, &[rows], None, 16), &[1.0, -1.0, 0.0, 0.0, 0.0, 0.0], "layer_norm");
 }

@@ -81,10 +81,10 @@ fn bounds_are_the_proven_ones() {
     // Eight columns: 1.01 √8 and 1.05 √8 are below 4.
     // Their rows are as long as 1.01 √8 and 1.05 √8, and a rounding.
     for (length, scale, rows) in [(20, 16, "17.53"), (20, 12, "13.53"), (50, 16, "17.59")] {
-        let norm = Op::RmsNorm { eps: 0, length, scale };
+        let norm = Op::RmsNorm { eps: 0.0.into(), length, scale };
         assert_eq!(go(m, norm, &[x]), format!("ring64.{scale}[seq, 8] shared <{} rows {rows}", scale + 2));
     }
-    let norm = Op::LayerNorm { eps: 0, length: 47, scale: 20 };
+    let norm = Op::LayerNorm { eps: 0.0.into(), length: 47, scale: 20 };
     assert_eq!(go(m, norm, &[x]), "ring64.20[seq, 8] shared <22 rows 21.59");
     assert_eq!(go(m, Op::Cut { by: 8 }, &[x]), "ring56.8[seq, 8] shared <13");
     assert_eq!(go(m, Op::Cut { by: 16 }, &[x]), "ring48.0[seq, 8] shared <5");

@@ -197,7 +197,11 @@ impl Clear<'_> {
                     RefValue::ring(bits, concrete(&ty.shape, &bound.bindings)?, Vec::new())
                 }
             },
-            _ => reference::eval(op, args, ty, &bound.bindings),
+            _ => {
+                let types = self.module.node(id).args.iter().map(|arg| self.module.ty(*arg));
+                let args: Vec<_> = args.iter().copied().zip(types).collect();
+                reference::eval(op, &args, ty, &bound.bindings)
+            }
         }
     }
 

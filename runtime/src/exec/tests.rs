@@ -228,7 +228,7 @@ fn run_reference(module: &Module, steps: &[Given], weights: &Tensors) -> Vec<Vec
                 let words = reference::encode(x, bits, scale, node.ty.bound).unwrap();
                 RefValue::ring(bits, shape.clone(), words).unwrap()
             };
-            let args: Vec<&RefValue> = node.args.iter().map(|id| &values[id.index()]).collect();
+            let args: Vec<_> = node.args.iter().map(|id| (&values[id.index()], module.ty(*id))).collect();
             let value = match &node.op {
                 Op::Public { value } => RefValue::plain(bound.public[*value as usize].clone()),
                 Op::PublicWeight { name } | Op::Weight { name } => encoded(&weights.0[name].1),

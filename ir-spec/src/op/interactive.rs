@@ -1,0 +1,250 @@
+//! Ops on ring elements that a setting implements with messages, and the ends of a program.
+
+use super::linear::shifted;
+use super::ragged::{packed, rows};
+use super::*;
+use crate::infer::{Typing, describe, moved, ring, with};
+use crate::plain::DType;
+use crate::reference::{interactive, linear, map_elements, movement, ragged, signed};
+use crate::ty::{Elem, Sharing};
+
+const IS_SECRET: Constraint = c(SHARING, "the operand is a secret ring tensor");
+const IS_SHARED: Constraint = c(SHARING, "the operand is a shared ring tensor");
+
+const INTERACTIVE: Description =
+    Description { class: Class::Interactive, result: "shared", constraints: &[IS_SECRET], ..Description::BLANK };
+
+pub(super) static TRUNCATE: Description = Description {
+    name: "truncate",
+    result: "shared, scale − by",
+    bound: "max(x − by, 0) + 1",
+    norms: ["x / 2^by + 1", "x / 2^by + √n", ""],
+    constraints: &[
+        IS_SECRET,
+        c(ATTRIBUTE, "1 ≤ by ≤ scale, and by is at most the ring bits less 2"),
+        c(LIMIT, "the operand's bound is at most the ring bits less 2"),
+    ],
+    infer: |op, t| {
+        let (&Op::Truncate { by }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (bits, scale) = t.secret_ring(1, &x)?;
+        if by == 0 || by > scale || u32::from(by) + 2 > u32::from(bits) {
+            return Err(t.fails(2, format!("by {by}, scale {scale}, {bits} bits")));
+        }
+        if u32::from(x.ty.bound) + 2 > u32::from(bits) {
+            return Err(t.fails(3, format!("a bound of {} in {bits} bits", x.ty.bound)));
+        }
+        let bound = u32::from(x.ty.bound.saturating_sub(by)) + 1;
+        Ok(ring(bits, u32::from(scale) - u32::from(by), Sharing::Shared, x.ty.shape.clone(), bound))
+    },
+    derive_norms: NormRule::OfOperands(|op, t, ty| match *op {
+        Op::Truncate { by } => shifted(t, ty, by, 0),
+        _ => Norms::default(),
+    }),
+    meaning: Some(|op, e| {
+        let Op::Truncate { by } = *op else { return Err(e.other()) };
+        linear::truncate(e.operand()?, by, e.rounding)
+    }),
+    ..INTERACTIVE
+};
+
+pub(super) static RESHARE: Description = Description {
+    name: "reshare",
+    norms: ["x", "x", "x"],
+    infer: |_, t| {
+        let [x] = t.operands()?;
+        t.secret_ring(1, &x)?;
+        Ok(Ty { sharing: Sharing::Shared, ..with(x.ty, x.ty.bound.into()) })
+    },
+    derive_norms: NormRule::OfOperands(|_, t, _| t.first_norms()),
+    meaning: Some(|_, e| Ok(e.operand()?.clone())),
+    ..INTERACTIVE
+};
+
+pub(super) static EXTEND: Description = Description {
+    name: "extend",
+    result: "`bits`, same scale, shared",
+    norms: ["x", "x", "x"],
+    constraints: &[
+        IS_SECRET,
+        c(ATTRIBUTE, "the new ring has more bits"),
+        c(LIMIT, "the operand's bound is at most its ring bits less 2"),
+    ],
+    infer: |op, t| {
+        let (&Op::Extend { bits: to }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (bits, scale) = t.secret_ring(1, &x)?;
+        if to <= bits {
+            return Err(t.fails(2, format!("from {bits} to {to} bits")));
+        }
+        if u32::from(x.ty.bound) + 2 > u32::from(bits) {
+            return Err(t.fails(3, format!("a bound of {} in {bits} bits", x.ty.bound)));
+        }
+        Ok(ring(to, scale.into(), Sharing::Shared, x.ty.shape.clone(), x.ty.bound.into()))
+    },
+    derive_norms: NormRule::OfOperands(|_, t, _| t.first_norms()),
+    meaning: Some(|op, e| {
+        let (Op::Extend { bits }, x) = (op, e.operand()?) else { return Err(e.other()) };
+        let (from, values) = x.as_ring()?;
+        RefValue::ring(*bits, x.shape.clone(), map_elements(values, |v| signed(*v, from) as u64)?)
+    }),
+    ..INTERACTIVE
+};
+
+/// Outside of what the op holds for, its result is any element of its ring.
+pub(super) static EXP_DIGITS: Description = Description {
+    name: "exp_digits",
+    result: "ring 32, scale 29, shared",
+    bound: "31",
+    constraints: &[IS_SHARED, c(ATTRIBUTE, "scale is the operand's, and at most its ring bits less 6")],
+    infer: |op, t| {
+        let (&Op::ExpDigits { scale, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (bits, found) = t.shared_ring(1, &x)?;
+        if found != scale || u32::from(scale) + u32::from(EXP_WINDOW) > u32::from(bits) {
+            return Err(t.fails(2, format!("scale {scale} of {}", describe(x.ty))));
+        }
+        Ok(ring(EXP_RING, EXP_SCALE.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(EXP_RING) - 1))
+    },
+    meaning: Some(|op, e| {
+        let Op::ExpDigits { scale, .. } = *op else { return Err(e.other()) };
+        interactive::exp_digits(e.operand()?, scale)
+    }),
+    ..INTERACTIVE
+};
+
+pub(super) static ROW_MAX: Description = Description {
+    name: "row_max",
+    operands: &["x", "m"],
+    result: "size 1 on the last axis, shared",
+    constraints: &[
+        c(SHARING, "operand 0 is a shared ring tensor"),
+        c(MASK, "the mask is public"),
+        c(ELEMENT, "the mask is a value of the public program of booleans"),
+        c(SHAPE, "a count is declared for the mask and the dense shape"),
+        c(SHAPE, "operand 0 has one axis, of the count's size"),
+        c(
+            LIMIT,
+            "the width is at most the ring bits and at least the operand's bound plus 2, or plus 3 where bits are \
+             dropped, and at least 2 bits of it are not dropped",
+        ),
+    ],
+    infer: |op, t| {
+        let (Op::RowMax { shape, width, drop }, [x, mask]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (bits, _) = t.shared_ring(1, &x)?;
+        let mask = t.mask(2, &mask)?;
+        packed(t, 4, &x, mask, shape)?;
+        holds_difference(t, 6, x.ty, (*width, *drop), bits)?;
+        Ok(moved(x.ty, rows(shape)))
+    },
+    meaning: Some(|op, e| {
+        let (Op::RowMax { shape, .. }, [x, mask]) = (op, e.operands()?) else { return Err(e.other()) };
+        ragged::row_max(x, mask, &e.concrete(shape)?, e.shape.clone())
+    }),
+    ..INTERACTIVE
+};
+
+pub(super) static ARG_MAX: Description = Description {
+    name: "arg_max",
+    result: "the last axis dropped, scale 0, shared",
+    bound: "lg columns",
+    constraints: &[
+        IS_SHARED,
+        c(SHAPE, "the last axis has at least one element, and a maximum"),
+        c(LIMIT, "the width is from the operand's bound plus 2 to the ring bits"),
+    ],
+    infer: |op, t| {
+        let (&Op::ArgMax { width }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (bits, _) = t.shared_ring(1, &x)?;
+        let wrong = || t.fails(2, t.cx.dims.show_shape(&x.ty.shape));
+        let (columns, rows) = x.ty.shape.split_last().ok_or_else(wrong)?;
+        let log = t.cx.log2_of_max(columns).ok_or_else(wrong)?;
+        if t.cx.dims.lower(columns).is_none_or(|n| n < 1) {
+            return Err(wrong());
+        }
+        holds_difference(t, 3, x.ty, (width, 0), bits)?;
+        Ok(ring(bits, 0, Sharing::Shared, rows.to_vec(), log))
+    },
+    meaning: Some(|_, e| interactive::arg_max(e.operand()?, e.shape.clone())),
+    ..INTERACTIVE
+};
+
+/// The difference of two values below `2^bound` is below `2^(bound + 1)`. Dropped bits take one bit more, since what is
+/// left of both terms may add up to one less, and leave at least two to compare.
+fn holds_difference(t: &Typing, number: usize, ty: &Ty, (width, drop): (u8, u8), bits: u8) -> Rule<()> {
+    let least = (u32::from(ty.bound) + 2 + u32::from(drop > 0)).max(u32::from(drop) + 2);
+    if u32::from(width) < least || width > bits {
+        let found = format!("a bound of {} and width {width}, {drop} dropped, in {bits} bits", ty.bound);
+        return Err(t.fails(number, found));
+    }
+    Ok(())
+}
+
+pub(super) static EMBED: Description = Description {
+    name: "embed",
+    operands: &["ids", "table"],
+    result: "shape of ids, then the table's columns; shared",
+    bound: "table",
+    norms: ["table", "table", ""],
+    constraints: &[
+        c(ELEMENT, "operand 0 is integers that the client knows"),
+        c(SHARING, "the table is a shared ring tensor"),
+        c(SHAPE, "the table has two axes"),
+    ],
+    infer: |_, t| {
+        let [ids, table] = t.operands()?;
+        if ids.ty.elem != Elem::Plain(DType::I64) || ids.ty.sharing != Sharing::Client {
+            return Err(t.finds(1, &ids));
+        }
+        t.shared_ring(2, &table)?;
+        let [_, features] = &*table.ty.shape else {
+            return Err(t.fails(3, format!("{} axes", table.ty.shape.len())));
+        };
+        Ok(moved(table.ty, ids.ty.shape.iter().chain([features]).cloned().collect()))
+    },
+    derive_norms: NormRule::OfOperands(|_, t, _| match t.operands() {
+        Ok([_, table]) => Norms { columns: None, ..table.ty.norms },
+        Err(_) => Norms::default(),
+    }),
+    meaning: Some(|_, e| {
+        let [ids, table] = e.operands()?;
+        movement::gather(table, ids.as_ints()?, 0, e.shape.clone())
+    }),
+    ..INTERACTIVE
+};
+
+pub(super) static REVEAL: Description = Description {
+    name: "reveal",
+    result: "none",
+    bound: "—",
+    constraints: &[
+        c("E0331", "the output slot is declared"),
+        c("E0330", "the operand is a shared ring tensor: a sum would show terms of products, not the value alone"),
+    ],
+    infer: |op, t| {
+        let &Op::Reveal { slot } = op else { return Err(t.other()) };
+        is_kept(t, slot, t.cx.outputs.len())
+    },
+    meaning: Some(|_, e| Ok(e.operand()?.clone())),
+    ..INTERACTIVE
+};
+
+pub(super) static SET_STATE: Description = Description {
+    name: "set_state",
+    class: Class::Local,
+    result: "none",
+    bound: "—",
+    constraints: &[c(SLOT, "the slot is declared"), c("E0339", "the operand is a shared ring tensor")],
+    infer: |op, t| {
+        let &Op::SetState { slot } = op else { return Err(t.other()) };
+        is_kept(t, slot, t.cx.states.len())
+    },
+    meaning: Some(|_, e| Ok(e.operand()?.clone())),
+    ..INTERACTIVE
+};
+
+fn is_kept(t: &Typing, slot: u32, slots: usize) -> Rule<Ty> {
+    let [x] = t.operands()?;
+    if usize::try_from(slot).map_or(true, |s| s >= slots) {
+        return Err(t.fails(1, format!("slot {slot} of {slots}")));
+    }
+    t.shared_ring(2, &x)?;
+    Ok(with(x.ty, x.ty.bound.into()))
+}
