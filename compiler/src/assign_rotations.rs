@@ -6,8 +6,7 @@
 //! Which party plays which role says nothing about any value.
 
 use ombra_ir::module::{Module, Stage};
-use ombra_ir::op::{Class, Op};
-use ombra_ir::ty::Sharing;
+use ombra_ir::op::Op;
 
 /// How roles are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +19,12 @@ pub enum Spread {
 
 /// Assigns rotations; the module is at stage `scheduled` afterwards.
 pub fn assign_rotations(module: &mut Module, spread: Spread) {
+    let protocol = module.setting.protocol();
     let n = module.ops.len();
     let mut parent: Vec<usize> = (0..n).collect();
     for i in 0..n {
         for a in module.ops[i].args.clone() {
-            if matches!(module.ty(a).sharing, Sharing::Sum2 | Sharing::Sum3) {
+            if module.ty(a).sharing.is_sum() {
                 let (x, y) = (root(&mut parent, a.index()), root(&mut parent, i));
                 parent[x.max(y)] = x.min(y);
             }
@@ -34,15 +34,15 @@ pub fn assign_rotations(module: &mut Module, spread: Spread) {
     let mut turn = 0u8;
     for i in 0..n {
         let node = &module.ops[i];
-        let sum = matches!(node.ty.sharing, Sharing::Sum2 | Sharing::Sum3);
+        let sum = node.ty.sharing.is_sum();
         let named = matches!(node.op, Op::Input { .. } | Op::Embed | Op::Reveal { .. });
-        let rotates = sum || node.op.class() == Class::Interactive;
+        let rotates = sum || (protocol.is_interactive)(&node.op);
         if spread == Spread::Fixed || named || !rotates {
             continue;
         }
         let r = root(&mut parent, i);
         let rot = *rotation[r].get_or_insert_with(|| {
-            turn = (turn + 1) % 3;
+            turn = (turn + 1) % protocol.rotations;
             turn
         });
         module.ops[i].rot = rot;

@@ -1,7 +1,6 @@
 //! The contract between compiler and runtime: MPC IR, verifier, costs, reference meaning, plan file.
 
 pub mod bind;
-pub mod cost;
 pub mod diag;
 pub mod dim;
 pub mod draw;
@@ -16,6 +15,7 @@ pub mod plan;
 pub mod profile;
 pub mod reference;
 pub mod schedule;
+pub mod settings;
 mod strided;
 pub mod text;
 pub mod ty;

@@ -4,26 +4,11 @@ use crate::diag::{Diagnostic, Result};
 use crate::dim::{Dim, Dims, Sym};
 use crate::op::Op;
 use crate::plain;
+pub use crate::settings::Setting;
 use crate::ty::Ty;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-
-/// Who takes part and what they are trusted with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Setting {
-    /// Client, server and helper; at most one corrupted, semi-honest (replicated sharing).
-    ThreeParty,
-}
-
-impl Setting {
-    /// Name on the command line and in the text form.
-    pub fn name(self) -> &'static str {
-        match self {
-            Setting::ThreeParty => "3pc",
-        }
-    }
-}
 
 /// A party of a setting. Its number is its index in the sharing; of two parties the earlier one opens the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

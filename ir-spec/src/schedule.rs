@@ -5,11 +5,12 @@
 //! The schedule follows from the module and its sizes alone, so compiler and parties agree on it.
 
 use crate::bind::Bound;
-use crate::cost::{self, RowLens, Sizes, Traffic};
 use crate::diag::Result;
 use crate::module::{Id, Module};
 use crate::op::Op;
+use crate::settings::{RowLens, Sizes, Traffic};
 use crate::ty::Sharing;
+use std::collections::BTreeMap;
 
 /// When an op runs and what it sends, by op.
 #[derive(Debug)]
@@ -72,12 +73,31 @@ pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
         out: bound.len(id) as u64,
         bits: ring.map_or(0, |(bits, _)| bits),
         from_bits: operand.and_then(|t| t.as_ring()).map_or(0, |(bits, _)| bits),
-        sum3: operand.is_some_and(|t| t.sharing == Sharing::Sum3),
+        form: operand.map_or(Sharing::Public, |t| t.sharing),
         rows: lens,
         table_rows: table.and_then(|s| s.first()).map_or(0, |&v| v as u64),
         tokens: node.args.first().map_or(0, |&a| bound.len(a) as u64),
     };
-    Ok(cost::traffic(&node.op, &sizes))
+    Ok((module.setting.protocol().traffic)(&node.op, &sizes))
+}
+
+/// What it costs to share the private weights of a module once: one after another, without waiting. A weight that is used
+/// twice in the same form is shared once.
+pub fn setup_cost(module: &Module) -> Cost {
+    let mut distinct = BTreeMap::new();
+    for node in &module.ops {
+        if let (Op::Weight { name }, Some((bits, scale))) = (&node.op, node.ty.as_ring()) {
+            let sizes = node.ty.shape.iter().map(|d| d.as_constant().and_then(|n| u64::try_from(n).ok()).unwrap_or(0));
+            distinct.insert((name.as_str(), bits, scale), sizes.fold(1, u64::saturating_mul));
+        }
+    }
+    let mut cost = Cost::default();
+    for ((_, bits, _), elements) in distinct {
+        let sent = (module.setting.protocol().setup)(elements, bits);
+        cost.bytes.iter_mut().zip(sent).for_each(|(sum, bytes)| *sum = sum.saturating_add(bytes));
+    }
+    cost.rounds = u32::from(cost.bytes.iter().any(|&bytes| bytes > 0));
+    cost
 }
 
 impl Schedule {

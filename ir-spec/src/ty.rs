@@ -25,7 +25,8 @@ pub enum Elem {
 /// Who holds a value, and in what form.
 ///
 /// The order is the order of weakening: a form may be turned into any later secret form without a message
-/// (`Shared` into `Sum2` into `Sum3`), never back.
+/// (`Shared` into `Sum2` into `Sum3`), never back. Which of them a setting has, and which form products take, is the
+/// setting's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Sharing {
     /// Every party knows it.
@@ -47,6 +48,14 @@ impl Sharing {
         matches!(self, Sharing::Shared | Sharing::Sum2 | Sharing::Sum3)
     }
 
+    /// Whether it is a sum that a later op must end.
+    pub fn is_sum(self) -> bool {
+        matches!(self, Sharing::Sum2 | Sharing::Sum3)
+    }
+
+    /// All forms, in the order of weakening.
+    pub const ALL: [Sharing; 5] = [Sharing::Public, Sharing::Client, Sharing::Shared, Sharing::Sum2, Sharing::Sum3];
+
     /// The word that stands for it in the text form.
     pub fn name(self) -> &'static str {
         match self {
@@ -60,9 +69,7 @@ impl Sharing {
 
     /// The form a word of the text form stands for.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Sharing::Public, Sharing::Client, Sharing::Shared, Sharing::Sum2, Sharing::Sum3]
-            .into_iter()
-            .find(|s| s.name() == name)
+        Sharing::ALL.into_iter().find(|s| s.name() == name)
     }
 }
 

@@ -14,13 +14,13 @@ use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner};
 use crate::lower::{self, lower};
 use crate::statics::{Known, Statics};
 use ombra_ir::bind::bind;
-use ombra_ir::cost::{RowLens, Sizes, traffic};
 use ombra_ir::module::OutputKind;
 use ombra_ir::network;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{DType, Tensor, Type};
 use ombra_ir::schedule::schedule;
-use ombra_ir::ty::BoundFrom;
+use ombra_ir::settings::{RowLens, Setting, Sizes};
+use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Bindings, Diagnostic, Dim, Dims, Result};
 use std::collections::BTreeMap;
 
@@ -174,7 +174,8 @@ impl Costs {
 
     /// Bytes of sharing a private weight once.
     pub fn sharing(&mut self, shape: &[Dim]) -> f64 {
-        self.count(shape)[0] as f64 * f64::from(lower::RING / 8)
+        let sent = (Setting::ThreeParty.protocol().setup)(self.count(shape)[0], lower::RING);
+        sent.iter().map(|&bytes| bytes as f64).sum()
     }
 
     /// What an op of the program sends for a value of a shape.
@@ -183,7 +184,9 @@ impl Costs {
         for (step, out) in self.count(shape).into_iter().enumerate() {
             let rows = RowLens::Equal { count: 0, len: 0 };
             let bits = lower::RING;
-            let t = traffic(op, &Sizes { out, bits, from_bits: bits, sum3, rows, table_rows: 0, tokens: 0 });
+            let form = if sum3 { Sharing::Sum3 } else { Sharing::Shared };
+            let sizes = Sizes { out, bits, from_bits: bits, form, rows, table_rows: 0, tokens: 0 };
+            let t = (Setting::ThreeParty.protocol().traffic)(op, &sizes);
             sent.bytes += t.bytes() as f64;
             sent.rounds[step] = t.rounds;
         }

@@ -18,7 +18,7 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::{AssumedRange, InputRole, Part, Plan, Saving};
 use ombra_ir::profile::{Profile, Time, predict};
-use ombra_ir::schedule::{Cost, Schedule, schedule};
+use ombra_ir::schedule::{Cost, Schedule, schedule, setup_cost};
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Result, Sym};
 use serde::Serialize;
@@ -236,7 +236,6 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
     };
     let mut macs = Macs::default();
     let mut ops = Vec::with_capacity(module.ops.len());
-    let mut setup_bytes = 0;
     for (i, node) in module.ops.iter().enumerate() {
         let id = Id(i as u32);
         let traffic = &plan_schedule.traffic[i];
@@ -245,9 +244,6 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             macs.secret += op_macs;
         } else {
             macs.public += op_macs;
-        }
-        if matches!(node.op, Op::Weight { .. }) {
-            setup_bytes += 8 * bound.len(id) as u64;
         }
         ops.push(OpCost {
             id: id.0,
@@ -284,8 +280,8 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
         public_inputs: module.public.inputs.iter().map(|i| i.name.clone()).collect(),
         rounds,
         ticks: plan_schedule.ticks,
-        bytes: ombra_ir::module::Party::ALL.iter().map(|p| (p.name(), bytes[p.index()])).collect(),
-        setup_bytes,
+        bytes: module.setting.protocol().parties.iter().map(|p| (p.name(), bytes[p.index()])).collect(),
+        setup_bytes: setup_cost(module).bytes.iter().sum(),
         macs,
         bounds: Bounds {
             proven: count(BoundFrom::Proven),

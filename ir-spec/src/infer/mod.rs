@@ -16,11 +16,14 @@ use crate::module::{Count, Id, InputSlot, Module, OutputSlot, StateSlot};
 use crate::norms::Norms;
 use crate::op::{Constraint, Description, NormRule, OPS, Op};
 use crate::plain;
+use crate::settings::Setting;
 use crate::ty::{BoundFrom, Elem, Sharing, Ty};
 
 /// What type rules look up beside the operands.
 #[derive(Clone, Copy)]
 pub struct TypeCx<'a> {
+    /// The setting, which gives products their form.
+    pub setting: Setting,
     /// Symbols and their maxima.
     pub dims: &'a Dims,
     /// Sizes that masks define.
@@ -39,6 +42,7 @@ impl<'a> TypeCx<'a> {
     /// The context of a module's ops.
     pub fn of(module: &'a Module) -> Self {
         TypeCx {
+            setting: module.setting,
             dims: &module.dims,
             counts: &module.counts,
             public: &module.public,
@@ -352,10 +356,10 @@ pub(crate) fn ceil_log2(n: i128) -> u32 {
 }
 
 fn not_client(x: &Operand) -> Rule<()> {
-    match x.ty.sharing {
-        Sharing::Client => Err(Violation::of_all("client_c1", describe(x.ty))),
-        Sharing::Public | Sharing::Shared | Sharing::Sum2 | Sharing::Sum3 => Ok(()),
+    if x.ty.sharing == Sharing::Client {
+        return Err(Violation::of_all("client_c1", describe(x.ty)));
     }
+    Ok(())
 }
 
 /// A type's element and form in words.

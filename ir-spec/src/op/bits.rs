@@ -27,7 +27,6 @@ const OF_TWO: Description = Description {
 
 pub(super) static MSB: Description = Description {
     name: "msb",
-    class: Class::Interactive,
     constraints: &[
         c(SHARING, "the operand is a shared ring tensor"),
         c(ATTRIBUTE, "the width is at most the ring bits, and at least 2 bits of it are not dropped"),
@@ -62,7 +61,6 @@ pub(super) static XOR: Description = Description {
 
 pub(super) static AND: Description = Description {
     name: "and",
-    class: Class::Interactive,
     meaning: Some(|_, e| {
         let [a, b] = e.operands()?;
         zip(a, b, e.shape.clone(), |x, y| x & y)
@@ -86,7 +84,6 @@ pub(super) static NOT: Description = Description {
 
 pub(super) static BIT_TO_RING: Description = Description {
     name: "bit_to_ring",
-    class: Class::Interactive,
     result: "shared, scale 0",
     bound: "1",
     infer: |op, t| {

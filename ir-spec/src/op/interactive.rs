@@ -11,8 +11,7 @@ use crate::ty::{Elem, Sharing};
 const IS_SECRET: Constraint = c(SHARING, "the operand is a secret ring tensor");
 const IS_SHARED: Constraint = c(SHARING, "the operand is a shared ring tensor");
 
-const INTERACTIVE: Description =
-    Description { class: Class::Interactive, result: "shared", constraints: &[IS_SECRET], ..Description::BLANK };
+const INTERACTIVE: Description = Description { result: "shared", constraints: &[IS_SECRET], ..Description::BLANK };
 
 pub(super) static TRUNCATE: Description = Description {
     name: "truncate",
@@ -228,7 +227,6 @@ pub(super) static REVEAL: Description = Description {
 
 pub(super) static SET_STATE: Description = Description {
     name: "set_state",
-    class: Class::Local,
     result: "none",
     bound: "—",
     constraints: &[c(SLOT, "the slot is declared"), c("E0339", "the operand is a shared ring tensor")],

@@ -167,11 +167,7 @@ pub(super) static MUL: Description = Description {
     infer: |_, t| {
         let [a, b] = t.operands()?;
         let ((bits, a_scale), (_, b_scale)) = one_ring(t, &a, &b)?;
-        let sharing = match (a.ty.sharing, b.ty.sharing) {
-            (Sharing::Public, other) | (other, Sharing::Public) => other,
-            (Sharing::Shared, Sharing::Shared) => Sharing::Sum3,
-            (x, y) => return Err(t.fails(2, format!("{} by {}", x.name(), y.name()))),
-        };
+        let sharing = product_form(t, t.cx.setting.protocol().product, &a, &b)?;
         let shape = t.broadcast(3, &a.ty.shape, &b.ty.shape)?;
         let bound = u32::from(a.ty.bound) + u32::from(b.ty.bound);
         Ok(ring(bits, u32::from(a_scale) + u32::from(b_scale), sharing, shape, bound))
@@ -208,12 +204,7 @@ pub(super) static MATMUL: Description = Description {
     infer: |op, t| {
         let (Op::MatMul { trans_b }, [a, b]) = (op, t.operands()?) else { return Err(t.other()) };
         let ((bits, a_scale), (_, b_scale)) = one_ring(t, &a, &b)?;
-        let sharing = match (a.ty.sharing, b.ty.sharing) {
-            (Sharing::Public, Sharing::Public) => Sharing::Public,
-            (Sharing::Public, Sharing::Shared) | (Sharing::Shared, Sharing::Public) => Sharing::Sum2,
-            (Sharing::Shared, Sharing::Shared) => Sharing::Sum3,
-            (x, y) => return Err(t.fails(2, format!("{} by {}", x.name(), y.name()))),
-        };
+        let sharing = product_form(t, t.cx.setting.protocol().matrix_product, &a, &b)?;
         let ([a_batch @ .., rows, a_inner], [b_batch @ .., b_last, b_end]) = (&*a.ty.shape, &*b.ty.shape) else {
             return Err(t.fails(3, format!("{} and {} axes", a.ty.shape.len(), b.ty.shape.len())));
         };
@@ -349,6 +340,12 @@ pub(super) fn shifted(t: &Typing, ty: &Ty, by: u8, error: u32) -> Norms {
     let less = |n: u32| n.saturating_sub(BIT * u32::from(by));
     let rows = spread_row(t.cx, x.ty, &ty.shape).zip(row_of(t.cx, &ty.shape));
     Numbers { size: sum(less(size(x.ty)), error), rows: rows.map(|(x, n)| sum(less(x), error + n)) }.fit()
+}
+
+/// The form that the setting gives a product, as constraint 2 asks.
+fn product_form(t: &Typing, form: fn(Sharing, Sharing) -> Option<Sharing>, a: &Operand, b: &Operand) -> Rule<Sharing> {
+    let (x, y) = (a.ty.sharing, b.ty.sharing);
+    form(x, y).ok_or_else(|| t.fails(2, format!("{} by {}", x.name(), y.name())))
 }
 
 type Ring = (u8, u8);

@@ -46,7 +46,7 @@ pub const EXP_LOWEST: f64 = -32.0;
 pub struct Description {
     /// Name in the text form.
     pub name: &'static str,
-    /// What it needs from a setting.
+    /// What kind of op it is.
     pub class: Class,
     /// Names of its operands, as documents write them; `…` for any number from one up.
     pub operands: &'static [&'static str],
@@ -81,15 +81,13 @@ pub enum NormRule {
     OfOperands(fn(&Op, &Typing, &Ty) -> Norms),
 }
 
-/// What an op needs from a setting.
+/// What kind of op it is, in every setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Brings a value in.
     Source,
-    /// Sends nothing.
-    Local,
-    /// Sends messages.
-    Interactive,
+    /// Computed by the parties, with or without messages: that is the setting's.
+    Core,
     /// Has an expansion into other ops, and is gone after the `expanded` stage.
     Composite,
 }
@@ -125,7 +123,7 @@ impl Description {
     /// A description that every other one begins with.
     const BLANK: Description = Description {
         name: "",
-        class: Class::Local,
+        class: Class::Core,
         operands: &["x"],
         declares_bound: false,
         result: "as x",
@@ -552,7 +550,7 @@ impl Op {
         self.description().name
     }
 
-    /// What it needs from a setting.
+    /// What kind of op it is.
     pub fn class(&self) -> Class {
         self.description().class
     }

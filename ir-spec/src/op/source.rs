@@ -25,7 +25,7 @@ pub(super) static PUBLIC: Description = Description {
 
 pub(super) static ENCODE: Description = Description {
     name: "encode",
-    class: Class::Local,
+    class: Class::Core,
     operands: &["x"],
     declares_bound: true,
     result: "ring public",

@@ -90,7 +90,7 @@ fn header(c: &mut Cursor) -> Result<Module> {
     c.expect_word("module")?;
     let name = c.quoted()?;
     let stage = choice(c, "stage", [Stage::Lowered, Stage::Expanded, Stage::Scheduled], Stage::name)?;
-    let setting = choice(c, "setting", [Setting::ThreeParty], Setting::name)?;
+    let setting = choice(c, "setting", Setting::ALL, Setting::name)?;
     c.expect('{')?;
     Ok(Module::empty(name, setting, stage, Dims::default()))
 }
@@ -224,8 +224,7 @@ fn ty(c: &mut Cursor, dims: &Dims) -> Result<Ty> {
         c.error_at(pos, format!("expected an element type such as ring64.16, bit or f32, found `{word}`"))
     })?;
     let shape = shape(c, dims)?;
-    let all = [Sharing::Public, Sharing::Client, Sharing::Shared, Sharing::Sum2, Sharing::Sum3];
-    let sharing = one_of(c, all, Sharing::name)?;
+    let sharing = one_of(c, Sharing::ALL, Sharing::name)?;
     let (mut bound, mut bound_from) = (0, BoundFrom::Proven);
     let mut norms = Norms::default();
     let at = c.pos();

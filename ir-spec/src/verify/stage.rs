@@ -2,9 +2,8 @@
 
 use super::{Report, nodes};
 use crate::diag::Diagnostic;
-use crate::module::{Id, Module, Node, Party, Stage};
+use crate::module::{Id, Module, Node, Stage};
 use crate::op::{Class, Op};
-use crate::ty::Sharing;
 
 pub(super) fn check(report: &mut Report) {
     let module = report.module;
@@ -46,9 +45,10 @@ fn mark(slots: &mut [bool], slot: u32) -> bool {
 
 fn rotation(report: &mut Report, module: &Module, id: Id, node: &Node) {
     let rot = node.rot;
-    if usize::from(rot) >= Party::ALL.len() || (rot != 0 && module.stage != Stage::Scheduled) {
+    let rotations = module.setting.protocol().rotations;
+    if rot >= rotations || (rot != 0 && module.stage != Stage::Scheduled) {
         let d = Diagnostic::input("E0351", format!("the rotation {rot} in the stage {}", module.stage.name()));
-        report.at(id, None, d.note("expected 0 to 2 in a scheduled module, 0 before"));
+        report.at(id, None, d.note(format!("expected 0 to {} in a scheduled module, 0 before", rotations - 1)));
         return;
     }
     let by_name = matches!(node.op, Op::Input { .. } | Op::ClientInts { .. } | Op::Embed | Op::Reveal { .. });
@@ -58,11 +58,7 @@ fn rotation(report: &mut Report, module: &Module, id: Id, node: &Node) {
     }
     for arg in &node.args {
         let Some(made) = module.ops.get(arg.index()) else { continue };
-        let is_sum = match made.ty.sharing {
-            Sharing::Sum2 | Sharing::Sum3 => true,
-            Sharing::Public | Sharing::Client | Sharing::Shared => false,
-        };
-        if is_sum && made.rot != rot {
+        if made.ty.sharing.is_sum() && made.rot != rot {
             let d = Diagnostic::input("E0352", format!("the sum %{} has rotation {}", arg.0, made.rot));
             report.at(id, None, d.note(format!("expected {rot}, the rotation of the op that takes it")));
         }

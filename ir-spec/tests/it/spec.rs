@@ -33,7 +33,7 @@ fn tables() -> [(&'static str, String); 4] {
 }
 
 /// An op in the table of its kind: its operands where they are not one x, its attributes, and the first paragraph of its
-/// documentation, with what class it is of.
+/// documentation.
 fn row(op: &Listed) -> String {
     let description = op.description;
     let operands = match description.operands {
@@ -43,9 +43,8 @@ fn row(op: &Listed) -> String {
     let attributes =
         if op.attributes.is_empty() { String::new() } else { format!(" {{{}}}", op.attributes.join(", ")) };
     let paragraph: Vec<&str> = op.doc.iter().map(|line| line.trim()).take_while(|line| !line.is_empty()).collect();
-    let interactive = if description.class == Class::Interactive { " Interactive." } else { "" };
     let (name, result, bound) = (description.name, description.result, description.bound);
-    format!("| `{name}`{operands}{attributes} | {result} | {bound} | {}{interactive} |", paragraph.join(" "))
+    format!("| `{name}`{operands}{attributes} | {result} | {bound} | {} |", paragraph.join(" "))
 }
 
 /// The specification with its tables.

@@ -8,7 +8,7 @@ use ombra_ir::module::OutputKind;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::Plan;
-use ombra_ir::schedule::Cost;
+use ombra_ir::schedule::{Cost, setup_cost};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::consent::check_shown;
@@ -274,7 +274,7 @@ impl<'a> Conversation<'a> {
         PEERS.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
         let mut phases = Phases::new(session);
         let (weights, sends) = phases.run(|| client_weights(folder, session))?;
-        let setup = if sends { program::setup_cost(&folder.private) } else { Cost::default() };
+        let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
         let region = Region::open(folder, threads, isolation)?;
         let engine = Engine::new(session, folder, &request, keys, weights, threads)?;
         let slots = engine.module().inputs.iter().map(|input| (input.name.clone(), input.dtype)).collect();

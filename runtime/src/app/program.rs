@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ombra_ir::bind::{Bound, bind_within, check_bytes};
 use ombra_ir::draw::{Filter, MOST_CANDIDATES, Sampling};
 use ombra_ir::module::{InputSlot, Module, OutputKind};
-use ombra_ir::op::{Class, Op};
+use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::Plan;
 use ombra_ir::schedule::{Cost, Schedule, schedule};
@@ -15,9 +15,7 @@ use ombra_ir::{Diagnostic, Result, verify};
 
 use super::client::max_positions;
 use super::request::Request;
-use super::weights::Wanted;
 use crate::exec::run::check_ticks;
-use crate::transport::Party;
 
 /// Texts side by side for which the memory of a step is worked out.
 const MAX_BATCH: usize = 4096;
@@ -112,7 +110,7 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         else {
             continue;
         };
-        if node.op.class() == Class::Interactive || matches!(node.op, Op::Input { .. }) {
+        if (module.setting.protocol().is_interactive)(&node.op) || matches!(node.op, Op::Input { .. }) {
             add(start, start.saturating_add(traffic.rounds), traffic.bytes());
         }
         if owner.get(i) == Some(&i) && !matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. }) {
@@ -222,22 +220,4 @@ pub fn with_given_states(module: &Module) -> Result<Arc<Module>> {
         }
     }
     Ok(Arc::new(module))
-}
-
-/// What it costs to share the private weights once: the server sends every one of them to the helper in one message
-/// after another, without waiting. A weight that is used twice in the same form is sent once.
-pub fn setup_cost(private: &[Wanted]) -> Cost {
-    let mut distinct: Vec<(&str, (u8, u8), u64)> = private
-        .iter()
-        .map(|wanted| (wanted.name.as_str(), wanted.ring, wanted.elements as u64 * u64::from(wanted.ring.0 / 8)))
-        .collect();
-    distinct.sort_unstable();
-    distinct.dedup();
-    let mut cost = Cost::default();
-    let sent: u64 = distinct.iter().map(|(_, _, bytes)| bytes).sum();
-    if let Some(bytes) = cost.bytes.get_mut(Party::Server.index()) {
-        *bytes = sent;
-    }
-    cost.rounds = u32::from(sent > 0);
-    cost
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use ombra_ir::Result;
-use ombra_ir::cost::Traffic;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
+use ombra_ir::settings::Traffic;
 use ombra_ir::{Diagnostic, bind};
 
 use super::local::Site;

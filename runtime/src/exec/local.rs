@@ -230,7 +230,7 @@ fn missing() -> Diagnostic {
 fn unsupported(op: &Op) -> Diagnostic {
     let what = match op.class() {
         Class::Composite => "is composite and was not expanded",
-        Class::Source | Class::Local | Class::Interactive => "has no kernel for these operands",
+        Class::Source | Class::Core => "has no kernel for these operands",
     };
     Diagnostic::internal("E0815", format!("{} {what}", op.name()))
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::rc::Rc;
 
 use ombra_ir::Result;
-use ombra_ir::cost::Traffic;
+use ombra_ir::settings::Traffic;
 
 use super::task::Task;
 use crate::prg::Key;

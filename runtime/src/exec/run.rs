@@ -243,11 +243,13 @@ impl Run {
         let node = step.module.node(id);
         let party = self.party.index() as u8;
         let role = (party + 3 - node.rot % 3) % 3;
+        let is_interactive = (step.module.setting.protocol().is_interactive)(&node.op);
+        let is_local = node.op.class() == Class::Core && !is_interactive;
         let mut args = Vec::with_capacity(node.args.len());
         for (i, &arg) in node.args.iter().enumerate() {
             let in_blocks = i == 1 && matches!(node.op, Op::MatMul { .. } | Op::Embed);
             let value = self.operand(step, arg, in_blocks)?;
-            let links = node.op.class() == Class::Local && !matches!(node.op, Op::SetState { .. });
+            let links = is_local && !matches!(node.op, Op::SetState { .. });
             args.push(if links { value } else { chain::settle(&value)? });
         }
         let site = Site { module: step.module, bound: step.bound, id, role, threads: self.threads };
@@ -267,7 +269,7 @@ impl Run {
                 step.kept.push((*slot, Kept { value, shape }));
                 Arc::new(Value::Done)
             }
-            op if op.class() == Class::Interactive || matches!(op, Op::Input { .. }) => {
+            op if is_interactive || matches!(op, Op::Input { .. }) => {
                 let given = match op {
                     Op::Input { slot } => self.client_floats(step.module, step.bound, id, *slot, inputs)?,
                     _ => None,

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use ombra_ir::cost::Traffic;
+use ombra_ir::settings::Traffic;
 use ombra_ir::{Diagnostic, Result};
 
 use crate::protocols::Cx;

@@ -4,7 +4,7 @@
 //! (Brent and Kung, 1982), whose first step is a cross-term product of bits (see [`cross`](super::cross)): the terms are `x1` at
 //! roles 0 and 1 and `x0 + x2` at role 2.
 //! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
-//! Rounds: `⌈log2 g⌉ + 1` for `g` groups of the `w − 1` lower bits, 1 for `and`. `ombra_ir::cost::carry_groups` chooses
+//! Rounds: `⌈log2 g⌉ + 1` for `g` groups of the `w − 1` lower bits, 1 for `and`. `ombra_ir::settings::rep3::carry_groups` chooses
 //! the groups by their number: few values take large groups and few rounds.
 //! Bits per element: `4g − 1 + 2 Σ (2^k − 1)` over groups of `k` bits, and 3 for each and of the tree; 3 for `and`.
 //! Side channels: bit planes throughout; no branch or index on a secret.
@@ -23,7 +23,7 @@
 //! uniform. Role 1 likewise with `k_0`, and what is dealt under `F(k_0)''`. Role 2 receives nothing. An and's message
 //! from role `j` to role `j − 1` is under a mask from `k_{j+1}`, which the receiver does not know.
 
-use ombra_ir::cost::{LARGEST_GROUP, carry_groups, group_products};
+use ombra_ir::settings::rep3::{LARGEST_GROUP, carry_groups, group_products};
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::two_terms;

@@ -3,7 +3,7 @@
 //! Source: conversion and injection of bits of ABY3, 2018/403, §5.4, as cross-term products.
 //! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
 //! Rounds and bits per element: of a selection 1 and `7ℓ`; of a conversion 1 and `4ℓ` while bits are few, 2 and `3ℓ`
-//! where they are many: `ombra_ir::cost::is_round_cheaper` decides, for `ℓ = 64` up to 2^16 bits.
+//! where they are many: `ombra_ir::settings::rep3::is_round_cheaper` decides, for `ℓ = 64` up to 2^16 bits.
 //! Side channels: no branch or index on a secret.
 //!
 //! ```text
@@ -20,7 +20,7 @@
 //! Of many bits, role 1 receives two messages under masks from `k_0`, role 2 one under a mask from `k_1`, role 0 none.
 
 use ombra_ir::Result;
-use ombra_ir::cost::is_round_cheaper;
+use ombra_ir::settings::rep3::is_round_cheaper;
 
 use super::cross::{CrossTerm, Dealt, Factors, add_words, begin, bit, deal, two_bits, two_terms};
 use super::cx::{Cx, Purpose};

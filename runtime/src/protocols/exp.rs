@@ -4,7 +4,7 @@
 //! difference, `e^(m−r) = e^m · e^(−r)`, every factor is known to one side. Two digits keep the factors small where the
 //! terms wrap.
 //! Parties and adversary: three, one semi-honest corruption. Correlation: none.
-//! Rounds and bits per element: 1 and 640, or 2 and 320 where elements are many: `ombra_ir::cost::is_round_cheaper`
+//! Rounds and bits per element: 1 and 640, or 2 and 320 where elements are many: `ombra_ir::settings::rep3::is_round_cheaper`
 //! decides.
 //! Functionality: `round(2^18 e^(m_lo)) · round(2^43 e^(x − m_lo)) / 2^32`, rounded down, less 0, 1 or 2 units of `2^-29`
 //! as the shares decide: it depends on `m`, a component that two roles hold, by a part of `2e-6` at most, as a truncation's
@@ -34,8 +34,8 @@
 //! Simulator. Few: that of a crossing. Many: role 1 receives words under fresh `F(k_0)_j` and one under `t0`, role 0 one
 //! under `t2`; neither knows the key of what it receives. Role 2 receives nothing.
 
-use ombra_ir::cost::{EXP_ROUND_BITS, is_round_cheaper};
 use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
+use ombra_ir::settings::rep3::{EXP_ROUND_BITS, is_round_cheaper};
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::{Factors, begin, two_terms};

@@ -1,6 +1,6 @@
 //! Protocols of the `3pc` setting: one kernel for each op of the MPC IR.
 //!
-//! Interactive kernels are `async fn`s over a [`Cx`]; they send exactly what `ombra_ir::cost::traffic` says. Local
+//! Interactive kernels are `async fn`s over a [`Cx`]; they send exactly what `ombra_ir::settings::rep3` says. Local
 //! kernels are in [`local`]. No kernel sees a socket, a clock or a thread.
 
 pub mod compare;

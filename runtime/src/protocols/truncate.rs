@@ -37,7 +37,7 @@
 //! every mask is used once: all are uniform. `m` says nothing of `x`: it is a component that both hold, or such a term
 //! times public values, or the sum of Z_0 and Z_1, which is uniform because neither knows the mask of Z_2.
 
-use ombra_ir::cost::is_round_cheaper;
+use ombra_ir::settings::rep3::is_round_cheaper;
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::{Dealt, Factors, add_words, begin, deal};

@@ -13,8 +13,9 @@ mod truncate;
 use std::future::Future;
 use std::rc::Rc;
 
-use ombra_ir::cost::{Msg, RowLens, Sizes, Traffic, traffic};
 use ombra_ir::op::Op;
+use ombra_ir::settings::{Msg, RowLens, Setting, Sizes, Traffic};
+use ombra_ir::ty::Sharing;
 
 use crate::exec::lockstep::{self, Sent};
 use crate::protocols::Cx;
@@ -90,9 +91,15 @@ fn open_bits(shares: &[Bits; 3]) -> Vec<bool> {
         .collect()
 }
 
+/// What an op is declared to send.
+fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
+    (Setting::ThreeParty.protocol().traffic)(op, sizes)
+}
+
 fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
     let rows = RowLens::Equal { count: 0, len: 0 };
-    Sizes { out: out as u64, bits, from_bits: bits, sum3, rows, table_rows: 0, tokens: 0 }
+    let form = if sum3 { Sharing::Sum3 } else { Sharing::Shared };
+    Sizes { out: out as u64, bits, from_bits: bits, form, rows, table_rows: 0, tokens: 0 }
 }
 
 /// The messages of a round each, as sender, receiver and bytes; empty ones are not sent.

@@ -1,96 +1,52 @@
-//! What every interactive op sends in the `3pc` setting, to the byte and the round.
+//! `3pc`: client, server and helper, of whom one may be corrupted and is semi-honest; replicated sharing.
 //!
-//! A kernel of the runtime must send exactly these messages; tests hold the two together. Roles are *logical*: logical
-//! party `j` of an op with rotation `r` is party `(j + r) mod 3`. Payload only: frame headers are not counted.
-//! Ring elements take `bits / 8` bytes. A plane of `n` bits takes `⌈n / 8⌉` bytes.
-//! Protocols: products of what roles 0 and 1 know and what role 2 knows, in one round, and from them truncation, the sign
-//! bit's carry tree, bits as ring elements and selection; sharing after Araki et al., 2016/768.
+//! What every interactive op sends, to the byte and the round. A kernel of the runtime must send exactly these messages;
+//! tests hold the two together. Roles are *logical*: logical party `j` of an op with rotation `r` is party `(j + r) mod 3`.
+//! Payload only: frame headers are not counted. Ring elements take `bits / 8` bytes. A plane of `n` bits takes `⌈n / 8⌉`
+//! bytes. Protocols: products of what roles 0 and 1 know and what role 2 knows, in one round, and from them truncation, the
+//! sign bit's carry tree, bits as ring elements and selection; sharing after Araki et al., 2016/768.
 
+use super::{Protocol, Sizes, Traffic, plane_bytes};
+use crate::module::Party;
 use crate::op::Op;
+use crate::ty::Sharing;
 
-/// One message of an op: `bytes` from one logical role to another in a round of the op, counted from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Msg {
-    /// Round within the op.
-    pub round: u32,
-    /// Sending role.
-    pub from: u8,
-    /// Receiving role.
-    pub to: u8,
-    /// Payload bytes.
-    pub bytes: u64,
-}
-
-/// Messages of one op and the rounds it takes. An op may take a round in which nothing is sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Rounds from start to result.
-    pub rounds: u32,
-    /// Messages in order of rounds, one at most from one role to another in a round.
-    pub msgs: Vec<Msg>,
-}
-
-/// The concrete sizes an op's cost depends on.
-#[derive(Clone, Debug)]
-pub struct Sizes<'a> {
-    /// Elements of the result (of what is revealed for `reveal`).
-    pub out: u64,
-    /// Ring bits of the operand and of the result, where they are ring elements.
-    pub bits: u8,
-    /// Ring bits of operand 0 where it has another ring than the result, for `extend`.
-    pub from_bits: u8,
-    /// Whether operand 0 is a sum over all three parties (`sum3`).
-    pub sum3: bool,
-    /// Row lengths, for `row_max`; for `arg_max` one row of the axis' length for each result element.
-    pub rows: RowLens<'a>,
-    /// Rows of the table, for `embed`.
-    pub table_rows: u64,
-    /// Tokens looked up, for `embed`.
-    pub tokens: u64,
-}
-
-/// Lengths of rows: all listed, or all equal.
-#[derive(Clone, Copy, Debug)]
-pub enum RowLens<'a> {
-    /// `count` rows of `len` entries.
-    Equal {
-        /// Number of rows.
-        count: u64,
-        /// Entries in each.
-        len: u64,
+/// The setting's facts.
+pub(super) static PROTOCOL: Protocol = Protocol {
+    name: "3pc",
+    parties: &Party::ALL,
+    product: |a, b| match (a, b) {
+        (Sharing::Public, other) | (other, Sharing::Public) => Some(other),
+        (Sharing::Shared, Sharing::Shared) => Some(Sharing::Sum3),
+        _ => None,
     },
-    /// One length a row.
-    Listed(&'a [u32]),
-}
-
-impl RowLens<'_> {
-    /// Number of pairs compared at every level of a binary tree over each row: rows halve, an odd one out moves up.
-    pub fn pairs_by_level(&self) -> Vec<u64> {
-        let mut lens: Vec<(u64, u64)> = match self {
-            RowLens::Equal { count, len } => vec![(*len, *count)],
-            RowLens::Listed(lens) => {
-                let mut by_len = std::collections::BTreeMap::new();
-                for &len in lens.iter() {
-                    *by_len.entry(u64::from(len)).or_insert(0u64) += 1;
-                }
-                by_len.into_iter().collect()
-            }
-        };
-        let mut levels = Vec::new();
-        while lens.iter().any(|&(len, count)| len > 1 && count > 0) {
-            levels.push(lens.iter().map(|&(len, count)| len / 2 * count).sum());
-            for (len, _) in &mut lens {
-                *len = len.div_ceil(2);
-            }
-        }
-        levels
-    }
-}
-
-/// Bytes of a plane of `n` bits.
-pub fn plane_bytes(n: u64) -> u64 {
-    n.div_ceil(8)
-}
+    matrix_product: |a, b| match (a, b) {
+        (Sharing::Public, Sharing::Public) => Some(Sharing::Public),
+        (Sharing::Public, Sharing::Shared) | (Sharing::Shared, Sharing::Public) => Some(Sharing::Sum2),
+        (Sharing::Shared, Sharing::Shared) => Some(Sharing::Sum3),
+        _ => None,
+    },
+    rotations: 3,
+    is_interactive: |op| {
+        matches!(
+            op,
+            Op::Truncate { .. }
+                | Op::Reshare
+                | Op::Extend { .. }
+                | Op::Msb { .. }
+                | Op::And
+                | Op::BitToRing { .. }
+                | Op::ExpDigits { .. }
+                | Op::RowMax { .. }
+                | Op::ArgMax { .. }
+                | Op::Embed
+                | Op::Reveal { .. }
+        )
+    },
+    traffic,
+    // The server sends the helper's component, the one that no key makes.
+    setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
+};
 
 /// Bits that a link carries while a message is on its way, at the least of the networks that are usual: 1.2 million at
 /// 3 Gbit/s and 0.4 ms, 4 million at 200 Mbit/s and 20 ms. A round is worth so many bits on one link.
@@ -151,21 +107,21 @@ pub fn dpf_key_bytes(domain: u64) -> u64 {
 }
 
 /// What `op` sends. Ops that are local, sources without messages, or composite send nothing.
-pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
+fn traffic(op: &Op, s: &Sizes) -> Traffic {
     let mut t = Traffic::default();
-    let eb = u64::from(s.bits) / 8;
+    let (eb, sum3) = (u64::from(s.bits) / 8, s.form == Sharing::Sum3);
     match op {
         // Client (role 0) holds x0 = F(k_0) with role 2, sends x1 = x − x0 to role 1; x2 = 0.
         Op::Input { .. } => {
             t.send(0, 0, 1, s.out * eb);
             t.rounds = 1;
         }
-        Op::Truncate { by } => t.divide(s.out, (eb, eb), u64::from(by.div_ceil(8)), s.sum3),
+        Op::Truncate { by } => t.divide(s.out, (eb, eb), u64::from(by.div_ceil(8)), sum3),
         Op::Extend { .. } => {
             let from = u64::from(s.from_bits) / 8;
-            t.divide(s.out, (from, eb), eb.saturating_sub(from), s.sum3);
+            t.divide(s.out, (from, eb), eb.saturating_sub(from), sum3);
         }
-        Op::Reshare => t.reshare(s.out * eb, s.sum3),
+        Op::Reshare => t.reshare(s.out * eb, sum3),
         Op::Msb { width, drop } => t.msb(s.out, width - drop),
         Op::And => t.and(plane_bytes(s.out)),
         Op::BitToRing { .. } => t.bit_to_ring(s.out, eb),
@@ -211,21 +167,6 @@ pub fn traffic(op: &Op, s: &Sizes) -> Traffic {
 }
 
 impl Traffic {
-    /// Payload bytes in all.
-    pub fn bytes(&self) -> u64 {
-        self.msgs.iter().map(|m| m.bytes).sum()
-    }
-
-    fn send(&mut self, offset: u32, from: u8, to: u8, bytes: u64) {
-        let round = self.rounds + offset;
-        let same = self.msgs.iter_mut().rev().take_while(|m| m.round == round).find(|m| (m.from, m.to) == (from, to));
-        match same {
-            Some(msg) => msg.bytes += bytes,
-            None if bytes > 0 => self.msgs.push(Msg { round, from, to, bytes }),
-            None => {}
-        }
-    }
-
     /// Where roles 0 and 1 know one term, role 2 deals the quotient of the other to role 1, and the wrap is a crossing.
     /// Of three terms, roles 0 and 1 exchange theirs first, and the wrap's two terms in a second round; unless there are
     /// many.
@@ -337,6 +278,7 @@ impl Traffic {
 
 #[cfg(test)]
 mod tests {
+    use super::super::RowLens;
     use super::*;
 
     fn sizes(out: u64, sum3: bool) -> Sizes<'static> {
@@ -344,7 +286,7 @@ mod tests {
             out,
             bits: 64,
             from_bits: 64,
-            sum3,
+            form: if sum3 { Sharing::Sum3 } else { Sharing::Shared },
             rows: RowLens::Equal { count: 0, len: 0 },
             table_rows: 0,
             tokens: 0,
@@ -387,12 +329,5 @@ mod tests {
             }
         }
         assert!(carry_groups(1 << 30, 32).iter().all(|&bits| bits <= 2));
-    }
-
-    #[test]
-    fn pairs_of_ragged_rows() {
-        assert_eq!(RowLens::Listed(&[1, 2, 3, 5, 0]).pairs_by_level(), vec![4, 2, 1]);
-        assert_eq!(RowLens::Equal { count: 3, len: 4 }.pairs_by_level(), vec![6, 3]);
-        assert!(RowLens::Listed(&[1, 0]).pairs_by_level().is_empty());
     }
 }

@@ -1,0 +1,188 @@
+//! Settings: who takes part, in what forms secrets are held, and what every op costs.
+//!
+//! A setting is a value: the facts of each stand in a file of their own here, its kernels in a folder of their own in the
+//! runtime. What is generic asks [`Setting::protocol`]: type rules for the forms of products, the verifier for what is
+//! legal, schedules for what is sent.
+
+mod plain;
+pub mod rep3;
+
+use crate::diag::{Diagnostic, Result};
+use crate::module::Party;
+use crate::op::Op;
+use crate::ty::Sharing;
+use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+
+/// Who takes part and what they are trusted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Setting {
+    /// Client, server and helper; at most one corrupted, semi-honest (replicated sharing).
+    ThreeParty,
+    /// The client alone, in the clear: no secrets and no messages. What other settings are compared with.
+    Plain,
+}
+
+/// The facts of a setting.
+pub struct Protocol {
+    /// Name on the command line and in the text form.
+    pub name: &'static str,
+    /// Who takes part, in the order of their numbers.
+    pub parties: &'static [Party],
+    /// The form of an element-wise product; none where the setting has no such product.
+    pub product: fn(Sharing, Sharing) -> Option<Sharing>,
+    /// The form of a matrix product.
+    pub matrix_product: fn(Sharing, Sharing) -> Option<Sharing>,
+    /// Number of ways in which logical roles can be given to parties.
+    pub rotations: u8,
+    /// Whether parties send each other messages for an op, or take rounds for it.
+    pub is_interactive: fn(&Op) -> bool,
+    /// What an op sends, in logical roles. Composite ops send nothing.
+    pub traffic: fn(&Op, &Sizes) -> Traffic,
+    /// Payload bytes that every party sends to share so many elements of a private weight once, in a ring of so many bits.
+    pub setup: fn(u64, u8) -> [u64; 3],
+}
+
+impl Setting {
+    /// All settings.
+    pub const ALL: [Setting; 2] = [Setting::ThreeParty, Setting::Plain];
+
+    /// Its facts.
+    pub fn protocol(self) -> &'static Protocol {
+        match self {
+            Setting::ThreeParty => &rep3::PROTOCOL,
+            Setting::Plain => &plain::PROTOCOL,
+        }
+    }
+
+    /// Name on the command line and in the text form.
+    pub fn name(self) -> &'static str {
+        self.protocol().name
+    }
+}
+
+impl FromStr for Setting {
+    type Err = Diagnostic;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known: Vec<_> = Setting::ALL.iter().map(|setting| setting.name()).collect();
+        Setting::ALL.into_iter().find(|setting| setting.name() == text).ok_or_else(|| {
+            Diagnostic::input("E0421", format!("unknown setting `{}`", text.escape_debug()))
+                .note(format!("expected {}", known.join(" or ")))
+        })
+    }
+}
+
+/// One message of an op: `bytes` from one logical role to another in a round of the op, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msg {
+    /// Round within the op.
+    pub round: u32,
+    /// Sending role.
+    pub from: u8,
+    /// Receiving role.
+    pub to: u8,
+    /// Payload bytes.
+    pub bytes: u64,
+}
+
+/// Messages of one op and the rounds it takes. An op may take a round in which nothing is sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Rounds from start to result.
+    pub rounds: u32,
+    /// Messages in order of rounds, one at most from one role to another in a round.
+    pub msgs: Vec<Msg>,
+}
+
+/// The concrete sizes an op's cost depends on.
+#[derive(Clone, Debug)]
+pub struct Sizes<'a> {
+    /// Elements of the result (of what is revealed for `reveal`).
+    pub out: u64,
+    /// Ring bits of the operand and of the result, where they are ring elements.
+    pub bits: u8,
+    /// Ring bits of operand 0 where it has another ring than the result, for `extend`.
+    pub from_bits: u8,
+    /// The form of operand 0; of what has none, public.
+    pub form: Sharing,
+    /// Row lengths, for `row_max`; for `arg_max` one row of the axis' length for each result element.
+    pub rows: RowLens<'a>,
+    /// Rows of the table, for `embed`.
+    pub table_rows: u64,
+    /// Tokens looked up, for `embed`.
+    pub tokens: u64,
+}
+
+/// Lengths of rows: all listed, or all equal.
+#[derive(Clone, Copy, Debug)]
+pub enum RowLens<'a> {
+    /// `count` rows of `len` entries.
+    Equal {
+        /// Number of rows.
+        count: u64,
+        /// Entries in each.
+        len: u64,
+    },
+    /// One length a row.
+    Listed(&'a [u32]),
+}
+
+impl RowLens<'_> {
+    /// Number of pairs compared at every level of a binary tree over each row: rows halve, an odd one out moves up.
+    pub fn pairs_by_level(&self) -> Vec<u64> {
+        let mut lens: Vec<(u64, u64)> = match self {
+            RowLens::Equal { count, len } => vec![(*len, *count)],
+            RowLens::Listed(lens) => {
+                let mut by_len = std::collections::BTreeMap::new();
+                for &len in lens.iter() {
+                    *by_len.entry(u64::from(len)).or_insert(0u64) += 1;
+                }
+                by_len.into_iter().collect()
+            }
+        };
+        let mut levels = Vec::new();
+        while lens.iter().any(|&(len, count)| len > 1 && count > 0) {
+            levels.push(lens.iter().map(|&(len, count)| len / 2 * count).sum());
+            for (len, _) in &mut lens {
+                *len = len.div_ceil(2);
+            }
+        }
+        levels
+    }
+}
+
+/// Bytes of a plane of `n` bits.
+pub fn plane_bytes(n: u64) -> u64 {
+    n.div_ceil(8)
+}
+
+impl Traffic {
+    /// Payload bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.msgs.iter().map(|m| m.bytes).sum()
+    }
+
+    /// Adds bytes that one role sends another, so many rounds after those that there are.
+    fn send(&mut self, offset: u32, from: u8, to: u8, bytes: u64) {
+        let round = self.rounds + offset;
+        let same = self.msgs.iter_mut().rev().take_while(|m| m.round == round).find(|m| (m.from, m.to) == (from, to));
+        match same {
+            Some(msg) => msg.bytes += bytes,
+            None if bytes > 0 => self.msgs.push(Msg { round, from, to, bytes }),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_of_ragged_rows() {
+        assert_eq!(RowLens::Listed(&[1, 2, 3, 5, 0]).pairs_by_level(), vec![4, 2, 1]);
+        assert_eq!(RowLens::Equal { count: 3, len: 4 }.pairs_by_level(), vec![6, 3]);
+        assert!(RowLens::Listed(&[1, 0]).pairs_by_level().is_empty());
+    }
+}
