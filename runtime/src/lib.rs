@@ -10,6 +10,5 @@ pub mod keygen;
 pub mod memory;
 pub mod plaintext;
 pub mod prg;
-pub mod protocols;
-pub mod share;
+pub mod settings;
 pub mod transport;

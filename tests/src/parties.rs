@@ -9,7 +9,9 @@ use ombra_runtime::app::inputs::{Named, find, infer_request};
 use ombra_runtime::app::region::Region;
 use ombra_runtime::app::request::Advance;
 use ombra_runtime::app::{PlanFolder, Request, program};
-use ombra_runtime::exec::{LinkNet, Net, Opened, Run, TensorSource, Weights, agree_keys, agree_weight_key};
+use ombra_runtime::exec::{LinkNet, Net, Opened, Run, TensorSource};
+use ombra_runtime::settings::rep3::Rep3;
+use ombra_runtime::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
 use ombra_runtime::transport::{self, Session, Snapshot};
 use std::sync::Arc;
 
@@ -136,7 +138,7 @@ fn party_run(
     };
     let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
     let weights = Arc::new(Weights::share(&module, party, key.as_ref(), public, own, &mut net)?);
-    let mut run = Run::new(Arc::clone(&module), party, keys, weights, 1);
+    let mut run = Run::new(Arc::clone(&module), party, Rep3::new(keys, weights), 1)?;
     let mut region = Region::open(folder, 1, None)?;
     let slots: Vec<(&str, DType)> = module.inputs.iter().map(|input| (input.name.as_str(), input.dtype)).collect();
     let mut steps = Vec::new();

@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use super::folder::PlanFolder;
 use super::program::{self, Step};
 use super::request::{Advance, Request};
-use crate::exec::{LinkNet, Opened, Run, Weights, agree_keys};
-use crate::protocols::Keys;
+use crate::exec::{LinkNet, Opened, Run};
+use crate::settings::rep3::setup::{Weights, agree_keys};
+use crate::settings::rep3::{Keys, Rep3};
 use crate::transport::{Party, Session};
 
 /// Largest control message of a session in bytes.
@@ -105,7 +106,7 @@ impl<'a> Phases<'a> {
 pub(super) struct Engine<'a> {
     session: &'a Session,
     module: Arc<Module>,
-    run: Run,
+    run: Run<Rep3>,
     /// Positions that the cache has.
     held: u64,
 }
@@ -120,7 +121,7 @@ impl<'a> Engine<'a> {
         threads: usize,
     ) -> Result<Self> {
         let module = program::module_of(&folder.plan, request)?;
-        let run = Run::new(Arc::clone(&module), session.party(), keys, weights, threads);
+        let run = Run::new(Arc::clone(&module), session.party(), Rep3::new(keys, weights), threads)?;
         Ok(Engine { session, module, run, held: 0 })
     }
 

@@ -31,8 +31,9 @@ use super::folder::PlanFolder;
 use super::session::{CONTROL, Measured, guarded, net, senseless};
 use super::uses::Uses;
 use super::weights::Weights as File;
-use crate::exec::{TensorSource, Weights};
+use crate::exec::TensorSource;
 use crate::prg::Key;
+use crate::settings::rep3::setup::Weights;
 use crate::transport::{Endpoint, Frame, Party, Purpose, Session, SessionId};
 
 /// Number of the run, and the place among its frames, of the key of the weights.

@@ -8,7 +8,7 @@ use ombra_ir::settings::Traffic;
 
 use super::task::Task;
 use crate::prg::Key;
-use crate::protocols::{Cx, Keys};
+use crate::settings::rep3::{Cx, Keys};
 
 /// One message, between logical roles.
 pub(crate) struct Sent {
@@ -53,7 +53,7 @@ where
     let mut tasks = Vec::new();
     for (party, keys) in (0u8..).zip(keys) {
         let cx = Cx::new(keys, party, rot, 7, 3);
-        tasks.push(Task::new(&cx, party, rot, traffic, kernel(cx.clone()))?);
+        tasks.push(Task::new(cx.port(), party, rot, traffic, kernel(cx.clone()))?);
     }
     let mut sent = Vec::new();
     for round in 0.. {

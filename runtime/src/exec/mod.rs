@@ -19,20 +19,17 @@
 //! | E0817 | the client's inputs do not fit the plan |
 //! | E0818 | a state slot has another shape |
 
-mod chain;
-mod interactive;
-mod local;
 #[cfg(test)]
 pub(crate) mod lockstep;
 pub mod net;
+pub(crate) mod port;
 pub mod run;
-pub mod setup;
+pub mod source;
 pub mod task;
 #[cfg(test)]
 mod tests;
-pub mod value;
 
 pub use net::{LinkNet, Net};
 pub use run::{Opened, Run, StepResult};
-pub use setup::{TensorSource, Weights, agree_keys, agree_weight_key};
+pub use source::TensorSource;
 pub use task::Task;

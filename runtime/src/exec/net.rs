@@ -17,9 +17,9 @@ pub trait Net {
 }
 
 /// Epoch of the agreement on keys.
-pub(super) const KEYS_EPOCH: u32 = u32::MAX;
+pub(crate) const KEYS_EPOCH: u32 = u32::MAX;
 /// Epoch of the sharing of weights.
-pub(super) const WEIGHTS_EPOCH: u32 = u32::MAX - 1;
+pub(crate) const WEIGHTS_EPOCH: u32 = u32::MAX - 1;
 
 /// Bytes of weights that wait to be sent, at most.
 const WEIGHTS_QUEUED: u64 = 32 << 20;

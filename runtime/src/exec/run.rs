@@ -6,29 +6,19 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use ombra_ir::bind::{Bound, concrete, place};
 use ombra_ir::module::{Id, Module, Node, Party};
-use ombra_ir::op::{Class, Op};
+use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::reference::{encode, signed};
 use ombra_ir::schedule::Schedule;
 use ombra_ir::{Diagnostic, Result, Sym};
 
-use super::chain;
-use super::interactive::{self, Ended};
-use super::local::{self, Site};
 use super::net::Net;
-use super::setup::Weights;
 use super::task::Task;
-use super::value::Value;
-use crate::protocols::local::linear::Ring;
-use crate::protocols::local::movement::{row_index, slice};
-use crate::protocols::random::random;
-use crate::protocols::{Cx, Keys};
-use crate::share::{Component, Shared};
+use crate::settings::{Begun, Ended, Given, Side, Site, row_index};
 
 /// Most ticks of a step: a plan with more rounds would run for days on any network.
 pub const MAX_TICKS: u32 = 1 << 22;
@@ -46,23 +36,35 @@ pub fn check_ticks(schedule: &Schedule) -> Result<()> {
         .note(format!("found     {}", schedule.ticks)))
 }
 
-/// One party's side of a session.
-pub struct Run {
+/// One party's side of a session, in a setting.
+pub struct Run<S: Side> {
     module: Arc<Module>,
     party: Party,
-    keys: Rc<Keys>,
-    weights: Arc<Weights>,
+    side: S,
     threads: usize,
-    states: Vec<Option<Kept>>,
+    states: Vec<Option<Kept<S::Value>>>,
     step: u32,
     failed: bool,
 }
 
 /// Content of a state slot.
-#[derive(Clone)]
-struct Kept {
-    value: Arc<Value>,
+struct Kept<V> {
+    value: Arc<V>,
     shape: Vec<usize>,
+}
+
+/// Checks that the setting has a kernel for every op, before a run is begun.
+///
+/// # Errors
+/// `E0815`.
+pub fn check_kernels<S: Side>(module: &Module) -> Result<()> {
+    match (0u32..).zip(&module.ops).find(|(_, node)| !S::has_kernel(&node.op)) {
+        None => Ok(()),
+        Some((i, node)) => {
+            let what = format!("{} has no kernel in the setting {}", node.op.name(), module.setting.name());
+            Err(Diagnostic::internal("E0815", what).at(place(module, Id(i))))
+        }
+    }
 }
 
 /// What a step gave.
@@ -95,22 +97,26 @@ impl Opened {
 }
 
 /// One step under way.
-struct Step<'a> {
+struct Step<'a, V> {
     module: &'a Module,
     bound: &'a Bound,
     schedule: &'a Schedule,
-    values: Vec<Option<Arc<Value>>>,
+    values: Vec<Option<Arc<V>>>,
     uses: Vec<u32>,
-    tasks: BTreeMap<Id, Task<Ended>>,
-    kept: Vec<(u32, Kept)>,
+    tasks: BTreeMap<Id, Task<Ended<V>>>,
+    kept: Vec<(u32, Kept<V>)>,
     result: StepResult,
 }
 
-impl Run {
+impl<S: Side> Run<S> {
     /// The side of `party` of a session that runs the verified `module` with `threads` threads for products.
-    pub fn new(module: Arc<Module>, party: Party, keys: Keys, weights: Arc<Weights>, threads: usize) -> Self {
-        let states = vec![None; module.states.len()];
-        Run { module, party, keys: Rc::new(keys), weights, threads, states, step: 0, failed: false }
+    ///
+    /// # Errors
+    /// `E0815` when the setting has no kernel for one of its ops.
+    pub fn new(module: Arc<Module>, party: Party, side: S, threads: usize) -> Result<Self> {
+        check_kernels::<S>(&module)?;
+        let states = module.states.iter().map(|_| None).collect();
+        Ok(Run { module, party, side, threads, states, step: 0, failed: false })
     }
 
     /// Runs one step of the bound and scheduled module. The client gives `inputs`, one for each input slot; the other
@@ -141,7 +147,7 @@ impl Run {
             module: &module,
             bound,
             schedule,
-            values: vec![None; count],
+            values: (0..count).map(|_| None).collect(),
             uses,
             tasks: BTreeMap::new(),
             kept: Vec::new(),
@@ -180,7 +186,7 @@ impl Run {
     /// `E0818` for a state without that axis, or a shorter one.
     pub fn keep(&mut self, past: Sym, length: u64) -> Result<()> {
         if length == 0 {
-            self.states.fill(None);
+            self.states.iter_mut().for_each(|state| *state = None);
         }
         for (slot, state) in self.module.states.iter().zip(&mut self.states) {
             let Some(kept) = state else { continue };
@@ -194,12 +200,7 @@ impl Run {
                 Ordering::Equal => continue,
                 Ordering::Less => {}
             }
-            let shared = kept.value.shared()?;
-            let cut = |component: &Component| match component.data() {
-                None => Ok(Component::Zero),
-                Some(words) => slice(words, &kept.shape, axis, 0, length).map(Component::from),
-            };
-            let value = Value::Ring(Ring::Shared(Shared { a: cut(&shared.a)?, b: cut(&shared.b)? }));
+            let value = self.side.cut(&kept.value, &kept.shape, axis, length)?;
             let shape = kept.shape.iter().enumerate().map(|(at, &size)| if at == axis { length } else { size });
             *state = Some(Kept { value: Arc::new(value), shape: shape.collect() });
         }
@@ -239,66 +240,47 @@ impl Run {
     }
 
     /// Runs a local op, or an interactive one up to the end of its first round.
-    fn begin(&self, step: &mut Step<'_>, id: Id, epoch: u32, inputs: &[Tensor]) -> Result<()> {
+    fn begin(&self, step: &mut Step<'_, S::Value>, id: Id, epoch: u32, inputs: &[Tensor]) -> Result<()> {
         let node = step.module.node(id);
-        let party = self.party.index() as u8;
-        let role = (party + 3 - node.rot % 3) % 3;
-        let is_interactive = (step.module.setting.protocol().is_interactive)(&node.op);
-        let is_local = node.op.class() == Class::Core && !is_interactive;
-        let mut args = Vec::with_capacity(node.args.len());
-        for (i, &arg) in node.args.iter().enumerate() {
-            let in_blocks = i == 1 && matches!(node.op, Op::MatMul { .. } | Op::Embed);
-            let value = self.operand(step, arg, in_blocks)?;
-            let links = is_local && !matches!(node.op, Op::SetState { .. });
-            args.push(if links { value } else { chain::settle(&value)? });
-        }
-        let site = Site { module: step.module, bound: step.bound, id, role, threads: self.threads };
-        let value = match &node.op {
-            Op::Public { value } => Arc::new(Value::Plain(*value)),
+        let given = match node.op {
             // Made when an op takes it.
             Op::PublicWeight { .. } | Op::Weight { .. } => return Ok(()),
-            Op::ClientInts { slot } => Arc::new(Value::Ids(self.client_ints(step.bound, *slot, inputs)?)),
-            Op::State { slot } => self.state(step.bound, id, *slot)?,
-            Op::Random { .. } => {
-                let cx = Cx::new(Rc::clone(&self.keys), party, node.rot, id.0, epoch);
-                Arc::new(Value::Bits(random(&cx, step.bound.len(id))?))
-            }
-            Op::SetState { slot } => {
-                let value = args.into_iter().next().ok_or_else(missing)?;
-                let shape = step.bound.shapes[id.index()].clone();
-                step.kept.push((*slot, Kept { value, shape }));
-                Arc::new(Value::Done)
-            }
-            op if is_interactive || matches!(op, Op::Input { .. }) => {
-                let given = match op {
-                    Op::Input { slot } => self.client_floats(step.module, step.bound, id, *slot, inputs)?,
-                    _ => None,
-                };
-                let cx = Cx::new(Rc::clone(&self.keys), party, node.rot, id.0, epoch);
-                let traffic = step.schedule.traffic.get(id.index()).ok_or_else(missing)?;
-                let mut task = interactive::start(site, &cx, party, traffic, args, given)?;
-                match task.poll()? {
-                    Some(ended) => step.end(id, ended),
-                    None => _ = step.tasks.insert(id, task),
-                }
+            Op::State { slot } => {
+                step.put(id, self.state(step.bound, id, slot)?);
                 return Ok(());
             }
-            _ => {
-                let value = local::run(site, &args)?;
-                // Used more than once, it is made once.
-                if step.uses[id.index()] > 1 { chain::settle(&value)? } else { value }
-            }
+            Op::Input { slot } => Given::Words(self.client_floats(step.module, step.bound, id, slot, inputs)?),
+            Op::ClientInts { slot } => Given::Ints(self.client_ints(step.bound, slot, inputs)?),
+            _ => Given::Nothing,
         };
-        step.put(id, value);
-        Ok(())
-    }
-
-    /// An operand of an op: a weight, or an earlier result.
-    fn operand(&self, step: &mut Step<'_>, id: Id, in_blocks: bool) -> Result<Arc<Value>> {
-        match step.module.node(id).op {
-            Op::PublicWeight { .. } | Op::Weight { .. } => self.weights.get(id, in_blocks),
-            _ => step.take(id),
+        let mut args = Vec::with_capacity(node.args.len());
+        for (i, &arg) in node.args.iter().enumerate() {
+            args.push(match step.module.node(arg).op {
+                Op::PublicWeight { .. } | Op::Weight { .. } => self.side.weight(arg, &node.op, i)?,
+                _ => step.take(arg)?,
+            });
         }
+        if let Op::SetState { slot } = node.op {
+            let value = self.side.settled(args.first().ok_or_else(missing)?)?;
+            step.kept.push((slot, Kept { value, shape: step.bound.shapes[id.index()].clone() }));
+            return Ok(());
+        }
+        let site = Site {
+            module: step.module,
+            bound: step.bound,
+            id,
+            party: self.party,
+            epoch,
+            traffic: step.schedule.traffic.get(id.index()).ok_or_else(missing)?,
+            is_shared: step.uses[id.index()] > 1,
+            threads: self.threads,
+        };
+        match self.side.begin(site, args, given)? {
+            Begun::Value(value) => step.put(id, value),
+            Begun::Opened(words) => step.opened(id, words),
+            Begun::Waits(task) => _ = step.tasks.insert(id, task),
+        }
+        Ok(())
     }
 
     /// The client's tensor for an input slot, cut to the last element of the slot's cut axes; `None` at other parties.
@@ -340,11 +322,14 @@ impl Run {
     }
 
     /// The content of a state slot; an empty one before the first step that sets it.
-    fn state(&self, bound: &Bound, id: Id, slot: u32) -> Result<Arc<Value>> {
+    fn state(&self, bound: &Bound, id: Id, slot: u32) -> Result<Arc<S::Value>> {
         let expected = &bound.shapes[id.index()];
         match self.states.get(slot as usize) {
             Some(Some(kept)) if kept.shape == *expected => Ok(Arc::clone(&kept.value)),
-            Some(None) if expected.contains(&0) => Ok(Arc::new(Value::Ring(Ring::Shared(Shared::zero())))),
+            Some(None) if expected.contains(&0) => {
+                let (bits, _) = self.module.ty(id).as_ring().ok_or_else(missing)?;
+                Ok(Arc::new(self.side.empty(bits, expected)))
+            }
             found => {
                 let found = found.and_then(Option::as_ref).map(|kept| &kept.shape);
                 Err(Diagnostic::internal("E0818", "a state slot has another shape than the step expects")
@@ -355,9 +340,9 @@ impl Run {
     }
 }
 
-impl Step<'_> {
+impl<V> Step<'_, V> {
     /// An operand; it is freed here at its last use.
-    fn take(&mut self, id: Id) -> Result<Arc<Value>> {
+    fn take(&mut self, id: Id) -> Result<Arc<V>> {
         let slot = &mut self.values[id.index()];
         let uses = &mut self.uses[id.index()];
         *uses = uses.saturating_sub(1);
@@ -365,27 +350,29 @@ impl Step<'_> {
         value.ok_or_else(|| Diagnostic::internal("E0816", "an op runs before its operand"))
     }
 
-    fn put(&mut self, id: Id, value: Arc<Value>) {
+    fn put(&mut self, id: Id, value: Arc<V>) {
         if self.uses[id.index()] > 0 {
             self.values[id.index()] = Some(value);
         }
     }
 
     /// Stores what an interactive op ended with.
-    fn end(&mut self, id: Id, ended: Ended) {
+    fn end(&mut self, id: Id, ended: Ended<V>) {
         match ended {
             Ended::Value(value) => self.put(id, Arc::new(value)),
-            Ended::Opened(Some(words)) => {
-                let node = self.module.node(id);
-                let operand = node.args.first().and_then(|&arg| self.module.ty(arg).as_ring());
-                let (bits, scale) = operand.unwrap_or((64, 0));
-                if let Op::Reveal { slot } = node.op {
-                    let shape = self.bound.shapes[id.index()].clone();
-                    let values = words.iter().map(|w| signed(*w, bits)).collect();
-                    self.result.opened.push(Opened { slot, shape, scale, values });
-                }
-            }
-            Ended::Opened(None) => {}
+            Ended::Opened(words) => self.opened(id, words),
+        }
+    }
+
+    /// Keeps an output that this party learned.
+    fn opened(&mut self, id: Id, words: Option<Vec<u64>>) {
+        let (node, Some(words)) = (self.module.node(id), words) else { return };
+        let operand = node.args.first().and_then(|&arg| self.module.ty(arg).as_ring());
+        let (bits, scale) = operand.unwrap_or((64, 0));
+        if let Op::Reveal { slot } = node.op {
+            let shape = self.bound.shapes[id.index()].clone();
+            let values = words.iter().map(|w| signed(*w, bits)).collect();
+            self.result.opened.push(Opened { slot, shape, scale, values });
         }
     }
 

@@ -8,8 +8,7 @@ use std::task::{Context, Poll, Waker};
 use ombra_ir::settings::Traffic;
 use ombra_ir::{Diagnostic, Result};
 
-use crate::protocols::Cx;
-use crate::protocols::cx::Port;
+use super::port::Port;
 
 /// A kernel that runs from round to round, held to its declared messages.
 ///
@@ -25,10 +24,10 @@ pub struct Task<T> {
 }
 
 impl<T> Task<T> {
-    /// The kernel `kernel` made from `cx`, of an op with rotation `rot` at party `party`, that sends `traffic`.
-    /// E0805 when a message's size exceeds the address space.
-    pub fn new(
-        cx: &Cx,
+    /// The kernel `kernel`, whose messages pass `port`, of an op with rotation `rot` at party `party`, that sends
+    /// `traffic`. E0805 when a message's size exceeds the address space.
+    pub(crate) fn new(
+        port: Rc<Port>,
         party: u8,
         rot: u8,
         traffic: &Traffic,
@@ -46,7 +45,7 @@ impl<T> Task<T> {
                 None => return Err(Diagnostic::internal("E0805", "a declared message is out of range")),
             }
         }
-        Ok(Task { kernel: Box::pin(kernel), port: cx.port(), sizes, round: 0, party: usize::from(party % 3) })
+        Ok(Task { kernel: Box::pin(kernel), port, sizes, round: 0, party: usize::from(party % 3) })
     }
 
     /// Runs to the end of the present round, or to the result.

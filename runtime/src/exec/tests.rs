@@ -9,12 +9,14 @@ use ombra_ir::module::*;
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
-use ombra_ir::reference::{self, RefValue};
 use ombra_ir::schedule::{Cost, schedule};
-use ombra_ir::ty::{BoundFrom, Elem, Sharing, Ty};
+use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Diagnostic, Dim, Dims, Result, plain};
 
 use super::*;
+use crate::settings::plain::Plain;
+use crate::settings::rep3::Rep3;
+use crate::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
 use crate::transport::{self, Session};
 
 /// A module under construction; types are inferred.
@@ -195,7 +197,7 @@ fn run_party(
     let key = agree_weight_key(party, &mut net)?;
     let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
     let weights = Arc::new(Weights::share(module, party, key.as_ref(), Arc::new(public.clone()), own, &mut net)?);
-    let mut run = Run::new(Arc::new(module.clone()), party, keys, weights, 1);
+    let mut run = Run::new(Arc::new(module.clone()), party, Rep3::new(keys, weights), 1).unwrap();
     let mut seen = Vec::new();
     for given in steps {
         session.meter().reset();
@@ -212,61 +214,41 @@ fn run_party(
     Ok(seen)
 }
 
-/// Runs the steps in the clear; by step, what is revealed.
-fn run_reference(module: &Module, steps: &[Given], weights: &Tensors) -> Vec<Vec<(u32, Vec<f64>)>> {
-    let mut states: BTreeMap<u32, RefValue> = BTreeMap::new();
-    let mut all = Vec::new();
-    for given in steps {
-        let bound = bind(module, &given.sizes, &given.public).unwrap();
-        let mut values: Vec<RefValue> = Vec::new();
-        let mut revealed = Vec::new();
-        let mut kept = Vec::new();
-        for (i, node) in module.ops.iter().enumerate() {
-            let shape = bound.shapes[i].clone();
-            let encoded = |x: &[f32]| {
-                let (bits, scale) = node.ty.as_ring().unwrap();
-                let words = reference::encode(x, bits, scale, node.ty.bound).unwrap();
-                RefValue::ring(bits, shape.clone(), words).unwrap()
-            };
-            let args: Vec<_> = node.args.iter().map(|id| (&values[id.index()], module.ty(*id))).collect();
-            let value = match &node.op {
-                Op::Public { value } => RefValue::plain(bound.public[*value as usize].clone()),
-                Op::PublicWeight { name } | Op::Weight { name } => encoded(&weights.0[name].1),
-                Op::Input { slot } => {
-                    let x = given.client[*slot as usize].as_f32().unwrap();
-                    // Cut slots of the tests cut the first axis.
-                    encoded(&x[x.len() - shape.iter().product::<usize>()..])
-                }
-                Op::ClientInts { slot } => RefValue::plain(given.client[*slot as usize].clone()),
-                Op::State { slot } => {
-                    let Elem::Ring { bits, .. } = node.ty.elem else { panic!("states are of ring elements") };
-                    states.get(slot).cloned().unwrap_or_else(|| RefValue::ring(bits, shape.clone(), vec![]).unwrap())
-                }
-                op => reference::eval(op, &args, &node.ty, &bound.bindings).unwrap(),
-            };
-            match node.op {
-                Op::Reveal { slot } => {
-                    let scale = module.ty(node.args[0]).as_ring().unwrap().1;
-                    revealed.push((slot, value.decode(scale).unwrap()));
-                }
-                Op::SetState { slot } => kept.push((slot, value.clone())),
-                _ => {}
-            }
-            values.push(value);
-        }
-        states.extend(kept);
-        all.push(revealed);
+/// No peers: for one party alone.
+struct Nobody;
+
+impl Net for Nobody {
+    fn send(&mut self, _: u32, _: u32, _: Party, _: Vec<u8>) -> Result<()> {
+        Err(Diagnostic::internal("E0000", "one party alone sends nothing"))
     }
-    all
+
+    fn recv(&mut self, _: u32, _: u32, _: Party, _: u64) -> Result<Vec<u8>> {
+        Err(Diagnostic::internal("E0000", "one party alone receives nothing"))
+    }
 }
 
-/// Runs the steps, compares what the client learns with the reference to `tolerance`, and bytes and rounds with the
+/// Runs the steps at one party in the clear; by step, what is revealed.
+fn run_plain(module: &Module, steps: &[Given], weights: &Tensors) -> Vec<Vec<(u32, Vec<f64>)>> {
+    let (module, weights) = (Arc::new(module.clone()), Arc::new(weights.clone()));
+    let side = Plain::new(Arc::clone(&module), weights.clone(), weights);
+    let mut run = Run::new(Arc::clone(&module), Party::Client, side, 1).unwrap();
+    let step = |given: &Given| {
+        let bound = bind(&module, &given.sizes, &given.public).unwrap();
+        let schedule = schedule(&module, &bound).unwrap();
+        let result = run.step(&bound, &schedule, &given.client, &mut Nobody).unwrap();
+        assert!(result.sent.iter().all(|bytes| *bytes == 0));
+        result.opened.iter().map(|opened| (opened.slot, opened.reals())).collect()
+    };
+    steps.iter().map(step).collect()
+}
+
+/// Runs the steps, compares what the client learns with the setting `plain` to `tolerance`, and bytes and rounds with the
 /// declared ones.
 fn check(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors, tolerance: f64) {
     let parties: Vec<Vec<Seen>> = run_parties(module, steps, public, own).into_iter().map(|r| r.unwrap()).collect();
     let mut weights = public.clone();
     weights.0.extend(own.0.clone());
-    for (step, expected) in run_reference(module, steps, &weights).iter().enumerate() {
+    for (step, expected) in run_plain(module, steps, &weights).iter().enumerate() {
         let found = &parties[0][step].opened;
         assert_eq!(found.iter().map(|o| o.0).collect::<Vec<_>>(), expected.iter().map(|o| o.0).collect::<Vec<_>>());
         for ((slot, found), (_, expected)) in found.iter().zip(expected) {

@@ -28,9 +28,11 @@ pub use probes::{Probe, Size, probes};
 
 use super::local::make_private;
 use crate::config::PartyConfig;
-use crate::exec::{LinkNet, Run, TensorSource, Weights, agree_keys, agree_weight_key};
+use crate::exec::{LinkNet, Run, TensorSource};
 use crate::keygen::write_local_set;
 use crate::prg::{Key, Label, Prg};
+use crate::settings::rep3::Rep3;
+use crate::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose, Session, SessionId};
 
 /// How often a program runs; the shortest time counts.
@@ -216,7 +218,7 @@ fn no_more() -> Diagnostic {
     Diagnostic::internal("E0808", "the session has ended")
 }
 
-fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Result<Run> {
+fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Result<Run<Rep3>> {
     let own = session.party();
     let mut net = LinkNet::new(session, run);
     let keys = agree_keys(own, &mut net)?;
@@ -224,7 +226,7 @@ fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Resu
     let zeros: Arc<dyn TensorSource> = Arc::new(Zeros::of(&program.module, &program.bound));
     let server = (own == Party::Server).then(|| Arc::clone(&zeros));
     let weights = Weights::share(&program.module, own, key.as_ref(), zeros, server, &mut net)?;
-    Ok(Run::new(Arc::clone(&program.module), own, keys, Arc::new(weights), threads))
+    Run::new(Arc::clone(&program.module), own, Rep3::new(keys, Arc::new(weights)), threads)
 }
 
 /// Sessions of client, server and helper in this process, over the loopback interface.

@@ -1,0 +1,232 @@
+//! What a kernel sees of the world: its role, the pair keys, and one outbox and inbox for each peer.
+//!
+//! A kernel is an `async fn` that sends, awaits [`Cx::round`], and takes what arrived in the round that just ended. All
+//! parties await the same number of rounds. Roles are logical: role `j` of an op with rotation `r` is party
+//! `(j + r) mod 3`, and key and component `j` follow it. Key `k_j` is known to roles `j` and `j − 1`.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+use ombra_ir::{Diagnostic, Result};
+
+use super::wire;
+use crate::backend::bits;
+use crate::exec::port::Port;
+use crate::prg::{Key, Label, Prg, UsedLabels};
+
+/// The keys of one party for one session. A label is used once per key: in debug builds a second use panics.
+pub struct Keys {
+    /// `k_i`, shared with the party before.
+    own: Stream,
+    /// `k_{i+1}`, shared with the party after.
+    next: Stream,
+    /// Known to this party alone.
+    private: Stream,
+}
+
+struct Stream {
+    prg: Prg,
+    used: RefCell<UsedLabels>,
+}
+
+impl Keys {
+    /// The generators of `k_i`, shared with the party before, of `k_{i+1}`, shared with the party after, and of a key
+    /// that no other party knows.
+    pub fn new(own: &Key, next: &Key, private: &Key) -> Self {
+        let stream = |key| Stream { prg: Prg::new(key), used: RefCell::default() };
+        Keys { own: stream(own), next: stream(next), private: stream(private) }
+    }
+}
+
+impl Stream {
+    /// The generator, for one use of `label`.
+    fn at(&self, label: Label) -> &Prg {
+        self.used.borrow_mut().claim(label);
+        &self.prg
+    }
+}
+
+/// What a stretch of randomness is for: one value for each use in a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum Purpose {
+    /// Component 0 of an input.
+    Input = 1,
+    /// Zero sharing that masks the terms of a truncation.
+    TruncateTerm,
+    /// Component 0 of the quotient of role 2's term.
+    TruncateQuotient,
+    /// Role 0's share of role 2's wrap bit.
+    TruncateBit,
+    /// Masks of both shares of the wrap, which are components 0 and 2 of it.
+    TruncateWrap,
+    /// What masks role 2's term where many are divided.
+    ManyTerm,
+    /// Mask of role 0's wrap bit there.
+    ManyWrap0,
+    /// Mask of role 1's wrap bit there.
+    ManyWrap1,
+    /// Role 0's share of the product of the two masks.
+    ManyProduct,
+    /// Components 0 and 2 of what many are divided into.
+    ManyOut,
+    /// Component 0 of the bits of role 0's sum where many bits are converted.
+    ManyBit,
+    /// Masks of its product with the third component.
+    ManyBitProduct,
+    /// Zero sharing that masks resharing.
+    Reshare,
+    /// Component 0 of what role 2 deals.
+    Deal,
+    /// Masks of role 2's factors of a crossing.
+    CrossFactor,
+    /// Masks of what takes those masks off, which are components 0 and 2 of a crossing.
+    CrossOut,
+    /// Masks of products of role 2's bits.
+    MsbFactor,
+    /// Masks of what takes those masks off, which are components 0 and 2 of generate and propagate bits.
+    MsbOut,
+    /// Component 0 of role 2's highest bit.
+    MsbTop,
+    /// Zero sharing that masks an `and`.
+    And,
+    /// Masks of role 2's factors of many exponentials.
+    ExpFactor,
+    /// Components 0 and 2 of many exponentials.
+    ExpOut,
+    /// Root seeds of point function keys, from the client's private key.
+    EmbedSeed,
+    /// Component 1 of a weight.
+    Weight,
+    /// Components of fresh bits.
+    Random,
+}
+
+/// The context of one instance of an op at one party. Clones are the same instance.
+#[derive(Clone)]
+pub struct Cx {
+    keys: Rc<Keys>,
+    port: Rc<Port>,
+    party: u8,
+    rot: u8,
+    op: u32,
+    step: u32,
+    level: u8,
+}
+
+impl Cx {
+    /// The context of op `op` with rotation `rot` in step `step` at party `party`.
+    pub fn new(keys: Rc<Keys>, party: u8, rot: u8, op: u32, step: u32) -> Self {
+        Cx { keys, port: Rc::default(), party: party % 3, rot: rot % 3, op, step, level: 0 }
+    }
+
+    pub(crate) fn port(&self) -> Rc<Port> {
+        Rc::clone(&self.port)
+    }
+
+    /// The logical role of this party.
+    pub fn role(&self) -> u8 {
+        (self.party + 3 - self.rot) % 3
+    }
+
+    /// The same instance at a level of a tree: its randomness differs from that of other levels.
+    pub(super) fn at_level(&self, level: u8) -> Cx {
+        Cx { level, ..self.clone() }
+    }
+
+    fn party_of(&self, role: u8) -> usize {
+        usize::from((role + self.rot) % 3)
+    }
+
+    /// Level and part have a byte each, so that no two of them share a label.
+    fn label(&self, purpose: Purpose, part: u8) -> Label {
+        let part = u16::from_be_bytes([self.level, part]);
+        Label { op: self.op, step: self.step, purpose: purpose as u16, part }
+    }
+
+    /// `F(k_key, purpose, part)` in `n` words. An error where this role does not know the key.
+    pub(super) fn draw(&self, key: u8, purpose: Purpose, part: u8, n: usize) -> Result<Vec<u64>> {
+        let mut words = vec![0; n];
+        let label = self.label(purpose, part);
+        self.key(key)?.at(label).fill_u64(label, &mut words);
+        Ok(words)
+    }
+
+    /// Words from this party's private key.
+    pub(super) fn draw_private(&self, purpose: Purpose, part: u8, n: usize) -> Vec<u64> {
+        let mut words = vec![0; n];
+        let label = self.label(purpose, part);
+        self.keys.private.at(label).fill_u64(label, &mut words);
+        words
+    }
+
+    /// Adds this role's term of a sharing of zero, `F(k_j) − F(k_{j+1})`.
+    pub(super) fn add_zero_share(&self, purpose: Purpose, words: &mut [u64]) {
+        let label = self.label(purpose, 0);
+        self.keys.own.at(label).add_assign_u64(label, words);
+        self.keys.next.at(label).sub_assign_u64(label, words);
+    }
+
+    /// Adds this role's term of a sharing of zero bits, `F(k_j) ⊕ F(k_{j+1})`.
+    pub(super) fn xor_zero_share(&self, purpose: Purpose, part: u8, words: &mut [u64]) {
+        let label = self.label(purpose, part);
+        self.keys.own.at(label).xor_assign_u64(label, words);
+        self.keys.next.at(label).xor_assign_u64(label, words);
+    }
+
+    fn key(&self, key: u8) -> Result<&Stream> {
+        match (key + 3 - self.role()) % 3 {
+            0 => Ok(&self.keys.own),
+            1 => Ok(&self.keys.next),
+            _ => Err(Diagnostic::internal("E0801", "a kernel asked for a key that its role does not know")),
+        }
+    }
+
+    /// Sends the low `bits` of every word to a role.
+    pub(super) fn send(&self, to: u8, words: &[u64], bits: u8) {
+        self.send_iter(to, words.iter().copied(), bits);
+    }
+
+    /// Sends the low `bits` of every word to a role.
+    pub(super) fn send_iter(&self, to: u8, words: impl ExactSizeIterator<Item = u64>, bits: u8) {
+        wire::put_words(&mut self.port.outbox(self.party_of(to)), words, usize::from(bits / 8).max(1));
+    }
+
+    /// Sends `count` planes of `n` bits to a role.
+    pub(super) fn send_planes(&self, to: u8, planes: &[u64], count: usize, n: usize) {
+        bits::planes_to_bytes(planes, n, count as u32, &mut self.port.outbox(self.party_of(to)));
+    }
+
+    /// Sends bytes to a role.
+    pub(super) fn send_bytes(&self, to: u8, bytes: &[u8]) {
+        self.port.outbox(self.party_of(to)).extend_from_slice(bytes);
+    }
+
+    /// Ends a round: returns when everything that was sent in it has arrived everywhere.
+    pub(super) async fn round(&self) {
+        let mut asked = false;
+        poll_fn(|_| if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// The next `n` words of `bits` that a role sent in the round that just ended. E0802 when there are fewer.
+    pub(super) fn take(&self, from: u8, n: usize, bits: u8) -> Result<Vec<u64>> {
+        let width = usize::from(bits / 8).max(1);
+        self.take_with(from, n * width, |bytes| wire::get_words(bytes, width))
+    }
+
+    /// The next `count` planes of `n` bits that a role sent. E0802 when there are fewer.
+    pub(super) fn take_planes(&self, from: u8, count: usize, n: usize) -> Result<Vec<u64>> {
+        let mut planes = vec![0; count * bits::words(n)];
+        self.take_with(from, count * n.div_ceil(8), |bytes| {
+            bits::planes_from_bytes(bytes, n, count as u32, &mut planes)
+        })??;
+        Ok(planes)
+    }
+
+    /// The next `len` bytes that a role sent, read by `read`. E0802 when there are fewer.
+    pub(super) fn take_with<T>(&self, from: u8, len: usize, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        self.port.take_with(self.party_of(from), len, read)
+    }
+}

@@ -1,0 +1,128 @@
+//! Ops that send messages, at one party: each becomes a [`Task`].
+
+use std::sync::Arc;
+
+use ombra_ir::Result;
+use ombra_ir::module::Id;
+use ombra_ir::op::Op;
+use ombra_ir::settings::Setting;
+use ombra_ir::{Diagnostic, bind};
+
+use super::setup::Matrix;
+use super::value::Value;
+use super::{Ended, Site};
+use crate::exec::Task;
+use crate::settings::rep3::Cx;
+use crate::settings::rep3::compare::{and, msb};
+use crate::settings::rep3::convert::bit_to_ring;
+use crate::settings::rep3::embed::{Rows, Table, embed};
+use crate::settings::rep3::exp::exp_digits;
+use crate::settings::rep3::input::input;
+use crate::settings::rep3::local::linear::Ring;
+use crate::settings::rep3::reshare::reshare;
+use crate::settings::rep3::reveal::reveal;
+use crate::settings::rep3::share::Shared;
+use crate::settings::rep3::tree::{arg_max, row_max};
+use crate::settings::rep3::truncate::{extend, truncate};
+
+/// Whether an op has a kernel here: it sends messages, or may.
+pub(super) fn has_kernel(op: &Op) -> bool {
+    matches!(op, Op::Input { .. }) || (Setting::ThreeParty.protocol().is_interactive)(op)
+}
+
+/// The task of an interactive op. `given` is what this party, as the client, gives to an input.
+pub(super) fn start(
+    site: Site<'_>,
+    cx: &Cx,
+    args: Vec<Arc<Value>>,
+    given: Option<Vec<u64>>,
+) -> Result<Task<Ended<Value>>> {
+    let node = site.module.node(site.id);
+    let shape_of = |id: Id| site.bound.shapes[id.index()].clone();
+    let n = site.bound.len(site.id);
+    let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
+    let bits = node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits);
+    let (op, own, threads) = (node.op.clone(), cx.clone(), site.threads);
+    let lens = match op {
+        Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
+        _ => None,
+    };
+    let shapes: Vec<Vec<usize>> = node.args.iter().map(|&arg| shape_of(arg)).collect();
+    let kernel = async move {
+        let cx = &own;
+        let arg = |i: usize| args.get(i).ok_or_else(|| Diagnostic::internal("E0811", "an op has too few operands"));
+        let shared = match &op {
+            Op::Input { .. } => input(cx, given, n, bits).await?,
+            Op::Truncate { by } => truncate(cx, arg(0)?.operand()?, n, bits, *by).await?,
+            Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
+            Op::BitToRing { bits } => bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
+            Op::Extend { bits } => {
+                let from = operand_ring.map_or(64, |(bits, _)| bits);
+                extend(cx, arg(0)?.operand()?, n, from, *bits).await?
+            }
+            Op::ExpDigits { scale, tail } => exp_digits(cx, arg(0)?.shared()?, n, *scale, *tail).await?,
+            Op::RowMax { width, drop, .. } => {
+                let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
+                row_max(cx, arg(0)?.shared()?, lens, bits, (*width, *drop)).await?
+            }
+            Op::ArgMax { width } => {
+                let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
+                arg_max(cx, arg(0)?.shared()?, n, len, bits, *width).await?
+            }
+            Op::Embed => {
+                let ids = match &**arg(0)? {
+                    Value::Ids(ids) => ids.as_deref(),
+                    _ => return Err(Diagnostic::internal("E0811", "a lookup has no ids")),
+                };
+                let [id_shape, table_shape] = shapes.as_slice() else {
+                    return Err(Diagnostic::internal("E0811", "a lookup has two operands"));
+                };
+                let rows = table_shape.first().copied().unwrap_or(0);
+                let sizes = Table {
+                    rows,
+                    columns: table_shape.get(1..).map_or(1, |rest| rest.iter().product()),
+                    tokens: id_shape.iter().product(),
+                    bits,
+                };
+                let table = arg(1)?;
+                let block = |start: usize, count: usize| match &**table {
+                    Value::Matrix(matrix) => shared_block(matrix, start, count),
+                    value => rows_of(value.shared()?, start, count, sizes.columns),
+                };
+                let at_once = match &**table {
+                    Value::Matrix(matrix) => matrix.block_rows(),
+                    _ => rows.max(1),
+                };
+                embed(cx, ids, &Rows { block: &block, at_once }, sizes, threads).await?
+            }
+            Op::Msb { width, drop } => {
+                return msb(cx, arg(0)?.shared()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
+            }
+            Op::And => {
+                let (x, y) = (arg(0)?.bits()?, arg(1)?.bits()?);
+                if x.n != y.n {
+                    return Err(Diagnostic::internal("E0811", "an `and` of bits of two shapes"));
+                }
+                return and(cx, x, y).await.map(|x| Ended::Value(Value::Bits(x)));
+            }
+            Op::Reveal { .. } => return reveal(cx, arg(0)?.shared()?, n, bits).await.map(Ended::Opened),
+            _ => return Err(Diagnostic::internal("E0815", format!("{} has no interactive kernel", op.name()))),
+        };
+        Ok(Ended::Value(Value::Ring(Ring::Shared(shared))))
+    };
+    Task::new(cx.port(), site.party.index() as u8, node.rot, site.traffic, kernel)
+        .map_err(|error| error.at(bind::place(site.module, site.id)))
+}
+
+fn shared_block(matrix: &Matrix, start: usize, count: usize) -> Result<Shared> {
+    match matrix.block(start, count)? {
+        Ring::Shared(shared) => Ok(shared),
+        _ => Err(Diagnostic::internal("E0811", "a lookup in a table that is not secret")),
+    }
+}
+
+/// Rows of a table that is stored whole.
+fn rows_of(table: &Shared, start: usize, count: usize, columns: usize) -> Result<Shared> {
+    let (from, to) = (start * columns, (start + count) * columns);
+    Ok(table.map(|words| words.get(from..to).unwrap_or(&[]).to_vec()))
+}

@@ -1,0 +1,250 @@
+//! Ops that send nothing, at one party.
+
+use std::sync::Arc;
+
+use ombra_ir::op::{Class, Op};
+use ombra_ir::reference::encode_as;
+use ombra_ir::{Diagnostic, Result};
+
+use super::setup::Matrix;
+use super::value::Value;
+use super::{Site, chain, role_of};
+use crate::backend::bits as planes;
+use crate::backend::elementwise;
+use crate::settings::rep3::local::broadcast::{broadcast_shape, expand, volume};
+use crate::settings::rep3::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int};
+use crate::settings::rep3::local::matmul::matmul;
+use crate::settings::rep3::local::movement;
+use crate::settings::rep3::share::Bits;
+
+/// Whether an op has a kernel here.
+pub(super) fn has_kernel(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Encode { .. }
+            | Op::Add
+            | Op::Sub
+            | Op::Neg
+            | Op::MulInt { .. }
+            | Op::AddInt { .. }
+            | Op::Upscale { .. }
+            | Op::SetScale { .. }
+            | Op::Mul
+            | Op::MatMul { .. }
+            | Op::ReduceSum { .. }
+            | Op::Narrow { .. }
+            | Op::Cut { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
+            | Op::Expand { .. }
+            | Op::Gather { .. }
+            | Op::Pack
+            | Op::Unpack { .. }
+            | Op::RowSum { .. }
+            | Op::RowExpand { .. }
+            | Op::Xor
+            | Op::Not
+            | Op::SetState { .. }
+    )
+}
+
+/// Ring bits of an operand.
+fn operand_bits(site: Site<'_>, i: usize) -> Result<u8> {
+    let arg = site.node().args.get(i).ok_or_else(missing)?;
+    site.module.ty(*arg).as_ring().map(|(bits, _)| bits).ok_or_else(missing)
+}
+
+/// Concrete sizes of an operand.
+pub(super) fn operand_shape<'a>(site: Site<'a>, i: usize) -> Result<&'a [usize]> {
+    let arg = site.node().args.get(i).ok_or_else(missing)?;
+    Ok(&site.bound.shapes[arg.index()])
+}
+
+/// The result of a local op that is no source.
+pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
+    let op = &site.module.node(site.id).op;
+    let arg = |i: usize| args.get(i).ok_or_else(missing);
+    // The same words under another type: a narrower ring is the same words too, of which fewer bits matter.
+    if matches!(op, Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. }) {
+        return arg(0).cloned();
+    }
+    if let Some(chain) = chain::extend(site, op, args)? {
+        return Ok(Arc::new(chain));
+    }
+    let settled = args.iter().map(chain::settle).collect::<Result<Vec<_>>>()?;
+    let args = settled.as_slice();
+    let arg = |i: usize| args.get(i).ok_or_else(missing);
+    if let Value::Bits(_) = &**arg(0)? {
+        return run_on_bits(site, op, args).map(|bits| Arc::new(Value::Bits(bits)));
+    }
+    if let (Op::MatMul { trans_b }, Some(Value::Matrix(matrix))) = (op, args.get(1).map(|v| &**v)) {
+        return matmul_in_blocks(site, arg(0)?.ring()?, matrix, *trans_b).map(|ring| Arc::new(Value::Ring(ring)));
+    }
+    let view = |i: usize| Ok(View { value: arg(i)?.ring()?, shape: operand_shape(site, i)? });
+    let ring = match op {
+        Op::Encode { .. } => {
+            let tensor = arg(0)?.plain(site.bound)?;
+            Ring::Public(encode_as(tensor.as_f32()?, tensor.shape(), site.module.ty(site.id))?)
+        }
+        Op::Add => add_sub(role_of(&site), AddSub::Add, view(0)?, view(1)?, site.shape())?,
+        Op::Sub => add_sub(role_of(&site), AddSub::Sub, view(0)?, view(1)?, site.shape())?,
+        Op::Neg => mul_int(arg(0)?.ring()?, u64::MAX)?,
+        Op::MulInt { k } => mul_int(arg(0)?.ring()?, *k as u64)?,
+        Op::AddInt { k } => add_int(role_of(&site), view(0)?, *k)?,
+        Op::Upscale { by } => mul_int(arg(0)?.ring()?, 1u64.checked_shl(u32::from(*by)).unwrap_or(0))?,
+        Op::Cut { by } => cut(arg(0)?.ring()?, operand_bits(site, 0)?, *by)?,
+        Op::Mul => mul(view(0)?, view(1)?, site.shape())?,
+        Op::MatMul { trans_b } => matmul(role_of(&site), view(0)?, view(1)?, *trans_b, site.threads)?,
+        Op::Concat { axis } => {
+            let parts = (0..args.len()).map(view).collect::<Result<Vec<_>>>()?;
+            concat(role_of(&site), &parts, usize::from(*axis))?
+        }
+        _ => {
+            let index = args.get(1);
+            map(arg(0)?.ring()?, |words| move_words(site, op, words, index))?
+        }
+    };
+    Ok(Arc::new(Value::Ring(ring)))
+}
+
+/// `x · w` for a weight that is made block by block: blocks of `w`'s rows meet blocks of `x`'s columns, or give blocks of
+/// the result's columns where `w` is given with its axes exchanged.
+fn matmul_in_blocks(site: Site<'_>, x: &Ring, w: &Matrix, trans_b: bool) -> Result<Ring> {
+    let shape = operand_shape(site, 0)?;
+    let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
+    let mut form = None;
+    let mut words: Option<Vec<u64>> = None;
+    let step = w.block_rows();
+    // One empty block at least, which gives the form of the result.
+    for start in (0..w.rows.max(1)).step_by(step) {
+        let count = step.min(w.rows - start);
+        let block = w.block(start, count)?;
+        let right = View { value: &block, shape: &[count, w.columns] };
+        let product = if trans_b || count == w.rows {
+            matmul(role_of(&site), View { value: x, shape }, right, trans_b, site.threads)?
+        } else {
+            let mut narrow = shape.to_vec();
+            narrow[axis] = count;
+            let left = map(x, |words| movement::slice(words, shape, axis, start, count))?;
+            matmul(role_of(&site), View { value: &left, shape: &narrow }, right, false, site.threads)?
+        };
+        let (kind, part) = product.into_term();
+        form = Some(kind);
+        let Some(part) = part else { continue };
+        match &mut words {
+            None if count == w.rows || !trans_b => words = Some(part),
+            Some(sum) if !trans_b => elementwise::add_assign(sum, &part),
+            _ => {
+                let all = words.get_or_insert_with(|| vec![0; part.len() / count.max(1) * w.rows]);
+                for (out, row) in all.chunks_exact_mut(w.rows).zip(part.chunks_exact(count)) {
+                    out[start..start + count].copy_from_slice(row);
+                }
+            }
+        }
+    }
+    form.map(|kind| kind.with(words)).ok_or_else(missing)
+}
+
+/// A linear map of the words of one operand.
+fn move_words(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Arc<Value>>) -> Result<Vec<u64>> {
+    let shape = operand_shape(site, 0)?;
+    let rows = || site.bound.rows(site.module, site.id);
+    match op {
+        Op::ReduceSum { axis } => movement::reduce_sum(words, shape, usize::from(*axis)),
+        Op::Transpose { perm } => movement::transpose(words, shape, perm),
+        Op::Slice { axis, start, .. } => {
+            let axis = usize::from(*axis);
+            let start = start.eval_usize(&site.bound.bindings)?;
+            let len = site.shape().get(axis).copied().unwrap_or(0);
+            movement::slice(words, shape, axis, start, len)
+        }
+        Op::Expand { .. } => expand(words, shape, site.shape()),
+        Op::Gather { axis } => {
+            let indices = index.ok_or_else(missing)?.plain(site.bound)?;
+            movement::gather(words, shape, usize::from(*axis), indices.as_i64()?)
+        }
+        Op::Pack => movement::pack(words, &rows()?.keep),
+        Op::Unpack { .. } => rows().and_then(|rows| movement::unpack(words, &rows.keep, rows.dense)),
+        Op::RowSum { .. } => movement::row_sum(words, &rows()?.lens),
+        Op::RowExpand { .. } => movement::row_expand(words, &rows()?.lens),
+        _ => Err(unsupported(op)),
+    }
+}
+
+fn run_on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<Bits> {
+    let operand = |i: usize| args.get(i).ok_or_else(missing)?.bits();
+    let x = operand(0)?;
+    match op {
+        Op::Not => {
+            // The complement is that of component 0, which role 0 holds as `a` and role 2 as `b`.
+            let flipped = |plane: &[u64], flip: bool| {
+                let mut plane = plane.to_vec();
+                if flip {
+                    planes::not_assign(&mut plane, x.n);
+                }
+                plane
+            };
+            Ok(Bits::new(x.n, flipped(&x.a, role_of(&site) == 0), flipped(&x.b, role_of(&site) == 2)))
+        }
+        Op::Xor => {
+            let y = operand(1)?;
+            let (xs, ys) = (operand_shape(site, 0)?, operand_shape(site, 1)?);
+            if xs == ys {
+                let xor = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x ^ y).collect();
+                return Ok(Bits::new(x.n, xor(&x.a, &y.a), xor(&x.b, &y.b)));
+            }
+            let out = broadcast_shape(xs, ys)?;
+            let wide = |x: &Bits, shape: &[usize]| map_bits(x, volume(&out)?, |words| expand(words, shape, &out));
+            let (mut x, y) = (wide(x, xs)?, wide(y, ys)?);
+            planes::xor_assign(&mut x.a, &y.a);
+            planes::xor_assign(&mut x.b, &y.b);
+            Ok(x)
+        }
+        Op::Concat { axis } => {
+            let n = volume(site.shape())?;
+            let side = |component: fn(&Bits) -> &[u64]| -> Result<Vec<u64>> {
+                let parts = (0..args.len())
+                    .map(|i| operand(i).map(|x| unpacked(component(x), x.n)))
+                    .collect::<Result<Vec<_>>>()?;
+                let shapes = (0..args.len()).map(|i| operand_shape(site, i)).collect::<Result<Vec<_>>>()?;
+                let parts: Vec<_> = parts.iter().map(Vec::as_slice).zip(shapes).collect();
+                movement::concat(&parts, usize::from(*axis)).map(|words| packed(&words))
+            };
+            Ok(Bits::new(n, side(|x| &x.a)?, side(|x| &x.b)?))
+        }
+        Op::ReduceSum { .. } | Op::RowSum { .. } => Err(unsupported(op)),
+        _ => map_bits(x, volume(site.shape())?, |words| move_words(site, op, words, args.get(1))),
+    }
+}
+
+/// The bits with `f` applied to each component as words 0 and 1.
+fn map_bits(x: &Bits, n: usize, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Bits> {
+    let side = |plane: &[u64]| f(&unpacked(plane, x.n)).map(|words| packed(&words));
+    Ok(Bits::new(n, side(&x.a)?, side(&x.b)?))
+}
+
+fn unpacked(plane: &[u64], n: usize) -> Vec<u64> {
+    let mut words = vec![0; n];
+    planes::from_planes(plane, &mut words);
+    words
+}
+
+fn packed(words: &[u64]) -> Vec<u64> {
+    let mut plane = vec![0; planes::words(words.len())];
+    planes::to_planes(words, 1, &mut plane);
+    plane
+}
+
+fn missing() -> Diagnostic {
+    Diagnostic::internal("E0811", "an op has too few operands")
+}
+
+fn unsupported(op: &Op) -> Diagnostic {
+    let what = match op.class() {
+        Class::Composite => "is composite and was not expanded",
+        Class::Source | Class::Core => "has no kernel for these operands",
+    };
+    Diagnostic::internal("E0815", format!("{} {what}", op.name()))
+}

@@ -1,0 +1,305 @@
+//! What the parties agree on before the first step: pair keys, and the sharing of the server's weights.
+//!
+//! Key `k_i` is drawn by party `i` and sent to party `i − 1`. The key of the weights is drawn by the server and sent to
+//! the client: the client's part of every weight follows from it, and the helper, which does not know it, gets the rest.
+//! Keys travel over links that are encrypted and authenticated. Messages that held a key or a component of a weight are wiped
+//! when they are dropped, and what is made of them is never copied to grow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ombra_ir::bind::{concrete, place};
+use ombra_ir::module::{Id, Module, Node, Party};
+use ombra_ir::norms::{Measure, Norms};
+use ombra_ir::op::Op;
+use ombra_ir::reference::encode;
+use ombra_ir::{Bindings, Diagnostic, Result};
+use zeroize::Zeroizing;
+
+use super::local::broadcast::volume;
+use super::local::linear::Ring;
+use super::share::{Component, Shared};
+use super::value::Value;
+use super::{Keys, Purpose, wire};
+use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
+use crate::exec::source::{TensorSource, short};
+use crate::prg::{Key, Label, Prg};
+
+/// Elements of a weight in one message.
+const CHUNK: usize = 1 << 20;
+/// Elements of a weight that are made at once: two components of them stay in the second cache.
+const BLOCK: usize = 1 << 17;
+/// Weights of at most this many elements are stored by every party.
+const SMALL: usize = 1 << 14;
+
+/// Fresh pair keys, by one message from every party to the one before it.
+pub fn agree_keys(party: Party, net: &mut dyn Net) -> Result<Keys> {
+    let own = Key::random()?;
+    net.send(KEYS_EPOCH, 0, before(party), own.bytes().to_vec())?;
+    let next = receive_key(after(party), 0, net)?;
+    Ok(Keys::new(&own, &next, &Key::random()?))
+}
+
+/// A fresh key of the weights, drawn by the server, which client and server know and the helper does not.
+///
+/// A key is for one sharing: under the same key, the helper would learn the difference of two.
+pub fn agree_weight_key(party: Party, net: &mut dyn Net) -> Result<Option<Key>> {
+    match party {
+        Party::Client => receive_key(Party::Server, 1, net).map(Some),
+        Party::Server => {
+            let key = Key::random()?;
+            net.send(KEYS_EPOCH, 1, Party::Client, key.bytes().to_vec())?;
+            Ok(Some(key))
+        }
+        Party::Helper => Ok(None),
+    }
+}
+
+fn receive_key(from: Party, tick: u32, net: &mut dyn Net) -> Result<Key> {
+    let bytes = Zeroizing::new(net.recv(KEYS_EPOCH, tick, from, 16)?);
+    let bytes = <[u8; 16]>::try_from(bytes.as_slice())
+        .map_err(|_| Diagnostic::peer("E0812", format!("{} sent a key of another length", from.name())))?;
+    Ok(Key::from_bytes(bytes))
+}
+
+fn before(party: Party) -> Party {
+    Party::ALL[(party.index() + 2) % 3]
+}
+
+fn after(party: Party) -> Party {
+    Party::ALL[(party.index() + 1) % 3]
+}
+
+/// The weights of a module at one party, by op. They serve any number of sessions: with the same key, a new client
+/// makes its part alone, without a message.
+///
+/// Only what cannot be made again is stored: the helper's terms, and small weights. The client's terms come from the
+/// key and the server's from the key and its file whenever an op needs them, so that memory holds one weight at a time.
+pub struct Weights {
+    held: BTreeMap<Id, Held>,
+    prg: Option<Prg>,
+    public: Arc<dyn TensorSource>,
+    own: Option<Arc<dyn TensorSource>>,
+}
+
+/// What tells weights apart: name, whether it is secret, ring bits and scale, and what is checked of it.
+type Source<'a> = (&'a str, bool, Option<(u8, u8)>, u8, Norms);
+
+/// How one weight is held.
+#[derive(Clone)]
+enum Held {
+    Stored(Arc<Value>),
+    Made(Recipe),
+}
+
+/// What a weight is made from.
+#[derive(Clone)]
+struct Recipe {
+    name: String,
+    secret: bool,
+    shape: Vec<usize>,
+    n: usize,
+    bits: u8,
+    scale: u8,
+    bound: u8,
+    norms: Norms,
+    label: Label,
+}
+
+impl Weights {
+    /// Shares the server's weights, `w = 0 + F(k) + (w − F(k))`: the server sends the last term to the helper; the
+    /// client neither sends nor receives. `own` is the server's file, `key` the key of client and server.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape than the plan says, or beyond its bound; a peer that fails.
+    pub fn share(
+        module: &Module,
+        party: Party,
+        key: Option<&Key>,
+        public: Arc<dyn TensorSource>,
+        own: Option<Arc<dyn TensorSource>>,
+        net: &mut dyn Net,
+    ) -> Result<Weights> {
+        let consistent = match party {
+            Party::Client => key.is_some(),
+            Party::Server => key.is_some() && own.is_some(),
+            Party::Helper => key.is_none(),
+        };
+        if !consistent {
+            return Err(Diagnostic::internal(
+                "E0814",
+                "client and server share weights with a key, the server with its own weights file",
+            ));
+        }
+        let mut weights = Weights { held: BTreeMap::new(), prg: key.map(Prg::new), public, own };
+        let mut known: BTreeMap<Source<'_>, Held> = BTreeMap::new();
+        let mut tick = 0;
+        for (i, node) in module.ops.iter().enumerate() {
+            let id = Id(i as u32);
+            let (name, secret) = match &node.op {
+                Op::PublicWeight { name } => (name, false),
+                Op::Weight { name } => (name, true),
+                _ => continue,
+            };
+            let of = (name.as_str(), secret, node.ty.as_ring(), node.ty.bound, node.ty.norms);
+            let held = match known.get(&of) {
+                Some(held) => held.clone(),
+                None => {
+                    let recipe = recipe(node, id, name, secret)?;
+                    weights.check(party, &recipe).map_err(|error| error.at(place(module, id)))?;
+                    let held = weights.hold(party, recipe, &mut tick, net);
+                    held.map_err(|error| error.at(place(module, id)))?
+                }
+            };
+            known.insert(of, held.clone());
+            weights.held.insert(id, held);
+        }
+        Ok(weights)
+    }
+
+    /// Checks the shape of a tensor that this party has a file for, and the norms of its rows and columns.
+    fn check(&self, party: Party, recipe: &Recipe) -> Result<()> {
+        let source = match recipe.secret {
+            false => &self.public,
+            true if party == Party::Server => self.own.as_ref().unwrap_or(&self.public),
+            true => return Ok(()),
+        };
+        let found = source.shape(&recipe.name)?;
+        if found != recipe.shape {
+            return Err(Diagnostic::input("E0813", format!("tensor `{}` has another shape", recipe.name))
+                .note(format!("expected  {:?}, found {found:?}", recipe.shape))
+                .note("use the weights file that belongs to the plan"));
+        }
+        if recipe.norms.is_none() {
+            return Ok(());
+        }
+        let mut measure = Measure::new(&recipe.shape, Some(recipe.scale))?;
+        for start in (0..recipe.n).step_by(CHUNK) {
+            measure.take(&source.elements(&recipe.name, start, CHUNK.min(recipe.n - start))?);
+        }
+        measure.check(&recipe.norms)
+    }
+
+    /// Sends or receives what a weight needs, and stores it where it must be.
+    fn hold(&self, party: Party, recipe: Recipe, tick: &mut u32, net: &mut dyn Net) -> Result<Held> {
+        let width = usize::from(recipe.bits / 8);
+        if party == Party::Helper && recipe.secret {
+            let mut w2 = Zeroizing::new(Vec::new());
+            // It is touched as data arrives.
+            w2.try_reserve_exact(recipe.n).map_err(|_| no_memory(&recipe))?;
+            while w2.len() < recipe.n {
+                let bytes = CHUNK.min(recipe.n - w2.len()) * width;
+                let payload = Zeroizing::new(net.recv(WEIGHTS_EPOCH, *tick, Party::Server, bytes as u64)?);
+                w2.extend(wire::words(&payload, width));
+                *tick += 1;
+            }
+            let shared = Shared { a: Component::Data(w2), b: Component::Zero };
+            return Ok(Held::Stored(Arc::new(Value::Ring(Ring::Shared(shared)))));
+        }
+        let made = (party == Party::Server && recipe.secret || recipe.n <= SMALL).then(|| self.make(&recipe));
+        let made = made.transpose()?;
+        if let (Party::Server, true, Some(Value::Ring(Ring::Shared(shared)))) = (party, recipe.secret, &made) {
+            for chunk in shared.b.data().unwrap_or(&[]).chunks(CHUNK) {
+                let mut payload = Vec::new();
+                wire::put_words(&mut payload, chunk.iter().copied(), width);
+                net.send(WEIGHTS_EPOCH, *tick, Party::Helper, payload)?;
+                *tick += 1;
+            }
+        }
+        Ok(match made {
+            Some(value) if recipe.n <= SMALL => Held::Stored(Arc::new(value)),
+            _ => Held::Made(recipe),
+        })
+    }
+
+    fn make(&self, recipe: &Recipe) -> Result<Value> {
+        self.block(recipe, 0, recipe.n).map(Value::Ring)
+    }
+
+    /// Elements `start..start + len` of a weight.
+    fn block(&self, recipe: &Recipe, start: usize, len: usize) -> Result<Ring> {
+        let read = |source: &Arc<dyn TensorSource>| -> Result<Vec<u64>> {
+            let elements = source.elements(&recipe.name, start, len)?;
+            if elements.len() != len {
+                return Err(short(&recipe.name));
+            }
+            encode(&elements, recipe.bits, recipe.scale, recipe.bound)
+        };
+        if !recipe.secret {
+            return Ok(Ring::Public(read(&self.public)?));
+        }
+        let prg = self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"))?;
+        let mut w1 = Zeroizing::new(vec![0; len]);
+        prg.fill_u64_at(recipe.label, start as u64, &mut w1);
+        let shared = match &self.own {
+            None => Shared { a: Component::Zero, b: Component::Data(w1) },
+            Some(own) => {
+                let mut w2 = Zeroizing::new(read(own)?);
+                crate::backend::elementwise::sub_assign(&mut w2, &w1);
+                Shared { a: Component::Data(w1), b: Component::Data(w2) }
+            }
+        };
+        Ok(Ring::Shared(shared))
+    }
+
+    /// The value of a weight op; a matrix that is not stored stays to be made in blocks if `in_blocks` says that the op
+    /// that takes it can do with that. E0814 when it was not shared.
+    pub(super) fn get(self: &Arc<Self>, id: Id, in_blocks: bool) -> Result<Arc<Value>> {
+        match self.held.get(&id) {
+            Some(Held::Stored(value)) => Ok(Arc::clone(value)),
+            Some(Held::Made(recipe)) => match (in_blocks, recipe.shape.as_slice()) {
+                (true, &[rows, columns]) => {
+                    let (weights, recipe) = (Arc::clone(self), recipe.clone());
+                    Ok(Arc::new(Value::Matrix(Matrix { weights, recipe, rows, columns })))
+                }
+                _ => self.make(recipe).map(Arc::new),
+            },
+            None => Err(Diagnostic::internal("E0814", "a weight was not shared before the run")),
+        }
+    }
+}
+
+/// A weight matrix that is made block by block.
+pub struct Matrix {
+    weights: Arc<Weights>,
+    recipe: Recipe,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+}
+
+impl Matrix {
+    /// Rows that one block should have.
+    pub fn block_rows(&self) -> usize {
+        (BLOCK / self.columns.max(1)).max(1)
+    }
+
+    /// `count` rows from `start` on.
+    ///
+    /// # Errors
+    /// The weights file has become unreadable.
+    pub fn block(&self, start: usize, count: usize) -> Result<Ring> {
+        self.weights.block(&self.recipe, start * self.columns, count * self.columns)
+    }
+}
+
+fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {
+    let (bits, scale) = node.ty.as_ring().ok_or_else(not_a_ring)?;
+    let shape = concrete(&node.ty.shape, &Bindings::default())?;
+    let n = volume(&shape)?;
+    let label = Label { op: id.0, step: 0, purpose: Purpose::Weight as u16, part: 0 };
+    let (bound, norms) = (node.ty.bound, node.ty.norms);
+    Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound, norms, label })
+}
+
+fn no_memory(recipe: &Recipe) -> Diagnostic {
+    let bytes = recipe.n.saturating_mul(8);
+    Diagnostic::input("E0814", format!("no memory for the shares of tensor `{}`", recipe.name))
+        .note(format!("expected  room for {bytes} bytes"))
+        .note("help      run on a machine with more memory, or use a smaller model")
+}
+
+fn not_a_ring() -> Diagnostic {
+    Diagnostic::internal("E0811", "a weight is not of ring elements")
+}

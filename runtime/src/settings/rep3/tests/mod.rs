@@ -1,0 +1,185 @@
+//! Every kernel among three parties in one thread, against plain arithmetic and the declared messages.
+
+mod compare;
+mod exp;
+mod linear;
+mod many;
+mod random;
+mod rank;
+mod rows;
+mod transcript;
+mod truncate;
+
+use std::future::Future;
+use std::rc::Rc;
+
+use ombra_ir::op::Op;
+use ombra_ir::settings::{Msg, RowLens, Setting, Sizes, Traffic};
+use ombra_ir::ty::Sharing;
+
+use crate::exec::lockstep::{self, Sent};
+use crate::settings::rep3::Cx;
+use crate::settings::rep3::share::{Bits, Component, Shared, Sum, ring_mask};
+
+/// Words that look random.
+struct Words(u64);
+
+impl Words {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn take(&mut self, n: usize) -> Vec<u64> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// Sharings of `x` at every role.
+fn share(x: &[u64], words: &mut Words) -> [Rc<Shared>; 3] {
+    let (x0, x1) = (words.take(x.len()), words.take(x.len()));
+    let x2: Vec<u64> = (0..x.len()).map(|i| x[i].wrapping_sub(x0[i]).wrapping_sub(x1[i])).collect();
+    let part = |a: &[u64], b: &[u64]| Rc::new(Shared::new(a.to_vec(), b.to_vec()));
+    [part(&x0, &x1), part(&x1, &x2), part(&x2, &x0)]
+}
+
+/// Terms whose sum is `x`: of all roles, or one of roles 0 and 1 and one of role 2.
+fn terms(x: &[u64], third: bool, words: &mut Words) -> [Rc<Sum>; 3] {
+    let x0 = words.take(x.len());
+    let x1 = if third { words.take(x.len()) } else { vec![0; x.len()] };
+    let x2 = (0..x.len()).map(|i| x[i].wrapping_sub(x0[i]).wrapping_sub(x1[i])).collect();
+    let x1 = if third { x1 } else { x0.clone() };
+    [x0, x1, x2].map(|term| Rc::new(Sum::new(Some(term))))
+}
+
+/// Sharings of the bits `x`.
+fn share_bits(x: &[bool], words: &mut Words) -> [Rc<Bits>; 3] {
+    let len = x.len().div_ceil(64);
+    let (x0, x1) = (words.take(len), words.take(len));
+    let mut x2: Vec<u64> = x0.iter().zip(&x1).map(|(a, b)| a ^ b).collect();
+    x.iter().enumerate().for_each(|(i, bit)| x2[i / 64] ^= u64::from(*bit) << (i % 64));
+    let part = |a: &[u64], b: &[u64]| Rc::new(Bits::new(x.len(), a.to_vec(), b.to_vec()));
+    [part(&x0, &x1), part(&x1, &x2), part(&x2, &x0)]
+}
+
+/// The shared values, after a check that neighbours hold the same components.
+fn open(shares: &[Shared; 3], n: usize, bits: u8) -> Vec<u64> {
+    let words = |component: &Component| {
+        let words: Vec<u64> = component.to_vec(n).iter().map(|w| w & ring_mask(bits)).collect();
+        assert_eq!(words.len(), n);
+        words
+    };
+    for role in 0..3 {
+        assert!(words(&shares[role].b) == words(&shares[(role + 1) % 3].a), "component of roles {role} and after");
+    }
+    let parts = [0, 1, 2].map(|role| words(&shares[role].a));
+    (0..n).map(|i| parts.iter().fold(0u64, |sum, part| sum.wrapping_add(part[i])) & ring_mask(bits)).collect()
+}
+
+fn open_bits(shares: &[Bits; 3]) -> Vec<bool> {
+    let n = shares[0].n;
+    let get = |words: &[u64], i: usize| words[i / 64] >> (i % 64) & 1 == 1;
+    (0..n)
+        .map(|i| {
+            for role in 0..3 {
+                assert!(get(&shares[role].b, i) == get(&shares[(role + 1) % 3].a, i), "bit {i} of role {role}");
+            }
+            shares.iter().fold(false, |x, share| x ^ get(&share.a, i))
+        })
+        .collect()
+}
+
+/// What an op is declared to send.
+fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
+    (Setting::ThreeParty.protocol().traffic)(op, sizes)
+}
+
+fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
+    let rows = RowLens::Equal { count: 0, len: 0 };
+    let form = if sum3 { Sharing::Sum3 } else { Sharing::Shared };
+    Sizes { out: out as u64, bits, from_bits: bits, form, rows, table_rows: 0, tokens: 0 }
+}
+
+/// The messages of a round each, as sender, receiver and bytes; empty ones are not sent.
+fn messages_of(rounds: &[Vec<(u8, u8, u64)>]) -> Traffic {
+    let mut traffic = Traffic { rounds: rounds.len() as u32, msgs: Vec::new() };
+    for (round, messages) in (0u32..).zip(rounds) {
+        let sent = messages.iter().filter(|(_, _, bytes)| *bytes > 0);
+        traffic.msgs.extend(sent.map(|&(from, to, bytes)| Msg { round, from, to, bytes }));
+    }
+    traffic
+}
+
+/// What a selection of `words` elements of `bytes` sends: two factors to each, and what role 2 deals.
+fn selection_traffic(words: u64, bytes: u64) -> Traffic {
+    let word = words * bytes;
+    messages_of(&[vec![(2, 0, 2 * word), (2, 1, 3 * word), (0, 1, word), (1, 0, word)]])
+}
+
+/// Ands of every level of the tree that joins `groups`: two a pair, but one for the lowest.
+fn ands_by_level(mut groups: usize) -> Vec<usize> {
+    let mut ands = Vec::new();
+    while groups > 1 {
+        ands.push(2 * (groups / 2) - 1);
+        groups = groups.div_ceil(2);
+    }
+    ands
+}
+
+/// What `n` sign bits by the given groups send.
+fn sign_traffic(n: u64, groups: &[u8]) -> Traffic {
+    let plane = n.div_ceil(8);
+    let products: u64 = groups.iter().map(|bits| (1 << bits) - 1).sum();
+    let results = (2 * groups.len() as u64).saturating_sub(1);
+    let first = [(2, 0, products), (2, 1, products + 1), (0, 1, results), (1, 0, results)];
+    let mut rounds = vec![first.map(|(from, to, planes)| (from, to, planes * plane)).to_vec()];
+    let levels = ands_by_level(groups.len()).into_iter().map(|ands| ands as u64 * plane);
+    rounds.extend(levels.map(|bytes| vec![(0, 2, bytes), (1, 0, bytes), (2, 1, bytes)]));
+    messages_of(&rounds)
+}
+
+/// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;
+/// this is a check of its own.
+fn assert_declared(sent: &[Sent], declared: &Traffic) {
+    let key = |round: u32, from: u8, to: u8, bytes: u64| (round, from, to, bytes);
+    let mut found: Vec<_> = sent.iter().map(|m| key(m.round, m.from, m.to, m.bytes.len() as u64)).collect();
+    let mut expected: Vec<_> = declared.msgs.iter().map(|m| key(m.round, m.from, m.to, m.bytes)).collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+/// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the context and the role.
+fn run<T, F>(seed: u64, rot: u8, op: &Op, sizes: &Sizes, kernel: impl Fn(Cx, usize) -> F) -> [T; 3]
+where
+    F: Future<Output = ombra_ir::Result<T>> + 'static,
+{
+    run_with_messages(seed, rot, op, sizes, kernel).0
+}
+
+fn run_with_messages<T, F>(
+    seed: u64,
+    rot: u8,
+    op: &Op,
+    sizes: &Sizes,
+    kernel: impl Fn(Cx, usize) -> F,
+) -> ([T; 3], Vec<Sent>)
+where
+    F: Future<Output = ombra_ir::Result<T>> + 'static,
+{
+    let declared = traffic(op, sizes);
+    let (results, sent) = lockstep::run(seed, rot, &declared, |cx| {
+        let role = usize::from(cx.role());
+        kernel(cx, role)
+    })
+    .expect("the kernel runs as declared");
+    assert_declared(&sent, &declared);
+    (results, sent)
+}
+
+/// A signed value in a ring.
+fn signed(x: u64, bits: u8) -> i64 {
+    (x << (64 - bits)) as i64 >> (64 - bits)
+}

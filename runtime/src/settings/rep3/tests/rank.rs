@@ -1,0 +1,229 @@
+//! Every bit that a role receives is under a mask of its own.
+//!
+//! Runs that differ in nothing but the pair key that a receiver does not know: to it, what it receives must be uniform
+//! given everything that it holds, that is over this key. Then the differences to the first run, all bits of all
+//! messages as one vector over GF(2), have full rank. Two messages under one mask are linearly dependent in their lowest
+//! bits at least, and the rank falls short.
+
+use super::*;
+use crate::settings::rep3::compare::{and, msb_of_groups};
+use crate::settings::rep3::convert::{bit_to_ring, many_bits_to_ring, select};
+use crate::settings::rep3::divide_many;
+use crate::settings::rep3::exp::exp_digits;
+use crate::settings::rep3::reshare::{Operand, reshare};
+use crate::settings::rep3::tree::{arg_max, row_max};
+use crate::settings::rep3::truncate::{Division, extend, truncate};
+
+/// Elements of a run: planes of bits fill whole bytes, so that all bits that are sent are random.
+const N: usize = 8;
+/// A matrix of random bits has full rank but for a chance of `2^-EXTRA` if it has so many rows more than columns.
+const EXTRA: usize = 64;
+
+/// The rank over GF(2) of the differences to the first vector, of bytes that are as many in each.
+fn affine_rank(vectors: &[Vec<u8>]) -> usize {
+    let words = |bytes: &[u8]| -> Vec<u64> {
+        bytes.chunks(8).map(|bytes| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect()
+    };
+    let bit = |v: &[u64], i: usize| v[i / 64] >> (i % 64) & 1 == 1;
+    let add = |v: &mut [u64], w: &[u64]| v.iter_mut().zip(w).for_each(|(v, w)| *v ^= w);
+    let first = words(&vectors[0]);
+    // Every vector with the position of a bit that no later one has.
+    let mut basis: Vec<(usize, Vec<u64>)> = Vec::new();
+    for vector in &vectors[1..] {
+        assert_eq!(vector.len(), vectors[0].len());
+        let mut rest = words(vector);
+        add(&mut rest, &first);
+        for (lead, known) in &basis {
+            if bit(&rest, *lead) {
+                add(&mut rest, known);
+            }
+        }
+        basis.extend((0..64 * rest.len()).find(|i| bit(&rest, *i)).map(|lead| (lead, rest)));
+    }
+    basis.len()
+}
+
+/// Checks the rank of what each role receives from `kernel`, which sends `declared`.
+fn assert_full_rank<T, F>(name: &str, declared: &Traffic, kernel: impl Fn(Cx, usize) -> F)
+where
+    F: Future<Output = ombra_ir::Result<T>> + 'static,
+{
+    let bytes_to = |role: u8| declared.msgs.iter().filter(|m| m.to == role).map(|m| m.bytes as usize).sum::<usize>();
+    let bits = [0, 1, 2].map(|role| 8 * bytes_to(role));
+    let ranks = [0, 1, 2].map(|receiver: u8| {
+        // A rotation of its own for each.
+        let rot = receiver;
+        let received = |run: usize| -> Vec<u8> {
+            // Pair key `j` is known to roles `j` and `j − 1`.
+            let mut seeds = [1; 6];
+            seeds[usize::from((receiver + 2 + rot) % 3)] = 100 + run as u64;
+            let (_, sent) = lockstep::run_with_keys(lockstep::keys_of(seeds), rot, declared, |cx| {
+                let role = usize::from(cx.role());
+                kernel(cx, role)
+            })
+            .expect("the kernel runs as declared");
+            assert_declared(&sent, declared);
+            sent.into_iter().filter(|m| m.to == receiver).flat_map(|m| m.bytes).collect()
+        };
+        affine_rank(&(0..bits[usize::from(receiver)] + EXTRA).map(received).collect::<Vec<_>>())
+    });
+    assert_eq!(ranks, bits, "{name}: ranks of what the roles receive, and bits of it");
+}
+
+/// The four sharings of every bit in turn.
+fn all_bits(n: usize) -> [Rc<Bits>; 3] {
+    let plane = |shift: u64| (0..n.div_ceil(64)).map(|_| (0..64).fold(0, |w, i| w | (i >> shift & 1) << i)).collect();
+    let x: [Vec<u64>; 3] = [0, 1, 2].map(plane);
+    let part = |i: usize| Rc::new(Bits::new(n, x[i].clone(), x[(i + 1) % 3].clone()));
+    [part(0), part(1), part(2)]
+}
+
+#[test]
+fn a_mask_that_is_used_twice_lowers_the_rank() {
+    let rank_of = |masks: [usize; 4]| {
+        let mut words = Words(5);
+        let constants = words.take(4);
+        let run = |_| {
+            let drawn = words.take(4);
+            let word = |i: usize| constants[i].wrapping_add(drawn[masks[i]]).to_le_bytes();
+            // Two ring elements, then bits.
+            [&word(0)[..], &word(1), &[word(2)[0] ^ word(3)[0]]].concat()
+        };
+        affine_rank(&(0..136 + EXTRA).map(run).collect::<Vec<_>>())
+    };
+    assert_eq!(rank_of([0, 1, 2, 3]), 136);
+    assert!(rank_of([0, 0, 2, 3]) < 136, "two words under one mask");
+    assert!(rank_of([0, 1, 0, 0]) < 136, "bits whose masks cancel");
+    assert!(rank_of([1, 2, 1, 2]) < 136, "bits under masks of words");
+}
+
+#[test]
+fn ranks_of_small_matrices() {
+    let rank = |rows: &[u8]| affine_rank(&rows.iter().map(|row| vec![0, *row, 0]).collect::<Vec<_>>());
+    assert_eq!(rank(&[7]), 0);
+    assert_eq!(rank(&[7, 7, 7]), 0);
+    assert_eq!(rank(&[0, 1, 2, 3]), 2);
+    assert_eq!(rank(&[4, 5, 6, 7]), 2);
+    assert_eq!(rank(&[0, 3, 5, 6, 128]), 3);
+}
+
+#[test]
+fn divisions_and_resharing() {
+    let mut words = Words(1);
+    for third in [false, true] {
+        let terms = terms(&words.take(N), third, &mut words);
+        let sizes = Sizes { from_bits: 40, ..sizes(N, 64, third) };
+        for op in [
+            Op::Truncate { by: 16 },
+            Op::Truncate { by: 13 },
+            Op::Truncate { by: 62 },
+            Op::Extend { bits: 64 },
+            Op::Reshare,
+        ] {
+            assert_full_rank(&format!("{op:?}, {}", 2 + u8::from(third)), &traffic(&op, &sizes), |cx, role| {
+                let (op, terms) = (op.clone(), terms[role].clone());
+                async move {
+                    let operand = if third { Operand::Three(&terms) } else { Operand::Two(&terms) };
+                    match op {
+                        Op::Truncate { by } => truncate(&cx, operand, N, 64, by).await,
+                        Op::Extend { bits } => extend(&cx, operand, N, 40, bits).await,
+                        _ => reshare(&cx, operand, N, 64).await,
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn divisions_of_many() {
+    let mut words = Words(2);
+    for (bits, by, out) in [(64, 16, 64), (64, 45, 64), (40, 0, 64)] {
+        let terms = terms(&words.take(N), true, &mut words);
+        let n = N as u64;
+        let (from, to, wrap) = (n * u64::from(bits) / 8, n * 8, n * u64::from(by + out - bits).div_ceil(8));
+        let declared = messages_of(&[
+            vec![(2, 0, from), (2, 1, wrap)],
+            vec![(0, 1, n / 8), (1, 0, n / 8)],
+            vec![(0, 1, to), (1, 0, to)],
+        ]);
+        assert_full_rank("division of many", &declared, |cx, role| {
+            let term = terms[role].data().map_or_else(Vec::new, <[u64]>::to_vec);
+            async move { divide_many::divide(&cx, term, N, Division { bits, by, out }).await }
+        });
+    }
+}
+
+#[test]
+fn exponentials() {
+    let mut words = Words(7);
+    let shares = share(&words.take(N), &mut words);
+    assert_full_rank(
+        "exponential",
+        &traffic(&Op::ExpDigits { scale: 16, tail: false }, &sizes(N, 32, false)),
+        |cx, role| {
+            let x = shares[role].clone();
+            async move { exp_digits(&cx, &x, N, 16, false).await }
+        },
+    );
+    assert_full_rank("exponential of many", &exp::traffic_of_many(N as u64), |cx, role| {
+        exp::many_exps(cx, shares[role].clone(), N)
+    });
+}
+
+#[test]
+fn bits_selections_and_ands() {
+    let n = N as u64;
+    let (bits, shares) = (all_bits(N), share(&Words(3).take(N), &mut Words(4)));
+    assert_full_rank("conversion", &traffic(&Op::BitToRing { bits: 64 }, &sizes(N, 64, false)), |cx, role| {
+        let bits = bits[role].clone();
+        async move { bit_to_ring(&cx, &bits, 64).await }
+    });
+    let declared = messages_of(&[vec![(0, 1, 8 * n)], vec![(2, 1, 8 * n), (1, 2, 8 * n)]]);
+    assert_full_rank("conversion of many", &declared, |cx, role| {
+        let bits = bits[role].clone();
+        async move { many_bits_to_ring(&cx, &bits, 64).await }
+    });
+    assert_full_rank("selection", &selection_traffic(n, 8), |cx, role| {
+        let (bits, shares) = (bits[role].clone(), shares[role].clone());
+        async move { select(&cx, &bits, &shares, 64).await }
+    });
+    assert_full_rank("and", &traffic(&Op::And, &sizes(N, 0, false)), |cx, role| {
+        let bits = bits[role].clone();
+        async move { and(&cx, &bits, &bits).await }
+    });
+}
+
+#[test]
+fn sign_bits_by_several_groups() {
+    let mut words = Words(6);
+    let groupings: [&[u8]; 8] =
+        [&[], &[1], &[4], &[1, 1], &[2, 3, 1], &[4, 4, 4, 3], &[1, 1, 1, 1, 1, 1, 1], &[2, 4, 1, 3, 4, 2, 3, 4]];
+    for groups in groupings {
+        let width = groups.iter().sum::<u8>() + 1;
+        let shares = share(&words.take(N), &mut words);
+        assert_full_rank(&format!("signs by {groups:?}"), &sign_traffic(N as u64, groups), |cx, role| {
+            let (shares, groups) = (shares[role].clone(), groups.to_vec());
+            async move { msb_of_groups(&cx, &shares, N, (width, 0), &groups).await }
+        });
+    }
+}
+
+/// Levels of a tree, and conversion and selection side by side.
+#[test]
+fn greatest_entries() {
+    const LEN: usize = 3;
+    let mut words = Words(7);
+    let shares = share(&words.take(N * LEN), &mut words);
+    let rows = RowLens::Equal { count: N as u64, len: LEN as u64 };
+    let sizes = Sizes { rows, ..sizes(N, 16, false) };
+    let op = Op::RowMax { shape: Vec::new(), width: 9, drop: 2 };
+    assert_full_rank("greatest entries", &traffic(&op, &sizes), |cx, role| {
+        let shares = shares[role].clone();
+        async move { row_max(&cx, &shares, &[LEN as u32; N], 16, (9, 2)).await }
+    });
+    assert_full_rank("their indices", &traffic(&Op::ArgMax { width: 9 }, &sizes), |cx, role| {
+        let shares = shares[role].clone();
+        async move { arg_max(&cx, &shares, N, LEN, 16, 9).await }
+    });
+}
