@@ -7,6 +7,7 @@
 
 use ombra_ir::module::{Module, Stage};
 use ombra_ir::op::Op;
+use ombra_ir::settings::rep3::is_interactive;
 
 /// How roles are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +37,8 @@ pub fn assign_rotations(module: &mut Module, spread: Spread) {
         let node = &module.ops[i];
         let sum = node.ty.sharing.is_sum();
         let named = matches!(node.op, Op::Input { .. } | Op::Embed | Op::Reveal { .. });
-        let rotates = sum || (protocol.is_interactive)(&node.op);
-        if spread == Spread::Fixed || named || !rotates {
+        let rotates = sum || is_interactive(&node.op);
+        if spread == Spread::Fixed || protocol.rotations < 2 || named || !rotates {
             continue;
         }
         let r = root(&mut parent, i);

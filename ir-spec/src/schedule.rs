@@ -68,12 +68,15 @@ pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
         }
         _ => RowLens::Equal { count: 0, len: 0 },
     };
+    let operands = [0, 1].map(|i| node.args.get(i).copied());
     let table = node.args.get(1).map(|a| &bound.shapes[a.index()]);
     let sizes = Sizes {
         out: bound.len(id) as u64,
         bits: ring.map_or(0, |(bits, _)| bits),
         from_bits: operand.and_then(|t| t.as_ring()).map_or(0, |(bits, _)| bits),
-        form: operand.map_or(Sharing::Public, |t| t.sharing),
+        forms: operands.map(|arg| arg.map_or(Sharing::Public, |a| module.ty(a).sharing)),
+        elements: operands.map(|arg| arg.map_or(0, |a| bound.len(a) as u64)),
+        of_server: operands.map(|arg| arg.is_some_and(|a| of_server(module, a))),
         rows: lens,
         table_rows: table.and_then(|s| s.first()).map_or(0, |&v| v as u64),
         tokens: node.args.first().map_or(0, |&a| bound.len(a) as u64),
@@ -98,6 +101,18 @@ pub fn setup_cost(module: &Module) -> Cost {
     }
     cost.rounds = u32::from(cost.bytes.iter().any(|&bytes| bytes > 0));
     cost
+}
+
+/// Whether the server knows a value: a private weight, or what is moved from one.
+pub fn of_server(module: &Module, id: Id) -> bool {
+    let node = module.node(id);
+    match node.op {
+        Op::Weight { .. } => true,
+        Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::SetScale { .. } => {
+            node.args.first().is_some_and(|&arg| of_server(module, arg))
+        }
+        _ => false,
+    }
 }
 
 impl Schedule {

@@ -185,7 +185,9 @@ impl Costs {
             let rows = RowLens::Equal { count: 0, len: 0 };
             let bits = lower::RING;
             let form = if sum3 { Sharing::Sum3 } else { Sharing::Shared };
-            let sizes = Sizes { out, bits, from_bits: bits, form, rows, table_rows: 0, tokens: 0 };
+            let (forms, elements, of_server) = ([form, Sharing::Public], [out, 0], [false; 2]);
+            let sizes =
+                Sizes { out, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 };
             let t = (Setting::ThreeParty.protocol().traffic)(op, &sizes);
             sent.bytes += t.bytes() as f64;
             sent.rounds[step] = t.rounds;

@@ -4,6 +4,7 @@
 //! runtime. What is generic asks [`Setting::protocol`]: type rules for the forms of products, the verifier for what is
 //! legal, schedules for what is sent.
 
+pub mod dealer;
 mod plain;
 pub mod rep3;
 
@@ -21,6 +22,8 @@ pub enum Setting {
     ThreeParty,
     /// The client alone, in the clear: no secrets and no messages. What other settings are compared with.
     Plain,
+    /// Client and server with a dealer of correlations; at most one of the three corrupted, semi-honest.
+    Dealer,
 }
 
 /// The facts of a setting.
@@ -35,8 +38,6 @@ pub struct Protocol {
     pub matrix_product: fn(Sharing, Sharing) -> Option<Sharing>,
     /// Number of ways in which logical roles can be given to parties.
     pub rotations: u8,
-    /// Whether parties send each other messages for an op, or take rounds for it.
-    pub is_interactive: fn(&Op) -> bool,
     /// What an op sends, in logical roles. Composite ops send nothing.
     pub traffic: fn(&Op, &Sizes) -> Traffic,
     /// Payload bytes that every party sends to share so many elements of a private weight once, in a ring of so many bits.
@@ -45,13 +46,14 @@ pub struct Protocol {
 
 impl Setting {
     /// All settings.
-    pub const ALL: [Setting; 2] = [Setting::ThreeParty, Setting::Plain];
+    pub const ALL: [Setting; 3] = [Setting::ThreeParty, Setting::Plain, Setting::Dealer];
 
     /// Its facts.
     pub fn protocol(self) -> &'static Protocol {
         match self {
             Setting::ThreeParty => &rep3::PROTOCOL,
             Setting::Plain => &plain::PROTOCOL,
+            Setting::Dealer => &dealer::PROTOCOL,
         }
     }
 
@@ -104,8 +106,12 @@ pub struct Sizes<'a> {
     pub bits: u8,
     /// Ring bits of operand 0 where it has another ring than the result, for `extend`.
     pub from_bits: u8,
-    /// The form of operand 0; of what has none, public.
-    pub form: Sharing,
+    /// The forms of the first two operands; of what is not there, public.
+    pub forms: [Sharing; 2],
+    /// Elements of the first two operands.
+    pub elements: [u64; 2],
+    /// Which of them the server knows: a private weight, or what is moved from one.
+    pub of_server: [bool; 2],
     /// Row lengths, for `row_max`; for `arg_max` one row of the axis' length for each result element.
     pub rows: RowLens<'a>,
     /// Rows of the table, for `embed`.

@@ -8,15 +8,15 @@ use crate::ty::Sharing;
 pub(super) static PROTOCOL: Protocol = Protocol {
     name: "plain",
     parties: &[Party::Client],
-    product: |a, b| one_form(a, b),
-    matrix_product: |a, b| one_form(a, b),
+    product: one_form,
+    matrix_product: one_form,
     rotations: 1,
-    is_interactive: |_| false,
     traffic: |_, _| Traffic::default(),
     setup: |_, _| [0; 3],
 };
 
-fn one_form(a: Sharing, b: Sharing) -> Option<Sharing> {
+/// Products of one secret form, with it and with what is public.
+pub(super) fn one_form(a: Sharing, b: Sharing) -> Option<Sharing> {
     match (a, b) {
         (Sharing::Public, other) | (other, Sharing::Public) => Some(other),
         (Sharing::Shared, Sharing::Shared) => Some(Sharing::Shared),

@@ -27,22 +27,6 @@ pub(super) static PROTOCOL: Protocol = Protocol {
         _ => None,
     },
     rotations: 3,
-    is_interactive: |op| {
-        matches!(
-            op,
-            Op::Truncate { .. }
-                | Op::Reshare
-                | Op::Extend { .. }
-                | Op::Msb { .. }
-                | Op::And
-                | Op::BitToRing { .. }
-                | Op::ExpDigits { .. }
-                | Op::RowMax { .. }
-                | Op::ArgMax { .. }
-                | Op::Embed
-                | Op::Reveal { .. }
-        )
-    },
     traffic,
     // The server sends the helper's component, the one that no key makes.
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
@@ -106,10 +90,28 @@ pub fn dpf_key_bytes(domain: u64) -> u64 {
     17 + 16 * levels + levels.div_ceil(8) + 16
 }
 
+/// Whether parties take part in an op together: they send messages, or take rounds.
+pub fn is_interactive(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Truncate { .. }
+            | Op::Reshare
+            | Op::Extend { .. }
+            | Op::Msb { .. }
+            | Op::And
+            | Op::BitToRing { .. }
+            | Op::ExpDigits { .. }
+            | Op::RowMax { .. }
+            | Op::ArgMax { .. }
+            | Op::Embed
+            | Op::Reveal { .. }
+    )
+}
+
 /// What `op` sends. Ops that are local, sources without messages, or composite send nothing.
 fn traffic(op: &Op, s: &Sizes) -> Traffic {
     let mut t = Traffic::default();
-    let (eb, sum3) = (u64::from(s.bits) / 8, s.form == Sharing::Sum3);
+    let (eb, sum3) = (u64::from(s.bits) / 8, s.forms[0] == Sharing::Sum3);
     match op {
         // Client (role 0) holds x0 = F(k_0) with role 2, sends x1 = x − x0 to role 1; x2 = 0.
         Op::Input { .. } => {
@@ -286,7 +288,9 @@ mod tests {
             out,
             bits: 64,
             from_bits: 64,
-            form: if sum3 { Sharing::Sum3 } else { Sharing::Shared },
+            forms: [if sum3 { Sharing::Sum3 } else { Sharing::Shared }, Sharing::Public],
+            elements: [0; 2],
+            of_server: [false; 2],
             rows: RowLens::Equal { count: 0, len: 0 },
             table_rows: 0,
             tokens: 0,

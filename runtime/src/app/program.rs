@@ -110,9 +110,7 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         else {
             continue;
         };
-        if (module.setting.protocol().is_interactive)(&node.op) || matches!(node.op, Op::Input { .. }) {
-            add(start, start.saturating_add(traffic.rounds), traffic.bytes());
-        }
+        add(start, start.saturating_add(traffic.rounds), traffic.bytes());
         if owner.get(i) == Some(&i) && !matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. }) {
             let elements = bound.shapes.get(i).map_or(&[][..], Vec::as_slice);
             let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));

@@ -4,8 +4,11 @@
 //! how secrets are held is a [`Side`]. The facts of a setting that all parties and the compiler share are in
 //! `ombra_ir::settings`.
 
+pub mod cx;
+pub mod dealer;
 pub mod plain;
 pub mod rep3;
+pub(crate) mod wire;
 
 use std::sync::Arc;
 

@@ -27,8 +27,8 @@ use ombra_ir::settings::rep3::{LARGEST_GROUP, carry_groups, group_products};
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::two_terms;
-use super::cx::{Cx, Purpose};
 use super::planes::{Planes, to_planes};
+use super::{Cx, Purpose};
 use crate::backend::bits::words as plane_words;
 use crate::settings::rep3::share::{Bits, Shared};
 

@@ -23,7 +23,7 @@ use ombra_ir::Result;
 use ombra_ir::settings::rep3::is_round_cheaper;
 
 use super::cross::{CrossTerm, Dealt, Factors, add_words, begin, bit, deal, two_bits, two_terms};
-use super::cx::{Cx, Purpose};
+use super::{Cx, Purpose};
 use crate::settings::rep3::share::{Bits, Component, Shared};
 
 /// The bits in a ring of `bits`, with scale 0.

@@ -31,7 +31,7 @@
 
 use ombra_ir::Result;
 
-use super::cx::{Cx, Purpose};
+use super::{Cx, Purpose};
 use crate::settings::rep3::share::Shared;
 
 /// What a role has of a crossing.

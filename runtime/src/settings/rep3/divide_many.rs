@@ -23,8 +23,8 @@
 use ombra_ir::Result;
 
 use super::cross::{add_words, bit};
-use super::cx::{Cx, Purpose};
 use super::truncate::Division;
+use super::{Cx, Purpose};
 use crate::backend::bits::words as plane_words;
 use crate::settings::rep3::share::Shared;
 

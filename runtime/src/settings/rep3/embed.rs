@@ -18,9 +18,9 @@
 use ombra_ir::{Diagnostic, Result};
 use zeroize::Zeroize;
 
-use super::cx::{Cx, Purpose};
 use super::local::broadcast::volume;
 use super::reshare::reshare_three;
+use super::{Cx, Purpose};
 use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::dpf::{self, DpfKey};
 use crate::settings::rep3::share::Shared;

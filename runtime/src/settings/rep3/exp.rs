@@ -39,7 +39,7 @@ use ombra_ir::settings::rep3::{EXP_ROUND_BITS, is_round_cheaper};
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::{Factors, begin, two_terms};
-use super::cx::{Cx, Purpose};
+use super::{Cx, Purpose};
 use crate::settings::rep3::share::Shared;
 
 #[cfg(all(target_arch = "x86", not(target_feature = "sse2")))]

@@ -11,7 +11,7 @@
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::cx::{Cx, Purpose};
+use super::{Cx, Purpose};
 use crate::settings::rep3::share::{Component, Shared};
 
 /// Shares `n` elements of a ring of `bits` that role 0 gives as `value`; the other roles give `None`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ombra_ir::Result;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
-use ombra_ir::settings::Setting;
+use ombra_ir::settings::rep3::is_interactive;
 use ombra_ir::{Diagnostic, bind};
 
 use super::setup::Matrix;
@@ -27,7 +27,7 @@ use crate::settings::rep3::truncate::{extend, truncate};
 
 /// Whether an op has a kernel here: it sends messages, or may.
 pub(super) fn has_kernel(op: &Op) -> bool {
-    matches!(op, Op::Input { .. }) || (Setting::ThreeParty.protocol().is_interactive)(op)
+    matches!(op, Op::Input { .. }) || is_interactive(op)
 }
 
 /// The task of an interactive op. `given` is what this party, as the client, gives to an input.

@@ -7,7 +7,6 @@ mod chain;
 pub mod compare;
 pub mod convert;
 mod cross;
-pub mod cx;
 mod divide_many;
 pub mod embed;
 pub mod exp;
@@ -24,7 +23,6 @@ pub mod share;
 pub mod tree;
 pub mod truncate;
 pub mod value;
-pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -36,8 +34,8 @@ use ombra_ir::Result;
 use ombra_ir::module::Id;
 use ombra_ir::op::{Class, Op};
 
+pub use super::cx::{Cx, Keys, Purpose};
 use super::{Begun, Ended, Given, Side, Site};
-pub use cx::{Cx, Keys, Purpose};
 use local::linear::Ring;
 use local::movement::slice;
 use setup::Weights;

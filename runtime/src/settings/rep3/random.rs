@@ -14,7 +14,7 @@
 
 use ombra_ir::Result;
 
-use super::cx::{Cx, Purpose};
+use super::{Cx, Purpose};
 use crate::backend::bits::words;
 use crate::settings::rep3::share::Bits;
 

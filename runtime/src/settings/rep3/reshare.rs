@@ -14,7 +14,7 @@
 use ombra_ir::Result;
 
 use super::cross::{deal, two_terms};
-use super::cx::{Cx, Purpose};
+use super::{Cx, Purpose};
 use crate::settings::rep3::share::{Shared, Sum};
 
 /// A secret that is to be divided or reshared.

@@ -7,7 +7,7 @@
 
 use ombra_ir::Result;
 
-use super::cx::Cx;
+use super::Cx;
 use crate::settings::rep3::share::{Shared, ring_mask};
 
 /// The `n` elements of a ring of `bits`, at role 0 only.

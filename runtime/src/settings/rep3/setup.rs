@@ -20,10 +20,11 @@ use super::local::broadcast::volume;
 use super::local::linear::Ring;
 use super::share::{Component, Shared};
 use super::value::Value;
-use super::{Keys, Purpose, wire};
+use super::{Keys, Purpose};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
 use crate::prg::{Key, Label, Prg};
+use crate::settings::wire;
 
 /// Elements of a weight in one message.
 const CHUNK: usize = 1 << 20;

@@ -11,9 +11,9 @@
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::Cx;
 use super::compare::msb;
 use super::convert::{Conversion, Selection, select};
-use super::cx::Cx;
 use crate::settings::rep3::share::{Bits, Shared};
 
 /// Entries of all rows, one row after another, at one party.

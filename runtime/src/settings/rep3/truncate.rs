@@ -41,9 +41,9 @@ use ombra_ir::settings::rep3::is_round_cheaper;
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::{Dealt, Factors, add_words, begin, deal};
-use super::cx::{Cx, Purpose};
 use super::divide_many;
 use super::reshare::{Operand, own_term};
+use super::{Cx, Purpose};
 use crate::settings::rep3::share::{Component, Shared, ring_mask};
 
 /// The quotient of `n` elements of a ring of `bits` by `2^by`, `1 ≤ by ≤ bits − 2`.

@@ -99,7 +99,8 @@ fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
 fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
     let rows = RowLens::Equal { count: 0, len: 0 };
     let form = if sum3 { Sharing::Sum3 } else { Sharing::Shared };
-    Sizes { out: out as u64, bits, from_bits: bits, form, rows, table_rows: 0, tokens: 0 }
+    let (forms, elements, of_server) = ([form, Sharing::Public], [out as u64, 0], [false; 2]);
+    Sizes { out: out as u64, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 }
 }
 
 /// The messages of a round each, as sender, receiver and bytes; empty ones are not sent.

@@ -102,6 +102,26 @@ pub enum Purpose {
     Weight,
     /// Components of fresh bits.
     Random,
+    /// `2pc-dealer`: the mask of a value.
+    Mask,
+    /// The mask of a second operand.
+    MaskOther,
+    /// The client's share of what the dealer deals.
+    Dealt,
+    /// The client's share of a second thing that is dealt.
+    DealtOther,
+    /// Masks of private bits.
+    BitMask,
+    /// One-hot vectors of a comparison's chunks.
+    Chunks,
+    /// Masks of the bits that a merge of chunks opens.
+    Merge,
+    /// Products of such masks.
+    MergeProducts,
+    /// A one-hot vector of a lookup.
+    OneHot,
+    /// Mask of what a lookup gives.
+    LookupMask,
 }
 
 /// The context of one instance of an op at one party. Clones are the same instance.
