@@ -16,7 +16,7 @@ use super::folder::PlanFolder;
 use super::inputs::find;
 use super::program;
 use crate::exec::TensorSource;
-use crate::settings::rep3::local::movement::slice;
+use crate::settings::words::movement::slice;
 
 /// Runs every step of `outcome` in the clear, on the same inputs, and compares what was revealed. The private weights
 /// are taken from the plan folder, so this works only where the provider's files are.

@@ -9,6 +9,7 @@ pub mod dealer;
 pub mod plain;
 pub mod rep3;
 pub(crate) mod wire;
+pub mod words;
 
 use std::sync::Arc;
 

@@ -81,7 +81,7 @@ impl Side for Plain {
 
     fn cut(&self, value: &RefValue, shape: &[usize], axis: usize, length: usize) -> Result<RefValue> {
         let (bits, words) = value.as_ring()?;
-        let cut = super::rep3::local::movement::slice(words, shape, axis, 0, length)?;
+        let cut = super::words::movement::slice(words, shape, axis, 0, length)?;
         let shape = shape.iter().enumerate().map(|(at, &size)| if at == axis { length } else { size });
         RefValue::ring(bits, shape.collect(), cut)
     }

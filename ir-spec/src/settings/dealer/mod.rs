@@ -4,9 +4,9 @@
 //! What every op sends, to the byte and the round; tests hold the runtime's kernels to it. Roles: 0 the client, 1 the
 //! server, 2 the dealer, who sends to the server alone.
 
-use super::{Protocol, Sizes, Traffic};
+use super::{Protocol, Sizes, Traffic, plane_bytes};
 use crate::module::Party;
-use crate::op::Op;
+use crate::op::{EXP_WINDOW, Op};
 use crate::ty::Sharing;
 
 /// The setting's facts. A product is finished: each of two parties holds a share of it.
@@ -21,9 +21,91 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
 };
 
+/// Whether parties take part in an op together; `public` says which of its first two operands every party knows.
+pub fn is_interactive(op: &Op, public: [bool; 2]) -> bool {
+    match op {
+        Op::Mul | Op::MatMul { .. } => public == [false; 2],
+        Op::Truncate { .. }
+        | Op::Extend { .. }
+        | Op::Msb { .. }
+        | Op::And
+        | Op::BitToRing { .. }
+        | Op::ExpDigits { .. }
+        | Op::RowMax { .. }
+        | Op::ArgMax { .. }
+        | Op::Embed
+        | Op::Reveal { .. } => true,
+        _ => false,
+    }
+}
+
+/// Bytes of an element that is dealt where a value of a ring of `from` bits is divided by `2^by`, in a ring of `to` bits:
+/// what that has more than the shift leaves. Without any, nothing is sent.
+pub fn dealt_bytes(from: u8, to: u8, by: u8) -> u8 {
+    to.saturating_sub(from.saturating_sub(by)).div_ceil(8)
+}
+
 /// What `op` sends. Ops that are local, or composite, send nothing.
 fn traffic(op: &Op, s: &Sizes) -> Traffic {
     let mut t = Traffic::default();
-    let _ = (op, s, &mut t, Sharing::Shared);
+    let eb = u64::from(s.bits) / 8;
+    match op {
+        Op::Mul | Op::MatMul { .. } if s.forms == [Sharing::Shared; 2] => product(&mut t, s, eb),
+        Op::Truncate { by } => divide(&mut t, s.out, dealt_bytes(s.bits, s.bits, *by)),
+        Op::Extend { bits } => divide(&mut t, s.out, dealt_bytes(s.from_bits, *bits, 0)),
+        Op::ExpDigits { scale, .. } => exponential(&mut t, s.out, *scale),
+        Op::Embed => lookup(&mut t, s, eb),
+        Op::Reveal { .. } => {
+            t.send(0, 1, 0, s.out * eb);
+            t.rounds = 1;
+        }
+        _ => {}
+    }
     t
+}
+
+/// One operand is held where the server knows the other, else both are masked.
+fn product(t: &mut Traffic, s: &Sizes, eb: u64) {
+    match s.of_server {
+        [_, true] => t.send(0, 0, 1, s.elements[0] * eb),
+        [true, false] => t.send(0, 0, 1, s.elements[1] * eb),
+        [false, false] => {
+            let masked = (s.elements[0] + s.elements[1]) * eb;
+            t.send(0, 0, 1, masked);
+            t.send(0, 1, 0, masked);
+        }
+    }
+    t.send(0, 2, 1, s.out * eb);
+    t.rounds += 1;
+}
+
+/// A bit each way, and the product of two masks.
+fn divide(t: &mut Traffic, n: u64, dealt: u8) {
+    if dealt == 0 {
+        return;
+    }
+    t.send(0, 0, 1, plane_bytes(n));
+    t.send(0, 1, 0, plane_bytes(n));
+    t.send(0, 2, 1, n * u64::from(dealt));
+    t.rounds += 1;
+}
+
+/// The masked window and a vector of cells; then the masked entry, a factor and its product with the mask.
+fn exponential(t: &mut Traffic, n: u64, scale: u8) {
+    let window = n * u64::from((EXP_WINDOW + scale).div_ceil(8));
+    t.send(0, 0, 1, window);
+    t.send(0, 1, 0, window);
+    t.send(0, 2, 1, 4 * n);
+    t.send(1, 0, 1, 8 * n);
+    t.send(1, 1, 0, 8 * n);
+    t.send(1, 2, 1, 16 * n);
+    t.rounds += 2;
+}
+
+/// Vectors of bits and a masked sign, then the server's masked sum; the dealer's sum and a product.
+fn lookup(t: &mut Traffic, s: &Sizes, eb: u64) {
+    t.send(0, 0, 1, s.tokens * plane_bytes(s.table_rows) + plane_bytes(s.tokens));
+    t.send(0, 2, 1, 2 * s.out * eb);
+    t.send(1, 1, 0, s.out * eb);
+    t.rounds += 2;
 }

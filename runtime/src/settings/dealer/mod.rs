@@ -5,8 +5,357 @@
 //! dealer receives nothing in a step, so its messages wait for nobody's.
 //!
 //! Every message is a value plus a stream of a key that its receiver lacks, under a label used once, or an element that is
-//! dealt: so it is uniform given all that the receiver holds, whatever the values are, and simulators of ops compose.
+//! dealt: so it is uniform given all that the receiver holds, whatever the values are, and simulators of ops compose. What
+//! is opened to the client is its share and the output that they determine.
 
+#[cfg(test)]
+mod arithmetic_tests;
+pub mod bits;
+pub mod compare;
+pub mod divide;
+pub mod embed;
+mod local;
+pub mod lookup;
+pub mod products;
 pub mod share;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+pub mod value;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ombra_ir::module::{Id, Party};
+use ombra_ir::op::{Class, Op};
+use ombra_ir::schedule::of_server;
+use ombra_ir::settings::dealer::is_interactive;
+use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
+use super::rep3::setup::{Matrix, Weights};
+use super::rep3::value::Value as Stored;
+use super::words::broadcast::{volume, zip};
+use super::words::movement::slice;
+use super::words::product::Plan;
+use super::{Begun, Ended, Given, Side, Site};
+use crate::backend::bits::words;
+use crate::exec::Task;
+use embed::{Sums, Table, embed};
+use local::{missing, role, shape_of};
+use products::{Bilinear, Factor, product, times_weight};
+use share::{BitShare, Share};
+use value::{Terms, Value, terms_of, unexpected};
+
+/// One party of the setting in a session: its keys, and what it holds of the weights.
+pub struct Dealer {
+    keys: Rc<Keys>,
+    weights: Arc<Weights>,
+    role: u8,
+}
+
+impl Dealer {
+    /// The side of a party with fresh keys.
+    pub fn new(party: Party, keys: Keys, weights: Arc<Weights>) -> Self {
+        Dealer { keys: Rc::new(keys), weights, role: party.index() as u8 }
+    }
+}
+
+impl Side for Dealer {
+    type Value = Value;
+
+    fn has_kernel(op: &Op) -> bool {
+        match op.class() {
+            Class::Source => true,
+            Class::Composite => false,
+            Class::Core => local::has_kernel(op) || is_interactive(op, [false; 2]),
+        }
+    }
+
+    fn begin(&self, site: Site<'_>, args: Vec<Arc<Value>>, given: Given) -> Result<Begun<Value>> {
+        let node = site.node();
+        let n = site.bound.len(site.id);
+        let cx = Cx::new(Rc::clone(&self.keys), site.party.index() as u8, 0, site.id.0, site.epoch);
+        let value = match (&node.op, given) {
+            (Op::Public { value }, _) => Value::Plain(*value),
+            (Op::ClientInts { .. }, Given::Ints(ids)) => Value::Ids(ids),
+            (Op::Input { .. }, Given::Words(given)) => Value::Share(input(&cx, given, n)?),
+            (Op::Random { .. }, _) => Value::Bits(random(&cx, n)?),
+            (op, _) => {
+                let public = |i: usize| args.get(i).is_some_and(|x| matches!(&**x, Value::Public(_)));
+                if !is_interactive(op, [public(0), public(1)]) {
+                    return local::run(site, &args).map(Begun::Value);
+                }
+                let mut task = start(site, cx, args)?;
+                return Ok(match task.poll()? {
+                    Some(Ended::Value(value)) => Begun::Value(Arc::new(value)),
+                    Some(Ended::Opened(words)) => Begun::Opened(words),
+                    None => Begun::Waits(task),
+                });
+            }
+        };
+        Ok(Begun::Value(Arc::new(value)))
+    }
+
+    fn weight(&self, id: Id, user: &Op, slot: usize) -> Result<Arc<Value>> {
+        let stored = self.weights.get(id, slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed))?;
+        if let Stored::Matrix(_) = &*stored {
+            return Ok(Arc::new(Value::Matrix(stored)));
+        }
+        terms_of(self.role, stored.ring()?).map(Arc::new)
+    }
+
+    fn settled(&self, value: &Arc<Value>) -> Result<Arc<Value>> {
+        Ok(Arc::clone(value))
+    }
+
+    fn empty(&self, _: u8, _: &[usize]) -> Value {
+        Value::Share(if self.role == 2 { Share::nothing() } else { Share::of(Vec::new()) })
+    }
+
+    fn cut(&self, value: &Value, shape: &[usize], axis: usize, length: usize) -> Result<Value> {
+        let share = match value.share(self.role)? {
+            Some(words) => Share::of(slice(words, shape, axis, 0, length)?),
+            None => Share::nothing(),
+        };
+        Ok(Value::Share(share))
+    }
+}
+
+/// The client's input: `x^1 = F(k_1)` at the server, `x^0 = x − F(k_1)` at the client. Nothing is sent, and neither share
+/// says anything of `x` to who holds it and nothing else.
+fn input(cx: &Cx, given: Option<Vec<u64>>, n: usize) -> Result<Share> {
+    match (cx.role(), given) {
+        (0, Some(x)) => Ok(Share::of(products::minus(x, &cx.draw(1, Purpose::Input, 0, n)?))),
+        (1, None) => cx.draw(1, Purpose::Input, 0, n).map(Share::of),
+        (2, None) => Ok(Share::nothing()),
+        _ => Err(unexpected("an input of the client alone")),
+    }
+}
+
+/// Fresh bits `F(k_0) ⊕ F(k_1) ⊕ F(k_2)`, of which every party lacks one: the first two at the client, the last at the
+/// server.
+fn random(cx: &Cx, n: usize) -> Result<BitShare> {
+    let draw = |key: u8| cx.draw(key, Purpose::Random, 0, words(n));
+    Ok(match cx.role() {
+        0 => BitShare::of(n, draw(0)?.iter().zip(draw(1)?).map(|(x, y)| x ^ y).collect()),
+        1 => BitShare::of(n, draw(2)?),
+        _ => BitShare::nothing(n),
+    })
+}
+
+/// Opens a value to the client, which gets the server's share: it and the output determine that share, which the simulator
+/// therefore knows.
+async fn reveal(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Option<Vec<u64>>> {
+    if cx.role() == 1 {
+        cx.send(0, x.own()?, bits);
+    }
+    cx.round().await;
+    if cx.role() != 0 {
+        return Ok(None);
+    }
+    Ok(Some(products::plus(cx.take(1, n, bits)?, x.own()?)))
+}
+
+/// The task of an op that sends messages.
+fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Value>>> {
+    let node = site.node();
+    let (n, threads, role) = (site.bound.len(site.id), site.threads, role(site));
+    let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
+    let bits = node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits);
+    let from = operand_ring.map_or(64, |(bits, _)| bits);
+    let lens = match node.op {
+        Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
+        _ => None,
+    };
+    let shapes = (0..node.args.len()).map(|i| shape_of(site, i).map(<[usize]>::to_vec)).collect::<Result<Vec<_>>>()?;
+    let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
+    let (out, op, own) = (site.shape().to_vec(), node.op.clone(), cx.clone());
+    let kernel = async move {
+        let cx = &own;
+        let arg = |i: usize| args.get(i).ok_or_else(missing);
+        let share = |i: usize| -> Result<Share> {
+            let n = shapes.get(i).map_or(Ok(0), |shape| volume(shape))?;
+            arg(i)?.to_share(role, n)
+        };
+        let result = match &op {
+            Op::Mul | Op::MatMul { .. } => {
+                let operation = Operation::new(&op, &shapes, &out, threads)?;
+                operation.run(cx, &args, known, &share, n, bits).await?
+            }
+            Op::Truncate { by } => divide::divide(cx, &share(0)?, n, (bits, bits), *by).await?,
+            Op::Extend { bits } => divide::divide(cx, &share(0)?, n, (from, *bits), 0).await?,
+            Op::BitToRing { bits } => bits::bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
+            Op::ExpDigits { scale, .. } => lookup::exp_digits(cx, &share(0)?, n, *scale).await?,
+            Op::RowMax { width, drop, .. } => {
+                let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
+                tree::row_max(cx, &share(0)?, lens, bits, (*width, *drop)).await?
+            }
+            Op::ArgMax { width } => {
+                let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
+                tree::arg_max(cx, &share(0)?, n, len, bits, *width).await?
+            }
+            Op::Embed => {
+                let Value::Ids(ids) = &**arg(0)? else { return Err(unexpected("ids of the client")) };
+                let [id_shape, table_shape] = shapes.as_slice() else { return Err(missing()) };
+                let sizes = Table {
+                    rows: table_shape.first().copied().unwrap_or(0),
+                    columns: table_shape.get(1..).map_or(Ok(1), volume)?,
+                    tokens: volume(id_shape)?,
+                    bits,
+                };
+                let table = arg(1)?;
+                let shape = [sizes.tokens, sizes.rows];
+                let sum = |part: Part| {
+                    move |vectors: &[u64]| times(role, part, (vectors, &shape), (table, table_shape), false, threads)
+                };
+                let (first, second, whole) = (sum(Part::First), sum(Part::Second), sum(Part::Whole));
+                embed(cx, ids.as_deref(), &Sums { first: &first, second: &second, whole: &whole }, sizes).await?
+            }
+            Op::Msb { width, drop } => {
+                return compare::msb(cx, &share(0)?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
+            }
+            Op::And => {
+                return bits::and(cx, arg(0)?.bits()?, arg(1)?.bits()?).await.map(|x| Ended::Value(Value::Bits(x)));
+            }
+            Op::Reveal { .. } => return reveal(cx, &share(0)?, n, bits).await.map(Ended::Opened),
+            _ => return Err(unexpected("an op that sends messages")),
+        };
+        Ok(Ended::Value(Value::Share(result)))
+    };
+    Task::new(cx.port(), site.party.index() as u8, 0, site.traffic, kernel)
+        .map_err(|error| error.at(bind::place(site.module, site.id)))
+}
+
+/// Which term of a weight.
+#[derive(Clone, Copy)]
+enum Part {
+    First,
+    Second,
+    Whole,
+}
+
+/// The words of a part of a weight.
+fn part_of(part: Part, terms: &Terms) -> Result<Vec<u64>> {
+    let of = |term: &Option<zeroize::Zeroizing<Vec<u64>>>| {
+        term.as_ref().map(|term| term.to_vec()).ok_or_else(|| unexpected("a term of a weight"))
+    };
+    match part {
+        Part::First => of(&terms.first),
+        Part::Second => of(&terms.second),
+        Part::Whole => terms.whole(),
+    }
+}
+
+/// `x · W` of a part of a weight, which may be made block by block: blocks of `W`'s rows meet blocks of `x`'s columns, or
+/// give blocks of the result's columns where `W` is given with its axes exchanged.
+fn times(
+    role: u8,
+    part: Part,
+    (x, shape): (&[u64], &[usize]),
+    (weight, weight_shape): (&Value, &[usize]),
+    trans_b: bool,
+    threads: usize,
+) -> Result<Vec<u64>> {
+    let product = |x: &[u64], xs: &[usize], w: &[u64], ws: &[usize]| -> Result<Vec<u64>> {
+        let pair = [(Some(x.into()), Some(w.into()))];
+        Ok(Plan::new(xs, ws, trans_b)?.sum_of_products(&pair, threads)?.unwrap_or_default())
+    };
+    let Some(matrix) = weight.matrix() else {
+        let Value::Weight(terms) = weight else { return Err(unexpected("a private weight")) };
+        return product(x, shape, &part_of(part, terms)?, weight_shape);
+    };
+    let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
+    let mut sum: Vec<u64> = Vec::new();
+    let step = matrix.block_rows();
+    for start in (0..matrix.rows).step_by(step) {
+        let count = step.min(matrix.rows - start);
+        let block = block_of(role, part, matrix, start, count)?;
+        if trans_b || count == matrix.rows {
+            let columns = product(x, shape, &block, &[count, matrix.columns])?;
+            if count == matrix.rows {
+                return Ok(columns);
+            }
+            sum.resize(columns.len() / count.max(1) * matrix.rows, 0);
+            for (out, row) in sum.chunks_exact_mut(matrix.rows).zip(columns.chunks_exact(count)) {
+                out[start..start + count].copy_from_slice(row);
+            }
+        } else {
+            let mut narrow = shape.to_vec();
+            narrow[axis] = count;
+            let part = product(&slice(x, shape, axis, start, count)?, &narrow, &block, &[count, matrix.columns])?;
+            sum = if sum.is_empty() { part } else { products::plus(sum, &part) };
+        }
+    }
+    Ok(sum)
+}
+
+fn block_of(role: u8, part: Part, matrix: &Matrix, start: usize, count: usize) -> Result<Vec<u64>> {
+    match terms_of(role, &matrix.block(start, count)?)? {
+        Value::Weight(terms) => part_of(part, &terms),
+        _ => Err(unexpected("a private weight")),
+    }
+}
+
+/// A product of two secrets with its sizes.
+struct Operation<'a> {
+    /// Whether the right operand of a matrix product is given with its axes exchanged; none for element-wise products.
+    trans_b: Option<bool>,
+    shapes: [&'a [usize]; 2],
+    out: &'a [usize],
+    threads: usize,
+}
+
+impl<'a> Operation<'a> {
+    fn new(op: &Op, shapes: &'a [Vec<usize>], out: &'a [usize], threads: usize) -> Result<Self> {
+        let [x, y] = shapes else { return Err(missing()) };
+        let trans_b = if let Op::MatMul { trans_b } = op { Some(*trans_b) } else { None };
+        Ok(Operation { trans_b, shapes: [x, y], out, threads })
+    }
+
+    fn apply(&self, x: &[u64], y: &[u64]) -> Result<Vec<u64>> {
+        let [xs, ys] = self.shapes;
+        match self.trans_b {
+            None => zip((x, xs), (y, ys), self.out, u64::wrapping_mul),
+            Some(trans_b) => {
+                let pair = [(Some(x.into()), Some(y.into()))];
+                Ok(Plan::new(xs, ys, trans_b)?.sum_of_products(&pair, self.threads)?.unwrap_or_default())
+            }
+        }
+    }
+
+    /// The product: with one mask where the server knows an operand, else with two.
+    async fn run(
+        &self,
+        cx: &Cx,
+        args: &[Arc<Value>],
+        known: [bool; 2],
+        share: &dyn Fn(usize) -> Result<Share>,
+        n: usize,
+        bits: u8,
+    ) -> Result<Share> {
+        let sizes = [volume(self.shapes[0])?, volume(self.shapes[1])?];
+        let Some(weight) = [1, 0].into_iter().find(|&i| known[i]) else {
+            let apply = |x: &[u64], y: &[u64]| self.apply(x, y);
+            let f = Bilinear { apply: &apply, operands: sizes, result: n };
+            return product(cx, &f, &share(0)?, &share(1)?, bits).await;
+        };
+        let secret = 1 - weight;
+        let value = &**args.get(weight).ok_or_else(missing)?;
+        let with = |part: Part| {
+            move |x: &[u64]| match (self.trans_b, weight) {
+                (Some(trans_b), 1) => {
+                    times(cx.role(), part, (x, self.shapes[0]), (value, self.shapes[1]), trans_b, self.threads)
+                }
+                _ => {
+                    let Value::Weight(terms) = value else { return Err(unexpected("a private weight")) };
+                    let term = part_of(part, terms)?;
+                    if weight == 1 { self.apply(x, &term) } else { self.apply(&term, x) }
+                }
+            }
+        };
+        let (first, second, whole) = (with(Part::First), with(Part::Second), with(Part::Whole));
+        let factor = Factor { first: &first, second: &second, whole: &whole };
+        times_weight(cx, &share(secret)?, &factor, (sizes[secret], n), bits).await
+    }
+}

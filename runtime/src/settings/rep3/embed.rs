@@ -18,13 +18,13 @@
 use ombra_ir::{Diagnostic, Result};
 use zeroize::Zeroize;
 
-use super::local::broadcast::volume;
 use super::reshare::reshare_three;
 use super::{Cx, Purpose};
 use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::dpf::{self, DpfKey};
 use crate::settings::rep3::share::Shared;
 use crate::settings::row_index;
+use crate::settings::words::broadcast::volume;
 
 /// Keys that are expanded at once, a row of the left operand each.
 const BATCH: usize = 32;

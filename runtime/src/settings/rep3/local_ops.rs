@@ -11,11 +11,11 @@ use super::value::Value;
 use super::{Site, chain, role_of};
 use crate::backend::bits as planes;
 use crate::backend::elementwise;
-use crate::settings::rep3::local::broadcast::{broadcast_shape, expand, volume};
 use crate::settings::rep3::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int};
 use crate::settings::rep3::local::matmul::matmul;
-use crate::settings::rep3::local::movement;
 use crate::settings::rep3::share::Bits;
+use crate::settings::words::broadcast::{broadcast_shape, expand, volume};
+use crate::settings::words::movement;
 
 /// Whether an op has a kernel here.
 pub(super) fn has_kernel(op: &Op) -> bool {

@@ -35,9 +35,9 @@ use ombra_ir::module::Id;
 use ombra_ir::op::{Class, Op};
 
 pub use super::cx::{Cx, Keys, Purpose};
+use super::words::movement::slice;
 use super::{Begun, Ended, Given, Side, Site};
 use local::linear::Ring;
-use local::movement::slice;
 use setup::Weights;
 use share::{Component, Shared};
 use value::Value;

@@ -16,7 +16,6 @@ use ombra_ir::reference::encode;
 use ombra_ir::{Bindings, Diagnostic, Result};
 use zeroize::Zeroizing;
 
-use super::local::broadcast::volume;
 use super::local::linear::Ring;
 use super::share::{Component, Shared};
 use super::value::Value;
@@ -25,6 +24,7 @@ use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
 use crate::prg::{Key, Label, Prg};
 use crate::settings::wire;
+use crate::settings::words::broadcast::volume;
 
 /// Elements of a weight in one message.
 const CHUNK: usize = 1 << 20;
@@ -245,7 +245,7 @@ impl Weights {
 
     /// The value of a weight op; a matrix that is not stored stays to be made in blocks if `in_blocks` says that the op
     /// that takes it can do with that. E0814 when it was not shared.
-    pub(super) fn get(self: &Arc<Self>, id: Id, in_blocks: bool) -> Result<Arc<Value>> {
+    pub(crate) fn get(self: &Arc<Self>, id: Id, in_blocks: bool) -> Result<Arc<Value>> {
         match self.held.get(&id) {
             Some(Held::Stored(value)) => Ok(Arc::clone(value)),
             Some(Held::Made(recipe)) => match (in_blocks, recipe.shape.as_slice()) {

@@ -38,7 +38,7 @@ impl Value {
     }
 
     /// The ring elements. E0811 for another value.
-    pub(super) fn ring(&self) -> Result<&Ring> {
+    pub(crate) fn ring(&self) -> Result<&Ring> {
         match self {
             Value::Ring(ring) => Ok(ring),
             _ => Err(unexpected("ring elements")),

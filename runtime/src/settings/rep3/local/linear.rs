@@ -7,9 +7,9 @@ use std::borrow::Cow;
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::broadcast::{expand, volume, zip};
-use super::movement;
 use crate::settings::rep3::share::{Component, Shared, Sum, ring_mask};
+use crate::settings::words::broadcast::{expand, volume, zip};
+use crate::settings::words::movement;
 
 /// A tensor's words with its shape.
 #[derive(Clone, Copy)]

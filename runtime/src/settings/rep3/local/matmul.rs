@@ -7,28 +7,15 @@ use std::borrow::Cow;
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::broadcast::{broadcast_shape, strides, volume};
 use super::linear::{Ring, View, sum_of, two_terms};
-use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::settings::rep3::share::Sum;
-
-/// Shapes of a product: batches and the three sizes.
-struct Plan {
-    m: usize,
-    k: usize,
-    n: usize,
-    /// Where the matrices of every batch begin in both operands.
-    batches: Vec<(usize, usize)>,
-    trans_b: bool,
-}
-
-/// The words of a product's terms, `Σ a·b` of pairs whose missing members are zero.
-type Pairs<'a> = [(Option<Cow<'a, [u64]>>, Option<Cow<'a, [u64]>>)];
+use crate::settings::words::broadcast::volume;
+use crate::settings::words::product::{Pairs, Plan};
 
 /// `x · y` over the last two axes, where `trans_b` says that `y` is given with its last two axes exchanged, at logical
 /// role `role` of the op: of two sharings a sum over all roles, of a sharing and a public matrix one of two terms.
 pub fn matmul(role: u8, x: View<'_>, y: View<'_>, trans_b: bool, threads: usize) -> Result<Ring> {
-    let plan = plan(x.shape, y.shape, trans_b)?;
+    let plan = Plan::new(x.shape, y.shape, trans_b)?;
     let product = |pairs: &Pairs<'_>| plan.sum_of_products(pairs, threads);
     Ok(match (x.value, y.value) {
         (Ring::Public(a), Ring::Public(b)) => {
@@ -61,68 +48,4 @@ pub fn matmul(role: u8, x: View<'_>, y: View<'_>, trans_b: bool, threads: usize)
         }
         _ => return Err(Diagnostic::internal("E0804", "a product with a sum that was not reshared")),
     })
-}
-
-fn plan(x: &[usize], y: &[usize], trans_b: bool) -> Result<Plan> {
-    let wrong = || Diagnostic::internal("E0804", format!("matrices of shapes {x:?} and {y:?} have no product"));
-    let ([x_batch @ .., m, k], [y_batch @ .., r, c]) = (x, y) else { return Err(wrong()) };
-    let (inner, n) = if trans_b { (*c, *r) } else { (*r, *c) };
-    if inner != *k {
-        return Err(wrong());
-    }
-    let batch = broadcast_shape(x_batch, y_batch)?;
-    let count = volume(&batch)?;
-    let (sx, sy) = (strides(x_batch, &batch)?, strides(y_batch, &batch)?);
-    let mut batches = Vec::with_capacity(count);
-    for flat in 0..count {
-        let (mut rest, mut i, mut j) = (flat, 0, 0);
-        for axis in (0..batch.len()).rev() {
-            let at = rest % batch[axis];
-            rest /= batch[axis];
-            i += at * sx[axis];
-            j += at * sy[axis];
-        }
-        batches.push((i * m * k, j * r * c));
-    }
-    Ok(Plan { m: *m, k: *k, n, batches, trans_b }.with_rows_merged())
-}
-
-impl Plan {
-    /// One product of all rows where every batch has the same right operand.
-    fn with_rows_merged(self) -> Plan {
-        let size = self.m * self.k;
-        let one_right = self.batches.iter().enumerate().all(|(b, at)| *at == (b * size, 0));
-        if self.batches.len() > 1 && one_right {
-            return Plan { m: self.m * self.batches.len(), batches: vec![(0, 0)], ..self };
-        }
-        self
-    }
-
-    /// `Σ a·b` over the pairs; `None` when every pair has a zero.
-    fn sum_of_products(&self, pairs: &Pairs<'_>, threads: usize) -> Result<Option<Vec<u64>>> {
-        let mut out: Option<Vec<u64>> = None;
-        let size = self.m * self.n;
-        for (a, b) in pairs {
-            let (Some(a), Some(b)) = (a, b) else { continue };
-            let out = out.get_or_insert_with(|| vec![0; self.batches.len() * size]);
-            if size == 0 {
-                continue;
-            }
-            for (&(i, j), c) in self.batches.iter().zip(out.chunks_exact_mut(size)) {
-                let left = MatRef::row_major(tail(a, i), self.m, self.k)?;
-                let right = if self.trans_b {
-                    MatRef::row_major(tail(b, j), self.n, self.k)?.transposed()
-                } else {
-                    MatRef::row_major(tail(b, j), self.k, self.n)?
-                };
-                gemm_acc(left, right, c, threads);
-            }
-        }
-        Ok(out)
-    }
-}
-
-/// The words from `at` on; none where they end before.
-fn tail(words: &[u64], at: usize) -> &[u64] {
-    words.get(at..).unwrap_or(&[])
 }

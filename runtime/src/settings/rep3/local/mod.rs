@@ -2,7 +2,5 @@
 //!
 //! Movement and broadcasting are written once on words and used for every form of sharing.
 
-pub mod broadcast;
 pub mod linear;
 pub mod matmul;
-pub mod movement;

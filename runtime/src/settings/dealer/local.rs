@@ -1,0 +1,280 @@
+//! Ops that send nothing: linear maps that client and server apply to their shares. The dealer holds nothing and does
+//! nothing, but for weights and what is public.
+
+use std::sync::Arc;
+
+use ombra_ir::op::Op;
+use ombra_ir::reference::encode_as;
+use ombra_ir::{Diagnostic, Result};
+
+use super::products::{mismatch, negative};
+use super::share::{BitShare, Share};
+use super::value::{Value, unexpected};
+use crate::backend::bits as planes;
+use crate::settings::Site;
+use crate::settings::rep3::share::ring_mask;
+use crate::settings::words::broadcast::{broadcast_shape, expand, volume, zip};
+use crate::settings::words::movement;
+use crate::settings::words::product::Plan;
+
+/// Whether an op has a kernel here.
+pub(super) fn has_kernel(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Encode { .. }
+            | Op::Add
+            | Op::Sub
+            | Op::Neg
+            | Op::MulInt { .. }
+            | Op::AddInt { .. }
+            | Op::Upscale { .. }
+            | Op::SetScale { .. }
+            | Op::Mul
+            | Op::MatMul { .. }
+            | Op::ReduceSum { .. }
+            | Op::Narrow { .. }
+            | Op::Cut { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
+            | Op::Expand { .. }
+            | Op::Gather { .. }
+            | Op::Pack
+            | Op::Unpack { .. }
+            | Op::RowSum { .. }
+            | Op::RowExpand { .. }
+            | Op::Xor
+            | Op::Not
+            | Op::Reshare
+            | Op::SetState { .. }
+    )
+}
+
+/// Concrete sizes of an operand.
+pub(super) fn shape_of<'a>(site: Site<'a>, i: usize) -> Result<&'a [usize]> {
+    let arg = site.node().args.get(i).ok_or_else(missing)?;
+    Ok(&site.bound.shapes[arg.index()])
+}
+
+/// This party's role in every op.
+pub(super) fn role(site: Site<'_>) -> u8 {
+    site.party.index() as u8
+}
+
+/// The result of a local op that is no source.
+pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
+    let (node, role) = (site.node(), role(site));
+    let arg = |i: usize| args.get(i).ok_or_else(missing);
+    if matches!(node.op, Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. } | Op::Reshare) {
+        return arg(0).cloned();
+    }
+    let value = match (&node.op, &**arg(0)?) {
+        (Op::Encode { .. }, value) => {
+            let tensor = value.plain(site.bound)?;
+            Value::Public(encode_as(tensor.as_f32()?, tensor.shape(), site.module.ty(site.id))?)
+        }
+        (op, Value::Bits(_)) => Value::Bits(on_bits(site, op, args)?),
+        (Op::Add, _) => both(site, args, u64::wrapping_add, |y| y)?,
+        (Op::Sub, _) => both(site, args, u64::wrapping_sub, negative)?,
+        (Op::Neg, x) => each(x, |words| Ok(negative(words.to_vec())))?,
+        (Op::MulInt { k }, x) => each(x, |words| Ok(scaled(words, *k as u64)))?,
+        (Op::Upscale { by }, x) => each(x, |words| Ok(scaled(words, 1u64.checked_shl((*by).into()).unwrap_or(0))))?,
+        (Op::AddInt { k }, x) => plus_int(role, x, *k as u64)?,
+        (Op::Cut { by }, x) => {
+            let arg = node.args.first().ok_or_else(missing)?;
+            let (bits, _) = site.module.ty(*arg).as_ring().ok_or_else(missing)?;
+            let mask = ring_mask(bits);
+            let share = x.to_share(role, site.bound.len(site.id))?;
+            Value::Share(share.map(|words| words.iter().map(|w| (w & mask) >> (*by).min(63)).collect()))
+        }
+        (Op::Mul, _) => product(site, args, |x, y| zip(x, y, site.shape(), u64::wrapping_mul))?,
+        (Op::MatMul { trans_b }, _) => {
+            let plan = Plan::new(shape_of(site, 0)?, shape_of(site, 1)?, *trans_b)?;
+            product(site, args, |(x, _), (y, _)| {
+                let pair = [(Some(x.into()), Some(y.into()))];
+                Ok(plan.sum_of_products(&pair, site.threads)?.unwrap_or_default())
+            })?
+        }
+        (Op::Concat { axis }, _) => concat(site, args, usize::from(*axis))?,
+        (op, x) => each(x, |words| moved(site, op, words, args.get(1)))?,
+    };
+    Ok(Arc::new(value))
+}
+
+/// A linear map of the words that this party has, in whatever form.
+fn each(x: &Value, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Value> {
+    Ok(match x {
+        Value::Public(words) => Value::Public(f(words)?),
+        Value::Share(share) => Value::Share(match share.words() {
+            Some(words) => Share::of(f(words)?),
+            None => Share::nothing(),
+        }),
+        Value::Weight(terms) => Value::Weight(terms.map(f)?),
+        _ => return Err(unexpected("ring elements")),
+    })
+}
+
+fn scaled(words: &[u64], k: u64) -> Vec<u64> {
+    words.iter().map(|w| w.wrapping_mul(k)).collect()
+}
+
+fn plus_int(role: u8, x: &Value, k: u64) -> Result<Value> {
+    let add = |words: &[u64]| words.iter().map(|w| w.wrapping_add(k)).collect::<Vec<_>>();
+    Ok(match x {
+        Value::Public(words) => Value::Public(add(words)),
+        _ => match x.share(role)? {
+            Some(words) if role == 0 => Value::Share(Share::of(add(words))),
+            Some(words) => Value::Share(Share::of(words.to_vec())),
+            None => Value::Share(Share::nothing()),
+        },
+    })
+}
+
+/// `x ± y` with broadcasting: of public numbers a public one, else a share.
+fn both(
+    site: Site<'_>,
+    args: &[Arc<Value>],
+    f: impl Fn(u64, u64) -> u64 + Copy,
+    alone: impl Fn(Vec<u64>) -> Vec<u64>,
+) -> Result<Value> {
+    let [x, y] = args else { return Err(missing()) };
+    let (xs, ys, out) = (shape_of(site, 0)?, shape_of(site, 1)?, site.shape());
+    if let (Value::Public(x), Value::Public(y)) = (&**x, &**y) {
+        return zip((x, xs), (y, ys), out, f).map(Value::Public);
+    }
+    let role = role(site);
+    let words = match (x.share(role)?, y.share(role)?) {
+        _ if role == 2 => return Ok(Value::Share(Share::nothing())),
+        (Some(x), Some(y)) => zip((x, xs), (y, ys), out, f)?,
+        (Some(x), None) => expand(x, xs, out)?,
+        (None, Some(y)) => alone(expand(y, ys, out)?),
+        (None, None) => vec![0; volume(out)?],
+    };
+    Ok(Value::Share(Share::of(words)))
+}
+
+/// A product of which one operand is public.
+fn product(
+    site: Site<'_>,
+    args: &[Arc<Value>],
+    f: impl Fn((&[u64], &[usize]), (&[u64], &[usize])) -> Result<Vec<u64>>,
+) -> Result<Value> {
+    let [x, y] = args else { return Err(missing()) };
+    let (xs, ys) = (shape_of(site, 0)?, shape_of(site, 1)?);
+    match (&**x, &**y) {
+        (Value::Public(x), Value::Public(y)) => f((x, xs), (y, ys)).map(Value::Public),
+        (x, Value::Public(y)) => as_share(site, x, |words| f((words, xs), (y, ys))),
+        (Value::Public(x), y) => as_share(site, y, |words| f((x, xs), (words, ys))),
+        _ => Err(mismatch("a local product of two secrets")),
+    }
+}
+
+fn as_share(site: Site<'_>, x: &Value, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Value> {
+    Ok(Value::Share(match x.share(role(site))? {
+        Some(words) => Share::of(f(words)?),
+        None => Share::nothing(),
+    }))
+}
+
+fn concat(site: Site<'_>, args: &[Arc<Value>], axis: usize) -> Result<Value> {
+    let role = role(site);
+    let shapes = (0..args.len()).map(|i| shape_of(site, i)).collect::<Result<Vec<_>>>()?;
+    let public = args.iter().all(|x| matches!(&**x, Value::Public(_)));
+    if role == 2 && !public {
+        return Ok(Value::Share(Share::nothing()));
+    }
+    let mut parts = Vec::with_capacity(args.len());
+    for (x, shape) in args.iter().zip(&shapes) {
+        parts.push(match (&**x, public) {
+            (Value::Public(words), true) => words.clone(),
+            (x, _) => x.share(role)?.map_or_else(|| volume(shape).map(|n| vec![0; n]), |words| Ok(words.to_vec()))?,
+        });
+    }
+    let parts: Vec<_> = parts.iter().map(Vec::as_slice).zip(shapes).collect();
+    let words = movement::concat(&parts, axis)?;
+    Ok(if public { Value::Public(words) } else { Value::Share(Share::of(words)) })
+}
+
+/// A linear map of the words of one operand.
+fn moved(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Arc<Value>>) -> Result<Vec<u64>> {
+    let shape = shape_of(site, 0)?;
+    let rows = || site.bound.rows(site.module, site.id);
+    match op {
+        Op::ReduceSum { axis } => movement::reduce_sum(words, shape, usize::from(*axis)),
+        Op::Transpose { perm } => movement::transpose(words, shape, perm),
+        Op::Slice { axis, start, .. } => {
+            let axis = usize::from(*axis);
+            let start = start.eval_usize(&site.bound.bindings)?;
+            let len = site.shape().get(axis).copied().unwrap_or(0);
+            movement::slice(words, shape, axis, start, len)
+        }
+        Op::Expand { .. } => expand(words, shape, site.shape()),
+        Op::Gather { axis } => {
+            let indices = index.ok_or_else(missing)?.plain(site.bound)?;
+            movement::gather(words, shape, usize::from(*axis), indices.as_i64()?)
+        }
+        Op::Pack => movement::pack(words, &rows()?.keep),
+        Op::Unpack { .. } => rows().and_then(|rows| movement::unpack(words, &rows.keep, rows.dense)),
+        Op::RowSum { .. } => movement::row_sum(words, &rows()?.lens),
+        Op::RowExpand { .. } => movement::row_expand(words, &rows()?.lens),
+        _ => Err(Diagnostic::internal("E0815", format!("{} has no kernel for these operands", op.name()))),
+    }
+}
+
+fn on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<BitShare> {
+    let operand = |i: usize| args.get(i).ok_or_else(missing)?.bits();
+    let (x, n) = (operand(0)?, volume(site.shape())?);
+    let wide = |x: &BitShare, shape: &[usize]| map_bits(x, n, |words| expand(words, shape, site.shape()));
+    match op {
+        // The complement is that of the client's share.
+        Op::Not => Ok(x.map(x.n, |plane| {
+            let mut plane = plane.to_vec();
+            if role(site) == 0 {
+                planes::not_assign(&mut plane, x.n);
+            }
+            plane
+        })),
+        Op::Xor => {
+            let (xs, ys) = (shape_of(site, 0)?, shape_of(site, 1)?);
+            broadcast_shape(xs, ys)?;
+            let (x, y) = (wide(x, xs)?, wide(operand(1)?, ys)?);
+            let Some(other) = y.plane() else { return Ok(BitShare::nothing(n)) };
+            Ok(x.map(n, |plane| plane.iter().zip(other).map(|(x, y)| x ^ y).collect()))
+        }
+        Op::Concat { axis } => {
+            let mut parts = Vec::with_capacity(args.len());
+            for i in 0..args.len() {
+                let Some(plane) = operand(i)?.plane() else { return Ok(BitShare::nothing(n)) };
+                parts.push((unpacked(plane, operand(i)?.n), shape_of(site, i)?));
+            }
+            let parts: Vec<_> = parts.iter().map(|(words, shape)| (words.as_slice(), *shape)).collect();
+            Ok(BitShare::of(n, packed(&movement::concat(&parts, usize::from(*axis))?)))
+        }
+        _ => map_bits(x, n, |words| moved(site, op, words, args.get(1))),
+    }
+}
+
+/// The bits with `f` applied to the share as words 0 and 1.
+fn map_bits(x: &BitShare, n: usize, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<BitShare> {
+    match x.plane() {
+        Some(plane) => Ok(BitShare::of(n, packed(&f(&unpacked(plane, x.n))?))),
+        None => Ok(BitShare::nothing(n)),
+    }
+}
+
+fn unpacked(plane: &[u64], n: usize) -> Vec<u64> {
+    let mut words = vec![0; n];
+    planes::from_planes(plane, &mut words);
+    words
+}
+
+fn packed(words: &[u64]) -> Vec<u64> {
+    let mut plane = vec![0; planes::words(words.len())];
+    planes::to_planes(words, 1, &mut plane);
+    plane
+}
+
+pub(super) fn missing() -> Diagnostic {
+    Diagnostic::internal("E0811", "an op has too few operands")
+}

@@ -1,0 +1,131 @@
+//! What one party holds of the result of an op.
+
+use std::sync::Arc;
+
+use ombra_ir::bind::Bound;
+use ombra_ir::plain::Tensor;
+use ombra_ir::{Diagnostic, Result};
+use zeroize::Zeroizing;
+
+use super::share::{BitShare, Share};
+use crate::settings::rep3::local::linear::Ring;
+use crate::settings::rep3::setup::Matrix;
+
+/// The result of an op at one party. Its shape is in [`Bound`]; it has no `Debug`.
+pub enum Value {
+    /// A value of the public program, by index.
+    Plain(u32),
+    /// Integers of the client, which the other parties do not have.
+    Ids(Option<Vec<i64>>),
+    /// Ring elements that every party knows.
+    Public(Vec<u64>),
+    /// Ring elements that are shared.
+    Share(Share),
+    /// Shared bits.
+    Bits(BitShare),
+    /// A private weight, or what was moved from one.
+    Weight(Terms),
+    /// A matrix of weights that is made block by block.
+    Matrix(Arc<crate::settings::rep3::value::Value>),
+}
+
+/// The two terms of a private weight, `W = first + second`: the first at client and server, the second at server and dealer.
+pub struct Terms {
+    /// The term of client and server.
+    pub first: Option<Zeroizing<Vec<u64>>>,
+    /// The term of server and dealer.
+    pub second: Option<Zeroizing<Vec<u64>>>,
+}
+
+impl Terms {
+    /// The terms with `f` applied to each: a linear map.
+    pub fn map(&self, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Terms> {
+        let of = |term: &Option<Zeroizing<Vec<u64>>>| term.as_ref().map(|t| f(t).map(Zeroizing::new)).transpose();
+        Ok(Terms { first: of(&self.first)?, second: of(&self.second)? })
+    }
+
+    /// The whole weight, at the server.
+    pub fn whole(&self) -> Result<Vec<u64>> {
+        match (&self.first, &self.second) {
+            (Some(first), Some(second)) => Ok(super::products::plus(first.to_vec(), second)),
+            _ => Err(unexpected("both terms of a weight")),
+        }
+    }
+
+    /// This party's share of the weight: the first term at the client, the second at the server.
+    pub fn share(&self, role: u8) -> Option<&[u64]> {
+        let term = if role == 0 { &self.first } else { &self.second };
+        term.as_ref().map(|term| term.as_slice()).filter(|_| role < 2)
+    }
+}
+
+/// A block of a weight as the shared set-up holds it.
+pub(super) fn terms_of(role: u8, ring: &Ring) -> Result<Value> {
+    match ring {
+        Ring::Public(words) => Ok(Value::Public(words.clone())),
+        Ring::Shared(shared) => {
+            let (a, b) = (shared.a.data().map(<[u64]>::to_vec), shared.b.data().map(<[u64]>::to_vec));
+            let (first, second) = match role {
+                0 => (b, None),
+                1 => (a, b),
+                _ => (None, a),
+            };
+            Ok(Value::Weight(Terms { first: first.map(Zeroizing::new), second: second.map(Zeroizing::new) }))
+        }
+        Ring::Two(_) | Ring::Three(_) => Err(unexpected("a weight")),
+    }
+}
+
+impl Value {
+    /// The public tensor. E0811 for another value.
+    pub(super) fn plain<'a>(&self, bound: &'a Bound) -> Result<&'a Tensor> {
+        match self {
+            Value::Plain(index) => bound.public.get(*index as usize).ok_or_else(|| unexpected("a public value")),
+            _ => Err(unexpected("a public value")),
+        }
+    }
+
+    /// The shared bits. E0811 for another value.
+    pub(super) fn bits(&self) -> Result<&BitShare> {
+        match self {
+            Value::Bits(bits) => Ok(bits),
+            _ => Err(unexpected("shared bits")),
+        }
+    }
+
+    /// This party's share of ring elements, whatever form they have: a public number is the client's. None at the dealer,
+    /// and where it is zero.
+    pub(super) fn share(&self, role: u8) -> Result<Option<&[u64]>> {
+        match self {
+            Value::Share(share) => Ok(share.words()),
+            Value::Weight(terms) => Ok(terms.share(role)),
+            Value::Public(words) => Ok(Some(words.as_slice()).filter(|_| role == 0)),
+            _ => Err(unexpected("ring elements")),
+        }
+    }
+
+    /// The same as a share of its own, of `n` words.
+    pub(super) fn to_share(&self, role: u8, n: usize) -> Result<Share> {
+        if role == 2 {
+            return Ok(Share::nothing());
+        }
+        Ok(Share::of(self.share(role)?.map_or_else(|| vec![0; n], <[u64]>::to_vec)))
+    }
+
+    /// A block of rows of a matrix that is made block by block.
+    pub(super) fn matrix(&self) -> Option<&Matrix> {
+        match self {
+            Value::Matrix(value) => match &**value {
+                crate::settings::rep3::value::Value::Matrix(matrix) => Some(matrix),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn unexpected(expected: &str) -> Diagnostic {
+    Diagnostic::internal("E0811", "an op has an operand of another kind")
+        .note(format!("expected  {expected}"))
+        .note("the plan should have been refused: report this")
+}

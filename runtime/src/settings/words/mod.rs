@@ -1,0 +1,5 @@
+//! Kernels on plain words, for shares of any setting: broadcasting, movement and matrix products.
+
+pub mod broadcast;
+pub mod movement;
+pub mod product;
