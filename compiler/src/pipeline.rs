@@ -33,6 +33,7 @@ use crate::stream::Elements;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{BoundsOf, ClientState, FileDigest, GraphInput, Plan};
+use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Dim, Result, plan};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,6 +43,8 @@ pub type Errors = Vec<Diagnostic>;
 /// What the user asks for.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Who computes, and what they are trusted with.
+    pub setting: Setting,
     /// Sizes and maxima.
     pub sizes: import::Options,
     /// Names that are public or private whatever their content.
@@ -73,6 +76,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            setting: Setting::ThreeParty,
             sizes: import::Options::default(),
             overrides: Overrides::default(),
             reveal: Vec::new(),
@@ -203,7 +207,7 @@ fn weight_owner(labels: &Labels, name: &str) -> Owner {
     }
 }
 
-/// Compiles a model for the `3pc` setting.
+/// Compiles a model for the setting that `options` name.
 ///
 /// # Errors
 /// All that is wrong with the model at the first stage that refuses it.
@@ -345,7 +349,7 @@ fn rewritten_where_cheaper(
     options: &Options,
 ) -> std::result::Result<Rewritten, Errors> {
     let mut after = before.clone();
-    after.rewrites = rewrite(&mut after.graph, options.network, options.f).map_err(one)?;
+    after.rewrites = rewrite(&mut after.graph, options.setting, options.network, options.f).map_err(one)?;
     assign_owners(&mut after.graph, |name| weight_owner(&before.labels, name));
     if after.rewrites.iter().all(|r| r.applied.is_empty()) || options.keep_rewrites == Some(true) {
         return Ok(after);
@@ -444,6 +448,7 @@ fn finish(
     let lowered = lower(
         &graph,
         lower::Options {
+            setting: options.setting,
             name: model.graph().name.clone(),
             f: options.f,
             ranges: &ranges,

@@ -54,9 +54,8 @@ impl FromStr for Party {
         match text {
             "client" => Ok(Party::Client),
             "server" => Ok(Party::Server),
-            "helper" => Ok(Party::Helper),
-            "dealer" => Err(Diagnostic::unsupported("E0711", "the party `dealer` is not supported yet")
-                .note("expected client, server or helper")),
+            // The dealer of correlations is the third party of its setting.
+            "helper" | "dealer" => Ok(Party::Helper),
             _ => Err(Diagnostic::input("E0711", format!("unknown party `{}`", text.escape_debug()))
                 .note("expected client, server or helper")),
         }

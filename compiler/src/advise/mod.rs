@@ -228,7 +228,7 @@ pub fn advise(
     Ok(Advice {
         computing: request.machine.is_some(),
         model: model.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned()),
-        setting: "3pc",
+        setting: options.setting.name(),
         layers: count,
         sizes,
         assumed: (options.assume || !model.absent().is_empty()).then(assume::in_words),

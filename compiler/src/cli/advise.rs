@@ -1,11 +1,12 @@
 //! `ombra advise`.
 
-use super::{ModelArgs, Models, Outcome, not_yet, one, options, read_models, show};
+use super::{ModelArgs, Models, Outcome, not_yet, one, options, read_models, setting, show};
 use crate::advise::{self, Choice, Request};
 use crate::assign_rotations::Spread;
 use crate::{egraph, profile};
 use ombra_ir::Diagnostic;
 use ombra_ir::network::Network;
+use ombra_ir::settings::Setting;
 use std::path::PathBuf;
 
 /// Arguments of `ombra advise`. `--dim seq=N` is the length of the prompt, `--dim past=N` the cache of a further token.
@@ -13,9 +14,9 @@ use std::path::PathBuf;
 pub struct AdviseArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Parties and trust.
-    #[arg(long, default_value = "3pc")]
-    setting: String,
+    /// Parties and trust: 3pc, or 2pc-dealer.
+    #[arg(long, default_value = "3pc", value_parser = setting)]
+    setting: Setting,
     /// The network that decides, beside lan and wan: lan, wan or BANDWIDTH,RTT.
     #[arg(long)]
     network: Option<String>,
@@ -47,15 +48,13 @@ const PROMPT: u64 = 128;
 
 /// Predicts what variants of a model would cost.
 pub fn advise(args: &AdviseArgs) -> Outcome {
-    if args.setting != "3pc" {
-        return Err(one(not_yet(&format!("setting `{}`", args.setting)).note("expected 3pc")));
-    }
     if !["text", "json"].contains(&args.format.as_str()) {
         return Err(one(not_yet(&format!("--format {}", args.format)).note("expected text or json")));
     }
     let Models { model, base, found } = read_models(&args.model)?;
     let mut options = options(&args.model, &found);
     options.assume = args.assume;
+    options.setting = args.setting;
     // Lengths are where costs are counted; other sizes are bound as for a compile.
     let prompt = options.sizes.dims.remove("seq").unwrap_or(PROMPT);
     let cached = options.sizes.dims.remove("past").unwrap_or(prompt);

@@ -1,6 +1,6 @@
 //! `ombra compile`.
 
-use super::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models, show, tell};
+use super::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models, setting, show, tell};
 use crate::assign_rotations::Spread;
 use crate::egraph::cost::Network;
 use crate::model_folder::Found;
@@ -13,6 +13,7 @@ use crate::self_test::{self, Progress, What};
 use crate::{assume, inspect, npz, output, token_text};
 use ombra_ir::module::OutputKind;
 use ombra_ir::plan::{BoundsOf, Plan};
+use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,9 +23,9 @@ use std::path::{Path, PathBuf};
 pub struct CompileArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Parties and trust.
-    #[arg(long, default_value = "3pc")]
-    setting: String,
+    /// Parties and trust: 3pc, or 2pc-dealer.
+    #[arg(long, default_value = "3pc", value_parser = setting)]
+    setting: Setting,
     /// What the client learns: `next-token` or the name of an output; repeatable.
     #[arg(long)]
     reveal: Vec<String>,
@@ -74,6 +75,7 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
     refuse_unbuilt(args)?;
     let Models { model, base, found } = read_models(&args.model)?;
     let mut options = options(&args.model, &found);
+    options.setting = args.setting;
     options.f = args.fixed_point;
     options.approximations = args.approximations.parse()?;
     options.reveal = args
@@ -228,9 +230,6 @@ fn say_costs_only(model: &Model, base: Option<&Model>, compiled: &Compiled) {
 
 fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
     let mut errors = Vec::new();
-    if args.setting != "3pc" {
-        errors.push(not_yet(&format!("setting `{}`", args.setting)).note("expected 3pc"));
-    }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
         if !["graph", "owners", "rewritten", "bounds", "lowered", "expanded", "scheduled"].contains(&stage) {

@@ -15,6 +15,7 @@ use crate::pipeline::Options;
 use crate::self_test::Progress;
 use clap::{Parser, Subcommand};
 use ombra_ir::diag::printable_lines;
+use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Kind};
 use std::ffi::OsString;
 use std::io::Write;
@@ -191,6 +192,11 @@ fn read_models(args: &ModelArgs) -> Result<Models, Vec<Diagnostic>> {
     let base = |path: &PathBuf| Model::read_for_costs(&model_folder::find(path)?.model);
     let base = args.base.as_ref().map(base).transpose().map_err(one)?;
     Ok(Models { model, base, found })
+}
+
+/// Reads `--setting`.
+fn setting(text: &str) -> Result<Setting, String> {
+    text.parse().map_err(|error: Diagnostic| error.to_string())
 }
 
 fn options(args: &ModelArgs, found: &Found) -> Options {

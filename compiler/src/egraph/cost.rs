@@ -100,6 +100,7 @@ pub struct Sent {
 /// The reference session's sizes, and what was computed for them.
 #[derive(Clone)]
 pub struct Costs {
+    setting: Setting,
     network: Network,
     f: u8,
     bindings: [Bindings; STEPS.len()],
@@ -110,7 +111,7 @@ pub struct Costs {
 impl Costs {
     /// Costs for the symbols of a graph. Symbols other than the new and cached tokens are 1 for a batch and otherwise
     /// 64, or as near as they may be.
-    pub fn new(dims: &Dims, network: Network, f: u8) -> Self {
+    pub fn new(dims: &Dims, setting: Setting, network: Network, f: u8) -> Self {
         let bindings = STEPS.map(|(seq, past)| {
             let mut bindings = Bindings::new();
             for (i, info) in dims.syms.iter().enumerate() {
@@ -125,7 +126,7 @@ impl Costs {
             }
             bindings
         });
-        Costs { network, f, bindings, counts: BTreeMap::new(), probes: BTreeMap::new() }
+        Costs { setting, network, f, bindings, counts: BTreeMap::new(), probes: BTreeMap::new() }
     }
 
     /// The same where rounds cost nothing.
@@ -174,7 +175,7 @@ impl Costs {
 
     /// Bytes of sharing a private weight once.
     pub fn sharing(&mut self, shape: &[Dim]) -> f64 {
-        let sent = (Setting::ThreeParty.protocol().setup)(self.count(shape)[0], lower::RING);
+        let sent = (self.setting.protocol().setup)(self.count(shape)[0], lower::RING);
         sent.iter().map(|&bytes| bytes as f64).sum()
     }
 
@@ -188,7 +189,7 @@ impl Costs {
             let (forms, elements, of_server) = ([form, Sharing::Public], [out, 0], [false; 2]);
             let sizes =
                 Sizes { out, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 };
-            let t = (Setting::ThreeParty.protocol().traffic)(op, &sizes);
+            let t = (self.setting.protocol().traffic)(op, &sizes);
             sent.bytes += t.bytes() as f64;
             sent.rounds[step] = t.rounds;
         }
@@ -222,7 +223,7 @@ impl Costs {
             let known = match self.probes.get(&key) {
                 Some(&known) => known,
                 None => {
-                    let found = probe(op, operands, width, self.f).ok();
+                    let found = probe(op, operands, width, (self.setting, self.f)).ok();
                     self.probes.insert(key, found);
                     found
                 }
@@ -256,7 +257,7 @@ fn probed() -> Range {
 }
 
 /// Bytes and rounds of one operator on rows of a width.
-fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, f: u8) -> Result<(u64, u32)> {
+fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, (setting, f): (Setting, u8)) -> Result<(u64, u32)> {
     let none = || Diagnostic::internal("E0290", "an operator cannot be tried alone");
     let width = Dim::from_usize(usize::try_from(width).map_err(|_| none())?)?;
     let rows = Dim::constant(PROBED_ROWS as i64);
@@ -304,6 +305,7 @@ fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, f: u8) -> Result<(u64,
     let (no_weights, known) = (|_: &str| Err(none()), Known::default());
     let statics = Statics::new(&graph, &no_weights, &known);
     let options = lower::Options {
+        setting,
         name: String::new(),
         f,
         ranges: &ranges,

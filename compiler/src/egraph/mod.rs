@@ -23,6 +23,7 @@ use crate::graph::Graph;
 use cost::{Costs, Network};
 use extract::{Choice, Problem};
 use language::{EGraph, Expr, Head};
+use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 use region::{Outside, Region, Solution};
 use rules::RULES;
@@ -102,8 +103,8 @@ impl Rewrite {
 ///
 /// # Errors
 /// An internal error when two values of different types are taken for equal.
-pub fn rewrite(graph: &mut Graph, network: Network, f: u8) -> Result<Vec<Rewrite>> {
-    let mut costs = Costs::new(&graph.dims, network, f);
+pub fn rewrite(graph: &mut Graph, setting: Setting, network: Network, f: u8) -> Result<Vec<Rewrite>> {
+    let mut costs = Costs::new(&graph.dims, setting, network, f);
     let outside = Outside::new(graph);
     let mut solved: BTreeMap<String, (Option<Solution>, usize)> = BTreeMap::new();
     let mut reports: Vec<Rewrite> = Vec::new();

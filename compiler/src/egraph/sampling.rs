@@ -6,6 +6,7 @@ use super::rules::{Finding, RULES, View};
 use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, ValueId, eval};
 use egg::Id;
 use ombra_ir::plain::{DType, Tensor, Type};
+use ombra_ir::settings::Setting;
 use ombra_ir::{Dim, Result};
 use std::collections::BTreeMap;
 
@@ -554,7 +555,7 @@ fn rewritten_graphs_have_the_same_values() {
                 build(&mut draw);
                 let before = draw.evaluate(&draw.graph);
                 let mut graph = draw.graph.clone();
-                for report in super::rewrite(&mut graph, network, 16).unwrap() {
+                for report in super::rewrite(&mut graph, Setting::ThreeParty, network, 16).unwrap() {
                     assert!(report.after <= report.before, "{}: {report:?}", case.rule);
                 }
                 for (a, b) in before.iter().zip(draw.evaluate(&graph)) {

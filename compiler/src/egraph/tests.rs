@@ -4,6 +4,7 @@ use super::cost::Network;
 use super::sampling::Draw;
 use super::{Rewrite, rewrite};
 use crate::graph::{Graph, Op, Owner, ValueId, print};
+use ombra_ir::settings::Setting;
 use std::collections::BTreeMap;
 
 /// Rounds cost nothing.
@@ -11,7 +12,7 @@ const IMMEDIATE: Network = Network { bytes_per_s: 25e6, latency_s: 0.0 };
 
 fn rewritten(draw: &Draw, network: Network) -> (Graph, Vec<Rewrite>) {
     let mut graph = draw.graph.clone();
-    let reports = rewrite(&mut graph, network, 16).unwrap();
+    let reports = rewrite(&mut graph, Setting::ThreeParty, network, 16).unwrap();
     assert!(reports.iter().all(|r| r.after <= r.before), "{reports:?}");
     (graph, reports)
 }

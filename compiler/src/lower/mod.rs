@@ -40,6 +40,8 @@ pub const RING: u8 = 64;
 
 /// What lowering needs to know beside the graph.
 pub struct Options<'a> {
+    /// Whose forms products take.
+    pub setting: Setting,
     /// Name of the model.
     pub name: String,
     /// Fraction bits.
@@ -88,7 +90,7 @@ pub struct Assumed {
 /// # Errors
 /// Every node that has no lowering, all in one go.
 pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Vec<Diagnostic>> {
-    let module = Module::empty(options.name.clone(), Setting::ThreeParty, Stage::Lowered, graph.dims.clone());
+    let module = Module::empty(options.name.clone(), options.setting, Stage::Lowered, graph.dims.clone());
     let fixed = static_values(graph).map_err(|d| vec![d])?;
     let mut l = Lower {
         graph,

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::held_file::HeldFile;
 use super::weights::{Wanted, Weights, private_weights, public_weights};
+use crate::settings;
 
 /// Name of the plan in the public folder.
 pub const PLAN_FILE: &str = "plan.ombra";
@@ -138,6 +139,7 @@ fn check_module(plan: &Plan) -> Result<()> {
         let first = found.into_iter().next().unwrap_or_else(|| Diagnostic::internal("E1004", "the plan is not valid"));
         if more > 0 { first.note(format!("and {more} more findings of the verifier")) } else { first }
     })?;
+    settings::check(&plan.module)?;
     let filters = || plan.drawings.iter().map(|drawing| drawing.filter);
     if filters().enumerate().any(|(at, filter)| filters().take(at).any(|other| other == filter)) {
         return Err(Diagnostic::input("E1004", "the plan draws tokens in one way twice"));

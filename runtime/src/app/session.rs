@@ -21,9 +21,10 @@ use serde::{Deserialize, Serialize};
 use super::folder::PlanFolder;
 use super::program::{self, Step};
 use super::request::{Advance, Request};
-use crate::exec::{LinkNet, Opened, Run};
+use crate::exec::{LinkNet, Opened, Steps};
+use crate::settings;
+use crate::settings::cx::Keys;
 use crate::settings::rep3::setup::{Weights, agree_keys};
-use crate::settings::rep3::{Keys, Rep3};
 use crate::transport::{Party, Session};
 
 /// Largest control message of a session in bytes.
@@ -106,7 +107,7 @@ impl<'a> Phases<'a> {
 pub(super) struct Engine<'a> {
     session: &'a Session,
     module: Arc<Module>,
-    run: Run<Rep3>,
+    run: Box<dyn Steps>,
     /// Positions that the cache has.
     held: u64,
 }
@@ -121,7 +122,7 @@ impl<'a> Engine<'a> {
         threads: usize,
     ) -> Result<Self> {
         let module = program::module_of(&folder.plan, request)?;
-        let run = Run::new(Arc::clone(&module), session.party(), Rep3::new(keys, weights), threads)?;
+        let run = settings::begin(Arc::clone(&module), session.party(), keys, weights, threads)?;
         Ok(Engine { session, module, run, held: 0 })
     }
 

@@ -30,6 +30,6 @@ pub mod task;
 mod tests;
 
 pub use net::{LinkNet, Net};
-pub use run::{Opened, Run, StepResult};
+pub use run::{Opened, Run, StepResult, Steps};
 pub use source::TensorSource;
 pub use task::Task;

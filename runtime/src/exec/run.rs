@@ -47,6 +47,41 @@ pub struct Run<S: Side> {
     failed: bool,
 }
 
+/// Steps of a session at one party, whatever the setting.
+pub trait Steps {
+    /// As [`Run::step`].
+    ///
+    /// # Errors
+    /// Those of [`Run::step`].
+    fn step(&mut self, bound: &Bound, schedule: &Schedule, inputs: &[Tensor], net: &mut dyn Net) -> Result<StepResult>;
+
+    /// As [`Run::keep`].
+    ///
+    /// # Errors
+    /// Those of [`Run::keep`].
+    fn keep(&mut self, past: Sym, length: u64) -> Result<()>;
+
+    /// As [`Run::check_inputs`].
+    ///
+    /// # Errors
+    /// Those of [`Run::check_inputs`].
+    fn check_inputs(&self, bound: &Bound, inputs: &[Tensor]) -> Result<()>;
+}
+
+impl<S: Side> Steps for Run<S> {
+    fn step(&mut self, bound: &Bound, schedule: &Schedule, inputs: &[Tensor], net: &mut dyn Net) -> Result<StepResult> {
+        Run::step(self, bound, schedule, inputs, net)
+    }
+
+    fn keep(&mut self, past: Sym, length: u64) -> Result<()> {
+        Run::keep(self, past, length)
+    }
+
+    fn check_inputs(&self, bound: &Bound, inputs: &[Tensor]) -> Result<()> {
+        Run::check_inputs(self, bound, inputs)
+    }
+}
+
 /// Content of a state slot.
 struct Kept<V> {
     value: Arc<V>,

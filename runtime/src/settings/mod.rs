@@ -16,10 +16,51 @@ use std::sync::Arc;
 use ombra_ir::bind::Bound;
 use ombra_ir::module::{Id, Module, Node, Party};
 use ombra_ir::op::Op;
-use ombra_ir::settings::Traffic;
+use ombra_ir::settings::{Setting, Traffic};
 use ombra_ir::{Diagnostic, Result};
 
-use crate::exec::Task;
+use crate::exec::run::check_kernels;
+use crate::exec::{Run, Steps, Task};
+use cx::Keys;
+use dealer::Dealer;
+use rep3::Rep3;
+use rep3::setup::Weights;
+
+/// The side of `party` of a session with fresh keys, in the setting of the verified `module`, with `threads` threads for
+/// products.
+///
+/// # Errors
+/// Those of [`check`].
+pub fn begin(
+    module: Arc<Module>,
+    party: Party,
+    keys: Keys,
+    weights: Arc<Weights>,
+    threads: usize,
+) -> Result<Box<dyn Steps>> {
+    Ok(match module.setting {
+        Setting::ThreeParty => Box::new(Run::new(module, party, Rep3::new(keys, weights), threads)?),
+        Setting::Dealer => Box::new(Run::new(module, party, Dealer::new(party, keys, weights), threads)?),
+        Setting::Plain => return Err(no_parties()),
+    })
+}
+
+/// Checks that parties can run a module: its setting has a kernel for every op.
+///
+/// # Errors
+/// `E0815` for an op without a kernel, `E0421` for a setting without messages.
+pub fn check(module: &Module) -> Result<()> {
+    match module.setting {
+        Setting::ThreeParty => check_kernels::<Rep3>(module),
+        Setting::Dealer => check_kernels::<Dealer>(module),
+        Setting::Plain => Err(no_parties()),
+    }
+}
+
+fn no_parties() -> Diagnostic {
+    Diagnostic::input("E0421", "a plan for one party in the clear does not run between parties")
+        .note("help      compile for 3pc or 2pc-dealer")
+}
 
 /// Where and when an op runs.
 #[derive(Clone, Copy)]
