@@ -4,6 +4,7 @@ use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_compiler::reveal::Reveal;
+use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::PlanFolder;
 use std::path::{Path, PathBuf};
@@ -62,9 +63,17 @@ pub fn logits() -> Vec<Reveal> {
 /// # Errors
 /// The first error of the compiler, or a folder that the runtime does not open.
 pub fn build(name: &str, base: Option<&str>, reveal: Vec<Reveal>) -> Result<Built> {
+    build_in(Setting::ThreeParty, name, base, reveal)
+}
+
+/// [`build`] for a setting.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_in(setting: Setting, name: &str, base: Option<&str>, reveal: Vec<Reveal>) -> Result<Built> {
     let model = corpus::model(name)?;
     let base = base.map(corpus::model).transpose()?;
-    build_model(model, base.as_ref(), reveal)
+    build_with(model, base.as_ref(), &Options { setting, reveal, ..Options::default() })
 }
 
 /// Compiles `model` against `base` and writes the plan folder.

@@ -578,7 +578,7 @@ fn wrong_commands_exit_with_2() {
         (&["local", "DIR/nothing", "--tokens", "1"], "cannot be read"),
         (&["local", "DIR", "--input", "x"], "NAME=FILE"),
         (&["local", "DIR", "--test-data", "DIR/nothing"], "no test data"),
-        (&["serve", "DIR", "--party", "dealer", "--config", "x"], "not supported yet"),
+        (&["serve", "DIR", "--party", "provider", "--config", "x"], "unknown party"),
         (&["keygen", "--party", "provider", "-o", "DIR/keys"], "unknown party"),
         (&["measure", "--config", "DIR/nothing"], "cannot be read"),
         (&["run"], "unrecognized subcommand"),

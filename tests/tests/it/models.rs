@@ -3,9 +3,10 @@
 
 use ombra_ir::module::OutputKind;
 use ombra_ir::plain::Tensor;
+use ombra_ir::settings::Setting;
 use ombra_runtime::app::Request;
 use ombra_runtime::app::inputs::{Named, find, infer_request, token_ids};
-use ombra_tests::built::{Built, build, logits};
+use ombra_tests::built::{Built, build_in, logits};
 use ombra_tests::corpus::{TestSet, is_causal, selected, sets, test_set};
 use ombra_tests::logits::{greatest, max_error};
 use ombra_tests::parties::{self, Side};
@@ -87,10 +88,20 @@ fn next_tokens(name: &str, built: &Built, set: &TestSet, error: f64) -> Outcome 
 
 #[test]
 fn logits_and_tokens_are_those_of_onnx_runtime() {
+    logits_and_tokens(Setting::ThreeParty);
+}
+
+#[test]
+fn logits_and_tokens_are_those_of_onnx_runtime_with_a_dealer() {
+    logits_and_tokens(Setting::Dealer);
+}
+
+fn logits_and_tokens(setting: Setting) {
     let mut table = Vec::new();
     for (name, base) in selected() {
-        let all = build(name, base, logits()).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let next = is_causal(name).then(|| build(name, base, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}")));
+        let all = build_in(setting, name, base, logits()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let next = is_causal(name)
+            .then(|| build_in(setting, name, base, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}")));
         let mut worst = Outcome::default();
         assert!(sets(name) > 0, "{name} has test sets");
         for index in 0..sets(name) {
@@ -114,8 +125,17 @@ fn logits_and_tokens_are_those_of_onnx_runtime() {
 
 #[test]
 fn prefill_and_decode_cost_what_is_declared() {
+    prefill_and_decode(Setting::ThreeParty);
+}
+
+#[test]
+fn prefill_and_decode_cost_what_is_declared_with_a_dealer() {
+    prefill_and_decode(Setting::Dealer);
+}
+
+fn prefill_and_decode(setting: Setting) {
     for (name, base) in selected() {
-        let built = build(name, base, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let built = build_in(setting, name, base, Vec::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let plan = &built.plan.plan;
         // A model of one fixed length, or without next tokens, generates nothing.
         if plan.seq.is_none() || plan.module.outputs.iter().all(|o| o.kind != OutputKind::NextToken) {
