@@ -4,6 +4,10 @@
 //! What every op sends, to the byte and the round; tests hold the runtime's kernels to it. Roles: 0 the client, 1 the
 //! server, 2 the dealer, who sends to the server alone.
 
+mod bits;
+
+pub use bits::{Join, LARGEST_CHUNK, chunk_planes, chunks, joins};
+
 use super::{Protocol, Sizes, Traffic, plane_bytes};
 use crate::module::Party;
 use crate::op::{EXP_WINDOW, Op};
@@ -59,6 +63,11 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.send(0, 1, 0, s.out * eb);
             t.rounds = 1;
         }
+        Op::Msb { width, drop } => bits::msb(&mut t, s.out, width - drop),
+        Op::And => bits::and(&mut t, s.out),
+        Op::BitToRing { .. } => bits::select(&mut t, s.out, 0, eb),
+        Op::RowMax { width, drop, .. } => bits::row_max(&mut t, &s.rows, width - drop, eb),
+        Op::ArgMax { width } => bits::arg_max(&mut t, &s.rows, *width, eb),
         _ => {}
     }
     t
