@@ -30,6 +30,14 @@ pub fn to_planes(x: &[u64], w: u32, out: &mut [u64]) {
     split_planes(x, w as usize, out);
 }
 
+/// Bits `drop .. width ≤ 64` of every element, plane by plane.
+pub fn planes_of(x: &[u64], width: u8, drop: u8) -> Vec<u64> {
+    let mut planes = vec![0; usize::from(width) * words(x.len())];
+    to_planes(x, u32::from(width), &mut planes);
+    planes.drain(..usize::from(drop) * words(x.len()));
+    planes
+}
+
 /// Writes the bits of one plane as elements 0 and 1.
 ///
 /// # Panics

@@ -8,6 +8,7 @@ pub mod cx;
 pub mod dealer;
 pub mod plain;
 pub mod rep3;
+mod rows;
 pub(crate) mod wire;
 pub mod words;
 

@@ -16,6 +16,7 @@ pub mod divide;
 pub mod embed;
 mod local;
 pub mod lookup;
+mod planes;
 pub mod products;
 pub mod share;
 #[cfg(test)]

@@ -27,9 +27,9 @@ use ombra_ir::settings::rep3::{LARGEST_GROUP, carry_groups, group_products};
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::two_terms;
-use super::planes::{Planes, to_planes};
+use super::planes::Planes;
 use super::{Cx, Purpose};
-use crate::backend::bits::words as plane_words;
+use crate::backend::bits::{planes_of, words as plane_words};
 use crate::settings::rep3::share::{Bits, Shared};
 
 /// The sign of `n` values that fit in `width` bits: 1 where negative. The lowest `drop` bits of both terms are left out,
@@ -51,7 +51,7 @@ pub(super) async fn msb_of_groups(
     groups: &[u8],
 ) -> Result<Bits> {
     debug_assert_eq!(groups.iter().sum::<u8>(), width - drop - 1, "groups hold every bit but the highest");
-    let own = to_planes(&two_terms(cx, x, n), width, drop);
+    let own = planes_of(&two_terms(cx, x, n), width, drop);
     let (mut top, generate, propagate) = match cx.role() {
         2 => crossed_single(cx, &own, groups, n)?,
         _ => crossed_joint(cx, &own, groups, n).await?,

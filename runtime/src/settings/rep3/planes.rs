@@ -1,7 +1,5 @@
 //! Several planes of shared bits side by side, one after another in memory.
 
-use crate::backend::bits;
-
 /// Planes of `words` words each, at one party.
 pub(super) struct Planes {
     /// Component `x_i`.
@@ -53,12 +51,4 @@ impl Planes {
         self.a.iter_mut().zip(&other.a).for_each(|(x, y)| *x ^= y);
         self.b.iter_mut().zip(&other.b).for_each(|(x, y)| *x ^= y);
     }
-}
-
-/// Bits `drop .. width ≤ 64` of every value, plane by plane.
-pub(super) fn to_planes(values: &[u64], width: u8, drop: u8) -> Vec<u64> {
-    let mut planes = vec![0; usize::from(width) * bits::words(values.len())];
-    bits::to_planes(values, u32::from(width), &mut planes);
-    planes.drain(..usize::from(drop) * bits::words(values.len()));
-    planes
 }

@@ -1,1 +1,120 @@
-//! stub
+//! Every kernel among client, server and dealer in one thread, against plain arithmetic and the declared messages.
+
+mod compare;
+mod rank;
+mod rows;
+mod transcript;
+
+use std::future::Future;
+use std::rc::Rc;
+
+use ombra_ir::op::Op;
+use ombra_ir::settings::{RowLens, Setting, Sizes, Traffic};
+use ombra_ir::ty::Sharing;
+
+use crate::exec::lockstep::{self, Sent};
+use crate::settings::dealer::share::{BitShare, Share};
+use crate::settings::dealer::{Cx, Keys};
+use crate::settings::rep3::share::ring_mask;
+
+/// Words that look random.
+struct Words(u64);
+
+impl Words {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn take(&mut self, n: usize) -> Vec<u64> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// Shares of `x` at every role; nothing at the dealer.
+fn share(x: &[u64], words: &mut Words) -> [Rc<Share>; 3] {
+    let x0 = words.take(x.len());
+    let x1 = x.iter().zip(&x0).map(|(x, x0)| x.wrapping_sub(*x0)).collect();
+    [Share::of(x0), Share::of(x1), Share::nothing()].map(Rc::new)
+}
+
+/// Shares of the bits `x`; bits past the end are random.
+fn share_bits(x: &[bool], words: &mut Words) -> [Rc<BitShare>; 3] {
+    let x0 = words.take(x.len().div_ceil(64));
+    let mut x1 = words.take(x0.len());
+    for (i, bit) in x.iter().enumerate() {
+        let (word, place) = (i / 64, i % 64);
+        x1[word] ^= ((x1[word] ^ x0[word]) >> place & 1 ^ u64::from(*bit)) << place;
+    }
+    let n = x.len();
+    [BitShare::of(n, x0), BitShare::of(n, x1), BitShare::nothing(n)].map(Rc::new)
+}
+
+/// The shared values, after a check that the dealer has none.
+fn open(shares: &[Share; 3], n: usize, bits: u8) -> Vec<u64> {
+    let [client, server, dealer] = shares.each_ref().map(Share::words);
+    assert!(dealer.is_none(), "the dealer holds no share");
+    let (client, server) = client.zip(server).expect("client and server hold a share");
+    assert_eq!((client.len(), server.len()), (n, n));
+    client.iter().zip(server).map(|(x, y)| x.wrapping_add(*y) & ring_mask(bits)).collect()
+}
+
+fn open_bits(shares: &[BitShare; 3]) -> Vec<bool> {
+    let n = shares[0].n;
+    let [client, server, dealer] = shares.each_ref().map(BitShare::plane);
+    assert!(dealer.is_none() && shares.iter().all(|share| share.n == n));
+    let (client, server) = client.zip(server).expect("client and server hold a share");
+    let get = |words: &[u64], i: usize| words[i / 64] >> (i % 64) & 1 == 1;
+    (0..n).map(|i| get(client, i) ^ get(server, i)).collect()
+}
+
+/// What an op is declared to send.
+fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
+    (Setting::Dealer.protocol().traffic)(op, sizes)
+}
+
+/// Of `out` elements of a ring of `bits`, made of shared operands.
+fn sizes(out: usize, bits: u8) -> Sizes<'static> {
+    let rows = RowLens::Equal { count: 0, len: 0 };
+    let (forms, elements, of_server) = ([Sharing::Shared, Sharing::Public], [out as u64, 0], [false; 2]);
+    Sizes { out: out as u64, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 }
+}
+
+/// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;
+/// this is a check of its own.
+fn assert_declared(sent: &[Sent], declared: &Traffic) {
+    let mut found: Vec<_> = sent.iter().map(|m| (m.round, m.from, m.to, m.bytes.len() as u64)).collect();
+    let mut expected: Vec<_> = declared.msgs.iter().map(|m| (m.round, m.from, m.to, m.bytes)).collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+/// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the context and the role.
+fn run<T, F>(seed: u64, op: &Op, sizes: &Sizes, kernel: impl Fn(Cx, usize) -> F) -> [T; 3]
+where
+    F: Future<Output = ombra_ir::Result<T>> + 'static,
+{
+    run_declared(lockstep::keys(seed), &traffic(op, sizes), kernel).0
+}
+
+/// Runs `kernel` with the given keys and messages, which it checks.
+fn run_declared<T, F>(keys: [Rc<Keys>; 3], declared: &Traffic, kernel: impl Fn(Cx, usize) -> F) -> ([T; 3], Vec<Sent>)
+where
+    F: Future<Output = ombra_ir::Result<T>> + 'static,
+{
+    let run = lockstep::run_with_keys(keys, 0, declared, |cx| {
+        let role = usize::from(cx.role());
+        kernel(cx, role)
+    });
+    let (results, sent) = run.expect("the kernel runs as declared");
+    assert_declared(&sent, declared);
+    (results, sent)
+}
+
+/// A signed value in a ring.
+fn signed(x: u64, bits: u8) -> i64 {
+    (x << (64 - bits)) as i64 >> (64 - bits)
+}
