@@ -132,7 +132,10 @@ pub(super) async fn select(cx: &Cx, b: &BitShare, values: &[Masked], bits: u8) -
             match usize::from(part).checked_sub(1) {
                 Some(value) => {
                     let lambda = values[value].seen.iter().zip(&r);
-                    dealt.iter_mut().zip(lambda).for_each(|(c, (lambda, r))| *c = r.wrapping_mul(*lambda).wrapping_sub(*c));
+                    dealt
+                        .iter_mut()
+                        .zip(lambda)
+                        .for_each(|(c, (lambda, r))| *c = r.wrapping_mul(*lambda).wrapping_sub(*c));
                 }
                 None => dealt.iter_mut().zip(&r).for_each(|(c, r)| *c = r.wrapping_sub(*c)),
             }

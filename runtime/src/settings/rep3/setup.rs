@@ -271,6 +271,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// Whether the weight is private.
+    pub fn is_secret(&self) -> bool {
+        self.recipe.secret
+    }
+
     /// Rows that one block should have.
     pub fn block_rows(&self) -> usize {
         (BLOCK / self.columns.max(1)).max(1)

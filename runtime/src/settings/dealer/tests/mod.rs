@@ -1,5 +1,6 @@
 //! Every kernel among client, server and dealer in one thread, against plain arithmetic and the declared messages.
 
+mod arithmetic;
 mod compare;
 mod rank;
 mod rows;

@@ -35,19 +35,24 @@ where
     })
 }
 
-fn assert_full_rank<T, F>(name: &str, declared: &Traffic, kernel: impl Fn(Cx, usize) -> F)
+pub(super) fn assert_full_rank<T, F>(name: &str, declared: &Traffic, kernel: impl Fn(Cx, usize) -> F)
 where
     F: Future<Output = ombra_ir::Result<T>> + 'static,
 {
     let ranks = ranks(declared, kernel);
-    assert!(ranks.iter().all(|(rank, bits)| rank == bits), "{name}: ranks of what the roles receive, and bits: {ranks:?}");
+    assert!(
+        ranks.iter().all(|(rank, bits)| rank == bits),
+        "{name}: ranks of what the roles receive, and bits: {ranks:?}"
+    );
 }
 
 #[test]
 fn signs() {
     let mut words = Words(6);
     // Of one chunk to five, which one opening joins, and of six and more, which two join.
-    for (width, drop) in [(2, 0), (5, 0), (6, 0), (12, 0), (13, 0), (16, 3), (20, 0), (22, 0), (26, 0), (33, 0), (64, 0)] {
+    for (width, drop) in
+        [(2, 0), (5, 0), (6, 0), (12, 0), (13, 0), (16, 3), (20, 0), (22, 0), (26, 0), (33, 0), (64, 0)]
+    {
         let shares = share(&words.take(N), &mut words);
         let declared = traffic(&Op::Msb { width, drop }, &sizes(N, 64));
         assert_full_rank(&format!("signs of width {width}, {drop} dropped"), &declared, |cx, role| {

@@ -31,7 +31,8 @@ fn messages(op: &Op, x: u64, holder: usize, seed: u64) -> Vec<Sent> {
     let mut words = Words(seed);
     let (all, zeros) = (vec![x; N], vec![0; N]);
     let bits = if x & 1 == 1 { vec![u64::MAX; N / 64] } else { vec![0; N / 64] };
-    let of_bits = |x: Vec<u64>, y: Vec<u64>| [BitShare::of(N, x), BitShare::of(N, y), BitShare::nothing(N)].map(Rc::new);
+    let of_bits =
+        |x: Vec<u64>, y: Vec<u64>| [BitShare::of(N, x), BitShare::of(N, y), BitShare::nothing(N)].map(Rc::new);
     let (shares, bits) = match holder {
         0 => ([Share::of(all), Share::of(zeros), Share::nothing()].map(Rc::new), of_bits(bits, vec![0; N / 64])),
         1 => ([Share::of(zeros), Share::of(all), Share::nothing()].map(Rc::new), of_bits(vec![0; N / 64], bits)),

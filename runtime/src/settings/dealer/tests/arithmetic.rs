@@ -1,77 +1,33 @@
-//! Products, divisions, exponentials and lookups among three parties in one thread, against plain arithmetic and the
-//! declared messages.
+//! Products, divisions, exponentials and lookups: against plain arithmetic, and every received bit under a mask.
 
-use std::future::Future;
-use std::rc::Rc;
+use ombra_ir::op::{EXP_RING, EXP_SCALE};
 
-use ombra_ir::op::{EXP_RING, EXP_SCALE, Op};
-use ombra_ir::settings::{RowLens, Setting, Sizes, Traffic};
-use ombra_ir::ty::Sharing;
+use super::rank::assert_full_rank;
+use super::*;
+use crate::settings::dealer::divide::divide;
+use crate::settings::dealer::embed::{Sums, Table, embed};
+use crate::settings::dealer::lookup::exp_digits;
+use crate::settings::dealer::products::{Bilinear, Factor, product, times_weight};
+use crate::settings::dealer::reveal;
 
-use super::divide::divide;
-use super::embed::{Sums, Table, embed};
-use super::lookup::exp_digits;
-use super::products::{Bilinear, Factor, product, times_weight};
-use super::share::Share;
-use super::{Cx, reveal};
-use crate::exec::lockstep;
-use crate::settings::rep3::share::ring_mask;
-
-/// Words that look random.
-struct Words(u64);
-
-impl Words {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn take(&mut self, n: usize) -> Vec<u64> {
-        (0..n).map(|_| self.next()).collect()
-    }
+/// Of an element-wise product of `n` elements.
+fn product_sizes(n: usize, bits: u8, of_server: [bool; 2]) -> Sizes<'static> {
+    Sizes { forms: [Sharing::Shared; 2], elements: [n as u64; 2], of_server, ..sizes(n, bits) }
 }
 
-fn share(x: &[u64], words: &mut Words) -> [Rc<Share>; 3] {
-    let x0 = words.take(x.len());
-    let x1 = x.iter().zip(&x0).map(|(x, y)| x.wrapping_sub(*y)).collect();
-    [Rc::new(Share::of(x0)), Rc::new(Share::of(x1)), Rc::new(Share::nothing())]
-}
-
-fn open(shares: &[Share; 3], bits: u8) -> Vec<u64> {
-    assert!(shares[2].words().is_none(), "the dealer has a share");
-    let [x, y] = [0, 1].map(|role| shares[role].own().unwrap());
-    x.iter().zip(y).map(|(x, y)| x.wrapping_add(*y) & ring_mask(bits)).collect()
-}
-
-fn signed(x: u64, bits: u8) -> i64 {
-    (x << (64 - bits)) as i64 >> (64 - bits)
-}
-
-fn sizes(out: usize, bits: u8) -> Sizes<'static> {
-    let rows = RowLens::Equal { count: 0, len: 0 };
-    let forms = [Sharing::Shared; 2];
-    let (elements, of_server) = ([out as u64; 2], [false; 2]);
-    Sizes { out: out as u64, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 }
-}
-
-fn declared(op: &Op, sizes: &Sizes) -> Traffic {
-    (Setting::Dealer.protocol().traffic)(op, sizes)
-}
-
-/// Runs a kernel by role, held to what is declared.
-fn run<T, F>(seed: u64, traffic: &Traffic, kernel: impl Fn(Cx, usize) -> F) -> [T; 3]
+/// Runs a kernel with the declared messages.
+fn held<T, F>(seed: u64, declared: &Traffic, kernel: impl Fn(Cx, usize) -> F) -> [T; 3]
 where
     F: Future<Output = ombra_ir::Result<T>> + 'static,
 {
-    let run = lockstep::run(seed, 0, traffic, |cx| {
-        let role = usize::from(cx.role());
-        kernel(cx, role)
-    });
-    let (results, sent) = run.unwrap();
+    let (results, sent) = run_declared(lockstep::keys(seed), declared, kernel);
     assert!(sent.iter().all(|m| m.to != 2 && (m.from != 2 || m.to == 1)), "the dealer sends to the server alone");
     results
+}
+
+/// The product of two vectors element by element.
+fn times(x: &[u64], y: &[u64]) -> ombra_ir::Result<Vec<u64>> {
+    Ok(x.iter().zip(y).map(|(x, y)| x.wrapping_mul(*y)).collect())
 }
 
 #[test]
@@ -80,15 +36,12 @@ fn products_are_exact() {
     for bits in [32, 48, 64] {
         let (x, y) = (words.take(100), words.take(100));
         let (xs, ys) = (share(&x, &mut words), share(&y, &mut words));
-        let shares = run(7, &declared(&Op::Mul, &sizes(100, bits)), |cx, role| {
+        let shares = held(7, &traffic(&Op::Mul, &product_sizes(100, bits, [false; 2])), |cx, role| {
             let (x, y) = (Rc::clone(&xs[role]), Rc::clone(&ys[role]));
-            async move {
-                let apply = |x: &[u64], y: &[u64]| Ok(x.iter().zip(y).map(|(x, y)| x.wrapping_mul(*y)).collect());
-                product(&cx, &Bilinear { apply: &apply, operands: [100, 100], result: 100 }, &x, &y, bits).await
-            }
+            async move { product(&cx, &Bilinear { apply: &times, operands: [100, 100], result: 100 }, &x, &y, bits).await }
         });
         let expected: Vec<_> = x.iter().zip(&y).map(|(x, y)| x.wrapping_mul(*y) & ring_mask(bits)).collect();
-        assert_eq!(open(&shares, bits), expected);
+        assert_eq!(open(&shares, 100, bits), expected);
     }
 }
 
@@ -97,20 +50,20 @@ fn products_with_weights_are_exact() {
     let mut words = Words(2);
     let (x, w1, w2) = (words.take(50), words.take(50), words.take(50));
     let xs = share(&x, &mut words);
-    let sizes = Sizes { of_server: [false, true], ..sizes(50, 64) };
+    let sizes = product_sizes(50, 64, [false, true]);
     let (first, second) = (w1.clone(), w2.clone());
-    let shares = run(8, &declared(&Op::Mul, &sizes), |cx, role| {
+    let shares = held(8, &traffic(&Op::Mul, &sizes), |cx, role| {
         let (x, w1, w2) = (Rc::clone(&xs[role]), first.clone(), second.clone());
         async move {
-            let times = |w: Vec<u64>| move |x: &[u64]| Ok(x.iter().zip(&w).map(|(x, w)| x.wrapping_mul(*w)).collect());
-            let whole = times(w1.iter().zip(&w2).map(|(x, y)| x.wrapping_add(*y)).collect());
-            let (first, second) = (times(w1), times(w2));
+            let by = |w: Vec<u64>| move |x: &[u64]| times(x, &w);
+            let whole = by(w1.iter().zip(&w2).map(|(x, y)| x.wrapping_add(*y)).collect());
+            let (first, second) = (by(w1), by(w2));
             let factor = Factor { first: &first, second: &second, whole: &whole };
             times_weight(&cx, &x, &factor, (50, 50), 64).await
         }
     });
     let expected: Vec<_> = (0..50).map(|i| x[i].wrapping_mul(w1[i].wrapping_add(w2[i]))).collect();
-    assert_eq!(open(&shares, 64), expected);
+    assert_eq!(open(&shares, 50, 64), expected);
 }
 
 /// All values and all first shares of a ring of 8 bits; then near the ends of large rings, and larger rings.
@@ -123,12 +76,12 @@ fn quotients_are_floors_or_one_more() {
         let shares = [Rc::new(Share::of(first)), Rc::new(Share::of(second)), Rc::new(Share::nothing())];
         let n = values.len();
         let op = Op::Truncate { by };
-        let result = run(9, &declared(&op, &sizes(n, 8)), |cx, role| {
+        let result = held(9, &traffic(&op, &sizes(n, 8)), |cx, role| {
             let x = Rc::clone(&shares[role]);
             async move { divide(&cx, &x, n, (8, 8), by).await }
         });
         let mut more = vec![0u32; 127];
-        for (x, y) in values.iter().zip(open(&result, 8)) {
+        for (x, y) in values.iter().zip(open(&result, n, 8)) {
             let over = signed(y, 8) - (x >> by);
             assert!(over == 0 || over == 1, "{x} by 2^{by}: {}", signed(y, 8));
             more[(x + 63) as usize] += over as u32;
@@ -153,13 +106,13 @@ fn quotients_are_floors_or_one_more() {
         let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut words);
         let op = if by == 0 { Op::Extend { bits: to } } else { Op::Truncate { by } };
         let sizes = Sizes { bits: to, from_bits: from, ..sizes(400, to) };
-        let traffic = if from == to || by == 0 { declared(&op, &sizes) } else { Traffic::default() };
-        let traffic = if (from, to) == (32, 40) { messages(400, 2) } else { traffic };
-        let result = run(10, &traffic, |cx, role| {
+        let declared = if from == to || by == 0 { traffic(&op, &sizes) } else { Traffic::default() };
+        let declared = if (from, to) == (32, 40) { messages(400, 2) } else { declared };
+        let result = held(10, &declared, |cx, role| {
             let x = Rc::clone(&shares[role]);
             async move { divide(&cx, &x, 400, (from, to), by).await }
         });
-        for (x, y) in x.iter().zip(open(&result, to)) {
+        for (x, y) in x.iter().zip(open(&result, 400, to)) {
             let over = signed(y.wrapping_sub((x >> by) as u64), to);
             assert!(over == 0 || over == 1 && by > 0, "{x} of {from} bits by 2^{by} in {to}: {over}");
         }
@@ -179,12 +132,12 @@ fn exponentials_are_right() {
         let x: Vec<i64> =
             (0..n).map(|i| ((0.5 - 32.5 * i as f64 / n as f64) * f64::from(scale).exp2()) as i64).collect();
         let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut Words(4));
-        let result = run(11, &declared(&Op::ExpDigits { scale, tail: false }, &sizes(n, bits)), |cx, role| {
+        let result = held(11, &traffic(&Op::ExpDigits { scale, tail: false }, &sizes(n, bits)), |cx, role| {
             let x = Rc::clone(&shares[role]);
             async move { exp_digits(&cx, &x, n, scale).await }
         });
         let unit = f64::from(EXP_SCALE).exp2();
-        for (x, y) in x.iter().zip(open(&result, EXP_RING)) {
+        for (x, y) in x.iter().zip(open(&result, n, EXP_RING)) {
             let exact = (*x as f64 / f64::from(scale).exp2()).exp();
             let found = signed(y, EXP_RING) as f64 / unit;
             assert!((found - exact).abs() < 4e-6, "e^{} at {scale}: {found}", *x as f64 / f64::from(scale).exp2());
@@ -202,7 +155,7 @@ fn lookups_give_rows() {
     let sizes = Sizes { table_rows: rows as u64, tokens: tokens as u64, ..sizes(tokens * columns, 64) };
     let table = Table { rows, columns, tokens, bits: 64 };
     for seed in 0..8 {
-        let shares = run(seed, &declared(&Op::Embed, &sizes), |cx, role| {
+        let shares = held(seed, &traffic(&Op::Embed, &sizes), |cx, role| {
             let (w1, w2, ids) = (w1.clone(), w2.clone(), ids.clone());
             async move {
                 let times = |w: Vec<u64>| {
@@ -226,7 +179,7 @@ fn lookups_give_rows() {
         let element = |at: usize| w1[at].wrapping_add(w2[at]);
         let expected: Vec<_> =
             ids.iter().flat_map(|&id| (0..columns).map(move |c| element(row(id) * columns + c))).collect();
-        assert_eq!(open(&shares, 64), expected);
+        assert_eq!(open(&shares, tokens * columns, 64), expected);
     }
 }
 
@@ -234,7 +187,7 @@ fn lookups_give_rows() {
 fn the_client_alone_learns_what_is_revealed() {
     let x: Vec<u64> = Words(6).take(40);
     let shares = share(&x, &mut Words(7));
-    let opened = run(12, &declared(&Op::Reveal { slot: 0 }, &sizes(40, 48)), |cx, role| {
+    let opened = held(12, &traffic(&Op::Reveal { slot: 0 }, &sizes(40, 48)), |cx, role| {
         let x = Rc::clone(&shares[role]);
         async move { reveal(&cx, &x, 40, 48).await }
     });
@@ -242,4 +195,47 @@ fn the_client_alone_learns_what_is_revealed() {
     assert!(server.is_none() && dealer.is_none());
     let masked = |x: &[u64]| x.iter().map(|x| x & ring_mask(48)).collect::<Vec<_>>();
     assert_eq!(masked(&client.unwrap()), masked(&x));
+}
+
+/// Elements of a run: planes of bits fill whole bytes, so that all bits that are sent are random.
+const N: usize = 8;
+
+/// Every bit that client and server receive is under a mask of its own.
+#[test]
+fn what_is_received_is_masked() {
+    let mut words = Words(8);
+    let (x, y, w) = (share(&words.take(N), &mut words), share(&words.take(N), &mut words), words.take(N));
+    for bits in [24, 64] {
+        assert_full_rank("product", &traffic(&Op::Mul, &product_sizes(N, bits, [false; 2])), |cx, role| {
+            let (x, y) = (Rc::clone(&x[role]), Rc::clone(&y[role]));
+            async move { product(&cx, &Bilinear { apply: &times, operands: [N, N], result: N }, &x, &y, bits).await }
+        });
+        let sizes = product_sizes(N, bits, [false, true]);
+        assert_full_rank("product with a weight", &traffic(&Op::Mul, &sizes), |cx, role| {
+            let (x, w) = (Rc::clone(&x[role]), w.clone());
+            async move {
+                let by = |x: &[u64]| times(x, &w);
+                times_weight(&cx, &x, &Factor { first: &by, second: &by, whole: &by }, (N, N), bits).await
+            }
+        });
+        assert_full_rank("division", &traffic(&Op::Truncate { by: 12 }, &sizes), |cx, role| {
+            let x = Rc::clone(&x[role]);
+            async move { divide(&cx, &x, N, (bits, bits), 12).await }
+        });
+    }
+    for scale in [10, 16] {
+        let op = Op::ExpDigits { scale, tail: false };
+        assert_full_rank("exponential", &traffic(&op, &sizes(N, 64)), |cx, role| {
+            let x = Rc::clone(&x[role]);
+            async move { exp_digits(&cx, &x, N, scale).await }
+        });
+    }
+    let table = Table { rows: 16, columns: 1, tokens: N, bits: 64 };
+    let sizes = Sizes { table_rows: 16, tokens: N as u64, ..sizes(N, 64) };
+    assert_full_rank("lookup", &traffic(&Op::Embed, &sizes), |cx, role| async move {
+        let sum = |vectors: &[u64]| Ok(vectors.chunks(16).map(|v| v.iter().sum()).collect());
+        let ids = [3i64, 0, 15, 3, 7, 7, 1, 2];
+        let sums = Sums { first: &sum, second: &sum, whole: &sum };
+        embed(&cx, (role == 0).then_some(&ids[..]), &sums, table).await
+    });
 }
