@@ -60,6 +60,7 @@ impl Elements for Model {
         let [height, columns] = shape(&tensor)?[..] else { return Ok(None) };
         let read = |from: usize, to: usize| bytes.get(from * width..to * width).and_then(|part| floats_of(kind, part));
         let outside = || Diagnostic::internal("E0299", format!("rows outside of `{name}`"));
+        self.was_read(rows.len() * if transposed { height } else { columns } * width);
         if !transposed {
             let part = read(rows.start * columns, rows.end * columns).ok_or_else(outside)?;
             return Tensor::f32(&[rows.len(), columns], part).map(Some);

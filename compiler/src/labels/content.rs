@@ -268,6 +268,7 @@ struct Entry<'a> {
 
 /// The tensors of a base model.
 pub(super) struct Content<'a> {
+    base: &'a Model,
     tensors: Vec<Entry<'a>>,
     by_dims: HashMap<Vec<usize>, Vec<usize>>,
     vectors: BTreeMap<Conversion, Vectors>,
@@ -287,7 +288,7 @@ enum Line {
 impl<'a> Content<'a> {
     /// The `tensors` of `base`.
     pub(super) fn new(base: &'a Model, tensors: &'a [(String, Cow<'a, TensorProto>)]) -> Result<Self> {
-        let mut content = Content { tensors: Vec::new(), by_dims: HashMap::new(), vectors: BTreeMap::new() };
+        let mut content = Content { base, tensors: Vec::new(), by_dims: HashMap::new(), vectors: BTreeMap::new() };
         for (name, tensor) in tensors {
             let Some(kind) = Kind::of(tensor) else { continue };
             let matrix = Matrix::new(base, tensor, kind)?;
@@ -300,19 +301,27 @@ impl<'a> Content<'a> {
     /// What is known of `tensor` of `tuned`, which is called `name` there.
     pub(super) fn find(&mut self, tuned: &Model, name: &str, tensor: &TensorProto, kind: Kind) -> Result<Match> {
         let matrix = Matrix::new(tuned, tensor, kind)?;
+        let found = self.find_matrix(name, &matrix);
+        // It was compared with tensors of its size, mostly with one.
+        [tuned, self.base].iter().for_each(|model| model.was_read(matrix.bytes.len()));
+        Ok(found)
+    }
+
+    fn find_matrix(&mut self, name: &str, matrix: &Matrix) -> Match {
+        let kind = matrix.kind;
         if matrix.rows == 0 || matrix.columns == 0 {
-            return Ok(Match::Known("is empty".into()));
+            return Match::Known("is empty".into());
         }
         let narrower: Vec<Kind> = [Kind::Half, Kind::Brain]
             .into_iter()
             .filter(|&via| kind.converts_to(via) && matrix.is_all_of(via))
             .collect();
-        if let Some(why) = self.find_whole(name, &matrix, &narrower) {
-            return Ok(Match::Known(why));
+        if let Some(why) = self.find_whole(name, matrix, &narrower) {
+            return Match::Known(why);
         }
         // Rows of a few small integers are equal by chance.
         if !kind.is_floating() {
-            return Ok(Match::Unknown);
+            return Match::Unknown;
         }
         let kinds: BTreeSet<Kind> =
             self.tensors.iter().map(|e| e.matrix.kind).filter(|from| from.is_floating()).collect();
@@ -323,10 +332,10 @@ impl<'a> Content<'a> {
                 self.vectors.insert(how, vectors);
             }
         }
-        if let Some(why) = self.find_parts(&matrix, &ways) {
-            return Ok(Match::Known(why));
+        if let Some(why) = self.find_parts(matrix, &ways) {
+            return Match::Known(why);
         }
-        Ok(if self.rounds(&matrix) { Match::Rounds } else { Match::Unknown })
+        if self.rounds(matrix) { Match::Rounds } else { Match::Unknown }
     }
 
     /// The tensors with sizes `dims`, that called `name` first.
@@ -389,6 +398,8 @@ impl<'a> Content<'a> {
                     found.push((digest(&out), i, Line::Column(column)));
                 }
             }
+            // Rows are so short that their beginnings stand on most of its pages.
+            self.base.was_read(matrix.bytes.len());
         }
         found.sort_unstable();
         Vectors(found)

@@ -3,14 +3,19 @@
 //! A location comes from the model, so it may only name a regular file inside the model's own folder. The files must not
 //! be changed while the model is open: a mapped file that shrinks ends the process.
 //!
+//! Whoever reads elements says how many, and every [`RESIDENT`] bytes the pages of all files are given back to the
+//! kernel: a model is read several times, and would stay in memory whole after the first. A page that is needed again
+//! comes from the kernel's cache of the file.
+//!
 //! A model whose costs alone are wanted may be read without its data files. Only a file that is not there is let pass:
 //! one that is there but cannot be read, or has too few bytes, is an error all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::TensorProto;
 
@@ -20,7 +25,12 @@ pub(crate) struct ExternalFiles {
     maps: BTreeMap<String, Mmap>,
     may_be_absent: bool,
     absent: BTreeSet<String>,
+    /// Bytes that were read since pages were given back.
+    read: AtomicUsize,
 }
+
+/// Bytes that are read before pages are given back.
+const RESIDENT: usize = 256 << 20;
 
 /// The code of an error about data that are not there, in a model that was read without them.
 pub const ABSENT: &str = "E0113";
@@ -35,7 +45,21 @@ struct Place<'a> {
 impl ExternalFiles {
     /// No files yet, of a model in `folder`. Files that are not there are an error, unless they `may_be_absent`.
     pub(crate) fn new(folder: &Path, may_be_absent: bool) -> Self {
-        ExternalFiles { folder: folder.to_owned(), maps: BTreeMap::new(), may_be_absent, absent: BTreeSet::new() }
+        let (maps, absent) = (BTreeMap::new(), BTreeSet::new());
+        ExternalFiles { folder: folder.to_owned(), maps, may_be_absent, absent, read: AtomicUsize::new(0) }
+    }
+
+    /// Counts bytes that were read, and gives pages back where they are many.
+    pub(crate) fn was_read(&self, bytes: usize) {
+        if self.read.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) < RESIDENT {
+            return;
+        }
+        self.read.store(0, Ordering::Relaxed);
+        for map in self.maps.values() {
+            // SAFETY: the mapping is read-only, so that a page that is dropped has nothing but the file's bytes, which the
+            // next read of it maps again. Where the advice is refused, the pages stay.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 
     /// Locations of files that are not there.

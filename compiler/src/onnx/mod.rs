@@ -152,13 +152,21 @@ impl Model {
         tensor::bytes(tensor, &self.files).map_err(|d| within(&self.path, d))
     }
 
+    /// Says that so many of the [`Model::bytes`] are read in passing: mapped files do not stay in memory for them.
+    pub fn was_read(&self, bytes: usize) {
+        self.files.was_read(bytes);
+    }
+
     /// The elements of a tensor of single, half, bfloat16 or double precision, in single precision.
     ///
     /// # Errors
     /// `E0120` when the elements are of another type, otherwise as [`Model::bytes`].
     pub fn floats(&self, tensor: &TensorProto) -> Result<Vec<f32>> {
         let kind = element_type(tensor).map_err(|d| within(&self.path, d))?;
-        tensor::floats(kind, &self.bytes(tensor)?).ok_or_else(|| self.other_type(tensor, "floating-point numbers"))
+        let bytes = self.bytes(tensor)?;
+        let floats = tensor::floats(kind, &bytes);
+        self.was_read(bytes.len());
+        floats.ok_or_else(|| self.other_type(tensor, "floating-point numbers"))
     }
 
     /// The elements of a tensor of integers or booleans.
