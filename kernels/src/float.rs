@@ -38,8 +38,10 @@ pub fn matmul_acc(a: &[f32], b: &[f32], c: &mut [f32], k: usize, n: usize) {
     }
     if m >= 2 * threads * MR {
         let rows = m.div_ceil(2 * threads).next_multiple_of(MR);
-        let parts = c.par_chunks_mut(rows * n).zip(a.par_chunks(rows * k));
-        return parts.for_each(|(c, a)| columns(isa, a, b, c, [k, n, 0, n]));
+        return blocks(b, [k, n, 0, n], &mut |panels, [pc, jc]| {
+            let parts = c.par_chunks_mut(rows * n).zip(a.par_chunks(rows * k));
+            parts.for_each(|(c, a)| block(isa, a, panels, c, [k, n, pc, jc]));
+        });
     }
     // Columns of a part are not one slice of the result: a part is summed by itself and written back.
     let width = n.div_ceil(2 * threads).next_multiple_of(NR);
@@ -74,6 +76,12 @@ fn columns(isa: Isa, a: &[f32], b: &[f32], c: &mut [f32], [k, n, first, width]: 
         }
         return;
     }
+    blocks(b, [k, n, first, width], &mut |panels, [pc, jc]| block(isa, a, panels, c, [k, width, pc, jc]));
+}
+
+/// Shows the `width` columns from `first` on of `b` to `see`, packed, a block after another: panels of [`NR`] columns, and
+/// where the block begins: its row, and its column among those.
+fn blocks(b: &[f32], [k, n, first, width]: [usize; 4], see: &mut dyn FnMut(Panels, [usize; 2])) {
     let mut packed = vec![0.0f32; k.min(KC) * width.min(NC).next_multiple_of(NR)];
     for jc in (0..width).step_by(NC) {
         let nc = NC.min(width - jc);
@@ -87,21 +95,34 @@ fn columns(isa: Isa, a: &[f32], b: &[f32], c: &mut [f32], [k, n, first, width]: 
                     dst[src.len()..].fill(0.0);
                 }
             }
-            for (j, panel) in (0..nc).step_by(NR).zip(packed.chunks_exact(kc * NR)) {
-                let used = NR.min(nc - j);
-                for (a, c) in a.chunks(MR * k).zip(c.chunks_mut(MR * width)) {
-                    let mut sums = [[0.0f32; NR]; MR];
-                    for (sums, c) in sums.iter_mut().zip(c.chunks_exact(width)) {
-                        sums[..used].copy_from_slice(&c[jc + j..jc + j + used]);
-                    }
-                    // Where the last rows are fewer, others stand in for those that are not there.
-                    let rows = a.len() / k;
-                    let rows: [&[f32]; MR] = std::array::from_fn(|r| &a[r.min(rows - 1) * k + pc..][..kc]);
-                    tile(isa, rows, panel, &mut sums);
-                    for (sums, c) in sums.iter().zip(c.chunks_exact_mut(width)) {
-                        c[jc + j..jc + j + used].copy_from_slice(&sums[..used]);
-                    }
-                }
+            see(Panels { packed: &packed, kc, nc }, [pc, jc]);
+        }
+    }
+}
+
+/// A packed block of `kc` rows and `nc` columns.
+#[derive(Clone, Copy)]
+struct Panels<'a> {
+    packed: &'a [f32],
+    kc: usize,
+    nc: usize,
+}
+
+/// Adds the product with a block that begins at row `pc` and column `jc` to `c`, which has `width` columns.
+fn block(isa: Isa, a: &[f32], Panels { packed, kc, nc }: Panels, c: &mut [f32], [k, width, pc, jc]: [usize; 4]) {
+    for (j, panel) in (0..nc).step_by(NR).zip(packed.chunks_exact(kc * NR)) {
+        let used = NR.min(nc - j);
+        for (a, c) in a.chunks(MR * k).zip(c.chunks_mut(MR * width)) {
+            let mut sums = [[0.0f32; NR]; MR];
+            for (sums, c) in sums.iter_mut().zip(c.chunks_exact(width)) {
+                sums[..used].copy_from_slice(&c[jc + j..jc + j + used]);
+            }
+            // Where the last rows are fewer, others stand in for those that are not there.
+            let rows = a.len() / k;
+            let rows: [&[f32]; MR] = std::array::from_fn(|r| &a[r.min(rows - 1) * k + pc..][..kc]);
+            tile(isa, rows, panel, &mut sums);
+            for (sums, c) in sums.iter().zip(c.chunks_exact_mut(width)) {
+                c[jc + j..jc + j + used].copy_from_slice(&sums[..used]);
             }
         }
     }
