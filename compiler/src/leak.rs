@@ -36,12 +36,49 @@ const STRIDE: usize = 4;
 const CORE: usize = PIECE - STRIDE + 1;
 /// Bits of the filter in front of the table for every core, of which two are set: most places of a file end there.
 const FILTER_BITS: usize = 32;
+/// Words of the filter in front of that one: as many as stay in a processor's cache.
+const CACHED: usize = 1 << 20;
 
 /// Pieces of private tensors, each with the number of its tensor.
 pub struct Pieces {
     table: HashMap<u128, u32>,
-    filter: Vec<u64>,
+    filter: Filter,
     names: Vec<String>,
+}
+
+/// A set that may take others for its own, but none of its own for others.
+#[derive(Default)]
+struct Filter {
+    words: Vec<u64>,
+    /// All of `words`, of which several stand in one where they are more than [`CACHED`].
+    folded: Vec<u64>,
+}
+
+impl Filter {
+    /// The cores of `pieces`, of which there are so many.
+    fn of<'a>(pieces: impl Iterator<Item = &'a u128>, count: usize) -> Self {
+        let mut words = vec![0; (count * STRIDE * FILTER_BITS / 64).next_power_of_two()];
+        for core in pieces.flat_map(|piece| (0..STRIDE).map(|at| core(*piece, at))) {
+            let (word, bits) = place(core, words.len());
+            if let Some(word) = words.get_mut(word) {
+                *word |= bits;
+            }
+        }
+        let mut folded = vec![0; words.len().min(CACHED)];
+        for part in words.chunks(folded.len()) {
+            folded.iter_mut().zip(part).for_each(|(all, word)| *all |= word);
+        }
+        Filter { words, folded }
+    }
+
+    /// Whether a piece may have this core; `false` is certain.
+    fn may_have(&self, core: u128) -> bool {
+        let has = |words: &[u64]| {
+            let (word, bits) = place(core, words.len());
+            words.get(word).is_some_and(|word| word & bits == bits)
+        };
+        has(&self.folded) && has(&self.words)
+    }
 }
 
 /// Elements of one tensor as rows of a matrix.
@@ -88,7 +125,7 @@ impl Pieces {
     pub fn new(model: &Model, labels: &Labels) -> Result<Self> {
         let tensors = tensors_of(model, &|name| labels.get(name).is_some());
         let is = |name: &str, owner| labels.get(name).is_some_and(|l| l.owner == owner);
-        let mut found = Pieces { table: HashMap::new(), filter: Vec::new(), names: Vec::new() };
+        let mut found = Pieces { table: HashMap::new(), filter: Filter::default(), names: Vec::new() };
         let private: Vec<_> = tensors.iter().filter(|(name, _)| is(name, Owner::Private)).collect();
         let total = private.iter().map(|(_, t)| shape(t).map(|s| s.iter().product::<usize>()));
         let total: usize = total.sum::<Result<usize>>()?;
@@ -104,18 +141,10 @@ impl Pieces {
                         found.table.entry(piece).or_insert(number);
                     });
                 }
+                model.was_read(elements.bytes.len());
             }
         }
-        let words = (found.table.len() * STRIDE * FILTER_BITS / 64).next_power_of_two();
-        found.filter = vec![0; words];
-        for piece in found.table.keys() {
-            for core in (0..STRIDE).map(|at| core(*piece, at)) {
-                let (word, bits) = place(core, words);
-                if let Some(word) = found.filter.get_mut(word) {
-                    *word |= bits;
-                }
-            }
-        }
+        found.filter = Filter::of(found.table.keys(), found.table.len());
         Ok(found)
     }
 
@@ -135,11 +164,12 @@ impl Pieces {
             for elements in views(model, &tensor)? {
                 for step in elements.steps() {
                     for piece in (0..elements.len()).filter_map(|at| elements.piece(at, step)) {
-                        if self.may_have(core(piece, 0)) && found.remove(&piece) {
+                        if self.filter.may_have(core(piece, 0)) && found.remove(&piece) {
                             self.table.remove(&piece);
                         }
                     }
                 }
+                model.was_read(elements.bytes.len());
             }
         }
         Ok(())
@@ -148,12 +178,6 @@ impl Pieces {
     /// The name of the private tensor that `piece` is of.
     pub fn name(&self, piece: u128) -> Option<&str> {
         self.table.get(&piece).and_then(|number| self.names.get(*number as usize)).map(String::as_str)
-    }
-
-    /// Whether a piece in the table may have this core; `false` is certain.
-    fn may_have(&self, core: u128) -> bool {
-        let (word, bits) = place(core, self.filter.len());
-        self.filter.get(word).is_some_and(|word| word & bits == bits)
     }
 
     /// The pieces that stand in the file at `path`. The file is read in blocks, by several threads.
@@ -181,7 +205,7 @@ impl Pieces {
         let piece = |at: usize| bytes.get(at..at + PIECE).and_then(|b| b.try_into().ok()).map(u128::from_le_bytes);
         for (at, window) in bytes.windows(PIECE).enumerate().step_by(STRIDE) {
             let window = u128::from_le_bytes(window.try_into().unwrap_or_default());
-            if self.may_have(core(window, 0)) {
+            if self.filter.may_have(core(window, 0)) {
                 let near = (at.saturating_sub(STRIDE - 1)..=at).filter_map(piece);
                 found.extend(near.filter(|piece| self.table.contains_key(piece)));
             }
@@ -226,12 +250,8 @@ mod tests {
     #[test]
     fn pieces_are_found_at_every_byte() {
         let piece = elements(&[0.5, -1.25, 3.0, 7.5], 4).piece(0, 1).unwrap();
-        let words = STRIDE * FILTER_BITS / 64;
-        let mut pieces = Pieces { table: HashMap::from([(piece, 0)]), filter: vec![0; words], names: vec!["w".into()] };
-        for core in (0..STRIDE).map(|at| core(piece, at)) {
-            let (word, bits) = place(core, words);
-            pieces.filter[word] |= bits;
-        }
+        let filter = Filter::of([piece].iter(), 1);
+        let pieces = Pieces { table: HashMap::from([(piece, 0)]), filter, names: vec!["w".into()] };
         let path = std::env::temp_dir().join(format!("ombra-leak-{}", std::process::id()));
         let middle = (PART - 20) as usize..(PART + 20) as usize;
         for at in (0..24).chain(middle) {
@@ -252,6 +272,17 @@ mod tests {
         std::fs::write(&path, [0u8; 100]).unwrap();
         assert!(pieces.find(&path).unwrap().is_empty());
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_folded_filter_knows_all_its_pieces() {
+        let pieces: Vec<u128> =
+            (1..=3 * CACHED as u128 / 4).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)).collect();
+        let filter = Filter::of(pieces.iter(), pieces.len());
+        assert!(filter.words.len() > filter.folded.len());
+        assert!(pieces.iter().all(|piece| (0..STRIDE).all(|at| filter.may_have(core(*piece, at)))));
+        let others = (1..=100_000u128).filter(|i| filter.may_have(core(i << 64 | i << 3, 0)));
+        assert!(others.count() < 2_000);
     }
 
     fn elements(values: &[f32], columns: usize) -> Elements<'static> {
