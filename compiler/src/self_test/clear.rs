@@ -73,7 +73,7 @@ pub fn steps_seen(
     rounding: Rounding,
     see: &mut dyn FnMut(usize, Id, &RefValue) -> Result<()>,
 ) -> Result<Vec<Outcome>> {
-    let steps = Steps::new(compiled, model, inputs)?;
+    let steps = Steps::new(compiled, model, inputs, None)?;
     run_together(&compiled.plan.module, &steps.bound, rounding, &mut |step, _, node| steps.source(step, node), see)
 }
 
@@ -89,7 +89,8 @@ pub fn two_seen(
     rounding: Rounding,
     see: &mut dyn FnMut(Whose, usize, Id, &RefValue) -> Result<()>,
 ) -> Result<()> {
-    let (one, other) = (Steps::new(first, model, inputs)?, Steps::new(second, model, inputs)?);
+    let one = Steps::new(first, model, inputs, None)?;
+    let other = Steps::new(second, model, inputs, Some(&one))?;
     let taken = taken(&one, &other)?;
     let mut kept: BTreeMap<Id, Vec<RefValue>> = taken.values().map(|id| (*id, Vec::new())).collect();
     let module = &first.plan.module;
@@ -127,19 +128,54 @@ struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    fn new(compiled: &'a Compiled, model: &'a Model, inputs: &[&BTreeMap<String, Tensor>]) -> Result<Self> {
+    /// Steps of a program; of what the client computes, what `other` has too is taken from there.
+    fn new(
+        compiled: &'a Compiled,
+        model: &'a Model,
+        inputs: &[&BTreeMap<String, Tensor>],
+        other: Option<&Steps>,
+    ) -> Result<Self> {
         let bound = inputs.iter().map(|inputs| bind_step(compiled, inputs)).collect::<Result<Vec<_>>>()?;
+        let known = inputs.iter().map(|inputs| (*inputs).clone()).collect();
+        let mut steps = Steps { compiled, model, bound, known };
+        let given = match other.filter(|other| have_equal_sizes(other, &steps)) {
+            Some(other) => Some((other, other.keys_of_inputs()?)),
+            None => None,
+        };
+        let mut wanted = Vec::new();
+        for (key, names) in steps.keys_of_inputs()? {
+            let taken = given.as_ref().and_then(|(other, keys)| Some((other, *keys.get(&key)?.first()?)));
+            match taken {
+                Some((other, from)) => {
+                    for (own, others) in steps.known.iter_mut().zip(&other.known) {
+                        for name in &names {
+                            own.extend(others.get(from).map(|tensor| ((*name).clone(), tensor.clone())));
+                        }
+                    }
+                }
+                None => wanted.extend(names.iter().filter_map(|name| compiled.inputs.get(*name))),
+            }
+        }
         let weights = |name: &str| load_weight(model, name);
-        let mut known: Vec<BTreeMap<String, Tensor>> = inputs.iter().map(|inputs| (*inputs).clone()).collect();
-        let wanted: Vec<_> = compiled.inputs.values().copied().collect();
         eval::visit_rows(&compiled.graph, &wanted, &weights, inputs, &mut |row, id, tensor| {
             for (name, _) in compiled.inputs.iter().filter(|(_, v)| **v == id) {
-                if let Some(known) = known.get_mut(row) {
+                if let Some(known) = steps.known.get_mut(row) {
                     known.insert(name.clone(), tensor.clone());
                 }
             }
         })?;
-        Ok(Steps { compiled, model, bound, known })
+        Ok(steps)
+    }
+
+    /// Names of what the client gives, by what it is.
+    fn keys_of_inputs(&self) -> Result<BTreeMap<Key, Vec<&'a String>>> {
+        let none = Known::default();
+        let statics = Statics::new(&self.compiled.graph, self.model, &none);
+        let mut keys: BTreeMap<Key, Vec<&String>> = BTreeMap::new();
+        for (name, v) in &self.compiled.inputs {
+            keys.entry(statics.key(*v)?).or_default().push(name);
+        }
+        Ok(keys)
     }
 
     fn source(&self, step: usize, node: &Node) -> Result<RefValue> {
@@ -186,16 +222,20 @@ fn taken(first: &Steps, second: &Steps) -> Result<BTreeMap<Id, Id>> {
     Ok(taken.map(|(id, from)| (*id, *from)).collect())
 }
 
-/// Values of the second program that are values of the first in these steps, up to the rounding of divisions.
-fn equal_values(first: &Steps, second: &Steps) -> Result<BTreeMap<Id, Id>> {
-    let mut equal = BTreeMap::new();
-    // Sizes are compared as symbols below.
+/// Whether the symbols of two programs stand for the same sizes, so that equal shapes are equal sizes.
+fn have_equal_sizes(first: &Steps, second: &Steps) -> bool {
     let symbols = |steps: &Steps| steps.compiled.plan.module.dims.syms.len();
     let common = u32::try_from(symbols(first).min(symbols(second))).unwrap_or(u32::MAX);
     let sizes = |steps: &Steps| -> Vec<Vec<Option<u64>>> {
         steps.bound.iter().map(|b| (0..common).map(|i| b.bindings.get(Sym(i))).collect()).collect()
     };
-    if sizes(first) != sizes(second) {
+    sizes(first) == sizes(second)
+}
+
+/// Values of the second program that are values of the first in these steps, up to the rounding of divisions.
+fn equal_values(first: &Steps, second: &Steps) -> Result<BTreeMap<Id, Id>> {
+    let mut equal = BTreeMap::new();
+    if !have_equal_sizes(first, second) {
         return Ok(equal);
     }
     let none = Known::default();
