@@ -9,7 +9,7 @@ use crate::statics::key_of;
 use ombra_ir::module::Id;
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op as M;
-use ombra_ir::plain::{self, Binary, DType, Tensor, Unary, ValueRef};
+use ombra_ir::plain::{self, DType, Tensor, ValueRef};
 use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Bindings, Diagnostic, Dim, Result};
 
@@ -114,8 +114,7 @@ impl Lower<'_> {
             }
         }
         // Checked where it is encoded, by everybody.
-        let max = self.interval(v).into_iter().chain(self.options.ranges.size(v)).reduce(f64::min);
-        Ok((bits(max.unwrap_or(GIVEN)), BoundFrom::Proven, Norms::default()))
+        Ok((bits(self.options.ranges.size(v).unwrap_or(GIVEN)), BoundFrom::Proven, Norms::default()))
     }
 
     /// The maximum size of a static value, and the norms of its rows and columns as integers of a scale.
@@ -132,25 +131,6 @@ impl Lower<'_> {
             })?;
             Ok((max, measure.declared()))
         })
-    }
-
-    /// A proven maximum size, where operators show one.
-    fn interval(&self, v: ValueId) -> Option<f64> {
-        let args = self.graph.operands(v);
-        let of = |i: usize| args.get(i).and_then(|&a| self.interval(a));
-        match self.graph.op(v)? {
-            Op::Const(t) => t.as_f32().ok().map(largest_of),
-            Op::Public(plain::Op::Unary(Unary::Cos | Unary::Sin)) => Some(1.0),
-            Op::Public(plain::Op::Unary(Unary::Neg | Unary::Abs)) | Op::Neg => of(0),
-            op if op.moves() => of(0),
-            Op::Public(plain::Op::Binary(Binary::Mul)) | Op::Mul => Some(of(0)? * of(1)?),
-            Op::Public(plain::Op::Binary(Binary::Add | Binary::Sub)) | Op::Add | Op::Sub => Some(of(0)? + of(1)?),
-            Op::Concat { .. } | Op::Public(plain::Op::Concat { .. }) => {
-                args.iter().map(|&a| self.interval(a)).try_fold(0f64, |m, x| Some(m.max(x?)))
-            }
-            Op::Where | Op::Public(plain::Op::Where) => Some(of(1)?.max(of(2)?)),
-            _ => None,
-        }
     }
 }
 
