@@ -239,6 +239,12 @@ fn a_masked_mean_divided_by_its_length_compiles_for_long_prompts() {
         let error = found.iter().zip(&mean).map(|(a, b)| (a - b / length).abs()).fold(0.0, f64::max);
         assert!(error < 1e-3, "{} of {} tokens: {error}", mask.iter().sum::<i64>(), ids.len());
     }
+    // A row over its own length is no longer than 1, whatever its elements are.
+    let module = &compiled.plan.module;
+    let revealed = module.outputs.iter().position(|o| o.name == "unit").unwrap();
+    let reveals = |n: &&ombra_ir::module::Node| matches!(n.op, Op::Reveal { slot } if slot as usize == revealed);
+    let ty = &module.ops.iter().find(reveals).unwrap().ty;
+    assert!(u32::from(ty.bound) <= u32::from(ty.as_ring().unwrap().1) + 1, "{ty:?}");
 }
 
 /// A factor of whole numbers is encoded as it is, and its product is not truncated.

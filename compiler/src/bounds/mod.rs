@@ -10,6 +10,7 @@
 
 mod linear;
 mod mean;
+mod normalised;
 mod proof;
 mod rules;
 pub mod spread;
@@ -459,16 +460,21 @@ fn row_length(graph: &Graph, v: ValueId, range: &Range) -> f64 {
 fn assumption(seen: &Seen, v: ValueId, need: Need) -> Option<(Ends, Option<f64>)> {
     let factor = libm::ldexp(1.0, i32::from(MARGIN));
     let &(low, high) = seen.ends.get(&v)?;
-    let least = seen.least.get(&v).copied().filter(|_| need == Need::Away).map(|least| least / factor);
+    // Ends that are compared as powers of two, and exponents as whole numbers: nothing between an end and what is compared
+    // with may pass for less.
+    let below = |x: f64| libm::ldexp(1.0, libm::ilogb(x));
+    let above = |x: f64| libm::nextafter(2.0 * below(x), 0.0);
+    let least = seen.least.get(&v).copied().filter(|&least| need == Need::Away && least > 0.0);
+    let least = least.map(|least| below(least / factor));
     let most = size((low, high)).max(f64::MIN_POSITIVE) * factor;
     let length = seen.lengths.get(&v).map_or(most, |length| most.max(length * factor)).max(LEAST_LENGTH);
     Some(match need {
         Need::Size => ((-length, length), None),
-        Need::High => ((f64::NEG_INFINITY, high + f64::from(MARGIN)), None),
+        Need::High => ((f64::NEG_INFINITY, libm::ceil(high + f64::from(MARGIN))), None),
         // The sign that all had.
-        Need::Away if low > 0.0 => ((least.unwrap_or(0.0), most), least),
-        Need::Away if high < 0.0 => ((-most, -least.unwrap_or(0.0)), least),
-        Need::Away => ((-most, most), least),
+        Need::Away if low > 0.0 => ((least.unwrap_or(0.0), above(most)), least),
+        Need::Away if high < 0.0 => ((-above(most), -least.unwrap_or(0.0)), least),
+        Need::Away => ((-above(most), above(most)), least),
     })
 }
 

@@ -115,9 +115,9 @@ impl Proof {
         Some(known.zip(&of_range, f64::min))
     }
 
-    /// Takes rows along the last axis to be no longer than `length`.
-    pub fn shorten(&mut self, shape: &[Dim], length: f64) {
-        let (Some(axis), Some(n)) = (shape.len().checked_sub(1), shape.last().and_then(size_of)) else { return };
+    /// Takes rows along an axis to be no longer than `length`.
+    pub fn shorten(&mut self, shape: &[Dim], axis: usize, length: f64) {
+        let Some(n) = shape.get(axis).and_then(size_of) else { return };
         let known = self.lengths_on(axis, n, 1).and_then(|l| l.all(f64::max));
         if known.is_none_or(|known| known > length) {
             self.lengths = Some(Lengths { axis, runs: Spread::one(shape.len(), length) });

@@ -94,7 +94,7 @@ impl Prover<'_> {
             proof.unwritten = false;
         }
         if let Some(&length) = self.lengths.get(&v) {
-            proof.shorten(self.graph.shape(v), length);
+            proof.shorten(self.graph.shape(v), self.rank(v).saturating_sub(1), length);
         }
         Ok(proof.rescaled(self.graph.shape(v)))
     }
@@ -349,6 +349,9 @@ impl Prover<'_> {
         // Longest times maximum, either way round.
         let (most_x, most_y) = (x.size(), y.size());
         proof.lengths = self.lengths_of((v, *a, *b), (x, y), |p, q, _| (p * most_y).min(q * most_x));
+        if let Some((axis, length)) = self.normalised(v) {
+            proof.shorten(self.graph.shape(v), axis, length);
+        }
         if let (Some(g), Some(h)) = (&x.linear, &y.linear)
             && g.unit.root == h.unit.root
             && self.graph.shape(*a) == self.graph.shape(*b)

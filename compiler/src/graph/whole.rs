@@ -69,15 +69,20 @@ impl Graph {
     /// The mean that a quotient is, `Σ x·m / Σ m` for whole numbers `m` that are not negative; the divisor may be limited
     /// to at least a number up to 1.
     pub fn mean(&self, v: ValueId) -> Option<Mean> {
-        let (sum, divisor) = match (self.op(v)?, self.operands(v).as_slice()) {
-            (Op::Div, &[a, b]) => (a, b),
+        let (sum, divisor) = self.quotient(v)?;
+        self.mean_of(sum, divisor)
+    }
+
+    /// The two sides of a quotient, also where it is a product with an inverse.
+    pub fn quotient(&self, v: ValueId) -> Option<(ValueId, ValueId)> {
+        match (self.op(v)?, self.operands(v).as_slice()) {
+            (Op::Div, &[a, b]) => Some((a, b)),
             (Op::Mul, &[a, b]) => [(a, b), (b, a)]
                 .into_iter()
                 .find(|(_, b)| matches!(self.op(*b), Some(Op::Reciprocal)))
-                .and_then(|(a, b)| Some((a, self.operand(b, 0)?)))?,
-            _ => return None,
-        };
-        self.mean_of(sum, divisor)
+                .and_then(|(a, b)| Some((a, self.operand(b, 0)?))),
+            _ => None,
+        }
     }
 
     /// As [`Graph::mean`], for the two sides of a quotient.

@@ -229,7 +229,7 @@ impl Lower<'_> {
 
 /// `⌊log2 x⌋` of a size, far below for 0.
 fn log2(x: f64) -> i32 {
-    if x > 0.0 { libm::floor(libm::log2(x)) as i32 } else { -64 }
+    if x > 0.0 { libm::ilogb(x) } else { -64 }
 }
 
 fn small(x: i32) -> i8 {
