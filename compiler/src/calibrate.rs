@@ -3,7 +3,9 @@
 //! The graph is evaluated in single precision on given inputs, or on token sequences drawn by a fixed generator. Bounds
 //! from measurement are assumptions: they get a margin and are listed in the plan.
 
-use crate::graph::eval::{Weights, visit};
+use crate::bounds::MARGIN;
+use crate::expand::FINE;
+use crate::graph::eval::{Weights, visit_each};
 use crate::graph::{Graph, InputRole, Op, Owner, ValueId, ratio};
 use crate::self_test::rows::{longest, rows_of_tokens};
 use ombra_ir::plain::{DType, Data, Tensor};
@@ -23,6 +25,22 @@ pub struct Seen {
     pub rows: BTreeMap<ValueId, Rows>,
 }
 
+impl Seen {
+    /// Widens what is known of divisors by those of short rows in `other`. Where the longest rows' ends do not fit beside
+    /// the short ones', those of short rows are left to the guard.
+    pub fn see_short_rows(&mut self, graph: &Graph, other: &Seen) {
+        for (id, short) in &other.rows {
+            let Some(rows) = self.rows.get_mut(id) else { continue };
+            let all =
+                Rows { low: rows.low.min(short.low), high: rows.high.max(short.high), log: rows.log.and(short.log) };
+            let columns = graph.shape(*id).last().and_then(|d| graph.dims.upper(d)).map_or(1.0, |n| n.max(1) as f64);
+            if libm::log2(all.high * columns / all.low) + 2.0 * f64::from(MARGIN) < f64::from(FINE) {
+                *rows = all;
+            }
+        }
+    }
+}
+
 /// Count, sum and sum of squares of a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Moments {
@@ -40,6 +58,11 @@ impl Moments {
         self.count += 1.0;
         self.sum += x;
         self.squares += x * x;
+    }
+
+    /// Both samples together.
+    pub fn and(self, other: Moments) -> Moments {
+        Moments { count: self.count + other.count, sum: self.sum + other.sum, squares: self.squares + other.squares }
     }
 
     /// Mean of the sample; 0 for an empty one.
@@ -62,8 +85,8 @@ impl Moments {
 pub struct Rows {
     /// Least.
     pub low: f64,
-    /// Maximum, over the number of its row's entries; for positive parts of scores the root of the mean square of the
-    /// scores, which is no less.
+    /// Maximum, over the number of its row's entries where they are not few; for positive parts of scores the root of the
+    /// mean square of the scores, which is no less.
     pub high: f64,
     /// Spread of the natural logarithm of what `low` is the least of.
     pub log: Moments,
@@ -107,30 +130,31 @@ pub fn calibrate(graph: &Graph, weights: &Weights, sets: &[Inputs]) -> Result<Se
         graph.iter().filter(|(_, n)| matches!(n.op, Op::RatioSoftmax { .. })).map(|(id, _)| id).collect();
     let divisors = divisors(graph);
     let scores_and_masks: BTreeSet<ValueId> = quotients.iter().flat_map(|&id| graph.operands(id)).collect();
-    for inputs in sets {
-        let mut held: BTreeMap<ValueId, Tensor> = BTreeMap::new();
-        visit(graph, weights, inputs, &mut |id, tensor| {
+    let mut held: Vec<BTreeMap<ValueId, Tensor>> = vec![BTreeMap::new(); sets.len()];
+    let sets: Vec<&Inputs> = sets.iter().collect();
+    visit_each(graph, weights, &sets, &mut |set, id, tensor| {
+        if let Some(held) = held.get_mut(set) {
             if scores_and_masks.contains(&id) {
                 held.insert(id, tensor.clone());
             }
             if quotients.contains(&id) {
-                see_divisors(graph, id, &held, &mut seen.rows);
+                see_divisors(graph, id, held, &mut seen.rows);
             }
-            let Data::F32(values) = tensor.data() else { return };
-            let finite = || values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v));
-            let ends = finite().map(|v| (v, v)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-            if let Some((low, high)) = ends {
-                let known = seen.ends.entry(id).or_insert((low, high));
-                *known = (known.0.min(low), known.1.max(high));
-                let length = seen.lengths.entry(id).or_insert(0.0);
-                *length = longest_row(graph, id, tensor.shape(), values).max(*length);
-            }
-            if divisors.contains(&id) {
-                let least = seen.least.entry(id).or_insert(f64::INFINITY);
-                *least = finite().map(f64::abs).fold(*least, f64::min);
-            }
-        })?;
-    }
+        }
+        let Data::F32(values) = tensor.data() else { return };
+        let finite = || values.iter().filter(|v| v.is_finite()).map(|&v| f64::from(v));
+        let ends = finite().map(|v| (v, v)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        if let Some((low, high)) = ends {
+            let known = seen.ends.entry(id).or_insert((low, high));
+            *known = (known.0.min(low), known.1.max(high));
+            let length = seen.lengths.entry(id).or_insert(0.0);
+            *length = longest_row(graph, id, tensor.shape(), values).max(*length);
+        }
+        if divisors.contains(&id) {
+            let least = seen.least.entry(id).or_insert(f64::INFINITY);
+            *least = finite().map(f64::abs).fold(*least, f64::min);
+        }
+    })?;
     Ok(seen)
 }
 
@@ -159,27 +183,28 @@ fn see_divisors(graph: &Graph, id: ValueId, held: &BTreeMap<ValueId, Tensor>, ro
     }
 }
 
-/// Inputs for a causal language model drawn by a fixed generator: `sets` prompts of `len` tokens, without padding or
-/// cache. Symbols other than the sequence are 1.
+/// Inputs for a causal language model drawn by a fixed generator: a prompt of every length, without padding or cache.
+/// Symbols other than the sequence are 1.
 ///
 /// # Errors
 /// The model has no token ids, or its vocabulary is unknown.
-pub fn drawn_inputs(graph: &Graph, sets: usize, len: u64) -> Result<Vec<Inputs>> {
+pub fn drawn_inputs(graph: &Graph, lengths: &[u64]) -> Result<Vec<Inputs>> {
     let vocabulary = vocabulary(graph)?;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = move || xorshift(&mut state);
-    let len = len.min(positions(graph).unwrap_or(len));
-    let mut bindings = Bindings::new();
-    for (i, info) in graph.dims.syms.iter().enumerate() {
-        let value = match info.name.as_str() {
-            "seq" => len.min(info.max.unwrap_or(len)).max(info.min),
-            "past" => 0,
-            _ => 1.max(info.min),
-        };
-        bindings.set(ombra_ir::Sym(i as u32), value);
-    }
-    (0..sets.max(1))
-        .map(|_| {
+    lengths
+        .iter()
+        .map(|&len| {
+            let len = len.min(positions(graph).unwrap_or(len));
+            let mut bindings = Bindings::new();
+            for (i, info) in graph.dims.syms.iter().enumerate() {
+                let value = match info.name.as_str() {
+                    "seq" => len.min(info.max.unwrap_or(len)).max(info.min),
+                    "past" => 0,
+                    _ => 1.max(info.min),
+                };
+                bindings.set(ombra_ir::Sym(i as u32), value);
+            }
             let mut inputs = Inputs::new();
             for &id in &graph.inputs {
                 let node = graph.node(id)?;

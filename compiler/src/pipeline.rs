@@ -98,10 +98,11 @@ impl Default for Options {
 const DEFAULT_BATCH: u64 = 8;
 /// How much larger than the base's a private weight may be, and what follows from it, where bounds are the base's.
 const BASE_ROOM: f64 = 8.0;
-/// Tokens of a drawn calibration prompt.
-const DRAWN_LENGTH: u64 = 32;
-/// Drawn calibration prompts.
-const DRAWN_SETS: usize = 2;
+/// Tokens of drawn calibration prompts.
+const DRAWN: &[u64] = &[32, 32];
+/// Tokens of those that only show divisors of short rows: of the last layer a prompt shows its last position alone, whose
+/// row is as long as the prompt, and a single token says little.
+const DRAWN_SHORT: &[u64] = &[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 5, 5, 8, 12, 16, 24];
 
 /// A model with owners, before anything is decided about how it runs.
 pub struct Analysed {
@@ -503,12 +504,20 @@ fn ranges(
         given.push(set);
     }
     given.extend(token_rows(graph, &options.calibration_rows).map_err(one)?);
-    let drawn = || drawn_inputs(graph, DRAWN_SETS, DRAWN_LENGTH);
-    let sets = || if given.is_empty() { drawn() } else { Ok(given.clone()) };
     let largest = given_sizes(&options.calibration);
     let prove = |(elements, known): Read| {
         let statics = Statics::new(graph, elements, known);
-        let measure = || calibrate(graph, &|name: &str| elements.tensor(name), &sets()?);
+        let measure = || {
+            let of = |sets: &[Inputs]| calibrate(graph, &|name: &str| elements.tensor(name), sets);
+            if !given.is_empty() {
+                return of(&given);
+            }
+            let mut seen = of(&drawn_inputs(graph, DRAWN)?)?;
+            if !seen.rows.is_empty() {
+                seen.see_short_rows(graph, &of(&drawn_inputs(graph, DRAWN_SHORT)?)?);
+            }
+            Ok(seen)
+        };
         bounds::prove(&statics, options.f, &largest, &measure)
     };
     let own = prove(weights).map_err(one)?;

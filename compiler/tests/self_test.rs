@@ -152,6 +152,20 @@ fn a_guard_that_is_set_is_seen() {
     assert_eq!(report.logits.positions, report.rows.iter().map(|(_, n)| n).sum::<usize>());
 }
 
+/// Drawn calibration sees short prompts too: of a row of one score the divisor is a single square.
+#[test]
+fn short_prompts_are_within_what_drawn_ones_show() {
+    let (model, compiled) = compiled("../approximations/llama-2quad", &Options::default());
+    let guard = compiled.plan.module.outputs.iter().position(|o| o.kind == OutputKind::Guard).unwrap();
+    let tokens: Vec<Vec<i64>> = (0..64).flat_map(|i| [vec![i], vec![i, 63 - i], vec![i, i, 5]]).collect();
+    let rows = rows_of_tokens(&compiled.graph, &compiled.graph, &tokens).unwrap();
+    let inputs: Vec<_> = rows.iter().map(|row| &row.inputs).collect();
+    let outcomes = steps_seen(&compiled, &model, &inputs, Rounding::Floor, &mut |_, _, _| Ok(())).unwrap();
+    for (tokens, outcome) in tokens.iter().zip(&outcomes) {
+        assert_eq!(outcome.outputs[guard].as_ref().unwrap().decode(0).unwrap(), [0.0], "{tokens:?}");
+    }
+}
+
 #[test]
 fn a_wrong_plan_is_refused_with_the_layer_where_it_goes_wrong() {
     let options = Options::default();

@@ -82,7 +82,21 @@ pub fn visit(
     inputs: &BTreeMap<String, Tensor>,
     see: &mut dyn FnMut(ValueId, &Tensor),
 ) -> Result<()> {
-    visit_in(graph, late_weights(graph), weights, &[inputs], &mut |_, id, tensor| see(id, tensor))
+    visit_each(graph, weights, &[inputs], &mut |_, id, tensor| see(id, tensor))
+}
+
+/// As [`visit`], for several inputs side by side: what depends on weights alone is evaluated once. `see` is told whose the
+/// value is.
+///
+/// # Errors
+/// Those of [`visit`].
+pub fn visit_each(
+    graph: &Graph,
+    weights: &Weights,
+    rows: &[&BTreeMap<String, Tensor>],
+    see: &mut dyn FnMut(usize, ValueId, &Tensor),
+) -> Result<()> {
+    visit_in(graph, late_weights(graph), weights, rows, see)
 }
 
 /// As [`visit`], for `wanted` and what they are computed from alone.
@@ -99,8 +113,7 @@ pub fn visit_needed(
     visit_rows(graph, wanted, weights, &[inputs], &mut |_, id, tensor| see(id, tensor))
 }
 
-/// As [`visit_needed`], for several inputs side by side: what depends on weights alone is evaluated once. `see` is told
-/// whose the value is.
+/// As [`visit_each`], for `wanted` and what they are computed from alone.
 ///
 /// # Errors
 /// Those of [`visit`].

@@ -35,10 +35,13 @@ pub(super) fn eval(x: &Tensor, mask: Option<&Tensor>, axis: usize, numerator: Nu
 pub struct Divisor {
     /// The sum of its entries, and eps.
     pub divisor: f64,
-    /// The same over the number of entries; for positive parts with the root of the mean square of the scores in place of
-    /// the mean entry, which is no more.
+    /// The same over the number of entries, at least [`SHORT`]; for positive parts with the root of the mean square of the
+    /// scores in place of the mean entry, which is no more.
     pub mean: f64,
 }
+
+/// Entries as which those of shorter rows count: a few large ones say nothing of the mean of many.
+const SHORT: f64 = 16.0;
 
 /// The divisors of all rows that have an entry.
 ///
@@ -55,7 +58,7 @@ pub fn divisors(
     let score = |i: &usize| values.get(*i).copied().unwrap_or(0.0);
     let rows = kept_rows(x, mask, axis)?;
     let of = |row: &Vec<usize>| {
-        let (n, eps) = (row.len() as f64, f64::from(eps));
+        let (n, eps) = ((row.len() as f64).max(SHORT), f64::from(eps));
         let sum = row.iter().map(|i| f64::from(numerator.of(score(i)))).sum::<f64>();
         let mean = match numerator {
             Numerator::Relu => {

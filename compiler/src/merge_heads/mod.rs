@@ -136,7 +136,7 @@ pub fn merge_heads(model: &Model, base: Option<&Model>, options: &Options) -> Re
 
     let given = &options.analysis.calibration;
     let sets = match given.as_slice() {
-        [] => drawn_inputs(graph, DRAWN_SETS, DRAWN_LENGTH),
+        [] => drawn_inputs(graph, &[DRAWN_LENGTH; DRAWN_SETS]),
         given => given.iter().map(|set| complete_inputs(graph, set)).collect(),
     };
     let sets = sets.map_err(one)?;

@@ -187,7 +187,7 @@ fn merged_attention_is_its_formula() {
         let merged = merge(&model, base.as_ref(), factor, grouping);
         let (old, new_model) = (graph_of(&model, base.as_ref()), read_again(&merged, &model));
         let new = graph_of(&new_model, base.as_ref());
-        let inputs = drawn_inputs(&old, 1, 12).expect("tokens can be drawn").remove(0);
+        let inputs = drawn_inputs(&old, &[12]).expect("tokens can be drawn").remove(0);
         let private = mergeable(&old).into_iter().flatten().filter(|m| m.private);
         let private: Vec<Attention> = private.map(|m| m.attention).collect();
         assert_eq!(private.len(), merged.report.layers.len());
