@@ -51,7 +51,7 @@ fn greatest_and_least_of_a_pair_share_one_comparison() {
         let y = d.op(op, &args);
         d.output(y);
     }
-    let (graph, _) = rewritten(&d, Network::WAN);
+    let (graph, _) = rewritten(&d, IMMEDIATE);
     assert_eq!(comparisons(&graph), 1, "{}", print::print(&graph));
 }
 

@@ -20,6 +20,7 @@ mod softmax;
 mod tests;
 
 pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};
+pub(crate) use reciprocal::WIDEST;
 
 use quotient::Range2;
 
@@ -33,6 +34,9 @@ use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits inside functions whose values stay near 1.
 pub const FINE: u8 = 26;
+/// Fraction bits that decide whether an element is positive where it becomes 0 if it is not: one that is nearer to 0 may
+/// count as either.
+pub(crate) const POSITIVE_FRACTION: u8 = 12;
 
 /// Replaces every composite op; the result is at stage `expanded`.
 ///

@@ -20,6 +20,8 @@ use ombra_ir::{Diagnostic, Result};
 /// Blur of a reciprocal's buckets: this many powers of two below the least threshold.
 const BLUR: i32 = 6;
 
+/// Powers of two of a divisor that a reciprocal tells apart at most: the series times its factor fits the ring.
+pub(crate) const WIDEST: u8 = 32;
 /// Powers of two of a range in which a result of [`BESIDE`] fraction bits has enough significant ones.
 const LONG: u8 = 16;
 /// Fraction bits of a result that has room beside a factor near 2.
@@ -40,7 +42,7 @@ pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
 ///
 /// Below 1 the factor is 1 and the result too small, by 3 percent at one half; at 0 it stays below 8.
 pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Result<Id> {
-    check_row(max_log2, FINE)?;
+    check_row(max_log2, WIDEST)?;
     let (_, scale, _) = e.ring(x)?;
     let thresholds: Vec<f64> = (1..max_log2).map(|j| libm::ldexp(1.0, i32::from(j))).collect();
     // 2^−e = 1 − Σ c_j 2^−j, a multiple of the last threshold's inverse.

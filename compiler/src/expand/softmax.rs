@@ -13,7 +13,7 @@
 //! product an entry (2ReLU), or a product alone (2Quad), then the same reciprocal a row and product an entry. 2ReLU takes
 //! scores below `2^−12` for 0.
 
-use super::{Emit, comparison, fixed, no_room, reciprocal, ring_for};
+use super::{Emit, POSITIVE_FRACTION, comparison, fixed, no_room, reciprocal, ring_for};
 use ombra_ir::module::Id;
 use ombra_ir::op::{EXP_LOWEST, EXP_RING, EXP_SCALE, EXP_WINDOW, Op};
 use ombra_ir::ty::BoundFrom;
@@ -104,8 +104,6 @@ pub(super) struct Ratio {
 const QUOTIENT: i32 = 61;
 /// Significant bits of the reciprocal of the maximum divisor.
 const LEAST_SIGNIFICANT: i32 = 10;
-/// Fraction bits of a score that decide whether it is positive.
-const POSITIVE_FRACTION: u8 = 12;
 
 /// `g(x) / (Σ g(x) + eps)` over the last axis of `x` among the entries that `mask` keeps; 0 elsewhere.
 ///

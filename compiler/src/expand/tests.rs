@@ -395,6 +395,40 @@ fn softmax_of_wide_and_of_tiny_scores() {
     }
 }
 
+/// Quotients by positive parts over as many powers of two as a reciprocal tells apart: scores near nothing beside rows of
+/// thousands.
+#[test]
+fn positive_parts_over_sums_of_any_size() {
+    let mut random = Rng::with_seed(9);
+    let (columns, scale, eps) = (16, 16, libm::exp2(-6.0));
+    for max_log2 in [10, 20, 26] {
+        let largest = libm::exp2(f64::from(max_log2) - 5.0);
+        let op = Op::RatioSoftmax {
+            square: false,
+            shift: 0f32.to_bits(),
+            eps: (eps as f32).to_bits(),
+            min_log2: -6,
+            max_log2,
+        };
+        let mut sizes = vec![0.0];
+        sizes.extend((-8..max_log2.into()).map(|j| libm::ldexp(largest, j - i32::from(max_log2))));
+        let mut score = |size: f64| libm::round(libm::ldexp(size * (2.0 * random.f64() - 1.0), scale)) as i64;
+        let x: Vec<i64> = sizes.iter().flat_map(|size| [*size; 16]).map(&mut score).collect();
+        let module = module(op, (sizes.len(), columns), scale as u8, (scale + i32::from(max_log2) - 4) as u8);
+        let (found, out) = run(&module, &x, Some(&mut random));
+        for (row, found) in x.chunks_exact(columns).zip(found.chunks_exact(columns)) {
+            let parts: Vec<f64> = row.iter().map(|x| libm::ldexp((*x).max(0) as f64, -scale)).collect();
+            let sum = parts.iter().sum::<f64>() + eps;
+            for (part, y) in parts.iter().zip(found) {
+                let error = (libm::ldexp(*y as f64, -i32::from(out)) - part / sum).abs();
+                // Below 2^-12 a score may count as 0.
+                let allowed = 4e-5 + libm::exp2(-16.0) + columns as f64 * libm::exp2(-12.0) / sum;
+                assert!(error < allowed, "up to 2^{max_log2}, a sum of {sum}: {error:.1e}");
+            }
+        }
+    }
+}
+
 /// A comparison is wide enough for what is dropped, and whole where there is no bit to spare.
 #[test]
 fn comparisons_make_room_for_what_they_drop() {

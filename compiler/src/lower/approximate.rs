@@ -2,7 +2,7 @@
 
 use super::{Assumed, Lower};
 use crate::bounds::{MARGIN, divisor_end};
-use crate::expand::FINE;
+use crate::expand::{FINE, WIDEST};
 use crate::graph::{Numerator, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
@@ -11,8 +11,6 @@ use ombra_ir::{Diagnostic, Result};
 
 /// Significant bits of a constant factor.
 const SIGNIFICANT: f64 = 14.0;
-/// Powers of two of a divisor that a reciprocal tells apart at most.
-const WIDEST: i32 = FINE as i32;
 /// The least power of two at which a divisor's range begins.
 const LEAST: i32 = -20;
 /// Standard deviations of a divisor's logarithm that its range leaves below the mean: 10 are exceeded with 2^-72.
@@ -70,9 +68,10 @@ impl Lower<'_> {
                 .note(format!("expected at most {WIDEST} powers of two above 2^{LEAST}"))
                 .note("give --max for the sizes of the model, or calibrate on inputs that are typical for it")
         };
-        let lowest = (max - WIDEST).max(LEAST);
+        // What nothing has to be compared with may take more room than what was seen.
+        let (widest, lowest) = ((max - i32::from(WIDEST)).max(LEAST), (max - i32::from(FINE)).max(LEAST));
         let min = match (from_eps, from_seen) {
-            (Some(min), _) if min >= lowest => min,
+            (Some(min), _) if min >= widest => min,
             (_, Some(least)) if least >= lowest => (least - margin).min(from_spread).max(lowest),
             (_, Some(least)) => return Err(wide(least)),
             (Some(min), None) => return Err(wide(min)),

@@ -9,7 +9,8 @@
 //! computed may be off by more than a unit, so that equality of such values says little.
 
 use super::{Lower, RING};
-use crate::graph::{Owner, ValueId};
+use crate::expand::{POSITIVE_FRACTION, comparison, ring_for};
+use crate::graph::{Op, Owner, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, Binary, DType};
@@ -53,10 +54,29 @@ impl Lower<'_> {
         self.within(v, M::Mul, &[x, keep], bound)
     }
 
-    pub(super) fn relu(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let x = self.at_f(x)?;
-        let product = self.positive_part(v, x)?;
-        self.value(v, M::Reshare, &[product])
+    /// `max(x, 0)`, in the smallest ring that holds `x` until the end, unless something else compares `x` too.
+    pub(super) fn relu(&mut self, v: ValueId, operand: ValueId) -> Result<Id> {
+        let compares = |u: &ValueId| {
+            let abs = Op::Public(plain::Op::Unary(plain::Unary::Abs));
+            let op = self.graph.op(*u);
+            matches!(op, Some(Op::Sign | Op::Max | Op::Min | Op::Public(plain::Op::Binary(_)))) || op == Some(&abs)
+        };
+        let is_alone = !self.graph.users(operand).iter().any(compares);
+        let x = self.at_f(operand)?;
+        let (scale, bound) = self.ring(x)?;
+        let bits = ring_for(bound);
+        let Some((width, drop)) = comparison(bound, scale.saturating_sub(POSITIVE_FRACTION), bits)
+            .filter(|_| is_alone && bits < RING && !self.signs.contains_key(&x))
+        else {
+            let product = self.positive_part(v, x)?;
+            return self.value(v, M::Reshare, &[product]);
+        };
+        let small = self.push(v, M::Narrow { bits }, &[x])?;
+        let negative = self.push(v, M::Msb { width, drop }, &[small])?;
+        let keep = self.push(v, M::Not, &[negative])?;
+        let keep = self.push(v, M::BitToRing { bits }, &[keep])?;
+        let product = self.within(v, M::Mul, &[small, keep], bound)?;
+        self.value(v, M::Extend { bits: RING }, &[product])
     }
 
     /// |x| = x − 2 · [x < 0] · x.
