@@ -4,7 +4,7 @@
 //! the plan in postcard encoding. A plan is hostile until [`decode`] and the verifier have passed it.
 
 use crate::diag::{Diagnostic, Result};
-use crate::dim::{Bindings, Dim};
+use crate::dim::{Bindings, Dim, Sym};
 use crate::draw::{Drawing, Filter};
 use crate::module::Module;
 use serde::{Deserialize, Serialize};
@@ -224,6 +224,16 @@ impl StepCost {
 }
 
 impl Plan {
+    /// The symbol of one of the plan's sizes, such as [`past`](Plan::past), where the model has it.
+    pub fn sym(&self, size: &Option<String>) -> Option<Sym> {
+        self.module.dims.find(size.as_ref()?)
+    }
+
+    /// The largest value of one of the plan's sizes, where something limits it.
+    pub fn max_of(&self, size: &Option<String>) -> Option<u64> {
+        self.module.dims.info(self.sym(size)?)?.max
+    }
+
     /// What draws next tokens by `filter`.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Types of MPC values: what an element is, who holds it, how big it is.
 
-use crate::dim::{Dim, Dims};
+use crate::dim::{Dim, Dims, Sym};
 use crate::norms::{self, Norms};
 use crate::plain::DType;
 use serde::{Deserialize, Serialize};
@@ -105,6 +105,11 @@ impl BoundFrom {
     pub fn from_name(name: &str) -> Option<Self> {
         BoundFrom::ALL.into_iter().find(|b| b.name() == name)
     }
+}
+
+/// The first axis of `shape` whose size is `sym` and nothing else.
+pub fn axis_of(shape: &[Dim], sym: Sym) -> Option<usize> {
+    shape.iter().position(|dim| dim.as_symbol() == Some(sym))
 }
 
 /// The type of a value.

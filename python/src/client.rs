@@ -12,18 +12,13 @@ use std::time::Duration;
 use ombra_ir::draw::Sampling;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::{Diagnostic, Result};
-use ombra_runtime::app::PlanFolder;
+use ombra_runtime::app::access::{Access, Connection, Model, Opened, Peers};
 use ombra_runtime::app::client::{self, Prepared, Task, tokens_left};
-use ombra_runtime::app::command::{isolation, open_endpoint};
 use ombra_runtime::app::inputs::Named;
-use ombra_runtime::app::isolation::{Isolation, Program};
-use ombra_runtime::app::local::LocalParties;
-use ombra_runtime::app::settings::Settings;
+use ombra_runtime::app::isolation::Program;
 use ombra_runtime::app::talk::{self, Event, Finish, Job};
 use ombra_runtime::app::template::Message;
-use ombra_runtime::app::text::Text;
-use ombra_runtime::config::PartyConfig;
-use ombra_runtime::transport::{Endpoint, Network, Party, Purpose};
+use ombra_runtime::transport::{Party, Purpose};
 use pyo3::prelude::*;
 use serde_json::{Value, json};
 
@@ -36,18 +31,10 @@ const TICK: Duration = Duration::from_millis(100);
 type Array = (String, String, Vec<usize>, Vec<u8>);
 
 /// What the client has opened.
-struct Opened {
-    folder: PlanFolder,
-    text: Option<Text>,
-    settings: Settings,
-    end_tokens: BTreeSet<i64>,
-    endpoint: Endpoint,
-    isolation: Isolation,
-    allow_public: Vec<String>,
-    threads: usize,
-    network: String,
-    /// Processes of this machine; ended when this is dropped.
-    _local: Option<LocalParties>,
+struct Resources {
+    opened: Opened,
+    model: Model,
+    connection: Connection,
 }
 
 /// A text to be continued.
@@ -72,7 +59,7 @@ enum Reply {
 /// The client of a plan. One text is continued at a time; others wait.
 #[pyclass(frozen)]
 pub struct Client {
-    opened: Arc<Opened>,
+    with: Arc<Resources>,
     working: Mutex<Option<Working>>,
 }
 
@@ -104,15 +91,15 @@ impl Client {
         allow_public: Vec<String>,
         program: (PathBuf, Vec<std::ffi::OsString>),
     ) -> PyResult<Client> {
-        let opened = py.detach(|| open(folder, config, network, threads, allow_public, program));
-        let opened = Arc::new(opened.map_err(|error| exception(&error))?);
+        let with = py.detach(|| open(folder, config, network, threads, allow_public, program));
+        let with = Arc::new(with.map_err(|error| exception(&error))?);
         let (orders, received) = channel();
-        let shared = Arc::clone(&opened);
+        let shared = Arc::clone(&with);
         let work = move || serve(&shared, &received);
         let started = thread::Builder::new().name("ombra client".to_owned()).spawn(work);
         let thread = started.map_err(|error| exception(&Diagnostic::internal("E1011", error.to_string())))?;
         let working = Working { orders, thread, cancelled: Arc::default() };
-        Ok(Client { opened, working: Mutex::new(Some(working)) })
+        Ok(Client { with, working: Mutex::new(Some(working)) })
     }
 
     /// Begins an answer to a prompt as text, as tokens, or as turns of a chat (role and content). Checks of the text come
@@ -129,19 +116,18 @@ impl Client {
         stop_tokens: Vec<i64>,
         sampling: Option<(f32, Option<u64>, Option<f32>)>,
     ) -> PyResult<Answer> {
-        let opened = &self.opened;
+        let Resources { opened, model, .. } = &*self.with;
         let tokens = py.detach(|| -> Result<Vec<i64>> {
-            let text = || opened.text.as_ref().ok_or_else(no_tokenizer);
             if !stop.is_empty() {
-                text()?;
+                model.text()?;
             }
             match (prompt, tokens, messages) {
-                (Some(prompt), _, _) => text()?.tokens(&prompt),
+                (Some(prompt), _, _) => model.text()?.tokens(&prompt),
                 (_, Some(tokens), _) => Ok(tokens),
                 (_, _, messages) => {
                     let turn = |(role, content)| Message { role, content };
                     let messages: Vec<Message> = messages.into_iter().flatten().map(turn).collect();
-                    text()?.chat_tokens(&opened.settings, &messages)
+                    model.text()?.chat_tokens(&model.settings, &messages)
                 }
             }
         });
@@ -149,7 +135,7 @@ impl Client {
         let most = tokens_left(&opened.folder.plan, tokens.len()).map_err(|error| exception(&error))?;
         let count = count.unwrap_or(most.min(512));
         let sampling = sampling.map(|(temperature, top_k, top_p)| Sampling { temperature, top_k, top_p });
-        let stop_tokens = opened.end_tokens.iter().copied().chain(stop_tokens).collect();
+        let stop_tokens = model.end_tokens.iter().copied().chain(stop_tokens).collect();
         let (replies, received) = channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         let order = Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled: Arc::clone(&cancelled) };
@@ -167,7 +153,7 @@ impl Client {
         if self.working.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return Err(exception(&closed()));
         }
-        let done = py.detach(|| infer(&self.opened, inputs));
+        let done = py.detach(|| infer(&self.with, inputs));
         let (outputs, report) = done.map_err(|error| exception(&error))?;
         Ok((outputs, super::json(&report)?))
     }
@@ -220,61 +206,36 @@ fn closed() -> Diagnostic {
     Diagnostic::input("E1006", "the client is closed").note("help      make another one")
 }
 
-fn no_tokenizer() -> Diagnostic {
-    Diagnostic::input("E1009", "the plan has no tokenizer.json")
-        .note("help      give tokens, or compile with a tokenizer")
-}
-
 fn open(
-    path: PathBuf,
+    folder: PathBuf,
     config: Option<PathBuf>,
     network: String,
     threads: Option<usize>,
     allow_public: Vec<String>,
-    (program, arguments): (PathBuf, Vec<std::ffi::OsString>),
-) -> Result<Opened> {
-    let emulated = Network::parse(&network)?;
+    (path, arguments): (PathBuf, Vec<std::ffi::OsString>),
+) -> Result<Resources> {
     let threads = threads.filter(|threads| *threads > 0);
     let threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let folder = PlanFolder::open(&path)?;
-    let config = config.map(|path| PartyConfig::read(&path)).transpose()?;
-    let program = Program { path: program, arguments };
-    let isolation = Isolation { program: program.clone(), ..isolation(config.as_ref())? };
-    let settings = Settings::read(&folder)?;
-    let has_text = folder.file("tokenizer.json")?.is_some();
-    let text = has_text.then(|| Text::open(&folder, Some(&isolation))).transpose()?;
-    let end_tokens = settings.end_tokens(text.as_ref())?;
-    let (endpoint, local) = open_endpoint(&program, config, &path, &folder.digest, (&network, emulated), threads)?;
-    Ok(Opened {
-        folder,
-        text,
-        settings,
-        end_tokens,
-        endpoint,
-        isolation,
-        allow_public,
-        threads,
-        network,
-        _local: local,
-    })
+    let peers = config.map_or(Peers::Local, Peers::Configured);
+    let program = Program { path, arguments };
+    let access = Access { folder, peers, allow_public, threads, network, program, isolated: true };
+    let opened = access.open()?;
+    let model = opened.model(opened.has_text()?, &[])?;
+    let connection = opened.connect()?;
+    Ok(Resources { opened, model, connection })
 }
 
 /// Continues texts until there are no more orders.
-fn serve(opened: &Opened, orders: &Receiver<Order>) {
-    let mut connect = || opened.endpoint.open(Purpose::Run);
-    let mut next = || orders.recv().ok().map(|order| job(opened, order));
-    let options = talk::Options {
-        threads: opened.threads,
-        isolation: Some(&opened.isolation),
-        allow_public: &opened.allow_public,
-    };
-    talk::run(&opened.folder, &mut connect, &mut next, &options);
+fn serve(with: &Resources, orders: &Receiver<Order>) {
+    let mut connect = || with.connection.endpoint.open(Purpose::Run);
+    let mut next = || orders.recv().ok().map(|order| job(&with.model, order));
+    talk::run(&with.opened.folder, &mut connect, &mut next, &with.opened.talk_options());
 }
 
 /// An order as a job, whose listener passes the answer on. That nobody reads it any more ends it.
-fn job(opened: &Opened, order: Order) -> Job<'_> {
+fn job(model: &Model, order: Order) -> Job<'_> {
     let Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled } = order;
-    let mut stream = opened.text.as_ref().map(|text| text.stream(&stop));
+    let mut stream = model.text.as_ref().map(|text| text.stream(&stop));
     let ends = stop_tokens.clone();
     let listen = move |event: Event<'_>| {
         let send = |reply| {
@@ -323,20 +284,21 @@ fn job(opened: &Opened, order: Order) -> Job<'_> {
     Job { tokens, count, stop: stop_tokens, sampling, listen: Box::new(listen) }
 }
 
-fn infer(opened: &Opened, inputs: Vec<Array>) -> Result<(Vec<Array>, ombra_runtime::app::Report)> {
+fn infer(with: &Resources, inputs: Vec<Array>) -> Result<(Vec<Array>, ombra_runtime::app::Report)> {
     let inputs = inputs.into_iter().map(tensor).collect::<Result<Vec<_>>>()?;
-    let task = Prepared::new(&opened.folder, Task::Infer { inputs }, &opened.allow_public)?;
-    let session = opened.endpoint.open(Purpose::Run)?;
+    let Opened { folder, access, isolation, .. } = &with.opened;
+    let task = Prepared::new(folder, Task::Infer { inputs }, &access.allow_public)?;
+    let session = with.connection.endpoint.open(Purpose::Run)?;
     session.wait_for_turn(&mut |_| {})?;
     let mut on_token = |_: usize, _: i64| Ok(ControlFlow::Continue(()));
     let options = client::Options {
-        threads: opened.threads,
+        threads: access.threads,
         keep_steps: false,
-        isolation: Some(&opened.isolation),
+        isolation: isolation.as_ref(),
         on_token: &mut on_token,
     };
-    let outcome = client::run(&opened.folder, &session, task, options)?;
-    let mut report = client::report(&opened.folder, opened.threads, opened.network.clone());
+    let outcome = client::run(folder, &session, task, options)?;
+    let mut report = client::report(folder, access.threads, access.network.clone());
     report.add(&outcome);
     report.check_costs()?;
     Ok((outcome.outputs.into_iter().map(array).collect(), report))

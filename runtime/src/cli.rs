@@ -9,12 +9,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::draw::Sampling;
 use ombra_ir::{Diagnostic, Kind, Result};
 
+use crate::app::access::{Access, Peers};
 use crate::app::chat::{self, Chat};
-use crate::app::command::{
-    ClientRun, Given, Peers, make_keys, measure_machine, print_renewed, print_written, run_client,
-};
+use crate::app::command::{ClientRun, Given, make_keys, measure_machine, print_renewed, print_written, run_client};
 use crate::app::gateway::{self, Gateway};
-use crate::app::isolation;
+use crate::app::isolation::{self, Program};
 use crate::app::service::log::Format;
 use crate::app::service::{self, serve_party};
 
@@ -352,20 +351,10 @@ fn command(command: Command) -> Result<()> {
             client(dir, Peers::Configured(config), given, prompt, None, Comparing::default(), common)
         }
         Command::Chat { dir, config, system, count, ends, drawing, allow_public, common } => {
-            let threads = threads(&common)?;
+            let peers = config.map_or(Peers::Local, Peers::Configured);
+            let access = access(dir, peers, allow_public, common)?;
             let sampling = sampling(&drawing)?;
-            chat::run(&Chat {
-                folder: dir,
-                peers: config.map_or(Peers::Local, Peers::Configured),
-                system,
-                count,
-                stop_tokens: ends.stop_token,
-                stop: ends.stop,
-                sampling,
-                allow_public,
-                threads,
-                network: common.network,
-            })
+            chat::run(&Chat { access, system, count, stop_tokens: ends.stop_token, stop: ends.stop, sampling })
         }
         Command::Gateway {
             dir,
@@ -384,10 +373,10 @@ fn command(command: Command) -> Result<()> {
             allow_public,
             common,
         } => {
-            let threads = threads(&common)?;
+            let peers = config.map_or(Peers::Local, Peers::Configured);
+            let access = access(dir, peers, allow_public, common)?;
             gateway::run(&Gateway {
-                folder: dir,
-                peers: config.map_or(Peers::Local, Peers::Configured),
+                access,
                 listen,
                 allow_remote,
                 allow_anyone,
@@ -399,9 +388,6 @@ fn command(command: Command) -> Result<()> {
                 idle: Duration::from_secs(idle),
                 ignore_temperature,
                 stop_tokens: stop_token,
-                allow_public,
-                threads,
-                network: common.network,
             })
         }
         Command::Infer { dir, config, tensors, common } => {
@@ -462,27 +448,29 @@ fn client(
     comparing: Comparing,
     common: Common,
 ) -> Result<()> {
-    let threads = threads(&common.serve)?;
+    let Common { serve, report, allow_public } = common;
+    let access = access(folder, peers, allow_public, serve)?;
     let sampling = sampling(&prompt.drawing)?;
     let Prompt { count, ends: Ends { stop_token: stop_tokens, stop }, .. } = prompt;
-    let (report, allow_public, network) = (common.report, common.allow_public, common.serve.network);
     run_client(&ClientRun {
-        folder,
-        peers,
+        access,
         given,
         count,
         stop_tokens,
         stop,
         sampling,
         output_dir,
-        allow_public,
         verify: comparing.verify,
         tolerance: comparing.tolerance,
         report,
-        threads,
-        network,
-        isolated: true,
     })
+}
+
+/// How a plan is to be opened, once the options that are not built have been refused.
+fn access(folder: PathBuf, peers: Peers, allow_public: Vec<String>, common: ServeCommon) -> Result<Access> {
+    let threads = threads(&common)?;
+    let program = Program::this()?;
+    Ok(Access { folder, peers, allow_public, threads, network: common.network, program, isolated: true })
 }
 
 /// Number of threads, once the options that are not built have been refused.

@@ -11,7 +11,9 @@ use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_ir::Diagnostic;
 use ombra_runtime::app::PlanFolder;
-use ombra_runtime::app::command::{ClientRun, Given, Peers, run_client};
+use ombra_runtime::app::access::{Access, Peers};
+use ombra_runtime::app::command::{ClientRun, Given, run_client};
+use ombra_runtime::app::isolation::Program;
 use ombra_runtime::app::report::Report;
 use ombra_runtime::app::text::Text;
 
@@ -166,11 +168,18 @@ pub(super) struct Run<'a> {
 /// Runs a plan between this process and two more, shows the tokens' text as it comes, and gives the report.
 pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
     let path: PathBuf = what.folder.join("report.json");
-    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(3));
-    run_client(&ClientRun {
-        allow_public: Vec::new(),
+    let access = Access {
         folder: what.folder.to_path_buf(),
         peers: Peers::Local,
+        allow_public: Vec::new(),
+        threads: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(3)),
+        network: "none".to_string(),
+        program: Program::this()?,
+        // The plan was made by this program.
+        isolated: false,
+    };
+    run_client(&ClientRun {
+        access,
         given: Given::Prompt(what.prompt.to_string()),
         count: what.count,
         stop_tokens: what.stop.to_vec(),
@@ -180,10 +189,6 @@ pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
         verify: false,
         tolerance: None,
         report: Some(path.clone()),
-        threads,
-        network: "none".to_string(),
-        // The plan was made by this program.
-        isolated: false,
     })?;
     let unreadable = |what: String| Diagnostic::internal("E0914", format!("the report cannot be read: {what}"));
     let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;

@@ -4,29 +4,25 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use ombra_ir::draw::Sampling;
 use ombra_ir::{Diagnostic, Result};
 
+use super::access::Access;
 use super::client::tokens_left;
-use super::command::{Peers, Progress, isolation, open_endpoint, print};
-use super::folder::PlanFolder;
-use super::settings::Settings;
+use super::command::{Progress, print};
 use super::talk::{self, Event, Job};
 use super::template::Message;
-use super::text::{Text, TextStream};
-use crate::transport::{Network, Purpose};
+use super::text::TextStream;
+use crate::transport::Purpose;
 
 /// Longest line of a chat, in bytes.
 const MAX_LINE: u64 = 1 << 20;
 
 /// A chat of the client.
 pub struct Chat {
-    /// The plan folder.
-    pub folder: PathBuf,
-    /// The other parties.
-    pub peers: Peers,
+    /// The plan and the other parties.
+    pub access: Access,
     /// What the model is told before the first turn.
     pub system: Option<String>,
     /// Most tokens of an answer.
@@ -37,12 +33,6 @@ pub struct Chat {
     pub stop: Vec<String>,
     /// How tokens are drawn; the most probable ones are chosen without it.
     pub sampling: Option<Sampling>,
-    /// Inputs that the plan may make public though they are no masks or positions.
-    pub allow_public: Vec<String>,
-    /// Threads of every party on this machine.
-    pub threads: usize,
-    /// The emulated network, as text.
-    pub network: String,
 }
 
 /// Reads turns from standard input, one a line, and writes the answers to standard output, until the input ends. `/new`
@@ -51,28 +41,16 @@ pub struct Chat {
 /// # Errors
 /// What keeps it from beginning; errors of single turns go to standard error, and the last of them is given at the end.
 pub fn run(chat: &Chat) -> Result<()> {
-    let network = Network::parse(&chat.network)?;
-    let folder = PlanFolder::open(&chat.folder)?;
-    let config = chat.peers.config()?;
-    let isolation = isolation(config.as_ref())?;
-    let settings = Settings::read(&folder)?;
-    let text = Text::open(&folder, Some(&isolation))?;
+    let opened = chat.access.open()?;
+    let model = opened.model(true, &chat.stop_tokens)?;
+    let (folder, text, settings, stop) = (&opened.folder, model.text()?, &model.settings, &model.end_tokens);
     let first = match &chat.system {
         Some(system) => vec![Message { role: "system".to_owned(), content: system.clone() }],
         None => Vec::new(),
     };
     // What the template lacks is better known before the parties are connected to.
-    text.chat_tokens(&settings, &[&first[..], &[user("Hello")]].concat())?;
-    let mut stop = settings.end_tokens(Some(&text))?;
-    stop.extend(&chat.stop_tokens);
-    let (endpoint, _local) = open_endpoint(
-        &isolation.program,
-        config,
-        &chat.folder,
-        &folder.digest,
-        (&chat.network, network),
-        chat.threads,
-    )?;
+    text.chat_tokens(settings, &[&first[..], &[user("Hello")]].concat())?;
+    let connection = opened.connect()?;
 
     let turns = Turns { messages: RefCell::new(first.clone()), failed: RefCell::new(None) };
     let mut next = || loop {
@@ -89,7 +67,7 @@ pub fn run(chat: &Chat) -> Result<()> {
             "/new" => turns.messages.borrow_mut().clone_from(&first),
             _ => {
                 turns.messages.borrow_mut().push(user(&line));
-                let job = text.chat_tokens(&settings, &turns.messages.borrow()).and_then(|tokens| {
+                let job = text.chat_tokens(settings, &turns.messages.borrow()).and_then(|tokens| {
                     let count = chat.count.min(tokens_left(&folder.plan, tokens.len())?);
                     let listen = Box::new(listener(&turns, text.stream(&chat.stop), stop.clone()));
                     Ok(Job { tokens, count, stop: stop.clone(), sampling: chat.sampling, listen })
@@ -101,9 +79,7 @@ pub fn run(chat: &Chat) -> Result<()> {
             }
         }
     };
-    let options =
-        talk::Options { threads: chat.threads, isolation: Some(&isolation), allow_public: &chat.allow_public };
-    talk::run(&folder, &mut || endpoint.open(Purpose::Run), &mut next, &options);
+    talk::run(folder, &mut || connection.endpoint.open(Purpose::Run), &mut next, &opened.talk_options());
     turns.failed.into_inner().map_or(Ok(()), Err)
 }
 

@@ -9,6 +9,7 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::Plan;
 use ombra_ir::schedule::{Cost, setup_cost};
+use ombra_ir::ty::axis_of;
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::consent::check_shown;
@@ -50,8 +51,8 @@ pub enum Task {
 
 /// One step as it was run, kept for a comparison with a run in the clear. It holds the client's inputs.
 pub struct Done {
-    /// Positions that it kept of those before.
-    pub keep: u64,
+    /// What it kept and added.
+    pub advance: Advance,
     /// Sizes and public inputs.
     pub inputs: StepInputs,
     /// The module's inputs, in order.
@@ -169,7 +170,7 @@ pub fn check_generation(plan: &Plan, prompts: &[Vec<i64>], count: u64) -> Result
     prompts.iter().try_for_each(|prompt| check_tokens(plan, prompt))?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let positions = (longest as u64).saturating_add(count - 1);
-    if let Some(most) = max_size(plan, &plan.seq).filter(|most| longest as u64 > *most) {
+    if let Some(most) = plan.max_of(&plan.seq).filter(|most| longest as u64 > *most) {
         return Err(Diagnostic::input("E1007", "the prompt is longer than the plan takes")
             .note(format!("expected  at most {most} tokens"))
             .note(format!("found     {longest}"))
@@ -203,15 +204,9 @@ pub fn tokens_left(plan: &Plan, length: usize) -> Result<u64> {
 pub fn max_positions(plan: &Plan) -> Option<u64> {
     match &plan.past {
         // The last step keeps as many as there may be and adds one.
-        Some(_) => max_size(plan, &plan.past).map(|past| past.saturating_add(1)),
-        None => max_size(plan, &plan.seq),
+        Some(_) => plan.max_of(&plan.past).map(|past| past.saturating_add(1)),
+        None => plan.max_of(&plan.seq),
     }
-}
-
-/// The maximum of a size of the plan, where it has one.
-pub(super) fn max_size(plan: &Plan, name: &Option<String>) -> Option<u64> {
-    let dims = &plan.module.dims;
-    dims.info(dims.find(name.as_ref()?)?)?.max
 }
 
 /// Checks that tokens are ids of the model's vocabulary, as far as the plan tells: the library that looks embeddings up
@@ -373,7 +368,7 @@ impl<'a> Conversation<'a> {
         let mut outputs = opened.into_iter().map(|opened| output(self.folder, opened)).collect::<Result<Vec<_>>>()?;
         check_guard(self.folder, &mut outputs)?;
         self.planned.push((inputs.name, inputs.sizes.clone(), step.cost.clone()));
-        Ok(Done { keep: advance.keep, inputs, given, outputs, cost: step.cost })
+        Ok(Done { advance, inputs, given, outputs, cost: step.cost })
     }
 
     /// Ends the session and collects what it cost.
@@ -397,8 +392,8 @@ impl<'a> Conversation<'a> {
 
 /// Whether all states of a plan have positions along an axis of their own.
 fn can_be_cut(plan: &Plan) -> bool {
-    let past = plan.past.as_ref().and_then(|name| plan.module.dims.find(name));
-    let has_axis = |shape: &[Dim]| past.is_some() && shape.iter().any(|dim| dim.as_symbol() == past);
+    let past = plan.sym(&plan.past);
+    let has_axis = |shape: &[Dim]| past.is_some_and(|past| axis_of(shape, past).is_some());
     let shapes = plan.module.states.iter().map(|state| &state.shape);
     shapes.chain(plan.client_states.iter().map(|state| &state.shape)).all(|shape| has_axis(shape))
 }

@@ -1,6 +1,6 @@
 //! The commands of `ombra-run`: what each does with its options.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -15,44 +15,19 @@ use ombra_ir::{Diagnostic, Result};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::client::{self, Outcome, Prepared, Task, max_size};
-use super::folder::PlanFolder;
+use super::access::{Access, Model, Opened};
+use super::client::{self, Outcome, Prepared, Task};
 use super::inputs::Named;
-use super::isolation::{Isolation, Program};
-use super::local::LocalParties;
 use super::report::Report;
 use super::request::takes_padding;
-use super::settings::Settings;
 use super::test_data::{self, TestSet};
-use super::text::{Text, TextStream};
+use super::text::TextStream;
 use super::{measure, tensor_file, verify};
-use crate::config::PartyConfig;
 use crate::keygen;
 use crate::transport::{Endpoint, Network, Party, Purpose};
 
 /// Longest prompt in a file, in bytes.
 const MAX_PROMPT_BYTES: u64 = 16 << 20;
-
-/// Where the server and the helper of a client's run are.
-pub enum Peers {
-    /// Processes that this one starts.
-    Local,
-    /// As the client's configuration says.
-    Configured(PathBuf),
-}
-
-impl Peers {
-    /// The client's configuration, where there is one.
-    ///
-    /// # Errors
-    /// Those of [`PartyConfig::read`].
-    pub(super) fn config(&self) -> Result<Option<PartyConfig>> {
-        match self {
-            Peers::Local => Ok(None),
-            Peers::Configured(path) => PartyConfig::read(path).map(Some),
-        }
-    }
-}
 
 /// What the client gives to a run.
 pub enum Given {
@@ -72,10 +47,8 @@ pub enum Given {
 
 /// A run of the client.
 pub struct ClientRun {
-    /// The plan folder.
-    pub folder: PathBuf,
-    /// The other parties.
-    pub peers: Peers,
+    /// The plan and the other parties.
+    pub access: Access,
     /// What is given.
     pub given: Given,
     /// Most tokens to generate.
@@ -88,21 +61,12 @@ pub struct ClientRun {
     pub sampling: Option<Sampling>,
     /// Where outputs are written as `.npy`.
     pub output_dir: Option<PathBuf>,
-    /// Inputs that the plan may make public though they are no masks or positions.
-    pub allow_public: Vec<String>,
     /// Whether to run in the clear too and compare.
     pub verify: bool,
     /// Maximum difference that counts as agreement in comparisons; nothing for the default.
     pub tolerance: Option<f64>,
     /// Where the report is written.
     pub report: Option<PathBuf>,
-    /// Threads of every party on this machine.
-    pub threads: usize,
-    /// The emulated network, as text.
-    pub network: String,
-    /// Whether this program has the command [`super::isolation::COMMAND`], so that the libraries for files of the plan folder can
-    /// run in a process of their own. A plan that others made needs that.
-    pub isolated: bool,
 }
 
 /// Makes a key and a certificate for `party` in `folder` and prints the fingerprint.
@@ -147,16 +111,13 @@ pub fn print_renewed(seconds: f64) -> Result<()> {
 /// What the run failed with; after everything is written, `E1010` when measured costs are not the predicted ones, and
 /// `E1019` when a comparison found other results.
 pub fn run_client(run: &ClientRun) -> Result<()> {
-    let network = Network::parse(&run.network)?;
-    let folder = PlanFolder::open(&run.folder)?;
+    let opened = run.access.open()?;
+    let folder = &opened.folder;
     if run.verify {
         // A missing file is better known before the run than after it.
         folder.server_weights()?;
     }
-    let config = run.peers.config()?;
-    let isolation = if run.isolated { Some(isolation(config.as_ref())?) } else { None };
     let mut expected = None;
-    let mut text = None;
     let mut inputs = None;
     let mut prompts = Vec::new();
     match &run.given {
@@ -171,44 +132,38 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
             inputs = Some(given);
         }
     }
+    let needs_text = inputs.is_none() && (!prompts.is_empty() || !run.stop.is_empty());
+    let model = opened.model(needs_text, &run.stop_tokens)?;
     let mut tasks = Vec::new();
-    let mut end_tokens = BTreeSet::new();
     if let Some(inputs) = inputs {
         tasks.push((vec![0], Task::Infer { inputs }));
     } else {
-        let needs_text = !prompts.is_empty() || !run.stop.is_empty();
-        text = needs_text.then(|| Text::open(&folder, isolation.as_ref())).transpose()?;
         let mut all = Vec::new();
-        if let Some(text) = &text {
+        if let Some(text) = &model.text {
             all = prompts.iter().map(|prompt| text.tokens(prompt)).collect::<Result<_>>()?;
         }
         if let Given::Tokens(tokens) = &run.given {
             all.push(tokens.clone());
         }
-        end_tokens = Settings::read(&folder)?.end_tokens(text.as_ref())?;
-        end_tokens.extend(&run.stop_tokens);
-        let stop: Vec<i64> = end_tokens.iter().copied().collect();
+        let stop: Vec<i64> = model.end_tokens.iter().copied().collect();
         for rows in batches(&folder.plan, &all) {
             let prompts = rows.iter().filter_map(|&row| all.get(row).cloned()).collect();
             let (count, stop) = (run.count, stop.clone());
             tasks.push((rows, Task::Generate { prompts, count, stop, sampling: run.sampling }));
         }
     }
-    let checked = |(rows, task)| Ok((rows, Prepared::new(&folder, task, &run.allow_public)?));
+    let checked = |(rows, task)| Ok((rows, Prepared::new(folder, task, &run.access.allow_public)?));
     let tasks = tasks.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
-    let shown = network.map_or("none".to_owned(), |_| run.network.clone());
-    let mut report = client::report(&folder, run.threads, shown);
+    let shown = opened.network.map_or("none".to_owned(), |_| run.access.network.clone());
+    let mut report = client::report(folder, run.access.threads, shown);
     let mut answers = BTreeMap::new();
     let mut outcomes = Vec::new();
-    let client =
-        Client { run, folder: &folder, text: text.as_ref(), end_tokens: &end_tokens, isolation: isolation.as_ref() };
+    let client = Client { run, opened: &opened, model: &model };
     {
         // The parties of this machine end before what they gave is compared.
-        let place = (&*run.network, network);
-        let (endpoint, _local) =
-            open_endpoint(&Program::this()?, config, &run.folder, &folder.digest, place, run.threads)?;
+        let connection = opened.connect()?;
         for (rows, task) in tasks {
-            let (outcome, texts) = client.run_task(&endpoint, task)?;
+            let (outcome, texts) = client.run_task(&connection.endpoint, task)?;
             report.add(&outcome);
             answers.extend(rows.into_iter().zip(outcome.tokens.iter().cloned().zip(texts)));
             outcomes.push(outcome);
@@ -220,7 +175,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
             print(&format!("{}\n", json!({ "prompt": prompt, "tokens": tokens, "text": text })))?;
         }
     } else if let Some((tokens, answer)) = answers.remove(&0) {
-        (report.tokens, report.text) = (Some(tokens), text.is_some().then_some(answer));
+        (report.tokens, report.text) = (Some(tokens), model.text.is_some().then_some(answer));
     }
     let generates = report.tokens.is_some();
     for outcome in &outcomes {
@@ -230,10 +185,10 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
             print_outputs(&outcome.outputs)?;
         }
         if run.verify {
-            verify::compare_too(&folder, outcome, report.verify.get_or_insert_default())?;
+            verify::compare_too(folder, outcome, report.verify.get_or_insert_default())?;
         }
         if let Some(expected) = &expected {
-            report.test_data = Some(test_data::compare(&folder, outcome, expected)?);
+            report.test_data = Some(test_data::compare(folder, outcome, expected)?);
         }
     }
     print_comparisons(&report)?;
@@ -247,7 +202,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
 /// Prompts that are run side by side, as indices: of one length where the model cannot tell padding from tokens, and no
 /// more than the plan takes.
 fn batches(plan: &Plan, prompts: &[Vec<i64>]) -> Vec<Vec<usize>> {
-    let most = if plan.batch.is_some() { max_size(plan, &plan.batch).unwrap_or(u64::MAX) } else { 1 };
+    let most = if plan.batch.is_some() { plan.max_of(&plan.batch).unwrap_or(u64::MAX) } else { 1 };
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, prompt) in prompts.iter().enumerate() {
         groups.entry(if takes_padding(plan) { 0 } else { prompt.len() }).or_default().push(index);
@@ -256,22 +211,11 @@ fn batches(plan: &Plan, prompts: &[Vec<i64>]) -> Vec<Vec<usize>> {
     groups.values().flat_map(|group| group.chunks(most)).map(<[usize]>::to_vec).collect()
 }
 
-/// How this program keeps libraries apart, within the limits of the client's configuration.
-///
-/// # Errors
-/// `E1011`.
-pub fn isolation(config: Option<&PartyConfig>) -> Result<Isolation> {
-    let limits = config.map(|config| config.limits).unwrap_or_default();
-    Ok(Isolation { program: Program::this()?, memory: limits.max_memory_bytes, time: limits.receive })
-}
-
 /// A run of the client with what it has opened.
 struct Client<'a> {
     run: &'a ClientRun,
-    folder: &'a PlanFolder,
-    text: Option<&'a Text>,
-    end_tokens: &'a BTreeSet<i64>,
-    isolation: Option<&'a Isolation>,
+    opened: &'a Opened,
+    model: &'a Model,
 }
 
 impl Client<'_> {
@@ -283,7 +227,7 @@ impl Client<'_> {
         let rows = task.prompts();
         let shows = rows == 1 && !matches!(self.run.given, Given::PromptsFile(_));
         let mut streams: Vec<Option<TextStream>> =
-            (0..rows).map(|_| self.text.map(|text| text.stream(&self.run.stop))).collect();
+            (0..rows).map(|_| self.model.text.as_ref().map(|text| text.stream(&self.run.stop))).collect();
         let mut texts = vec![String::new(); rows];
         let mut printed = 0;
         let mut on_token = |row: usize, token: i64| {
@@ -294,7 +238,7 @@ impl Client<'_> {
             progress.token(printed);
             let new = match stream {
                 // It ends the text and is no part of it.
-                Some(_) if self.end_tokens.contains(&token) => String::new(),
+                Some(_) if self.model.end_tokens.contains(&token) => String::new(),
                 Some(stream) => stream.push(token)?,
                 None if printed == 1 => token.to_string(),
                 None => format!(" {token}"),
@@ -306,9 +250,9 @@ impl Client<'_> {
             let stopped = stream.as_ref().is_some_and(TextStream::has_stopped);
             Ok(if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
-        let (threads, isolation) = (self.run.threads, self.isolation);
+        let (threads, isolation) = (self.opened.access.threads, self.opened.isolation.as_ref());
         let options = client::Options { threads, keep_steps: self.run.verify, isolation, on_token: &mut on_token };
-        let outcome = client::run(self.folder, &session, task, options);
+        let outcome = client::run(&self.opened.folder, &session, task, options);
         progress.end();
         for (stream, text) in streams.iter_mut().zip(&mut texts) {
             if let Some(stream) = stream {
@@ -324,37 +268,6 @@ impl Client<'_> {
         }
         Ok((outcome?, texts))
     }
-}
-
-/// The client's endpoint: over the given configuration, or to processes of `program` that this one starts for `folder`,
-/// which end when they are dropped.
-///
-/// # Errors
-/// `E0711`, `E0712`, and those of [`LocalParties::start`].
-pub fn open_endpoint(
-    program: &Program,
-    config: Option<PartyConfig>,
-    folder: &Path,
-    digest: &str,
-    (name, network): (&str, Option<Network>),
-    threads: usize,
-) -> Result<(Endpoint, Option<LocalParties>)> {
-    let (config, local) = match config {
-        None => {
-            let local = LocalParties::start(program, folder, name, threads)?;
-            (local.client.clone(), Some(local))
-        }
-        Some(config) => (config, None),
-    };
-    if config.party != Party::Client {
-        return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
-            .note("expected  party = \"client\""));
-    }
-    let endpoint = Endpoint::new(&config, digest, network)?;
-    if let Some(local) = &local {
-        local.remove_keys();
-    }
-    Ok((endpoint, local))
 }
 
 /// The prompt in the file at `path`, or on standard input.

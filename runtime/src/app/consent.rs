@@ -84,7 +84,7 @@ fn bits(tensor: &Tensor) -> Option<Vec<bool>> {
 /// Whether every row, along the last axis, is one that the length of the cache, or a mask of as many rows, implies.
 fn are_positions(plan: &Plan, bindings: &Bindings, tensor: &Tensor, public: &[Named]) -> bool {
     let Some(values) = integers(tensor) else { return false };
-    let past = plan.past.as_ref().and_then(|name| bindings.get(plan.module.dims.find(name)?)).unwrap_or(0);
+    let past = plan.sym(&plan.past).and_then(|past| bindings.get(past)).unwrap_or(0);
     let Ok(past) = i64::try_from(past) else { return false };
     let length = tensor.shape().last().copied().unwrap_or(1).max(1);
     let masks = plan.graph_inputs.iter().filter(|input| input.role == InputRole::AttentionMask);

@@ -31,6 +31,7 @@
 //! | E1035 | a session's sharing of the weights is an old one, and its time is over |
 //! | E1040 | the gateway's options are wrong, or it cannot listen |
 
+pub mod access;
 pub mod chat;
 pub mod client;
 pub mod command;

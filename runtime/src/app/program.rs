@@ -166,8 +166,7 @@ pub fn most_bytes(plan: &Plan, module: &Module, request: &Request, limit: u64) -
 /// Of texts side by side there is one where the plan has no most of them.
 pub fn most_bytes_of_plan(plan: &Plan, limit: u64) -> u64 {
     let module = &plan.module;
-    let max_of = |name: &str| module.dims.info(module.dims.find(name)?)?.max;
-    let batch = plan.batch.as_ref().and_then(|name| max_of(name)).unwrap_or(1);
+    let batch = plan.max_of(&plan.batch).unwrap_or(1);
     let generates = module.outputs.iter().any(|output| output.kind == OutputKind::NextToken);
     let largest: Vec<Request> = match (max_positions(plan), usize::try_from(batch).ok()) {
         (Some(positions), Some(batch)) if generates && batch <= MAX_BATCH => {

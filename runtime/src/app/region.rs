@@ -2,6 +2,7 @@
 
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::{ClientState, Plan, SIZE};
+use ombra_ir::ty::axis_of;
 use ombra_ir::{Bindings, Diagnostic, Result};
 use serde::{Deserialize, Serialize};
 
@@ -146,7 +147,7 @@ impl Region {
                     Model::Here(evaluator) => evaluator.run(&evaluation)?,
                     Model::Isolated(worker, _) => worker.run_model(evaluation)?,
                 };
-                let added = plan.seq.as_ref().and_then(|name| bindings.get(plan.module.dims.find(name)?));
+                let added = plan.sym(&plan.seq).and_then(|seq| bindings.get(seq));
                 self.held = Some(keep.saturating_add(added.unwrap_or(0)));
                 wanted.iter().map(|name| (*name).to_owned()).zip(found).collect()
             }
@@ -208,9 +209,9 @@ fn evaluation(
 
 /// How the states that the region holds are cut to `keep` positions.
 fn cuts(plan: &Plan, keep: u64) -> Result<Vec<(String, usize, usize)>> {
-    let past = plan.past.as_ref().and_then(|name| plan.module.dims.find(name));
+    let past = plan.sym(&plan.past);
     let cut = |state: &ClientState| {
-        let axis = state.shape.iter().position(|dim| past.is_some() && dim.as_symbol() == past);
+        let axis = past.and_then(|past| axis_of(&state.shape, past));
         let (Some(axis), Ok(keep)) = (axis, usize::try_from(keep)) else {
             return Err(Diagnostic::input("E1004", "a state of the client's cannot be cut"));
         };

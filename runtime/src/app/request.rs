@@ -128,10 +128,7 @@ impl Request {
     /// position at the end.
     pub fn largest(&self, plan: &Plan) -> Vec<Advance> {
         let Request::Generate { positions, .. } = *self else { return vec![Advance::default()] };
-        let longest = match (&plan.past, &plan.seq) {
-            (Some(_), Some(name)) => plan.module.dims.find(name).and_then(|sym| plan.module.dims.info(sym)?.max),
-            _ => None,
-        };
+        let longest = if plan.past.is_some() { plan.max_of(&plan.seq) } else { None };
         let step = |keep: u64| Advance { keep, new: (positions - keep).min(longest.unwrap_or(u64::MAX)) };
         [0, positions / 2, positions.saturating_sub(1)].map(step).to_vec()
     }
@@ -305,7 +302,7 @@ pub fn public_inputs(
         let numbers: Vec<u64> = if input.role == InputRole::AttentionMask {
             (0..elements as u64).map(|index| u64::from(index % length >= padding_of(index))).collect()
         } else {
-            let past = plan.past.as_ref().and_then(|name| bindings.get(plan.module.dims.find(name)?)).unwrap_or(0);
+            let past = plan.sym(&plan.past).and_then(|past| bindings.get(past)).unwrap_or(0);
             let position = |index: u64| past.saturating_add(index % length).saturating_sub(padding_of(index));
             (0..elements as u64).map(position).collect()
         };

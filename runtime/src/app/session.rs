@@ -144,7 +144,7 @@ impl<'a> Engine<'a> {
         step: &Step,
         inputs: &[Tensor],
     ) -> Result<Vec<Opened>> {
-        let past = plan.past.as_ref().and_then(|name| self.module.dims.find(name));
+        let past = plan.sym(&plan.past);
         if let Some(past) = past.filter(|_| advance.keep != self.held) {
             self.run.keep(past, advance.keep)?;
         }

@@ -8,6 +8,7 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::Plan;
 use ombra_ir::reference::{self, RefValue, encode, encode_as};
+use ombra_ir::ty::axis_of;
 use ombra_ir::{Bindings, Diagnostic, Result, bind};
 
 use super::client::Outcome;
@@ -15,6 +16,7 @@ use super::comparison::{Comparison, excess, greatest};
 use super::folder::PlanFolder;
 use super::inputs::find;
 use super::program;
+use super::request::Advance;
 use crate::exec::TensorSource;
 use crate::settings::words::movement::slice;
 
@@ -43,14 +45,14 @@ pub fn compare_too(folder: &PlanFolder, outcome: &Outcome, comparison: &mut Comp
         &folder.plan.module
     };
     let mut clear =
-        Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![] };
+        Clear { module, public: &*folder.public_weights, own: &own, weights: BTreeMap::new(), states: vec![], held: 0 };
     clear.states.resize_with(module.states.len(), || None);
     for step in &outcome.steps {
         // What is drawn is compared with the scores, which the plan's own module gives.
         let known = |(name, _): &&(String, u64)| module.dims.find(name).is_some();
         let sizes: Vec<(String, u64)> = step.inputs.sizes.iter().filter(known).cloned().collect();
         let prepared = program::prepare(module, &sizes, &step.inputs.public, u64::MAX)?;
-        clear.keep(&folder.plan, step.keep)?;
+        clear.keep(&folder.plan, step.advance)?;
         for revealed in clear.step(&prepared.bound, &step.given)? {
             let output = module.outputs.get(revealed.slot as usize).ok_or_else(broken)?;
             // It was 0, or there would be no result.
@@ -101,18 +103,23 @@ struct Clear<'a> {
     own: &'a dyn TensorSource,
     weights: BTreeMap<Id, RefValue>,
     states: Vec<Option<RefValue>>,
+    /// Positions that the cache has.
+    held: u64,
 }
 
 impl Clear<'_> {
-    /// Cuts the states as the parties cut theirs.
-    fn keep(&mut self, plan: &Plan, length: u64) -> Result<()> {
-        let Some(past) = plan.past.as_ref().and_then(|name| self.module.dims.find(name)) else { return Ok(()) };
+    /// Cuts the states to what a step keeps, as the parties cut theirs: where nothing is cut, they stay as they are.
+    fn keep(&mut self, plan: &Plan, advance: Advance) -> Result<()> {
+        let length = advance.keep;
+        let cut = length != self.held;
+        self.held = length.saturating_add(advance.new);
+        let Some(past) = plan.sym(&plan.past).filter(|_| cut) else { return Ok(()) };
         if length == 0 {
             self.states.fill(None);
         }
         for (slot, state) in self.module.states.iter().zip(&mut self.states) {
             let Some(value) = state else { continue };
-            let axis = slot.shape.iter().position(|dim| dim.as_symbol() == Some(past)).ok_or_else(broken)?;
+            let axis = axis_of(&slot.shape, past).ok_or_else(broken)?;
             let mut shape = value.shape.clone();
             let size = shape.get_mut(axis).ok_or_else(broken)?;
             *size = usize::try_from(length).map_err(|_| broken())?.min(*size);

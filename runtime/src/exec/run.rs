@@ -14,6 +14,7 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::reference::{encode, signed};
 use ombra_ir::schedule::Schedule;
+use ombra_ir::ty::axis_of;
 use ombra_ir::{Diagnostic, Result, Sym};
 
 use super::net::Net;
@@ -225,7 +226,7 @@ impl<S: Side> Run<S> {
         }
         for (slot, state) in self.module.states.iter().zip(&mut self.states) {
             let Some(kept) = state else { continue };
-            let axis = slot.shape.iter().position(|dim| dim.as_symbol() == Some(past));
+            let axis = axis_of(&slot.shape, past);
             let size = axis.and_then(|axis| kept.shape.get(axis)).copied();
             let (Some(axis), Some(size), Ok(length)) = (axis, size, usize::try_from(length)) else {
                 return Err(not_kept("a state of the plan cannot be cut"));

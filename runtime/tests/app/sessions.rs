@@ -95,6 +95,20 @@ fn tokens_are_generated_from_a_shared_cache() {
     assert_eq!((error.code, error.kind), ("E1019", Kind::Internal));
 }
 
+/// The run in the clear leaves states without an axis for positions alone, as the parties do, where nothing is cut.
+#[test]
+fn states_that_are_not_cut_need_no_axis_for_positions() {
+    let folder = plans::cached();
+    let mut outcome = succeed(&folder.0, generate(&[3, 1, 4], 3));
+    let mut open = PlanFolder::open(&folder.0).unwrap();
+    // No axis of the states is called so.
+    open.plan.past = Some("seq".to_owned());
+    let verify = verify::compare(&open, &outcome).unwrap();
+    assert_eq!(verify.outputs[0].token_agreement, Some(1.0));
+    outcome.steps[1].advance.keep = 2;
+    assert_eq!(verify::compare(&open, &outcome).err().map(|error| error.code), Some("E1004"));
+}
+
 #[test]
 fn tokens_are_generated_from_a_cache_in_the_clear() {
     let folder = plans::client_cached();

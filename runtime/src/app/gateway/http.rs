@@ -92,7 +92,7 @@ fn answer(value: &Value) -> Response {
 }
 
 fn described(shared: &Shared) -> Value {
-    json!({ "id": shared.model, "object": "model", "created": shared.created, "owned_by": "ombra" })
+    json!({ "id": shared.name, "object": "model", "created": shared.created, "owned_by": "ombra" })
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
@@ -104,10 +104,10 @@ async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> R
 }
 
 fn check_model(shared: &Shared, name: &str) -> Result<(), Refusal> {
-    if name == shared.model {
+    if name == shared.name {
         return Ok(());
     }
-    let message = format!("there is no such model here: use `{}`", shared.model);
+    let message = format!("there is no such model here: use `{}`", shared.name);
     Err(Refusal::request(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
 }
 
@@ -134,7 +134,7 @@ async fn text(shared: Arc<Shared>, form: Form, request: Request) -> Result<Respo
     let (tokens, count) = prepared.map_err(|_| Refusal::of_run(&ended()))??;
     let Ask { model, stop, sampling, stream, include_usage, .. } = ask;
     if let Some(sampling) = &sampling {
-        let drawing = shared.with.folder.plan.drawing(sampling.filter());
+        let drawing = shared.with.opened.folder.plan.drawing(sampling.filter());
         drawing.map_err(|error| Refusal::of_run(&error).of("temperature"))?;
     }
     let id = SessionId::random().map_err(|error| Refusal::of_run(&error))?;
@@ -202,7 +202,7 @@ async fn read(body: Body) -> Result<Vec<u8>, Refusal> {
 
 /// The tokens of a text, and how many may follow; checked before anything is sent.
 fn prepare(shared: &Shared, form: Form, given: Given, count: u64) -> Result<(Vec<i64>, u64), Refusal> {
-    let (text, plan) = (&shared.with.text, &shared.with.folder.plan);
+    let (text, plan) = (&shared.with.text, &shared.with.opened.folder.plan);
     let tokens = match given {
         Given::Chat(messages) => text.chat_tokens(&shared.settings, &messages),
         Given::Text(prompt) => text.tokens(&prompt),
@@ -302,7 +302,7 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
         let mut last = String::new();
         while !shared.asked.load(Ordering::Relaxed) {
             let mut now = shared.pool.status();
-            now["model"] = json!(shared.model);
+            now["model"] = json!(shared.name);
             now["chat"] = json!(shared.has_chat);
             let now = now.to_string();
             if now != last {

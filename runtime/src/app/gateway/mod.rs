@@ -29,18 +29,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::access::{Access, Model, no_text};
 use super::client::{check_generation, max_positions};
-use super::command::{Peers, isolation, open_endpoint, print};
+use super::command::print;
 use super::consent::check_shown;
-use super::folder::PlanFolder;
 use super::http::{Http, LIMITS};
 use super::local::READY;
 use super::request::{MAX_STEPS, Request};
 use super::service::signals;
 use super::settings::Settings;
 use super::template::Message;
-use super::text::Text;
-use crate::transport::Network;
 use guard::Guard;
 use pool::{Pool, Resources};
 
@@ -53,10 +51,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A gateway of the client.
 pub struct Gateway {
-    /// The plan folder.
-    pub folder: PathBuf,
-    /// The other parties.
-    pub peers: Peers,
+    /// The plan and the other parties.
+    pub access: Access,
     /// Where it answers.
     pub listen: SocketAddr,
     /// Whether that may be an address that other machines reach.
@@ -79,12 +75,6 @@ pub struct Gateway {
     pub ignore_temperature: bool,
     /// Tokens that end an answer, beside those that the model names.
     pub stop_tokens: Vec<i64>,
-    /// Inputs that the plan may make public though they are no masks or positions.
-    pub allow_public: Vec<String>,
-    /// Threads of every party on this machine.
-    pub threads: usize,
-    /// The emulated network, as text.
-    pub network: String,
 }
 
 /// What requests are answered with.
@@ -95,7 +85,8 @@ struct Shared {
     settings: Settings,
     /// Whether the model has a template for chats that can be used.
     has_chat: bool,
-    model: String,
+    /// What the model is called.
+    name: String,
     fingerprint: String,
     /// When the gateway began, in seconds since 1970.
     created: u64,
@@ -110,50 +101,30 @@ struct Shared {
 /// What keeps it from beginning: `E1040`, and those of the plan and of the parties on this machine.
 pub fn run(gateway: &Gateway) -> Result<()> {
     check(gateway)?;
-    let network = Network::parse(&gateway.network)?;
-    let folder = PlanFolder::open(&gateway.folder)?;
-    check_generation(&folder.plan, &[vec![0]], 1)?;
-    let request = Request::text(max_positions(&folder.plan).unwrap_or(MAX_STEPS));
-    check_shown(&folder.plan, &request, &gateway.allow_public)?;
-    let config = gateway.peers.config()?;
-    let isolation = isolation(config.as_ref())?;
-    let settings = Settings::read(&folder)?;
-    let text = Text::open(&folder, Some(&isolation))?;
-    let mut end_tokens = settings.end_tokens(Some(&text))?;
-    end_tokens.extend(&gateway.stop_tokens);
+    let opened = gateway.access.open()?;
+    let plan = &opened.folder.plan;
+    check_generation(plan, &[vec![0]], 1)?;
+    let request = Request::text(max_positions(plan).unwrap_or(MAX_STEPS));
+    check_shown(plan, &request, &gateway.access.allow_public)?;
+    let Model { settings, text, end_tokens } = opened.model(true, &gateway.stop_tokens)?;
     let hello = Message { role: "user".to_owned(), content: "Hello".to_owned() };
+    let text = text.ok_or_else(no_text)?;
     let has_chat = text.chat_tokens(&settings, &[hello]).is_ok();
     let (http, address) = listen(gateway.listen)?;
     let guard = Guard::new(address, gateway.api_key_file.as_deref(), &gateway.hosts)?;
     let asked = signals()?;
-    let (endpoint, _local) = open_endpoint(
-        &isolation.program,
-        config,
-        &gateway.folder,
-        &folder.digest,
-        (&gateway.network, network),
-        gateway.threads,
-    )?;
+    let connection = opened.connect()?;
     let shared = Arc::new(Shared {
         guard,
         pool: Pool::new(gateway.sessions, gateway.queue),
-        settings,
         has_chat,
-        model: gateway.model_name.clone(),
-        fingerprint: format!("fp_{}", folder.digest.get(..12).unwrap_or_default()),
+        name: gateway.model_name.clone(),
+        fingerprint: format!("fp_{}", opened.folder.digest.get(..12).unwrap_or_default()),
         created: seconds_since_1970(),
         ignore_temperature: gateway.ignore_temperature,
         asked,
-        with: Resources {
-            folder,
-            text,
-            end_tokens,
-            endpoint,
-            isolation,
-            allow_public: gateway.allow_public.clone(),
-            threads: gateway.threads,
-            idle: gateway.idle,
-        },
+        settings,
+        with: Resources { opened, text, end_tokens, connection, idle: gateway.idle },
     });
     let mut sessions = Vec::new();
     for slot in 0..gateway.sessions {

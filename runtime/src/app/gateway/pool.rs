@@ -16,11 +16,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::refusal::Refusal;
-use crate::app::folder::PlanFolder;
-use crate::app::isolation::Isolation;
+use crate::app::access::{Connection, Opened};
 use crate::app::talk::{self, Event, Finish, Job, Step};
 use crate::app::text::{Text, TextStream};
-use crate::transport::{Endpoint, Meter, Party, Purpose};
+use crate::transport::{Meter, Party, Purpose};
 
 /// A text to be continued, and who waits for it.
 pub(super) struct Work {
@@ -119,19 +118,13 @@ struct Totals {
 /// What all session threads use.
 pub(super) struct Resources {
     /// The plan.
-    pub folder: PlanFolder,
+    pub opened: Opened,
     /// Its tokenizer.
     pub text: Text,
     /// Tokens that end a text.
     pub end_tokens: BTreeSet<i64>,
-    /// The client's endpoint.
-    pub endpoint: Endpoint,
-    /// How libraries are kept apart.
-    pub isolation: Isolation,
-    /// Inputs that the plan may make public.
-    pub allow_public: Vec<String>,
-    /// Threads of this party.
-    pub threads: usize,
+    /// The other parties.
+    pub connection: Connection,
     /// How long a session without work stays open.
     pub idle: Duration,
 }
@@ -288,8 +281,7 @@ impl Slot {
 
 /// Does the work of one slot until all is over.
 pub(super) fn serve(pool: &Pool, slot: usize, with: &Resources) {
-    let options =
-        talk::Options { threads: with.threads, isolation: Some(&with.isolation), allow_public: &with.allow_public };
+    let options = with.opened.talk_options();
     while let Some(work) = pool.take(slot, None) {
         let mut first = Some(work);
         let mut next = || {
@@ -298,10 +290,10 @@ pub(super) fn serve(pool: &Pool, slot: usize, with: &Resources) {
         };
         let mut connect = || {
             pool.change(slot, |slot| slot.phase = Phase::Connecting);
-            with.endpoint.open(Purpose::Run)
+            with.connection.endpoint.open(Purpose::Run)
         };
         // Whoever waits for an answer hears of a panic by the end of the channel; the next request is not its victim.
-        let run = AssertUnwindSafe(|| talk::run(&with.folder, &mut connect, &mut next, &options));
+        let run = AssertUnwindSafe(|| talk::run(&with.opened.folder, &mut connect, &mut next, &options));
         if catch_unwind(run).is_err() {
             eprintln!("{}", Diagnostic::internal("E1014", "a session of the gateway ended by a fault of this program"));
         }
