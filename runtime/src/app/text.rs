@@ -13,6 +13,9 @@ use super::template::{Chat, Message, render};
 
 /// Largest tokenizer, in bytes.
 const MAX_BYTES: u64 = 256 << 20;
+/// Most tokens that a stream of text decodes at once. A character has four bytes, of which each is a token at most: so many
+/// tokens that are no whole character will never become one.
+const MOST_IDS: usize = 32;
 
 /// A loaded tokenizer. Its library's panics, on a file of another form than it expects, become errors here; its messages
 /// may quote the prompt, and are not passed on.
@@ -103,11 +106,17 @@ impl Apart {
     }
 }
 
-/// Text of a growing list of tokens.
+/// Text of a growing list of tokens. Of these only the last few are decoded again with each new one.
 pub struct TextStream<'a> {
     text: &'a Text,
+    /// The last tokens: some whose text is whole, and those after them.
     ids: Vec<u32>,
-    shown: usize,
+    /// How many of them are those whose text is whole.
+    stable: usize,
+    /// How many characters of their text were taken already.
+    known: usize,
+    /// What was taken and not shown, since it may become one of the strings in `stop`.
+    held: String,
     stop: Vec<String>,
     has_stopped: bool,
 }
@@ -190,7 +199,7 @@ impl Text {
     /// Text of tokens that come one by one, up to the first of the strings in `stop`.
     pub fn stream(&self, stop: &[String]) -> TextStream<'_> {
         let stop = stop.iter().filter(|stop| !stop.is_empty()).cloned().collect();
-        TextStream { text: self, ids: Vec::new(), shown: 0, stop, has_stopped: false }
+        TextStream { text: self, ids: Vec::new(), stable: 0, known: 0, held: String::new(), stop, has_stopped: false }
     }
 }
 
@@ -207,13 +216,19 @@ impl TextStream<'_> {
         }
         self.ids.push(id);
         let text = self.text.decode(&self.ids)?;
-        if let Some(at) = first_stop(&text, &self.stop) {
-            self.has_stopped = true;
-            return Ok(self.show(&text, at));
+        let is_full = self.ids.len() >= MOST_IDS;
+        let whole = if is_full { &text[..] } else { text.trim_end_matches('\u{fffd}') };
+        let new = beyond(&text, whole.len(), self.known);
+        self.known = self.known.max(whole.chars().count());
+        // What comes later may depend on the tokens before it, as spaces between words do, so that those stay which the
+        // last piece came from.
+        if is_full || (whole.len() == text.len() && !new.is_empty()) {
+            let last = self.ids.split_off(self.stable);
+            self.known = self.text.decode(&last)?.chars().count();
+            (self.stable, self.ids) = (last.len(), last);
         }
-        let whole = text.trim_end_matches('\u{fffd}');
-        let held = self.stop.iter().map(|stop| held_back(whole, stop)).max().unwrap_or(0);
-        Ok(self.show(&text, whole.len() - held))
+        self.held.push_str(&new);
+        Ok(self.certain())
     }
 
     /// What was held back, when no more tokens come.
@@ -225,7 +240,10 @@ impl TextStream<'_> {
             return Ok(String::new());
         }
         let text = self.text.decode(&self.ids)?;
-        Ok(self.show(&text, text.len()))
+        self.held.push_str(&beyond(&text, text.len(), self.known));
+        self.known = text.chars().count();
+        let certain = self.certain();
+        Ok(if self.has_stopped { certain } else { certain + &std::mem::take(&mut self.held) })
     }
 
     /// Whether the text has come to a string that ends it.
@@ -233,12 +251,22 @@ impl TextStream<'_> {
         self.has_stopped
     }
 
-    /// The text from where it was shown last to `end`.
-    fn show(&mut self, text: &str, end: usize) -> String {
-        let new = text.get(self.shown..end).unwrap_or_default().to_owned();
-        self.shown = self.shown.max(end);
-        new
+    /// Takes from what is held what cannot become a string that ends the text any more.
+    fn certain(&mut self) -> String {
+        if let Some(at) = first_stop(&self.held, &self.stop) {
+            self.has_stopped = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let kept = self.stop.iter().map(|stop| held_back(&self.held, stop)).max().unwrap_or(0);
+        let kept = self.held.split_off(self.held.len() - kept);
+        std::mem::replace(&mut self.held, kept)
     }
+}
+
+/// The first `end` bytes of `text` without its first `known` characters.
+fn beyond(text: &str, end: usize, known: usize) -> String {
+    text.get(..end).unwrap_or_default().chars().skip(known).collect()
 }
 
 /// Where the first of the strings in `stop` begins in `text`.
@@ -264,5 +292,97 @@ mod tests {
         assert_eq!(held_back("aé", "éa"), 2);
         let stops = ["b".to_owned(), "ab".to_owned()];
         assert_eq!((first_stop("xxab", &stops), first_stop("xx", &stops)), (Some(2), None));
+    }
+
+    /// A tokenizer whose tokens are bytes and pieces of text, as GPT-2's are.
+    const BYTES: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [
+        {"id": 8, "content": "<end>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+         "special": true}],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "ByteLevel",
+        "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "merges": [],
+        "vocab": {"â": 0, "Ĥ": 1, "¬": 2, "a": 3, "Ġb": 4, "âĤ": 5, "¬a": 6, "ÿ": 7}}}"#;
+
+    /// One that writes in bytes what it has no token for, and begins words with a mark, as LLaMA's does.
+    const FALLBACK: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "merges": [],
+        "vocab": {"<unk>": 0, "<0xE2>": 1, "<0x82>": 2, "<0xAC>": 3, "▁a": 4, "b": 5, "<0xFF>": 6}}}"#;
+
+    fn open(tokenizer: &str) -> Text {
+        let tokenizer = Tokenizer::from_bytes(tokenizer).unwrap();
+        Text { place: Place::Here(Box::new(Vocabulary(tokenizer))) }
+    }
+
+    /// The text as it came, token by token, and what followed at the end.
+    fn streamed(text: &Text, tokens: &[u32], stop: &[&str]) -> Vec<String> {
+        let stop: Vec<String> = stop.iter().map(|stop| (*stop).to_owned()).collect();
+        let mut stream = text.stream(&stop);
+        let mut pieces = Vec::new();
+        for token in tokens {
+            pieces.push(stream.push(i64::from(*token)).unwrap());
+            assert!(stream.ids.len() <= MOST_IDS, "so many are decoded with every token");
+        }
+        pieces.push(stream.finish().unwrap());
+        pieces
+    }
+
+    #[test]
+    fn characters_of_many_tokens_come_when_they_are_whole() {
+        let text = open(BYTES);
+        assert_eq!(streamed(&text, &[3, 0, 1, 2, 4], &[]), ["a", "", "", "€", " b", ""]);
+        assert_eq!(streamed(&text, &[5, 6, 8, 8, 3], &[]), ["", "€a", "", "", "a", ""]);
+        assert_eq!(streamed(&text, &[3, 0], &[]), ["a", "", "\u{fffd}"]);
+        assert_eq!(streamed(&text, &[3, 7, 3], &[]), ["a", "", "\u{fffd}a", ""]);
+        let text = open(FALLBACK);
+        assert_eq!(streamed(&text, &[4, 1, 2, 3, 4, 5], &[]), ["a", "", "", "€", " a", "b", ""]);
+        assert_eq!(streamed(&text, &[1, 2, 3, 1, 2, 3, 5], &[]), ["", "", "€", "", "", "€", "b", ""]);
+        // Bytes after a whole character that are none: the library takes that back, the stream does not.
+        assert_eq!(streamed(&text, &[1, 2, 3, 6, 5], &[]).concat(), "€\u{fffd}\u{fffd}\u{fffd}b");
+    }
+
+    #[test]
+    fn a_stream_gives_the_text_of_all_its_tokens() {
+        for tokenizer in [BYTES, FALLBACK] {
+            let text = open(tokenizer);
+            // Words and whole characters in an order that is drawn once, with more tokens than are ever decoded at once.
+            let parts: [&[u32]; 4] =
+                if tokenizer == BYTES { [&[3], &[4], &[0, 1, 2], &[5, 6]] } else { [&[4], &[5], &[1, 2, 3], &[5, 4]] };
+            let mut state = 1u32;
+            let mut tokens = Vec::new();
+            for _ in 0..2000 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                tokens.extend_from_slice(parts[(state >> 24) as usize % 4]);
+            }
+            assert_eq!(streamed(&text, &tokens, &[]).concat(), text.decode(&tokens).unwrap());
+        }
+    }
+
+    #[test]
+    fn bytes_without_end_do_not_pile_up() {
+        for (tokenizer, byte) in [(BYTES, 7), (FALLBACK, 6)] {
+            let text = open(tokenizer);
+            let mut stream = text.stream(&[]);
+            let mut shown = String::new();
+            for _ in 0..1000 {
+                shown += &stream.push(byte).unwrap();
+                assert!(stream.ids.len() <= MOST_IDS);
+            }
+            shown += &stream.finish().unwrap();
+            assert_eq!(shown, "\u{fffd}".repeat(1000));
+        }
+    }
+
+    #[test]
+    fn a_string_that_ends_the_text_may_lie_over_tokens() {
+        let text = open(BYTES);
+        assert_eq!(streamed(&text, &[3, 3, 0, 1, 2, 4, 3], &["€ b"]), ["a", "a", "", "", "", "", "", ""]);
+        assert_eq!(streamed(&text, &[3, 5, 6, 3], &["€ b", "aa"]), ["", "", "a€", "", ""]);
+        assert_eq!(streamed(&text, &[3, 4], &["a c"]), ["", "a b", ""]);
+        assert_eq!(streamed(&text, &[3, 3], &["a b"]), ["", "a", "a"]);
     }
 }
