@@ -202,11 +202,22 @@ pub fn tokens_left(plan: &Plan, length: usize) -> Result<u64> {
 
 /// Most positions that a text may have, where the plan has a limit.
 pub fn max_positions(plan: &Plan) -> Option<u64> {
-    match &plan.past {
+    let most = match &plan.past {
         // The last step keeps as many as there may be and adds one.
         Some(_) => plan.max_of(&plan.past).map(|past| past.saturating_add(1)),
         None => plan.max_of(&plan.seq),
+    };
+    // The model's own tables may end before that.
+    let fits = |positions| Request::text(positions).check(plan).is_ok();
+    let (mut low, mut high) = (0, most.unwrap_or(i64::MAX.unsigned_abs()));
+    if fits(high) {
+        return most;
     }
+    while low < high {
+        let middle = high - (high - low) / 2;
+        (low, high) = if fits(middle) { (middle, high) } else { (low, middle - 1) };
+    }
+    Some(low)
 }
 
 /// Checks that tokens are ids of the model's vocabulary, as far as the plan tells: the library that looks embeddings up

@@ -114,7 +114,8 @@ fn with_session<'a>(
     let sampling = current.as_ref().and_then(|job| job.sampling);
     let positions = max_positions(&folder.plan).unwrap_or(MANY);
     let request = Request::Generate { padding: vec![0], positions, sampling };
-    let checked = check(folder, &mut current).and_then(|()| check_shown(&folder.plan, &request, options.allow_public));
+    let checked = check(folder, &mut current).and_then(|()| request.check(&folder.plan));
+    let checked = checked.and_then(|()| check_shown(&folder.plan, &request, options.allow_public));
     let opened = checked.and_then(|()| connect());
     let session = match opened {
         Ok(session) => session,

@@ -8,7 +8,7 @@ use std::thread;
 
 use ombra_ir::plain::{self, Tensor};
 use ombra_ir::{Diagnostic, Dim, Kind, Result, plan};
-use ombra_runtime::app::client::{self, Conversation, Options, Outcome, Prepared, Task};
+use ombra_runtime::app::client::{self, Conversation, Options, Outcome, Prepared, Task, max_positions, tokens_left};
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::{Phase, Report};
 use ombra_runtime::app::request::{Advance, Course, Request};
@@ -107,6 +107,20 @@ fn states_that_are_not_cut_need_no_axis_for_positions() {
     assert_eq!(verify.outputs[0].token_agreement, Some(1.0));
     outcome.steps[1].advance.keep = 2;
     assert_eq!(verify::compare(&open, &outcome).err().map(|error| error.code), Some("E1004"));
+}
+
+/// Tables of the model may end before the sizes that the plan was made for.
+#[test]
+fn texts_are_as_long_as_the_models_tables() {
+    let folder = plans::cached();
+    let mut plan = PlanFolder::open(&folder.0).unwrap().plan;
+    let [seq, past] = ["seq", "past"].map(|name| Dim::from(plan.module.dims.find(name).unwrap()));
+    let most = max_positions(&plan).unwrap();
+    for (limit, expected) in [(most + 5, most), (most, most), (most - 1, most - 1), (1, 1), (0, 0)] {
+        plan.limits = vec![(past.add(&seq).unwrap(), limit)];
+        assert_eq!(max_positions(&plan), Some(expected));
+        assert_eq!(tokens_left(&plan, 1).ok(), Some(expected).filter(|left| *left > 0));
+    }
 }
 
 #[test]
