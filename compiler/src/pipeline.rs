@@ -71,6 +71,8 @@ pub struct Options {
     pub passes: Passes,
     /// Whether what rewriting did is kept; nothing where its price decides.
     pub keep_rewrites: Option<bool>,
+    /// Whether the client may take penalties off the logits.
+    pub penalties: bool,
 }
 
 impl Default for Options {
@@ -90,6 +92,7 @@ impl Default for Options {
             network: Network::WAN,
             passes: Passes::default(),
             keep_rewrites: None,
+            penalties: false,
         }
     }
 }
@@ -422,10 +425,10 @@ fn bounded_analysed(
     Ok((Rewritten { graph, ..rewritten }, ranges))
 }
 
-/// The plan with the programs that draw its next token, each of which the verifier has passed.
+/// The plan with the programs that choose its next token otherwise, each of which the verifier has passed.
 fn drawing(plan: Plan, options: &Options) -> std::result::Result<Plan, Errors> {
     let spread = if options.passes.has(Pass::Rotations) { options.spread } else { Spread::Fixed };
-    let drawings = sampling::drawings(&plan.module, spread).map_err(one)?;
+    let drawings = sampling::drawings(&plan.module, spread, options.penalties).map_err(one)?;
     for drawing in &drawings {
         ombra_ir::verify::verify(&drawing.module(&plan.module).map_err(one)?)?;
     }

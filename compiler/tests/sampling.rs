@@ -122,8 +122,8 @@ fn draws_follow_the_distribution() {
         let rows = 2500;
         let module = greedy(rows, tokens, bound);
         let all: Vec<f32> = (0..rows).flat_map(|_| logits.iter().copied()).collect();
-        let drawings = drawings(&module, Spread::Fixed).unwrap();
-        assert_eq!(drawings.iter().map(|d| d.filter).collect::<Vec<_>>(), Filter::ALL);
+        let drawings = drawings(&module, Spread::Fixed, false).unwrap();
+        assert_eq!(drawings.iter().map(|d| d.way.filter).collect::<Vec<_>>(), Filter::ALL[1..]);
         for sampling in [
             sampling(1.0, None, None),
             sampling(0.7, None, None),
@@ -136,7 +136,7 @@ fn draws_follow_the_distribution() {
             sampling(1.0, Some(20), Some(1e-6)),
         ] {
             sampling.check().unwrap();
-            let drawing = drawings.iter().find(|d| d.filter == sampling.filter()).unwrap();
+            let drawing = drawings.iter().find(|d| d.way.filter == sampling.filter()).unwrap();
             let found = run(&module, drawing, &all, &sampling, &mut random);
             let off = chi_square(&found, &probabilities(&logits, &sampling));
             assert!(off < 6.0, "{tokens} tokens, {sampling:?}: {off:.1} deviations");
@@ -157,7 +157,7 @@ fn equal_tokens_displace_no_better_one() {
         equal.iter().for_each(|&i| logits[i] = 0.0);
         logits[best] = 15.0;
         let all: Vec<f32> = (0..rows).flat_map(|_| logits.iter().copied()).collect();
-        let drawings = drawings(&module, Spread::Fixed).unwrap();
+        let drawings = drawings(&module, Spread::Fixed, false).unwrap();
         for sampling in [
             sampling(1.0, Some(1), None),
             sampling(1.0, Some(2), None),
@@ -165,7 +165,7 @@ fn equal_tokens_displace_no_better_one() {
             sampling(1.0, None, Some(0.9)),
             sampling(1.0, Some(20), Some(1e-30)),
         ] {
-            let drawing = drawings.iter().find(|d| d.filter == sampling.filter()).unwrap();
+            let drawing = drawings.iter().find(|d| d.way.filter == sampling.filter()).unwrap();
             let found = run(&module, drawing, &all, &sampling, &mut random);
             let missed = found.iter().filter(|&&index| index != best).count();
             // Its probability is at least 0.9996.
@@ -185,7 +185,7 @@ fn cost(module: &Module, sizes: &[(&str, u64)], public: &[(String, Tensor)]) -> 
 fn drawing_costs_little_more_than_choosing() {
     let module = greedy(1, 49152, 25);
     let mut found = vec![("greedy", 0, cost(&module, &[], &[]))];
-    let drawings = drawings(&module, Spread::Fixed).unwrap();
+    let drawings = drawings(&module, Spread::Fixed, false).unwrap();
     for (sampling, k) in [
         (sampling(1.0, None, None), 0),
         (sampling(1.0, Some(20), None), 20),
@@ -194,7 +194,7 @@ fn drawing_costs_little_more_than_choosing() {
         (sampling(1.0, Some(50), Some(0.9)), 50),
         (sampling(1.0, None, Some(0.9)), 128),
     ] {
-        let drawing = drawings.iter().find(|d| d.filter == sampling.filter()).unwrap();
+        let drawing = drawings.iter().find(|d| d.way.filter == sampling.filter()).unwrap();
         let sizes = sampling.sizes(drawing);
         let sizes: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
         let drawn = drawing.module(&module).unwrap();
@@ -219,9 +219,9 @@ const COSTS: [&str; 7] = [
 #[test]
 fn modules_that_cannot_be_drawn_from_have_no_drawings() {
     // Logits too wide for scores, and too few tokens.
-    assert!(drawings(&greedy(1, 50, 39), Spread::Fixed).unwrap().is_empty());
-    assert!(drawings(&greedy(1, 3, 22), Spread::Fixed).unwrap().is_empty());
+    assert!(drawings(&greedy(1, 50, 39), Spread::Fixed, true).unwrap().is_empty());
+    assert!(drawings(&greedy(1, 3, 22), Spread::Fixed, true).unwrap().is_empty());
     let mut tensor = greedy(1, 50, 22);
     tensor.outputs[0].kind = OutputKind::Index;
-    assert!(drawings(&tensor, Spread::Fixed).unwrap().is_empty());
+    assert!(drawings(&tensor, Spread::Fixed, true).unwrap().is_empty());
 }

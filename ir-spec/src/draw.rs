@@ -1,21 +1,28 @@
-//! Next tokens that are drawn instead of chosen: what a request says of it, and the programs that do it.
+//! How next tokens are chosen and drawn: what is said of it before a step, and the programs that do it.
 //!
-//! A plan's module reveals the most probable token. Beside it the plan keeps, for every way to draw one, what differs: a
-//! [`Drawing`] holds the ops after those that both programs begin with. A session runs one of the programs, so that it
-//! reveals one token a step, and every program is a module that the verifier passes by itself. The temperature and the
-//! other parameters are public inputs of the program, and the number of candidates is one of its sizes.
+//! A plan's module reveals the most probable token. Beside it the plan keeps, for every other way to choose one, what
+//! differs: a [`Drawing`] holds the ops after those that both programs begin with. A step runs one of the programs, so that
+//! it reveals one token, and every program is a module that the verifier passes by itself. The temperature and the other
+//! parameters are public inputs of the program, and the number of candidates is one of its sizes. What penalties take off
+//! the logits is an input of the client's: the others learn that there are some.
 
 use crate::diag::{Diagnostic, Result};
 use crate::dim::SymInfo;
-use crate::module::{Count, Module, Node};
+use crate::module::{Count, InputSlot, Module, Node};
 use crate::op::Op;
-use crate::plain::{self, Tensor};
+use crate::plain::{self, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Name of the public input that holds one over the temperature, of shape `[1, 1]`.
 pub const INVERSE_TEMPERATURE: &str = "%inverse_temperature";
 /// Name of the public input that holds the share of the mass to draw from, of shape `[1, 1]`.
 pub const TOP_P: &str = "%top_p";
+/// Name of the client's input that is added to the logits, of their shape with one leading axis.
+pub const PENALTIES: &str = "%penalties";
+/// Its elements are less than two to this, and more than minus that.
+pub const PENALTY_BITS: u8 = 6;
+/// How large either penalty may be.
+pub const HIGHEST_PENALTY: f32 = 2.0;
 /// Name of the size that is the number of candidates.
 pub const TOP_K: &str = "top_k";
 /// Lowest temperature.
@@ -30,10 +37,13 @@ pub const USUAL_CANDIDATES: u64 = 128;
 /// Tokens of less than `e^-KEPT` times the mass of the most probable one may be left out.
 pub const KEPT: u8 = 22;
 
-/// How a token is drawn. Parties see it, and the parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// What a token is drawn from. Parties see it, and the parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
+    /// From the most probable one alone.
+    #[default]
+    Best,
     /// From all tokens.
     None,
     /// From the most probable ones, by number.
@@ -44,11 +54,12 @@ pub enum Filter {
 
 impl Filter {
     /// All of them.
-    pub const ALL: [Filter; 3] = [Filter::None, Filter::TopK, Filter::TopP];
+    pub const ALL: [Filter; 4] = [Filter::Best, Filter::None, Filter::TopK, Filter::TopP];
 
     /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Filter::Best => "most probable",
             Filter::None => "temperature",
             Filter::TopK => "top-k",
             Filter::TopP => "top-p",
@@ -56,7 +67,144 @@ impl Filter {
     }
 }
 
-/// What a request says of drawing. Every party learns it.
+/// Which of a plan's programs chooses a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Way {
+    /// What it is drawn from.
+    pub filter: Filter,
+    /// Whether the client takes penalties off the logits before.
+    pub penalized: bool,
+}
+
+impl Way {
+    /// In words.
+    pub fn name(self) -> String {
+        let penalties = if self.penalized { " with penalties" } else { "" };
+        format!("{}{penalties}", self.filter.name())
+    }
+}
+
+/// How the next token of a step is chosen: the most probable one, if nothing else is said. Every party learns it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Choice {
+    /// How it is drawn, if it is.
+    pub sampling: Option<Sampling>,
+    /// Whether the client takes penalties off the logits before.
+    pub penalized: bool,
+}
+
+impl Choice {
+    /// The program that it takes.
+    pub fn way(&self) -> Way {
+        let filter = self.sampling.map_or(Filter::Best, |sampling| sampling.filter());
+        Way { filter, penalized: self.penalized }
+    }
+
+    /// Checks that the parameters are in their ranges.
+    ///
+    /// # Errors
+    /// `E0415`.
+    pub fn check(&self) -> Result<()> {
+        self.sampling.map_or(Ok(()), |sampling| sampling.check())
+    }
+
+    /// The mildest choice of a way: it keeps most candidates.
+    pub fn mildest(way: Way) -> Choice {
+        let few = matches!(way.filter, Filter::TopK | Filter::TopP);
+        let sampling = Sampling {
+            temperature: 1.0,
+            top_k: few.then_some(MOST_CANDIDATES),
+            top_p: (way.filter == Filter::TopP).then_some(0.5),
+        };
+        Choice { sampling: (way.filter != Filter::Best).then_some(sampling), penalized: way.penalized }
+    }
+}
+
+/// What the client takes off the logits of tokens that an answer has already. Nobody else learns it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Penalties {
+    /// For every token that occurs.
+    pub presence: f32,
+    /// For every occurrence.
+    pub frequency: f32,
+}
+
+impl Penalties {
+    /// Whether nothing is taken off.
+    pub fn is_none(&self) -> bool {
+        self.presence == 0.0 && self.frequency == 0.0
+    }
+
+    /// Checks that the penalties are in their ranges.
+    ///
+    /// # Errors
+    /// `E0415`.
+    pub fn check(&self) -> Result<()> {
+        let known = [("the presence penalty", self.presence), ("the frequency penalty", self.frequency)];
+        match known.into_iter().find(|(_, penalty)| !(-HIGHEST_PENALTY..=HIGHEST_PENALTY).contains(penalty)) {
+            Some((what, found)) => wrong(what, format!("-{HIGHEST_PENALTY} to {HIGHEST_PENALTY}"), found.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// What is added to the logits of a text whose answer so far is `answer`, one element for every token of the
+    /// vocabulary. All that is added to one ends at its input's range, where a token is all but excluded.
+    pub fn of(&self, answer: &[i64], vocabulary: usize) -> Vec<f32> {
+        let most = f32::from(PENALTY_BITS).exp2() - 1.0;
+        let mut counts = vec![0.0f32; vocabulary];
+        for token in answer {
+            if let Some(count) = usize::try_from(*token).ok().and_then(|token| counts.get_mut(token)) {
+                *count += 1.0;
+            }
+        }
+        let added = |count: &f32| match count {
+            0.0 => 0.0,
+            count => (-self.presence - self.frequency * count).clamp(-most, most),
+        };
+        counts.iter().map(added).collect()
+    }
+}
+
+/// How the client has next tokens chosen: what the others learn of it, and what they do not.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Choosing {
+    /// How they are drawn, if they are.
+    pub sampling: Option<Sampling>,
+    /// What is taken off the logits before.
+    pub penalties: Penalties,
+}
+
+impl Choosing {
+    /// What the others learn.
+    pub fn choice(&self) -> Choice {
+        Choice { sampling: self.sampling, penalized: !self.penalties.is_none() }
+    }
+
+    /// Checks that all parameters are in their ranges.
+    ///
+    /// # Errors
+    /// `E0415`.
+    pub fn check(&self) -> Result<()> {
+        self.choice().check()?;
+        self.penalties.check()
+    }
+}
+
+impl From<Sampling> for Choosing {
+    fn from(sampling: Sampling) -> Choosing {
+        Choosing { sampling: Some(sampling), penalties: Penalties::default() }
+    }
+}
+
+fn wrong(what: &str, expected: String, found: String) -> Result<()> {
+    Err(Diagnostic::input("E0415", format!("{what} is out of range"))
+        .note(format!("expected  {expected}"))
+        .note(format!("found     {found}")))
+}
+
+/// How a token is drawn. Every party learns it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sampling {
@@ -93,11 +241,6 @@ impl Sampling {
     /// # Errors
     /// `E0415`.
     pub fn check(&self) -> Result<()> {
-        let wrong = |what: &str, expected: String, found: String| {
-            Err(Diagnostic::input("E0415", format!("{what} is out of range"))
-                .note(format!("expected  {expected}"))
-                .note(format!("found     {found}")))
-        };
         let Sampling { temperature, top_k, top_p } = *self;
         if !(LOWEST_TEMPERATURE..=HIGHEST_TEMPERATURE).contains(&temperature) {
             let expected = format!("{LOWEST_TEMPERATURE} to {HIGHEST_TEMPERATURE}, or 0 for the most probable token");
@@ -134,10 +277,12 @@ impl Sampling {
 /// How a program that draws tokens differs from the plan's module: what follows the beginning that both have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Drawing {
-    /// What is drawn from.
-    pub filter: Filter,
+    /// How the program chooses a token.
+    pub way: Way,
     /// Further sizes.
     pub syms: Vec<SymInfo>,
+    /// The client's penalties, where it has any.
+    pub inputs: Vec<InputSlot>,
     /// Further counts.
     pub counts: Vec<Count>,
     /// Further inputs, nodes and outputs of the public program.
@@ -153,7 +298,7 @@ impl Drawing {
     ///
     /// # Errors
     /// `E0416` where the two differ in more than that.
-    pub fn between(filter: Filter, module: &Module, drawn: &Module) -> Result<Drawing> {
+    pub fn between(way: Way, module: &Module, drawn: &Module) -> Result<Drawing> {
         let kept = module.ops.iter().zip(&drawn.ops).take_while(|(a, b)| a == b).count();
         let rest = |len: usize| Diagnostic::internal("E0416", format!("a program has fewer than {len} entries"));
         fn after<T: Clone>(all: &[T], first: usize) -> Option<Vec<T>> {
@@ -161,7 +306,8 @@ impl Drawing {
         }
         let (p, q) = (&module.public, &drawn.public);
         let drawing = Drawing {
-            filter,
+            way,
+            inputs: after(&drawn.inputs, module.inputs.len()).ok_or_else(|| rest(module.inputs.len()))?,
             syms: after(&drawn.dims.syms, module.dims.syms.len()).ok_or_else(|| rest(module.dims.syms.len()))?,
             counts: after(&drawn.counts, module.counts.len()).ok_or_else(|| rest(module.counts.len()))?,
             public: plain::Program {
@@ -182,10 +328,10 @@ impl Drawing {
     ///
     /// # Errors
     /// `E0416` where the drawing keeps ops that the module does not have, or brings weights of its own, which nobody shares, or
-    /// public inputs other than its parameters.
+    /// inputs other than its parameters and penalties.
     pub fn module(&self, module: &Module) -> Result<Module> {
         let wrong = |what: &str| {
-            Diagnostic::input("E0416", format!("the plan's program for drawing by {} {what}", self.filter.name()))
+            Diagnostic::input("E0416", format!("the plan's program for choosing a token ({}) {what}", self.way.name()))
                 .note("compile the model again with this version")
         };
         let kept = usize::try_from(self.kept).ok().and_then(|kept| module.ops.get(..kept));
@@ -196,8 +342,13 @@ impl Drawing {
         if self.public.inputs.iter().any(|input| ![INVERSE_TEMPERATURE, TOP_P].contains(&input.name.as_str())) {
             return Err(wrong("has public inputs that are no parameters of drawing"));
         }
+        let is_known = |input: &InputSlot| input.name == PENALTIES && input.dtype == DType::F32;
+        if self.inputs.len() != usize::from(self.way.penalized) || !self.inputs.iter().all(is_known) {
+            return Err(wrong("has inputs of the client's that are no penalties"));
+        }
         let mut drawn = Module { ops: kept.to_vec(), ..module.without_ops() };
         drawn.ops.extend(self.ops.iter().cloned());
+        drawn.inputs.extend(self.inputs.iter().cloned());
         drawn.dims.syms.extend(self.syms.iter().cloned());
         drawn.counts.extend(self.counts.iter().cloned());
         drawn.public.inputs.extend(self.public.inputs.iter().cloned());

@@ -5,7 +5,7 @@
 
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim, Sym};
-use crate::draw::{Drawing, Filter};
+use crate::draw::{Drawing, Way};
 use crate::module::Module;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format and of what its ops send; a runtime reads its own version only.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.
@@ -28,7 +28,7 @@ pub const SIZE: &str = "%size.";
 pub struct Plan {
     /// The program.
     pub module: Module,
-    /// What takes the place of its end where next tokens are drawn, at most one for every filter.
+    /// What takes the place of its end where next tokens are chosen otherwise, at most one for every way.
     pub drawings: Vec<Drawing>,
     /// The client's plaintext region, an ONNX model, if there is one: file name in the public folder and digest. Its inputs
     /// are inputs of the model, client states, and sizes: see [`SIZE`].
@@ -234,24 +234,39 @@ impl Plan {
         self.module.dims.info(self.sym(size)?)?.max
     }
 
-    /// What draws next tokens by `filter`.
+    /// What chooses next tokens in a `way`; nothing where that is the plan's own module.
     ///
     /// # Errors
     /// `E0417` where the plan has none.
-    pub fn drawing(&self, filter: Filter) -> Result<&Drawing> {
-        self.drawings.iter().find(|drawing| drawing.filter == filter).ok_or_else(|| {
-            Diagnostic::input("E0417", "the plan draws no next tokens")
+    pub fn drawing(&self, way: Way) -> Result<Option<&Drawing>> {
+        if way == Way::default() {
+            return Ok(None);
+        }
+        let found = self.drawings.iter().find(|drawing| drawing.way == way);
+        found.map(Some).ok_or_else(|| match way.penalized {
+            true if !self.drawings.is_empty() => Diagnostic::input("E0417", "the plan takes no penalties")
+                .note("leave out the presence and frequency penalties, or compile with --penalties"),
+            _ => Diagnostic::input("E0417", "the plan draws no next tokens")
                 .note("expected a causal language model that was compiled to reveal its next token")
-                .note("leave out the temperature, top-k and top-p: the most probable token is chosen then")
+                .note("leave out the temperature, top-k, top-p and penalties: the most probable token is chosen then"),
         })
     }
 
-    /// The plan with the program that draws next tokens by `filter` as its module: what that costs.
+    /// The ways in which the plan chooses next tokens.
+    pub fn ways(&self) -> Vec<Way> {
+        std::iter::once(Way::default()).chain(self.drawings.iter().map(|drawing| drawing.way)).collect()
+    }
+
+    /// The plan with the program that chooses next tokens in a `way` as its module: what that costs.
     ///
     /// # Errors
     /// Those of [`Plan::drawing`] and [`Drawing::module`].
-    pub fn drawn(&self, filter: Filter) -> Result<Plan> {
-        Ok(Plan { module: self.drawing(filter)?.module(&self.module)?, drawings: Vec::new(), ..self.clone() })
+    pub fn drawn(&self, way: Way) -> Result<Plan> {
+        let module = match self.drawing(way)? {
+            Some(drawing) => drawing.module(&self.module)?,
+            None => self.module.clone(),
+        };
+        Ok(Plan { module, drawings: Vec::new(), ..self.clone() })
     }
 
     /// Refuses a plan that was made for costs alone.

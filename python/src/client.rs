@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::{Choosing, Penalties, Sampling};
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::access::{Access, Connection, Model, Opened, Peers};
@@ -43,7 +43,7 @@ struct Order {
     count: u64,
     stop: Vec<String>,
     stop_tokens: BTreeSet<i64>,
-    sampling: Option<Sampling>,
+    choosing: Choosing,
     replies: Sender<Reply>,
     cancelled: Arc<AtomicBool>,
 }
@@ -115,6 +115,7 @@ impl Client {
         stop: Vec<String>,
         stop_tokens: Vec<i64>,
         sampling: Option<(f32, Option<u64>, Option<f32>)>,
+        penalties: (f32, f32),
     ) -> PyResult<Answer> {
         let Resources { opened, model, .. } = &*self.with;
         let tokens = py.detach(|| -> Result<Vec<i64>> {
@@ -135,10 +136,12 @@ impl Client {
         let most = tokens_left(&opened.folder.plan, tokens.len()).map_err(|error| exception(&error))?;
         let count = count.unwrap_or(most.min(512));
         let sampling = sampling.map(|(temperature, top_k, top_p)| Sampling { temperature, top_k, top_p });
+        let penalties = Penalties { presence: penalties.0, frequency: penalties.1 };
+        let choosing = Choosing { sampling, penalties };
         let stop_tokens = model.end_tokens.iter().copied().chain(stop_tokens).collect();
         let (replies, received) = channel();
         let cancelled = Arc::new(AtomicBool::new(false));
-        let order = Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled: Arc::clone(&cancelled) };
+        let order = Order { tokens, count, stop, stop_tokens, choosing, replies, cancelled: Arc::clone(&cancelled) };
         let mut working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(working) = working.as_mut().filter(|working| !working.thread.is_finished()) else {
             return Err(exception(&closed()));
@@ -229,12 +232,12 @@ fn open(
 fn serve(with: &Resources, orders: &Receiver<Order>) {
     let mut connect = || with.connection.endpoint.open(Purpose::Run);
     let mut next = || orders.recv().ok().map(|order| job(&with.model, order));
-    talk::run(&with.opened.folder, &mut connect, &mut next, &with.opened.talk_options());
+    talk::run(&with.opened.folder, &mut connect, &mut next, &with.opened.talk_options(with.opened.folder.plan.ways()));
 }
 
 /// An order as a job, whose listener passes the answer on. That nobody reads it any more ends it.
 fn job(model: &Model, order: Order) -> Job<'_> {
-    let Order { tokens, count, stop, stop_tokens, sampling, replies, cancelled } = order;
+    let Order { tokens, count, stop, stop_tokens, choosing, replies, cancelled } = order;
     let mut stream = model.text.as_ref().map(|text| text.stream(&stop));
     let ends = stop_tokens.clone();
     let listen = move |event: Event<'_>| {
@@ -281,7 +284,7 @@ fn job(model: &Model, order: Order) -> Job<'_> {
         let is_over = cancelled.load(Ordering::Relaxed);
         Ok(if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
-    Job { tokens, count, stop: stop_tokens, sampling, listen: Box::new(listen) }
+    Job { tokens, count, stop: stop_tokens, choosing, listen: Box::new(listen) }
 }
 
 fn infer(with: &Resources, inputs: Vec<Array>) -> Result<(Vec<Array>, ombra_runtime::app::Report)> {

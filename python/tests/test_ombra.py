@@ -90,6 +90,9 @@ class Package(unittest.TestCase):
         self.assertEqual(len(answer.tokens), 4)
         with self.assertRaises(ValueError):
             self.client.generate([1], top_k=5)
+        with self.assertRaises(ombra.OmbraError) as raised:
+            self.client.generate([1], max_tokens=1, frequency_penalty=0.5).result()
+        self.assertEqual(raised.exception.code, "E0417", "the plan takes no penalties")
 
     def test_arrays_go_in_and_come_out(self):
         token = self.client.infer({"input_ids": np.array([[3, 1, 4, 1, 5]])})

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::{Choosing, Penalties, Sampling};
 use ombra_ir::{Diagnostic, Kind, Result};
 
 use crate::app::access::{Access, Peers};
@@ -224,6 +224,15 @@ struct Drawing {
     /// Draw from the fewest of the most probable tokens that hold this share of their mass; of 128 without --top-k.
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
+    /// Take this off the logit of every token that the answer has already, -2 to 2; the plan needs --penalties.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Take this off the logit of a token for every time that the answer has it, -2 to 2; the plan needs --penalties.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Not supported: a factor for logits, by their sign, would be a comparison and a product for every token.
+    #[arg(long, value_name = "P")]
+    repetition_penalty: Option<f32>,
     /// Not supported: no party alone may choose what is drawn.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -353,8 +362,8 @@ fn command(command: Command) -> Result<()> {
         Command::Chat { dir, config, system, count, ends, drawing, allow_public, common } => {
             let peers = config.map_or(Peers::Local, Peers::Configured);
             let access = access(dir, peers, allow_public, common)?;
-            let sampling = sampling(&drawing)?;
-            chat::run(&Chat { access, system, count, stop_tokens: ends.stop_token, stop: ends.stop, sampling })
+            let choosing = choosing(&drawing)?;
+            chat::run(&Chat { access, system, count, stop_tokens: ends.stop_token, stop: ends.stop, choosing })
         }
         Command::Gateway {
             dir,
@@ -403,24 +412,35 @@ fn command(command: Command) -> Result<()> {
     }
 }
 
-/// How next tokens are drawn, if they are.
-fn sampling(drawing: &Drawing) -> Result<Option<Sampling>> {
-    let Drawing { temperature, top_k, top_p, seed } = *drawing;
+/// How next tokens are chosen.
+fn choosing(drawing: &Drawing) -> Result<Choosing> {
+    let Drawing { temperature, top_k, top_p, presence_penalty, frequency_penalty, repetition_penalty, seed } = *drawing;
+    if repetition_penalty.is_some_and(|penalty| penalty != 1.0) {
+        return Err(Diagnostic::unsupported("E1012", "the repetition penalty is not supported")
+            .note("it multiplies or divides by the sign of a logit: a comparison and a product under MPC for every token")
+            .note("help      --presence-penalty and --frequency-penalty are additions, which need no message but their own"));
+    }
     if seed.is_some() {
         return Err(Diagnostic::unsupported("E1012", "no seed can be given for what is drawn")
             .note("its bits come from keys of all parties, so that none of them chooses the tokens")
             .note("help      leave out --seed; --temperature 0 always gives the same text"));
     }
+    let penalties =
+        Penalties { presence: presence_penalty.unwrap_or(0.0), frequency: frequency_penalty.unwrap_or(0.0) };
+    let check = |sampling| {
+        let choosing = Choosing { sampling, penalties };
+        choosing.check().map(|()| choosing)
+    };
     let given = temperature.is_some() || top_k.is_some() || top_p.is_some();
     if temperature == Some(0.0) && (top_k.is_some() || top_p.is_some()) {
         return Err(Diagnostic::input("E0415", "a temperature of 0 chooses the most probable token, and draws none")
             .note("help      leave out --top-k and --top-p, or give another temperature"));
     }
     if !given || temperature == Some(0.0) {
-        return Ok(None);
+        return check(None);
     }
     let sampling = Sampling { temperature: temperature.unwrap_or(1.0), top_k, top_p };
-    sampling.check().map(|()| Some(sampling))
+    check(Some(sampling))
 }
 
 /// The one thing that is given to run on.
@@ -450,7 +470,7 @@ fn client(
 ) -> Result<()> {
     let Common { serve, report, allow_public } = common;
     let access = access(folder, peers, allow_public, serve)?;
-    let sampling = sampling(&prompt.drawing)?;
+    let choosing = choosing(&prompt.drawing)?;
     let Prompt { count, ends: Ends { stop_token: stop_tokens, stop }, .. } = prompt;
     run_client(&ClientRun {
         access,
@@ -458,7 +478,7 @@ fn client(
         count,
         stop_tokens,
         stop,
-        sampling,
+        choosing,
         output_dir,
         verify: comparing.verify,
         tolerance: comparing.tolerance,

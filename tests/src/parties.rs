@@ -1,5 +1,6 @@
 //! Three parties in three threads over links in memory, from a plan folder, with everything that passed between them.
 
+use ombra_ir::draw::Choice;
 use ombra_ir::module::{Id, Party};
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::InputRole;
@@ -89,6 +90,14 @@ impl Net for Recorded<'_> {
 /// # Errors
 /// The error of the party that failed first.
 pub fn run(folder: &PlanFolder, request: &Request, given: &[Vec<Named>]) -> Result<[Side; 3]> {
+    run_choosing(folder, request, Choice::default(), given)
+}
+
+/// As [`run`], where every step chooses its tokens so.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_choosing(folder: &PlanFolder, request: &Request, choice: Choice, given: &[Vec<Named>]) -> Result<[Side; 3]> {
     request.check(&folder.plan)?;
     let sessions = Session::in_memory(&transport::Party::ALL)?;
     let sides = std::thread::scope(|scope| {
@@ -97,7 +106,7 @@ pub fn run(folder: &PlanFolder, request: &Request, given: &[Vec<Named>]) -> Resu
             .zip(&sessions)
             .map(|(party, session)| {
                 scope.spawn(move || {
-                    party_run(folder, request, given, party, session).inspect_err(|error| session.abort(error))
+                    party_run(folder, request, choice, given, party, session).inspect_err(|error| session.abort(error))
                 })
             })
             .collect();
@@ -123,13 +132,14 @@ pub fn run(folder: &PlanFolder, request: &Request, given: &[Vec<Named>]) -> Resu
 fn party_run(
     folder: &PlanFolder,
     request: &Request,
+    choice: Choice,
     given: &[Vec<Named>],
     party: Party,
     session: &Session,
 ) -> Result<Side> {
     let log = Log { sent: Vec::new(), received: [[0; 256]; 3] };
     let mut net = Recorded { links: LinkNet::new(session, 1), log };
-    let module = program::module_of(&folder.plan, request)?;
+    let module = folder.module(request, choice.way())?;
     let keys = agree_keys(party, &mut net)?;
     let key = agree_weight_key(party, &mut net)?;
     let own = match party {
@@ -144,7 +154,7 @@ fn party_run(
     let mut steps = Vec::new();
     let mut keep = 0;
     for given in given {
-        let advance = advance(folder, request, keep, given);
+        let advance = advance(folder, request, choice, keep, given);
         keep = advance.keep + advance.new;
         let inputs = request.step(&folder.plan, advance, MEMORY)?;
         let step = program::prepare(&module, &inputs.sizes, &inputs.public, MEMORY)?;
@@ -164,12 +174,14 @@ fn party_run(
 }
 
 /// What a step does to texts that have `keep` positions: all of the given tokens that are not among these are new.
-fn advance(folder: &PlanFolder, request: &Request, keep: u64, given: &[Named]) -> Advance {
+fn advance(folder: &PlanFolder, request: &Request, choice: Choice, keep: u64, given: &[Named]) -> Advance {
     let tokens = folder.plan.graph_inputs.iter().find(|input| input.role == InputRole::TokenIds);
     let ids = tokens.and_then(|input| find(given, &input.name)).and_then(|ids| ids.shape().last().copied());
     match (request, ids) {
-        (Request::Generate { .. }, Some(ids)) if folder.plan.past.is_some() => Advance { keep, new: ids as u64 },
-        (Request::Generate { .. }, Some(ids)) => Advance { keep, new: ids as u64 - keep },
+        (Request::Generate { .. }, Some(ids)) if folder.plan.past.is_some() => {
+            Advance { keep, new: ids as u64, choice }
+        }
+        (Request::Generate { .. }, Some(ids)) => Advance { keep, new: ids as u64 - keep, choice },
         _ => Advance::default(),
     }
 }
@@ -189,8 +201,9 @@ pub struct Costs {
 /// # Errors
 /// Sizes that the plan does not take.
 pub fn costs(folder: &PlanFolder, request: &Request, sides: &[Side; 3], index: usize) -> Result<Costs> {
-    let module = &*program::module_of(&folder.plan, request)?;
-    let inputs = request.step(&folder.plan, sides[0].steps[index].advance, MEMORY)?;
+    let advance = sides[0].steps[index].advance;
+    let module = &*folder.module(request, advance.choice.way())?;
+    let inputs = request.step(&folder.plan, advance, MEMORY)?;
     let step = program::prepare(module, &inputs.sizes, &inputs.public, MEMORY)?;
     let mut costs = Costs { predicted: step.cost, measured: Cost::default(), wrong: Vec::new() };
     for (side, bytes) in sides.iter().zip(&mut costs.measured.bytes) {

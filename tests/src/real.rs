@@ -8,6 +8,7 @@ use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_compiler::reveal::Reveal;
 use ombra_compiler::self_test::clear;
 use ombra_compiler::{import, output};
+use ombra_ir::draw::Way;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
@@ -151,7 +152,8 @@ impl Real {
             return Ok(Revealed::Logits(parties::secret_logits(&self.plan, rows)?.concat()));
         }
         let prompt = rows.first().map_or(0, Vec::len);
-        let request = Request::Generate { padding: vec![0; rows.len()], positions: prompt as u64, sampling: None };
+        let request =
+            Request::Generate { padding: vec![0; rows.len()], positions: prompt as u64, ways: vec![Way::default()] };
         let ids = Tensor::i64(&[rows.len(), prompt], rows.concat())?;
         let name = self.plan.plan.graph_inputs.iter().find(|input| input.role == InputRole::TokenIds);
         let name = name.map(|input| input.name.clone()).unwrap_or_default();

@@ -47,6 +47,10 @@ pub struct CompileArgs {
     /// that these keep within. A model that does not is refused.
     #[arg(long, requires = "base")]
     bounds_from_base: bool,
+    /// Let the client take presence and frequency penalties off the logits. It may give any numbers there, and so find out
+    /// more of the logits with every token than which is the most probable one.
+    #[arg(long)]
+    penalties: bool,
     /// The model's tokenizer: read for texts, and put beside the plan.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
@@ -77,6 +81,7 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
     let mut options = options(&args.model, &found);
     options.setting = args.setting;
     options.f = args.fixed_point;
+    options.penalties = args.penalties;
     options.approximations = args.approximations.parse()?;
     options.reveal = args
         .reveal

@@ -4,7 +4,7 @@ use super::{Outcome, not_yet, one, pair, show};
 use crate::inspect::{self, Conditions};
 use crate::{output, profile};
 use clap::ValueEnum;
-use ombra_ir::draw::Filter;
+use ombra_ir::draw::{Filter, Way};
 use ombra_ir::network::Network;
 use ombra_ir::plan::{self, Plan};
 use ombra_ir::{Diagnostic, files, text, verify};
@@ -22,6 +22,9 @@ pub struct InspectArgs {
     /// Costs of drawing the next token: temperature, top-k or top-p. The number of candidates is --dim top_k=N.
     #[arg(long, value_enum)]
     sampling: Option<Drawn>,
+    /// Costs where the client takes penalties off the logits before.
+    #[arg(long)]
+    penalties: bool,
     /// Sizes at which costs are evaluated.
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     dim: Vec<(String, u64)>,
@@ -110,11 +113,11 @@ fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
 pub fn inspect_plan(args: &InspectArgs) -> Outcome {
     let given: BTreeMap<String, u64> = args.dim.iter().cloned().collect();
     let conditions = conditions(args)?;
-    let report = |plan: &Plan| match args.sampling {
-        Some(drawn) => {
-            inspect::inspect_under(&plan.drawn(drawn.filter()).map_err(one)?, &given, &conditions).map_err(one)
-        }
-        None => inspect::inspect_under(plan, &given, &conditions).map_err(one),
+    let filter = args.sampling.map_or(Filter::Best, Drawn::filter);
+    let way = Way { filter, penalized: args.penalties };
+    let report = |plan: &Plan| {
+        let drawn = plan.drawn(way).map_err(one)?;
+        inspect::inspect_under(&drawn, &given, &conditions).map_err(one)
     };
     let first = report(&read_plan(&args.plan)?)?;
     let other = args.compare.as_ref().map(|p| report(&read_plan(p)?)).transpose()?;

@@ -1,4 +1,7 @@
-//! Programs that draw the next token instead of choosing the most probable one.
+//! Programs that draw the next token instead of choosing the most probable one, or choose it after penalties.
+//!
+//! A penalised program adds an input of the client's to the logits first, an element for every token, and is the same from
+//! there on. The input's range is its type's, which the client's encoder enforces.
 //!
 //! Each is the plan's module with its `arg_max` and the reveal of that replaced, made from the expanded module, so that
 //! what comes before is the same to the id of every op.
@@ -26,12 +29,14 @@ mod search;
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::expand::{Emit, comparison};
 use draw::{Blocks, draw};
-use ombra_ir::draw::{Drawing, Filter, INVERSE_TEMPERATURE, KEPT, MOST_CANDIDATES, TOP_K, TOP_P};
-use ombra_ir::infer::push_within;
-use ombra_ir::module::{Count, Id, Module, Node, Origin, OutputKind};
+use ombra_ir::draw::{
+    Drawing, Filter, INVERSE_TEMPERATURE, KEPT, MOST_CANDIDATES, PENALTIES, PENALTY_BITS, TOP_K, TOP_P, Way,
+};
+use ombra_ir::infer::{push_source, push_within};
+use ombra_ir::module::{Count, Id, InputSlot, Module, Node, Origin, OutputKind};
 use ombra_ir::op::{EXP_RING, EXP_SCALE, Op};
 use ombra_ir::plain::{self, Tensor};
-use ombra_ir::ty::BoundFrom;
+use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Diagnostic, Dim, Result};
 use search::{Steps, Weigh, search};
 
@@ -44,23 +49,38 @@ const MASS_BOUND: u8 = EXP_SCALE + 1;
 /// Tokens of a block at most, of which the maximum stands for all.
 const LONGEST_BLOCK: u64 = 32;
 
-/// What takes the place of the end of `module`, which is expanded and has rotations, to draw its next token; nothing where
-/// it reveals none, and where its logits are too wide to be drawn from.
+/// What takes the place of the end of `module`, which is expanded and has rotations, to choose its next token otherwise, if
+/// `penalties` says so after penalties too; nothing where it reveals none, and where its logits are too wide to be drawn
+/// from.
 ///
 /// # Errors
 /// None that the model can cause.
-pub fn drawings(module: &Module, spread: Spread) -> Result<Vec<Drawing>> {
+pub fn drawings(module: &Module, spread: Spread, penalties: bool) -> Result<Vec<Drawing>> {
     // A model's own axis of that name would lose its limits.
     let Some(found) = find(module)?.filter(|_| module.dims.find(TOP_K).is_none()) else { return Ok(Vec::new()) };
     let mut drawings = Vec::new();
-    for filter in Filter::ALL {
+    let ways = [false, true].into_iter().flat_map(|penalized| Filter::ALL.map(|filter| Way { filter, penalized }));
+    for way in ways.filter(|way| *way != Way::default() && (penalties || !way.penalized)) {
         let mut drawn = found.rest.clone();
         let mut e = Emit { module: &mut drawn, origin: Origin { kind: "sampling".into(), ..found.origin.clone() } };
-        let index = sample(&mut e, &found, filter)?;
+        let penalized;
+        let logits = if way.penalized {
+            let Some(logits) = penalize(&mut e, &found.logits)? else { continue };
+            penalized = logits;
+            &penalized
+        } else {
+            &found.logits
+        };
+        let index = match way.filter {
+            Filter::Best => best(&mut e, logits)?,
+            Filter::None => from_all(&mut e, logits)?,
+            Filter::TopK => candidates(&mut e, logits, false)?,
+            Filter::TopP => candidates(&mut e, logits, true)?,
+        };
         let index = e.op(Op::Reshape { shape: found.shape.clone() }, &[index])?;
         e.op(Op::Reveal { slot: found.slot }, &[index])?;
         assign_rotations(&mut drawn, spread);
-        drawings.push(Drawing::between(filter, module, &drawn)?);
+        drawings.push(Drawing::between(way, module, &drawn)?);
     }
     Ok(drawings)
 }
@@ -69,18 +89,23 @@ pub fn drawings(module: &Module, spread: Spread) -> Result<Vec<Drawing>> {
 struct Found {
     /// The module without it.
     rest: Module,
-    /// The logits there, of shape `[…, tokens]` in a ring of 64 bits.
-    logits: Id,
+    logits: Logits,
+    /// Output slot and shape of what is revealed.
+    slot: u32,
+    shape: Vec<Dim>,
+    origin: Origin,
+}
+
+/// What a token is chosen by.
+struct Logits {
+    /// The logits, of shape `[…, tokens]` in a ring of 64 bits.
+    id: Id,
     /// Product of the leading sizes.
     rows: Dim,
     /// Number of tokens.
     tokens: u64,
     /// Fraction bits of the scores, and their bound.
     scores: Scores,
-    /// Output slot and shape of what is revealed.
-    slot: u32,
-    shape: Vec<Dim>,
-    origin: Origin,
 }
 
 /// The form of scores: logits over the temperature.
@@ -148,33 +173,45 @@ fn find(module: &Module) -> Result<Option<Found>> {
         new_ids.push(Some(Id(rest.ops.len() as u32)));
         rest.ops.push(Node { args, ..node.clone() });
     }
-    let Some(Some(logits)) = new_ids.get(at).copied() else { return Ok(None) };
+    let Some(Some(id)) = new_ids.get(at).copied() else { return Ok(None) };
+    let rows = leading.iter().try_fold(Dim::constant(1), |rows, dim| rows.mul(dim))?;
     Ok(Some(Found {
         rest,
-        logits,
-        rows: leading.iter().try_fold(Dim::constant(1), |rows, dim| rows.mul(dim))?,
-        tokens,
-        scores,
+        logits: Logits { id, rows, tokens, scores },
         slot: slot as u32,
         shape: module.ops[reveal].ty.shape.clone(),
         origin: module.ops[reveal].origin.clone(),
     }))
 }
 
-/// The drawn index, of shape `[rows, 1]`.
-fn sample(e: &mut Emit, found: &Found, filter: Filter) -> Result<Id> {
-    let z = scores(e, found)?;
-    match filter {
-        Filter::None => from_all(e, found, z),
-        Filter::TopK => candidates(e, found, z, false),
-        Filter::TopP => candidates(e, found, z, true),
-    }
+/// The logits with the client's penalties, where these leave them narrow enough to be drawn from.
+fn penalize(e: &mut Emit, logits: &Logits) -> Result<Option<Logits>> {
+    let (bits, scale, _) = e.ring(logits.id)?;
+    let shape = vec![logits.rows.clone(), size(logits.tokens)?];
+    let slot = e.module.inputs.len() as u32;
+    e.module.inputs.push(InputSlot { name: PENALTIES.into(), dtype: plain::DType::F32, shape: shape.clone() });
+    let ty = Ty::ring(bits, scale, Sharing::Shared, shape.clone(), scale + PENALTY_BITS);
+    let origin = e.origin.clone();
+    let penalties = push_source(e.module, Op::Input { slot }, ty, origin)?;
+    let x = e.op(Op::Reshape { shape }, &[logits.id])?;
+    let id = e.op(Op::Add, &[x, penalties])?;
+    let scores = Scores::of(scale, e.ty(id).bound);
+    let (rows, tokens) = (logits.rows.clone(), logits.tokens);
+    Ok(scores.map(|scores| Logits { id, rows, tokens, scores }))
+}
+
+/// The index of the maximum, of shape `[rows]`.
+fn best(e: &mut Emit, logits: &Logits) -> Result<Id> {
+    let (bits, _, bound) = e.ring(logits.id)?;
+    let (width, _) = comparison(bound + 1, 0, bits).ok_or_else(|| no_room(bound))?;
+    let small = e.narrow(logits.id, ring_of(bound).max(EXP_RING))?;
+    e.op(Op::ArgMax { width }, &[small])
 }
 
 /// Logits over the temperature, of shape `[rows, tokens]`.
-fn scores(e: &mut Emit, found: &Found) -> Result<Id> {
-    let Scores { bits, scale, bound } = found.scores;
-    let x = e.op(Op::Reshape { shape: vec![found.rows.clone(), size(found.tokens)?] }, &[found.logits])?;
+fn scores(e: &mut Emit, logits: &Logits) -> Result<Id> {
+    let Scores { bits, scale, bound } = logits.scores;
+    let x = e.op(Op::Reshape { shape: vec![logits.rows.clone(), size(logits.tokens)?] }, &[logits.id])?;
     let (_, from, _) = e.ring(x)?;
     let factor_scale = scale + CUT - from;
     let factor = parameter(e, INVERSE_TEMPERATURE, (64, factor_scale), factor_scale + FACTOR_BITS)?;
@@ -293,8 +330,9 @@ fn masses(e: &mut Emit, x: Id, keep: Id, bits: u8) -> Result<Id> {
 }
 
 /// Draws from all tokens.
-fn from_all(e: &mut Emit, found: &Found, z: Id) -> Result<Id> {
-    let Scores { scale, bound, .. } = found.scores;
+fn from_all(e: &mut Emit, logits: &Logits) -> Result<Id> {
+    let Scores { scale, bound, .. } = logits.scores;
+    let z = scores(e, logits)?;
     // The maximum of fewer bits, which take a smaller ring without a message: three eighths too low at most, and less
     // than a tenth as a rule.
     let max = if scale < 11 {
@@ -312,11 +350,11 @@ fn from_all(e: &mut Emit, found: &Found, z: Id) -> Result<Id> {
     let below = e.sign(above, scale.saturating_sub(1))?;
     let keep = e.op(Op::Not, &[below])?;
     let keep = e.op(Op::BitToRing { bits: EXP_RING }, &[keep])?;
-    let columns = found.tokens.isqrt() + u64::from(!found.tokens.is_power_of_two());
-    let blocks = found.tokens.div_ceil(columns);
+    let columns = logits.tokens.isqrt() + u64::from(!logits.tokens.is_power_of_two());
+    let blocks = logits.tokens.div_ceil(columns);
     let total = MASS_BOUND + log2(e, &size(blocks * columns)?)?;
     let p = masses(e, x, keep, ring_of(total))?;
-    let p = match blocks * columns - found.tokens {
+    let p = match blocks * columns - logits.tokens {
         0 => p,
         missing => {
             let none = constant_like(e, p, size(missing)?, 0, 0)?;
@@ -324,8 +362,8 @@ fn from_all(e: &mut Emit, found: &Found, z: Id) -> Result<Id> {
         }
     };
     let (blocks, columns) = (size(blocks)?, size(columns)?);
-    let p = e.op(Op::Reshape { shape: vec![found.rows.clone(), blocks.clone(), columns.clone()] }, &[p])?;
-    let drawn = draw(e, p, &Blocks { rows: found.rows.clone(), blocks, columns: columns.clone(), total })?;
+    let p = e.op(Op::Reshape { shape: vec![logits.rows.clone(), blocks.clone(), columns.clone()] }, &[p])?;
+    let drawn = draw(e, p, &Blocks { rows: logits.rows.clone(), blocks, columns: columns.clone(), total })?;
     // The block is the number of those before it.
     let passed = e.narrow(drawn.passed, EXP_RING)?;
     let block = e.op(Op::ReduceSum { axis: 1 }, &[passed])?;
@@ -334,12 +372,13 @@ fn from_all(e: &mut Emit, found: &Found, z: Id) -> Result<Id> {
 }
 
 /// Draws from the `top_k` most probable tokens, or from the fewest of them that hold a share of their mass.
-fn candidates(e: &mut Emit, found: &Found, z: Id, by_share: bool) -> Result<Id> {
-    let Scores { bits, scale, bound } = found.scores;
-    let rows = &found.rows;
-    let block = (found.tokens.isqrt() / 4).clamp(2, LONGEST_BLOCK);
-    let blocks = found.tokens.div_ceil(block);
-    let most = found.tokens.min(MOST_CANDIDATES);
+fn candidates(e: &mut Emit, logits: &Logits, by_share: bool) -> Result<Id> {
+    let Scores { bits, scale, bound } = logits.scores;
+    let z = scores(e, logits)?;
+    let rows = &logits.rows;
+    let block = (logits.tokens.isqrt() / 4).clamp(2, LONGEST_BLOCK);
+    let blocks = logits.tokens.div_ceil(block);
+    let most = logits.tokens.min(MOST_CANDIDATES);
     let sym = e.module.dims.symbol(TOP_K)?;
     if let Some(info) = e.module.dims.info_mut(sym) {
         (info.min, info.max) = (1, Some(most));
@@ -347,7 +386,7 @@ fn candidates(e: &mut Emit, found: &Found, z: Id, by_share: bool) -> Result<Id> 
     let k = Dim::from(sym);
 
     // Blocks and their maxima. What fills the last one is far below every token: its distance from them is at least 2^5.
-    let z = match blocks * block - found.tokens {
+    let z = match blocks * block - logits.tokens {
         0 => z,
         missing => {
             let least = constant_like(e, z, size(missing)?, -(1 << bound), bound + 1)?;

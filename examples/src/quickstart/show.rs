@@ -10,6 +10,7 @@ use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_ir::Diagnostic;
+use ombra_ir::draw::Choosing;
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::access::{Access, Peers};
 use ombra_runtime::app::command::{ClientRun, Given, run_client};
@@ -184,7 +185,7 @@ pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
         count: what.count,
         stop_tokens: what.stop.to_vec(),
         stop: Vec::new(),
-        sampling: None,
+        choosing: Choosing::default(),
         output_dir: None,
         verify: false,
         tolerance: None,

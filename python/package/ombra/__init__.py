@@ -126,8 +126,9 @@ class Client:
     def chat(self, messages, **options):
         """Answer a chat, a list of ``{"role": ..., "content": ...}``, in the model's own template.
 
-        ``max_tokens``, ``stop`` (strings), ``stop_tokens`` (ids), ``temperature``, ``top_k``, ``top_p``, and
-        ``progress(event)``, which hears of every step as a dict. A temperature of 0 chooses the most probable token.
+        ``max_tokens``, ``stop`` (strings), ``stop_tokens`` (ids), ``temperature``, ``top_k``, ``top_p``,
+        ``presence_penalty``, ``frequency_penalty``, and ``progress(event)``, which hears of every step as a dict. A
+        temperature of 0 chooses the most probable token.
         """
         return self._start(None, None, [(m["role"], m["content"]) for m in messages], **options)
 
@@ -143,6 +144,8 @@ class Client:
         temperature=0.0,
         top_k=None,
         top_p=None,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
         progress=None,
     ):
         stop = [stop] if isinstance(stop, str) else list(stop)
@@ -150,7 +153,14 @@ class Client:
         if sampling is None and (top_k is not None or top_p is not None):
             raise ValueError("top_k and top_p need a temperature above 0")
         inner = self._inner.start(
-            prompt, tokens, messages, max_tokens, stop, list(stop_tokens), sampling
+            prompt,
+            tokens,
+            messages,
+            max_tokens,
+            stop,
+            list(stop_tokens),
+            sampling,
+            (presence_penalty, frequency_penalty),
         )
         return Answer(inner, progress)
 

@@ -53,6 +53,8 @@ class Client:
         temperature: float = ...,
         top_k: Optional[int] = ...,
         top_p: Optional[float] = ...,
+        presence_penalty: float = ...,
+        frequency_penalty: float = ...,
         progress: Optional[Callable[[Dict[str, Any]], Any]] = ...,
     ) -> Answer: ...
     def chat(
@@ -65,6 +67,8 @@ class Client:
         temperature: float = ...,
         top_k: Optional[int] = ...,
         top_p: Optional[float] = ...,
+        presence_penalty: float = ...,
+        frequency_penalty: float = ...,
         progress: Optional[Callable[[Dict[str, Any]], Any]] = ...,
     ) -> Answer: ...
     def infer(self, inputs: Mapping[str, Any]) -> Dict[str, np.ndarray]: ...

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use ombra_ir::draw::Way;
 use ombra_ir::{Diagnostic, Result};
 
 use super::folder::{PlanFolder, TOKENIZER_FILE};
@@ -138,10 +139,10 @@ impl Opened {
         Ok(Connection { endpoint, _local: local })
     }
 
-    /// How texts are continued over sessions.
-    pub fn talk_options(&self) -> talk::Options<'_> {
+    /// How texts are continued over sessions that choose next tokens in these `ways`.
+    pub fn talk_options(&self, ways: Vec<Way>) -> talk::Options<'_> {
         let Access { threads, allow_public, .. } = &self.access;
-        talk::Options { threads: *threads, isolation: self.isolation.as_ref(), allow_public }
+        talk::Options { threads: *threads, isolation: self.isolation.as_ref(), allow_public, ways }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::Choosing;
 use ombra_ir::{Diagnostic, Result};
 
 use super::access::Access;
@@ -31,8 +31,8 @@ pub struct Chat {
     pub stop_tokens: Vec<i64>,
     /// Strings that end an answer and do not belong to it.
     pub stop: Vec<String>,
-    /// How tokens are drawn; the most probable ones are chosen without it.
-    pub sampling: Option<Sampling>,
+    /// How tokens are chosen.
+    pub choosing: Choosing,
 }
 
 /// Reads turns from standard input, one a line, and writes the answers to standard output, until the input ends. `/new`
@@ -70,7 +70,7 @@ pub fn run(chat: &Chat) -> Result<()> {
                 let job = text.chat_tokens(settings, &turns.messages.borrow()).and_then(|tokens| {
                     let count = chat.count.min(tokens_left(&folder.plan, tokens.len())?);
                     let listen = Box::new(listener(&turns, text.stream(&chat.stop), stop.clone()));
-                    Ok(Job { tokens, count, stop: stop.clone(), sampling: chat.sampling, listen })
+                    Ok(Job { tokens, count, stop: stop.clone(), choosing: chat.choosing, listen })
                 });
                 match job {
                     Ok(job) => return Some(job),
@@ -79,7 +79,8 @@ pub fn run(chat: &Chat) -> Result<()> {
             }
         }
     };
-    talk::run(folder, &mut || connection.endpoint.open(Purpose::Run), &mut next, &opened.talk_options());
+    let options = opened.talk_options(vec![chat.choosing.choice().way()]);
+    talk::run(folder, &mut || connection.endpoint.open(Purpose::Run), &mut next, &options);
     turns.failed.into_inner().map_or(Ok(()), Err)
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use ombra_ir::draw::Sampling;
+use ombra_ir::bind::concrete;
+use ombra_ir::draw::{Choosing, PENALTIES};
 use ombra_ir::module::OutputKind;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Data, Tensor};
@@ -39,8 +40,8 @@ pub enum Task {
         count: u64,
         /// Tokens that end a text.
         stop: Vec<i64>,
-        /// How next tokens are drawn; the most probable ones are chosen without it.
-        sampling: Option<Sampling>,
+        /// How next tokens are chosen.
+        choosing: Choosing,
     },
     /// One step on given inputs.
     Infer {
@@ -107,6 +108,7 @@ pub struct Prepared {
     prompts: Vec<Vec<i64>>,
     count: u64,
     stop: Vec<i64>,
+    choosing: Choosing,
 }
 
 impl Prepared {
@@ -119,17 +121,25 @@ impl Prepared {
     /// though they are no masks or positions.
     ///
     /// # Errors
-    /// `E1006`, `E1007`, `E1016`.
+    /// `E0415`, `E0417`, `E1006`, `E1007`, `E1016`.
     pub fn new(folder: &PlanFolder, task: Task, allowed: &[String]) -> Result<Prepared> {
         let plan = &folder.plan;
         let prepared = match task {
-            Task::Generate { prompts, count, stop, sampling } => {
-                let request = generation(plan, &prompts, count, sampling)?;
-                Prepared { request, given: Vec::new(), prompts, count, stop }
+            Task::Generate { prompts, count, stop, choosing } => {
+                choosing.check()?;
+                let request = generation(plan, &prompts, count, &choosing)?;
+                Prepared { request, given: Vec::new(), prompts, count, stop, choosing }
             }
             Task::Infer { inputs } => {
                 let (request, given) = infer_request(plan, inputs)?;
-                Prepared { request, given, prompts: Vec::new(), count: 0, stop: Vec::new() }
+                Prepared {
+                    request,
+                    given,
+                    prompts: Vec::new(),
+                    count: 0,
+                    stop: Vec::new(),
+                    choosing: Choosing::default(),
+                }
             }
         };
         prepared.request.check(plan)?;
@@ -142,12 +152,16 @@ impl Prepared {
 ///
 /// # Errors
 /// `E1006`, `E1007`.
-fn generation(plan: &Plan, prompts: &[Vec<i64>], count: u64, sampling: Option<Sampling>) -> Result<Request> {
+fn generation(plan: &Plan, prompts: &[Vec<i64>], count: u64, choosing: &Choosing) -> Result<Request> {
     check_generation(plan, prompts, count)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let padding = prompts.iter().map(|prompt| (longest - prompt.len()) as u64).collect();
     // The last token that is learned is not fed.
-    Ok(Request::Generate { padding, positions: (longest as u64).saturating_add(count - 1), sampling })
+    Ok(Request::Generate {
+        padding,
+        positions: (longest as u64).saturating_add(count - 1),
+        ways: vec![choosing.choice().way()],
+    })
 }
 
 /// Checks that a plan can give `count` tokens after `prompts`, before anything is sent.
@@ -256,7 +270,6 @@ pub struct Conversation<'a> {
     engine: Engine<'a>,
     phases: Phases<'a>,
     planned: Vec<Planned>,
-    slots: Vec<(String, DType)>,
     /// The texts so far, padding included.
     texts: Vec<Vec<i64>>,
 }
@@ -283,14 +296,13 @@ impl<'a> Conversation<'a> {
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
         let region = Region::open(folder, threads, isolation)?;
         let engine = Engine::new(session, folder, &request, keys, weights, threads)?;
-        let slots = engine.module().inputs.iter().map(|input| (input.name.clone(), input.dtype)).collect();
         let texts = match &request {
             Request::Generate { padding, .. } => vec![Vec::new(); padding.len()],
             Request::Infer { .. } => Vec::new(),
         };
         let planned = vec![("setup", Vec::new(), setup)];
         let course = Course::default();
-        Ok(Conversation { folder, session, request, course, region, engine, phases, planned, slots, texts })
+        Ok(Conversation { folder, session, request, course, region, engine, phases, planned, texts })
     }
 
     /// How many positions at the beginning of `tokens` the session has in its cache already; never all of them, since a
@@ -305,18 +317,13 @@ impl<'a> Conversation<'a> {
         if is_cut && !can_be_cut(plan) { 0 } else { common }
     }
 
-    /// How next tokens are drawn, if they are.
-    pub fn sampling(&self) -> Option<&Sampling> {
-        self.request.sampling()
-    }
-
     /// How many more steps the session may have.
     pub fn steps_left(&self) -> u64 {
         self.course.steps_left()
     }
 
     /// Keeps the first `keep` positions of every text, adds `new` tokens, as many to each, and learns the next one of
-    /// each. `begin` hears the name and the cost of the step when its first message is about to be sent.
+    /// each. These are chosen by `choosing`; `answers` are the tokens that penalties count. `begin` hears the name and the cost of the step when its first message is about to be sent.
     ///
     /// # Errors
     /// Whatever ended the session.
@@ -324,6 +331,7 @@ impl<'a> Conversation<'a> {
         &mut self,
         keep: u64,
         new: &[Vec<i64>],
+        (choosing, answers): (&Choosing, &[Vec<i64>]),
         begin: &mut dyn FnMut(&'static str, &Cost),
     ) -> Result<(Vec<i64>, Done)> {
         let plan = &self.folder.plan;
@@ -337,7 +345,8 @@ impl<'a> Conversation<'a> {
         }
         let fed = if plan.past.is_some() { new } else { &self.texts };
         let given = [token_ids(plan, fed)?];
-        let done = self.step(Advance { keep, new: added as u64 }, &given, begin)?;
+        let advance = Advance { keep, new: added as u64, choice: choosing.choice() };
+        let done = self.step(advance, &given, (choosing, answers), begin)?;
         let tokens = next_tokens(self.folder, &done.outputs)?;
         if tokens.len() != self.texts.len() {
             return Err(Diagnostic::internal("E1004", "a step did not reveal one next token of every text"));
@@ -353,6 +362,7 @@ impl<'a> Conversation<'a> {
         &mut self,
         advance: Advance,
         given: &[Named],
+        (choosing, answers): (&Choosing, &[Vec<i64>]),
         begin: &mut dyn FnMut(&'static str, &Cost),
     ) -> Result<Done> {
         let plan = &self.folder.plan;
@@ -365,16 +375,21 @@ impl<'a> Conversation<'a> {
                 known.push((name.clone(), tensor.clone()));
             }
         }
-        let step = program::prepare(self.engine.module(), &inputs.sizes, &inputs.public, limits.max_memory_bytes)?;
+        let module = self.engine.module(advance)?;
+        let step = program::prepare(&module, &inputs.sizes, &inputs.public, limits.max_memory_bytes)?;
         program::check_traffic(&step, limits.max_traffic_bytes)?;
-        let slots: Vec<(&str, DType)> = self.slots.iter().map(|(name, dtype)| (name.as_str(), *dtype)).collect();
+        if let Some(slot) = module.inputs.iter().find(|slot| slot.name == PENALTIES) {
+            let shape = concrete(&slot.shape, &step.bound.bindings)?;
+            known.push((slot.name.clone(), penalties(&shape, choosing, answers)?));
+        }
+        let slots: Vec<(&str, DType)> = module.inputs.iter().map(|slot| (slot.name.as_str(), slot.dtype)).collect();
         let given = self.region.step(plan, &slots, &step.bound.bindings, &known, advance.keep)?;
         self.engine.check_inputs(&step, &given)?;
         tell(self.session, Next::Step(advance))?;
         let engine = &mut self.engine;
         let opened = self.phases.run(|| {
             begin(inputs.name, &step.cost);
-            engine.step(plan, advance, &step, &given)
+            engine.step(advance, &step, &given)
         })?;
         let mut outputs = opened.into_iter().map(|opened| output(self.folder, opened)).collect::<Result<Vec<_>>>()?;
         check_guard(self.folder, &mut outputs)?;
@@ -401,6 +416,18 @@ impl<'a> Conversation<'a> {
     }
 }
 
+/// What is added to the logits of all texts, a row for each.
+fn penalties(shape: &[usize], choosing: &Choosing, answers: &[Vec<i64>]) -> Result<Tensor> {
+    let [rows, vocabulary] = *shape else {
+        return Err(Diagnostic::input("E1004", "the plan's penalties have no rows of tokens"));
+    };
+    if rows != answers.len() {
+        return Err(Diagnostic::internal("E1004", "penalties are for another number of texts"));
+    }
+    let elements = answers.iter().flat_map(|answer| choosing.penalties.of(answer, vocabulary)).collect();
+    Tensor::f32(shape, elements)
+}
+
 /// Whether all states of a plan have positions along an axis of their own.
 fn can_be_cut(plan: &Plan) -> bool {
     let past = plan.sym(&plan.past);
@@ -425,13 +452,13 @@ pub fn run(folder: &PlanFolder, session: &Session, task: Prepared, options: Opti
 }
 
 fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Options<'_>) -> Result<Outcome> {
-    let Prepared { request, given, prompts, count, stop } = task;
+    let Prepared { request, given, prompts, count, stop, choosing } = task;
     let mut conversation = Conversation::open(folder, session, request.clone(), options.threads, options.isolation)?;
     let mut all = Vec::new();
     let mut outputs = Vec::new();
     let mut tokens: Vec<Vec<i64>> = vec![Vec::new(); prompts.len()];
     if let Request::Infer { .. } = request {
-        let done = conversation.step(Advance::default(), &given, &mut |_, _| {})?;
+        let done = conversation.step(Advance::default(), &given, (&choosing, &[]), &mut |_, _| {})?;
         outputs.clone_from(&done.outputs);
         all.extend(options.keep_steps.then_some(done));
     }
@@ -442,7 +469,7 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
     let mut keep = 0;
     while goes_on.contains(&true) {
         let added = new.first().map_or(0, Vec::len) as u64;
-        let (next, done) = conversation.next_tokens(keep, &new, &mut |_, _| {})?;
+        let (next, done) = conversation.next_tokens(keep, &new, (&choosing, &tokens), &mut |_, _| {})?;
         keep += added;
         outputs.clone_from(&done.outputs);
         all.extend(options.keep_steps.then_some(done));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ombra_ir::diag::printable_lines;
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::Choosing;
 use ombra_ir::plain::Data;
 use ombra_ir::plan::Plan;
 use ombra_ir::{Diagnostic, Result};
@@ -57,8 +57,8 @@ pub struct ClientRun {
     pub stop_tokens: Vec<i64>,
     /// Strings that end the text and do not belong to it.
     pub stop: Vec<String>,
-    /// How next tokens are drawn; the most probable ones are chosen without it.
-    pub sampling: Option<Sampling>,
+    /// How next tokens are chosen.
+    pub choosing: Choosing,
     /// Where outputs are written as `.npy`.
     pub output_dir: Option<PathBuf>,
     /// Whether to run in the clear too and compare.
@@ -149,7 +149,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
         for rows in batches(&folder.plan, &all) {
             let prompts = rows.iter().filter_map(|&row| all.get(row).cloned()).collect();
             let (count, stop) = (run.count, stop.clone());
-            tasks.push((rows, Task::Generate { prompts, count, stop, sampling: run.sampling }));
+            tasks.push((rows, Task::Generate { prompts, count, stop, choosing: run.choosing }));
         }
     }
     let checked = |(rows, task)| Ok((rows, Prepared::new(folder, task, &run.access.allow_public)?));

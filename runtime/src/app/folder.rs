@@ -3,13 +3,16 @@
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use ombra_ir::module::Stage;
+use ombra_ir::draw::Way;
+use ombra_ir::module::{Module, Stage};
 use ombra_ir::plan::{self, FileDigest, Plan};
 use ombra_ir::{Diagnostic, Result, files, verify};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::held_file::HeldFile;
+use super::program::Programs;
+use super::request::Request;
 use super::weights::{Wanted, Weights, private_weights, public_weights};
 use crate::settings;
 
@@ -32,6 +35,7 @@ pub struct PlanFolder {
     pub public_weights: Arc<Weights>,
     /// The module's private weights.
     pub private: Vec<Wanted>,
+    programs: Programs,
 }
 
 impl PlanFolder {
@@ -59,7 +63,16 @@ impl PlanFolder {
         let weights = Weights::of(file)?;
         public_weights(&plan.module)?.iter().try_for_each(|wanted| weights.check(wanted))?;
         let private = private_weights(&plan.module)?;
-        Ok(PlanFolder { root, public, plan, digest, public_weights: Arc::new(weights), private })
+        let public_weights = Arc::new(weights);
+        Ok(PlanFolder { root, public, plan, digest, public_weights, private, programs: Programs::default() })
+    }
+
+    /// The module that a step of a session with `request` runs to choose tokens in a `way`.
+    ///
+    /// # Errors
+    /// Those of [`Programs::module`].
+    pub fn module(&self, request: &Request, way: Way) -> Result<Arc<Module>> {
+        self.programs.module(&self.plan, request, way)
     }
 
     /// The provider's weights, which have all that the module names. Who serves with them checks that they stay the same.
@@ -140,9 +153,9 @@ fn check_module(plan: &Plan) -> Result<()> {
         if more > 0 { first.note(format!("and {more} more findings of the verifier")) } else { first }
     })?;
     settings::check(&plan.module)?;
-    let filters = || plan.drawings.iter().map(|drawing| drawing.filter);
-    if filters().enumerate().any(|(at, filter)| filters().take(at).any(|other| other == filter)) {
-        return Err(Diagnostic::input("E1004", "the plan draws tokens in one way twice"));
+    let ways = plan.ways();
+    if ways.iter().enumerate().any(|(at, way)| ways.iter().take(at).any(|other| other == way)) {
+        return Err(Diagnostic::input("E1004", "the plan chooses tokens in one way twice"));
     }
     let inputs = || plan.graph_inputs.iter().map(|input| &input.name);
     if let Some(name) = inputs().enumerate().find_map(|(at, name)| inputs().take(at).find(|other| *other == name)) {

@@ -8,7 +8,7 @@ use ombra_ir::{Diagnostic, Result};
 use super::folder::PlanFolder;
 use super::measure::{BURST_BYTES, answer};
 use super::program::{self, Step};
-use super::request::{Course, Request};
+use super::request::{Advance, Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
 use crate::transport::{Party, Purpose, Session};
@@ -83,7 +83,7 @@ impl Serving<'_> {
         phases.push(cost);
         measured(0, cost);
         let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
-        let most = program::most_bytes(plan, engine.module(), &request, limit);
+        let most = program::most_bytes(folder, &request, limit);
         if !take(most) {
             return Err(Diagnostic::peer("E1034", "other sessions have the memory that this one could need")
                 .note(format!("expected  room for {most} bytes"))
@@ -93,20 +93,43 @@ impl Serving<'_> {
         let limit = limit.min(most);
         let mut course = Course::default();
         // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
-        while let Next::Step(advance) = client.recv_control_soon(CONTROL, limits.idle.max(limits.receive))? {
-            course.take(&request, advance)?;
+        let mut take = |advance| course.take(&request, advance);
+        while let Next::Step(advance) = next(session, &mut take)? {
+            let module = engine.module(advance)?;
             let step = request.step(plan, advance, limit)?;
-            let step = program::prepare(engine.module(), &step.sizes, &step.public, limit)?;
+            let step = program::prepare(&module, &step.sizes, &step.public, limit)?;
             program::check_traffic(&step, limits.max_traffic_bytes)?;
             session.set_stepping(true);
-            session.limit_queue(QUEUE.saturating_add(longest_frame(engine.module(), &step, session.party())));
-            phases.run(|| engine.step(plan, advance, &step, &[]))?;
+            session.limit_queue(QUEUE.saturating_add(longest_frame(&module, &step, session.party())));
+            phases.run(|| engine.step(advance, &step, &[]))?;
             session.limit_queue(QUEUE);
             session.set_stepping(false);
             measured(1, phases.last());
         }
         client.send_control(&phases.end())
     }
+}
+
+/// What the client says is next, once `take` allows it. The helper compares it with what the client says to the server: parties that ran different
+/// steps would fail somewhere in them.
+fn next(session: &Session, take: &mut dyn FnMut(Advance) -> Result<()>) -> Result<Next> {
+    let limits = session.limits();
+    let soon = limits.idle.max(limits.receive);
+    let next: Next = session.link(Party::Client)?.recv_control_soon(CONTROL, soon)?;
+    if let Next::Step(advance) = next {
+        take(advance)?;
+    }
+    match session.party() {
+        Party::Server => session.link(Party::Helper)?.send_control(&next)?,
+        _ => {
+            // The server waits for the client as long, and began before.
+            let other: Next = session.link(Party::Server)?.recv_control_soon(CONTROL, soon)?;
+            if other != next {
+                return Err(senseless(Party::Client, "different steps to server and helper"));
+            }
+        }
+    }
+    Ok(next)
 }
 
 /// Bytes of the longest frame that the client sends `to` another party in a step.

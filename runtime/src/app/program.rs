@@ -1,10 +1,10 @@
 //! The program of a session: the plan's module, and one step of it with its sizes known.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ombra_ir::bind::{Bound, bind_within, check_bytes};
-use ombra_ir::draw::{Filter, MOST_CANDIDATES, Sampling};
+use ombra_ir::draw::Way;
 use ombra_ir::module::{InputSlot, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
@@ -14,7 +14,8 @@ use ombra_ir::ty::{Elem, Sharing};
 use ombra_ir::{Diagnostic, Result, verify};
 
 use super::client::max_positions;
-use super::request::Request;
+use super::folder::PlanFolder;
+use super::request::{Advance, Request};
 use crate::exec::run::check_ticks;
 
 /// Texts side by side for which the memory of a step is worked out.
@@ -132,30 +133,52 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
     most
 }
 
-/// The module that a session with `request` runs. The verifier passes it: that of a plan's own was checked when the folder
-/// was opened, and one that draws tokens is checked here.
-///
-/// # Errors
-/// `E1004`, `E0416`, `E0417`, and the verifier's first finding.
-pub fn module_of(plan: &Plan, request: &Request) -> Result<Arc<Module>> {
-    if request.gives_states() {
-        return with_given_states(&plan.module);
+/// The programs of a plan by how they choose tokens, each made once, when it is first run.
+#[derive(Default)]
+pub struct Programs {
+    made: Mutex<BTreeMap<Way, Arc<Module>>>,
+}
+
+impl Programs {
+    /// The module that a step of a session with `request` runs to choose tokens in a `way`. The verifier passes it: that of a
+    /// plan's own was checked when the folder was opened, and others are checked here.
+    ///
+    /// # Errors
+    /// `E1004`, `E0416`, `E0417`, and the verifier's first finding.
+    pub fn module(&self, plan: &Plan, request: &Request, way: Way) -> Result<Arc<Module>> {
+        if request.gives_states() {
+            return with_given_states(&plan.module);
+        }
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = made.get(&way) {
+            return Ok(Arc::clone(module));
+        }
+        let module = match plan.drawing(way)? {
+            None => plan.module.clone(),
+            Some(drawing) => {
+                let module = drawing.module(&plan.module)?;
+                verify::verify(&module).map_err(|found| {
+                    let first = found.into_iter().next();
+                    first
+                        .unwrap_or_else(|| Diagnostic::internal("E1004", "the plan's program for drawing is not valid"))
+                })?;
+                module
+            }
+        };
+        let module = Arc::new(module);
+        made.insert(way, Arc::clone(&module));
+        Ok(module)
     }
-    let Some(sampling) = request.sampling() else { return Ok(Arc::new(plan.module.clone())) };
-    let module = plan.drawing(sampling.filter())?.module(&plan.module)?;
-    verify::verify(&module).map_err(|found| {
-        let first = found.into_iter().next();
-        first.unwrap_or_else(|| Diagnostic::internal("E1004", "the plan's program for drawing is not valid"))
-    })?;
-    Ok(Arc::new(module))
 }
 
 /// Most bytes that one of the steps of a session with `request` takes, weights aside: `limit` where one takes more, or is
-/// not allowed. `module` is what it runs.
-pub fn most_bytes(plan: &Plan, module: &Module, request: &Request, limit: u64) -> u64 {
-    let bytes = |advance| {
+/// not allowed.
+pub fn most_bytes(folder: &PlanFolder, request: &Request, limit: u64) -> u64 {
+    let plan = &folder.plan;
+    let bytes = |advance: Advance| {
+        let module = folder.module(request, advance.choice.way())?;
         let inputs = request.step(plan, advance, limit)?;
-        prepare(module, &inputs.sizes, &inputs.public, limit).map(|step| step.memory)
+        prepare(&module, &inputs.sizes, &inputs.public, limit).map(|step| step.memory)
     };
     let most = request.largest(plan).into_iter().map(|advance| bytes(advance).unwrap_or(limit)).max().unwrap_or(limit);
     // Steps between these may take a little more.
@@ -164,20 +187,14 @@ pub fn most_bytes(plan: &Plan, module: &Module, request: &Request, limit: u64) -
 
 /// Most bytes that a step of any session takes, weights aside: `limit` where that is more, or where a size has no maximum.
 /// Of texts side by side there is one where the plan has no most of them.
-pub fn most_bytes_of_plan(plan: &Plan, limit: u64) -> u64 {
+pub fn most_bytes_of_plan(folder: &PlanFolder, limit: u64) -> u64 {
+    let plan = &folder.plan;
     let module = &plan.module;
     let batch = plan.max_of(&plan.batch).unwrap_or(1);
     let generates = module.outputs.iter().any(|output| output.kind == OutputKind::NextToken);
-    let largest: Vec<Request> = match (max_positions(plan), usize::try_from(batch).ok()) {
+    let largest = match (max_positions(plan), usize::try_from(batch).ok()) {
         (Some(positions), Some(batch)) if generates && batch <= MAX_BATCH => {
-            // The mildest parameters keep most.
-            let drawn = plan.drawings.iter().map(|drawing| Sampling {
-                temperature: 1.0,
-                top_k: (drawing.filter != Filter::None).then_some(MOST_CANDIDATES),
-                top_p: (drawing.filter == Filter::TopP).then_some(0.5),
-            });
-            let requests = drawn.map(Some).chain([None]);
-            requests.map(|sampling| Request::Generate { padding: vec![0; batch], positions, sampling }).collect()
+            Request::Generate { padding: vec![0; batch], positions, ways: plan.ways() }
         }
         _ if generates => return limit,
         _ => {
@@ -186,14 +203,10 @@ pub fn most_bytes_of_plan(plan: &Plan, limit: u64) -> u64 {
             let Some(sizes) = free.map(|info| Some((info.name.clone(), info.max?))).collect::<Option<_>>() else {
                 return limit;
             };
-            vec![Request::Infer { sizes, public: Vec::new(), states: false }]
+            Request::Infer { sizes, public: Vec::new(), states: false }
         }
     };
-    let bytes = largest.iter().map(|request| match module_of(plan, request) {
-        Ok(module) => most_bytes(plan, &module, request, limit),
-        Err(_) => limit,
-    });
-    bytes.max().unwrap_or(limit)
+    most_bytes(folder, &largest, limit)
 }
 
 /// The module in which every state that is read is an input of the client's: how a step runs whose cache is given.

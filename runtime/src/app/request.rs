@@ -1,7 +1,7 @@
 //! What a client asks for: generation from a prompt, or one step on given inputs. Sizes and public inputs only.
 
 use ombra_ir::bind::check_bytes;
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::{Choice, Way};
 use ombra_ir::plain::{DType, Data, Tensor, tensor::volume};
 use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::{Bindings, Diagnostic, Result};
@@ -25,8 +25,8 @@ pub enum Request {
         padding: Vec<u64>,
         /// Most positions that a text will have, padding included.
         positions: u64,
-        /// How next tokens are drawn; the most probable ones are chosen without it.
-        sampling: Option<Sampling>,
+        /// The ways in which steps may choose next tokens.
+        ways: Vec<Way>,
     },
     /// One step on given inputs.
     Infer {
@@ -42,13 +42,15 @@ pub enum Request {
 /// What a step does to the texts of a session. Everybody knows it.
 ///
 /// A conversation keeps what it has and adds the new turn; one that goes on from an earlier place keeps less.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Advance {
     /// Positions that are kept of those that were there.
     pub keep: u64,
     /// Tokens that every text gets after them; 0 in a request for one step on given inputs.
     pub new: u64,
+    /// How the next tokens are chosen.
+    pub choice: Choice,
 }
 
 /// How far the steps of a session have come.
@@ -78,21 +80,24 @@ impl Course {
     /// Takes the next step.
     ///
     /// # Errors
-    /// `E1007` for a step that the request does not allow.
+    /// `E1007` for a step that the request does not allow, `E0415`.
     pub fn take(&mut self, request: &Request, advance: Advance) -> Result<()> {
-        let Advance { keep, new } = advance;
+        let Advance { keep, new, choice } = advance;
         let end = keep.saturating_add(new);
         let allowed = match request {
-            Request::Generate { positions, .. } => {
-                self.taken < MAX_STEPS && new > 0 && keep <= self.positions && end <= *positions
+            Request::Generate { positions, ways, .. } => {
+                let is_asked_for = ways.contains(&choice.way());
+                self.taken < MAX_STEPS && new > 0 && keep <= self.positions && end <= *positions && is_asked_for
             }
-            Request::Infer { .. } => self.taken == 0 && end == 0,
+            Request::Infer { .. } => self.taken == 0 && advance == Advance::default(),
         };
         if !allowed {
             return Err(Diagnostic::input("E1007", "a step is not one of those that were asked for")
-                .note(format!("expected  at most {MAX_STEPS} steps, and the positions of the request"))
-                .note(format!("found     step {}, which keeps {keep} positions and adds {new}", self.taken)));
+                .note(format!("expected  at most {MAX_STEPS} steps, and the positions and ways of the request"))
+                .note(format!("found     step {}, which keeps {keep} positions and adds {new}", self.taken))
+                .note(format!("found     next tokens by {}", choice.way().name())));
         }
+        choice.check()?;
         self.taken += 1;
         self.positions = end;
         Ok(())
@@ -102,15 +107,7 @@ impl Course {
 impl Request {
     /// A single text of at most `positions` tokens, whose next tokens are the most probable ones.
     pub fn text(positions: u64) -> Request {
-        Request::Generate { padding: vec![0], positions, sampling: None }
-    }
-
-    /// How next tokens are drawn, if they are.
-    pub fn sampling(&self) -> Option<&Sampling> {
-        match self {
-            Request::Generate { sampling, .. } => sampling.as_ref(),
-            Request::Infer { .. } => None,
-        }
+        Request::Generate { padding: vec![0], positions, ways: vec![Way::default()] }
     }
 
     /// SHA-256 of the request, in hexadecimal: what server and helper compare. The sizes and public inputs of every step
@@ -125,12 +122,16 @@ impl Request {
     }
 
     /// Steps of which one takes most memory: as much as possible at once, a half of the positions after the other, or one
-    /// position at the end.
+    /// position at the end, each with every way to choose a token.
     pub fn largest(&self, plan: &Plan) -> Vec<Advance> {
-        let Request::Generate { positions, .. } = *self else { return vec![Advance::default()] };
+        let Request::Generate { positions, ways, .. } = self else { return vec![Advance::default()] };
         let longest = if plan.past.is_some() { plan.max_of(&plan.seq) } else { None };
-        let step = |keep: u64| Advance { keep, new: (positions - keep).min(longest.unwrap_or(u64::MAX)) };
-        [0, positions / 2, positions.saturating_sub(1)].map(step).to_vec()
+        let step = |keep: u64, way| {
+            let new = positions.saturating_sub(keep).min(longest.unwrap_or(u64::MAX));
+            Advance { keep, new, choice: Choice::mildest(way) }
+        };
+        let keeps = [0, positions / 2, positions.saturating_sub(1)];
+        keeps.into_iter().flat_map(|keep| ways.iter().map(move |way| step(keep, *way))).collect()
     }
 
     /// Whether the client gives the cache.
@@ -145,10 +146,11 @@ impl Request {
     pub fn check(&self, plan: &Plan) -> Result<()> {
         let wrong = |what: String| Diagnostic::input("E1007", what);
         match self {
-            Request::Generate { padding, positions, sampling } => {
-                if let Some(sampling) = sampling {
-                    sampling.check()?;
-                    plan.drawing(sampling.filter())?;
+            Request::Generate { padding, positions, ways } => {
+                ways.iter().try_for_each(|way| plan.drawing(*way).map(drop))?;
+                if ways.is_empty() || ways.iter().enumerate().any(|(at, way)| ways.iter().take(at).any(|w| w == way)) {
+                    return Err(wrong("a request for generation is out of range".to_owned())
+                        .note("expected  one way to choose tokens or more, none of them twice"));
                 }
                 if *positions == 0 || padding.is_empty() || padding.iter().any(|padding| padding >= positions) {
                     return Err(wrong("a request for generation is out of range".to_owned())
@@ -189,7 +191,7 @@ impl Request {
         let ends = match self {
             Request::Generate { positions, .. } => {
                 let keep = positions.saturating_sub(1);
-                [Advance { keep: 0, new: 1 }, Advance { keep, new: 1 }]
+                [0, keep].map(|keep| Advance { keep, new: 1, ..Advance::default() })
             }
             Request::Infer { .. } => [Advance::default(); 2],
         };
@@ -204,7 +206,7 @@ impl Request {
     fn sizes(&self, plan: &Plan, advance: Advance) -> Result<(Vec<(String, u64)>, Bindings)> {
         let sizes = match self {
             Request::Generate { padding, .. } => {
-                let Advance { keep, new } = advance;
+                let Advance { keep, new, .. } = advance;
                 let (seq, past) = if plan.past.is_some() { (new, keep) } else { (keep.saturating_add(new), 0) };
                 let named = [(&plan.batch, padding.len() as u64), (&plan.seq, seq), (&plan.past, past)];
                 named.into_iter().filter_map(|(name, size)| Some((name.clone()?, size))).collect()
@@ -237,8 +239,7 @@ impl Request {
             Request::Infer { public, .. } => ("infer", public, &[]),
         };
         let mut public = public_inputs(plan, &bindings, given, padding)?;
-        if let Some(sampling) = self.sampling() {
-            let drawing = plan.drawing(sampling.filter())?;
+        if let (Some(drawing), Some(sampling)) = (plan.drawing(advance.choice.way())?, advance.choice.sampling) {
             sizes.extend(sampling.sizes(drawing));
             public.extend(sampling.public_inputs(drawing)?);
         }

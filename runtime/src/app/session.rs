@@ -4,22 +4,23 @@
 //! 2. The client sends its [`Request`] to the others, which check it against the plan.
 //! 3. Server and helper compare the requests they got, and agree on a sharing of the weights, see [`super::sharing`]. The
 //!    client gets the key from which its part follows.
-//! 4. Before every step the client says whether there is one, and what of the texts it keeps and how much it adds; then
-//!    all bind the module alike and run it.
+//! 4. Before every step the client says whether there is one, what of the texts it keeps, how much it adds, and how the
+//!    next tokens are chosen. The server passes that on to the helper, which compares; then all bind the module alike and
+//!    run it.
 //! 5. The others send what they measured to the client.
 
 use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ombra_ir::draw::Way;
 use ombra_ir::module::Module;
 use ombra_ir::plain::Tensor;
-use ombra_ir::plan::Plan;
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::folder::PlanFolder;
-use super::program::{self, Step};
+use super::program::Step;
 use super::request::{Advance, Request};
 use crate::exec::{LinkNet, Opened, Steps};
 use crate::settings;
@@ -33,7 +34,7 @@ pub(super) const CONTROL: u64 = crate::transport::MAX_CONTROL_BYTES;
 const RUN: u64 = 1;
 
 /// What the client says before every step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Next {
     /// One more step.
@@ -106,7 +107,8 @@ impl<'a> Phases<'a> {
 /// The executor's side of a session at one party.
 pub(super) struct Engine<'a> {
     session: &'a Session,
-    module: Arc<Module>,
+    folder: &'a PlanFolder,
+    request: Request,
     run: Box<dyn Steps>,
     /// Positions that the cache has.
     held: u64,
@@ -115,20 +117,22 @@ pub(super) struct Engine<'a> {
 impl<'a> Engine<'a> {
     pub(super) fn new(
         session: &'a Session,
-        folder: &PlanFolder,
+        folder: &'a PlanFolder,
         request: &Request,
         keys: Keys,
         weights: Arc<Weights>,
         threads: usize,
     ) -> Result<Self> {
-        let module = program::module_of(&folder.plan, request)?;
-        let run = settings::begin(Arc::clone(&module), session.party(), keys, weights, threads)?;
-        Ok(Engine { session, module, run, held: 0 })
+        let module = folder.module(request, Way::default())?;
+        let run = settings::begin(module, session.party(), keys, weights, threads)?;
+        Ok(Engine { session, folder, request: request.clone(), run, held: 0 })
     }
 
-    /// The module that the session runs.
-    pub(super) fn module(&self) -> &Module {
-        &self.module
+    /// The module that a step runs, which may be another one than that of the step before.
+    pub(super) fn module(&mut self, advance: Advance) -> Result<Arc<Module>> {
+        let module = self.folder.module(&self.request, advance.choice.way())?;
+        self.run.set_module(Arc::clone(&module));
+        Ok(module)
     }
 
     /// Checks what the client is to give in a step, before the peers hear of the step.
@@ -136,14 +140,9 @@ impl<'a> Engine<'a> {
         self.run.check_inputs(&step.bound, inputs)
     }
 
-    /// Runs a prepared step on what `advance` keeps of the cache; the client gives `inputs`.
-    pub(super) fn step(
-        &mut self,
-        plan: &Plan,
-        advance: Advance,
-        step: &Step,
-        inputs: &[Tensor],
-    ) -> Result<Vec<Opened>> {
+    /// Runs a step that was prepared with its module on what `advance` keeps of the cache; the client gives `inputs`.
+    pub(super) fn step(&mut self, advance: Advance, step: &Step, inputs: &[Tensor]) -> Result<Vec<Opened>> {
+        let plan = &self.folder.plan;
         let past = plan.sym(&plan.past);
         if let Some(past) = past.filter(|_| advance.keep != self.held) {
             self.run.keep(past, advance.keep)?;

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::{Choosing, Way};
 use ombra_ir::schedule::Cost;
 use ombra_ir::{Diagnostic, Kind, Result};
 
@@ -32,8 +32,8 @@ pub struct Job<'a> {
     pub count: u64,
     /// Tokens that end the text.
     pub stop: BTreeSet<i64>,
-    /// How next tokens are drawn; the most probable ones are chosen without it. Another way takes a session of its own.
-    pub sampling: Option<Sampling>,
+    /// How next tokens are chosen: in one of the ways that sessions are opened with.
+    pub choosing: Choosing,
     /// Is told what happens, and says whether to go on.
     pub listen: Listener<'a>,
 }
@@ -87,6 +87,8 @@ pub struct Options<'a> {
     pub isolation: Option<&'a Isolation>,
     /// Inputs that the plan may make public though they are no masks or positions.
     pub allow_public: &'a [String],
+    /// The ways to choose next tokens that sessions are opened with.
+    pub ways: Vec<Way>,
 }
 
 /// Does jobs until `next` gives none, over sessions that `connect` opens. Every job's listener hears how it ended.
@@ -111,9 +113,8 @@ fn with_session<'a>(
     job: Job<'a>,
 ) -> Option<Job<'a>> {
     let mut current = Some(job);
-    let sampling = current.as_ref().and_then(|job| job.sampling);
     let positions = max_positions(&folder.plan).unwrap_or(MANY);
-    let request = Request::Generate { padding: vec![0], positions, sampling };
+    let request = Request::Generate { padding: vec![0], positions, ways: options.ways.clone() };
     let checked = check(folder, &mut current).and_then(|()| request.check(&folder.plan));
     let checked = checked.and_then(|()| check_shown(&folder.plan, &request, options.allow_public));
     let opened = checked.and_then(|()| connect());
@@ -132,7 +133,7 @@ fn with_session<'a>(
         }
         let mut conversation = Conversation::open(folder, &session, request, options.threads, options.isolation)?;
         while let Some(job) = &mut current {
-            if conversation.steps_left() < job.count || conversation.sampling() != job.sampling.as_ref() {
+            if conversation.steps_left() < job.count {
                 break;
             }
             let finish = continue_text(&mut conversation, job, &session, &mut begun)?;
@@ -164,10 +165,8 @@ fn with_session<'a>(
 fn check(folder: &PlanFolder, job: &mut Option<Job<'_>>) -> Result<()> {
     match job {
         Some(job) => {
-            if let Some(sampling) = &job.sampling {
-                sampling.check()?;
-                folder.plan.drawing(sampling.filter())?;
-            }
+            job.choosing.check()?;
+            folder.plan.drawing(job.choosing.choice().way())?;
             check_generation(&folder.plan, std::slice::from_ref(&job.tokens), job.count)
         }
         None => Ok(()),
@@ -192,12 +191,13 @@ fn continue_text(
     }
     let mut keep = conversation.common(&job.tokens);
     let mut new = job.tokens.get(keep..).unwrap_or_default().to_vec();
+    let mut answer = [Vec::new()];
     for _ in 0..job.count.min(MAX_STEPS) {
         let start = Instant::now();
         let positions = (keep as u64, new.len() as u64);
         let step = |name, cost: &Cost| Step { name, positions, cost: cost.clone() };
         let mut begin = |name, cost: &Cost| _ = (job.listen)(Event::Begin(&step(name, cost)));
-        let (next, done) = conversation.next_tokens(keep as u64, &[new], &mut begin)?;
+        let (next, done) = conversation.next_tokens(keep as u64, &[new], (&job.choosing, &answer), &mut begin)?;
         let seconds = start.elapsed().as_secs_f64();
         *begun = true;
         keep = (positions.0 + positions.1) as usize;
@@ -214,6 +214,7 @@ fn continue_text(
             return Ok(Finish::Listener);
         }
         new = vec![token];
+        answer[0].push(token);
     }
     Ok(Finish::Length)
 }

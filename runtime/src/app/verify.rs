@@ -64,13 +64,23 @@ pub fn compare_too(folder: &PlanFolder, outcome: &Outcome, comparison: &mut Comp
             match (output.kind, found.data()) {
                 (OutputKind::NextToken | OutputKind::Index, Data::I64(found)) => {
                     let width = revealed.scores.len() / expected.len().max(1);
-                    if let (Some(sampling), OutputKind::NextToken) = (outcome.request.sampling(), output.kind) {
-                        let rows = revealed.scores.chunks_exact(width.max(1));
+                    let choice = &step.advance.choice;
+                    let (mut scores, mut expected) = (revealed.scores, expected);
+                    if let (true, OutputKind::NextToken, Some(added)) =
+                        (choice.penalized, output.kind, step.given.get(module.inputs.len()))
+                    {
+                        let added = added.as_f32()?.iter().map(|added| f64::from(*added));
+                        scores = scores.into_iter().zip(added).map(|(score, added)| score + added).collect();
+                        let rows = scores.chunks_exact(width.max(1));
+                        expected = rows.map(|row| greatest(row.iter().copied(), -1).0 as f64).collect();
+                    }
+                    if let (Some(sampling), OutputKind::NextToken) = (&choice.sampling, output.kind) {
+                        let rows = scores.chunks_exact(width.max(1));
                         let excesses = found.iter().zip(rows).map(|(&found, row)| excess(row, sampling, found));
                         comparison.add_drawn(&output.name, excesses);
                         continue;
                     }
-                    let mut rows = revealed.scores.chunks_exact(width.max(1));
+                    let mut rows = scores.chunks_exact(width.max(1));
                     let tokens = found.iter().zip(&expected).map(|(&found, &expected)| {
                         let margin = rows.next().map(|row| greatest(row.iter().copied(), found).1);
                         (found, expected as i64, margin)

@@ -56,6 +56,9 @@ pub trait Steps {
     /// Those of [`Run::step`].
     fn step(&mut self, bound: &Bound, schedule: &Schedule, inputs: &[Tensor], net: &mut dyn Net) -> Result<StepResult>;
 
+    /// As [`Run::set_module`].
+    fn set_module(&mut self, module: Arc<Module>);
+
     /// As [`Run::keep`].
     ///
     /// # Errors
@@ -72,6 +75,10 @@ pub trait Steps {
 impl<S: Side> Steps for Run<S> {
     fn step(&mut self, bound: &Bound, schedule: &Schedule, inputs: &[Tensor], net: &mut dyn Net) -> Result<StepResult> {
         Run::step(self, bound, schedule, inputs, net)
+    }
+
+    fn set_module(&mut self, module: Arc<Module>) {
+        Run::set_module(self, module);
     }
 
     fn keep(&mut self, past: Sym, length: u64) -> Result<()> {
@@ -213,6 +220,11 @@ impl<S: Side> Run<S> {
         self.failed = false;
         step.result.opened.sort_by_key(|opened| opened.slot);
         Ok(step.result)
+    }
+
+    /// Goes on with another program of the same plan: it has the same states and weights, under the same ids.
+    pub fn set_module(&mut self, module: Arc<Module>) {
+        self.module = module;
     }
 
     /// Cuts every state to its first `length` elements along the axis that has the size `past`; without a message, since

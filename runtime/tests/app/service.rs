@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ombra_ir::draw::Choosing;
 use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::client::{Conversation, Costs};
@@ -206,7 +207,7 @@ impl<'a> Slow<'a> {
         let new = self.learned.last().map_or(vec![3, 1, 4], |last| vec![*last]);
         let keep = self.tokens.len() as u64;
         self.tokens.extend_from_slice(&new);
-        let (tokens, _) = self.conversation.next_tokens(keep, &[new], &mut |_, _| {})?;
+        let (tokens, _) = self.conversation.next_tokens(keep, &[new], (&Choosing::default(), &[]), &mut |_, _| {})?;
         self.learned.push(tokens[0]);
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::thread;
 
+use ombra_ir::draw::{Choice, Choosing, Sampling, Way};
 use ombra_ir::plain::{self, Tensor};
 use ombra_ir::{Diagnostic, Dim, Kind, Result, plan};
 use ombra_runtime::app::client::{self, Conversation, Options, Outcome, Prepared, Task, max_positions, tokens_left};
@@ -69,7 +70,7 @@ fn ids(tokens: &[i64]) -> Task {
 }
 
 fn generate(prompt: &[i64], count: u64) -> Task {
-    Task::Generate { prompts: vec![prompt.to_vec()], count, stop: vec![], sampling: None }
+    Task::Generate { prompts: vec![prompt.to_vec()], count, stop: vec![], choosing: Choosing::default() }
 }
 
 #[test]
@@ -138,9 +139,11 @@ fn a_stop_token_ends_the_session_early() {
     let all = continuation(&[3, 1, 4], 6);
     let stop = *all.last().unwrap();
     let until = all.iter().position(|token| *token == stop).unwrap() + 1;
-    let task = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![stop], sampling: None };
+    let task =
+        Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![stop], choosing: Choosing::default() };
     assert_eq!(succeed(&folder.0, task).tokens, [&all[..until]]);
-    let first = Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![all[0]], sampling: None };
+    let first =
+        Task::Generate { prompts: vec![vec![3, 1, 4]], count: 6, stop: vec![all[0]], choosing: Choosing::default() };
     assert_eq!(succeed(&folder.0, first).tokens, [&all[..1]]);
 }
 
@@ -177,7 +180,9 @@ fn a_conversation_keeps_what_texts_have_in_common() {
             for (text, kept) in texts {
                 let keep = talk.common(text);
                 assert_eq!(keep as u64, kept);
-                let (next, done) = talk.next_tokens(kept, &[text[keep..].to_vec()], &mut |_, _| {}).unwrap();
+                let (next, done) = talk
+                    .next_tokens(kept, &[text[keep..].to_vec()], (&Choosing::default(), &[]), &mut |_, _| {})
+                    .unwrap();
                 assert_eq!(next, continuation(text, 1), "{text:?}");
                 let size = |name: &str| done.inputs.sizes.iter().find(|(other, _)| other == name).unwrap().1;
                 assert_eq!((size("past"), size("seq")), (kept, text.len() as u64 - kept));
@@ -194,15 +199,21 @@ fn a_conversation_keeps_what_texts_have_in_common() {
 /// What a client announces must be one of the steps that its request allows, at server and helper.
 #[test]
 fn steps_beyond_the_request_are_refused() {
-    for (keep, new) in [(1, 1), (0, 0), (0, 4), (u64::MAX, u64::MAX)] {
+    let positions = |keep, new| Advance { keep, new, ..Advance::default() };
+    let sampling = Sampling { temperature: 1.0, top_k: None, top_p: None };
+    let drawn = Choice { sampling: Some(sampling), penalized: false };
+    let penalized = Choice { sampling: None, penalized: true };
+    let otherwise = |choice| Advance { choice, ..positions(0, 1) };
+    let [all, drawn, penalized] = [positions(u64::MAX, u64::MAX), otherwise(drawn), otherwise(penalized)];
+    for advance in [positions(1, 1), positions(0, 0), positions(0, 4), all, drawn, penalized] {
         let folder = plans::cached();
         let request = Request::text(3);
         let mut course = Course::default();
-        assert_eq!(course.take(&request, Advance { keep, new }).map_err(|error| error.code), Err("E1007"));
+        assert_eq!(course.take(&request, advance).map_err(|error| error.code), Err("E1007"));
         let peers = converse(&folder.0, |folder, session| {
             drop(Conversation::open(folder, &session, request.clone(), 1, None).unwrap());
             for peer in [Party::Server, Party::Helper] {
-                let step = serde_json::json!({ "step": { "keep": keep, "new": new } });
+                let step = serde_json::json!({ "step": advance });
                 // A peer that was told of the other's refusal reads no more.
                 let _ = session.link(peer).unwrap().send_control(&step);
             }
@@ -212,6 +223,24 @@ fn steps_beyond_the_request_are_refused() {
             codes.contains(&"E1007") && codes.iter().all(|code| ["E1007", "E0705", "E0701"].contains(code)),
             "{codes:?}"
         );
+    }
+}
+
+/// A client that has server and helper do different things is told so by the helper, before any of them does it.
+#[test]
+fn different_steps_at_server_and_helper_are_refused() {
+    let folder = plans::cached();
+    let step = |new| serde_json::json!({ "step": Advance { new, ..Advance::default() } });
+    for [to_server, to_helper] in [[step(1), step(2)], [step(1), serde_json::json!("end")]] {
+        let [server, helper] = converse(&folder.0, |folder, session| {
+            drop(Conversation::open(folder, &session, Request::text(3), 1, None).unwrap());
+            session.link(Party::Server).unwrap().send_control(&to_server).unwrap();
+            session.link(Party::Helper).unwrap().send_control(&to_helper).unwrap();
+            // The server's message tells of the helper's refusal.
+            let _ = session.link(Party::Helper).unwrap().recv_control::<serde_json::Value>(1 << 10);
+        });
+        assert_eq!(helper.map_err(|error| error.code), Err("E1008"));
+        assert!(server.is_err_and(|error| ["E0705", "E0701"].contains(&error.code)));
     }
 }
 
@@ -234,7 +263,7 @@ fn jobs_share_a_session_and_end_for_their_own_reasons() {
             Ok(if got.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         };
         let (tokens, stop) = (tokens.to_vec(), stop.iter().copied().collect());
-        Job { tokens, count, stop, sampling: None, listen: Box::new(listen) }
+        Job { tokens, count, stop, choosing: Choosing::default(), listen: Box::new(listen) }
     };
     let longer = [&[3, 1, 4], &all[..2], &[2]].concat();
     let mut jobs = vec![
@@ -250,7 +279,7 @@ fn jobs_share_a_session_and_end_for_their_own_reasons() {
     let peers = converse(&folder.0, |folder, session| {
         let mut only = Some(session);
         let mut connect = || only.take().ok_or_else(|| Diagnostic::peer("E0707", "no second session"));
-        let options = talk::Options { threads: 1, isolation: None, allow_public: &[] };
+        let options = talk::Options { threads: 1, isolation: None, allow_public: &[], ways: vec![Way::default()] };
         talk::run(folder, &mut connect, &mut || jobs.next(), &options);
     });
     assert_eq!(peers, [Ok(()), Ok(())]);
@@ -515,7 +544,8 @@ fn offer(client: &Session, requests: [&Request; 2]) {
     let new = u64::from(matches!(requests[0], Request::Generate { .. }));
     for peer in [Party::Server, Party::Helper] {
         // A peer that has refused the request reads no more.
-        let _ = client.link(peer).unwrap().send_control(&serde_json::json!({ "step": { "keep": 0, "new": new } }));
+        let advance = Advance { new, ..Advance::default() };
+        let _ = client.link(peer).unwrap().send_control(&serde_json::json!({ "step": advance }));
     }
 }
 
@@ -634,9 +664,11 @@ fn requests_beyond_the_plan_are_refused_by_server_and_helper() {
         Request::text(MAX + 2),
         Request::text(u64::MAX),
         Request::text(0),
-        Request::Generate { padding: vec![], positions: 1, sampling: None },
-        Request::Generate { padding: vec![1], positions: 1, sampling: None },
-        Request::Generate { padding: vec![0, 1], positions: 2, sampling: None },
+        Request::Generate { padding: vec![], positions: 1, ways: vec![Way::default()] },
+        Request::Generate { padding: vec![1], positions: 1, ways: vec![Way::default()] },
+        Request::Generate { padding: vec![0, 1], positions: 2, ways: vec![Way::default()] },
+        Request::Generate { padding: vec![0], positions: 2, ways: vec![] },
+        Request::Generate { padding: vec![0], positions: 2, ways: vec![Way::default(); 2] },
         infer(vec![size("seq", u64::MAX)], vec![]),
         infer(vec![size("seq", 1), size("seq", 1)], vec![]),
         infer(vec![size("unknown", 1)], vec![]),

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use ombra_ir::draw::Choosing;
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
@@ -30,7 +31,11 @@ fn generate_until(
     let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
     let prompts = prompts.iter().map(|prompt| prompt.to_vec()).collect();
-    let task = Prepared::new(folder, Task::Generate { prompts, count, stop: stop.to_vec(), sampling: None }, &[]);
+    let task = Prepared::new(
+        folder,
+        Task::Generate { prompts, count, stop: stop.to_vec(), choosing: Choosing::default() },
+        &[],
+    );
     let task = task.expect("the plan generates");
     std::thread::scope(|scope| {
         let serving = [(to_server, server), (to_helper, helper)]

@@ -132,11 +132,11 @@ async fn text(shared: Arc<Shared>, form: Form, request: Request) -> Result<Respo
     // The tokenizer may take its time.
     let prepared = task::spawn_blocking(move || prepare(&with, form, given, ask.count)).await;
     let (tokens, count) = prepared.map_err(|_| Refusal::of_run(&ended()))??;
-    let Ask { model, stop, sampling, stream, include_usage, .. } = ask;
-    if let Some(sampling) = &sampling {
-        let drawing = shared.with.opened.folder.plan.drawing(sampling.filter());
-        drawing.map_err(|error| Refusal::of_run(&error).of("temperature"))?;
-    }
+    let Ask { model, stop, choosing, stream, include_usage, .. } = ask;
+    let choice = choosing.choice();
+    let field = if choice.penalized { "presence_penalty" } else { "temperature" };
+    let drawing = shared.with.opened.folder.plan.drawing(choice.way());
+    drawing.map_err(|error| Refusal::of_run(&error).of(field))?;
     let id = SessionId::random().map_err(|error| Refusal::of_run(&error))?;
     let head = Head {
         form,
@@ -147,7 +147,7 @@ async fn text(shared: Arc<Shared>, form: Form, request: Request) -> Result<Respo
         prompt_tokens: tokens.len() as u64,
     };
     let (replies, mut received) = mpsc::unbounded_channel();
-    shared.pool.submit(Work { tokens, count, stop, sampling, replies }).map_err(|_| Refusal::busy())?;
+    shared.pool.submit(Work { tokens, count, stop, choosing, replies }).map_err(|_| Refusal::busy())?;
     let mut whole = String::new();
     loop {
         match received.recv().await {

@@ -6,7 +6,7 @@
 //! Source: the API reference of OpenAI for chat completions and completions.
 
 use axum::http::StatusCode;
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::{Choosing, Penalties, Sampling};
 use serde_json::{Map, Value, json};
 
 use super::pool::Answer;
@@ -39,14 +39,13 @@ const NEUTRAL: &[(&str, IsNeutral)] = &[
     ("audio", |_| false),
     ("best_of", is_one),
     ("echo", is_false),
-    ("frequency_penalty", is_zero),
     ("function_call", |value| value == "none"),
     ("functions", is_empty),
     ("logit_bias", is_empty),
     ("logprobs", is_false),
     ("modalities", |value| *value == json!(["text"])),
     ("n", is_one),
-    ("presence_penalty", is_zero),
+    ("repetition_penalty", is_one),
     ("reasoning_effort", |value| value == "none"),
     ("response_format", |value| value.get("type").is_some_and(|kind| kind == "text")),
     ("store", is_false),
@@ -70,7 +69,18 @@ const OF_MESSAGE: &[&str] = &["content", "name", "role"];
 /// Fields of a part of a message's content.
 const OF_PART: &[&str] = &["text", "type"];
 /// Fields that are read.
-const READ: &[&str] = &["model", "seed", "stream", "stream_options", "stop", "temperature", "top_k", "top_p"];
+const READ: &[&str] = &[
+    "frequency_penalty",
+    "model",
+    "presence_penalty",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_k",
+    "top_p",
+];
 
 fn is_one(value: &Value) -> bool {
     value.as_u64() == Some(1)
@@ -118,8 +128,8 @@ pub(super) struct Ask {
     pub count: u64,
     /// Strings that end the answer.
     pub stop: Vec<String>,
-    /// How tokens are drawn, if they are.
-    pub sampling: Option<Sampling>,
+    /// How tokens are chosen.
+    pub choosing: Choosing,
     /// Whether the answer comes in pieces.
     pub stream: bool,
     /// Whether the last piece says what was used.
@@ -168,6 +178,7 @@ pub(super) fn parse(form: Form, body: &[u8], ignore_temperature: bool) -> Result
     };
     check_fields("", &fields, &[IGNORED, READ, own], NEUTRAL)?;
     let sampling = if ignore_temperature { None } else { sampling(&fields)? };
+    let choosing = Choosing { sampling, penalties: penalties(&fields)? };
     let model = match fields.get("model") {
         Some(Value::String(model)) => model.clone(),
         Some(_) => return Err(Refusal::field("model", "`model` is no string")),
@@ -189,7 +200,7 @@ pub(super) fn parse(form: Form, body: &[u8], ignore_temperature: bool) -> Result
         Form::Completion => prompt(fields.get("prompt").ok_or_else(|| missing("prompt"))?)?,
     };
     let (count, stop) = (count(form, &fields)?, stops(fields.get("stop"))?);
-    Ok(Ask { given, model, count, stop, sampling, stream, include_usage })
+    Ok(Ask { given, model, count, stop, choosing, stream, include_usage })
 }
 
 /// Refuses fields that are not known, and those that ask for what is not built. `place` stands before their names.
@@ -220,11 +231,7 @@ fn missing(name: &str) -> Refusal {
 /// How the next token is drawn; nothing for the most probable one, which temperature 0 asks for, and so does a request that
 /// says nothing. `top_k` is no field of OpenAI's, and others have it.
 fn sampling(fields: &Map<String, Value>) -> Result<Option<Sampling>, Refusal> {
-    let number = |name: &str| match fields.get(name) {
-        None => Ok(None),
-        Some(value) => value.as_f64().map(Some).ok_or_else(|| Refusal::field(name, "expected a number")),
-    };
-    let (temperature, top_p) = (number("temperature")?, number("top_p")?.filter(|top_p| *top_p != 1.0));
+    let (temperature, top_p) = (number(fields, "temperature")?, number(fields, "top_p")?.filter(|top_p| *top_p != 1.0));
     let top_k = match fields.get("top_k") {
         None => None,
         Some(value) => Some(value.as_u64().ok_or_else(|| Refusal::field("top_k", "expected a whole number"))?),
@@ -240,6 +247,20 @@ fn sampling(fields: &Map<String, Value>) -> Result<Option<Sampling>, Refusal> {
     let (temperature, top_p) = (temperature.unwrap_or(1.0) as f32, top_p.map(|top_p| top_p as f32));
     let sampling = Sampling { temperature, top_k, top_p };
     sampling.check().map(|()| Some(sampling)).map_err(|error| Refusal::of_run(&error))
+}
+
+/// What is taken off the logits of tokens that the answer has already.
+fn penalties(fields: &Map<String, Value>) -> Result<Penalties, Refusal> {
+    let penalty = |name| number(fields, name).map(|found| found.unwrap_or(0.0) as f32);
+    let penalties = Penalties { presence: penalty("presence_penalty")?, frequency: penalty("frequency_penalty")? };
+    penalties.check().map(|()| penalties).map_err(|error| Refusal::of_run(&error))
+}
+
+fn number(fields: &Map<String, Value>, name: &str) -> Result<Option<f64>, Refusal> {
+    match fields.get(name) {
+        None => Ok(None),
+        Some(value) => value.as_f64().map(Some).ok_or_else(|| Refusal::field(name, "expected a number")),
+    }
 }
 
 fn boolean(fields: &Map<String, Value>, name: &str) -> Result<bool, Refusal> {

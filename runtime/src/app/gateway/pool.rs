@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ombra_ir::draw::Sampling;
+use ombra_ir::draw::Choosing;
 use ombra_ir::{Diagnostic, Result};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
@@ -29,8 +29,8 @@ pub(super) struct Work {
     pub count: u64,
     /// Strings that end the answer.
     pub stop: Vec<String>,
-    /// How tokens are drawn, if they are.
-    pub sampling: Option<Sampling>,
+    /// How tokens are chosen.
+    pub choosing: Choosing,
     /// Where the answer goes; closed when the caller hangs up.
     pub replies: UnboundedSender<Reply>,
 }
@@ -78,8 +78,6 @@ struct Slot {
     next: Option<Work>,
     /// The text that its session has, as far as that helps to choose one.
     held: Vec<i64>,
-    /// How its session draws tokens.
-    sampling: Option<Sampling>,
     phase: Phase,
     meter: Option<Arc<Meter>>,
     /// The step under way, and since when.
@@ -136,7 +134,6 @@ impl Pool {
             idle: false,
             next: None,
             held: Vec::new(),
-            sampling: None,
             phase: Phase::Closed,
             meter: None,
             step: None,
@@ -212,9 +209,7 @@ impl State {
     /// the one that has most of the text.
     fn best(&mut self, work: &Work) -> Option<&mut Slot> {
         let rank = |slot: &Slot| {
-            // A session draws all its tokens alike.
-            let held = if slot.sampling == work.sampling { &slot.held[..] } else { &[] };
-            let common = held.iter().zip(&work.tokens).take_while(|(held, token)| held == token).count();
+            let common = slot.held.iter().zip(&work.tokens).take_while(|(held, token)| held == token).count();
             let keeps = common > 0 && 2 * common >= slot.held.len();
             (keeps, slot.held.is_empty(), common)
         };
@@ -281,7 +276,7 @@ impl Slot {
 
 /// Does the work of one slot until all is over.
 pub(super) fn serve(pool: &Pool, slot: usize, with: &Resources) {
-    let options = with.opened.talk_options();
+    let options = with.opened.talk_options(with.opened.folder.plan.ways());
     while let Some(work) = pool.take(slot, None) {
         let mut first = Some(work);
         let mut next = || {
@@ -303,10 +298,9 @@ pub(super) fn serve(pool: &Pool, slot: usize, with: &Resources) {
 
 /// Work as a job of `slot`, whose listener passes the answer on.
 fn job<'a>(pool: &'a Pool, slot: usize, with: &'a Resources, work: Work) -> Job<'a> {
-    let Work { tokens, count, stop, sampling, replies } = work;
+    let Work { tokens, count, stop, choosing, replies } = work;
     pool.change(slot, |slot| {
         slot.held.clone_from(&tokens);
-        slot.sampling = sampling;
         slot.done = Totals::default();
         if slot.phase == Phase::Idle {
             slot.phase = Phase::Running;
@@ -320,7 +314,7 @@ fn job<'a>(pool: &'a Pool, slot: usize, with: &'a Resources, work: Work) -> Job<
         let goes_on = !stream.has_stopped() && !replies.is_closed();
         Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     };
-    Job { tokens, count, stop: with.end_tokens.clone(), sampling, listen: Box::new(listen) }
+    Job { tokens, count, stop: with.end_tokens.clone(), choosing, listen: Box::new(listen) }
 }
 
 /// Tells the caller what it is to hear of an event. That it does not listen any more is seen elsewhere.

@@ -109,7 +109,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
     let endpoint = Endpoint::new(&config, &folder.digest, network)?;
     let total = config.limits.total_memory_bytes.unwrap_or_else(|| machine_bytes() / 2);
     let limit = config.limits.max_memory_bytes.min(total);
-    let largest = program::most_bytes_of_plan(&folder.plan, limit);
+    let largest = program::most_bytes_of_plan(&folder, limit);
     let log = Arc::new(Log::start(party, options.log, options.with_input));
     if pool.is_err() {
         log.note(&format!("products run on the {} threads that there are", rayon::current_num_threads()));
