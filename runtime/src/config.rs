@@ -32,6 +32,7 @@
 //! renew_grace_s = 900              # how long sessions with an old sharing may go on; limits.idle_s by default
 //! control = "control.sock"         # the server's Unix socket for `ombra-run renew`; none by default
 //! metrics = "127.0.0.1:9100"       # /healthz, /readyz and /metrics; none by default
+//! metrics_hosts = []               # names of this machine that metrics may be asked by, beside localhost and numbers
 //! allow_remote_metrics = false     # whether that may be another address than one of this machine alone
 //! drain_s = 30                     # how long sessions may go on after SIGTERM
 //! ```
@@ -46,6 +47,7 @@ use std::time::Duration;
 use ombra_ir::{Diagnostic, Result, files};
 use serde::Deserialize;
 
+use crate::hosts::is_name;
 use crate::transport::{Fingerprint, Party, dials};
 
 /// A valid configuration.
@@ -78,6 +80,8 @@ pub struct ServiceConfig {
     pub control: Option<PathBuf>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// Names that it may be asked by there, beside those of this machine.
+    pub metrics_hosts: Vec<String>,
     /// How long sessions may go on once the process is asked to end.
     pub drain: Duration,
 }
@@ -85,7 +89,7 @@ pub struct ServiceConfig {
 impl Default for ServiceConfig {
     fn default() -> Self {
         let drain = Duration::from_secs(30);
-        ServiceConfig { renew: None, renew_grace: None, control: None, metrics: None, drain }
+        ServiceConfig { renew: None, renew_grace: None, control: None, metrics: None, metrics_hosts: Vec::new(), drain }
     }
 }
 
@@ -179,6 +183,8 @@ struct RawService {
     renew_grace_s: Option<f64>,
     control: Option<PathBuf>,
     metrics: Option<String>,
+    #[serde(default)]
+    metrics_hosts: Vec<String>,
     #[serde(default)]
     allow_remote_metrics: bool,
     drain_s: Option<f64>,
@@ -365,11 +371,18 @@ fn check_service(party: Party, raw: Option<RawService>, folder: &Path) -> Result
             "help      use 127.0.0.1, or set service.allow_remote_metrics = true where a network policy keeps others out",
         );
     }
+    if !raw.metrics_hosts.iter().all(|host| is_name(host)) {
+        return refuse(
+            "service.metrics_hosts has a name that cannot be used",
+            "expected  names or addresses alone: no port, no scheme, no path",
+        );
+    }
     Ok(ServiceConfig {
         renew: raw.renew_s.map(|value| check_seconds("service.renew_s", value, 3.2e7)).transpose()?,
         renew_grace: raw.renew_grace_s.map(|value| check_seconds("service.renew_grace_s", value, 3.2e7)).transpose()?,
         control: raw.control.map(|path| folder.join(path)),
         metrics,
+        metrics_hosts: raw.metrics_hosts,
         drain: raw.drain_s.map_or(Ok(default.drain), |value| check_seconds("service.drain_s", value, 86_400.0))?,
     })
 }
@@ -530,6 +543,7 @@ mod tests {
             ("[limits]", "[service]\nrenew_grace_s = 0\n[limits]", "service.renew_grace_s is out of range"),
             ("[limits]", "[service]\nmetrics = \"localhost\"\n[limits]", "service.metrics is no address"),
             ("[limits]", "[service]\nmetrics = \"0.0.0.0:9100\"\n[limits]", "that others can reach"),
+            ("[limits]", "[service]\nmetrics_hosts = [\"a:1\"]\n[limits]", "metrics_hosts has a name"),
             ("[peers.client]", "[peers.client]\ncertificates = \"clients\"", "does not say which certificate"),
             ("[peers.client]\nfingerprint", "[peers.client]\n#", "does not say which certificate"),
             ("[peers.helper]", "[peers.helper]\ncertificates = \"clients\"", "one party with one certificate"),

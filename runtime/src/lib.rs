@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod dpf;
 pub mod exec;
+mod hosts;
 pub mod keygen;
 pub mod memory;
 pub mod plaintext;

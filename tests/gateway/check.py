@@ -115,6 +115,11 @@ def check_client(base, expected):
     assert old.choices[0].text == expected
     drawn = client.chat.completions.create(**{**asked, "max_tokens": 3}, temperature=1.0, top_p=0.9)
     assert drawn.usage.completion_tokens == 3 and drawn.choices[0].message.content
+    # Another way to choose tokens keeps what the session has.
+    assert drawn.usage.prompt_tokens_details.cached_tokens >= 7, drawn.usage
+    penalised = client.chat.completions.create(**asked, presence_penalty=2, frequency_penalty=2)
+    assert penalised.usage.completion_tokens == TOKENS and penalised.usage.prompt_tokens_details.cached_tokens >= 7
+    assert penalised.choices[0].message.content != expected
     stopped = client.chat.completions.create(**asked, stop=["General"])
     assert stopped.choices[0].message.content == expected.split("General")[0]
     assert stopped.choices[0].finish_reason == "stop"
@@ -232,7 +237,7 @@ def main():
         shutil.copy(MODELS / "base" / "model.onnx", model)
         shutil.copy(MODELS / "tokenizer.json", model)
         (model / "chat_template.jinja").write_text(TEMPLATE)
-        subprocess.run([programs / "ombra", "compile", model, "-o", out], check=True, capture_output=True)
+        subprocess.run([programs / "ombra", "compile", model, "--penalties", "-o", out], check=True, capture_output=True)
         configure(programs, folder)
 
         def party(command, plan, name, *more):

@@ -30,6 +30,8 @@ use crate::transport::{Party, Session};
 
 /// Largest control message of a session in bytes.
 pub(super) const CONTROL: u64 = crate::transport::MAX_CONTROL_BYTES;
+/// Codes of errors in a party's own files.
+const OF_FILES: [&str; 5] = ["E1001", "E1002", "E1003", "E1005", "E1020"];
 /// The number of the only run of a session.
 const RUN: u64 = 1;
 
@@ -164,12 +166,16 @@ pub(super) fn net(session: &Session) -> LinkNet<'_> {
 }
 
 /// Does `work`; when it fails, the peers are told why, unless that could say something about this party's data: of an
-/// error of the client that no peer caused, and of a value that did not fit, they learn that there was one.
+/// error of the client that no peer caused, and of a value that did not fit, they learn that there was one; of one in a
+/// file, its code and not which file.
 pub(super) fn guarded<T>(session: &Session, work: impl FnOnce() -> Result<T>) -> Result<T> {
     work().inspect_err(|error| {
         let own = session.party() == Party::Client && error.kind != Kind::Peer;
         if own || ["E0381", "E0806"].contains(&error.code) {
             session.abort(&Diagnostic::input("E1015", "the party ended the session"));
+        } else if OF_FILES.contains(&error.code) {
+            // Its place is a file of this party's.
+            session.abort(&Diagnostic::internal(error.code, "a file of the party's"));
         } else {
             session.abort(error);
         }

@@ -412,6 +412,7 @@ fn weights_that_are_cut_or_changed_while_they_are_served_are_one_error() {
             let output = command.output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
             assert!(text(&output.stderr).contains("server aborted the run with E1020"), "{}", text(&output.stderr));
+            assert!(!text(&output.stderr).contains("weights.safetensors"), "{}", text(&output.stderr));
             assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
         }
         // The content that was opened is as good as ever.

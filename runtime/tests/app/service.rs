@@ -119,9 +119,14 @@ impl Service {
 
     /// Status and text that the server's address for metrics gives.
     fn get(&self, path: &str) -> (u16, String) {
+        self.get_as("localhost", path)
+    }
+
+    /// The same, of a request that calls it so.
+    fn get_as(&self, host: &str, path: &str) -> (u16, String) {
         let mut text = String::new();
         let mut socket = TcpStream::connect(("127.0.0.1", self.metrics)).unwrap();
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
         socket.read_to_string(&mut text).unwrap();
         let status = text.split(' ').nth(1).unwrap().parse().unwrap();
         (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
@@ -458,6 +463,12 @@ fn a_party_that_is_asked_to_end_lets_its_sessions_finish() {
         service.signal(Party::Server, "TERM");
         service.until("nobody else is admitted", |service| service.get("/readyz").0 == 503);
         assert_eq!(service.get("/healthz").0, 200);
+        // A page of another site that had its name made to point here.
+        for path in ["/healthz", "/readyz", "/metrics", "/"] {
+            let (status, text) = service.get_as("evil.example", path);
+            assert_eq!((status, &*text), (403, "the header Host names another machine\n"), "{path}");
+        }
+        assert_eq!(service.get_as("127.0.0.1:9100", "/healthz").0, 200);
         assert_eq!(endpoint.open(Purpose::Run).err().expect("a refusal").code, "E0707");
     })
     .unwrap();

@@ -70,6 +70,7 @@ fn units_are_hardened_and_start_the_program() {
             ("ProtectSystem", "strict"),
             ("MemoryDenyWriteExecute", "yes"),
             ("LimitCORE", "0"),
+            ("MemoryMax", "75%"),
             ("UMask", "0077"),
             ("KillSignal", "SIGTERM"),
         ] {

@@ -10,7 +10,7 @@
 //!
 //! Where a key is asked for, it is compared by its digest, so that the time says nothing of it.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::refusal::Refusal;
+use crate::hosts::{Hosts, is_name, only};
 
 /// Fewest and most bytes of a key.
 const KEY_BYTES: (usize, usize) = (16, 1024);
@@ -28,9 +29,7 @@ const MAX_KEY_FILE: u64 = 4096;
 /// What is asked of every request.
 pub(super) struct Guard {
     key: Option<[u8; 32]>,
-    remote: bool,
-    /// In lower case, without those that are this machine's anyway.
-    hosts: Vec<String>,
+    hosts: Hosts,
 }
 
 impl Guard {
@@ -46,14 +45,13 @@ impl Guard {
                 .note("expected  --allow-host with a name or an address alone: no port, no scheme, no path")
                 .note(format!("found     {host}")));
         }
-        let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).filter(|host| !is_loopback(host)).collect();
-        Ok(Guard { key, remote: !address.ip().is_loopback(), hosts })
+        Ok(Guard { key, hosts: Hosts::new(address, hosts) })
     }
 
     /// Checks where a request comes from, and under `/v1/` its key.
     pub fn check(&self, method: &Method, path: &str, headers: &HeaderMap) -> std::result::Result<(), Refusal> {
         let forbidden = |code, what: &str| Err(Refusal::request(StatusCode::FORBIDDEN, code, what));
-        let Some(host) = only(headers, header::HOST.as_str()).filter(|host| self.knows(host)) else {
+        let Some(host) = self.hosts.of(headers) else {
             return forbidden(
                 "forbidden_host",
                 "the header Host does not name this machine: use 127.0.0.1 or localhost",
@@ -63,7 +61,7 @@ impl Guard {
             let origin = only(headers, header::ORIGIN.as_str());
             let is_own = |origin: &str| {
                 let is = |scheme| origin.eq_ignore_ascii_case(&format!("{scheme}://{host}"));
-                is("http") || is("https") && self.hosts.contains(&name_of(host))
+                is("http") || is("https") && self.hosts.is_given(host)
             };
             if !origin.is_some_and(is_own) {
                 return forbidden("forbidden_origin", "a page of another site may not use this gateway");
@@ -84,50 +82,6 @@ impl Guard {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether a host, with or without a port, is this machine whoever says so.
-    fn knows(&self, host: &str) -> bool {
-        let name = name_of(host);
-        // A number is no name that could point elsewhere a moment ago.
-        is_loopback(&name) || self.remote && number(&name).is_some() || self.hosts.contains(&name)
-    }
-}
-
-/// A host without its port, in lower case.
-fn name_of(host: &str) -> String {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    name.to_ascii_lowercase()
-}
-
-/// The address that a name is, the sixth version in brackets or not.
-fn number(name: &str) -> Option<IpAddr> {
-    name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name).parse().ok()
-}
-
-/// Whether a name in lower case is this machine's for itself.
-fn is_loopback(name: &str) -> bool {
-    name == "localhost" || number(name).is_some_and(|ip| ip.is_loopback())
-}
-
-/// Whether `host` may be a `Host` without a port.
-fn is_name(host: &str) -> bool {
-    let sixth = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    match sixth {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)),
-    }
-}
-
-/// The value of a header that stands there once and is text.
-fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let mut all = headers.get_all(name).iter();
-    match (all.next(), all.next()) {
-        (Some(value), None) => value.to_str().ok(),
-        _ => None,
     }
 }
 

@@ -134,7 +134,11 @@ async fn text(shared: Arc<Shared>, form: Form, request: Request) -> Result<Respo
     let (tokens, count) = prepared.map_err(|_| Refusal::of_run(&ended()))??;
     let Ask { model, stop, choosing, stream, include_usage, .. } = ask;
     let choice = choosing.choice();
-    let field = if choice.penalized { "presence_penalty" } else { "temperature" };
+    let field = match choosing.penalties {
+        penalties if penalties.presence != 0.0 => "presence_penalty",
+        penalties if penalties.frequency != 0.0 => "frequency_penalty",
+        _ => "temperature",
+    };
     let drawing = shared.with.opened.folder.plan.drawing(choice.way());
     drawing.map_err(|error| Refusal::of_run(&error).of(field))?;
     let id = SessionId::random().map_err(|error| Refusal::of_run(&error))?;

@@ -148,7 +148,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
         log,
     });
     if let Some(metrics) = config.service.metrics {
-        http::start(metrics, Arc::clone(&service))?;
+        http::start(metrics, &config.service.metrics_hosts, Arc::clone(&service))?;
     }
     if let Some(path) = &config.service.control {
         control::listen(path, Arc::clone(&service))?;
