@@ -17,6 +17,7 @@ use super::client::max_positions;
 use super::folder::PlanFolder;
 use super::request::{Advance, Request};
 use crate::exec::run::check_ticks;
+use crate::settings;
 
 /// Texts side by side for which the memory of a step is worked out.
 const MAX_BATCH: usize = 4096;
@@ -162,6 +163,7 @@ impl Programs {
                     first
                         .unwrap_or_else(|| Diagnostic::internal("E1004", "the plan's program for drawing is not valid"))
                 })?;
+                settings::check(&module)?;
                 module
             }
         };
