@@ -405,8 +405,8 @@ fn positive_parts_over_sums_of_any_size() {
         let largest = libm::exp2(f64::from(max_log2) - 5.0);
         let op = Op::RatioSoftmax {
             square: false,
-            shift: 0f32.to_bits(),
-            eps: (eps as f32).to_bits(),
+            shift: 0f32.into(),
+            eps: (eps as f32).into(),
             min_log2: -6,
             max_log2,
         };
