@@ -9,6 +9,8 @@ pub mod dealer;
 pub mod plain;
 pub mod rep3;
 mod rows;
+#[cfg(test)]
+mod testing;
 pub(crate) mod wire;
 pub mod words;
 

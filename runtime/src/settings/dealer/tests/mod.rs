@@ -17,22 +17,7 @@ use crate::exec::lockstep::{self, Sent};
 use crate::settings::dealer::share::{BitShare, Share};
 use crate::settings::dealer::{Cx, Keys};
 use crate::settings::rep3::share::ring_mask;
-
-/// Words that look random.
-struct Words(u64);
-
-impl Words {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn take(&mut self, n: usize) -> Vec<u64> {
-        (0..n).map(|_| self.next()).collect()
-    }
-}
+use crate::settings::testing::{Words, assert_declared, signed};
 
 /// Shares of `x` at every role; nothing at the dealer.
 fn share(x: &[u64], words: &mut Words) -> [Rc<Share>; 3] {
@@ -83,16 +68,6 @@ fn sizes(out: usize, bits: u8) -> Sizes<'static> {
     Sizes { out: out as u64, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 }
 }
 
-/// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;
-/// this is a check of its own.
-fn assert_declared(sent: &[Sent], declared: &Traffic) {
-    let mut found: Vec<_> = sent.iter().map(|m| (m.round, m.from, m.to, m.bytes.len() as u64)).collect();
-    let mut expected: Vec<_> = declared.msgs.iter().map(|m| (m.round, m.from, m.to, m.bytes)).collect();
-    found.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(found, expected);
-}
-
 /// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the context and the role.
 fn run<T, F>(seed: u64, op: &Op, sizes: &Sizes, kernel: impl Fn(Cx, usize) -> F) -> [T; 3]
 where
@@ -113,9 +88,4 @@ where
     let (results, sent) = run.expect("the kernel runs as declared");
     assert_declared(&sent, declared);
     (results, sent)
-}
-
-/// A signed value in a ring.
-fn signed(x: u64, bits: u8) -> i64 {
-    (x << (64 - bits)) as i64 >> (64 - bits)
 }

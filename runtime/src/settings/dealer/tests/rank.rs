@@ -10,7 +10,7 @@ use crate::settings::dealer::Purpose;
 use crate::settings::dealer::bits::{and, bit_to_ring};
 use crate::settings::dealer::compare::{deal_chunks, msb, sign_of_masked};
 use crate::settings::dealer::tree::{arg_max, row_max};
-use crate::settings::rank::{EXTRA, affine_rank};
+use crate::settings::testing::{EXTRA, affine_rank};
 
 /// Elements of a run: planes of bits fill whole bytes, so that all bits that are sent are random.
 const N: usize = 8;

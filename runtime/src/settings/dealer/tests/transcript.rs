@@ -6,6 +6,7 @@ use super::*;
 use crate::settings::dealer::bits::{and, bit_to_ring};
 use crate::settings::dealer::compare::msb;
 use crate::settings::dealer::tree::{arg_max, row_max};
+use crate::settings::testing::deviation;
 
 const N: usize = 512;
 /// Rows of the ops on rows, and elements of each.
@@ -71,14 +72,6 @@ fn sizes_and_order_do_not_depend_on_secrets() {
             assert_eq!(first, shape(SECRETS[1], holder, 2), "{op:?}");
         }
     }
-}
-
-/// Chi-square of `counts` against equal chances, as a number of standard deviations from its mean.
-fn deviation(counts: &[u64]) -> f64 {
-    let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
-    let chi: f64 = counts.iter().map(|c| (*c as f64 - expected).powi(2) / expected).sum();
-    let freedom = (counts.len() - 1) as f64;
-    (chi - freedom) / (2.0 * freedom).sqrt()
 }
 
 /// For every round and pair of roles, over several seeds: bytes and their bits are uniform. A simulator that sends uniform

@@ -20,22 +20,7 @@ use ombra_ir::ty::Sharing;
 use crate::exec::lockstep::{self, Sent};
 use crate::settings::rep3::Cx;
 use crate::settings::rep3::share::{Bits, Component, Shared, Sum, ring_mask};
-
-/// Words that look random.
-struct Words(u64);
-
-impl Words {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn take(&mut self, n: usize) -> Vec<u64> {
-        (0..n).map(|_| self.next()).collect()
-    }
-}
+use crate::settings::testing::{Words, assert_declared, signed};
 
 /// Sharings of `x` at every role.
 fn share(x: &[u64], words: &mut Words) -> [Rc<Shared>; 3] {
@@ -141,17 +126,6 @@ fn sign_traffic(n: u64, groups: &[u8]) -> Traffic {
     messages_of(&rounds)
 }
 
-/// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;
-/// this is a check of its own.
-fn assert_declared(sent: &[Sent], declared: &Traffic) {
-    let key = |round: u32, from: u8, to: u8, bytes: u64| (round, from, to, bytes);
-    let mut found: Vec<_> = sent.iter().map(|m| key(m.round, m.from, m.to, m.bytes.len() as u64)).collect();
-    let mut expected: Vec<_> = declared.msgs.iter().map(|m| key(m.round, m.from, m.to, m.bytes)).collect();
-    found.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(found, expected);
-}
-
 /// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the context and the role.
 fn run<T, F>(seed: u64, rot: u8, op: &Op, sizes: &Sizes, kernel: impl Fn(Cx, usize) -> F) -> [T; 3]
 where
@@ -178,9 +152,4 @@ where
     .expect("the kernel runs as declared");
     assert_declared(&sent, &declared);
     (results, sent)
-}
-
-/// A signed value in a ring.
-fn signed(x: u64, bits: u8) -> i64 {
-    (x << (64 - bits)) as i64 >> (64 - bits)
 }

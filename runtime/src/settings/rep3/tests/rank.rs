@@ -13,35 +13,10 @@ use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::{Division, extend, truncate};
+use crate::settings::testing::{EXTRA, affine_rank};
 
 /// Elements of a run: planes of bits fill whole bytes, so that all bits that are sent are random.
 const N: usize = 8;
-/// A matrix of random bits has full rank but for a chance of `2^-EXTRA` if it has so many rows more than columns.
-const EXTRA: usize = 64;
-
-/// The rank over GF(2) of the differences to the first vector, of bytes that are as many in each.
-fn affine_rank(vectors: &[Vec<u8>]) -> usize {
-    let words = |bytes: &[u8]| -> Vec<u64> {
-        bytes.chunks(8).map(|bytes| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect()
-    };
-    let bit = |v: &[u64], i: usize| v[i / 64] >> (i % 64) & 1 == 1;
-    let add = |v: &mut [u64], w: &[u64]| v.iter_mut().zip(w).for_each(|(v, w)| *v ^= w);
-    let first = words(&vectors[0]);
-    // Every vector with the position of a bit that no later one has.
-    let mut basis: Vec<(usize, Vec<u64>)> = Vec::new();
-    for vector in &vectors[1..] {
-        assert_eq!(vector.len(), vectors[0].len());
-        let mut rest = words(vector);
-        add(&mut rest, &first);
-        for (lead, known) in &basis {
-            if bit(&rest, *lead) {
-                add(&mut rest, known);
-            }
-        }
-        basis.extend((0..64 * rest.len()).find(|i| bit(&rest, *i)).map(|lead| (lead, rest)));
-    }
-    basis.len()
-}
 
 /// Checks the rank of what each role receives from `kernel`, which sends `declared`.
 fn assert_full_rank<T, F>(name: &str, declared: &Traffic, kernel: impl Fn(Cx, usize) -> F)
@@ -76,35 +51,6 @@ fn all_bits(n: usize) -> [Rc<Bits>; 3] {
     let x: [Vec<u64>; 3] = [0, 1, 2].map(plane);
     let part = |i: usize| Rc::new(Bits::new(n, x[i].clone(), x[(i + 1) % 3].clone()));
     [part(0), part(1), part(2)]
-}
-
-#[test]
-fn a_mask_that_is_used_twice_lowers_the_rank() {
-    let rank_of = |masks: [usize; 4]| {
-        let mut words = Words(5);
-        let constants = words.take(4);
-        let run = |_| {
-            let drawn = words.take(4);
-            let word = |i: usize| constants[i].wrapping_add(drawn[masks[i]]).to_le_bytes();
-            // Two ring elements, then bits.
-            [&word(0)[..], &word(1), &[word(2)[0] ^ word(3)[0]]].concat()
-        };
-        affine_rank(&(0..136 + EXTRA).map(run).collect::<Vec<_>>())
-    };
-    assert_eq!(rank_of([0, 1, 2, 3]), 136);
-    assert!(rank_of([0, 0, 2, 3]) < 136, "two words under one mask");
-    assert!(rank_of([0, 1, 0, 0]) < 136, "bits whose masks cancel");
-    assert!(rank_of([1, 2, 1, 2]) < 136, "bits under masks of words");
-}
-
-#[test]
-fn ranks_of_small_matrices() {
-    let rank = |rows: &[u8]| affine_rank(&rows.iter().map(|row| vec![0, *row, 0]).collect::<Vec<_>>());
-    assert_eq!(rank(&[7]), 0);
-    assert_eq!(rank(&[7, 7, 7]), 0);
-    assert_eq!(rank(&[0, 1, 2, 3]), 2);
-    assert_eq!(rank(&[4, 5, 6, 7]), 2);
-    assert_eq!(rank(&[0, 3, 5, 6, 128]), 3);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::{extend, truncate};
+use crate::settings::testing::deviation;
 
 const N: usize = 512;
 /// Ring of values that are extended.
@@ -171,14 +172,6 @@ fn sizes_and_order_do_not_depend_on_secrets() {
         });
         assert_eq!(shapes[0], shapes[1], "{case:?}");
     }
-}
-
-/// Chi-square of `counts` against equal chances, as a number of standard deviations from its mean.
-fn deviation(counts: &[u64]) -> f64 {
-    let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
-    let chi: f64 = counts.iter().map(|c| (*c as f64 - expected).powi(2) / expected).sum();
-    let freedom = (counts.len() - 1) as f64;
-    (chi - freedom) / (2.0 * freedom).sqrt()
 }
 
 /// The bytes of a message that are to look random. Keys of point functions have three others: which of the two it is,

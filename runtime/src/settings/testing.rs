@@ -1,0 +1,101 @@
+//! What the tests of all settings' kernels share: words, declared messages, and statistics of what is received.
+
+use ombra_ir::settings::Traffic;
+
+use crate::exec::lockstep::Sent;
+
+/// Words that look random.
+pub struct Words(pub u64);
+
+impl Words {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub fn take(&mut self, n: usize) -> Vec<u64> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// A signed value in a ring.
+pub fn signed(x: u64, bits: u8) -> i64 {
+    (x << (64 - bits)) as i64 >> (64 - bits)
+}
+
+/// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;
+/// this is a check of its own.
+pub fn assert_declared(sent: &[Sent], declared: &Traffic) {
+    let key = |round: u32, from: u8, to: u8, bytes: u64| (round, from, to, bytes);
+    let mut found: Vec<_> = sent.iter().map(|m| key(m.round, m.from, m.to, m.bytes.len() as u64)).collect();
+    let mut expected: Vec<_> = declared.msgs.iter().map(|m| key(m.round, m.from, m.to, m.bytes)).collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+/// Chi-square of `counts` against equal chances, as a number of standard deviations from its mean.
+pub fn deviation(counts: &[u64]) -> f64 {
+    let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
+    let chi: f64 = counts.iter().map(|c| (*c as f64 - expected).powi(2) / expected).sum();
+    let freedom = (counts.len() - 1) as f64;
+    (chi - freedom) / (2.0 * freedom).sqrt()
+}
+
+/// A matrix of random bits has full rank but for a chance of `2^-EXTRA` if it has so many rows more than columns.
+pub const EXTRA: usize = 64;
+
+/// The rank over GF(2) of the differences to the first vector, of bytes that are as many in each.
+pub fn affine_rank(vectors: &[Vec<u8>]) -> usize {
+    let words = |bytes: &[u8]| -> Vec<u64> {
+        bytes.chunks(8).map(|bytes| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect()
+    };
+    let bit = |v: &[u64], i: usize| v[i / 64] >> (i % 64) & 1 == 1;
+    let add = |v: &mut [u64], w: &[u64]| v.iter_mut().zip(w).for_each(|(v, w)| *v ^= w);
+    let first = words(&vectors[0]);
+    // Every vector with the position of a bit that no later one has.
+    let mut basis: Vec<(usize, Vec<u64>)> = Vec::new();
+    for vector in &vectors[1..] {
+        assert_eq!(vector.len(), vectors[0].len());
+        let mut rest = words(vector);
+        add(&mut rest, &first);
+        for (lead, known) in &basis {
+            if bit(&rest, *lead) {
+                add(&mut rest, known);
+            }
+        }
+        basis.extend((0..64 * rest.len()).find(|i| bit(&rest, *i)).map(|lead| (lead, rest)));
+    }
+    basis.len()
+}
+
+#[test]
+fn a_mask_that_is_used_twice_lowers_the_rank() {
+    let rank_of = |masks: [usize; 4]| {
+        let mut words = Words(5);
+        let constants = words.take(4);
+        let run = |_| {
+            let drawn = words.take(4);
+            let word = |i: usize| constants[i].wrapping_add(drawn[masks[i]]).to_le_bytes();
+            // Two ring elements, then bits.
+            [&word(0)[..], &word(1), &[word(2)[0] ^ word(3)[0]]].concat()
+        };
+        affine_rank(&(0..136 + EXTRA).map(run).collect::<Vec<_>>())
+    };
+    assert_eq!(rank_of([0, 1, 2, 3]), 136);
+    assert!(rank_of([0, 0, 2, 3]) < 136, "two words under one mask");
+    assert!(rank_of([0, 1, 0, 0]) < 136, "bits whose masks cancel");
+    assert!(rank_of([1, 2, 1, 2]) < 136, "bits under masks of words");
+}
+
+#[test]
+fn ranks_of_small_matrices() {
+    let rank = |rows: &[u8]| affine_rank(&rows.iter().map(|row| vec![0, *row, 0]).collect::<Vec<_>>());
+    assert_eq!(rank(&[7]), 0);
+    assert_eq!(rank(&[7, 7, 7]), 0);
+    assert_eq!(rank(&[0, 1, 2, 3]), 2);
+    assert_eq!(rank(&[4, 5, 6, 7]), 2);
+    assert_eq!(rank(&[0, 3, 5, 6, 128]), 3);
+}
