@@ -14,7 +14,8 @@ use ombra_ir::{Diagnostic, Result};
 use super::Cx;
 use super::compare::msb;
 use super::convert::{Conversion, Selection, select};
-use crate::settings::rep3::share::{Bits, Shared};
+use crate::settings::rep3::share::{Bits, Component, Shared};
+use crate::settings::rows;
 
 /// Entries of all rows, one row after another, at one party.
 struct Rows {
@@ -84,23 +85,13 @@ async fn less_than(cx: &Cx, difference: &Rows, (width, drop): (u8, u8)) -> Resul
     msb(cx, &Shared::new(negated(&difference.a), negated(&difference.b)), n, width, drop).await
 }
 
-/// The indices after the first level: of pair `q` of a row `2q` plus the bit, of an odd last entry its own.
-fn first_indices(cx: &Cx, rows: &Rows, less: &Shared) -> Rows {
-    let pairs = rows.lens.iter().map(|len| len / 2).sum();
-    let (mut a, mut b) = (less.a.to_vec(pairs).into_iter(), less.b.to_vec(pairs).into_iter());
-    let role = cx.role();
-    let mut next = Rows { lens: Vec::with_capacity(rows.lens.len()), a: Vec::new(), b: Vec::new() };
-    for &len in &rows.lens {
-        for q in 0..len.div_ceil(2) {
-            // A public number is component 0, which role 0 holds as `a` and role 2 as `b`.
-            let public = 2 * q as u64;
-            let (bit_a, bit_b) = if 2 * q + 1 < len { (a.next().unwrap_or(0), b.next().unwrap_or(0)) } else { (0, 0) };
-            next.a.push(bit_a.wrapping_add(if role == 0 { public } else { 0 }));
-            next.b.push(bit_b.wrapping_add(if role == 2 { public } else { 0 }));
-        }
-        next.lens.push(len.div_ceil(2));
-    }
-    next
+/// The indices after the first level. A public number is component 0, which role 0 holds as `a` and role 2 as `b`.
+fn first_indices(cx: &Cx, from: &Rows, less: &Shared) -> Rows {
+    let lens = &from.lens;
+    let pairs = rows::pair_count(lens);
+    let component = |c: &Component, public: bool| rows::next_indices(lens, c.to_vec(pairs), public);
+    let (a, b) = (component(&less.a, cx.role() == 0), component(&less.b, cx.role() == 2));
+    Rows { lens: rows::halved(lens), a, b }
 }
 
 /// Takes away the elements from `at` on.
@@ -131,42 +122,19 @@ impl Rows {
 
     /// The first and the second entries of all pairs; each as rows without lengths.
     fn pairs(&self) -> (Rows, Rows) {
-        let pairs = self.lens.iter().map(|len| len / 2).sum();
-        let rows = || Rows { lens: Vec::new(), a: Vec::with_capacity(pairs), b: Vec::with_capacity(pairs) };
-        let (mut low, mut high) = (rows(), rows());
-        let mut start = 0;
-        for &len in &self.lens {
-            for at in (start..start + (len & !1)).step_by(2) {
-                low.a.push(self.a[at]);
-                low.b.push(self.b[at]);
-                high.a.push(self.a[at + 1]);
-                high.b.push(self.b[at + 1]);
-            }
-            start += len;
-        }
-        (low, high)
+        let ((low_a, high_a), (low_b, high_b)) = (rows::pairs(&self.lens, &self.a), rows::pairs(&self.lens, &self.b));
+        let flat = |a: Vec<u64>, b: Vec<u64>| Rows { lens: Vec::new(), a, b };
+        (flat(low_a, low_b), flat(high_a, high_b))
     }
 
     /// The rows of the next level: `low + chosen` of every pair, then the odd last entry.
     fn next(&self, low: &Rows, chosen: &Shared) -> Rows {
-        let pairs = low.a.len();
-        let (chosen_a, chosen_b) = (chosen.a.to_vec(pairs), chosen.b.to_vec(pairs));
-        let mut next = Rows { lens: Vec::with_capacity(self.lens.len()), a: Vec::new(), b: Vec::new() };
-        let (mut start, mut pair) = (0, 0);
-        for &len in &self.lens {
-            for q in pair..pair + len / 2 {
-                next.a.push(low.a[q].wrapping_add(chosen_a[q]));
-                next.b.push(low.b[q].wrapping_add(chosen_b[q]));
-            }
-            if len % 2 == 1 {
-                next.a.push(self.a[start + len - 1]);
-                next.b.push(self.b[start + len - 1]);
-            }
-            next.lens.push(len.div_ceil(2));
-            start += len;
-            pair += len / 2;
-        }
-        next
+        let component = |words: &[u64], low: &[u64], chosen: &Component| {
+            let joined = low.iter().zip(chosen.to_vec(low.len())).map(|(low, chosen)| low.wrapping_add(chosen));
+            rows::next(&self.lens, words, joined)
+        };
+        let (a, b) = (component(&self.a, &low.a, &chosen.a), component(&self.b, &low.b, &chosen.b));
+        Rows { lens: rows::halved(&self.lens), a, b }
     }
 
     /// The differences of entries, as rows without lengths.
@@ -191,10 +159,6 @@ impl Rows {
 
     /// One entry a row; 0 for an empty row.
     fn result(self) -> Shared {
-        let column = |words: &[u64]| {
-            let mut words = words.iter();
-            self.lens.iter().map(|&len| if len == 0 { 0 } else { *words.next().unwrap_or(&0) }).collect()
-        };
-        Shared::new(column(&self.a), column(&self.b))
+        Shared::new(rows::column(&self.lens, &self.a), rows::column(&self.lens, &self.b))
     }
 }
