@@ -1,7 +1,8 @@
 //! Local work of comparisons on bit planes: 64 elements a word, eight words of every plane at a time.
 //!
 //! All planes of a call have `stride` words and lie one after another. No branch and no index depends on an element; what
-//! chooses from a one-hot vector is public, and it too is a plane.
+//! chooses from a one-hot vector is public, and it too is a plane. Loops in place of closures: a closure is compiled without
+//! the vector level of its function.
 
 use ombra_ir::settings::dealer::Join;
 use ombra_kernels::each_isa;
@@ -13,39 +14,59 @@ each_isa! {
     /// `x += y` modulo `2^w`, for `w` planes each, lowest first.
     pub(super) fn add(x: &mut [u64], y: &[u64], stride: usize) {
         let (whole, planes) = (stride & !7, x.len().checked_div(stride).unwrap_or(0));
-        (0..whole).step_by(8).for_each(|at| add_lanes::<8>(x, y, planes, stride, at));
-        (whole..stride).for_each(|at| add_lanes::<1>(x, y, planes, stride, at));
+        for at in (0..whole).step_by(8) {
+            add_lanes::<8>(x, y, planes, stride, at);
+        }
+        for at in whole..stride {
+            add_lanes::<1>(x, y, planes, stride, at);
+        }
     }
 
     /// Adds to `out` the one-hot vector of the number in the planes `bits`: `2^k` planes of which the one with that number
     /// is 1.
     pub(super) fn add_one_hot(bits: &[u64], stride: usize, out: &mut [u64]) {
         let (whole, k) = (stride & !7, bits.len().checked_div(stride).unwrap_or(0));
-        (0..whole).step_by(8).for_each(|at| one_hot_lanes::<8>(bits, k, stride, at, out));
-        (whole..stride).for_each(|at| one_hot_lanes::<1>(bits, k, stride, at, out));
+        for at in (0..whole).step_by(8) {
+            one_hot_lanes::<8>(bits, k, stride, at, out);
+        }
+        for at in whole..stride {
+            one_hot_lanes::<1>(bits, k, stride, at, out);
+        }
     }
 
     /// Of a shared one-hot vector and the number `v` in the planes `bits`: into `equal` its entry `v`, and into `greater` the
     /// sum of the entries after it.
     pub(super) fn choose(vector: &[u64], bits: &[u64], stride: usize, greater: &mut [u64], equal: &mut [u64]) {
         let (whole, k) = (stride & !7, bits.len().checked_div(stride).unwrap_or(0));
-        (0..whole).step_by(8).for_each(|at| choose_lanes::<8>(vector, bits, k, stride, at, greater, equal));
-        (whole..stride).for_each(|at| choose_lanes::<1>(vector, bits, k, stride, at, greater, equal));
+        for at in (0..whole).step_by(8) {
+            choose_lanes::<8>(vector, bits, k, stride, at, greater, equal);
+        }
+        for at in whole..stride {
+            choose_lanes::<1>(vector, bits, k, stride, at, greater, equal);
+        }
     }
 
     /// Adds to `out` the products of the masks of a group's opened bits, in the order in which [`join`] takes them.
     pub(super) fn add_products(group: Join, masks: &[u64], stride: usize, out: &mut [u64]) {
         let whole = stride & !7;
-        (0..whole).step_by(8).for_each(|at| product_lanes::<8>(group, masks, stride, at, out));
-        (whole..stride).for_each(|at| product_lanes::<1>(group, masks, stride, at, out));
+        for at in (0..whole).step_by(8) {
+            product_lanes::<8>(group, masks, stride, at, out);
+        }
+        for at in whole..stride {
+            product_lanes::<1>(group, masks, stride, at, out);
+        }
     }
 
     /// Adds to `greater` what the lower chunks of a group make of it, and to `equal` whether all are equal, if that is asked:
     /// shares of polynomials in the opened bits, which all know, and in products of their masks. `one` is a share of 1.
     pub(super) fn join(group: Join, bits: &Opened<'_>, one: u64, stride: usize, greater: &mut [u64], equal: &mut [u64]) {
         let whole = stride & !7;
-        (0..whole).step_by(8).for_each(|at| join_lanes::<8>(group, bits, one, stride, at, greater, equal));
-        (whole..stride).for_each(|at| join_lanes::<1>(group, bits, one, stride, at, greater, equal));
+        for at in (0..whole).step_by(8) {
+            join_lanes::<8>(group, bits, one, stride, at, greater, equal);
+        }
+        for at in whole..stride {
+            join_lanes::<1>(group, bits, one, stride, at, greater, equal);
+        }
     }
 }
 
@@ -81,7 +102,9 @@ fn and<const L: usize>(x: Lanes<L>, y: Lanes<L>) -> Lanes<L> {
 
 #[inline(always)]
 fn add_to<const L: usize>(planes: &mut [u64], plane: usize, stride: usize, at: usize, x: Lanes<L>) {
-    planes[plane * stride + at..][..L].iter_mut().zip(x).for_each(|(word, x)| *word ^= x);
+    for (word, x) in planes[plane * stride + at..][..L].iter_mut().zip(x) {
+        *word ^= x;
+    }
 }
 
 #[inline(always)]
@@ -106,7 +129,9 @@ fn one_hot_lanes<const L: usize>(bits: &[u64], k: usize, stride: usize, at: usiz
             entries[s] = xor(entries[s], with);
         }
     }
-    (0..1 << k).for_each(|s| add_to(out, s, stride, at, entries[s]));
+    for (s, entry) in entries.iter().take(1 << k).enumerate() {
+        add_to(out, s, stride, at, *entry);
+    }
 }
 
 #[inline(always)]
@@ -147,10 +172,6 @@ fn equality(group: Join, i: usize) -> usize {
 #[inline(always)]
 fn product_lanes<const L: usize>(group: Join, masks: &[u64], stride: usize, at: usize, out: &mut [u64]) {
     let mut next = 0;
-    let mut deal = |x: Lanes<L>| {
-        add_to(out, next, stride, at, x);
-        next += 1;
-    };
     // Entry `S` is the product of the equalities in `S`, of which bit 0 is the highest chunk's.
     let mut equal = [[u64::MAX; L]; ENTRIES];
     for i in 0..group.equalities() {
@@ -158,12 +179,16 @@ fn product_lanes<const L: usize>(group: Join, masks: &[u64], stride: usize, at: 
         equal[1 << i] = mask;
         for s in 1..1 << i {
             equal[s + (1 << i)] = and(equal[s], mask);
-            deal(equal[s + (1 << i)]);
+            add_to(out, next, stride, at, equal[s + (1 << i)]);
+            next += 1;
         }
     }
     for chunk in 0..group.chunks - 1 {
         let mask = load(masks, chunk, stride, at);
-        (1..1 << (group.chunks - 1 - chunk)).for_each(|s| deal(and(equal[s], mask)));
+        for entry in &equal[1..1 << (group.chunks - 1 - chunk)] {
+            add_to(out, next, stride, at, and(*entry, mask));
+            next += 1;
+        }
     }
 }
 
@@ -178,14 +203,13 @@ fn join_lanes<const L: usize>(
     equal: &mut [u64],
 ) {
     let mut next = 0;
-    let mut dealt = || -> Lanes<L> {
-        next += 1;
-        load(bits.products, next - 1, stride, at)
-    };
     let mut products = [[one; L]; ENTRIES];
     for i in 0..group.equalities() {
         products[1 << i] = load(bits.masks, equality(group, i), stride, at);
-        (1..1 << i).for_each(|s| products[s + (1 << i)] = dealt());
+        for s in 1..1 << i {
+            products[s + (1 << i)] = load(bits.products, next, stride, at);
+            next += 1;
+        }
     }
     // From the lowest chunk up: entry `S` is a share of what the chunks so far make, times the masks in `S` of the equalities
     // above them. One more equality is `value ⊕ mask`, and so folds the entries with its mask onto those without it.
@@ -195,17 +219,22 @@ fn join_lanes<const L: usize>(
         let value = load(bits.values, chunk, stride, at);
         sum[0] = xor(sum[0], xor(and(value, products[0]), load(bits.masks, chunk, stride, at)));
         for s in 1..1 << above {
-            sum[s] = xor(sum[s], xor(and(value, products[s]), dealt()));
+            sum[s] = xor(sum[s], xor(and(value, products[s]), load(bits.products, next, stride, at)));
+            next += 1;
         }
         let half = 1 << (above - 1);
         let value = load(bits.values, equality(group, above - 1), stride, at);
-        (0..half).for_each(|s| sum[s] = xor(and(value, sum[s]), sum[s + half]));
+        for s in 0..half {
+            sum[s] = xor(and(value, sum[s]), sum[s + half]);
+        }
     }
     add_to(greater, 0, stride, at, sum[0]);
     if group.equal {
         for i in (0..group.equalities()).rev() {
             let value = load(bits.values, equality(group, i), stride, at);
-            (0..1 << i).for_each(|s| products[s] = xor(and(value, products[s]), products[s + (1 << i)]));
+            for s in 0..1 << i {
+                products[s] = xor(and(value, products[s]), products[s + (1 << i)]);
+            }
         }
         add_to(equal, 0, stride, at, products[0]);
     }

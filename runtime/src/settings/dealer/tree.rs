@@ -78,7 +78,8 @@ pub async fn arg_max(cx: &Cx, x: &Share, count: usize, len: usize, bits: u8, wid
     Ok(indices.column())
 }
 
-/// Ends the masking of differences, and compares the first: bits 1 where it is negative.
+/// Ends the masking of differences, and compares the first: bits 1 where it is negative. What is left out of the masked value
+/// and of the mask can carry into the rest: a difference in `[−2^drop, 0)` may then count as not negative.
 async fn less_than(cx: &Cx, masked: &mut [Masked], bits: u8, (width, drop): (u8, u8)) -> Result<BitShare> {
     let rest = compared(width, drop)?;
     let n = masked.first().map_or(0, |difference| difference.seen().len());
@@ -88,13 +89,7 @@ async fn less_than(cx: &Cx, masked: &mut [Masked], bits: u8, (width, drop): (u8,
     cx.round().await;
     masked.iter_mut().try_for_each(|value| value.end(cx, bits))?;
     let m = match (cx.role(), masked.first()) {
-        (0 | 1, Some(difference)) => {
-            // The carry out of what is left out of `m` and `λ` can make the rest of the difference one more: less one, it is
-            // not above the difference.
-            let step = if drop == 0 { 0 } else { 1 << drop };
-            let m: Vec<u64> = difference.seen().iter().map(|m| m.wrapping_sub(step)).collect();
-            planes_of(&m, width, drop)
-        }
+        (0 | 1, Some(difference)) => planes_of(difference.seen(), width, drop),
         _ => Vec::new(),
     };
     sign_of_masked(cx, &m, n, rest).await
