@@ -295,13 +295,13 @@ fn composites_are_functions_of_reals() {
     one(Op::Tanh, 0.5, 0.462117);
     one(Op::Sigmoid, -1.0, 0.268941);
     one(Op::Erf, 0.5, 0.520500);
-    one(Op::Softplus, 0.0, 0.693147);
+    one(Op::Softplus, 0.0, std::f64::consts::LN_2);
     one(Op::Exp { max: 0 }, -1.0, 0.367879);
     one(Op::Exp { max: 0 }, -32.5, 0.0);
     one(Op::Reciprocal { min_log2: 0, max_log2: 4, scale: 20 }, 8.0, 0.125);
     one(Op::Sqrt { min_log4: -2, max_log4: 4, scale: 20 }, 2.0, std::f64::consts::SQRT_2);
     one(Op::Rsqrt { min_log4: -2, max_log4: 4, scale: 20 }, 4.0, 0.5);
-    one(Op::Log { min_log2: -4, max_log2: 4, scale: 20 }, 4.0, 1.386294);
+    one(Op::Log { min_log2: -4, max_log2: 4, scale: 20 }, 4.0, 2.0 * std::f64::consts::LN_2);
     let div = Op::Div { min_log2: 0, max_log2: 4, scale: 12 };
     near(of_reals(div, &[(&[2], &[3.0, -1.0]), (&[1], &[8.0])], None, 12), &[0.375, -0.125], "div");
     let kept = mask(&[2, 3], &[1, 1, 0, 0, 0, 0]);

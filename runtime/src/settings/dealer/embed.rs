@@ -18,7 +18,7 @@
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::products::{minus, mismatch, negative, plus};
+use super::products::{OfOne, minus, mismatch, negative, plus};
 use super::share::Share;
 use super::{Cx, Purpose};
 use crate::settings::row_index;
@@ -40,11 +40,11 @@ pub struct Table {
 /// and server know, with that of the dealer, and with the whole table.
 pub struct Sums<'a> {
     /// With the term that client and server know.
-    pub first: &'a dyn Fn(&[u64]) -> Result<Vec<u64>>,
+    pub first: OfOne<'a>,
     /// With the term that server and dealer know.
-    pub second: &'a dyn Fn(&[u64]) -> Result<Vec<u64>>,
+    pub second: OfOne<'a>,
     /// With the whole table.
-    pub whole: &'a dyn Fn(&[u64]) -> Result<Vec<u64>>,
+    pub whole: OfOne<'a>,
 }
 
 /// The rows of a table at `ids`, which the client alone gives; a negative id counts from the end.

@@ -22,10 +22,15 @@ use ombra_ir::{Diagnostic, Result};
 use super::share::Share;
 use super::{Cx, Purpose};
 
+/// A map of the words of two operands.
+pub type OfTwo<'a> = &'a dyn Fn(&[u64], &[u64]) -> Result<Vec<u64>>;
+/// A map of the words of one operand.
+pub type OfOne<'a> = &'a dyn Fn(&[u64]) -> Result<Vec<u64>>;
+
 /// A bilinear map of words with the sizes of its operands and of its result.
 pub struct Bilinear<'a> {
     /// The map.
-    pub apply: &'a dyn Fn(&[u64], &[u64]) -> Result<Vec<u64>>,
+    pub apply: OfTwo<'a>,
     /// Elements of both operands.
     pub operands: [usize; 2],
     /// Elements of the result.
@@ -64,11 +69,11 @@ pub async fn product(cx: &Cx, f: &Bilinear<'_>, x: &Share, y: &Share, bits: u8) 
 /// One party's knowledge of a private weight: which of its two terms it can multiply with.
 pub struct Factor<'a> {
     /// The product with the term that client and server know.
-    pub first: &'a dyn Fn(&[u64]) -> Result<Vec<u64>>,
+    pub first: OfOne<'a>,
     /// The product with the term that server and dealer know.
-    pub second: &'a dyn Fn(&[u64]) -> Result<Vec<u64>>,
+    pub second: OfOne<'a>,
     /// The product with the whole weight, which the server knows.
-    pub whole: &'a dyn Fn(&[u64]) -> Result<Vec<u64>>,
+    pub whole: OfOne<'a>,
 }
 
 /// The product of a shared value of `n` elements with a private weight, of `result` elements, in a ring of `bits`.
