@@ -4,9 +4,9 @@
 //! `x · √n / √S`. LayerNorm takes `n·x − Σ x` in place of `x`, which is exact, and `n³` in place of `n`.
 //!
 //! **Levels.** `S` of long rows does not fit the ring. Level `k` has `y = x / 2^k` from shares that are cut, in a ring of
-//! `64 − k` bits without a message, and holds rows up to `2^(31 + k/2)` units. Uniform components cut off 3/2 of a unit on
-//! average with a variance of 1/4, so `Σ c² + 3 Σ c + 2n` of the cut values `c` is `Σ y²` on average, off by one part in
-//! `‖y‖`. A row belongs to the highest level whose statistic reaches where the level begins; what lower levels have of it
+//! `64 − k` bits without a message, and holds rows up to `2^(31 + k/2)` units. Each of a secret's
+//! uniform components cuts off half a unit on average with a variance of 1/12: of three, `Σ c² + 3 Σ c + 2n` of the cut
+//! values `c` is `Σ y²` on average, off by one part in `‖y‖`; of two, `Σ c² + 2 Σ c + 5n/6`. A row belongs to the highest level whose statistic reaches where the level begins; what lower levels have of it
 //! may have wrapped and is multiplied by 0.
 //!
 //! **Table.** As in [`inverse`](super::inverse), all comparisons are made at once, [`PER_OCTAVE`] to a power of two of `S`,
@@ -282,8 +282,12 @@ fn statistic(e: &mut Emit, x: Id, level: &Level, columns: u64, eps: f64) -> Resu
         let cut = e.guarded(Op::Cut { by: level.cut }, &[fine], bound)?;
         let squares = squares(e, cut)?;
         let sum = e.guarded(Op::ReduceSum { axis }, &[cut], bound)?;
-        let thrice = e.guarded(Op::MulInt { k: 3 }, &[sum], bound)?;
-        (e.guarded(Op::Add, &[squares, thrice], bound)?, eps + 2.0 * columns as f64)
+        // Of z, c components leave z − c/2 with a variance of c/12: Σ z² = Σ (y + c/2)² − n·c/12 on average.
+        let components = e.module.setting.protocol().components;
+        let linear = e.guarded(Op::MulInt { k: components.into() }, &[sum], bound)?;
+        let c = f64::from(components);
+        let constant = (c * c / 4.0 - c / 12.0) * columns as f64;
+        (e.guarded(Op::Add, &[squares, linear], bound)?, eps + constant)
     };
     let sum = match fixed(constant, 0)? {
         0 => sum,

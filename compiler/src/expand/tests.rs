@@ -64,6 +64,7 @@ fn run(module: &Module, x: &[i64], random: Option<&mut Rng>) -> (Vec<i64>, u8) {
 }
 
 fn run_expanded(module: &Module, x: &[i64], mut random: Option<&mut Rng>) -> (Vec<i64>, u8) {
+    let components = module.setting.protocol().components;
     let bound = bind(module, &[], &[]).unwrap();
     let mut values: Vec<RefValue> = Vec::with_capacity(module.ops.len());
     for (i, node) in module.ops.iter().enumerate() {
@@ -73,7 +74,7 @@ fn run_expanded(module: &Module, x: &[i64], mut random: Option<&mut Rng>) -> (Ve
                 RefValue::ring(64, bound.shapes[i].clone(), x.iter().map(|x| *x as u64).collect()).unwrap()
             }
             Op::Public { value } => RefValue::plain(bound.public[*value as usize].clone()),
-            op => match random.as_deref_mut().map(|r| drawn(op, &args, r)) {
+            op => match random.as_deref_mut().map(|r| drawn(components, op, &args, r)) {
                 Some(Some(value)) => value,
                 _ => eval(op, &args, &node.ty, &bound.bindings).unwrap(),
             },
@@ -87,16 +88,20 @@ fn run_expanded(module: &Module, x: &[i64], mut random: Option<&mut Rng>) -> (Ve
 }
 
 /// What shares decide of an op.
-fn drawn(op: &Op, args: &[(&RefValue, &Ty)], random: &mut Rng) -> Option<RefValue> {
+fn drawn(components: u8, op: &Op, args: &[(&RefValue, &Ty)], random: &mut Rng) -> Option<RefValue> {
     let (x, _) = args.first()?;
     let (bits, values) = x.as_ring().ok()?;
     let shape = x.shape.clone();
     match *op {
         Op::Cut { by } => {
             let cut = |x: &u64| {
-                let (a, b) = (random.u64(..) & mask(bits), random.u64(..) & mask(bits));
-                let c = x.wrapping_sub(a).wrapping_sub(b) & mask(bits);
-                (a >> by) + (b >> by) + (c >> by)
+                let (mut last, mut sum) = (*x, 0u64);
+                for _ in 1..components {
+                    let component = random.u64(..) & mask(bits);
+                    last = last.wrapping_sub(component);
+                    sum = sum.wrapping_add(component >> by);
+                }
+                sum.wrapping_add((last & mask(bits)) >> by)
             };
             Some(RefValue::ring(bits - by, shape, values.iter().map(cut).collect()).unwrap())
         }
@@ -118,6 +123,7 @@ fn drawn(op: &Op, args: &[(&RefValue, &Ty)], random: &mut Rng) -> Option<RefValu
 /// A norm of rows of one operand.
 #[derive(Clone, Copy)]
 struct Norm {
+    setting: Setting,
     columns: usize,
     scale: u8,
     length: u8,
@@ -131,7 +137,7 @@ impl Norm {
     fn module(self, rows: usize) -> Module {
         let (eps, length, scale) = (self.eps.into(), self.length, NORM_SCALE);
         let op = if self.centred { Op::LayerNorm { eps, length, scale } } else { Op::RmsNorm { eps, length, scale } };
-        module(op, (rows, self.columns), self.scale, 60)
+        Module { setting: self.setting, ..module(op, (rows, self.columns), self.scale, 60) }
     }
 
     /// What it is of integers.
@@ -162,15 +168,17 @@ impl Norm {
         .collect()
     }
 
-    /// Rows of every length from `2^from` units on, a quarter of a bit apart, with and without one entry 300 times the
-    /// others.
+    /// Rows of every length from `2^from` units on, a quarter of a bit apart: plain, with one entry 300 times the others,
+    /// and with a mean as large as their deviation.
     fn rows(self, from: i32, random: &mut Rng) -> Vec<(f64, Vec<i64>)> {
         let mut rows = Vec::new();
         for quarter in 4 * from..4 * i32::from(self.length) {
-            for outlier in [false, true] {
+            for kind in 0..3 {
                 let mut row: Vec<f64> = (0..self.columns).map(|_| normal(random)).collect();
-                if outlier {
-                    row[self.columns / 3] = 300.0;
+                match kind {
+                    1 => row[self.columns / 3] = 300.0,
+                    2 => row.iter_mut().for_each(|x| *x += 1.0),
+                    _ => {}
                 }
                 let log = f64::from(quarter) / 4.0;
                 let norm = libm::sqrt(row.iter().map(|x| x * x).sum::<f64>());
@@ -186,9 +194,11 @@ impl Norm {
 #[test]
 fn norms_of_rows_of_any_length() {
     let mut random = Rng::with_seed(1);
-    for (columns, scale, length) in [(48, 20, 27), (96, 16, 31), (64, 20, 36), (576, 20, 43), (80, 20, 46)] {
+    let sizes = [(48, 20, 27), (96, 16, 31), (64, 20, 36), (576, 20, 43), (80, 20, 46)];
+    let settings = [Setting::ThreeParty, Setting::Dealer];
+    for ((columns, scale, length), setting) in sizes.into_iter().flat_map(|s| settings.map(|setting| (s, setting))) {
         for eps in [1e-5, 1e-6, 1e-12, 0.0] {
-            let norm = Norm { columns, scale, length, eps, centred: false };
+            let norm = Norm { setting, columns, scale, length, eps, centred: false };
             let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(8, &mut random).into_iter().unzip();
             let errors = norm.errors(&rows, Some(&mut random));
             for (log, error) in logs.iter().zip(&errors) {
@@ -205,7 +215,7 @@ fn norms_of_rows_of_any_length() {
                     log if log < 42.0 => 1e-4,
                     _ => 2e-3,
                 };
-                assert!(*error <= most, "{columns} columns, eps {eps:e}, length 2^{log}: {error:.1e}");
+                assert!(*error <= most, "{setting:?}, {columns} columns, eps {eps:e}, length 2^{log}: {error:.1e}");
             }
             let plain = norm.errors(&rows, None).into_iter().fold(0.0, f64::max);
             assert!(plain < 2e-3, "the reference's own choices: {plain:.1e}");
@@ -217,7 +227,7 @@ fn norms_of_rows_of_any_length() {
 #[test]
 fn norms_of_the_longest_rows() {
     let mut random = Rng::with_seed(2);
-    let norm = Norm { columns: 32, scale: 20, length: 50, eps: 1e-5, centred: false };
+    let norm = Norm { setting: Setting::ThreeParty, columns: 32, scale: 20, length: 50, eps: 1e-5, centred: false };
     let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(20, &mut random).into_iter().unzip();
     for (log, error) in logs.iter().zip(norm.errors(&rows, Some(&mut random))) {
         assert!(error < if *log < 42.0 { 1e-4 } else { 5e-2 }, "length 2^{log}: {error:.1e}");
@@ -229,7 +239,7 @@ fn norms_of_the_longest_rows() {
 fn norms_of_the_shortest_rows() {
     for (eps, centred) in [(0.0, false), (1e-12, false), (1e-5, false), (0.0, true), (1e-5, true)] {
         for length in [20, 41] {
-            let norm = Norm { columns: 16, scale: 20, length, eps, centred };
+            let norm = Norm { setting: Setting::ThreeParty, columns: 16, scale: 20, length, eps, centred };
             let mut unit = vec![0; 16];
             unit[5] = 1;
             let errors = norm.errors(&[vec![0; 16], unit.clone()], Some(&mut Rng::with_seed(3)));
@@ -245,7 +255,7 @@ fn norms_of_the_shortest_rows() {
 /// What a level below holds of a long row has wrapped: whatever the shares are, it counts for nothing.
 #[test]
 fn wrapped_statistics_are_multiplied_by_zero() {
-    let norm = Norm { columns: 48, scale: 20, length: 44, eps: 1e-5, centred: false };
+    let norm = Norm { setting: Setting::ThreeParty, columns: 48, scale: 20, length: 44, eps: 1e-5, centred: false };
     let mut random = Rng::with_seed(5);
     let rows: Vec<Vec<i64>> = norm.rows(32, &mut random).into_iter().map(|(_, row)| row).collect();
     let module = norm.module(rows.len());
@@ -267,7 +277,14 @@ fn wrapped_statistics_are_multiplied_by_zero() {
 fn layer_norm_centres_exactly() {
     let mut random = Rng::with_seed(6);
     for (columns, mean) in [(96, 0.0), (96, 300.0), (96, 3000.0), (1024, 3000.0), (1024, -300.0)] {
-        let norm = Norm { columns, scale: 20, length: 38 - u8::from(columns == 1024), eps: 1e-5, centred: true };
+        let norm = Norm {
+            setting: Setting::ThreeParty,
+            columns,
+            scale: 20,
+            length: 38 - u8::from(columns == 1024),
+            eps: 1e-5,
+            centred: true,
+        };
         let row = |random: &mut Rng| -> Vec<i64> {
             (0..columns).map(|_| libm::round(libm::ldexp(normal(random) + mean, 20)) as i64).collect()
         };
@@ -403,13 +420,8 @@ fn positive_parts_over_sums_of_any_size() {
     let (columns, scale, eps) = (16, 16, libm::exp2(-6.0));
     for max_log2 in [10, 20, 26] {
         let largest = libm::exp2(f64::from(max_log2) - 5.0);
-        let op = Op::RatioSoftmax {
-            square: false,
-            shift: 0f32.into(),
-            eps: (eps as f32).into(),
-            min_log2: -6,
-            max_log2,
-        };
+        let op =
+            Op::RatioSoftmax { square: false, shift: 0f32.into(), eps: (eps as f32).into(), min_log2: -6, max_log2 };
         let mut sizes = vec![0.0];
         sizes.extend((-8..max_log2.into()).map(|j| libm::ldexp(largest, j - i32::from(max_log2))));
         let mut score = |size: f64| libm::round(libm::ldexp(size * (2.0 * random.f64() - 1.0), scale)) as i64;

@@ -329,7 +329,7 @@ pub(super) static CUT: Description = Description {
     }),
     meaning: Some(|op, e| {
         let Op::Cut { by } = *op else { return Err(e.other()) };
-        linear::cut(e.operand()?, by)
+        linear::cut(e.operand()?, by, e.setting.protocol().components)
     }),
     ..ARITHMETIC
 };

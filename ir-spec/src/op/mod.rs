@@ -303,12 +303,13 @@ ops! {
         /// The new ring bits.
         bits: u8,
     } => linear::NARROW;
-    /// ⌊x / 2^by⌋ less 0, 1 or 2, as the shares decide, modulo the smaller ring; the reference takes 1. Every component is
+    /// ⌊x / 2^by⌋ less a number from 0 to one less than a secret has components (3 in `3pc`, 2 in `2pc-dealer`), as the
+    /// shares decide, modulo the smaller ring; the reference takes half of that number on average. Every component is
     /// shifted where it is, and nothing is sent.
     ///
     /// Components `x_i = 2^by h_i + l_i` add up to `x` modulo the larger ring, so the `h_i` do to `(x − Σ l_i) / 2^by`
-    /// modulo the smaller one. No wrap matters, and so no bound. Uniform components give `x / 2^by − 3/2` on average with a
-    /// variance of 1/4. No rounds, no bits; semi-honest: nobody sees more than the shares that he had, which his own view
+    /// modulo the smaller one. No wrap matters, and so no bound. Uniform components give `x / 2^by − c/2` on average with a
+    /// variance of `c/12`, where there are `c`. No rounds, no bits; semi-honest: nobody sees more than the shares that he had, which his own view
     /// simulates.
     Cut {
         /// Dropped fraction bits, a multiple of 8.

@@ -4,11 +4,13 @@ use super::{RefData, RefValue, Rounding, concrete, map_elements, mismatch, signe
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim};
 use crate::op::Op;
+use crate::settings::Setting;
 use crate::ty::Ty;
 
 /// What the meaning of an op is given: operands with their types, the result's type, and its shape for the step's sizes.
 pub struct Evaluation<'a> {
     pub(super) op: &'a Op,
+    pub(crate) setting: Setting,
     pub(crate) args: &'a [&'a RefValue],
     pub(super) types: &'a [&'a Ty],
     pub(crate) ty: &'a Ty,

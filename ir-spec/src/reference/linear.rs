@@ -37,13 +37,23 @@ pub(crate) fn truncate(x: &RefValue, by: u8, rounding: Rounding) -> Result<RefVa
     RefValue::ring(bits, x.shape.clone(), out)
 }
 
-/// `⌊x / 2^by⌋ − 1` in a ring of `by` bits less: what uniform shares give most often.
-pub(crate) fn cut(x: &RefValue, by: u8) -> Result<RefValue> {
+/// `⌊x / 2^by⌋` in a ring of `by` bits less, less half of what `components` shares can lose: a whole number, or one of its
+/// two neighbours as the element's position says.
+pub(crate) fn cut(x: &RefValue, by: u8, components: u8) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     let left =
         bits.checked_sub(by).filter(|left| *left > 0).ok_or_else(|| mismatch(format!("{bits} bits cut by {by}")))?;
-    let cut = |v: &u64| ((signed(*v, bits) >> by) as u64).wrapping_sub(1);
-    RefValue::ring(left, x.shape.clone(), values.iter().map(cut).collect())
+    let twice = u64::from(components.saturating_sub(1));
+    let cut = |(at, v): (usize, &u64)| {
+        let lost = (twice + (spread(at) & twice)) / 2;
+        ((signed(*v, bits) >> by) as u64).wrapping_sub(lost)
+    };
+    RefValue::ring(left, x.shape.clone(), values.iter().enumerate().map(cut).collect())
+}
+
+/// 0 or 1, by a position; as often one as the other.
+fn spread(at: usize) -> u64 {
+    (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63
 }
 
 /// The low `bits`.

@@ -2,7 +2,7 @@
 //!
 //! Every op's meaning stands in its description ([`crate::op`]); here are the values and what meanings are written with.
 //! A ring element is the low `bits` of a `u64`, in two's complement. `truncate` is the floor, or rounds by drawn numbers
-//! as it does by shares: see [`Rounding`]. `cut` is the floor less 1, where shares give the floor less 0, 1 or 2. A whole
+//! as it does by shares: see [`Rounding`]. `cut` loses what shares of the setting lose on average. A whole
 //! module runs by evaluating its ops in order, with sources given by the caller; that is the setting `plain`. Threads share
 //! the elements of large values and change no result.
 
@@ -19,6 +19,7 @@ use crate::dim::{Bindings, Dim};
 use crate::norms::Measure;
 use crate::op::Op;
 use crate::plain::{Data, Tensor};
+use crate::settings::Setting;
 use crate::ty::{Elem, Ty};
 pub use evaluation::Evaluation;
 use rayon::prelude::*;
@@ -174,22 +175,23 @@ fn zip_elements<A: Sync, B: Sync, U: Send>(a: &[A], b: &[B], f: impl Fn(&A, &B) 
     Ok(out)
 }
 
-/// The result of one op where divisions round down.
+/// The result of one op in the setting `3pc` where divisions round down.
 ///
 /// As [`eval_rounded`].
 ///
 /// # Errors
 /// Those of [`eval_rounded`].
 pub fn eval(op: &Op, args: &[(&RefValue, &Ty)], ty: &Ty, sizes: &Bindings) -> Result<RefValue> {
-    eval_rounded(op, args, ty, sizes, Rounding::Floor)
+    eval_rounded(Setting::ThreeParty, op, args, ty, sizes, Rounding::Floor)
 }
 
-/// The result of one op.
+/// The result of one op, as shares of a setting give it.
 ///
 /// Operands come with their types. `ty` is the type of the result, `sizes` the values of its symbols. `reveal` and
 /// `set_state` return their operand. Errors: `E0380` when an operand is not what the op takes, `E0382` when the op is a
 /// source (its value is given), `E0383` when an index is out of range, `E0384` when a value is too large.
 pub fn eval_rounded(
+    setting: Setting,
     op: &Op,
     args: &[(&RefValue, &Ty)],
     ty: &Ty,
@@ -201,7 +203,19 @@ pub fn eval_rounded(
         .meaning
         .ok_or_else(|| Diagnostic::internal("E0382", format!("the value of {} is given, not computed", op.name())))?;
     let (args, types): (Vec<_>, Vec<_>) = args.iter().copied().unzip();
-    meaning(op, &Evaluation { op, args: &args, types: &types, ty, shape: concrete(&ty.shape, sizes)?, sizes, rounding })
+    meaning(
+        op,
+        &Evaluation {
+            op,
+            setting,
+            args: &args,
+            types: &types,
+            ty,
+            shape: concrete(&ty.shape, sizes)?,
+            sizes,
+            rounding,
+        },
+    )
 }
 
 /// The shape for the values of its symbols.

@@ -249,5 +249,5 @@ fn one(
         let value = value.ok_or_else(|| Diagnostic::internal("E0386", "an operand was freed too early"))?;
         args.push((value, module.ty(*a)));
     }
-    eval_rounded(&node.op, &args, &node.ty, &bound.bindings, rounding)
+    eval_rounded(module.setting, &node.op, &args, &node.ty, &bound.bindings, rounding)
 }

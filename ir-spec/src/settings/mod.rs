@@ -36,6 +36,9 @@ pub struct Protocol {
     pub product: fn(Sharing, Sharing) -> Option<Sharing>,
     /// The form of a matrix product.
     pub matrix_product: fn(Sharing, Sharing) -> Option<Sharing>,
+    /// Numbers that add up to a secret. What a `cut` of `x` by `2^k` loses follows: of `c` uniform ones, `c/2` of a unit on
+    /// average, with a variance of `c/12`.
+    pub components: u8,
     /// Number of ways in which logical roles can be given to parties.
     pub rotations: u8,
     /// What an op sends, in logical roles. Composite ops send nothing.

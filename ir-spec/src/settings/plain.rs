@@ -10,6 +10,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     parties: &[Party::Client],
     product: one_form,
     matrix_product: one_form,
+    components: 1,
     rotations: 1,
     traffic: |_, _| Traffic::default(),
     setup: |_, _| [0; 3],

@@ -26,6 +26,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
         (Sharing::Shared, Sharing::Shared) => Some(Sharing::Sum3),
         _ => None,
     },
+    components: 3,
     rotations: 3,
     traffic,
     // The server sends the helper's component, the one that no key makes.

@@ -7,7 +7,7 @@ use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::Plan;
-use ombra_ir::reference::{self, RefValue, encode, encode_as};
+use ombra_ir::reference::{self, RefValue, Rounding, encode, encode_as};
 use ombra_ir::ty::axis_of;
 use ombra_ir::{Bindings, Diagnostic, Result, bind};
 
@@ -24,7 +24,7 @@ use crate::settings::words::movement::slice;
 /// are taken from the plan folder, so this works only where the provider's files are.
 ///
 /// # Errors
-/// `E1001`, `E1003` without the private weights, and those of [`reference::eval`].
+/// `E1001`, `E1003` without the private weights, and those of [`reference::eval_rounded`].
 pub fn compare(folder: &PlanFolder, outcome: &Outcome) -> Result<Comparison> {
     let mut comparison = Comparison::default();
     compare_too(folder, outcome, &mut comparison)?;
@@ -217,7 +217,7 @@ impl Clear<'_> {
             _ => {
                 let types = self.module.node(id).args.iter().map(|arg| self.module.ty(*arg));
                 let args: Vec<_> = args.iter().copied().zip(types).collect();
-                reference::eval(op, &args, ty, &bound.bindings)
+                reference::eval_rounded(self.module.setting, op, &args, ty, &bound.bindings, Rounding::Floor)
             }
         }
     }

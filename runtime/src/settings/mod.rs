@@ -19,6 +19,7 @@ use std::sync::Arc;
 use ombra_ir::bind::Bound;
 use ombra_ir::module::{Id, Module, Node, Party};
 use ombra_ir::op::Op;
+use ombra_ir::schedule::of_server;
 use ombra_ir::settings::{Setting, Traffic};
 use ombra_ir::{Diagnostic, Result};
 
@@ -55,7 +56,14 @@ pub fn begin(
 pub fn check(module: &Module) -> Result<()> {
     match module.setting {
         Setting::ThreeParty => check_kernels::<Rep3>(module),
-        Setting::Dealer => check_kernels::<Dealer>(module),
+        Setting::Dealer => {
+            let weights = |node: &Node| node.args.get(1).is_some_and(|&table| of_server(module, table));
+            if module.ops.iter().any(|node| matches!(node.op, Op::Embed) && !weights(node)) {
+                let what = "a lookup in a table that is no private weight has no kernel in the setting 2pc-dealer";
+                return Err(Diagnostic::internal("E0815", what));
+            }
+            check_kernels::<Dealer>(module)
+        }
         Setting::Plain => Err(no_parties()),
     }
 }

@@ -6,7 +6,7 @@ use ombra_ir::bind::concrete;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::Tensor;
-use ombra_ir::reference::{RefData, RefValue, encode_as, eval};
+use ombra_ir::reference::{RefData, RefValue, Rounding, encode_as, eval_rounded};
 use ombra_ir::{Bindings, Diagnostic, Result};
 
 use super::{Begun, Given, Side, Site};
@@ -49,7 +49,7 @@ impl Side for Plain {
             (op, _) => {
                 let types = node.args.iter().map(|arg| site.module.ty(*arg));
                 let args: Vec<_> = args.iter().map(|arg| &**arg).zip(types).collect();
-                eval(op, &args, &node.ty, &site.bound.bindings)?
+                eval_rounded(site.module.setting, op, &args, &node.ty, &site.bound.bindings, Rounding::Floor)?
             }
         };
         match &node.op {

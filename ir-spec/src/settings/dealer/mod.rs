@@ -19,6 +19,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     parties: &Party::ALL,
     product: super::plain::one_form,
     matrix_product: super::plain::one_form,
+    components: 2,
     rotations: 1,
     traffic,
     // The server sends the dealer what its key with the client does not make.

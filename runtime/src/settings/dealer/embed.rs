@@ -78,7 +78,7 @@ pub async fn embed(cx: &Cx, ids: Option<&[i64]>, sums: &Sums<'_>, sizes: Table) 
             }
             cx.send_bytes(1, &others);
             cx.send_planes(1, &plane, 1, tokens);
-            let own = plus((sums.first)(&unpacked(&vectors, tokens, rows))?, &dealt(0)?);
+            let own = plus(sums_of(sums.first, &vectors, rows)?, &dealt(0)?);
             cx.round().await;
             cx.round().await;
             let (v, t) = (cx.take(1, count, bits)?, dealt(1)?);
@@ -94,7 +94,7 @@ pub async fn embed(cx: &Cx, ids: Option<&[i64]>, sums: &Sums<'_>, sizes: Table) 
             cx.round().await;
             let others = cx.take_with(0, tokens * bytes, <[u8]>::to_vec)?;
             let plane = cx.take_planes(0, 1, tokens)?;
-            let product = negative((sums.whole)(&unpacked(&others, tokens, rows))?);
+            let product = negative(sums_of(sums.whole, &others, rows)?);
             let own = plus(product, &cx.take(2, count, bits)?);
             let t = cx.take(2, count, bits)?;
             cx.send(0, &plus(own.clone(), &cx.draw(2, Purpose::Mask, 0, count)?), bits);
@@ -108,7 +108,7 @@ pub async fn embed(cx: &Cx, ids: Option<&[i64]>, sums: &Sums<'_>, sizes: Table) 
         }
         (2, None) => {
             let (vectors, masks) = (drawn()?, bit_masks()?);
-            cx.send(1, &minus((sums.second)(&unpacked(&vectors, tokens, rows))?, &dealt(0)?), bits);
+            cx.send(1, &minus(sums_of(sums.second, &vectors, rows)?, &dealt(0)?), bits);
             let u = cx.draw(2, Purpose::Mask, 0, count)?;
             let products = u.iter().enumerate().map(|(i, u)| bit(&masks, token_of(i)).wrapping_mul(*u)).collect();
             cx.send(1, &minus(products, &dealt(1)?), bits);
@@ -120,10 +120,17 @@ pub async fn embed(cx: &Cx, ids: Option<&[i64]>, sums: &Sums<'_>, sizes: Table) 
     }
 }
 
-/// Bits of `rows` in whole bytes for every token, as words 0 and 1.
-fn unpacked(bytes: &[u8], tokens: usize, rows: usize) -> Vec<u64> {
-    let width = rows.div_ceil(8);
-    (0..tokens)
-        .flat_map(|token| (0..rows).map(move |row| u64::from(bytes[token * width + row / 8] >> (row % 8) & 1)))
-        .collect()
+/// Tokens whose vectors are words at once.
+const BATCH: usize = 16;
+
+/// The sums of every token's vector, bits of `rows` in whole bytes: some tokens at once, as words 0 and 1.
+fn sums_of(sum: OfOne<'_>, bytes: &[u8], rows: usize) -> Result<Vec<u64>> {
+    let width = rows.div_ceil(8).max(1);
+    let mut sums = Vec::new();
+    for bytes in bytes.chunks(BATCH * width) {
+        let vectors = bytes.chunks_exact(width);
+        let words = vectors.flat_map(|vector| (0..rows).map(|row| u64::from(vector[row / 8] >> (row % 8) & 1)));
+        sums.extend(sum(&words.collect::<Vec<_>>())?);
+    }
+    Ok(sums)
 }

@@ -10,10 +10,11 @@ use ombra_ir::{Diagnostic, Result};
 use super::products::{mismatch, negative};
 use super::share::{BitShare, Share};
 use super::value::{Value, unexpected};
+use super::{Part, times};
 use crate::backend::bits as planes;
 use crate::settings::Site;
 use crate::settings::rep3::share::ring_mask;
-use crate::settings::words::broadcast::{broadcast_shape, expand, volume, zip};
+use crate::settings::words::broadcast::{expand, volume, zip};
 use crate::settings::words::movement;
 use crate::settings::words::product::Plan;
 
@@ -163,6 +164,17 @@ fn product(
     let [x, y] = args else { return Err(missing()) };
     let (xs, ys) = (shape_of(site, 0)?, shape_of(site, 1)?);
     match (&**x, &**y) {
+        (Value::Public(x), matrix @ Value::Matrix(_)) => {
+            let Op::MatMul { trans_b } = site.node().op else { return Err(missing()) };
+            // Client and server multiply the term of the weight that is their share of it.
+            let part = match role(site) {
+                0 => Part::First,
+                1 => Part::Second,
+                _ => return Ok(Value::Share(Share::nothing())),
+            };
+            let words = times(role(site), part, (x, xs), (matrix, ys), trans_b, site.threads)?;
+            Ok(Value::Share(Share::of(words)))
+        }
         (Value::Public(x), Value::Public(y)) => f((x, xs), (y, ys)).map(Value::Public),
         (x, Value::Public(y)) => as_share(site, x, |words| f((words, xs), (y, ys))),
         (Value::Public(x), y) => as_share(site, y, |words| f((x, xs), (words, ys))),
@@ -222,10 +234,19 @@ fn moved(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Arc<Value>>) -> 
     }
 }
 
+/// The bits of an operand, broadcast to the result's shape.
+pub(super) fn wide_bits(site: Site<'_>, args: &[Arc<Value>], i: usize) -> Result<BitShare> {
+    let x = args.get(i).ok_or_else(missing)?.bits()?;
+    let shape = shape_of(site, i)?;
+    if shape == site.shape() {
+        return Ok(x.map(x.n, <[u64]>::to_vec));
+    }
+    map_bits(x, volume(site.shape())?, |words| expand(words, shape, site.shape()))
+}
+
 fn on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<BitShare> {
     let operand = |i: usize| args.get(i).ok_or_else(missing)?.bits();
     let (x, n) = (operand(0)?, volume(site.shape())?);
-    let wide = |x: &BitShare, shape: &[usize]| map_bits(x, n, |words| expand(words, shape, site.shape()));
     match op {
         // The complement is that of the client's share.
         Op::Not => Ok(x.map(x.n, |plane| {
@@ -236,9 +257,7 @@ fn on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<BitShare> {
             plane
         })),
         Op::Xor => {
-            let (xs, ys) = (shape_of(site, 0)?, shape_of(site, 1)?);
-            broadcast_shape(xs, ys)?;
-            let (x, y) = (wide(x, xs)?, wide(operand(1)?, ys)?);
+            let (x, y) = (wide_bits(site, args, 0)?, wide_bits(site, args, 1)?);
             let Some(other) = y.plane() else { return Ok(BitShare::nothing(n)) };
             Ok(x.map(n, |plane| plane.iter().zip(other).map(|(x, y)| x ^ y).collect()))
         }

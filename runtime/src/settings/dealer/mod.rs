@@ -170,6 +170,10 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
         _ => None,
     };
     let shapes = (0..node.args.len()).map(|i| shape_of(site, i).map(<[usize]>::to_vec)).collect::<Result<Vec<_>>>()?;
+    let wide = match node.op {
+        Op::And => Some([local::wide_bits(site, &args, 0)?, local::wide_bits(site, &args, 1)?]),
+        _ => None,
+    };
     let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
     let (out, op, own) = (site.shape().to_vec(), node.op.clone(), cx.clone());
     let kernel = async move {
@@ -206,9 +210,11 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
                     bits,
                 };
                 let table = arg(1)?;
-                let shape = [sizes.tokens, sizes.rows];
                 let sum = |part: Part| {
-                    move |vectors: &[u64]| times(role, part, (vectors, &shape), (table, table_shape), false, threads)
+                    move |vectors: &[u64]| {
+                        let shape = [vectors.len() / sizes.rows.max(1), sizes.rows];
+                        times(role, part, (vectors, &shape), (table, table_shape), false, threads)
+                    }
                 };
                 let (first, second, whole) = (sum(Part::First), sum(Part::Second), sum(Part::Whole));
                 embed(cx, ids.as_deref(), &Sums { first: &first, second: &second, whole: &whole }, sizes).await?
@@ -217,7 +223,8 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
                 return compare::msb(cx, &share(0)?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::And => {
-                return bits::and(cx, arg(0)?.bits()?, arg(1)?.bits()?).await.map(|x| Ended::Value(Value::Bits(x)));
+                let [x, y] = wide.as_ref().ok_or_else(missing)?;
+                return bits::and(cx, x, y).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::Reveal { .. } => return reveal(cx, &share(0)?, n, bits).await.map(Ended::Opened),
             _ => return Err(unexpected("an op that sends messages")),
