@@ -14,8 +14,8 @@ use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Diagnostic, Dim, Dims, Result, plain};
 
 use super::*;
+use crate::settings;
 use crate::settings::plain::Plain;
-use crate::settings::rep3::Rep3;
 use crate::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
 use crate::transport::{self, Session};
 
@@ -23,7 +23,7 @@ use crate::transport::{self, Session};
 struct Build(Module);
 
 impl Build {
-    fn new(sizes: &[(&str, u64)]) -> (Build, Vec<Dim>) {
+    fn new(setting: Setting, sizes: &[(&str, u64)]) -> (Build, Vec<Dim>) {
         let mut dims = Dims::default();
         let symbols = sizes
             .iter()
@@ -34,7 +34,7 @@ impl Build {
                 Dim::from(sym)
             })
             .collect();
-        let module = Module::empty("test".into(), Setting::ThreeParty, Stage::Scheduled, dims);
+        let module = Module::empty("test".into(), setting, Stage::Scheduled, dims);
         (Build(module), symbols)
     }
 
@@ -75,6 +75,7 @@ impl Build {
         let ty = infer(&op, &operands, declared.as_ref(), &TypeCx::of(&self.0))
             .unwrap_or_else(|violation| panic!("{}: {}", op.name(), violation.message));
         let origin = Origin { node: format!("node{}", self.0.ops.len()), ..Origin::default() };
+        let rot = rot % self.0.setting.protocol().rotations;
         self.0.ops.push(Node { op, args: args.to_vec(), ty, origin, rot });
         Id(self.0.ops.len() as u32 - 1)
     }
@@ -197,7 +198,7 @@ fn run_party(
     let key = agree_weight_key(party, &mut net)?;
     let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
     let weights = Arc::new(Weights::share(module, party, key.as_ref(), Arc::new(public.clone()), own, &mut net)?);
-    let mut run = Run::new(Arc::new(module.clone()), party, Rep3::new(keys, weights), 1).unwrap();
+    let mut run = settings::begin(Arc::new(module.clone()), party, keys, weights, 1).unwrap();
     let mut seen = Vec::new();
     for given in steps {
         session.meter().reset();
@@ -287,8 +288,12 @@ fn weight(tensors: &mut Tensors, name: &str, shape: &[usize], from: f32, step: f
 /// Embedding, products with public and private weights, a cache, causal rows: three steps with a growing cache.
 #[test]
 fn attention_like_block_with_a_cache() {
+    [Setting::ThreeParty, Setting::Dealer].into_iter().for_each(attention_like_block_with_a_cache_in);
+}
+
+fn attention_like_block_with_a_cache_in(setting: Setting) {
     let (mut public, mut own) = (Tensors::default(), Tensors::default());
-    let (mut b, dims) = Build::new(&[("seq", 8), ("past", 16)]);
+    let (mut b, dims) = Build::new(setting, &[("seq", 8), ("past", 16)]);
     let (seq, past, four) = (dims[0].clone(), dims[1].clone(), Dim::from(4));
     let all = past.add(&seq).unwrap();
     b.0.states.push(StateSlot {
@@ -359,8 +364,12 @@ fn attention_like_block_with_a_cache() {
 /// Comparisons, bits, movement and constants on a small ring: no truncation, so results are exact.
 #[test]
 fn exact_ops_on_a_small_ring() {
+    [Setting::ThreeParty, Setting::Dealer].into_iter().for_each(exact_ops_on_a_small_ring_in);
+}
+
+fn exact_ops_on_a_small_ring_in(setting: Setting) {
     let (public, own) = (Tensors::default(), Tensors::default());
-    let (mut b, dims) = Build::new(&[("seq", 8)]);
+    let (mut b, dims) = Build::new(setting, &[("seq", 8)]);
     let (seq, six) = (dims[0].clone(), Dim::from(6));
     let slot = b.input(DType::F32, &[seq.clone(), six.clone()]);
     let x = b.ring(Op::Input { slot }, (40, 4), Sharing::Shared, &[seq.clone(), six.clone()], 12);
@@ -420,7 +429,7 @@ fn exact_ops_on_a_small_ring() {
 #[test]
 fn every_party_ends_when_one_fails() {
     let mut own = Tensors::default();
-    let (mut b, _) = Build::new(&[]);
+    let (mut b, _) = Build::new(Setting::ThreeParty, &[]);
     let shape = [Dim::from(3)];
     let name = weight(&mut own, "w", &[3], 0.0, 0.5);
     let w = b.ring(Op::Weight { name }, (64, 8), Sharing::Shared, &shape, 12);
@@ -460,7 +469,7 @@ fn weights_beyond_their_declared_norms_are_refused() {
     measure.take(&values);
     let exact = measure.declared();
     let codes = |secret: bool, norms: Norms| -> Vec<&'static str> {
-        let (mut b, _) = Build::new(&[]);
+        let (mut b, _) = Build::new(Setting::ThreeParty, &[]);
         let shape = [Dim::from(2), Dim::from(2)];
         let sharing = if secret { Sharing::Shared } else { Sharing::Public };
         let name = "w".to_owned();
@@ -490,7 +499,7 @@ fn weights_beyond_their_declared_norms_are_refused() {
 #[test]
 fn faulty_messages_end_the_run() {
     let none = Tensors::default();
-    let (mut b, _) = Build::new(&[]);
+    let (mut b, _) = Build::new(Setting::ThreeParty, &[]);
     let shape = [Dim::from(70)];
     let slot = b.input(DType::F32, &shape);
     let x = b.ring(Op::Input { slot }, (64, 8), Sharing::Shared, &shape, 12);
@@ -511,5 +520,40 @@ fn faulty_messages_end_the_run() {
         let place = found.place.clone().unwrap_or_default();
         assert!(place.contains("truncate of node2") && place.ends_with("with server"), "{place}");
         assert!(errors.iter().all(|e| ["E0703", "E0705", "E0701"].contains(&e.code)), "{fault:?}: {errors:?}");
+    }
+}
+
+/// A matrix that is made block by block behind a public one, and bits of two shapes.
+#[test]
+fn public_rows_meet_private_matrices_and_bits_broadcast() {
+    for setting in [Setting::ThreeParty, Setting::Dealer] {
+        let (mut b, _) = Build::new(setting, &[]);
+        let (public, mut own) = (Tensors::default(), Tensors::default());
+        let (rows, inner, columns) = (Dim::from(2), Dim::from(200), Dim::from(100));
+        let x = b.public("rows", DType::F32, &[rows.clone(), inner.clone()]);
+        let declared = Ty::ring(64, 12, Sharing::Public, vec![rows, inner.clone()], 14);
+        let x = b.declared(Op::Encode { bits: 64, scale: 12 }, &[x], Some(declared), 0);
+        let w = weight(&mut own, "w", &[200, 100], -0.5, 0.1);
+        let w = b.ring(Op::Weight { name: w }, (64, 12), Sharing::Shared, &[inner, columns], 13);
+        let product = b.op(Op::MatMul { trans_b: false }, &[x, w]);
+        let product = b.op(Op::Truncate { by: 12 }, &[product]);
+        let slot = b.output(OutputKind::Tensor);
+        b.op(Op::Reveal { slot }, &[product]);
+
+        let slot = b.input(DType::F32, &[Dim::from(3), Dim::from(2)]);
+        let wide = b.ring(Op::Input { slot }, (64, 12), Sharing::Shared, &[Dim::from(3), Dim::from(2)], 16);
+        let slot = b.input(DType::F32, &[Dim::from(2)]);
+        let row = b.ring(Op::Input { slot }, (64, 12), Sharing::Shared, &[Dim::from(2)], 16);
+        let signs = [wide, row].map(|x| b.op(Op::Msb { width: 20, drop: 0 }, &[x]));
+        let both = b.op(Op::And, &signs);
+        let both = b.op(Op::BitToRing { bits: 64 }, &[both]);
+        let slot = b.output(OutputKind::Tensor);
+        b.op(Op::Reveal { slot }, &[both]);
+        let given = Given {
+            sizes: vec![],
+            public: vec![("rows".into(), floats(&[2, 200], -1.0, 0.2))],
+            client: vec![floats(&[3, 2], -2.0, 0.5), floats(&[2], -0.5, 0.25)],
+        };
+        check(&b.done(), &[given], &public, &own, 2.0 / 4096.0);
     }
 }

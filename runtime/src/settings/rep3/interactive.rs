@@ -8,6 +8,7 @@ use ombra_ir::op::Op;
 use ombra_ir::settings::rep3::is_interactive;
 use ombra_ir::{Diagnostic, bind};
 
+use super::local_ops::wide_bits;
 use super::setup::Matrix;
 use super::value::Value;
 use super::{Ended, Site};
@@ -48,9 +49,16 @@ pub(super) fn start(
         _ => None,
     };
     let shapes: Vec<Vec<usize>> = node.args.iter().map(|&arg| shape_of(arg)).collect();
+    let wide = match op {
+        Op::And if shapes.first() != shapes.get(1) => {
+            let wide = |i: usize| wide_bits(site, args.get(i).ok_or_else(too_few)?.bits()?, i);
+            Some([wide(0)?, wide(1)?])
+        }
+        _ => None,
+    };
     let kernel = async move {
         let cx = &own;
-        let arg = |i: usize| args.get(i).ok_or_else(|| Diagnostic::internal("E0811", "an op has too few operands"));
+        let arg = |i: usize| args.get(i).ok_or_else(too_few);
         let shared = match &op {
             Op::Input { .. } => input(cx, given, n, bits).await?,
             Op::Truncate { by } => truncate(cx, arg(0)?.operand()?, n, bits, *by).await?,
@@ -99,10 +107,10 @@ pub(super) fn start(
                 return msb(cx, arg(0)?.shared()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::And => {
-                let (x, y) = (arg(0)?.bits()?, arg(1)?.bits()?);
-                if x.n != y.n {
-                    return Err(Diagnostic::internal("E0811", "an `and` of bits of two shapes"));
-                }
+                let [x, y] = match &wide {
+                    Some([x, y]) => [x, y],
+                    None => [arg(0)?.bits()?, arg(1)?.bits()?],
+                };
                 return and(cx, x, y).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::Reveal { .. } => return reveal(cx, arg(0)?.shared()?, n, bits).await.map(Ended::Opened),
@@ -112,6 +120,10 @@ pub(super) fn start(
     };
     Task::new(cx.port(), site.party.index() as u8, node.rot, site.traffic, kernel)
         .map_err(|error| error.at(bind::place(site.module, site.id)))
+}
+
+fn too_few() -> Diagnostic {
+    Diagnostic::internal("E0811", "an op has too few operands")
 }
 
 fn shared_block(matrix: &Matrix, start: usize, count: usize) -> Result<Shared> {

@@ -14,7 +14,7 @@ use crate::backend::elementwise;
 use crate::settings::rep3::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int};
 use crate::settings::rep3::local::matmul::matmul;
 use crate::settings::rep3::share::Bits;
-use crate::settings::words::broadcast::{broadcast_shape, expand, volume};
+use crate::settings::words::broadcast::{expand, volume};
 use crate::settings::words::movement;
 
 /// Whether an op has a kernel here.
@@ -173,6 +173,12 @@ fn move_words(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Arc<Value>>
     }
 }
 
+/// The bits of operand `i`, broadcast to the result's shape.
+pub(super) fn wide_bits(site: Site<'_>, x: &Bits, i: usize) -> Result<Bits> {
+    let shape = operand_shape(site, i)?;
+    map_bits(x, volume(site.shape())?, |words| expand(words, shape, site.shape()))
+}
+
 fn run_on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<Bits> {
     let operand = |i: usize| args.get(i).ok_or_else(missing)?.bits();
     let x = operand(0)?;
@@ -190,14 +196,11 @@ fn run_on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<Bits> {
         }
         Op::Xor => {
             let y = operand(1)?;
-            let (xs, ys) = (operand_shape(site, 0)?, operand_shape(site, 1)?);
-            if xs == ys {
+            if operand_shape(site, 0)? == operand_shape(site, 1)? {
                 let xor = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x ^ y).collect();
                 return Ok(Bits::new(x.n, xor(&x.a, &y.a), xor(&x.b, &y.b)));
             }
-            let out = broadcast_shape(xs, ys)?;
-            let wide = |x: &Bits, shape: &[usize]| map_bits(x, volume(&out)?, |words| expand(words, shape, &out));
-            let (mut x, y) = (wide(x, xs)?, wide(y, ys)?);
+            let (mut x, y) = (wide_bits(site, x, 0)?, wide_bits(site, y, 1)?);
             planes::xor_assign(&mut x.a, &y.a);
             planes::xor_assign(&mut x.b, &y.b);
             Ok(x)
