@@ -218,7 +218,7 @@ fn norms_of_rows_of_any_length() {
                 assert!(*error <= most, "{setting:?}, {columns} columns, eps {eps:e}, length 2^{log}: {error:.1e}");
             }
             let plain = norm.errors(&rows, None).into_iter().fold(0.0, f64::max);
-            assert!(plain < 2e-3, "the reference's own choices: {plain:.1e}");
+            assert!(plain < 3e-3, "the own choices of the reference: {plain:.1e}");
         }
     }
 }
