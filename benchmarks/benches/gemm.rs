@@ -1,7 +1,7 @@
 //! Ring products: multiplications per second (criterion's elements), at the sizes of decoder layers.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ombra_runtime::backend::gemm::{MatRef, PackedB, gemm_acc, gemm_acc_at, gemm_packed_acc, gemm_packed_acc_at};
+use ombra_runtime::backend::gemm::{MatRef, gemm_acc, gemm_acc_at};
 use ombra_runtime::backend::isa::Isa;
 
 /// Prefill, square, large prefill, and small batches against a large weight.
@@ -26,14 +26,10 @@ fn products(c: &mut Criterion) {
         let a = MatRef::row_major(&a, m, k).expect("the buffer has this shape");
         let rows = MatRef::row_major(&b, k, n).expect("the buffer has this shape");
         let columns = MatRef::row_major(&b, n, k).expect("the buffer has this shape").transposed();
-        let packed = PackedB::pack(rows).expect("fits in memory");
         let mut out = vec![0; m * n];
         let mut group = c.benchmark_group(format!("gemm/{m}x{k}x{n}"));
         group.throughput(Throughput::Elements((m * k * n) as u64)).sample_size(10);
         for threads in [1, 2] {
-            group.bench_function(BenchmarkId::new("packed", threads), |bench| {
-                bench.iter(|| gemm_packed_acc(a, &packed, &mut out, threads));
-            });
             group.bench_function(BenchmarkId::new("plain", threads), |bench| {
                 bench.iter(|| gemm_acc(a, rows, &mut out, threads));
             });
@@ -50,14 +46,10 @@ fn levels(c: &mut Criterion) {
     let (a, b) = (numbers(m * k), numbers(k * n));
     let a = MatRef::row_major(&a, m, k).expect("the buffer has this shape");
     let b = MatRef::row_major(&b, k, n).expect("the buffer has this shape");
-    let packed = PackedB::pack(b).expect("fits in memory");
     let mut out = vec![0; m * n];
     let mut group = c.benchmark_group(format!("gemm-levels/{m}x{k}x{n}"));
     group.throughput(Throughput::Elements((m * k * n) as u64)).sample_size(10);
     for isa in Isa::available() {
-        group.bench_function(BenchmarkId::new("packed", isa.name()), |bench| {
-            bench.iter(|| gemm_packed_acc_at(isa, a, &packed, &mut out, 1));
-        });
         group.bench_function(BenchmarkId::new("plain", isa.name()), |bench| {
             bench.iter(|| gemm_acc_at(isa, a, b, &mut out, 1));
         });

@@ -118,17 +118,9 @@ impl std::error::Error for Diagnostic {}
 
 impl From<ombra_kernels::Error> for Diagnostic {
     fn from(error: ombra_kernels::Error) -> Self {
-        match error {
-            ombra_kernels::Error::Outside { rows, cols, row_stride, col_stride, len } => {
-                Diagnostic::internal("E0901", "matrix view reaches outside its buffer").note(format!(
-                    "{rows} x {cols} with strides {row_stride} and {col_stride} does not fit {len} elements"
-                ))
-            }
-            ombra_kernels::Error::NoMemory { rows, cols } => {
-                Diagnostic::input("E0902", format!("no memory for a packed {rows} x {cols} matrix"))
-                    .note("give the process more memory, or fewer or smaller private weights")
-            }
-        }
+        let ombra_kernels::Error::Outside { rows, cols, row_stride, col_stride, len } = error;
+        Diagnostic::internal("E0901", "matrix view reaches outside its buffer")
+            .note(format!("{rows} x {cols} with strides {row_stride} and {col_stride} does not fit {len} elements"))
     }
 }
 

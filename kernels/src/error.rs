@@ -16,11 +16,4 @@ pub enum Error {
         /// Elements of the buffer.
         len: usize,
     },
-    /// There is no memory for a packed matrix of this size.
-    NoMemory {
-        /// Rows of the matrix.
-        rows: usize,
-        /// Columns of the matrix.
-        cols: usize,
-    },
 }

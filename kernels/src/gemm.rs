@@ -1,23 +1,21 @@
 //! Matrix product on Z_2^64: `C += A B`, wrapping, for operands of any strides.
 //!
 //! The blocking is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): a panel
-//! of B stays in the first cache, a block of A in the second, and a tile of C in registers. A static right operand is
-//! packed once as [`PackedB`]. With few rows B is streamed once, unpacked. All paths give the same bits.
+//! of B stays in the first cache, a block of A in the second, and a tile of C in registers. With few rows B is streamed
+//! once, unpacked. All paths give the same bits.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use zeroize::Zeroize;
-
 use super::Error;
-use super::gemm_kernels::{Block, Line, MR, NR, axpy, axpy4, dots, prefetch, tile, words, words_mut};
+use super::gemm_kernels::{Block, Line, MR, NR, axpy, axpy4, dots, tile, words_mut};
 use super::isa::Isa;
 
 /// Steps of the inner dimension per panel.
 const KC: usize = 192;
 /// Rows of A per block.
 const MC: usize = 192;
-/// Columns of B packed at a time when B is not packed beforehand.
+/// Columns of B packed at a time.
 const NC: usize = 1536;
 /// Up to this many rows, B is streamed unpacked.
 const FEW_ROWS: usize = 8;
@@ -91,84 +89,6 @@ impl<'a> MatRef<'a> {
     }
 }
 
-/// A right operand laid out for the tile kernel: for each block of [`KC`] rows, panels of [`NR`] columns stored row by
-/// row, padded with zeros. The layout is the same on every machine. Wiped on drop.
-pub struct PackedB {
-    rows: usize,
-    cols: usize,
-    data: Vec<Line>,
-}
-
-impl PackedB {
-    /// Packs `b`. [`Error::NoMemory`] when the memory is not to be had.
-    pub fn pack(b: MatRef<'_>) -> Result<Self, Error> {
-        let mut packed = Self::zeros(b.rows, b.cols)?;
-        for (pc, block) in row_blocks(b.rows, b.cols, words_mut(&mut packed.data)) {
-            pack_right(b.part(pc, 0..b.cols), block);
-        }
-        Ok(packed)
-    }
-
-    /// Packs the `k` x `n` matrix whose row `i` the closure writes when called as `row(i, out)`, with rows in order
-    /// and `out` zeroed. [`Error::NoMemory`] when the memory is not to be had.
-    pub fn pack_rows(k: usize, n: usize, mut row: impl FnMut(usize, &mut [u64])) -> Result<Self, Error> {
-        let mut packed = Self::zeros(k, n)?;
-        let mut line = vec![0u64; if k == 0 { 0 } else { n }];
-        for (pc, block) in row_blocks(k, n, words_mut(&mut packed.data)) {
-            let kc = pc.len();
-            for (p, i) in pc.enumerate() {
-                line.fill(0);
-                row(i, &mut line);
-                scatter_row(&line, p, kc, block);
-            }
-        }
-        line.zeroize();
-        Ok(packed)
-    }
-
-    /// Number of rows: the inner dimension of the product.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Bytes of memory of the packed elements.
-    pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<Line>()
-    }
-
-    fn zeros(rows: usize, cols: usize) -> Result<Self, Error> {
-        let too_big = || Error::NoMemory { rows, cols };
-        let lines = cols.div_ceil(NR).checked_mul(NR / 8).and_then(|l| l.checked_mul(rows)).ok_or_else(too_big)?;
-        let mut data = Vec::new();
-        data.try_reserve_exact(lines).map_err(|_| too_big())?;
-        data.resize(lines, Line::ZERO);
-        Ok(PackedB { rows, cols, data })
-    }
-
-    /// Panel `q` of the rows `pc`.
-    fn panel(&self, pc: &Range<usize>, q: usize) -> &[u64] {
-        let panels = self.cols.div_ceil(NR);
-        &words(&self.data)[(pc.start * panels + q * pc.len()) * NR..][..pc.len() * NR]
-    }
-}
-
-impl Drop for PackedB {
-    fn drop(&mut self) {
-        words_mut(&mut self.data).zeroize();
-    }
-}
-
-/// The row ranges of the packed blocks of a `k` x `n` matrix, each with its part of the packed elements.
-fn row_blocks(k: usize, n: usize, packed: &mut [u64]) -> impl Iterator<Item = (Range<usize>, &mut [u64])> {
-    let width = n.div_ceil(NR) * NR;
-    steps(k, KC).zip(packed.chunks_mut((KC * width).max(1)))
-}
-
 /// `0..n` in ranges of at most `step`.
 fn steps(n: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(step).map(move |i| i..n.min(i + step))
@@ -192,10 +112,10 @@ pub fn gemm_acc_at(isa: Isa, a: MatRef<'_>, b: MatRef<'_>, c: &mut [u64], thread
         let (m, n) = (a.rows, b.cols);
         assert_eq!(Some(c.len()), m.checked_mul(n), "a result of {m} x {n} elements was expected");
         if n == 1 {
-            return product(isa, b.transposed(), Right::Plain(a.transposed()), Block::new(c, 1, m), threads);
+            return product(isa, b.transposed(), a.transposed(), Block::new(c, 1, m), threads);
         }
         let mut flipped = vec![0u64; m * n];
-        product(isa, b.transposed(), Right::Plain(a.transposed()), Block::new(&mut flipped, n, m), threads);
+        product(isa, b.transposed(), a.transposed(), Block::new(&mut flipped, n, m), threads);
         for (i, c) in c.chunks_exact_mut(n).enumerate() {
             for (j, c) in c.iter_mut().enumerate() {
                 *c = c.wrapping_add(flipped[j * m + i]);
@@ -203,49 +123,11 @@ pub fn gemm_acc_at(isa: Isa, a: MatRef<'_>, b: MatRef<'_>, c: &mut [u64], thread
         }
         return;
     }
-    product(isa, a, Right::Plain(b), Block::new(c, a.rows, b.cols), threads);
-}
-
-/// `c += a b` with a packed right operand and `c` row-major m x n, on at most `threads` threads.
-///
-/// # Panics
-/// When the shapes do not fit together.
-pub fn gemm_packed_acc(a: MatRef<'_>, b: &PackedB, c: &mut [u64], threads: usize) {
-    gemm_packed_acc_at(Isa::best(), a, b, c, threads);
-}
-
-/// [`gemm_packed_acc`] at a given vector level.
-///
-/// # Panics
-/// When the shapes do not fit together.
-pub fn gemm_packed_acc_at(isa: Isa, a: MatRef<'_>, b: &PackedB, c: &mut [u64], threads: usize) {
-    assert_eq!(a.cols, b.rows, "the inner dimensions of a product are equal");
-    let c = Block::new(c, a.rows, b.cols);
-    product(isa, a, Right::Packed { b, first_panel: 0 }, c, threads);
-}
-
-/// The right operand of a product, or a range of its columns.
-#[derive(Clone, Copy)]
-enum Right<'a> {
-    Plain(MatRef<'a>),
-    Packed { b: &'a PackedB, first_panel: usize },
-}
-
-impl Right<'_> {
-    /// The columns before panel `q` of this range, and those from it on.
-    fn split(self, q: usize) -> (Self, Self) {
-        match self {
-            Right::Plain(b) => {
-                let at = q * NR;
-                (Right::Plain(b.part(0..b.rows, 0..at)), Right::Plain(b.part(0..b.rows, at..b.cols)))
-            }
-            Right::Packed { b, first_panel } => (self, Right::Packed { b, first_panel: first_panel + q }),
-        }
-    }
+    product(isa, a, b, Block::new(c, a.rows, b.cols), threads);
 }
 
 /// Splits the product over threads: by columns when there are enough of them, else by rows.
-fn product(isa: Isa, a: MatRef<'_>, b: Right<'_>, c: Block<'_>, threads: usize) {
+fn product(isa: Isa, a: MatRef<'_>, b: MatRef<'_>, c: Block<'_>, threads: usize) {
     let (m, n) = (c.rows(), c.cols());
     if m == 0 || n == 0 || a.cols == 0 {
         return;
@@ -253,16 +135,13 @@ fn product(isa: Isa, a: MatRef<'_>, b: Right<'_>, c: Block<'_>, threads: usize) 
     let work = m.saturating_mul(n).saturating_mul(a.cols);
     let (panels, strips) = (n.div_ceil(NR), m.div_ceil(MR));
     if threads <= 1 || work <= SMALL || panels.max(strips) == 1 {
-        return match b {
-            Right::Plain(b) => unpacked(isa, a, b, c),
-            Right::Packed { b, first_panel } => packed(isa, a, b, first_panel, c),
-        };
+        return on_one_thread(isa, a, b, c);
     }
     let half = threads / 2;
     if panels >= threads || panels >= strips {
-        let at = (panels * half / threads).max(1);
-        let (b0, b1) = b.split(at);
-        let (c0, c1) = c.split_cols(at * NR);
+        let at = (panels * half / threads).max(1) * NR;
+        let (b0, b1) = (b.part(0..b.rows, 0..at), b.part(0..b.rows, at..b.cols));
+        let (c0, c1) = c.split_cols(at);
         rayon::join(|| product(isa, a, b0, c0, half), || product(isa, a, b1, c1, threads - half));
     } else {
         let at = (strips * half / threads).max(1) * MR;
@@ -289,8 +168,8 @@ fn with_scratch(left: usize, right: usize, f: impl FnOnce(&mut [u64], &mut [u64]
     });
 }
 
-/// One thread's product with an unpacked right operand.
-fn unpacked(isa: Isa, a: MatRef<'_>, b: MatRef<'_>, mut c: Block<'_>) {
+/// One thread's product.
+fn on_one_thread(isa: Isa, a: MatRef<'_>, b: MatRef<'_>, mut c: Block<'_>) {
     if a.rows <= FEW_ROWS && (b.col_stride == 1 || b.row_stride == 1) {
         return few_rows(isa, a, b, c);
     }
@@ -306,27 +185,6 @@ fn unpacked(isa: Isa, a: MatRef<'_>, b: MatRef<'_>, mut c: Block<'_>) {
                         let mut c = c.part(ic.start, jc.start + j, ic.len(), NR);
                         tiles(isa, pc.len(), left, b, &mut c);
                     }
-                }
-            }
-        }
-    });
-}
-
-/// One thread's product with the columns of `b` from a panel on, as many as `c` has.
-fn packed(isa: Isa, a: MatRef<'_>, b: &PackedB, first_panel: usize, mut c: Block<'_>) {
-    let (m, k, n) = (a.rows, a.cols, c.cols());
-    let panels = n.div_ceil(NR);
-    with_scratch(k.min(KC) * m.min(MC).next_multiple_of(MR), 0, |left, _| {
-        for pc in steps(k, KC) {
-            for ic in steps(m, MC) {
-                pack_left(a.part(ic.clone(), pc.clone()), left);
-                for q in 0..panels {
-                    // With one row the panels are only streamed, and the processor fetches ahead by itself.
-                    if m > 1 && q + 1 < panels {
-                        prefetch(b.panel(&pc, first_panel + q + 1));
-                    }
-                    let mut c = c.part(ic.start, q * NR, ic.len(), NR);
-                    tiles(isa, pc.len(), left, b.panel(&pc, first_panel + q), &mut c);
                 }
             }
         }
@@ -462,15 +320,11 @@ mod tests {
         let c = numbers(a.rows * b.cols, 7);
         let expected = naive(a, b, &c);
         let shape = format!("{}x{}x{}", a.rows, a.cols, b.cols);
-        let packed = PackedB::pack(b).expect("test sizes are small");
         for isa in Isa::available() {
             for threads in [1, 3] {
                 let mut got = c.clone();
                 gemm_acc_at(isa, a, b, &mut got, threads);
                 assert!(got == expected, "{shape} {} {threads} threads", isa.name());
-                let mut got = c.clone();
-                gemm_packed_acc_at(isa, a, &packed, &mut got, threads);
-                assert!(got == expected, "packed {shape} {} {threads} threads", isa.name());
             }
         }
     }
@@ -536,25 +390,6 @@ mod tests {
     }
 
     #[test]
-    fn rows_written_by_a_closure_pack_like_a_matrix() {
-        let (m, k, n) = (5, 400, 31);
-        let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-        let mut asked = Vec::new();
-        let packed = PackedB::pack_rows(k, n, |i, row| {
-            asked.push(i);
-            assert!(row.iter().all(|x| *x == 0));
-            row.copy_from_slice(&b[i * n..][..n]);
-        })
-        .expect("test sizes are small");
-        assert_eq!(asked, (0..k).collect::<Vec<_>>());
-        let a = MatRef::row_major(&a, m, k).expect("fits");
-        let mut c = vec![0; m * n];
-        gemm_packed_acc(a, &packed, &mut c, 1);
-        assert!(c == naive(a, MatRef::row_major(&b, k, n).expect("fits"), &vec![0; m * n]));
-        assert_eq!((packed.rows(), packed.cols(), packed.bytes()), (k, n, k * 48 * 8));
-    }
-
-    #[test]
     fn views_outside_their_buffer_are_refused() {
         let x = [0u64; 12];
         assert!(MatRef::new(&x, 3, 4, 4, 1).is_ok());
@@ -565,7 +400,5 @@ mod tests {
             let error = MatRef::new(&x, rows, cols, row_stride, col_stride).err();
             assert_eq!(error, Some(Error::Outside { rows, cols, row_stride, col_stride, len: 12 }));
         }
-        let error = PackedB::pack_rows(usize::MAX, 30, |_, _| ()).err();
-        assert_eq!(error, Some(Error::NoMemory { rows: usize::MAX, cols: 30 }));
     }
 }

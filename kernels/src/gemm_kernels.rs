@@ -19,15 +19,10 @@ impl Line {
     pub(super) const ZERO: Line = Line([0; 8]);
 }
 
-/// The elements of `lines`.
-pub(super) fn words(lines: &[Line]) -> &[u64] {
-    // SAFETY: `Line` is `[u64; 8]` with a greater alignment and no padding; the length stays within the allocation.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 8) }
-}
-
 /// The elements of `lines`, to write.
 pub(super) fn words_mut(lines: &mut [Line]) -> &mut [u64] {
-    // SAFETY: as in `words`; the borrow of `lines` is exclusive and every bit pattern is a valid element.
+    // SAFETY: `Line` is `[u64; 8]` with a greater alignment and no padding; the length stays within the allocation, the
+    // borrow of `lines` is exclusive and every bit pattern is a valid element.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 8) }
 }
 
@@ -200,18 +195,6 @@ each_isa! {
             *c = c.wrapping_add(sum);
         }
     }
-}
-
-/// Asks for `panel` to be brought near the processor.
-pub(super) fn prefetch(panel: &[u64]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in panel.chunks(8) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing, and the address lies inside a slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = panel;
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -44,47 +44,6 @@ each_isa! {
         x.iter_mut().zip(y).for_each(|(x, y)| *x = x.wrapping_mul(*y));
     }
 
-    /// `z += x y`.
-    ///
-    /// # Panics
-    /// When the lengths differ.
-    pub fn mul_acc(x: &[u64], y: &[u64], z: &mut [u64]) {
-        assert!(z.len() == x.len() && z.len() == y.len(), "operands of one shape");
-        z.iter_mut().zip(x).zip(y).for_each(|((z, x), y)| *z = z.wrapping_add(x.wrapping_mul(*y)));
-    }
-
-    /// `out = x + y`.
-    ///
-    /// # Panics
-    /// When the lengths differ.
-    pub fn add(x: &[u64], y: &[u64], out: &mut [u64]) {
-        assert!(out.len() == x.len() && out.len() == y.len(), "operands of one shape");
-        out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x.wrapping_add(*y));
-    }
-
-    /// `out = x - y`.
-    ///
-    /// # Panics
-    /// When the lengths differ.
-    pub fn sub(x: &[u64], y: &[u64], out: &mut [u64]) {
-        assert!(out.len() == x.len() && out.len() == y.len(), "operands of one shape");
-        out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x.wrapping_sub(*y));
-    }
-
-    /// `out = x y`.
-    ///
-    /// # Panics
-    /// When the lengths differ.
-    pub fn mul(x: &[u64], y: &[u64], out: &mut [u64]) {
-        assert!(out.len() == x.len() && out.len() == y.len(), "operands of one shape");
-        out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x.wrapping_mul(*y));
-    }
-
-    /// `x = -x`.
-    pub fn neg_assign(x: &mut [u64]) {
-        x.iter_mut().for_each(|x| *x = x.wrapping_neg());
-    }
-
     /// `x += c`.
     pub fn add_const_assign(x: &mut [u64], c: u64) {
         x.iter_mut().for_each(|x| *x = x.wrapping_add(c));
@@ -101,20 +60,6 @@ each_isa! {
             return x.fill(0);
         }
         x.iter_mut().for_each(|x| *x <<= s);
-    }
-
-    /// `x = floor(x / 2^s)` with `x` unsigned; zero from 64 bits on.
-    pub fn shr_logical_assign(x: &mut [u64], s: u32) {
-        if s >= 64 {
-            return x.fill(0);
-        }
-        x.iter_mut().for_each(|x| *x >>= s);
-    }
-
-    /// `x = floor(x / 2^s)` with `x` in two's complement; the sign from 63 bits on.
-    pub fn sar_assign(x: &mut [u64], s: u32) {
-        let s = s.min(63);
-        x.iter_mut().for_each(|x| *x = (x.cast_signed() >> s).cast_unsigned());
     }
 }
 
@@ -254,20 +199,10 @@ mod tests {
             check("sub_assign", &on(&|z| sub_assign(z, &y)), &u64::wrapping_sub);
             check("rsub_assign", &on(&|z| rsub_assign(z, &y)), &|x, y| y.wrapping_sub(x));
             check("mul_assign", &on(&|z| mul_assign(z, &y)), &u64::wrapping_mul);
-            check("mul_acc", &on(&|z| mul_acc(&y, &y, z)), &|x, y| x.wrapping_add(y.wrapping_mul(y)));
-            check("add", &on(&|z| add(&x, &y, z)), &u64::wrapping_add);
-            check("sub", &on(&|z| sub(&x, &y, z)), &u64::wrapping_sub);
-            check("mul", &on(&|z| mul(&x, &y, z)), &u64::wrapping_mul);
-            check("neg", &on(&|z| neg_assign(z)), &|x, _| x.wrapping_neg());
             check("add_const", &on(&|z| add_const_assign(z, u64::MAX - 3)), &|x, _| x.wrapping_sub(4));
             check("mul_const", &on(&|z| mul_const_assign(z, u64::MAX)), &|x, _| x.wrapping_neg());
             for s in [0, 1, 16, 63, 64, 200] {
                 check("shl", &on(&|z| shl_assign(z, s)), &|x, _| x.checked_shl(s).unwrap_or(0));
-                check("shr", &on(&|z| shr_logical_assign(z, s)), &|x, _| x.checked_shr(s).unwrap_or(0));
-                check("sar", &on(&|z| sar_assign(z, s)), &|x, _| {
-                    let sign = x.cast_signed() >> 63;
-                    x.cast_signed().checked_shr(s).unwrap_or(sign).cast_unsigned()
-                });
             }
         }
     }

@@ -24,6 +24,7 @@ pub(crate) mod lockstep;
 pub mod net;
 pub(crate) mod port;
 pub mod run;
+pub mod side;
 pub mod source;
 pub mod task;
 #[cfg(test)]

@@ -18,8 +18,8 @@ use ombra_ir::ty::axis_of;
 use ombra_ir::{Diagnostic, Result, Sym};
 
 use super::net::Net;
+use super::side::{Begun, Ended, Given, Side, Site, row_index};
 use super::task::Task;
-use crate::settings::{Begun, Ended, Given, Side, Site, row_index};
 
 /// Most ticks of a step: a plan with more rounds would run for days on any network.
 pub const MAX_TICKS: u32 = 1 << 22;

@@ -11,8 +11,8 @@ use std::task::Poll;
 
 use ombra_ir::{Diagnostic, Result};
 
-use super::wire;
 use crate::backend::bits;
+use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::exec::port::Port;
 use crate::prg::{Key, Label, Prg, UsedLabels};
 
@@ -206,12 +206,7 @@ impl Cx {
 
     /// Sends the low `bits` of every word to a role.
     pub(super) fn send(&self, to: u8, words: &[u64], bits: u8) {
-        self.send_iter(to, words.iter().copied(), bits);
-    }
-
-    /// Sends the low `bits` of every word to a role.
-    pub(super) fn send_iter(&self, to: u8, words: impl ExactSizeIterator<Item = u64>, bits: u8) {
-        wire::put_words(&mut self.port.outbox(self.party_of(to)), words, usize::from(bits / 8).max(1));
+        pack_ring(words, width(bits), &mut self.port.outbox(self.party_of(to)));
     }
 
     /// Sends `count` planes of `n` bits to a role.
@@ -232,8 +227,9 @@ impl Cx {
 
     /// The next `n` words of `bits` that a role sent in the round that just ended. E0802 when there are fewer.
     pub(super) fn take(&self, from: u8, n: usize, bits: u8) -> Result<Vec<u64>> {
-        let width = usize::from(bits / 8).max(1);
-        self.take_with(from, n * width, |bytes| wire::get_words(bytes, width))
+        let (width, mut words) = (width(bits), vec![0; n]);
+        self.take_with(from, n * (width / 8) as usize, |bytes| unpack_ring(bytes, width, &mut words))??;
+        Ok(words)
     }
 
     /// The next `count` planes of `n` bits that a role sent. E0802 when there are fewer.
@@ -249,4 +245,9 @@ impl Cx {
     pub(super) fn take_with<T>(&self, from: u8, len: usize, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         self.port.take_with(self.party_of(from), len, read)
     }
+}
+
+/// Bits of an element of `bits` on the wire: whole bytes, one at least.
+fn width(bits: u8) -> u32 {
+    (u32::from(bits) / 8).max(1) * 8
 }

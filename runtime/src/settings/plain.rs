@@ -9,8 +9,8 @@ use ombra_ir::plain::Tensor;
 use ombra_ir::reference::{RefData, RefValue, Rounding, encode_as, eval_rounded};
 use ombra_ir::{Bindings, Diagnostic, Result};
 
-use super::{Begun, Given, Side, Site};
 use crate::exec::TensorSource;
+use crate::exec::side::{Begun, Given, Side, Site};
 
 /// The party that has everything: weights, inputs and results.
 pub struct Plain {

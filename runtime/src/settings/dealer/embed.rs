@@ -21,7 +21,7 @@ use ombra_ir::{Diagnostic, Result};
 use super::products::{OfOne, minus, mismatch, negative, plus};
 use super::share::Share;
 use super::{Cx, Purpose};
-use crate::settings::row_index;
+use crate::exec::side::row_index;
 
 /// Sizes of a lookup.
 #[derive(Clone, Copy)]

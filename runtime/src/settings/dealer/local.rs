@@ -12,7 +12,7 @@ use super::share::{BitShare, Share};
 use super::value::{Value, unexpected};
 use super::{Part, times};
 use crate::backend::bits as planes;
-use crate::settings::Site;
+use crate::exec::side::Site;
 use crate::settings::rep3::share::ring_mask;
 use crate::settings::words::broadcast::{expand, volume, zip};
 use crate::settings::words::movement;

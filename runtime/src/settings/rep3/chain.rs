@@ -12,9 +12,10 @@ use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
 
 use super::local_ops::operand_shape;
+use super::role_of;
 use super::value::Value;
-use super::{Site, role_of};
 use crate::backend::elementwise::{Step, run_chain};
+use crate::exec::side::Site;
 use crate::settings::rep3::local::linear::Ring;
 use crate::settings::rep3::share::{Component, Shared, Sum};
 

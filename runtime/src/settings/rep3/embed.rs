@@ -22,8 +22,8 @@ use super::reshare::reshare_three;
 use super::{Cx, Purpose};
 use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::dpf::{self, DpfKey};
+use crate::exec::side::row_index;
 use crate::settings::rep3::share::Shared;
-use crate::settings::row_index;
 use crate::settings::words::broadcast::volume;
 
 /// Keys that are expanded at once, a row of the left operand each.

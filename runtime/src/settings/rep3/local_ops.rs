@@ -8,9 +8,10 @@ use ombra_ir::{Diagnostic, Result};
 
 use super::setup::Matrix;
 use super::value::Value;
-use super::{Site, chain, role_of};
+use super::{chain, role_of};
 use crate::backend::bits as planes;
 use crate::backend::elementwise;
+use crate::exec::side::Site;
 use crate::settings::rep3::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int};
 use crate::settings::rep3::local::matmul::matmul;
 use crate::settings::rep3::share::Bits;

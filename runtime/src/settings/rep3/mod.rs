@@ -36,7 +36,7 @@ use ombra_ir::op::{Class, Op};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::words::movement::slice;
-use super::{Begun, Ended, Given, Side, Site};
+use crate::exec::side::{Begun, Ended, Given, Side, Site};
 use local::linear::Ring;
 use setup::Weights;
 use share::{Component, Shared};

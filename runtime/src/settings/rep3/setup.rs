@@ -20,10 +20,10 @@ use super::local::linear::Ring;
 use super::share::{Component, Shared};
 use super::value::Value;
 use super::{Keys, Purpose};
+use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
 use crate::prg::{Key, Label, Prg};
-use crate::settings::wire;
 use crate::settings::words::broadcast::volume;
 
 /// Elements of a weight in one message.
@@ -191,7 +191,9 @@ impl Weights {
             while w2.len() < recipe.n {
                 let bytes = CHUNK.min(recipe.n - w2.len()) * width;
                 let payload = Zeroizing::new(net.recv(WEIGHTS_EPOCH, *tick, Party::Server, bytes as u64)?);
-                w2.extend(wire::words(&payload, width));
+                let start = w2.len();
+                w2.resize(start + payload.len() / width, 0);
+                unpack_ring(&payload, recipe.bits.into(), &mut w2[start..])?;
                 *tick += 1;
             }
             let shared = Shared { a: Component::Data(w2), b: Component::Zero };
@@ -202,7 +204,7 @@ impl Weights {
         if let (Party::Server, true, Some(Value::Ring(Ring::Shared(shared)))) = (party, recipe.secret, &made) {
             for chunk in shared.b.data().unwrap_or(&[]).chunks(CHUNK) {
                 let mut payload = Vec::new();
-                wire::put_words(&mut payload, chunk.iter().copied(), width);
+                pack_ring(chunk, recipe.bits.into(), &mut payload);
                 net.send(WEIGHTS_EPOCH, *tick, Party::Helper, payload)?;
                 *tick += 1;
             }

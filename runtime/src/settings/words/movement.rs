@@ -2,7 +2,7 @@
 //!
 //! Positions depend on public shapes, indices and masks only.
 
-use crate::settings::row_index;
+use crate::exec::side::row_index;
 use ombra_ir::{Diagnostic, Result};
 
 use super::broadcast::{strides, volume};
