@@ -519,7 +519,7 @@ mod tests {
         for (from, to, reason) in [
             ("connect_s", "conect_s", "unknown field `conect_s`"),
             ("party = \"server\"", "party = \"provider\"", "unknown party `provider`"),
-            ("party = \"server\"", "party = \"dealer\"", "not supported yet"),
+            ("party = \"server\"", "party = \"dealer\"", "the helper is listed as its own peer"),
             ("party = \"server\"", "party = \"client\"", "accepts no connections"),
             ("party = \"server\"", "party = \"helper\"", "its own peer"),
             ("listen = \"0.0.0.0:7001\"\n", "", "`listen` is missing"),
