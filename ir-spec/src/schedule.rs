@@ -103,16 +103,23 @@ pub fn setup_cost(module: &Module) -> Cost {
     cost
 }
 
-/// Whether the server knows a value: a private weight, or what is moved from one.
+/// Movements behind which a private weight is still known as one: what is further away counts as any other secret.
+const LONGEST_WALK: usize = 64;
+
+/// Whether the server knows a value: a private weight, or what is moved from one in a few ops.
 pub fn of_server(module: &Module, id: Id) -> bool {
-    let node = module.node(id);
-    match node.op {
-        Op::Weight { .. } => true,
-        Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::SetScale { .. } => {
-            node.args.first().is_some_and(|&arg| of_server(module, arg))
+    let mut node = module.node(id);
+    for _ in 0..LONGEST_WALK {
+        match (&node.op, node.args.first()) {
+            (Op::Weight { .. }, _) => return true,
+            (
+                Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::SetScale { .. },
+                Some(&arg),
+            ) => node = module.node(arg),
+            _ => return false,
         }
-        _ => false,
     }
+    false
 }
 
 impl Schedule {

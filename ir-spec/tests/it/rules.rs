@@ -144,3 +144,20 @@ fn push_refuses_what_the_verifier_would() {
     assert!(error.unwrap_err().message.starts_with("size_c1: "));
     assert_eq!(m.ops.len(), before + 1, "a refused op is not added");
 }
+
+/// A plan may be as long as it likes: how far away a weight is takes no more work and no stack.
+#[test]
+fn weights_are_known_through_a_few_movements() {
+    let mut m = module();
+    let ty = Ty::ring(64, 12, Sharing::Shared, vec![4.into(), 2.into()], 15);
+    let mut last = push_source(&mut m, Op::Weight { name: "w".into() }, ty, Origin::default()).unwrap();
+    let mut known = vec![ombra_ir::schedule::of_server(&m, last)];
+    for _ in 0..100_000 {
+        let shape = vec![4.into(), 2.into()];
+        last = push(&mut m, Op::Reshape { shape }, &[last], None, Origin::default()).unwrap();
+        known.push(ombra_ir::schedule::of_server(&m, last));
+    }
+    assert!(known[..60].iter().all(|known| *known) && known[70..].iter().all(|known| !*known));
+    let x = input(&mut m, 0, 20);
+    assert!(!ombra_ir::schedule::of_server(&m, x));
+}
