@@ -31,7 +31,7 @@ pub use ombra_ir::settings::dealer::dealt_bytes;
 pub async fn divide(cx: &Cx, x: &Share, n: usize, (from, to): (u8, u8), by: u8) -> Result<Share> {
     let width = dealt_bytes(from, to, by);
     if width == 0 {
-        return Ok(local(cx.role(), x, (from, to), by));
+        return Ok(local(cx.role(), x, from, by));
     }
     let bit = |plane: &[u64], i: usize| plane[i / 64] >> (i % 64) & 1;
     let mask = |key: u8| cx.draw(key, Purpose::BitMask, 0, words(n));
@@ -68,7 +68,7 @@ pub async fn divide(cx: &Cx, x: &Share, n: usize, (from, to): (u8, u8), by: u8) 
 }
 
 /// The quotient in a ring that the shift leaves: each party shifts its own share.
-pub fn local(role: u8, x: &Share, (from, _): (u8, u8), by: u8) -> Share {
+pub fn local(role: u8, x: &Share, from: u8, by: u8) -> Share {
     x.map(|words| shifted(role, words, from).iter().map(|word| unshifted(role, *word, from, by)).collect())
 }
 

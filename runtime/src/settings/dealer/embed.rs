@@ -22,19 +22,7 @@ use super::products::{OfOne, minus, mismatch, negative, plus};
 use super::share::Share;
 use super::{Cx, Purpose};
 use crate::exec::side::row_index;
-
-/// Sizes of a lookup.
-#[derive(Clone, Copy)]
-pub struct Table {
-    /// Rows of the table.
-    pub rows: usize,
-    /// Elements of a row.
-    pub columns: usize,
-    /// Ids looked up.
-    pub tokens: usize,
-    /// Ring bits.
-    pub bits: u8,
-}
+use crate::settings::rep3::embed::Table;
 
 /// `Σ_j b_j · rows_j` for every token's vector of words 0 and 1, `[tokens, rows]`: with the term of the table that client
 /// and server know, with that of the dealer, and with the whole table.

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
+use ombra_ir::Result;
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode_as;
-use ombra_ir::{Diagnostic, Result};
 
 use super::products::{mismatch, negative};
 use super::share::{BitShare, Share};
@@ -16,47 +16,8 @@ use crate::exec::side::Site;
 use crate::settings::rep3::share::ring_mask;
 use crate::settings::words::broadcast::{expand, volume, zip};
 use crate::settings::words::movement;
+use crate::settings::words::ops::{missing, moved, operand_shape, packed, unpacked};
 use crate::settings::words::product::Plan;
-
-/// Whether an op has a kernel here.
-pub(super) fn has_kernel(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Encode { .. }
-            | Op::Add
-            | Op::Sub
-            | Op::Neg
-            | Op::MulInt { .. }
-            | Op::AddInt { .. }
-            | Op::Upscale { .. }
-            | Op::SetScale { .. }
-            | Op::Mul
-            | Op::MatMul { .. }
-            | Op::ReduceSum { .. }
-            | Op::Narrow { .. }
-            | Op::Cut { .. }
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Concat { .. }
-            | Op::Expand { .. }
-            | Op::Gather { .. }
-            | Op::Pack
-            | Op::Unpack { .. }
-            | Op::RowSum { .. }
-            | Op::RowExpand { .. }
-            | Op::Xor
-            | Op::Not
-            | Op::Reshare
-            | Op::SetState { .. }
-    )
-}
-
-/// Concrete sizes of an operand.
-pub(super) fn shape_of<'a>(site: Site<'a>, i: usize) -> Result<&'a [usize]> {
-    let arg = site.node().args.get(i).ok_or_else(missing)?;
-    Ok(&site.bound.shapes[arg.index()])
-}
 
 /// This party's role in every op.
 pub(super) fn role(site: Site<'_>) -> u8 {
@@ -91,14 +52,14 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         }
         (Op::Mul, _) => product(site, args, |x, y| zip(x, y, site.shape(), u64::wrapping_mul))?,
         (Op::MatMul { trans_b }, _) => {
-            let plan = Plan::new(shape_of(site, 0)?, shape_of(site, 1)?, *trans_b)?;
+            let plan = Plan::new(operand_shape(site, 0)?, operand_shape(site, 1)?, *trans_b)?;
             product(site, args, |(x, _), (y, _)| {
                 let pair = [(Some(x.into()), Some(y.into()))];
                 Ok(plan.sum_of_products(&pair, site.threads)?.unwrap_or_default())
             })?
         }
         (Op::Concat { axis }, _) => concat(site, args, usize::from(*axis))?,
-        (op, x) => each(x, |words| moved(site, op, words, args.get(1)))?,
+        (op, x) => each(x, |words| moved(site, op, words, || args.get(1).ok_or_else(missing)?.plain(site.bound)))?,
     };
     Ok(Arc::new(value))
 }
@@ -140,7 +101,7 @@ fn both(
     alone: impl Fn(Vec<u64>) -> Vec<u64>,
 ) -> Result<Value> {
     let [x, y] = args else { return Err(missing()) };
-    let (xs, ys, out) = (shape_of(site, 0)?, shape_of(site, 1)?, site.shape());
+    let (xs, ys, out) = (operand_shape(site, 0)?, operand_shape(site, 1)?, site.shape());
     if let (Value::Public(x), Value::Public(y)) = (&**x, &**y) {
         return zip((x, xs), (y, ys), out, f).map(Value::Public);
     }
@@ -162,7 +123,7 @@ fn product(
     f: impl Fn((&[u64], &[usize]), (&[u64], &[usize])) -> Result<Vec<u64>>,
 ) -> Result<Value> {
     let [x, y] = args else { return Err(missing()) };
-    let (xs, ys) = (shape_of(site, 0)?, shape_of(site, 1)?);
+    let (xs, ys) = (operand_shape(site, 0)?, operand_shape(site, 1)?);
     match (&**x, &**y) {
         (Value::Public(x), matrix @ Value::Matrix(_)) => {
             let Op::MatMul { trans_b } = site.node().op else { return Err(missing()) };
@@ -191,7 +152,7 @@ fn as_share(site: Site<'_>, x: &Value, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -
 
 fn concat(site: Site<'_>, args: &[Arc<Value>], axis: usize) -> Result<Value> {
     let role = role(site);
-    let shapes = (0..args.len()).map(|i| shape_of(site, i)).collect::<Result<Vec<_>>>()?;
+    let shapes = (0..args.len()).map(|i| operand_shape(site, i)).collect::<Result<Vec<_>>>()?;
     let public = args.iter().all(|x| matches!(&**x, Value::Public(_)));
     if role == 2 && !public {
         return Ok(Value::Share(Share::nothing()));
@@ -208,36 +169,10 @@ fn concat(site: Site<'_>, args: &[Arc<Value>], axis: usize) -> Result<Value> {
     Ok(if public { Value::Public(words) } else { Value::Share(Share::of(words)) })
 }
 
-/// A linear map of the words of one operand.
-fn moved(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Arc<Value>>) -> Result<Vec<u64>> {
-    let shape = shape_of(site, 0)?;
-    let rows = || site.bound.rows(site.module, site.id);
-    match op {
-        Op::ReduceSum { axis } => movement::reduce_sum(words, shape, usize::from(*axis)),
-        Op::Transpose { perm } => movement::transpose(words, shape, perm),
-        Op::Slice { axis, start, .. } => {
-            let axis = usize::from(*axis);
-            let start = start.eval_usize(&site.bound.bindings)?;
-            let len = site.shape().get(axis).copied().unwrap_or(0);
-            movement::slice(words, shape, axis, start, len)
-        }
-        Op::Expand { .. } => expand(words, shape, site.shape()),
-        Op::Gather { axis } => {
-            let indices = index.ok_or_else(missing)?.plain(site.bound)?;
-            movement::gather(words, shape, usize::from(*axis), indices.as_i64()?)
-        }
-        Op::Pack => movement::pack(words, &rows()?.keep),
-        Op::Unpack { .. } => rows().and_then(|rows| movement::unpack(words, &rows.keep, rows.dense)),
-        Op::RowSum { .. } => movement::row_sum(words, &rows()?.lens),
-        Op::RowExpand { .. } => movement::row_expand(words, &rows()?.lens),
-        _ => Err(Diagnostic::internal("E0815", format!("{} has no kernel for these operands", op.name()))),
-    }
-}
-
 /// The bits of an operand, broadcast to the result's shape.
 pub(super) fn wide_bits(site: Site<'_>, args: &[Arc<Value>], i: usize) -> Result<BitShare> {
     let x = args.get(i).ok_or_else(missing)?.bits()?;
-    let shape = shape_of(site, i)?;
+    let shape = operand_shape(site, i)?;
     if shape == site.shape() {
         return Ok(x.map(x.n, <[u64]>::to_vec));
     }
@@ -265,12 +200,12 @@ fn on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<BitShare> {
             let mut parts = Vec::with_capacity(args.len());
             for i in 0..args.len() {
                 let Some(plane) = operand(i)?.plane() else { return Ok(BitShare::nothing(n)) };
-                parts.push((unpacked(plane, operand(i)?.n), shape_of(site, i)?));
+                parts.push((unpacked(plane, operand(i)?.n), operand_shape(site, i)?));
             }
             let parts: Vec<_> = parts.iter().map(|(words, shape)| (words.as_slice(), *shape)).collect();
             Ok(BitShare::of(n, packed(&movement::concat(&parts, usize::from(*axis))?)))
         }
-        _ => map_bits(x, n, |words| moved(site, op, words, args.get(1))),
+        _ => map_bits(x, n, |words| moved(site, op, words, || args.get(1).ok_or_else(missing)?.plain(site.bound))),
     }
 }
 
@@ -280,20 +215,4 @@ fn map_bits(x: &BitShare, n: usize, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> R
         Some(plane) => Ok(BitShare::of(n, packed(&f(&unpacked(plane, x.n))?))),
         None => Ok(BitShare::nothing(n)),
     }
-}
-
-fn unpacked(plane: &[u64], n: usize) -> Vec<u64> {
-    let mut words = vec![0; n];
-    planes::from_planes(plane, &mut words);
-    words
-}
-
-fn packed(words: &[u64]) -> Vec<u64> {
-    let mut plane = vec![0; planes::words(words.len())];
-    planes::to_planes(words, 1, &mut plane);
-    plane
-}
-
-pub(super) fn missing() -> Diagnostic {
-    Diagnostic::internal("E0811", "an op has too few operands")
 }

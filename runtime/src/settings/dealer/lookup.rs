@@ -22,7 +22,7 @@
 //! Simulator. `m` is under λ^0 and λ^1 from `k_0` and `k_2`, `v` under τ, the vector and both dealt elements under streams
 //! of `k_0`.
 
-use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
+use ombra_ir::op::{EXP_SCALE, EXP_WINDOW};
 use ombra_ir::{Diagnostic, Result};
 
 use super::divide::local;
@@ -39,7 +39,7 @@ const FACTOR_SCALE: u8 = 24;
 /// Ring of the sums.
 const RING: u8 = 64;
 
-/// `e^x` of `n` elements at `scale`, in a ring of [`EXP_RING`] bits with [`EXP_SCALE`] fraction bits.
+/// `e^x` of `n` elements at `scale`, in a ring of [`EXP_RING`](ombra_ir::op::EXP_RING) bits with [`EXP_SCALE`] fraction bits.
 pub async fn exp_digits(cx: &Cx, x: &Share, n: usize, scale: u8) -> Result<Share> {
     let (window, cell) = (EXP_WINDOW + scale, scale + 1);
     if window > 62 {
@@ -98,7 +98,7 @@ pub async fn exp_digits(cx: &Cx, x: &Share, n: usize, scale: u8) -> Result<Share
         if role == 0 { (dealt(0)?, dealt(1)?) } else { (cx.take(2, n, RING)?, cx.take(2, n, RING)?) };
     let value = v.iter().zip(factors.iter().zip(&products)).map(|(v, (d, p))| v.wrapping_mul(*d).wrapping_sub(*p));
     let share = Share::of(value.collect());
-    Ok(local(role, &share, (RING, EXP_RING), TABLE_SCALE + FACTOR_SCALE - EXP_SCALE))
+    Ok(local(role, &share, RING, TABLE_SCALE + FACTOR_SCALE - EXP_SCALE))
 }
 
 /// `e^x` at the factor's scale for `|x| ≤ 2`, to 1e-11 of it and without a branch: a Taylor polynomial of a sixteenth, to

@@ -32,16 +32,18 @@ use ombra_ir::settings::dealer::is_interactive;
 use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
+use super::rep3::embed::Table;
 use super::rep3::setup::{Matrix, Weights};
 use super::rep3::value::Value as Stored;
 use super::words::broadcast::{volume, zip};
 use super::words::movement::slice;
+use super::words::ops::{is_linear, missing, operand_shape};
 use super::words::product::Plan;
 use crate::backend::bits::words;
 use crate::exec::Task;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
-use embed::{Sums, Table, embed};
-use local::{missing, role, shape_of};
+use embed::{Sums, embed};
+use local::role;
 use products::{Bilinear, Factor, product, times_weight};
 use share::{BitShare, Share};
 use value::{Terms, Value, terms_of, unexpected};
@@ -67,7 +69,7 @@ impl Side for Dealer {
         match op.class() {
             Class::Source => true,
             Class::Composite => false,
-            Class::Core => local::has_kernel(op) || is_interactive(op, [false; 2]),
+            Class::Core => is_linear(op) || matches!(op, Op::Reshare) || is_interactive(op, [false; 2]),
         }
     }
 
@@ -169,7 +171,8 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
         Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
         _ => None,
     };
-    let shapes = (0..node.args.len()).map(|i| shape_of(site, i).map(<[usize]>::to_vec)).collect::<Result<Vec<_>>>()?;
+    let shapes =
+        (0..node.args.len()).map(|i| operand_shape(site, i).map(<[usize]>::to_vec)).collect::<Result<Vec<_>>>()?;
     let wide = match node.op {
         Op::And => Some([local::wide_bits(site, &args, 0)?, local::wide_bits(site, &args, 1)?]),
         _ => None,

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
 
-use super::local_ops::operand_shape;
 use super::role_of;
 use super::value::Value;
 use crate::backend::elementwise::{Step, run_chain};
 use crate::exec::side::Site;
 use crate::settings::rep3::local::linear::Ring;
 use crate::settings::rep3::share::{Component, Shared, Sum};
+use crate::settings::words::ops::operand_shape;
 
 /// Links of a chain at most: a longer one is run in parts.
 const LONGEST: usize = 24;

@@ -17,50 +17,12 @@ use crate::settings::rep3::local::matmul::matmul;
 use crate::settings::rep3::share::Bits;
 use crate::settings::words::broadcast::{expand, volume};
 use crate::settings::words::movement;
-
-/// Whether an op has a kernel here.
-pub(super) fn has_kernel(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Encode { .. }
-            | Op::Add
-            | Op::Sub
-            | Op::Neg
-            | Op::MulInt { .. }
-            | Op::AddInt { .. }
-            | Op::Upscale { .. }
-            | Op::SetScale { .. }
-            | Op::Mul
-            | Op::MatMul { .. }
-            | Op::ReduceSum { .. }
-            | Op::Narrow { .. }
-            | Op::Cut { .. }
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Concat { .. }
-            | Op::Expand { .. }
-            | Op::Gather { .. }
-            | Op::Pack
-            | Op::Unpack { .. }
-            | Op::RowSum { .. }
-            | Op::RowExpand { .. }
-            | Op::Xor
-            | Op::Not
-            | Op::SetState { .. }
-    )
-}
+use crate::settings::words::ops::{missing, moved, operand_shape, packed, unpacked};
 
 /// Ring bits of an operand.
 fn operand_bits(site: Site<'_>, i: usize) -> Result<u8> {
     let arg = site.node().args.get(i).ok_or_else(missing)?;
     site.module.ty(*arg).as_ring().map(|(bits, _)| bits).ok_or_else(missing)
-}
-
-/// Concrete sizes of an operand.
-pub(super) fn operand_shape<'a>(site: Site<'a>, i: usize) -> Result<&'a [usize]> {
-    let arg = site.node().args.get(i).ok_or_else(missing)?;
-    Ok(&site.bound.shapes[arg.index()])
 }
 
 /// The result of a local op that is no source.
@@ -104,7 +66,7 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         }
         _ => {
             let index = args.get(1);
-            map(arg(0)?.ring()?, |words| move_words(site, op, words, index))?
+            map(arg(0)?.ring()?, |words| moved(site, op, words, || index.ok_or_else(missing)?.plain(site.bound)))?
         }
     };
     Ok(Arc::new(Value::Ring(ring)))
@@ -146,32 +108,6 @@ fn matmul_in_blocks(site: Site<'_>, x: &Ring, w: &Matrix, trans_b: bool) -> Resu
         }
     }
     form.map(|kind| kind.with(words)).ok_or_else(missing)
-}
-
-/// A linear map of the words of one operand.
-fn move_words(site: Site<'_>, op: &Op, words: &[u64], index: Option<&Arc<Value>>) -> Result<Vec<u64>> {
-    let shape = operand_shape(site, 0)?;
-    let rows = || site.bound.rows(site.module, site.id);
-    match op {
-        Op::ReduceSum { axis } => movement::reduce_sum(words, shape, usize::from(*axis)),
-        Op::Transpose { perm } => movement::transpose(words, shape, perm),
-        Op::Slice { axis, start, .. } => {
-            let axis = usize::from(*axis);
-            let start = start.eval_usize(&site.bound.bindings)?;
-            let len = site.shape().get(axis).copied().unwrap_or(0);
-            movement::slice(words, shape, axis, start, len)
-        }
-        Op::Expand { .. } => expand(words, shape, site.shape()),
-        Op::Gather { axis } => {
-            let indices = index.ok_or_else(missing)?.plain(site.bound)?;
-            movement::gather(words, shape, usize::from(*axis), indices.as_i64()?)
-        }
-        Op::Pack => movement::pack(words, &rows()?.keep),
-        Op::Unpack { .. } => rows().and_then(|rows| movement::unpack(words, &rows.keep, rows.dense)),
-        Op::RowSum { .. } => movement::row_sum(words, &rows()?.lens),
-        Op::RowExpand { .. } => movement::row_expand(words, &rows()?.lens),
-        _ => Err(unsupported(op)),
-    }
 }
 
 /// The bits of operand `i`, broadcast to the result's shape.
@@ -219,7 +155,9 @@ fn run_on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<Bits> {
             Ok(Bits::new(n, side(|x| &x.a)?, side(|x| &x.b)?))
         }
         Op::ReduceSum { .. } | Op::RowSum { .. } => Err(unsupported(op)),
-        _ => map_bits(x, volume(site.shape())?, |words| move_words(site, op, words, args.get(1))),
+        _ => map_bits(x, volume(site.shape())?, |words| {
+            moved(site, op, words, || args.get(1).ok_or_else(missing)?.plain(site.bound))
+        }),
     }
 }
 
@@ -227,22 +165,6 @@ fn run_on_bits(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<Bits> {
 fn map_bits(x: &Bits, n: usize, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Bits> {
     let side = |plane: &[u64]| f(&unpacked(plane, x.n)).map(|words| packed(&words));
     Ok(Bits::new(n, side(&x.a)?, side(&x.b)?))
-}
-
-fn unpacked(plane: &[u64], n: usize) -> Vec<u64> {
-    let mut words = vec![0; n];
-    planes::from_planes(plane, &mut words);
-    words
-}
-
-fn packed(words: &[u64]) -> Vec<u64> {
-    let mut plane = vec![0; planes::words(words.len())];
-    planes::to_planes(words, 1, &mut plane);
-    plane
-}
-
-fn missing() -> Diagnostic {
-    Diagnostic::internal("E0811", "an op has too few operands")
 }
 
 fn unsupported(op: &Op) -> Diagnostic {

@@ -36,6 +36,7 @@ use ombra_ir::op::{Class, Op};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::words::movement::slice;
+use super::words::ops::is_linear;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
 use local::linear::Ring;
 use setup::Weights;
@@ -62,7 +63,7 @@ impl Side for Rep3 {
         match op.class() {
             Class::Source => true,
             Class::Composite => false,
-            Class::Core => interactive::has_kernel(op) || local_ops::has_kernel(op),
+            Class::Core => interactive::has_kernel(op) || is_linear(op),
         }
     }
 

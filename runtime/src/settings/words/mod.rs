@@ -2,4 +2,5 @@
 
 pub mod broadcast;
 pub mod movement;
+pub mod ops;
 pub mod product;

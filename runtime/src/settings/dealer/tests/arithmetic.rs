@@ -5,10 +5,11 @@ use ombra_ir::op::{EXP_RING, EXP_SCALE};
 use super::rank::assert_full_rank;
 use super::*;
 use crate::settings::dealer::divide::divide;
-use crate::settings::dealer::embed::{Sums, Table, embed};
+use crate::settings::dealer::embed::{Sums, embed};
 use crate::settings::dealer::lookup::exp_digits;
 use crate::settings::dealer::products::{Bilinear, Factor, product, times_weight};
 use crate::settings::dealer::reveal;
+use crate::settings::rep3::embed::Table;
 
 /// Of an element-wise product of `n` elements.
 fn product_sizes(n: usize, bits: u8, of_server: [bool; 2]) -> Sizes<'static> {
