@@ -10,6 +10,7 @@ use ombra_compiler::onnx::Model;
 use ombra_compiler::passes::approximate::Approximations;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_ir::plan;
+use ombra_ir::settings::Setting;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ struct Case {
     file: &'static str,
     /// Forms of softmax, activation and norm.
     forms: [&'static str; 3],
+    setting: Setting,
 }
 
 const EXACT: [&str; 3] = ["exact"; 3];
@@ -28,18 +30,23 @@ const EXACT: [&str; 3] = ["exact"; 3];
 const TRAINED: Option<&str> = Some("llama-trained/base");
 
 const CASES: &[Case] = &[
-    Case { model: "llama-trained/frozen", base: TRAINED, file: "llama-trained-frozen", forms: EXACT },
-    Case { model: "llama-trained/lora", base: TRAINED, file: "llama-trained-lora", forms: EXACT },
-    Case { model: "llama-trained/full", base: TRAINED, file: "llama-trained-full", forms: EXACT },
-    Case {
-        model: "llama-trained/frozen-headmerge",
-        base: TRAINED,
-        file: "llama-trained-frozen-headmerge",
-        forms: EXACT,
-    },
-    Case { model: "llama-trained/frozen", base: None, file: "llama-trained-frozen-all-private", forms: EXACT },
-    Case { model: "gpt2-optimum-past", base: None, file: "gpt2-optimum-past", forms: EXACT },
+    exact("llama-trained/frozen", TRAINED, "llama-trained-frozen"),
+    exact("llama-trained/lora", TRAINED, "llama-trained-lora"),
+    exact("llama-trained/full", TRAINED, "llama-trained-full"),
+    exact("llama-trained/frozen-headmerge", TRAINED, "llama-trained-frozen-headmerge"),
+    exact("llama-trained/frozen", None, "llama-trained-frozen-all-private"),
+    exact("gpt2-optimum-past", None, "gpt2-optimum-past"),
 ];
+
+/// The table of docs/costs.md that shows what is sent and dealt with a dealer.
+const WITH_DEALER: &[Case] = &[
+    Case { setting: Setting::Dealer, ..exact("llama-trained/frozen", TRAINED, "dealer-llama-trained-frozen") },
+    Case { setting: Setting::Dealer, ..exact("gpt2-optimum-past", None, "dealer-gpt2-optimum-past") },
+];
+
+const fn exact(model: &'static str, base: Option<&'static str>, file: &'static str) -> Case {
+    Case { model, base, file, forms: EXACT, setting: Setting::ThreeParty }
+}
 
 /// The table of docs/costs.md that shows what approximations save.
 const APPROXIMATED: &[Case] = &[
@@ -54,11 +61,11 @@ const APPROXIMATED: &[Case] = &[
 ];
 
 const fn approximated(file: &'static str, forms: [&'static str; 3]) -> Case {
-    Case { model: "llama-trained/frozen", base: TRAINED, file, forms }
+    Case { forms, ..exact("llama-trained/frozen", TRAINED, file) }
 }
 
 fn all_cases() -> impl Iterator<Item = &'static Case> {
-    CASES.iter().chain(&APPROXIMATED[1..])
+    CASES.iter().chain(&APPROXIMATED[1..]).chain(WITH_DEALER)
 }
 
 /// Steps that are counted: name, new tokens, cached tokens.
@@ -83,14 +90,18 @@ fn compiled(case: &Case) -> Compiled {
         activation: vec![activation.parse().unwrap_or_else(|e| wrong(e))],
         norm: vec![norm.parse().unwrap_or_else(|e| wrong(e))],
     };
-    compile(&model, base.as_ref(), &Options { approximations, ..Options::default() }).unwrap_or_else(|errors| {
-        panic!("{}: {}", case.model, errors.iter().map(|e| format!("{e}\n")).collect::<String>())
-    })
+    compile(&model, base.as_ref(), &Options { approximations, setting: case.setting, ..Options::default() })
+        .unwrap_or_else(|errors| {
+            panic!("{}: {}", case.model, errors.iter().map(|e| format!("{e}\n")).collect::<String>())
+        })
 }
 
 fn counts(case: &Case, compiled: &Compiled) -> String {
     let base = case.base.unwrap_or("none");
     let mut out = format!("model {}\nbase {base}\nreveal next-token\n", case.model);
+    if case.setting != Setting::ThreeParty {
+        let _ = writeln!(out, "setting {}", case.setting.name());
+    }
     for change in &compiled.plan.changes {
         let _ = writeln!(out, "change {}", change.split(';').next().unwrap_or_default());
     }
@@ -112,25 +123,42 @@ fn report(compiled: &Compiled, seq: u64, past: u64) -> Report {
 fn step(out: &mut String, report: &Report) {
     let _ = writeln!(out, "  rounds {}", report.rounds);
     for party in ["client", "server", "helper"] {
-        let _ = writeln!(out, "  bytes {party} {}", report.bytes[party]);
+        if let Some(bytes) = report.bytes.get(party) {
+            let _ = writeln!(out, "  bytes {party} {bytes}");
+        }
+    }
+    let dealt = report.offline_bytes.values().next();
+    if let Some(bytes) = dealt {
+        let _ = writeln!(out, "  bytes dealt {bytes}");
     }
     let _ = writeln!(out, "  bytes set-up {}", report.setup_bytes);
     let _ = writeln!(out, "  macs secret {}", report.macs.secret);
     let _ = writeln!(out, "  macs public {}", report.macs.public);
     let _ = writeln!(out, "  ops {}", report.ops.len());
-    let _ = writeln!(out, "  {:<24} {:>8} {:>12}", "kind", "sending", "bytes");
-    for (kind, (ops, bytes)) in kinds(report) {
-        let _ = writeln!(out, "  {kind:<24} {ops:>8} {bytes:>12}");
+    let head = if dealt.is_some() { format!(" {:>12}", "dealt") } else { String::new() };
+    let _ = writeln!(out, "  {:<24} {:>8} {:>12}{head}", "kind", "sending", "bytes");
+    for (kind, Kind { ops, online, offline }) in kinds(report) {
+        let last = if dealt.is_some() { format!(" {offline:>12}") } else { String::new() };
+        let _ = writeln!(out, "  {kind:<24} {ops:>8} {online:>12}{last}");
     }
 }
 
-/// Ops that send something, and what they send, by the composite op they come from.
-fn kinds(report: &Report) -> BTreeMap<&str, (usize, u64)> {
-    let mut kinds: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
-    for op in report.ops.iter().filter(|op| op.bytes > 0) {
+/// Ops of one kind that send something, and what they send.
+#[derive(Default)]
+struct Kind {
+    ops: usize,
+    online: u64,
+    offline: u64,
+}
+
+/// What ops send, by the composite op they come from.
+fn kinds(report: &Report) -> BTreeMap<&str, Kind> {
+    let mut kinds: BTreeMap<&str, Kind> = BTreeMap::new();
+    for op in report.ops.iter().filter(|op| op.total_bytes() > 0) {
         let entry = kinds.entry(op.kind()).or_default();
-        entry.0 += 1;
-        entry.1 += op.bytes;
+        entry.ops += 1;
+        entry.online += op.bytes;
+        entry.offline += op.offline_bytes;
     }
     kinds
 }
@@ -206,10 +234,28 @@ fn approximations_table() -> String {
     out
 }
 
+/// The table of docs/costs.md between two further comments: what is sent and what is dealt.
+fn dealer_table() -> String {
+    let mut out = String::from(
+        "| model | prompt of 32: sent | dealt | both | rounds | next token: sent | dealt | both | rounds |\n|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for case in WITH_DEALER {
+        let compiled = compiled(case);
+        let _ = write!(out, "| `{}` |", case.model);
+        for step in [report(&compiled, 32, 0), report(&compiled, 1, 32)] {
+            let [online, dealt] = [step.online_bytes(), step.dealt_bytes()].map(size);
+            let _ = write!(out, " {online} | {dealt} | {} | {} |", size(step.total_bytes()), step.rounds);
+        }
+        out.push('\n');
+    }
+    out
+}
+
 #[test]
 fn the_readme_has_these_costs() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/costs.md");
-    for (name, expected) in [("counts", table()), ("approximations", approximations_table())] {
+    let tables = [("counts", table()), ("approximations", approximations_table()), ("dealer", dealer_table())];
+    for (name, expected) in tables {
         compare_table(&path, name, &expected).unwrap_or_else(|e| panic!("{e}"));
     }
 }
@@ -234,7 +280,19 @@ fn the_same_model_gives_the_same_plan() {
 #[test]
 fn every_byte_belongs_to_a_party_and_to_a_kind() {
     let report = report(&compiled(&CASES[0]), 5, 3);
-    let by_kind: u64 = kinds(&report).values().map(|k| k.1).sum();
+    let by_kind: u64 = kinds(&report).values().map(|kind| kind.online).sum();
     assert_eq!(by_kind, report.total_bytes());
     assert!(report.rounds > 0 && by_kind > 0);
+    assert!(report.offline_bytes.is_empty(), "nobody deals in this setting");
+}
+
+#[test]
+fn every_byte_is_sent_or_dealt() {
+    let report = report(&compiled(&WITH_DEALER[0]), 5, 3);
+    let sum = |part: fn(&Kind) -> u64| kinds(&report).values().map(part).sum::<u64>();
+    let (online, dealt) = (sum(|kind| kind.online), sum(|kind| kind.offline));
+    assert_eq!((online, dealt), (report.online_bytes(), report.dealt_bytes()));
+    assert!(online > 0 && dealt > 0);
+    assert_eq!(report.total_bytes(), online + dealt);
+    assert_eq!(report.bytes.keys().copied().collect::<Vec<_>>(), ["client", "server"]);
 }

@@ -1,6 +1,8 @@
 //! Reports: their numbers are those of the schedule, their JSON keeps its fields, their page escapes every name.
 
-use ombra_compiler::inspect::{By, Conditions, compare, default_public_inputs, inspect, inspect_under, page};
+use ombra_compiler::inspect::{
+    By, Conditions, OpCost, compare, default_public_inputs, inspect, inspect_under, page, size,
+};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::passes::approximate::Approximations;
 use ombra_compiler::pipeline::{Options, compile};
@@ -10,6 +12,7 @@ use ombra_ir::network::Network;
 use ombra_ir::plan::{Place, Plan, Quantity, Role};
 use ombra_ir::profile::{Profile, Unit, VERSION};
 use ombra_ir::schedule::schedule;
+use ombra_ir::settings::Setting;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -19,7 +22,12 @@ fn read(name: &str) -> Model {
 }
 
 fn plan(counted: bool) -> Plan {
-    let (model, base, options) = (read("llama-pair/frozen"), read("llama-pair/base"), Options::default());
+    plan_in(Setting::ThreeParty, counted)
+}
+
+fn plan_in(setting: Setting, counted: bool) -> Plan {
+    let options = Options { setting, ..Options::default() };
+    let (model, base) = (read("llama-pair/frozen"), read("llama-pair/base"));
     let mut plan = compile(&model, Some(&base), &options).expect("the corpus compiles").plan;
     if counted {
         plan.savings = savings(&model, Some(&base), &options, &plan).expect("savings can be counted");
@@ -51,6 +59,47 @@ fn costs_are_those_of_the_schedule() {
         assert_eq!(report.ops.iter().map(|op| op.bytes).sum::<u64>(), report.total_bytes());
         assert_eq!(report.ops.iter().map(|op| op.path_rounds).sum::<u32>(), schedule.ticks);
         assert_eq!(report.ticks, schedule.ticks);
+    }
+}
+
+#[test]
+fn what_is_dealt_stands_apart_from_what_is_sent() {
+    let (three, dealer) = (plan(false), plan_in(Setting::Dealer, true));
+    let [three, dealer] = [&three, &dealer].map(|plan| inspect(plan, &sizes(8)).expect("the sizes are the plan's"));
+    let sum = |part: fn(&OpCost) -> u64| dealer.ops.iter().map(part).sum::<u64>();
+    let (online, dealt) = (sum(|op| op.bytes), sum(|op| op.offline_bytes));
+    assert!(online > 0 && dealt > 0 && dealer.rounds > 0);
+    assert_eq!((online, dealt), (dealer.online_bytes(), dealer.dealt_bytes()));
+    assert_eq!(online + dealt, dealer.total_bytes());
+    assert_eq!(dealer.savings.last().map(|saving| saving.steps.len()), Some(2));
+
+    let json = serde_json::to_value(&dealer).expect("a report is JSON");
+    let of =
+        |field: &str| json[field].as_object().expect("by party").values().map(|v| v.as_u64().unwrap()).sum::<u64>();
+    assert_eq!((of("bytes"), of("offline_bytes")), (online, dealt));
+    assert_eq!(serde_json::to_value(&three).expect("JSON")["offline_bytes"], serde_json::json!({}));
+
+    let (with, without) = (dealer.text(By::Kind), three.text(By::Kind));
+    assert!(with.contains(&format!("dealt   {}", size(dealt))) && with.contains(&size(online + dealt)), "{with}");
+    assert!(!without.contains("dealt"), "{without}");
+    let head = |text: &str| text.lines().find(|line| line.contains("where; rounds")).unwrap_or_default().to_string();
+    assert!(head(&with).contains("online        dealt        bytes") && !head(&without).contains("online"));
+    let row = with.lines().find(|line| line.ends_with("  silu")).unwrap_or_default();
+    let silu = |part: fn(&OpCost) -> u64| dealer.ops.iter().filter(|op| op.kind() == "silu").map(part).sum::<u64>();
+    for bytes in [silu(|op| op.bytes), silu(|op| op.offline_bytes), silu(OpCost::total_bytes)] {
+        assert!(row.contains(&size(bytes)), "{row}");
+    }
+
+    let side = compare(&three, &dealer);
+    for line in ["bytes of a step", "  online ", "  dealt ", "    online ", "    dealt "] {
+        assert!(side.lines().any(|found| found.starts_with(line)), "{line}\n{side}");
+    }
+    assert!(!compare(&three, &three).contains("dealt"));
+    for (report, apart) in [(&three, false), (&dealer, true)] {
+        let page = page(report);
+        well_formed(&page);
+        assert_eq!(page.contains("dealt"), apart);
+        assert!(page.contains(&size(report.total_bytes())), "the sum stands there");
     }
 }
 

@@ -132,8 +132,8 @@ fn step_cost(plan: &Plan, report: &Report, request: &Request) -> Result<StepCost
     let bound = bind::bind_lengths(&plan.module, &pairs, &crate::inspect::default_public_inputs(plan, &pairs)?)?;
     let schedule = schedule(&plan.module, &bound)?;
     let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
-    for op in report.ops.iter().filter(|op| op.bytes > 0) {
-        *kinds.entry(op.kind().to_string()).or_default() += op.bytes;
+    for op in report.ops.iter().filter(|op| op.total_bytes() > 0) {
+        *kinds.entry(op.kind().to_string()).or_default() += op.total_bytes();
     }
     let mut seconds = BTreeMap::new();
     for (name, network) in &request.networks {

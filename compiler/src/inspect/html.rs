@@ -64,7 +64,7 @@ impl Kinds {
     fn of(report: &Report) -> Kinds {
         let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
         for op in &report.ops {
-            *bytes.entry(shown(op.kind())).or_default() += op.bytes;
+            *bytes.entry(shown(op.kind())).or_default() += op.total_bytes();
         }
         for (kind, b) in report.savings.iter().flat_map(|s| &s.steps).flat_map(|s| &s.kinds) {
             bytes.entry(shown(kind)).or_insert(*b);
@@ -121,7 +121,10 @@ fn tiles(report: &Report) -> Markup {
     let time = report.predicted_seconds.as_ref();
     html! {
         section.tiles aria-label="The step in numbers" {
-            (tile("sent in a step", &size(report.total_bytes()), &each(report)))
+            (tile("sent in a step", &size(report.online_bytes()), &each(report)))
+            @for (dealer, bytes) in &report.offline_bytes {
+                (tile("dealt", &size(*bytes), &format!("by the {dealer}; with what is sent {}", size(report.total_bytes()))))
+            }
             (tile("rounds", &report.rounds.to_string(), "messages that wait for one another"))
             @if let Some(time) = time {
                 (tile("predicted time", &seconds(time.total()), &made_of(report)))
@@ -207,6 +210,8 @@ fn percent(part: u64, whole: u64) -> String {
 #[derive(Default)]
 struct Sum {
     bytes: u64,
+    /// Of these, what is dealt.
+    dealt: u64,
     rounds: u32,
     macs: u64,
     kinds: BTreeMap<String, u64>,
@@ -214,12 +219,31 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, op: &OpCost) {
-        self.bytes += op.bytes;
+        self.bytes += op.total_bytes();
+        self.dealt += op.offline_bytes;
         self.rounds += op.path_rounds;
         self.macs += op.macs;
-        if op.bytes > 0 {
-            *self.kinds.entry(shown(op.kind())).or_default() += op.bytes;
+        if op.total_bytes() > 0 {
+            *self.kinds.entry(shown(op.kind())).or_default() += op.total_bytes();
         }
+    }
+
+    /// Cells of a row: bytes, with what is dealt apart where the setting has a dealer.
+    fn bytes(&self, report: &Report) -> Markup {
+        html! {
+            @if report.has_dealer() { td.n { (size(self.bytes - self.dealt)) } td.n { (size(self.dealt)) } }
+            td.n { (size(self.bytes)) }
+            td.n { (percent(self.bytes, report.total_bytes())) }
+        }
+    }
+}
+
+/// Heads of the cells of [`Sum::bytes`].
+fn bytes_heads(report: &Report) -> Markup {
+    html! {
+        @if report.has_dealer() { th.n scope="col" { "online" } th.n scope="col" { "dealt" } }
+        th.n scope="col" { "bytes" }
+        th.n scope="col" { "of all" }
     }
 }
 
@@ -234,14 +258,13 @@ fn by_layer(report: &Report, kinds: &Kinds) -> Markup {
             (kinds.legend())
             div.scroll {
                 table {
-                    thead { tr { th scope="col" { "layer" } th.wide scope="col" { "bytes by kind" } th.n scope="col" { "bytes" } th.n scope="col" { "of all" } th.n scope="col" { "rounds" } } }
+                    thead { tr { th scope="col" { "layer" } th.wide scope="col" { "bytes by kind" } (bytes_heads(report)) th.n scope="col" { "rounds" } } }
                     tbody {
                         @for (layer, sum) in layers.iter().filter(|(_, s)| s.bytes > 0) {
                             tr {
                                 th scope="row" { (layer.map_or("outside layers".to_string(), |l| format!("layer {l}"))) }
                                 td { (kinds.bar(&sum.kinds, most)) }
-                                td.n { (size(sum.bytes)) }
-                                td.n { (percent(sum.bytes, report.total_bytes())) }
+                                (sum.bytes(report))
                                 td.n { (sum.rounds) }
                             }
                         }
@@ -264,14 +287,13 @@ fn by_kind(report: &Report, kinds: &Kinds) -> Markup {
             p { "A sum of products is divided where it ends: the division belongs to the operation that ends it." }
             div.scroll {
                 table {
-                    thead { tr { th scope="col" { "kind" } th.wide scope="col" { "bytes" } th.n scope="col" { "bytes" } th.n scope="col" { "of all" } th.n scope="col" { "rounds" } th.n scope="col" { "products" } } }
+                    thead { tr { th scope="col" { "kind" } th.wide scope="col" { "bytes" } (bytes_heads(report)) th.n scope="col" { "rounds" } th.n scope="col" { "products" } } }
                     tbody {
                         @for (kind, sum) in &sums {
                             tr {
                                 th scope="row" { (kind) }
                                 td { (kinds.bar(&sum.kinds, most)) }
-                                td.n { (size(sum.bytes)) }
-                                td.n { (percent(sum.bytes, report.total_bytes())) }
+                                (sum.bytes(report))
                                 td.n { (sum.rounds) }
                                 td.n { (count(sum.macs)) }
                             }

@@ -43,8 +43,10 @@ pub struct Report {
     pub rounds: u32,
     /// Rounds in which some op is under way: at least the longest chain.
     pub ticks: u32,
-    /// Payload bytes that every party sends in a step.
+    /// Payload bytes that every party sends online in a step.
     pub bytes: BTreeMap<&'static str, u64>,
+    /// Payload bytes of a step that are dealt, by the party that deals; empty in settings without one.
+    pub offline_bytes: BTreeMap<&'static str, u64>,
     /// Bytes sent once to share the private weights.
     pub setup_bytes: u64,
     /// Multiply-accumulates with both factors secret, and those with a public factor.
@@ -115,9 +117,9 @@ pub struct OpCost {
     pub rounds: u32,
     /// Of these, the ones that lie on the longest path of ops; they sum up to the step's ticks.
     pub path_rounds: u32,
-    /// Payload bytes of all parties.
+    /// Payload bytes that all parties send online.
     pub bytes: u64,
-    /// Payload bytes of an offline phase: none in this setting.
+    /// Payload bytes that are dealt.
     pub offline_bytes: u64,
     /// Multiply-accumulates.
     pub macs: u64,
@@ -128,6 +130,11 @@ pub struct OpCost {
 }
 
 impl OpCost {
+    /// Payload bytes, online and dealt.
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes + self.offline_bytes
+    }
+
     /// What messages are grouped by: what the op was expanded from, or its own name.
     pub fn kind(&self) -> &str {
         // These belong to no operator of the model, though they are at a value of one.
@@ -227,6 +234,8 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
     let bound = bind::bind_lengths(module, &pairs, &default_public_inputs(plan, &pairs)?)?;
     let plan_schedule = schedule(module, &bound)?;
     let Cost { bytes, rounds } = plan_schedule.cost(module);
+    let protocol = module.setting.protocol();
+    let sent = module.setting.apart(bytes);
     let on_path = path(module, &plan_schedule);
     let network = conditions.network.as_ref();
     let predicted_seconds = if network.is_some() || conditions.profile.is_some() {
@@ -239,6 +248,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
     for (i, node) in module.ops.iter().enumerate() {
         let id = Id(i as u32);
         let traffic = &plan_schedule.traffic[i];
+        let op_sent = module.setting.apart(plan_schedule.op_bytes(module, id));
         let (op_macs, secret) = macs_of(module, &bound, id);
         if secret {
             macs.secret += op_macs;
@@ -255,8 +265,8 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             dims: bound.shapes[i].clone(),
             rounds: traffic.rounds,
             path_rounds: if on_path[i] { traffic.rounds } else { 0 },
-            bytes: traffic.bytes(),
-            offline_bytes: 0,
+            bytes: op_sent.online_bytes(),
+            offline_bytes: op_sent.dealt,
             macs: op_macs,
             bound_log2: node.ty.as_ring().map(|(_, scale)| i32::from(node.ty.bound) - i32::from(scale)),
             bound_from: node.ty.bound_from.name(),
@@ -280,7 +290,13 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
         public_inputs: module.public.inputs.iter().map(|i| i.name.clone()).collect(),
         rounds,
         ticks: plan_schedule.ticks,
-        bytes: module.setting.protocol().parties.iter().map(|p| (p.name(), bytes[p.index()])).collect(),
+        bytes: protocol
+            .parties
+            .iter()
+            .filter(|party| protocol.dealer != Some(**party))
+            .map(|party| (party.name(), sent.online[party.index()]))
+            .collect(),
+        offline_bytes: protocol.dealer.iter().map(|dealer| (dealer.name(), sent.dealt)).collect(),
         setup_bytes: setup_cost(module).bytes.iter().sum(),
         macs,
         bounds: Bounds {

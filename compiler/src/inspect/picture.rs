@@ -158,7 +158,7 @@ fn rows(report: &Report) -> Vec<Row> {
 }
 
 fn bytes_of(ops: &[OpCost], of: impl Fn(&OpCost) -> bool) -> u64 {
-    ops.iter().filter(|op| of(op)).map(|op| op.bytes).sum()
+    ops.iter().filter(|op| of(op)).map(OpCost::total_bytes).sum()
 }
 
 fn sent(bytes: u64) -> String {

@@ -19,9 +19,24 @@ pub enum By {
 }
 
 impl Report {
-    /// Payload bytes of all parties.
+    /// Payload bytes of all parties, online and dealt.
     pub fn total_bytes(&self) -> u64 {
+        self.online_bytes() + self.dealt_bytes()
+    }
+
+    /// Payload bytes that all parties send online.
+    pub fn online_bytes(&self) -> u64 {
         self.bytes.values().sum()
+    }
+
+    /// Payload bytes that are dealt.
+    pub fn dealt_bytes(&self) -> u64 {
+        self.offline_bytes.values().sum()
+    }
+
+    /// Whether a party of the setting deals.
+    pub(super) fn has_dealer(&self) -> bool {
+        !self.offline_bytes.is_empty()
     }
 
     /// The report for people.
@@ -33,7 +48,15 @@ impl Report {
             let _ = writeln!(out, "plan    for costs only: it cannot run; what was not measured is assumed");
         }
         let each = self.bytes.iter().map(|(p, &b)| format!("{p} {}", size(b))).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(out, "step    {} rounds, {} sent ({each})", self.rounds, size(self.total_bytes()));
+        let _ = writeln!(out, "step    {} rounds, {} sent ({each})", self.rounds, size(self.online_bytes()));
+        for (dealer, &bytes) in &self.offline_bytes {
+            let all = size(self.total_bytes());
+            let _ = writeln!(
+                out,
+                "dealt   {} by the {dealer}, which waits for nobody; {all} with what is sent",
+                size(bytes)
+            );
+        }
         if let Some(time) = &self.predicted_seconds {
             let _ = writeln!(out, "time    {}", self.time_line(time));
         }
@@ -62,32 +85,49 @@ impl Report {
             return out;
         }
         self.write_savings(&mut out);
-        let mut groups: Vec<(String, u64, u64, u32)> = Vec::new();
-        for op in self.ops.iter().filter(|o| o.bytes > 0 || o.macs > 0) {
+        let mut groups: Vec<(String, Line)> = Vec::new();
+        for op in self.ops.iter().filter(|o| o.total_bytes() > 0 || o.macs > 0) {
             let key = match by {
                 By::Op => format!("%{} {} [{}] {}", op.id, op.op, join(&op.dims), op.origin),
                 By::Layer => op.layer.map_or("outside layers".into(), |l| format!("layer {l}")),
                 By::Kind | By::Bound => op.kind().into(),
             };
-            match groups.iter_mut().find(|g| g.0 == key && by != By::Op) {
-                Some(g) => {
-                    g.1 += op.bytes;
-                    g.2 += op.macs;
-                    g.3 += op.path_rounds;
-                }
-                None => groups.push((key, op.bytes, op.macs, op.path_rounds)),
-            }
+            let known = groups.iter().position(|(known, _)| *known == key && by != By::Op);
+            let at = known.unwrap_or_else(|| {
+                groups.push((key, Line::default()));
+                groups.len() - 1
+            });
+            let line = &mut groups[at].1;
+            line.online += op.bytes;
+            line.dealt += op.offline_bytes;
+            line.macs += op.macs;
+            line.rounds += op.path_rounds;
         }
+        let apart = |online: &str, dealt: &str| match self.has_dealer() {
+            true => format!("{online:>12} {dealt:>12} "),
+            false => String::new(),
+        };
+        let heads = apart("online", "dealt");
         let _ = writeln!(
             out,
-            "{:>12} {:>10} {:>7}  where; rounds are those of one longest path",
+            "{heads}{:>12} {:>10} {:>7}  where; rounds are those of one longest path",
             "bytes", "macs", "rounds"
         );
-        for (key, bytes, macs, rounds) in groups {
-            let _ = writeln!(out, "{:>12} {:>10} {rounds:>7}  {key}", size(bytes), count(macs));
+        for (key, Line { online, dealt, macs, rounds }) in groups {
+            let parts = apart(&size(online), &size(dealt));
+            let _ = writeln!(out, "{parts}{:>12} {:>10} {rounds:>7}  {key}", size(online + dealt), count(macs));
         }
         out
     }
+}
+
+/// What a line of the table sums up.
+#[derive(Default)]
+struct Line {
+    online: u64,
+    dealt: u64,
+    macs: u64,
+    rounds: u32,
 }
 
 impl Report {
@@ -147,22 +187,33 @@ pub fn compare(a: &Report, b: &Report) -> String {
     let mut line = |name: &str, x: u64, y: u64, show: &dyn Fn(u64) -> String| {
         let _ = writeln!(out, "{name:<24} {:>14} {:>14} {:>8}", show(x), show(y), ratio(x, y));
     };
+    let has_dealer = a.has_dealer() || b.has_dealer();
     line("bytes of a step", a.total_bytes(), b.total_bytes(), &size);
+    if has_dealer {
+        line("  online", a.online_bytes(), b.online_bytes(), &size);
+        line("  dealt", a.dealt_bytes(), b.dealt_bytes(), &size);
+    }
     line("rounds of a step", a.rounds.into(), b.rounds.into(), &|v| v.to_string());
     line("set-up bytes", a.setup_bytes, b.setup_bytes, &size);
     line("secret by secret macs", a.macs.secret, b.macs.secret, &count);
     line("macs by public factors", a.macs.public, b.macs.public, &count);
     let kinds = |r: &Report| {
-        let mut m: BTreeMap<String, u64> = BTreeMap::new();
-        for op in r.ops.iter().filter(|o| o.bytes > 0) {
-            *m.entry(op.kind().into()).or_default() += op.bytes;
+        let mut m: BTreeMap<String, [u64; 2]> = BTreeMap::new();
+        for op in r.ops.iter().filter(|o| o.total_bytes() > 0) {
+            let [online, dealt] = m.entry(op.kind().into()).or_default();
+            *online += op.bytes;
+            *dealt += op.offline_bytes;
         }
         m
     };
     let (ka, kb) = (kinds(a), kinds(b));
     for kind in ka.keys().chain(kb.keys().filter(|k| !ka.contains_key(*k))) {
-        let of = |m: &BTreeMap<String, u64>| m.get(kind).copied().unwrap_or(0);
-        line(&format!("  {kind}"), of(&ka), of(&kb), &size);
+        let [a, b] = [&ka, &kb].map(|kinds| kinds.get(kind).copied().unwrap_or_default());
+        line(&format!("  {kind}"), a.iter().sum(), b.iter().sum(), &size);
+        if has_dealer {
+            line("    online", a[0], b[0], &size);
+            line("    dealt", a[1], b[1], &size);
+        }
     }
     out
 }

@@ -108,16 +108,19 @@ fn saving(pass: &str, plan: &Plan, steps: &[(&str, BTreeMap<String, u64>)]) -> R
 
 fn step_cost(name: &str, report: &Report) -> StepCost {
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
-    for op in report.ops.iter().filter(|op| op.bytes > 0) {
+    for op in report.ops.iter().filter(|op| op.total_bytes() > 0) {
         // One kind before and after packing.
         let kind = if op.kind() == "masked_softmax" { "softmax" } else { op.kind() };
-        *kinds.entry(kind).or_default() += op.bytes;
+        *kinds.entry(kind).or_default() += op.total_bytes();
     }
     StepCost {
         name: name.to_string(),
         dims: report.dims.iter().map(|(n, &v)| (n.clone(), v)).collect(),
         rounds: report.rounds,
-        bytes: Party::ALL.map(|party| report.bytes.get(party.name()).copied().unwrap_or(0)),
+        bytes: Party::ALL.map(|party| {
+            let sent = [&report.bytes, &report.offline_bytes].into_iter().filter_map(|bytes| bytes.get(party.name()));
+            sent.sum()
+        }),
         kinds: kinds.into_iter().map(|(kind, bytes)| (kind.to_string(), bytes)).collect(),
     }
 }

@@ -32,6 +32,9 @@ pub struct Protocol {
     pub name: &'static str,
     /// Who takes part, in the order of their numbers.
     pub parties: &'static [Party],
+    /// The party that deals, where one does: its messages of a step follow from keys and weights alone, so that they can be
+    /// made before there is an input. What it sends is counted apart from what is sent online.
+    pub dealer: Option<Party>,
     /// The form of an element-wise product; none where the setting has no such product.
     pub product: fn(Sharing, Sharing) -> Option<Sharing>,
     /// The form of a matrix product.
@@ -63,6 +66,29 @@ impl Setting {
     /// Name on the command line and in the text form.
     pub fn name(self) -> &'static str {
         self.protocol().name
+    }
+
+    /// What every party sends, by its number, with what is dealt apart.
+    pub fn apart(self, bytes: [u64; 3]) -> Sent {
+        let mut online = bytes;
+        let dealt = self.protocol().dealer.map_or(0, |dealer| std::mem::take(&mut online[dealer.index()]));
+        Sent { online, dealt }
+    }
+}
+
+/// Payload bytes, with what is dealt apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// What every party sends online, by its number.
+    pub online: [u64; 3],
+    /// What is dealt.
+    pub dealt: u64,
+}
+
+impl Sent {
+    /// What all parties send online.
+    pub fn online_bytes(&self) -> u64 {
+        self.online.iter().fold(0, |sum, &bytes| sum.saturating_add(bytes))
     }
 }
 

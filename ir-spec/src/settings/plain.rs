@@ -8,6 +8,7 @@ use crate::ty::Sharing;
 pub(super) static PROTOCOL: Protocol = Protocol {
     name: "plain",
     parties: &[Party::Client],
+    dealer: None,
     product: one_form,
     matrix_product: one_form,
     components: 1,

@@ -15,6 +15,7 @@ use crate::ty::Sharing;
 pub(super) static PROTOCOL: Protocol = Protocol {
     name: "3pc",
     parties: &Party::ALL,
+    dealer: None,
     product: |a, b| match (a, b) {
         (Sharing::Public, other) | (other, Sharing::Public) => Some(other),
         (Sharing::Shared, Sharing::Shared) => Some(Sharing::Sum3),

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use ombra_ir::bind::concrete;
 use ombra_ir::draw::{Choosing, PENALTIES};
-use ombra_ir::module::OutputKind;
+use ombra_ir::module::{OutputKind, Setting};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::plan::Plan;
@@ -291,7 +291,7 @@ impl<'a> Conversation<'a> {
     ) -> Result<Self> {
         let keys = keys(session)?;
         PEERS.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
-        let mut phases = Phases::new(session);
+        let mut phases = Phases::new(session, folder.plan.module.setting);
         let (weights, sends) = phases.run(|| client_weights(folder, session))?;
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
         let region = Region::open(folder, threads, isolation)?;
@@ -405,11 +405,12 @@ impl<'a> Conversation<'a> {
         tell(self.session, Next::End)?;
         let [server, helper] = peer_stats(self.session, self.planned.len())?;
         let stats = [self.phases.end(), server, helper];
+        let setting = self.folder.plan.module.setting;
         let phases = self
             .planned
             .into_iter()
             .enumerate()
-            .map(|(index, (name, sizes, cost))| phase(name, sizes, &cost, index, &stats))
+            .map(|(index, (name, sizes, cost))| phase(setting, (name, sizes, cost), index, &stats))
             .collect();
         let peak_rss = Party::ALL.iter().zip(&stats).map(|(party, stats)| (party.name().to_owned(), stats.peak_rss));
         Ok(Costs { phases, peak_rss: peak_rss.collect() })
@@ -485,19 +486,26 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
 }
 
 /// A phase of the report from what all parties measured.
-fn phase(name: &str, sizes: Vec<(String, u64)>, cost: &Cost, index: usize, stats: &[Stats; 3]) -> Phase {
+fn phase(setting: Setting, (name, sizes, cost): Planned, index: usize, stats: &[Stats; 3]) -> Phase {
     let seen = stats.each_ref().map(|stats| stats.phases.get(index).copied().unwrap_or_default());
     let depth = seen.iter().map(|seen| seen.depth).max().unwrap_or(0);
-    let bytes = Party::ALL.iter().zip(cost.bytes).zip(&seen);
+    let dealer = setting.protocol().dealer;
+    let sent = setting.apart(cost.bytes);
+    let online = Party::ALL.iter().zip(sent.online).zip(&seen).filter(|((party, _), _)| dealer != Some(**party));
+    // Who gets it counts it: it may have been dealt ahead.
+    let dealt = seen.iter().map(|seen| seen.dealt).sum();
     Phase {
         name: name.to_owned(),
         dims: sizes.into_iter().collect(),
         seconds: seen[Party::Client.index()].seconds,
         rounds: Pair { predicted: cost.rounds.into(), measured: depth.into() },
-        bytes: bytes
+        bytes: online
             .map(|((party, predicted), seen)| (party.name().to_owned(), Pair { predicted, measured: seen.bytes }))
             .collect(),
-        offline_bytes: BTreeMap::new(),
+        offline_bytes: dealer
+            .iter()
+            .map(|dealer| (dealer.name().to_owned(), Pair { predicted: sent.dealt, measured: dealt }))
+            .collect(),
     }
 }
 

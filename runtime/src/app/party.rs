@@ -78,7 +78,7 @@ impl Serving<'_> {
         // Until it is here, the session holds the memory that the largest one could take.
         let request: Request = client.recv_control_soon(CONTROL, limits.connect.min(limits.receive))?;
         request.check(plan)?;
-        let mut phases = Phases::new(session);
+        let mut phases = Phases::new(session, plan.module.setting);
         let (weights, cost) = keep.weights(folder, session, &request.digest()?)?;
         phases.push(cost);
         measured(0, cost);

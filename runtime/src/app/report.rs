@@ -60,9 +60,9 @@ pub struct Phase {
     pub seconds: f64,
     /// The longest chain of messages that wait for one another.
     pub rounds: Pair,
-    /// Payload bytes that every party sends.
+    /// Payload bytes that every party sends online.
     pub bytes: BTreeMap<String, Pair>,
-    /// Payload bytes that were sent before the inputs were known, by party.
+    /// Payload bytes that are dealt, which needs no input, by the party that deals; measured where they arrive.
     pub offline_bytes: BTreeMap<String, Pair>,
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ombra_ir::draw::Way;
-use ombra_ir::module::Module;
+use ombra_ir::module::{Module, Setting};
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,8 @@ pub struct Measured {
     pub depth: u32,
     /// Payload bytes that it sent.
     pub bytes: u64,
+    /// Payload bytes that it got from the dealer, where the setting has one.
+    pub dealt: u64,
     /// Seconds that the phase took.
     pub seconds: f64,
 }
@@ -70,12 +72,13 @@ pub struct Stats {
 /// Measures one phase after the other.
 pub(super) struct Phases<'a> {
     session: &'a Session,
+    setting: Setting,
     stats: Stats,
 }
 
 impl<'a> Phases<'a> {
-    pub(super) fn new(session: &'a Session) -> Self {
-        Phases { session, stats: Stats::default() }
+    pub(super) fn new(session: &'a Session, setting: Setting) -> Self {
+        Phases { session, setting, stats: Stats::default() }
     }
 
     /// Does `work` as a phase of its own.
@@ -85,7 +88,9 @@ impl<'a> Phases<'a> {
         let result = work()?;
         let seen = self.session.meter().snapshot();
         let seconds = start.elapsed().as_secs_f64();
-        self.stats.phases.push(Measured { depth: seen.depth, bytes: seen.sent_bytes(), seconds });
+        let dealer = self.setting.protocol().dealer;
+        let dealt = dealer.map_or(0, |dealer| seen.peers[dealer.index()].received_bytes);
+        self.stats.phases.push(Measured { depth: seen.depth, bytes: seen.sent_bytes(), dealt, seconds });
         Ok(result)
     }
 

@@ -474,7 +474,7 @@ impl Sharing {
     fn new(epoch: String, key: Option<Key>, weights: Weights, session: &Session, start: Instant) -> Sharing {
         let seen = session.meter().snapshot();
         let seconds = start.elapsed().as_secs_f64();
-        let cost = Measured { depth: seen.depth, bytes: seen.sent_bytes(), seconds };
+        let cost = Measured { depth: seen.depth, bytes: seen.sent_bytes(), dealt: 0, seconds };
         Sharing { epoch, key, weights: Arc::new(weights), cost, uncounted: Mutex::new(true) }
     }
 }

@@ -22,7 +22,7 @@ const HALF_OF_LAYERS: f64 = 0.505;
 
 /// Bytes of the ops of decoder layers.
 fn in_layers(report: &Report) -> u64 {
-    report.ops.iter().filter(|op| op.layer.is_some()).map(|op| op.bytes).sum()
+    report.ops.iter().filter(|op| op.layer.is_some()).map(|op| op.total_bytes()).sum()
 }
 
 /// Two of four layers are public. What follows the layers, the last norm, the head and the choice of the token, is

@@ -17,6 +17,7 @@ use crate::ty::Sharing;
 pub(super) static PROTOCOL: Protocol = Protocol {
     name: "2pc-dealer",
     parties: &Party::ALL,
+    dealer: Some(Party::Helper),
     product: super::plain::one_form,
     matrix_product: super::plain::one_form,
     components: 2,
