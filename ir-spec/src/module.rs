@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A party of a setting. Its number is its index in the sharing; of two parties the earlier one opens the connections.
+/// A party of a setting, whose protocol says who takes part. Of two parties the earlier one opens the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Party {
@@ -18,17 +18,28 @@ pub enum Party {
     Client,
     /// Holds the private weights.
     Server,
-    /// Holds nothing of its own.
+    /// Holds nothing of its own, and computes with client and server.
     Helper,
+    /// Holds nothing of its own, and deals correlations to client and server.
+    Dealer,
 }
 
 impl Party {
-    /// All parties in order of their numbers.
-    pub const ALL: [Party; 3] = [Party::Client, Party::Server, Party::Helper];
+    /// All parties there are. A setting has a client, a server and one of the others.
+    pub const ALL: [Party; 4] = [Party::Client, Party::Server, Party::Helper, Party::Dealer];
 
-    /// Its number in the sharing.
+    /// Its number among the parties of its setting.
     pub const fn index(self) -> usize {
-        self as usize
+        match self {
+            Party::Client => 0,
+            Party::Server => 1,
+            Party::Helper | Party::Dealer => 2,
+        }
+    }
+
+    /// Whether it is the third party of its setting, beside client and server.
+    pub const fn is_third(self) -> bool {
+        matches!(self, Party::Helper | Party::Dealer)
     }
 
     /// Name on the command line, in files and in reports.
@@ -37,6 +48,7 @@ impl Party {
             Party::Client => "client",
             Party::Server => "server",
             Party::Helper => "helper",
+            Party::Dealer => "dealer",
         }
     }
 }
@@ -51,14 +63,10 @@ impl FromStr for Party {
     type Err = Diagnostic;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "client" => Ok(Party::Client),
-            "server" => Ok(Party::Server),
-            // The dealer of correlations is the third party of its setting.
-            "helper" | "dealer" => Ok(Party::Helper),
-            _ => Err(Diagnostic::input("E0711", format!("unknown party `{}`", text.escape_debug()))
-                .note("expected client, server or helper")),
-        }
+        Party::ALL.into_iter().find(|party| party.name() == text).ok_or_else(|| {
+            Diagnostic::input("E0711", format!("unknown party `{}`", text.escape_debug()))
+                .note("expected client, server, helper or dealer")
+        })
     }
 }
 

@@ -230,13 +230,14 @@ fn open(
 
 /// Continues texts until there are no more orders.
 fn serve(with: &Resources, orders: &Receiver<Order>) {
+    let parties = with.opened.folder.plan.module.setting.protocol().parties;
     let mut connect = || with.connection.endpoint.open(Purpose::Run);
-    let mut next = || orders.recv().ok().map(|order| job(&with.model, order));
+    let mut next = || orders.recv().ok().map(|order| job(&with.model, parties, order));
     talk::run(&with.opened.folder, &mut connect, &mut next, &with.opened.talk_options(with.opened.folder.plan.ways()));
 }
 
 /// An order as a job, whose listener passes the answer on. That nobody reads it any more ends it.
-fn job(model: &Model, order: Order) -> Job<'_> {
+fn job<'a>(model: &'a Model, parties: &'static [Party], order: Order) -> Job<'a> {
     let Order { tokens, count, stop, stop_tokens, choosing, replies, cancelled } = order;
     let mut stream = model.text.as_ref().map(|text| text.stream(&stop));
     let ends = stop_tokens.clone();
@@ -252,7 +253,7 @@ fn job(model: &Model, order: Order) -> Job<'_> {
             Event::Begin(step) => send(Reply::Progress(json!({
                 "event": "step", "name": step.name, "keeps": step.positions.0, "adds": step.positions.1,
                 "rounds": step.cost.rounds,
-                "bytes": Party::ALL.iter().zip(step.cost.bytes).map(|(party, bytes)| (party.name(), bytes))
+                "bytes": parties.iter().zip(step.cost.bytes).map(|(party, bytes)| (party.name(), bytes))
                     .collect::<std::collections::BTreeMap<_, _>>(),
             }))),
             Event::Step(step, seconds) => {

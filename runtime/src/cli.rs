@@ -42,7 +42,7 @@ enum Command {
     },
     /// Make a key and a certificate, and print its fingerprint.
     Keygen {
-        /// client, server or helper.
+        /// client, server, helper or dealer.
         #[arg(long, value_name = "NAME")]
         party: String,
         /// Where key.pem and cert.pem are written.
@@ -51,9 +51,9 @@ enum Command {
     },
     /// Serve sessions, side by side.
     Serve {
-        /// The folder that the compiler wrote; the helper needs its public part only.
+        /// The folder that the compiler wrote; all but the server need its public part only.
         dir: PathBuf,
-        /// server or helper.
+        /// server, or the third party of the plan's setting: helper or dealer.
         #[arg(long, value_name = "NAME")]
         party: String,
         /// This party's configuration.

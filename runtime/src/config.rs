@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! party = "server"
-//! listen = "0.0.0.0:7001"          # server and helper
+//! listen = "0.0.0.0:7001"          # all but the client
 //! key = "key.pem"                  # relative to this file
 //! certificate = "cert.pem"
 //!
@@ -11,7 +11,7 @@
 //! fingerprints = ["…", "…"]        # several clients
 //! certificates = "clients"         # a folder with NAME.pem or NAME.fingerprint for every client, see `docs/serve.md`
 //!
-//! [peers.helper]
+//! [peers.helper]                   # peers.dealer where the plan's setting has one
 //! address = "helper.example:7002"  # needed for the peers this party connects to
 //! fingerprint = "…"
 //!
@@ -27,7 +27,7 @@
 //! max_sessions_of_client = 8       # those of one client; a quarter of them, or all where one client alone is admitted
 //! total_memory_bytes = 8589934592  # memory of the steps of all sessions together, weights aside; half of the machine's
 //!
-//! [service]                        # server and helper; may be left out
+//! [service]                        # all but the client; may be left out
 //! renew_s = 86400                  # the server shares its weights anew this often; never by default
 //! renew_grace_s = 900              # how long sessions with an old sharing may go on; limits.idle_s by default
 //! control = "control.sock"         # the server's Unix socket for `ombra-run renew`; none by default
@@ -37,13 +37,14 @@
 //! drain_s = 30                     # how long sessions may go on after SIGTERM
 //! ```
 //!
-//! The client connects to the server and the helper, the server connects to the helper.
+//! The client connects to the server and the third party, helper or dealer, and the server connects to that party.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ombra_ir::module::Setting;
 use ombra_ir::{Diagnostic, Result, files};
 use serde::Deserialize;
 
@@ -237,7 +238,7 @@ impl PartyConfig {
                     Diagnostic::input("E0711", "the client accepts no connections").note("help      remove `listen`")
                 );
             }
-            (Party::Server | Party::Helper, None) => {
+            (Party::Server | Party::Helper | Party::Dealer, None) => {
                 return Err(Diagnostic::input(
                     "E0711",
                     format!("`listen` is missing, the {party} accepts connections"),
@@ -262,6 +263,19 @@ impl PartyConfig {
     }
 }
 
+impl PartyConfig {
+    /// Checks that a setting has this party and its peers.
+    ///
+    /// # Errors
+    /// `E0711`.
+    pub fn check_setting(&self, setting: Setting) -> Result<()> {
+        setting.check_party(self.party)?;
+        self.peers
+            .keys()
+            .try_for_each(|peer| setting.check_party(*peer).map_err(|error| error.at(format!("peers.{peer}"))))
+    }
+}
+
 fn check_peers(party: Party, raw: BTreeMap<String, RawPeer>, folder: &Path) -> Result<BTreeMap<Party, Peer>> {
     let mut peers: BTreeMap<Party, Peer> = BTreeMap::new();
     let mut known: BTreeMap<Fingerprint, Party> = BTreeMap::new();
@@ -270,6 +284,11 @@ fn check_peers(party: Party, raw: BTreeMap<String, RawPeer>, folder: &Path) -> R
         if peer == party {
             return Err(Diagnostic::input("E0711", format!("the {party} is listed as its own peer"))
                 .note(format!("help      remove [peers.{peer}]")));
+        }
+        let third = [party].into_iter().chain(peers.keys().copied()).find(|other| other.is_third());
+        if let Some(other) = third.filter(|_| peer.is_third()) {
+            return Err(Diagnostic::input("E0711", format!("{other} and {peer} are parties of different settings"))
+                .note(format!("help      remove [peers.{peer}], or call the party as the plan's setting does")));
         }
         let certificates = check_certificates(peer, &raw, folder)?;
         if let Certificates::Fingerprints(list) = &certificates {
@@ -475,6 +494,20 @@ mod tests {
     }
 
     #[test]
+    fn parties_are_those_of_the_plans_setting() {
+        let of = |text: &str| PartyConfig::parse(text, Path::new("")).unwrap();
+        let (three, dealer) = (of(&server()), of(&server().replace("helper", "dealer")));
+        assert_eq!(dealer.peers.keys().copied().collect::<Vec<_>>(), [Party::Client, Party::Dealer]);
+        assert_eq!(three.check_setting(Setting::ThreeParty), Ok(()));
+        assert_eq!(dealer.check_setting(Setting::Dealer), Ok(()));
+        for (config, setting, name) in [(three, Setting::Dealer, "helper"), (dealer, Setting::ThreeParty, "dealer")] {
+            let error = config.check_setting(setting).unwrap_err();
+            assert_eq!(error.code, "E0711");
+            assert!(error.message.contains(name) && error.to_string().contains("expected"), "{error}");
+        }
+    }
+
+    #[test]
     fn clients_are_one_or_a_list_or_a_folder() {
         let of = |line: &str| {
             let text = server().replacen(&format!("fingerprint = \"{}\"", "a1".repeat(32)), line, 1);
@@ -519,7 +552,8 @@ mod tests {
         for (from, to, reason) in [
             ("connect_s", "conect_s", "unknown field `conect_s`"),
             ("party = \"server\"", "party = \"provider\"", "unknown party `provider`"),
-            ("party = \"server\"", "party = \"dealer\"", "the helper is listed as its own peer"),
+            ("party = \"server\"", "party = \"helper\"", "the helper is listed as its own peer"),
+            ("party = \"server\"", "party = \"dealer\"", "dealer and helper are parties of different settings"),
             ("party = \"server\"", "party = \"client\"", "accepts no connections"),
             ("party = \"server\"", "party = \"helper\"", "its own peer"),
             ("listen = \"0.0.0.0:7001\"\n", "", "`listen` is missing"),

@@ -40,18 +40,19 @@ pub fn generate(party: Party, folder: &Path) -> Result<Fingerprint> {
     Ok(Fingerprint::of(certificate.der()))
 }
 
-/// Makes keys, certificates and configurations for every party of a run on this machine: `folder/NAME/party.toml` with
-/// `key.pem` and `cert.pem` beside it. Returns the configurations' paths in the order of [`Party::ALL`].
+/// Makes keys, certificates and configurations for client, server and `third`, the parties of a run on this machine:
+/// `folder/NAME/party.toml` with `key.pem` and `cert.pem` beside it. Returns the configurations' paths in that order.
 ///
 /// The listeners' ports are free loopback ports at the time of the call; nothing keeps them reserved.
-pub fn write_local_set(folder: &Path) -> Result<[PathBuf; 3]> {
+pub fn write_local_set(folder: &Path, third: Party) -> Result<[PathBuf; 3]> {
+    let parties = [Party::Client, Party::Server, third];
     let no_port =
         |error: std::io::Error| Diagnostic::input("E0713", format!("no free port on the loopback interface: {error}"));
     // All listeners live until every port is chosen, so no two parties get the same one.
     let mut listeners = Vec::new();
     let mut addresses = Vec::new();
     let mut fingerprints = Vec::new();
-    for party in Party::ALL {
+    for party in parties {
         let listener = TcpListener::bind("127.0.0.1:0").map_err(no_port)?;
         addresses.push((party, listener.local_addr().map_err(no_port)?.to_string()));
         listeners.push(listener);
@@ -59,7 +60,7 @@ pub fn write_local_set(folder: &Path) -> Result<[PathBuf; 3]> {
     }
     for (party, own_address) in &addresses {
         let mut text = format!("party = \"{party}\"\n");
-        if Party::ALL.into_iter().any(|peer| dials(peer, *party)) {
+        if parties.into_iter().any(|peer| dials(peer, *party)) {
             text.push_str(&format!("listen = \"{own_address}\"\n"));
         }
         text.push_str(&format!("key = \"{KEY_FILE}\"\ncertificate = \"{CERTIFICATE_FILE}\"\n"));
@@ -75,7 +76,7 @@ pub fn write_local_set(folder: &Path) -> Result<[PathBuf; 3]> {
         }
         write_new(&config_path(folder, *party), text.as_bytes(), Readers::All)?;
     }
-    Ok(Party::ALL.map(|party| config_path(folder, party)))
+    Ok(parties.map(|party| config_path(folder, party)))
 }
 
 fn config_path(folder: &Path, party: Party) -> PathBuf {

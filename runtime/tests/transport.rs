@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 #[path = "transport/ends.rs"]
 mod ends;
 
+use ombra_ir::module::Setting;
 use ombra_ir::{Diagnostic, Kind};
 use ombra_runtime::config::{Certificates, PartyConfig};
 use ombra_runtime::keygen::{generate, write_local_set};
@@ -48,7 +49,7 @@ struct Set {
 impl Set {
     fn new() -> Set {
         let folder = Folder::new();
-        let configs = write_local_set(&folder.0).unwrap().map(|path| {
+        let configs = write_local_set(&folder.0, Party::Helper).unwrap().map(|path| {
             let mut config = PartyConfig::read(&path).unwrap();
             config.limits.connect = Duration::from_secs(5);
             config.limits.receive = Duration::from_secs(20);
@@ -502,7 +503,7 @@ fn an_emulated_network_delays_frames() {
 #[test]
 fn depth_is_the_longest_chain_of_frames() {
     let [client, server, helper]: [Session; 3] =
-        Session::in_memory(&Party::ALL).unwrap().try_into().ok().expect("three sessions");
+        Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap().try_into().ok().expect("three sessions");
     let sessions = [&client, &server, &helper];
     let pass = |from: &Session, to: &Session, round| {
         from.link(to.party()).unwrap().send(Frame::new(1, 1, round, vec![0; 8])).unwrap();

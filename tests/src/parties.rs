@@ -13,7 +13,7 @@ use ombra_runtime::app::{PlanFolder, Request, program};
 use ombra_runtime::exec::{LinkNet, Net, Opened, TensorSource};
 use ombra_runtime::settings;
 use ombra_runtime::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
-use ombra_runtime::transport::{self, Session, Snapshot};
+use ombra_runtime::transport::{Session, Snapshot};
 use std::sync::Arc;
 
 /// Memory that a step may take, in bytes: as much as a party allows by default.
@@ -99,10 +99,12 @@ pub fn run(folder: &PlanFolder, request: &Request, given: &[Vec<Named>]) -> Resu
 /// As [`run`].
 pub fn run_choosing(folder: &PlanFolder, request: &Request, choice: Choice, given: &[Vec<Named>]) -> Result<[Side; 3]> {
     request.check(&folder.plan)?;
-    let sessions = Session::in_memory(&transport::Party::ALL)?;
+    let parties = folder.plan.module.setting.protocol().parties;
+    let sessions = Session::in_memory(parties)?;
     let sides = std::thread::scope(|scope| {
-        let threads: Vec<_> = Party::ALL
-            .into_iter()
+        let threads: Vec<_> = parties
+            .iter()
+            .copied()
             .zip(&sessions)
             .map(|(party, session)| {
                 scope.spawn(move || {
@@ -140,11 +142,11 @@ fn party_run(
     let log = Log { sent: Vec::new(), received: [[0; 256]; 3] };
     let mut net = Recorded { links: LinkNet::new(session, 1), log };
     let module = folder.module(request, choice.way())?;
-    let keys = agree_keys(party, &mut net)?;
+    let keys = agree_keys(folder.plan.module.setting, party, &mut net)?;
     let key = agree_weight_key(party, &mut net)?;
     let own = match party {
         Party::Server => Some(Arc::new(folder.server_weights()?) as Arc<dyn TensorSource>),
-        Party::Client | Party::Helper => None,
+        Party::Client | Party::Helper | Party::Dealer => None,
     };
     let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
     let weights = Arc::new(Weights::share(&module, party, key.as_ref(), public, own, &mut net)?);
@@ -164,7 +166,7 @@ fn party_run(
                 let known: Vec<Named> = given.iter().cloned().chain(public).collect();
                 region.step(&folder.plan, &slots, &step.bound.bindings, &known, advance.keep)?
             }
-            Party::Server | Party::Helper => Vec::new(),
+            Party::Server | Party::Helper | Party::Dealer => Vec::new(),
         };
         session.meter().reset();
         let result = run.step(&step.bound, &step.schedule, &tensors, &mut net)?;

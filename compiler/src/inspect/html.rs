@@ -320,10 +320,12 @@ fn seen(report: &Report) -> Markup {
     for name in &report.public_inputs {
         public += &format!(", the contents of {name}");
     }
+    let senders = report.bytes.keys().chain(report.offline_bytes.keys());
+    let third = senders.copied().find(|name| !["client", "server"].contains(name)).unwrap_or_default();
     let rows = [
         ("client", format!("{}; {public}", report.revealed.join(", ")), "private weights, what is computed under MPC"),
         ("server", public.clone(), "the client's inputs and results, what is computed under MPC"),
-        ("helper", public.clone(), "the client's inputs and results, private weights, what is computed under MPC"),
+        (third, public.clone(), "the client's inputs and results, private weights, what is computed under MPC"),
     ];
     html! {
         section {

@@ -16,7 +16,7 @@ use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
 use crate::pipeline::{Errors, Options, plan_knowing, rewritten};
 use crate::statics::Known;
-use ombra_ir::module::Party;
+use ombra_ir::module::Setting;
 use ombra_ir::plan::{Plan, Saving, StepCost};
 use ombra_ir::{Diagnostic, Result};
 use std::collections::BTreeMap;
@@ -101,26 +101,28 @@ fn steps(plan: &Plan) -> Vec<(&'static str, BTreeMap<String, u64>)> {
 fn saving(pass: &str, plan: &Plan, steps: &[(&str, BTreeMap<String, u64>)]) -> Result<Saving> {
     let mut costs = Vec::with_capacity(steps.len());
     for (name, sizes) in steps {
-        costs.push(step_cost(name, &inspect(plan, sizes)?));
+        costs.push(step_cost(name, plan.module.setting, &inspect(plan, sizes)?));
     }
     Ok(Saving { pass: pass.to_string(), steps: costs })
 }
 
-fn step_cost(name: &str, report: &Report) -> StepCost {
+fn step_cost(name: &str, setting: Setting, report: &Report) -> StepCost {
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for op in report.ops.iter().filter(|op| op.total_bytes() > 0) {
         // One kind before and after packing.
         let kind = if op.kind() == "masked_softmax" { "softmax" } else { op.kind() };
         *kinds.entry(kind).or_default() += op.total_bytes();
     }
+    let mut bytes = [0; 3];
+    for party in setting.protocol().parties {
+        let sent = [&report.bytes, &report.offline_bytes].into_iter().filter_map(|bytes| bytes.get(party.name()));
+        bytes[party.index()] = sent.sum();
+    }
     StepCost {
         name: name.to_string(),
         dims: report.dims.iter().map(|(n, &v)| (n.clone(), v)).collect(),
         rounds: report.rounds,
-        bytes: Party::ALL.map(|party| {
-            let sent = [&report.bytes, &report.offline_bytes].into_iter().filter_map(|bytes| bytes.get(party.name()));
-            sent.sum()
-        }),
+        bytes,
         kinds: kinds.into_iter().map(|(kind, bytes)| (kind.to_string(), bytes)).collect(),
     }
 }

@@ -68,6 +68,29 @@ impl Setting {
         self.protocol().name
     }
 
+    /// The party beside client and server.
+    ///
+    /// # Errors
+    /// `E0421` for a setting of one party.
+    pub fn third(self) -> Result<Party> {
+        let third = self.protocol().parties.iter().copied().find(|party| party.is_third());
+        third.ok_or_else(|| Diagnostic::input("E0421", format!("the setting {} has one party alone", self.name())))
+    }
+
+    /// Checks that a party takes part.
+    ///
+    /// # Errors
+    /// `E0711`.
+    pub fn check_party(self, party: Party) -> Result<()> {
+        let parties = self.protocol().parties;
+        if parties.contains(&party) {
+            return Ok(());
+        }
+        let names: Vec<_> = parties.iter().map(|party| party.name()).collect();
+        Err(Diagnostic::input("E0711", format!("the setting {} has no {party}", self.name()))
+            .note(format!("expected  {}", names.join(", "))))
+    }
+
     /// What every party sends, by its number, with what is dealt apart.
     pub fn apart(self, bytes: [u64; 3]) -> Sent {
         let mut online = bytes;

@@ -14,7 +14,7 @@ use crate::ty::Sharing;
 /// The setting's facts.
 pub(super) static PROTOCOL: Protocol = Protocol {
     name: "3pc",
-    parties: &Party::ALL,
+    parties: &[Party::Client, Party::Server, Party::Helper],
     dealer: None,
     product: |a, b| match (a, b) {
         (Sharing::Public, other) | (other, Sharing::Public) => Some(other),

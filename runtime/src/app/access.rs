@@ -121,9 +121,10 @@ impl Opened {
     /// `E0711`, `E0712`, and those of [`LocalParties::start`].
     pub fn connect(&self) -> Result<Connection> {
         let Access { folder, network, threads, program, .. } = &self.access;
+        let setting = self.folder.plan.module.setting;
         let (config, local) = match &self.config {
             None => {
-                let local = LocalParties::start(program, folder, network, *threads)?;
+                let local = LocalParties::start(program, folder, setting.third()?, network, *threads)?;
                 (local.client.clone(), Some(local))
             }
             Some(config) => (config.clone(), None),
@@ -132,6 +133,7 @@ impl Opened {
             return Err(Diagnostic::input("E0711", format!("the configuration is that of the {}", config.party))
                 .note("expected  party = \"client\""));
         }
+        config.check_setting(setting)?;
         let endpoint = Endpoint::new(&config, &self.folder.digest, self.network)?;
         if let Some(local) = &local {
             local.remove_keys();

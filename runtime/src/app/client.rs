@@ -264,6 +264,8 @@ fn vocabulary(plan: &Plan) -> Option<u64> {
 pub struct Conversation<'a> {
     folder: &'a PlanFolder,
     session: &'a Session,
+    /// Whom the client talks to.
+    peers: [Party; 2],
     request: Request,
     course: Course,
     region: Region,
@@ -289,8 +291,9 @@ impl<'a> Conversation<'a> {
         threads: usize,
         isolation: Option<&Isolation>,
     ) -> Result<Self> {
-        let keys = keys(session)?;
-        PEERS.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
+        let keys = keys(session, folder.plan.module.setting)?;
+        let peers = [Party::Server, folder.plan.module.setting.third()?];
+        peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
         let mut phases = Phases::new(session, folder.plan.module.setting);
         let (weights, sends) = phases.run(|| client_weights(folder, session))?;
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
@@ -302,7 +305,7 @@ impl<'a> Conversation<'a> {
         };
         let planned = vec![("setup", Vec::new(), setup)];
         let course = Course::default();
-        Ok(Conversation { folder, session, request, course, region, engine, phases, planned, texts })
+        Ok(Conversation { folder, session, peers, request, course, region, engine, phases, planned, texts })
     }
 
     /// How many positions at the beginning of `tokens` the session has in its cache already; never all of them, since a
@@ -385,7 +388,7 @@ impl<'a> Conversation<'a> {
         let slots: Vec<(&str, DType)> = module.inputs.iter().map(|slot| (slot.name.as_str(), slot.dtype)).collect();
         let given = self.region.step(plan, &slots, &step.bound.bindings, &known, advance.keep)?;
         self.engine.check_inputs(&step, &given)?;
-        tell(self.session, Next::Step(advance))?;
+        tell(self.session, self.peers, Next::Step(advance))?;
         let engine = &mut self.engine;
         let opened = self.phases.run(|| {
             begin(inputs.name, &step.cost);
@@ -402,9 +405,9 @@ impl<'a> Conversation<'a> {
     /// # Errors
     /// Whatever ended the session.
     pub fn end(self) -> Result<Costs> {
-        tell(self.session, Next::End)?;
-        let [server, helper] = peer_stats(self.session, self.planned.len())?;
-        let stats = [self.phases.end(), server, helper];
+        tell(self.session, self.peers, Next::End)?;
+        let [server, third] = peer_stats(self.session, self.peers, self.planned.len())?;
+        let stats = [self.phases.end(), server, third];
         let setting = self.folder.plan.module.setting;
         let phases = self
             .planned
@@ -412,7 +415,8 @@ impl<'a> Conversation<'a> {
             .enumerate()
             .map(|(index, (name, sizes, cost))| phase(setting, (name, sizes, cost), index, &stats))
             .collect();
-        let peak_rss = Party::ALL.iter().zip(&stats).map(|(party, stats)| (party.name().to_owned(), stats.peak_rss));
+        let parties = setting.protocol().parties;
+        let peak_rss = parties.iter().zip(&stats).map(|(party, stats)| (party.name().to_owned(), stats.peak_rss));
         Ok(Costs { phases, peak_rss: peak_rss.collect() })
     }
 }
@@ -437,11 +441,8 @@ fn can_be_cut(plan: &Plan) -> bool {
     shapes.chain(plan.client_states.iter().map(|state| &state.shape)).all(|shape| has_axis(shape))
 }
 
-/// Whom the client talks to.
-const PEERS: [Party; 2] = [Party::Server, Party::Helper];
-
-fn tell(session: &Session, next: Next) -> Result<()> {
-    PEERS.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&next))
+fn tell(session: &Session, peers: [Party; 2], next: Next) -> Result<()> {
+    peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&next))
 }
 
 /// Runs a prepared task over `session`. When it fails, the peers are told.
@@ -491,7 +492,8 @@ fn phase(setting: Setting, (name, sizes, cost): Planned, index: usize, stats: &[
     let depth = seen.iter().map(|seen| seen.depth).max().unwrap_or(0);
     let dealer = setting.protocol().dealer;
     let sent = setting.apart(cost.bytes);
-    let online = Party::ALL.iter().zip(sent.online).zip(&seen).filter(|((party, _), _)| dealer != Some(**party));
+    let parties = setting.protocol().parties;
+    let online = parties.iter().zip(sent.online).zip(&seen).filter(|((party, _), _)| dealer != Some(**party));
     // Who gets it counts it: it may have been dealt ahead.
     let dealt = seen.iter().map(|seen| seen.dealt).sum();
     Phase {

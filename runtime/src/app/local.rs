@@ -1,4 +1,4 @@
-//! Server and helper as processes on this machine, for a run in which every party is here.
+//! The serving parties as processes on this machine, for a run in which every party is here.
 
 use std::env;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::transport::{Party, SessionId};
 /// What a serving process writes on standard output once it accepts sessions.
 pub const READY: &str = "ready";
 
-/// Server and helper under way. Dropping it ends them and removes their keys.
+/// The serving parties under way. Dropping it ends them and removes their keys.
 pub struct LocalParties {
     /// The client's configuration.
     pub client: PartyConfig,
@@ -31,19 +31,19 @@ struct Running {
 }
 
 impl LocalParties {
-    /// Makes keys and starts server and helper of the plan folder `plan` with `program`, and waits until they accept
-    /// sessions. `network` is the link emulation as text.
+    /// Makes keys and starts the server and the `third` party of the plan folder `plan` with `program`, and waits until they
+    /// accept sessions. `network` is the link emulation as text.
     ///
     /// # Errors
     /// `E1011`, and those of [`write_local_set`].
-    pub fn start(program: &Program, plan: &Path, network: &str, threads: usize) -> Result<LocalParties> {
+    pub fn start(program: &Program, plan: &Path, third: Party, network: &str, threads: usize) -> Result<LocalParties> {
         let folder = env::temp_dir().join(format!("ombra-{}", SessionId::random()?));
         make_private(&folder)?;
         // From here on whatever ends this function removes the folder.
         let mut running = Running { children: Vec::new(), folder };
-        let [client, server, helper] = write_local_set(&running.folder)?;
+        let [client, server, other] = write_local_set(&running.folder, third)?;
         let client = PartyConfig::read(&client)?;
-        for (party, config) in [(Party::Helper, helper), (Party::Server, server)] {
+        for (party, config) in [(third, other), (Party::Server, server)] {
             let child = program
                 .command()
                 .arg("serve")

@@ -1,4 +1,4 @@
-//! The server's and the helper's side of one session.
+//! The server's side of one session, and the third party's.
 
 use std::panic::{self, AssertUnwindSafe};
 
@@ -57,7 +57,7 @@ impl Serving<'_> {
                     answer(session)
                 }
                 (Purpose::Share, Keep::Helper(side)) => side.take(self.folder, session),
-                (Purpose::Share, Keep::Server(_)) => Err(senseless(Party::Helper, "a sharing to the server")),
+                (Purpose::Share, Keep::Server(_)) => Err(senseless(Party::Client, "a sharing to the server")),
                 (Purpose::Run, _) => self.steps(session),
             }));
             served.unwrap_or_else(|_| {
@@ -74,7 +74,7 @@ impl Serving<'_> {
         let limits = session.limits();
         let plan = &folder.plan;
         session.limit_queue(QUEUE);
-        let keys = keys(session)?;
+        let keys = keys(session, plan.module.setting)?;
         // Until it is here, the session holds the memory that the largest one could take.
         let request: Request = client.recv_control_soon(CONTROL, limits.connect.min(limits.receive))?;
         request.check(plan)?;
@@ -94,7 +94,8 @@ impl Serving<'_> {
         let mut course = Course::default();
         // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
         let mut take = |advance| course.take(&request, advance);
-        while let Next::Step(advance) = next(session, &mut take)? {
+        let third = plan.module.setting.third()?;
+        while let Next::Step(advance) = next(session, third, &mut take)? {
             let module = engine.module(advance)?;
             let step = request.step(plan, advance, limit)?;
             let step = program::prepare(&module, &step.sizes, &step.public, limit)?;
@@ -112,7 +113,7 @@ impl Serving<'_> {
 
 /// What the client says is next, once `take` allows it. The helper compares it with what the client says to the server: parties that ran different
 /// steps would fail somewhere in them.
-fn next(session: &Session, take: &mut dyn FnMut(Advance) -> Result<()>) -> Result<Next> {
+fn next(session: &Session, third: Party, take: &mut dyn FnMut(Advance) -> Result<()>) -> Result<Next> {
     let limits = session.limits();
     let soon = limits.idle.max(limits.receive);
     let next: Next = session.link(Party::Client)?.recv_control_soon(CONTROL, soon)?;
@@ -120,7 +121,7 @@ fn next(session: &Session, take: &mut dyn FnMut(Advance) -> Result<()>) -> Resul
         take(advance)?;
     }
     match session.party() {
-        Party::Server => session.link(Party::Helper)?.send_control(&next)?,
+        Party::Server => session.link(third)?.send_control(&next)?,
         _ => {
             // The server waits for the client as long, and began before.
             let other: Next = session.link(Party::Server)?.recv_control_soon(CONTROL, soon)?;
@@ -139,9 +140,9 @@ fn longest_frame(module: &Module, step: &Step, to: Party) -> u64 {
 }
 
 /// What the others measured, once they have ended.
-pub(super) fn peer_stats(session: &Session, phases: usize) -> Result<[Stats; 2]> {
+pub(super) fn peer_stats(session: &Session, peers: [Party; 2], phases: usize) -> Result<[Stats; 2]> {
     let mut all = [Stats::default(), Stats::default()];
-    for (stats, peer) in all.iter_mut().zip([Party::Server, Party::Helper]) {
+    for (stats, peer) in all.iter_mut().zip(peers) {
         *stats = session.link(peer)?.recv_control(CONTROL)?;
         if stats.phases.len() != phases {
             return Err(senseless(peer, "measurements of another number of phases"));

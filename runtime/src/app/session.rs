@@ -161,8 +161,8 @@ impl<'a> Engine<'a> {
 }
 
 /// Fresh pair keys of a session.
-pub(super) fn keys(session: &Session) -> Result<Keys> {
-    agree_keys(session.party(), &mut LinkNet::new(session, RUN))
+pub(super) fn keys(session: &Session, setting: Setting) -> Result<Keys> {
+    agree_keys(setting, session.party(), &mut LinkNet::new(session, RUN))
 }
 
 /// The messages of the set-up.

@@ -1,5 +1,7 @@
 //! How the server's weights come to be shared, and which sharing a session uses.
 //!
+//! The helper here is the third party of the setting, whatever that calls it.
+//!
 //! Component 1 of every weight follows from a key of client and server, component 2 is the weight minus that and goes to
 //! the helper. One key makes one sharing: from two under one key the helper would learn the difference of the weights.
 //! Every client that is served gets the key: together with the helper it could put the weights together, alone it has
@@ -156,7 +158,7 @@ impl Keep {
                 let (state, changed, uses) = Default::default();
                 Ok(Keep::Server(ServerSide { file, state, changed, uses }))
             }
-            Party::Helper => Ok(Keep::Helper(HelperSide::default())),
+            Party::Helper | Party::Dealer => Ok(Keep::Helper(HelperSide::default())),
             Party::Client => {
                 Err(Diagnostic::input("E1006", "the client does not serve").note("help      use `generate` or `infer`"))
             }
@@ -346,7 +348,8 @@ impl ServerSide {
     }
 
     fn weights(&self, folder: &PlanFolder, session: &Session, request: &str) -> Result<(Arc<Weights>, Measured)> {
-        let (client, helper) = (session.link(Party::Client)?, session.link(Party::Helper)?);
+        let third = folder.plan.module.setting.third()?;
+        let (client, helper) = (session.link(Party::Client)?, session.link(third)?);
         let mut lost: Option<String> = None;
         self.file.check_unchanged()?;
         for _ in 0..MAX_OFFERS {
@@ -378,7 +381,7 @@ impl ServerSide {
             client.send(Frame::new(run, op, round, key.bytes().to_vec()))?;
             return Ok((Arc::clone(&sharing.weights), if counts { sharing.cost } else { Measured::default() }));
         }
-        Err(senseless(Party::Helper, "again and again that it does not hold what it has just got"))
+        Err(senseless(third, "again and again that it does not hold what it has just got"))
     }
 
     /// A sharing in a session of its own.
@@ -389,7 +392,9 @@ impl ServerSide {
         let session = endpoint.open(Purpose::Share)?;
         let made = guarded(&session, || {
             let epoch = SessionId::random()?.to_string();
-            session.link(Party::Helper)?.send_control(&Coming { epoch: epoch.clone(), replaces })?;
+            session
+                .link(folder.plan.module.setting.third()?)?
+                .send_control(&Coming { epoch: epoch.clone(), replaces })?;
             self.share(folder, &session, epoch)
         });
         made.inspect(|_| session.finish())
@@ -403,7 +408,7 @@ impl ServerSide {
         session.meter().reset();
         let start = Instant::now();
         let weights = Weights::share(module, Party::Server, Some(&key), public(folder), Some(own), &mut net)?;
-        let link = session.link(Party::Helper)?;
+        let link = session.link(folder.plan.module.setting.third()?)?;
         let Received::Weights = link.recv_control_within(CONTROL, session.limits().setup)?;
         Ok(Sharing::new(epoch, Some(key), weights, session, start))
     }
@@ -461,7 +466,7 @@ impl HelperSide {
         session.meter().reset();
         let start = Instant::now();
         let (module, mut net) = (&folder.plan.module, net(session));
-        let weights = Weights::share(module, Party::Helper, None, public(folder), None, &mut net)?;
+        let weights = Weights::share(module, session.party(), None, public(folder), None, &mut net)?;
         let sharing = Arc::new(Sharing::new(epoch, None, weights, session, start));
         let old = lock(&self.kept).replace(Arc::clone(&sharing));
         self.replaced(old);

@@ -438,7 +438,8 @@ impl<V> Step<'_, V> {
     /// Sends one frame to every peer and gives what the peers sent to the ops.
     fn exchange(&mut self, party: Party, epoch: u32, tick: u32, net: &mut dyn Net) -> Result<()> {
         let own = party.index();
-        let peers = Party::ALL.into_iter().filter(|peer| *peer != party);
+        let parties = self.module.setting.protocol().parties;
+        let peers = parties.iter().copied().filter(|peer| *peer != party);
         for peer in peers.clone() {
             let mut frame = Vec::new();
             for (&id, task) in &mut self.tasks {

@@ -164,10 +164,12 @@ fn run_faulty(
     own: &Tensors,
     fault: Fault,
 ) -> Vec<Result<Vec<Seen>>> {
-    let sessions = Session::in_memory(&transport::Party::ALL).unwrap();
+    let parties = module.setting.protocol().parties;
+    let sessions = Session::in_memory(parties).unwrap();
     std::thread::scope(|scope| {
-        let threads: Vec<_> = Party::ALL
-            .into_iter()
+        let threads: Vec<_> = parties
+            .iter()
+            .copied()
             .zip(sessions)
             .map(|(party, session)| {
                 scope.spawn(move || {
@@ -194,7 +196,7 @@ fn run_party(
 ) -> Result<Vec<Seen>> {
     let fault = if party == Party::Server { fault } else { Fault::None };
     let mut net = Faulty { links: LinkNet::new(session, 5), fault };
-    let keys = agree_keys(party, &mut net)?;
+    let keys = agree_keys(module.setting, party, &mut net)?;
     let key = agree_weight_key(party, &mut net)?;
     let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
     let weights = Arc::new(Weights::share(module, party, key.as_ref(), Arc::new(public.clone()), own, &mut net)?);

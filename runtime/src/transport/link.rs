@@ -347,9 +347,9 @@ fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, (limit, max_frame_bytes
     inbox.end(end);
 }
 
-/// The party whose index is `number`.
+/// The party whose place among all is `number`.
 fn party(number: u32) -> Option<Party> {
-    usize::try_from(number).ok().and_then(|index| Party::ALL.get(index)).copied()
+    usize::try_from(number).ok().and_then(|place| Party::ALL.get(place)).copied()
 }
 
 /// Sends the messages of `outbox`, at the pace of the emulated network if there is one.

@@ -334,7 +334,7 @@ impl Session {
     /// Whether it may be served now: the helper takes what the server takes.
     pub(super) fn is_called(&self) -> bool {
         let server = self.links.get(&Party::Server);
-        self.party != Party::Helper || server.is_none_or(|server| server.inbox().is_served())
+        !self.party.is_third() || server.is_none_or(|server| server.inbox().is_served())
     }
 
     /// Begins to serve it: more may be queued now, of a client `of_client` bytes, and the server's peers hear that it is
@@ -350,8 +350,8 @@ impl Session {
     /// serves already that it has no room for it yet.
     pub(super) fn announce(&self, before: u32) {
         match self.party {
-            Party::Helper if self.is_called() => self.keep_alive(true),
-            Party::Helper => {}
+            Party::Helper | Party::Dealer if self.is_called() => self.keep_alive(true),
+            Party::Helper | Party::Dealer => {}
             _ => self.links.get(&Party::Client).into_iter().for_each(|client| self.tell_turn(client, before)),
         }
     }

@@ -34,7 +34,7 @@ impl Parties {
     fn with(name: &str, most: u32) -> Parties {
         let folder = std::env::temp_dir().join(format!("ombra-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
-        let configs = write_local_set(&folder).unwrap();
+        let configs = write_local_set(&folder, Party::Helper).unwrap();
         let [first, mut server, mut helper] = configs.map(|path| PartyConfig::read(&path).unwrap());
         let other = generate(Party::Client, &folder.join("other")).unwrap();
         let mut second = first.clone();

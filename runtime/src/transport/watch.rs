@@ -63,7 +63,8 @@ impl Watch {
 
     /// Tells every other peer that this party waits for `awaited`, so that nobody takes this one for silent.
     pub(super) fn tell_waiting(&self, awaited: Party) {
-        let number = u32::try_from(awaited.index()).unwrap_or(u32::MAX);
+        let place = Party::ALL.iter().position(|party| *party == awaited);
+        let number = place.and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX);
         let others = lock(&self.links);
         for other in others.iter().filter(|other| other.peer != awaited) {
             if let Some(outbox) = other.outbox.upgrade() {

@@ -9,7 +9,7 @@ use ombra_ir::{module::Id, schedule::schedule};
 use ombra_runtime::app::measure::{Size, answer, measure, probes};
 use ombra_runtime::config::PartyConfig;
 use ombra_runtime::keygen::write_local_set;
-use ombra_runtime::transport::{Acceptor, Endpoint};
+use ombra_runtime::transport::{Acceptor, Endpoint, Party};
 
 const SMALL: Size = Size { side: 8, matrix: 8, rows: 2, table: 16 };
 
@@ -59,7 +59,7 @@ fn probes_tell_units_apart() {
 #[test]
 fn links_are_measured_with_peers_that_answer() {
     let folder = std::env::temp_dir().join(format!("ombra-links-{}", std::process::id()));
-    let paths = write_local_set(&folder).expect("keys can be made");
+    let paths = write_local_set(&folder, Party::Helper).expect("keys can be made");
     let [_, server, helper] = [0, 1, 2].map(|i| {
         let config = PartyConfig::read(&paths[i]).expect("it was just written");
         Endpoint::new(&config, "", None).expect("its key is there")

@@ -298,7 +298,7 @@ impl Drop for Serving {
 /// Configurations in a folder of their own.
 pub fn configurations() -> (Folder, [PathBuf; 3]) {
     let folder = Folder::new();
-    let paths = write_local_set(&folder.join("keys")).unwrap();
+    let paths = write_local_set(&folder.join("keys"), Party::Helper).unwrap();
     (folder, paths)
 }
 

@@ -51,7 +51,7 @@ impl Service {
     /// Their clients are in a folder, which is empty.
     fn start(limits: &str, service: &str) -> Service {
         let (plan, keys) = (plans::cached(), Folder::new());
-        let [client, server, helper] = write_local_set(&keys.0).unwrap();
+        let [client, server, helper] = write_local_set(&keys.0, Party::Helper).unwrap();
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         fs::create_dir(keys.join("clients")).unwrap();
         for (config, more) in [

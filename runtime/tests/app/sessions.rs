@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread;
 
 use ombra_ir::draw::{Choice, Choosing, Sampling, Way};
+use ombra_ir::module::Setting;
 use ombra_ir::plain::{self, Tensor};
 use ombra_ir::{Diagnostic, Dim, Kind, Result, plan};
 use ombra_runtime::app::client::{self, Conversation, Options, Outcome, Prepared, Task, max_positions, tokens_left};
@@ -21,7 +22,7 @@ use super::plans::{self, MAX, VOCABULARY, WIDTH, continuation, head, table};
 
 /// Runs `task` with fresh parties. The result of the client, the server and the helper.
 fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
-    let mut sessions = Session::in_memory(&Party::ALL).unwrap();
+    let mut sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap();
     let peers: Vec<_> = sessions
         .drain(1..)
         .map(|session| {
@@ -149,7 +150,7 @@ fn a_stop_token_ends_the_session_early() {
 
 /// Does `work` with the client's side of a session whose other parties are threads; what these ended with.
 fn converse(folder: &Path, work: impl FnOnce(&PlanFolder, Session)) -> [Result<()>; 2] {
-    let mut sessions = Session::in_memory(&Party::ALL).unwrap();
+    let mut sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap();
     let peers: Vec<_> = sessions
         .drain(1..)
         .map(|session| {
@@ -493,7 +494,7 @@ fn assert_told_nothing(peers: [Result<()>; 2]) {
 fn a_step_is_announced_after_its_inputs_were_checked() {
     let folder = plans::cached();
     let open = PlanFolder::open(&folder.0).unwrap();
-    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap();
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
     let meters = [&client, &server, &helper].map(|session| session.meter().clone());
     let peers = [server, helper].map(|session| {
@@ -520,7 +521,7 @@ fn a_token_out_of_the_vocabulary_ends_the_session_at_every_party() {
 
 /// The errors of server and helper when a client that keeps to no rules asks for `request`.
 fn ask(folder: &Path, request: &Request) -> Vec<Diagnostic> {
-    let mut sessions = Session::in_memory(&Party::ALL).unwrap();
+    let mut sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap();
     let client = sessions.remove(0);
     let peers = sessions.into_iter().map(|session| {
         let folder = folder.to_path_buf();
@@ -552,7 +553,7 @@ fn offer(client: &Session, requests: [&Request; 2]) {
 #[test]
 fn different_requests_to_server_and_helper_are_refused() {
     let folder = plans::cached();
-    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap();
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
     let peers = [server, helper].map(|session| {
         let folder = PlanFolder::open(&folder.0).unwrap();
@@ -568,7 +569,7 @@ fn different_requests_to_server_and_helper_are_refused() {
 
 /// The key of the weights that the server gives the client in a session with these parties.
 fn weight_key(folder: &PlanFolder, keep: &Keep, parts: &Keep) -> Vec<u8> {
-    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap();
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
     let request = Request::text(1);
     offer(&client, [&request, &request]);
@@ -637,7 +638,7 @@ fn requests_for_more_memory_than_allowed_are_refused_before_it_is_taken() {
 #[test]
 fn a_panic_ends_the_session_in_an_error() {
     let plan = plans::linear(false);
-    let sessions = Session::in_memory(&Party::ALL).unwrap();
+    let sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).unwrap();
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().unwrap();
     let mut folder = PlanFolder::open(&plan.0).unwrap();
     folder.plan.module.ops[2].args[0] = ombra_ir::module::Id(u32::MAX);

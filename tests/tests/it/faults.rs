@@ -2,6 +2,7 @@
 //! request. A party with another plan or another certificate is refused.
 
 use ombra_runtime::keygen::write_local_set;
+use ombra_runtime::transport::Party;
 use ombra_tests::built::{Built, Folder, build};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -82,7 +83,7 @@ impl Site {
     fn new() -> Site {
         let built = build(NAME, None, Vec::new()).expect("it compiles");
         let keys = Folder::new().expect("there is room");
-        let configs = write_local_set(keys.path()).expect("keys are made");
+        let configs = write_local_set(keys.path(), Party::Helper).expect("keys are made");
         configs.iter().for_each(limit);
         let public = Folder::new().expect("there is room");
         copy(&built.folder.path().join("public"), &public.path().join("public"));
@@ -207,7 +208,7 @@ fn another_plan_and_another_certificate_are_refused() {
 
     // A client with a key of its own making, and the true peers.
     let forged = Folder::new().expect("there is room");
-    write_local_set(forged.path()).expect("keys are made");
+    write_local_set(forged.path(), Party::Helper).expect("keys are made");
     let folder = forged.path().join("client");
     std::fs::copy(&site.configs[0], folder.join("party.toml")).expect("it can be copied");
     let (mut client, _) = site.client(site.public.path(), &folder.join("party.toml"), "4");

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use ombra_ir::draw::Choosing;
+use ombra_ir::module::Setting;
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
@@ -28,7 +29,7 @@ fn generate_until(
     prompts: &[&[i64]],
     (count, stop): (u64, &[i64]),
 ) -> Outcome {
-    let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
+    let sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).expect("links in memory");
     let [to_client, to_server, to_helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
     let prompts = prompts.iter().map(|prompt| prompt.to_vec()).collect();
     let task = Prepared::new(

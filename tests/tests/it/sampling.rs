@@ -5,6 +5,7 @@ use ombra_compiler::graph::eval::evaluate;
 use ombra_compiler::import::{Options as Sizes, import, load_weight};
 use ombra_compiler::pipeline::Options;
 use ombra_ir::draw::{Choice, Choosing, Filter, PENALTIES, Penalties, Sampling, Way};
+use ombra_ir::module::Setting;
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::verify;
@@ -14,7 +15,7 @@ use ombra_runtime::app::inputs::token_ids;
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::Report;
 use ombra_runtime::app::request::{Advance, Course};
-use ombra_runtime::transport::{Party, Session};
+use ombra_runtime::transport::Session;
 use ombra_tests::built::{Built, build, build_with};
 use ombra_tests::corpus;
 use ombra_tests::parties::{self, Side};
@@ -263,7 +264,7 @@ fn one_session_chooses_tokens_in_every_way() {
         penalties: if penalized { penalties } else { Penalties::default() },
     });
     let positions = (PROMPT.len() + choosings.len()) as u64;
-    let sessions = Session::in_memory(&Party::ALL).expect("links in memory");
+    let sessions = Session::in_memory(Setting::ThreeParty.protocol().parties).expect("links in memory");
     let [client, server, helper] = <[Session; 3]>::try_from(sessions).ok().expect("three sessions");
     std::thread::scope(|scope| {
         let serving = [server, helper].map(|session| {

@@ -16,8 +16,8 @@ use crate::ty::Sharing;
 /// The setting's facts. A product is finished: each of two parties holds a share of it.
 pub(super) static PROTOCOL: Protocol = Protocol {
     name: "2pc-dealer",
-    parties: &Party::ALL,
-    dealer: Some(Party::Helper),
+    parties: &[Party::Client, Party::Server, Party::Dealer],
+    dealer: Some(Party::Dealer),
     product: super::plain::one_form,
     matrix_product: super::plain::one_form,
     components: 2,

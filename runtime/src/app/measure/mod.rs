@@ -221,7 +221,7 @@ fn no_more() -> Diagnostic {
 fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Result<Run<Rep3>> {
     let own = session.party();
     let mut net = LinkNet::new(session, run);
-    let keys = agree_keys(own, &mut net)?;
+    let keys = agree_keys(program.module.setting, own, &mut net)?;
     let key = agree_weight_key(own, &mut net)?;
     let zeros: Arc<dyn TensorSource> = Arc::new(Zeros::of(&program.module, &program.bound));
     let server = (own == Party::Server).then(|| Arc::clone(&zeros));
@@ -236,7 +236,7 @@ impl Loopback {
     fn open() -> Result<Loopback> {
         let keys = KeyFolder(env::temp_dir().join(format!("ombra-{}", SessionId::random()?)));
         make_private(&keys.0)?;
-        let configs = write_local_set(&keys.0)?;
+        let configs = write_local_set(&keys.0, Party::Helper)?;
         let endpoint = |path: &PathBuf| Endpoint::new(&PartyConfig::read(path)?, "", None);
         let [client, server, helper] = [endpoint(&configs[0])?, endpoint(&configs[1])?, endpoint(&configs[2])?];
         let server = Acceptor::bind(&server, drop)?;

@@ -105,6 +105,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
     // Products of all sessions run on one pool. A process has one such pool for ever: where there is one, it stays.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let folder = PlanFolder::open(&options.folder)?;
+    config.check_setting(folder.plan.module.setting)?;
     let keep = Keep::new(party, &folder)?;
     let endpoint = Endpoint::new(&config, &folder.digest, network)?;
     let total = config.limits.total_memory_bytes.unwrap_or_else(|| machine_bytes() / 2);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ombra_ir::bind::{concrete, place};
-use ombra_ir::module::{Id, Module, Node, Party};
+use ombra_ir::module::{Id, Module, Node, Party, Setting};
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode;
@@ -34,10 +34,11 @@ const BLOCK: usize = 1 << 17;
 const SMALL: usize = 1 << 14;
 
 /// Fresh pair keys, by one message from every party to the one before it.
-pub fn agree_keys(party: Party, net: &mut dyn Net) -> Result<Keys> {
+pub fn agree_keys(setting: Setting, party: Party, net: &mut dyn Net) -> Result<Keys> {
     let own = Key::random()?;
-    net.send(KEYS_EPOCH, 0, before(party), own.bytes().to_vec())?;
-    let next = receive_key(after(party), 0, net)?;
+    let [before, after] = neighbours(setting, party)?;
+    net.send(KEYS_EPOCH, 0, before, own.bytes().to_vec())?;
+    let next = receive_key(after, 0, net)?;
     Ok(Keys::new(&own, &next, &Key::random()?))
 }
 
@@ -52,7 +53,7 @@ pub fn agree_weight_key(party: Party, net: &mut dyn Net) -> Result<Option<Key>> 
             net.send(KEYS_EPOCH, 1, Party::Client, key.bytes().to_vec())?;
             Ok(Some(key))
         }
-        Party::Helper => Ok(None),
+        Party::Helper | Party::Dealer => Ok(None),
     }
 }
 
@@ -63,12 +64,10 @@ fn receive_key(from: Party, tick: u32, net: &mut dyn Net) -> Result<Key> {
     Ok(Key::from_bytes(bytes))
 }
 
-fn before(party: Party) -> Party {
-    Party::ALL[(party.index() + 2) % 3]
-}
-
-fn after(party: Party) -> Party {
-    Party::ALL[(party.index() + 1) % 3]
+/// The parties before and after this one.
+fn neighbours(setting: Setting, party: Party) -> Result<[Party; 2]> {
+    let parties = [Party::Client, Party::Server, setting.third()?];
+    Ok([2, 1].map(|step| parties[(party.index() + step) % 3]))
 }
 
 /// The weights of a module at one party, by op. They serve any number of sessions: with the same key, a new client
@@ -124,7 +123,7 @@ impl Weights {
         let consistent = match party {
             Party::Client => key.is_some(),
             Party::Server => key.is_some() && own.is_some(),
-            Party::Helper => key.is_none(),
+            Party::Helper | Party::Dealer => key.is_none(),
         };
         if !consistent {
             return Err(Diagnostic::internal(
@@ -132,6 +131,7 @@ impl Weights {
                 "client and server share weights with a key, the server with its own weights file",
             ));
         }
+        let third = module.setting.third()?;
         let mut weights = Weights { held: BTreeMap::new(), prg: key.map(Prg::new), public, own };
         let mut known: BTreeMap<Source<'_>, Held> = BTreeMap::new();
         let mut tick = 0;
@@ -148,7 +148,7 @@ impl Weights {
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
                     weights.check(party, &recipe).map_err(|error| error.at(place(module, id)))?;
-                    let held = weights.hold(party, recipe, &mut tick, net);
+                    let held = weights.hold((party, third), recipe, &mut tick, net);
                     held.map_err(|error| error.at(place(module, id)))?
                 }
             };
@@ -182,9 +182,9 @@ impl Weights {
     }
 
     /// Sends or receives what a weight needs, and stores it where it must be.
-    fn hold(&self, party: Party, recipe: Recipe, tick: &mut u32, net: &mut dyn Net) -> Result<Held> {
+    fn hold(&self, (party, third): (Party, Party), recipe: Recipe, tick: &mut u32, net: &mut dyn Net) -> Result<Held> {
         let width = usize::from(recipe.bits / 8);
-        if party == Party::Helper && recipe.secret {
+        if party.is_third() && recipe.secret {
             let mut w2 = Zeroizing::new(Vec::new());
             // It is touched as data arrives.
             w2.try_reserve_exact(recipe.n).map_err(|_| no_memory(&recipe))?;
@@ -205,7 +205,7 @@ impl Weights {
             for chunk in shared.b.data().unwrap_or(&[]).chunks(CHUNK) {
                 let mut payload = Vec::new();
                 pack_ring(chunk, recipe.bits.into(), &mut payload);
-                net.send(WEIGHTS_EPOCH, *tick, Party::Helper, payload)?;
+                net.send(WEIGHTS_EPOCH, *tick, third, payload)?;
                 *tick += 1;
             }
         }
