@@ -12,7 +12,7 @@ use ombra_runtime::app::request::Advance;
 use ombra_runtime::app::{PlanFolder, Request, program};
 use ombra_runtime::exec::{LinkNet, Net, Opened, TensorSource};
 use ombra_runtime::settings;
-use ombra_runtime::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
+use ombra_runtime::settings::weights::{Weights, agree_keys, agree_weight_key};
 use ombra_runtime::transport::{Session, Snapshot};
 use std::sync::Arc;
 

@@ -25,7 +25,7 @@ use super::request::{Advance, Request};
 use crate::exec::{LinkNet, Opened, Steps};
 use crate::settings;
 use crate::settings::cx::Keys;
-use crate::settings::rep3::setup::{Weights, agree_keys};
+use crate::settings::weights::{Weights, agree_keys};
 use crate::transport::{Party, Session};
 
 /// Largest control message of a session in bytes.

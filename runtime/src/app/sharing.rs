@@ -35,7 +35,7 @@ use super::uses::Uses;
 use super::weights::Weights as File;
 use crate::exec::TensorSource;
 use crate::prg::Key;
-use crate::settings::rep3::setup::Weights;
+use crate::settings::weights::Weights;
 use crate::transport::{Endpoint, Frame, Party, Purpose, Session, SessionId};
 
 /// Number of the run, and the place among its frames, of the key of the weights.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
 
-use crate::settings::rep3::setup::Weights;
+use crate::settings::weights::Weights;
 use crate::transport::{Ending, Session};
 
 /// Time for sessions to end that were told to.

@@ -16,7 +16,7 @@ use ombra_ir::{Diagnostic, Dim, Dims, Result, plain};
 use super::*;
 use crate::settings;
 use crate::settings::plain::Plain;
-use crate::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
+use crate::settings::weights::{Weights, agree_keys, agree_weight_key};
 use crate::transport::{self, Session};
 
 /// A module under construction; types are inferred.

@@ -11,6 +11,7 @@ pub mod rep3;
 mod rows;
 #[cfg(test)]
 mod testing;
+pub mod weights;
 pub mod words;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::exec::{Run, Steps};
 use cx::Keys;
 use dealer::Dealer;
 use rep3::Rep3;
-use rep3::setup::Weights;
+use weights::Weights;
 
 /// The side of `party` of a session with fresh keys, in the setting of the verified `module`, with `threads` threads for
 /// products.

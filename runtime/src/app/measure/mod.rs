@@ -32,7 +32,7 @@ use crate::exec::{LinkNet, Run, TensorSource};
 use crate::keygen::write_local_set;
 use crate::prg::{Key, Label, Prg};
 use crate::settings::rep3::Rep3;
-use crate::settings::rep3::setup::{Weights, agree_keys, agree_weight_key};
+use crate::settings::weights::{Weights, agree_keys, agree_weight_key};
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose, Session, SessionId};
 
 /// How often a program runs; the shortest time counts.

@@ -33,8 +33,8 @@ use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::rep3::embed::Table;
-use super::rep3::setup::{Matrix, Weights};
 use super::rep3::value::Value as Stored;
+use super::weights::{Matrix, Weights};
 use super::words::broadcast::{volume, zip};
 use super::words::movement::slice;
 use super::words::ops::{is_linear, missing, operand_shape};

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::share::{BitShare, Share};
 use crate::settings::rep3::local::linear::Ring;
-use crate::settings::rep3::setup::Matrix;
+use crate::settings::weights::Matrix;
 
 /// The result of an op at one party. Its shape is in [`Bound`]; it has no `Debug`.
 pub enum Value {

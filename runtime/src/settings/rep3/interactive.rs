@@ -9,7 +9,6 @@ use ombra_ir::settings::rep3::is_interactive;
 use ombra_ir::{Diagnostic, bind};
 
 use super::local_ops::wide_bits;
-use super::setup::Matrix;
 use super::value::Value;
 use crate::exec::Task;
 use crate::exec::side::{Ended, Site};
@@ -25,6 +24,7 @@ use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::share::Shared;
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::{extend, truncate};
+use crate::settings::weights::Matrix;
 
 /// Whether an op has a kernel here: it sends messages, or may.
 pub(super) fn has_kernel(op: &Op) -> bool {

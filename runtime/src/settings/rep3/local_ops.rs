@@ -6,7 +6,6 @@ use ombra_ir::op::{Class, Op};
 use ombra_ir::reference::encode_as;
 use ombra_ir::{Diagnostic, Result};
 
-use super::setup::Matrix;
 use super::value::Value;
 use super::{chain, role_of};
 use crate::backend::bits as planes;
@@ -15,6 +14,7 @@ use crate::exec::side::Site;
 use crate::settings::rep3::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int};
 use crate::settings::rep3::local::matmul::matmul;
 use crate::settings::rep3::share::Bits;
+use crate::settings::weights::Matrix;
 use crate::settings::words::broadcast::{expand, volume};
 use crate::settings::words::movement;
 use crate::settings::words::ops::{missing, moved, operand_shape, packed, unpacked};

@@ -18,7 +18,6 @@ mod planes;
 pub mod random;
 pub mod reshare;
 pub mod reveal;
-pub mod setup;
 pub mod share;
 pub mod tree;
 pub mod truncate;
@@ -35,11 +34,11 @@ use ombra_ir::module::Id;
 use ombra_ir::op::{Class, Op};
 
 pub use super::cx::{Cx, Keys, Purpose};
+use super::weights::Weights;
 use super::words::movement::slice;
 use super::words::ops::is_linear;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
 use local::linear::Ring;
-use setup::Weights;
 use share::{Component, Shared};
 use value::Value;
 

@@ -5,10 +5,10 @@ use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 
 use super::chain::Chain;
-use super::setup::Matrix;
 use crate::settings::rep3::local::linear::Ring;
 use crate::settings::rep3::reshare::Operand;
 use crate::settings::rep3::share::{Bits, Shared};
+use crate::settings::weights::Matrix;
 
 /// The result of an op at one party. Its shape is in [`Bound`]; it has no `Debug`.
 pub enum Value {

@@ -1,4 +1,4 @@
-//! What the parties agree on before the first step: pair keys, and the sharing of the server's weights.
+//! What the parties of a setting agree on before the first step: pair keys, and the sharing of the server's weights.
 //!
 //! Key `k_i` is drawn by party `i` and sent to party `i − 1`. The key of the weights is drawn by the server and sent to
 //! the client: the client's part of every weight follows from it, and the helper, which does not know it, gets the rest.
@@ -16,15 +16,15 @@ use ombra_ir::reference::encode;
 use ombra_ir::{Bindings, Diagnostic, Result};
 use zeroize::Zeroizing;
 
-use super::local::linear::Ring;
-use super::share::{Component, Shared};
-use super::value::Value;
-use super::{Keys, Purpose};
+use super::cx::{Keys, Purpose};
+use super::rep3::local::linear::Ring;
+use super::rep3::share::{Component, Shared};
+use super::rep3::value::Value;
+use super::words::broadcast::volume;
 use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
 use crate::prg::{Key, Label, Prg};
-use crate::settings::words::broadcast::volume;
 
 /// Elements of a weight in one message.
 const CHUNK: usize = 1 << 20;
