@@ -221,7 +221,7 @@ fn open(
     let threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let peers = config.map_or(Peers::Local, Peers::Configured);
     let program = Program { path, arguments };
-    let access = Access { folder, peers, allow_public, threads, network, program, isolated: true };
+    let access = Access { folder, peers, allow_public, threads, network, program, isolated: true, material: None };
     let opened = access.open()?;
     let model = opened.model(opened.has_text()?, &[])?;
     let connection = opened.connect()?;
@@ -296,6 +296,7 @@ fn infer(with: &Resources, inputs: Vec<Array>) -> Result<(Vec<Array>, ombra_runt
     session.wait_for_turn(&mut |_| {})?;
     let mut on_token = |_: usize, _: i64| Ok(ControlFlow::Continue(()));
     let options = client::Options {
+        dealt: None,
         threads: access.threads,
         keep_steps: false,
         isolation: isolation.as_ref(),

@@ -2,20 +2,24 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ombra_ir::draw::{Choosing, Penalties, Sampling};
 use ombra_ir::{Diagnostic, Kind, Result};
 
-use crate::app::access::{Access, Peers};
+use crate::app::access::{Access, MaterialPaths, Peers};
 use crate::app::chat::{self, Chat};
-use crate::app::command::{ClientRun, Given, make_keys, measure_machine, print_renewed, print_written, run_client};
+use crate::app::command::{
+    self, ClientRun, Deal, Given, make_keys, measure_machine, print_renewed, print_written, run_client,
+};
 use crate::app::gateway::{self, Gateway};
 use crate::app::isolation::{self, Program};
+use crate::app::material::SPENT_FILE;
 use crate::app::service::log::Format;
 use crate::app::service::{self, serve_party};
+use crate::transport::{SessionId, parse_session};
 
 /// Runs a plan that `ombra compile` made between client, server and helper.
 #[derive(Parser)]
@@ -37,6 +41,9 @@ enum Command {
         tensors: Tensors,
         #[command(flatten)]
         comparing: Comparing,
+        /// What a dealer made ahead of time, as `deal` wrote it. Lists of what was used are beside it.
+        #[arg(long, value_name = "FOLDER")]
+        material: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
     },
@@ -66,7 +73,43 @@ enum Command {
         #[arg(long, hide = true)]
         end_with_input: bool,
         #[command(flatten)]
+        material: Material,
+        #[command(flatten)]
         common: ServeCommon,
+    },
+    /// Make a session's messages of the dealer ahead of time, in the setting 2pc-dealer: it need not run then.
+    Deal {
+        /// The folder that the compiler wrote; its public part suffices with --weights.
+        #[arg(required_unless_present = "plan")]
+        dir: Option<PathBuf>,
+        /// The same.
+        #[arg(long, value_name = "DIR", conflicts_with = "dir")]
+        plan: Option<PathBuf>,
+        /// A size: of the prompt, of texts side by side, or of one step on given inputs, repeatable.
+        #[arg(long, value_name = "NAME=N", value_parser = named_size)]
+        dim: Vec<(String, u64)>,
+        /// Steps of the session: the prompt, then one for every further token.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        steps: u64,
+        /// The id of the session, 32 hexadecimal digits; a fresh one by default.
+        #[arg(long, value_name = "ID", value_parser = session_id)]
+        session: Option<SessionId>,
+        /// The dealer's file of the weights that `share-weights` wrote; by default it is made from the folder's own.
+        #[arg(long, value_name = "FILE")]
+        weights: Option<PathBuf>,
+        /// Where the parts of client and server are written.
+        #[arg(short, value_name = "FOLDER")]
+        output: PathBuf,
+        #[command(flatten)]
+        common: ServeCommon,
+    },
+    /// Share the server's weights with a dealer through files.
+    ShareWeights {
+        /// The folder that the compiler wrote, with the server's part.
+        dir: PathBuf,
+        /// Where the dealer's file and the server's key are written.
+        #[arg(short, value_name = "FOLDER")]
+        output: PathBuf,
     },
     /// Write systemd units and Kubernetes manifests for server and helper.
     ServiceFiles {
@@ -89,6 +132,8 @@ enum Command {
         config: PathBuf,
         #[command(flatten)]
         prompt: Prompt,
+        #[command(flatten)]
+        material: Material,
         #[command(flatten)]
         common: Common,
     },
@@ -170,6 +215,8 @@ enum Command {
         config: PathBuf,
         #[command(flatten)]
         tensors: Tensors,
+        #[command(flatten)]
+        material: Material,
         #[command(flatten)]
         common: Common,
     },
@@ -259,6 +306,24 @@ struct Tensors {
 }
 
 #[derive(Args, Default)]
+struct Material {
+    /// This party's part of what a dealer made ahead of time, as `deal` wrote it: the dealer need not run then.
+    #[arg(long, value_name = "FOLDER")]
+    material: Option<PathBuf>,
+    /// The list of sessions whose material was used; by default spent-sessions beside the configuration.
+    #[arg(long, value_name = "FILE", requires = "material")]
+    spent: Option<PathBuf>,
+}
+
+impl Material {
+    /// The client's paths, whose configuration is `config`.
+    fn of_client(self, config: &Path) -> Option<MaterialPaths> {
+        let spent = self.spent.unwrap_or_else(|| config.with_file_name(SPENT_FILE));
+        self.material.map(|folder| MaterialPaths { folder, spent: spent.clone(), spent_of_server: spent })
+    }
+}
+
+#[derive(Args, Default)]
 struct Comparing {
     /// Inputs and expected outputs as input_K.pb and output_K.pb: run and compare.
     #[arg(long, value_name = "FOLDER")]
@@ -311,6 +376,15 @@ fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
     }
 }
 
+fn named_size(text: &str) -> std::result::Result<(String, u64), String> {
+    let pair = text.split_once('=').and_then(|(name, size)| Some((name.to_owned(), size.parse().ok()?)));
+    pair.filter(|(name, _)| !name.is_empty()).ok_or_else(|| "expected NAME=N".to_owned())
+}
+
+fn session_id(text: &str) -> std::result::Result<SessionId, String> {
+    parse_session(text).ok_or_else(|| "expected 32 hexadecimal digits".to_owned())
+}
+
 fn tolerance(text: &str) -> std::result::Result<f64, String> {
     match text.parse() {
         Ok(number) if number >= 0.0 => Ok(number),
@@ -336,7 +410,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
 fn command(command: Command) -> Result<()> {
     match command {
         Command::Keygen { party, output } => make_keys(party.parse()?, &output),
-        Command::Serve { dir, party, config, log, end_with_input, common } => {
+        Command::Serve { dir, party, config, log, end_with_input, material, common } => {
             let threads = threads(&common)?;
             serve_party(&service::Options {
                 folder: dir,
@@ -346,18 +420,28 @@ fn command(command: Command) -> Result<()> {
                 threads,
                 with_input: end_with_input,
                 log,
+                material: material.material,
+                spent: material.spent,
             })
         }
+        Command::Deal { dir, plan, dim: sizes, steps, session, weights, output, common } => {
+            let threads = threads(&common)?;
+            let folder = dir.or(plan).unwrap_or_default();
+            command::deal(&Deal { folder, sizes, steps, session, weights, output, threads })
+        }
+        Command::ShareWeights { dir, output } => command::share_weights(&dir, &output),
         Command::ServiceFiles { output } => print_written(&service::files::write(&output)?),
         Command::Renew { config } => print_renewed(service::renew(&config)?),
-        Command::Local { dir, mut prompt, tensors, mut comparing, common } => {
+        Command::Local { dir, mut prompt, tensors, mut comparing, material, common } => {
             let test_data = comparing.test_data.take();
             let given = given(&mut prompt, tensors.input, test_data)?;
-            client(dir, Peers::Local, given, prompt, tensors.output_dir, comparing, common)
+            let material = material.as_deref().map(MaterialPaths::local);
+            client(dir, (Peers::Local, material), given, prompt, tensors.output_dir, comparing, common)
         }
-        Command::Generate { dir, config, mut prompt, common } => {
+        Command::Generate { dir, config, mut prompt, material, common } => {
             let given = given(&mut prompt, Vec::new(), None)?;
-            client(dir, Peers::Configured(config), given, prompt, None, Comparing::default(), common)
+            let material = material.of_client(&config);
+            client(dir, (Peers::Configured(config), material), given, prompt, None, Comparing::default(), common)
         }
         Command::Chat { dir, config, system, count, ends, drawing, allow_public, common } => {
             let peers = config.map_or(Peers::Local, Peers::Configured);
@@ -399,10 +483,11 @@ fn command(command: Command) -> Result<()> {
                 stop_tokens: stop_token,
             })
         }
-        Command::Infer { dir, config, tensors, common } => {
+        Command::Infer { dir, config, tensors, material, common } => {
             let mut none = Prompt { count: 1, ..Prompt::default() };
             let given = given(&mut none, tensors.input, None)?;
-            client(dir, Peers::Configured(config), given, none, tensors.output_dir, Comparing::default(), common)
+            let (material, outputs) = (material.of_client(&config), tensors.output_dir);
+            client(dir, (Peers::Configured(config), material), given, none, outputs, Comparing::default(), common)
         }
         Command::Work { memory } => isolation::work(memory),
         Command::Measure { config, common } => {
@@ -461,7 +546,7 @@ fn given(prompt: &mut Prompt, inputs: Vec<(String, PathBuf)>, test_data: Option<
 
 fn client(
     folder: PathBuf,
-    peers: Peers,
+    (peers, material): (Peers, Option<MaterialPaths>),
     given: Given,
     prompt: Prompt,
     output_dir: Option<PathBuf>,
@@ -469,7 +554,7 @@ fn client(
     common: Common,
 ) -> Result<()> {
     let Common { serve, report, allow_public } = common;
-    let access = access(folder, peers, allow_public, serve)?;
+    let access = Access { material, ..access(folder, peers, allow_public, serve)? };
     let choosing = choosing(&prompt.drawing)?;
     let Prompt { count, ends: Ends { stop_token: stop_tokens, stop }, .. } = prompt;
     run_client(&ClientRun {
@@ -490,7 +575,16 @@ fn client(
 fn access(folder: PathBuf, peers: Peers, allow_public: Vec<String>, common: ServeCommon) -> Result<Access> {
     let threads = threads(&common)?;
     let program = Program::this()?;
-    Ok(Access { folder, peers, allow_public, threads, network: common.network, program, isolated: true })
+    Ok(Access {
+        folder,
+        peers,
+        allow_public,
+        threads,
+        network: common.network,
+        program,
+        isolated: true,
+        material: None,
+    })
 }
 
 /// Number of threads, once the options that are not built have been refused.

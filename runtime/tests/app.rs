@@ -4,6 +4,8 @@
 mod folders;
 #[path = "app/gateway.rs"]
 mod gateway;
+#[path = "app/material.rs"]
+mod material;
 #[path = "app/measure.rs"]
 mod measure;
 #[path = "app/plans.rs"]

@@ -30,5 +30,7 @@ pub fn serve(args: &[String]) -> Result<()> {
         threads,
         with_input: true,
         log: Format::Text,
+        material: None,
+        spent: None,
     })
 }

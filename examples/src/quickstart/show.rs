@@ -178,6 +178,7 @@ pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
         program: Program::this()?,
         // The plan was made by this program.
         isolated: false,
+        material: None,
     };
     run_client(&ClientRun {
         access,

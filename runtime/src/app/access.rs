@@ -2,7 +2,7 @@
 //! the other parties.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ombra_ir::draw::Way;
 use ombra_ir::{Diagnostic, Result};
@@ -10,6 +10,7 @@ use ombra_ir::{Diagnostic, Result};
 use super::folder::{PlanFolder, TOKENIZER_FILE};
 use super::isolation::{Isolation, Program};
 use super::local::LocalParties;
+use super::material::{ClientMaterial, Spent, part_of};
 use super::settings::Settings;
 use super::talk;
 use super::text::Text;
@@ -33,6 +34,35 @@ pub struct Access {
     pub program: Program,
     /// Whether libraries work on files of the plan folder in a process of their own. A plan that others made needs that.
     pub isolated: bool,
+    /// What a dealer made ahead of time, who need not be there then.
+    pub material: Option<MaterialPaths>,
+}
+
+/// Where material is, and the lists of what was used of it.
+#[derive(Clone, Debug)]
+pub struct MaterialPaths {
+    /// The folder of the sessions of one party, or that in which every party has one of its own.
+    pub folder: PathBuf,
+    /// The client's list.
+    pub spent: PathBuf,
+    /// The server's list, where it runs on this machine.
+    pub spent_of_server: PathBuf,
+}
+
+impl MaterialPaths {
+    /// The material in `folder` with lists beside it, for parties that all run on this machine.
+    pub fn local(folder: &Path) -> MaterialPaths {
+        let mut lists = folder.as_os_str().to_owned();
+        lists.push("-spent");
+        let lists = PathBuf::from(lists);
+        let [spent, spent_of_server] = ["client", "server"].map(|party| lists.join(party));
+        MaterialPaths { folder: folder.to_path_buf(), spent, spent_of_server }
+    }
+
+    /// The client's part.
+    pub fn of_client(&self) -> ClientMaterial {
+        ClientMaterial::at(&part_of(&self.folder, Party::Client), Spent::at(&self.spent))
+    }
 }
 
 /// Where the server and the helper of a client's run are.
@@ -120,11 +150,12 @@ impl Opened {
     /// # Errors
     /// `E0711`, `E0712`, and those of [`LocalParties::start`].
     pub fn connect(&self) -> Result<Connection> {
-        let Access { folder, network, threads, program, .. } = &self.access;
+        let Access { folder, network, threads, program, material, .. } = &self.access;
         let setting = self.folder.plan.module.setting;
         let (config, local) = match &self.config {
             None => {
-                let local = LocalParties::start(program, folder, setting.third()?, network, *threads)?;
+                let local =
+                    LocalParties::start(program, folder, setting.third()?, material.as_ref(), network, *threads)?;
                 (local.client.clone(), Some(local))
             }
             Some(config) => (config.clone(), None),

@@ -25,6 +25,7 @@ use super::request::{Advance, Course, MAX_STEPS, Request, StepInputs};
 use super::session::{Engine, Next, Phases, Stats, guarded, keys};
 use super::sharing::client_weights;
 use crate::exec::Opened;
+use crate::prg::Key;
 use crate::transport::{Party, Session};
 
 /// The token where a text has none; the mask leaves it out.
@@ -97,6 +98,8 @@ pub struct Options<'a> {
     /// How the plan's model in the clear is kept apart; nothing runs it in this process, which a model that is not to be
     /// trusted can end.
     pub isolation: Option<&'a Isolation>,
+    /// The key that the client shares with a dealer who is not there, for a session with material.
+    pub dealt: Option<&'a Key>,
     /// Is told every generated token with the number of its prompt, and says whether that text goes on.
     pub on_token: &'a mut dyn FnMut(usize, i64) -> Result<ControlFlow<()>>,
 }
@@ -112,6 +115,20 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// What is asked for.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// The steps that the task takes if no text ends before its time.
+    pub fn advances(&self) -> Vec<Advance> {
+        let Request::Generate { positions, .. } = &self.request else { return vec![Advance::default()] };
+        let longest = self.prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
+        let choice = self.choosing.choice();
+        let further = (longest..*positions).map(|keep| Advance { keep, new: 1, choice });
+        [Advance { keep: 0, new: longest, choice }].into_iter().chain(further).collect()
+    }
+
     /// Number of prompts.
     pub fn prompts(&self) -> usize {
         self.prompts.len()
@@ -265,7 +282,7 @@ pub struct Conversation<'a> {
     folder: &'a PlanFolder,
     session: &'a Session,
     /// Whom the client talks to.
-    peers: [Party; 2],
+    peers: Vec<Party>,
     request: Request,
     course: Course,
     region: Region,
@@ -291,9 +308,27 @@ impl<'a> Conversation<'a> {
         threads: usize,
         isolation: Option<&Isolation>,
     ) -> Result<Self> {
-        let keys = keys(session, folder.plan.module.setting)?;
-        let peers = [Party::Server, folder.plan.module.setting.third()?];
-        peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&request))?;
+        Self::open_with(folder, session, request, threads, isolation, None)
+    }
+
+    /// [`open`](Self::open), with the key that a dealer gave ahead of time, who is not there then.
+    ///
+    /// # Errors
+    /// Whatever ended the session.
+    pub fn open_with(
+        folder: &'a PlanFolder,
+        session: &'a Session,
+        request: Request,
+        threads: usize,
+        isolation: Option<&Isolation>,
+        dealt: Option<&Key>,
+    ) -> Result<Self> {
+        let keys = keys(session, folder.plan.module.setting, dealt)?;
+        let mut peers = vec![Party::Server];
+        if dealt.is_none() {
+            peers.push(folder.plan.module.setting.third()?);
+        }
+        peers.iter().try_for_each(|peer| session.link(*peer)?.send_control(&request))?;
         let mut phases = Phases::new(session, folder.plan.module.setting);
         let (weights, sends) = phases.run(|| client_weights(folder, session))?;
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
@@ -388,11 +423,11 @@ impl<'a> Conversation<'a> {
         let slots: Vec<(&str, DType)> = module.inputs.iter().map(|slot| (slot.name.as_str(), slot.dtype)).collect();
         let given = self.region.step(plan, &slots, &step.bound.bindings, &known, advance.keep)?;
         self.engine.check_inputs(&step, &given)?;
-        tell(self.session, self.peers, Next::Step(advance))?;
+        tell(self.session, &self.peers, Next::Step(advance))?;
         let engine = &mut self.engine;
         let opened = self.phases.run(|| {
             begin(inputs.name, &step.cost);
-            engine.step(advance, &step, &given)
+            engine.step(advance, &step, &given, None)
         })?;
         let mut outputs = opened.into_iter().map(|opened| output(self.folder, opened)).collect::<Result<Vec<_>>>()?;
         check_guard(self.folder, &mut outputs)?;
@@ -405,9 +440,9 @@ impl<'a> Conversation<'a> {
     /// # Errors
     /// Whatever ended the session.
     pub fn end(self) -> Result<Costs> {
-        tell(self.session, self.peers, Next::End)?;
-        let [server, third] = peer_stats(self.session, self.peers, self.planned.len())?;
-        let stats = [self.phases.end(), server, third];
+        tell(self.session, &self.peers, Next::End)?;
+        let others = peer_stats(self.session, &self.peers, self.planned.len())?;
+        let stats: Vec<Stats> = [self.phases.end()].into_iter().chain(others).collect();
         let setting = self.folder.plan.module.setting;
         let phases = self
             .planned
@@ -441,8 +476,8 @@ fn can_be_cut(plan: &Plan) -> bool {
     shapes.chain(plan.client_states.iter().map(|state| &state.shape)).all(|shape| has_axis(shape))
 }
 
-fn tell(session: &Session, peers: [Party; 2], next: Next) -> Result<()> {
-    peers.into_iter().try_for_each(|peer| session.link(peer)?.send_control(&next))
+fn tell(session: &Session, peers: &[Party], next: Next) -> Result<()> {
+    peers.iter().try_for_each(|peer| session.link(*peer)?.send_control(&next))
 }
 
 /// Runs a prepared task over `session`. When it fails, the peers are told.
@@ -455,7 +490,9 @@ pub fn run(folder: &PlanFolder, session: &Session, task: Prepared, options: Opti
 
 fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Options<'_>) -> Result<Outcome> {
     let Prepared { request, given, prompts, count, stop, choosing } = task;
-    let mut conversation = Conversation::open(folder, session, request.clone(), options.threads, options.isolation)?;
+    let (threads, isolation) = (options.threads, options.isolation);
+    let mut conversation =
+        Conversation::open_with(folder, session, request.clone(), threads, isolation, options.dealt)?;
     let mut all = Vec::new();
     let mut outputs = Vec::new();
     let mut tokens: Vec<Vec<i64>> = vec![Vec::new(); prompts.len()];
@@ -487,8 +524,10 @@ fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Option
 }
 
 /// A phase of the report from what all parties measured.
-fn phase(setting: Setting, (name, sizes, cost): Planned, index: usize, stats: &[Stats; 3]) -> Phase {
-    let seen = stats.each_ref().map(|stats| stats.phases.get(index).copied().unwrap_or_default());
+fn phase(setting: Setting, (name, sizes, cost): Planned, index: usize, stats: &[Stats]) -> Phase {
+    let of = |party: usize| stats.get(party).and_then(|stats| stats.phases.get(index)).copied().unwrap_or_default();
+    // Of a dealer who was not there nothing was measured.
+    let seen = [0, 1, 2].map(of);
     let depth = seen.iter().map(|seen| seen.depth).max().unwrap_or(0);
     let dealer = setting.protocol().dealer;
     let sent = setting.apart(cost.bytes);

@@ -17,14 +17,18 @@ use zeroize::Zeroizing;
 
 use super::access::{Access, Model, Opened};
 use super::client::{self, Outcome, Prepared, Task};
+use super::folder::PlanFolder;
 use super::inputs::Named;
+use super::material::{self, Dealing, Seeds};
 use super::report::Report;
 use super::request::takes_padding;
 use super::test_data::{self, TestSet};
 use super::text::TextStream;
 use super::{measure, tensor_file, verify};
+use crate::config::Limits;
 use crate::keygen;
-use crate::transport::{Endpoint, Network, Party, Purpose};
+use crate::prg::Key;
+use crate::transport::{Endpoint, Network, Party, Purpose, SessionId};
 
 /// Longest prompt in a file, in bytes.
 const MAX_PROMPT_BYTES: u64 = 16 << 20;
@@ -69,6 +73,24 @@ pub struct ClientRun {
     pub report: Option<PathBuf>,
 }
 
+/// What is to be dealt ahead of time.
+pub struct Deal {
+    /// The plan folder.
+    pub folder: PathBuf,
+    /// Sizes by name.
+    pub sizes: Vec<(String, u64)>,
+    /// Steps of the session.
+    pub steps: u64,
+    /// The id of the session; a fresh one if there is none.
+    pub session: Option<SessionId>,
+    /// The dealer's term of the weights; nothing for one that is made from the server's weights in the plan folder.
+    pub weights: Option<PathBuf>,
+    /// Where it is written.
+    pub output: PathBuf,
+    /// Threads for products.
+    pub threads: usize,
+}
+
 /// Makes a key and a certificate for `party` in `folder` and prints the fingerprint.
 ///
 /// # Errors
@@ -103,6 +125,46 @@ pub fn print_written(names: &[String]) -> Result<()> {
 /// `E1013`.
 pub fn print_renewed(seconds: f64) -> Result<()> {
     print(&format!("renewed in {seconds:.1} s\n"))
+}
+
+/// Deals a session ahead of time, with the dealer's term of the weights from the file `weights`, or shared from the plan
+/// folder of the server's, where all parties are on this machine. Prints what was written.
+///
+/// # Errors
+/// Those of [`material::deal`] and [`material::share_weights`].
+pub fn deal(deal: &Deal) -> Result<()> {
+    let folder = PlanFolder::open(&deal.folder)?;
+    let weights = match &deal.weights {
+        Some(path) => path.clone(),
+        None => {
+            let (path, names) = material::share_weights(&folder, &deal.output, &Key::random()?)?;
+            print_written(&names)?;
+            path
+        }
+    };
+    let mut seeds = Seeds::random()?;
+    if let Some(session) = deal.session {
+        seeds.session = session;
+    }
+    let dealing = Dealing {
+        folder: &folder,
+        sizes: &deal.sizes,
+        steps: deal.steps,
+        weights: &weights,
+        output: &deal.output,
+        threads: deal.threads,
+        memory: Limits::default().max_memory_bytes,
+    };
+    print_written(&material::deal(&dealing, &seeds)?)
+}
+
+/// Shares the server's weights with a dealer through files, and prints their names.
+///
+/// # Errors
+/// Those of [`material::share_weights`].
+pub fn share_weights(folder: &Path, output: &Path) -> Result<()> {
+    let (_, names) = material::share_weights(&PlanFolder::open(folder)?, output, &Key::random()?)?;
+    print_written(&names)
 }
 
 /// Runs the client: generates or infers, prints the result, compares and reports.
@@ -221,7 +283,16 @@ struct Client<'a> {
 impl Client<'_> {
     /// One session; what it gave, and the text of every prompt's answer.
     fn run_task(&self, endpoint: &Endpoint, task: Prepared) -> Result<(Outcome, Vec<String>)> {
-        let session = endpoint.open(Purpose::Run)?;
+        let material = self.opened.access.material.as_ref();
+        let taken = material.map(|paths| {
+            let memory = endpoint.limits().max_memory_bytes;
+            paths.of_client().take(&self.opened.folder, task.request(), &task.advances(), memory)
+        });
+        let taken = taken.transpose()?;
+        let session = match &taken {
+            Some(choice) => endpoint.open_as(Purpose::Prepared, choice.session)?,
+            None => endpoint.open(Purpose::Run)?,
+        };
         let progress = Progress::new();
         session.wait_for_turn(&mut |before| progress.waiting(before)).inspect_err(|_| progress.end())?;
         let rows = task.prompts();
@@ -251,7 +322,8 @@ impl Client<'_> {
             Ok(if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
         let (threads, isolation) = (self.opened.access.threads, self.opened.isolation.as_ref());
-        let options = client::Options { threads, keep_steps: self.run.verify, isolation, on_token: &mut on_token };
+        let (keep_steps, dealt) = (self.run.verify, taken.as_ref().map(|choice| &choice.key));
+        let options = client::Options { threads, keep_steps, isolation, dealt, on_token: &mut on_token };
         let outcome = client::run(&self.opened.folder, &session, task, options);
         progress.end();
         for (stream, text) in streams.iter_mut().zip(&mut texts) {

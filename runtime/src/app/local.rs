@@ -1,6 +1,7 @@
 //! The serving parties as processes on this machine, for a run in which every party is here.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::thread;
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::access::MaterialPaths;
 use super::isolation::Program;
 use crate::config::PartyConfig;
 use crate::keygen::write_local_set;
@@ -32,26 +34,35 @@ struct Running {
 
 impl LocalParties {
     /// Makes keys and starts the server and the `third` party of the plan folder `plan` with `program`, and waits until they
-    /// accept sessions. `network` is the link emulation as text.
+    /// accept sessions. With material of a dealer, that need not be there. `network` is the link emulation as text.
     ///
     /// # Errors
     /// `E1011`, and those of [`write_local_set`].
-    pub fn start(program: &Program, plan: &Path, third: Party, network: &str, threads: usize) -> Result<LocalParties> {
+    pub fn start(
+        program: &Program,
+        plan: &Path,
+        third: Party,
+        material: Option<&MaterialPaths>,
+        network: &str,
+        threads: usize,
+    ) -> Result<LocalParties> {
         let folder = env::temp_dir().join(format!("ombra-{}", SessionId::random()?));
         make_private(&folder)?;
         // From here on whatever ends this function removes the folder.
         let mut running = Running { children: Vec::new(), folder };
         let [client, server, other] = write_local_set(&running.folder, third)?;
         let client = PartyConfig::read(&client)?;
-        for (party, config) in [(third, other), (Party::Server, server)] {
-            let child = program
-                .command()
+        let parties = [(third, other), (Party::Server, server)];
+        for (party, config) in parties.into_iter().filter(|(party, _)| material.is_none() || !party.is_third()) {
+            let mut command = program.command();
+            let child = command
                 .arg("serve")
                 .arg(plan)
                 .args(["--party", party.name(), "--network", network, "--threads", &threads.to_string()])
                 .arg("--config")
                 .arg(config)
                 .arg("--end-with-input")
+                .args(material.iter().flat_map(|material| options(material)))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -65,6 +76,12 @@ impl LocalParties {
     pub fn remove_keys(&self) {
         self.running.remove_keys();
     }
+}
+
+/// The server's options for material.
+fn options(material: &MaterialPaths) -> [OsString; 4] {
+    let MaterialPaths { folder, spent_of_server, .. } = material;
+    ["--material".into(), folder.into(), "--spent".into(), spent_of_server.into()]
 }
 
 impl Running {

@@ -30,6 +30,11 @@
 //! | E1034 | other sessions have the memory that one could need |
 //! | E1035 | a session's sharing of the weights is an old one, and its time is over |
 //! | E1040 | the gateway's options are wrong, or it cannot listen |
+//! | E1050 | a file that a dealer made ahead of time was cut or changed, or is another kind of file |
+//! | E1051 | it was made for another plan, session, party or sharing of the weights |
+//! | E1052 | it was used before |
+//! | E1053 | it was made for other sizes, or for fewer steps |
+//! | E1054 | it cannot be written, or the list of what was used |
 
 pub mod access;
 pub mod chat;
@@ -44,6 +49,7 @@ mod http;
 pub mod inputs;
 pub mod isolation;
 pub mod local;
+pub mod material;
 pub mod measure;
 pub mod party;
 pub mod program;

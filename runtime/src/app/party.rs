@@ -1,16 +1,19 @@
 //! The server's side of one session, and the third party's.
 
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 
 use ombra_ir::module::Module;
 use ombra_ir::{Diagnostic, Result};
 
 use super::folder::PlanFolder;
+use super::material::{Begun, ServerMaterial};
 use super::measure::{BURST_BYTES, answer};
 use super::program::{self, Step};
 use super::request::{Advance, Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
+use super::sharing::give_key;
 use crate::transport::{Party, Purpose, Session};
 
 /// What a client may have queued that nobody has asked for: a request, and a word or two ahead. In a step it is more by the
@@ -23,6 +26,8 @@ pub struct Serving<'a> {
     pub folder: &'a PlanFolder,
     /// What is kept between sessions.
     pub keep: &'a Keep,
+    /// What a dealer made ahead of time, at the server.
+    pub material: Option<&'a ServerMaterial>,
     /// Threads of a product.
     pub threads: usize,
     /// Most memory that a step may take, in bytes.
@@ -40,7 +45,8 @@ pub struct Serving<'a> {
 /// Whatever ended the session, `E1014` for a panic.
 pub fn serve_session(folder: &PlanFolder, session: &Session, keep: &Keep, threads: usize) -> Result<()> {
     let limit = session.limits().max_memory_bytes;
-    Serving { folder, keep, threads, memory: limit, take: &mut |_| true, measured: &|_, _| {} }.serve(session)
+    let material = None;
+    Serving { folder, keep, material, threads, memory: limit, take: &mut |_| true, measured: &|_, _| {} }.serve(session)
 }
 
 impl Serving<'_> {
@@ -58,7 +64,7 @@ impl Serving<'_> {
                 }
                 (Purpose::Share, Keep::Helper(side)) => side.take(self.folder, session),
                 (Purpose::Share, Keep::Server(_)) => Err(senseless(Party::Client, "a sharing to the server")),
-                (Purpose::Run, _) => self.steps(session),
+                (Purpose::Run | Purpose::Prepared, _) => self.steps(session),
             }));
             served.unwrap_or_else(|_| {
                 Err(Diagnostic::internal("E1014", "a fault of this program ended the session")
@@ -69,17 +75,27 @@ impl Serving<'_> {
     }
 
     fn steps(self, session: &Session) -> Result<()> {
-        let Serving { folder, keep, threads, memory: limit, take, measured } = self;
+        let Serving { folder, keep, material, threads, memory: limit, take, measured } = self;
         let client = session.link(Party::Client)?;
         let limits = session.limits();
         let plan = &folder.plan;
         session.limit_queue(QUEUE);
-        let keys = keys(session, plan.module.setting)?;
+        let mut prepared = match session.purpose() {
+            Purpose::Prepared => Some(begin_prepared(folder, keep, material, session)?),
+            _ => None,
+        };
+        let keys = keys(session, plan.module.setting, prepared.as_ref().map(|prepared| &prepared.key))?;
         // Until it is here, the session holds the memory that the largest one could take.
         let request: Request = client.recv_control_soon(CONTROL, limits.connect.min(limits.receive))?;
         request.check(plan)?;
         let mut phases = Phases::new(session, plan.module.setting);
-        let (weights, cost) = keep.weights(folder, session, &request.digest()?)?;
+        let (weights, cost) = match &prepared {
+            Some(prepared) => {
+                give_key(session, &prepared.weights_key)?;
+                (Arc::clone(&prepared.weights), Measured::default())
+            }
+            None => keep.weights(folder, session, &request.digest()?)?,
+        };
         phases.push(cost);
         measured(0, cost);
         let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
@@ -97,12 +113,14 @@ impl Serving<'_> {
         let third = plan.module.setting.third()?;
         while let Next::Step(advance) = next(session, third, &mut take)? {
             let module = engine.module(advance)?;
-            let step = request.step(plan, advance, limit)?;
-            let step = program::prepare(&module, &step.sizes, &step.public, limit)?;
+            let inputs = request.step(plan, advance, limit)?;
+            let step = program::prepare(&module, &inputs.sizes, &inputs.public, limit)?;
             program::check_traffic(&step, limits.max_traffic_bytes)?;
+            let mut dealt =
+                prepared.as_mut().map(|prepared| prepared.step(&inputs, advance.choice.way())).transpose()?;
             session.set_stepping(true);
             session.limit_queue(QUEUE.saturating_add(longest_frame(&module, &step, session.party())));
-            phases.run(|| engine.step(advance, &step, &[]))?;
+            phases.run(|| engine.step(advance, &step, &[], dealt.as_mut()))?;
             session.limit_queue(QUEUE);
             session.set_stepping(false);
             measured(1, phases.last());
@@ -121,6 +139,7 @@ fn next(session: &Session, third: Party, take: &mut dyn FnMut(Advance) -> Result
         take(advance)?;
     }
     match session.party() {
+        Party::Server if session.purpose() == Purpose::Prepared => {}
         Party::Server => session.link(third)?.send_control(&next)?,
         _ => {
             // The server waits for the client as long, and began before.
@@ -133,6 +152,20 @@ fn next(session: &Session, third: Party, take: &mut dyn FnMut(Advance) -> Result
     Ok(next)
 }
 
+/// Begins a session with material, before anything is sent in it.
+fn begin_prepared(
+    folder: &PlanFolder,
+    keep: &Keep,
+    material: Option<&ServerMaterial>,
+    session: &Session,
+) -> Result<Begun> {
+    let (Some(material), Keep::Server(side)) = (material, keep) else {
+        return Err(Diagnostic::peer("E1051", "this server has no material of a dealer")
+            .note("help      start it with --material, or open a session without"));
+    };
+    material.begin(folder, session.id(), side.file()?)
+}
+
 /// Bytes of the longest frame that the client sends `to` another party in a step.
 fn longest_frame(module: &Module, step: &Step, to: Party) -> u64 {
     let frames = step.schedule.frames(module).into_iter();
@@ -140,13 +173,14 @@ fn longest_frame(module: &Module, step: &Step, to: Party) -> u64 {
 }
 
 /// What the others measured, once they have ended.
-pub(super) fn peer_stats(session: &Session, peers: [Party; 2], phases: usize) -> Result<[Stats; 2]> {
-    let mut all = [Stats::default(), Stats::default()];
-    for (stats, peer) in all.iter_mut().zip(peers) {
-        *stats = session.link(peer)?.recv_control(CONTROL)?;
+pub(super) fn peer_stats(session: &Session, peers: &[Party], phases: usize) -> Result<Vec<Stats>> {
+    let mut all = Vec::with_capacity(peers.len());
+    for peer in peers {
+        let stats: Stats = session.link(*peer)?.recv_control(CONTROL)?;
         if stats.phases.len() != phases {
-            return Err(senseless(peer, "measurements of another number of phases"));
+            return Err(senseless(*peer, "measurements of another number of phases"));
         }
+        all.push(stats);
     }
     Ok(all)
 }

@@ -20,18 +20,20 @@ use ombra_ir::{Diagnostic, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::folder::PlanFolder;
+use super::material::Dealt;
 use super::program::Step;
 use super::request::{Advance, Request};
-use crate::exec::{LinkNet, Opened, Steps};
+use crate::exec::{LinkNet, Net, Opened, Steps};
+use crate::prg::Key;
 use crate::settings;
 use crate::settings::cx::Keys;
-use crate::settings::weights::{Weights, agree_keys};
+use crate::settings::weights::{Weights, agree_keys, agree_keys_of_two};
 use crate::transport::{Party, Session};
 
 /// Largest control message of a session in bytes.
 pub(super) const CONTROL: u64 = crate::transport::MAX_CONTROL_BYTES;
 /// Codes of errors in a party's own files.
-const OF_FILES: [&str; 5] = ["E1001", "E1002", "E1003", "E1005", "E1020"];
+const OF_FILES: [&str; 10] = ["E1001", "E1002", "E1003", "E1005", "E1020", "E1050", "E1051", "E1052", "E1053", "E1054"];
 /// The number of the only run of a session.
 const RUN: u64 = 1;
 
@@ -147,22 +149,42 @@ impl<'a> Engine<'a> {
         self.run.check_inputs(&step.bound, inputs)
     }
 
-    /// Runs a step that was prepared with its module on what `advance` keeps of the cache; the client gives `inputs`.
-    pub(super) fn step(&mut self, advance: Advance, step: &Step, inputs: &[Tensor]) -> Result<Vec<Opened>> {
+    /// Runs a step that was prepared with its module on what `advance` keeps of the cache; the client gives `inputs`, and
+    /// `dealt` is what a dealer made ahead of time for the server.
+    pub(super) fn step(
+        &mut self,
+        advance: Advance,
+        step: &Step,
+        inputs: &[Tensor],
+        dealt: Option<&mut Dealt>,
+    ) -> Result<Vec<Opened>> {
         let plan = &self.folder.plan;
         let past = plan.sym(&plan.past);
         if let Some(past) = past.filter(|_| advance.keep != self.held) {
             self.run.keep(past, advance.keep)?;
         }
         self.held = advance.keep.saturating_add(advance.new);
-        let mut net = LinkNet::new(self.session, RUN);
-        self.run.step(&step.bound, &step.schedule, inputs, &mut net).map(|result| result.opened)
+        let mut links = LinkNet::new(self.session, RUN);
+        let mut run = |net: &mut dyn Net| self.run.step(&step.bound, &step.schedule, inputs, net);
+        let result = match dealt {
+            None => run(&mut links)?,
+            Some(dealt) => {
+                let result = run(&mut dealt.over(links, self.session.meter()))?;
+                dealt.end()?;
+                result
+            }
+        };
+        Ok(result.opened)
     }
 }
 
-/// Fresh pair keys of a session.
-pub(super) fn keys(session: &Session, setting: Setting) -> Result<Keys> {
-    agree_keys(setting, session.party(), &mut LinkNet::new(session, RUN))
+/// Fresh pair keys of a session; `dealt` is the one that this party shares with a dealer who is not there.
+pub(super) fn keys(session: &Session, setting: Setting, dealt: Option<&Key>) -> Result<Keys> {
+    let net = &mut LinkNet::new(session, RUN);
+    match dealt {
+        Some(key) => agree_keys_of_two(session.party(), key, net),
+        None => agree_keys(setting, session.party(), net),
+    }
 }
 
 /// The messages of the set-up.

@@ -219,22 +219,32 @@ impl ServerSide {
         lock(&self.state)
     }
 
+    /// The server's weights, which are still those that it was started with.
+    ///
+    /// # Errors
+    /// `E1020`.
+    pub(super) fn file(&self) -> Result<Arc<dyn TensorSource>> {
+        self.file.check_unchanged()?;
+        Ok(Arc::clone(&self.file) as Arc<dyn TensorSource>)
+    }
+
     /// Says that a thread will make sharings: sessions wait for it from now on.
     pub fn expect_maker(&self) {
         self.lock().has_maker = true;
     }
 
-    /// Makes the first sharing and then every one that is asked for, until [`stop`](Self::stop). `told` hears how every
-    /// attempt ended. `every` is how often a sharing is renewed, but for sessions with an old one that go on for `grace`.
+    /// Makes the first sharing, at once or when a session wants it, and then every one that is asked for, until
+    /// [`stop`](Self::stop). `told` hears how every attempt ended. `every` is how often a sharing is renewed, but for sessions
+    /// with an old one that go on for `grace`.
     pub fn make_sharings(
         &self,
         folder: &PlanFolder,
         endpoint: &Endpoint,
-        every: Option<Duration>,
+        (at_once, every): (bool, Option<Duration>),
         grace: Duration,
         mut told: impl FnMut(Result<Duration>),
     ) {
-        let mut due = Some(Instant::now());
+        let mut due = at_once.then(Instant::now);
         loop {
             let mut state = self.lock();
             let is_due = || due.is_some_and(|due| Instant::now() >= due) && !self.uses.go_on(grace);
@@ -349,7 +359,7 @@ impl ServerSide {
 
     fn weights(&self, folder: &PlanFolder, session: &Session, request: &str) -> Result<(Arc<Weights>, Measured)> {
         let third = folder.plan.module.setting.third()?;
-        let (client, helper) = (session.link(Party::Client)?, session.link(third)?);
+        let helper = session.link(third)?;
         let mut lost: Option<String> = None;
         self.file.check_unchanged()?;
         for _ in 0..MAX_OFFERS {
@@ -375,10 +385,8 @@ impl ServerSide {
                     continue;
                 }
             };
-            client.send_control(&Given { counts })?;
             let key = sharing.key.as_ref().ok_or_else(|| Diagnostic::internal("E1004", "a sharing has no key"))?;
-            let (run, op, round) = KEY_FRAME;
-            client.send(Frame::new(run, op, round, key.bytes().to_vec()))?;
+            give(session, key, counts)?;
             return Ok((Arc::clone(&sharing.weights), if counts { sharing.cost } else { Measured::default() }));
         }
         Err(senseless(third, "again and again that it does not hold what it has just got"))
@@ -482,6 +490,18 @@ impl Sharing {
         let cost = Measured { depth: seen.depth, bytes: seen.sent_bytes(), dealt: 0, seconds };
         Sharing { epoch, key, weights: Arc::new(weights), cost, uncounted: Mutex::new(true) }
     }
+}
+
+/// Gives the client the key of a sharing whose cost no session counts.
+pub(super) fn give_key(session: &Session, key: &Key) -> Result<()> {
+    give(session, key, false)
+}
+
+fn give(session: &Session, key: &Key, counts: bool) -> Result<()> {
+    let client = session.link(Party::Client)?;
+    client.send_control(&Given { counts })?;
+    let (run, op, round) = KEY_FRAME;
+    client.send(Frame::new(run, op, round, key.bytes().to_vec()))
 }
 
 /// The client's components of the weights, and whether this session counts the cost of sharing them.

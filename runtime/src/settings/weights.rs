@@ -42,6 +42,19 @@ pub fn agree_keys(setting: Setting, party: Party, net: &mut dyn Net) -> Result<K
     Ok(Keys::new(&own, &next, &Key::random()?))
 }
 
+/// The keys of client or server where the dealer gave each of them `dealt`, the key that it shares with the dealer: the
+/// server draws the other one and sends it to the client.
+pub fn agree_keys_of_two(party: Party, dealt: &Key, net: &mut dyn Net) -> Result<Keys> {
+    let private = Key::random()?;
+    if party == Party::Client {
+        let next = receive_key(Party::Server, 0, net)?;
+        return Ok(Keys::new(dealt, &next, &private));
+    }
+    let own = Key::random()?;
+    net.send(KEYS_EPOCH, 0, Party::Client, own.bytes().to_vec())?;
+    Ok(Keys::new(&own, dealt, &private))
+}
+
 /// A fresh key of the weights, drawn by the server, which client and server know and the helper does not.
 ///
 /// A key is for one sharing: under the same key, the helper would learn the difference of two.
@@ -120,6 +133,31 @@ impl Weights {
         own: Option<Arc<dyn TensorSource>>,
         net: &mut dyn Net,
     ) -> Result<Weights> {
+        Weights::make_all(module, party, key, public, own, Some(net))
+    }
+
+    /// The server's part of weights that were shared with `key` before, by whatever way.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape than the plan says, or beyond its bound.
+    pub fn of_server(
+        module: &Module,
+        key: &Key,
+        public: Arc<dyn TensorSource>,
+        own: Arc<dyn TensorSource>,
+    ) -> Result<Weights> {
+        Weights::make_all(module, Party::Server, Some(key), public, Some(own), None)
+    }
+
+    /// The weights of a party, which sends or receives over `net` where there is one.
+    fn make_all(
+        module: &Module,
+        party: Party,
+        key: Option<&Key>,
+        public: Arc<dyn TensorSource>,
+        own: Option<Arc<dyn TensorSource>>,
+        mut net: Option<&mut dyn Net>,
+    ) -> Result<Weights> {
         let consistent = match party {
             Party::Client => key.is_some(),
             Party::Server => key.is_some() && own.is_some(),
@@ -148,7 +186,9 @@ impl Weights {
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
                     weights.check(party, &recipe).map_err(|error| error.at(place(module, id)))?;
-                    let held = weights.hold((party, third), recipe, &mut tick, net);
+                    // As long as this call and no longer.
+                    let link = net.as_mut().map(|net| &mut **net as &mut dyn Net);
+                    let held = weights.hold((party, third), recipe, &mut tick, link);
                     held.map_err(|error| error.at(place(module, id)))?
                 }
             };
@@ -182,9 +222,15 @@ impl Weights {
     }
 
     /// Sends or receives what a weight needs, and stores it where it must be.
-    fn hold(&self, (party, third): (Party, Party), recipe: Recipe, tick: &mut u32, net: &mut dyn Net) -> Result<Held> {
+    fn hold(
+        &self,
+        (party, third): (Party, Party),
+        recipe: Recipe,
+        tick: &mut u32,
+        mut net: Option<&mut dyn Net>,
+    ) -> Result<Held> {
         let width = usize::from(recipe.bits / 8);
-        if party.is_third() && recipe.secret {
+        if let (true, true, Some(net)) = (party.is_third(), recipe.secret, net.as_deref_mut()) {
             let mut w2 = Zeroizing::new(Vec::new());
             // It is touched as data arrives.
             w2.try_reserve_exact(recipe.n).map_err(|_| no_memory(&recipe))?;
@@ -199,9 +245,9 @@ impl Weights {
             let shared = Shared { a: Component::Data(w2), b: Component::Zero };
             return Ok(Held::Stored(Arc::new(Value::Ring(Ring::Shared(shared)))));
         }
-        let made = (party == Party::Server && recipe.secret || recipe.n <= SMALL).then(|| self.make(&recipe));
-        let made = made.transpose()?;
-        if let (Party::Server, true, Some(Value::Ring(Ring::Shared(shared)))) = (party, recipe.secret, &made) {
+        let sends = party == Party::Server && recipe.secret && net.is_some();
+        let made = (sends || recipe.n <= SMALL).then(|| self.make(&recipe)).transpose()?;
+        if let (true, Some(net), Some(Value::Ring(Ring::Shared(shared)))) = (sends, net, &made) {
             for chunk in shared.b.data().unwrap_or(&[]).chunks(CHUNK) {
                 let mut payload = Vec::new();
                 pack_ring(chunk, recipe.bits.into(), &mut payload);

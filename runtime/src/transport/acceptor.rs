@@ -374,6 +374,9 @@ fn owner(endpoint: &Endpoint, from: &Peer, hello: &Hello) -> Result<Option<Finge
     let refuse = |why: &str| Err(Diagnostic::peer("E0708", why));
     match (from.party, hello.purpose) {
         (Party::Client, Purpose::Share) => refuse("a client does not share weights"),
+        (_, Purpose::Prepared) if endpoint.party().is_third() => {
+            refuse("a session with dealt material needs no dealer")
+        }
         (Party::Client, _) => Ok(Some(from.fingerprint)),
         (_, Purpose::Share) => Ok(None),
         _ => match hello.client()? {
@@ -466,7 +469,7 @@ fn check_place(table: &Table, from: &Peer, hello: &Hello, id: SessionId, owner: 
 
 /// The peers whose links a session needs before it is whole.
 fn needed(endpoint: &Endpoint, purpose: Purpose) -> impl Iterator<Item = Party> {
-    endpoint.trusted().parties().filter(move |&peer| purpose != Purpose::Share || peer == Party::Server)
+    endpoint.trusted().parties().filter(move |&peer| purpose.takes(peer))
 }
 
 /// Adds a connection to its session, which is taken out of the table if it is complete now.

@@ -91,10 +91,15 @@ impl Endpoint {
         self.shared.party
     }
 
-    /// Starts a session: connects to every peer that this party connects to.
+    /// Starts a session under a fresh id: connects to every peer that this party connects to and that takes part.
     pub fn open(&self, purpose: Purpose) -> Result<Session> {
-        let mut session = Session::new(self.clone(), SessionId::random()?, purpose);
-        for &peer in self.shared.acceptors.keys() {
+        self.open_as(purpose, SessionId::random()?)
+    }
+
+    /// [`open`](Self::open) under the id that somebody gave it.
+    pub fn open_as(&self, purpose: Purpose, id: SessionId) -> Result<Session> {
+        let mut session = Session::new(self.clone(), id, purpose);
+        for &peer in self.shared.acceptors.keys().filter(|peer| purpose.takes(**peer)) {
             if let Err(error) = session.dial(peer) {
                 session.abort(&error);
                 return Err(error);
@@ -111,7 +116,8 @@ impl Endpoint {
         self.shared.listen.as_deref()
     }
 
-    pub(super) fn limits(&self) -> Limits {
+    /// The party's limits of time and size.
+    pub fn limits(&self) -> Limits {
         self.shared.limits
     }
 

@@ -101,7 +101,7 @@ impl Meter {
     }
 
     /// Counts a frame of `depth` received from `peer`.
-    pub(super) fn count_received(&self, peer: Party, bytes: usize, depth: u32) {
+    pub(crate) fn count_received(&self, peer: Party, bytes: usize, depth: u32) {
         let counters = &self.peers[peer.index()];
         counters.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         counters.received_frames.fetch_add(1, Ordering::Relaxed);

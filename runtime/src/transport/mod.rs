@@ -71,6 +71,7 @@ pub use link::Link;
 pub use meter::{Meter, Snapshot, Traffic};
 pub use network::Network;
 pub use party::{Party, dials};
-pub use session::{Ending, Purpose, Session, SessionId};
+pub use session::{Ending, Purpose, Session, SessionId, parse_session};
 pub use tls::Fingerprint;
+pub(crate) use tls::parse_hex;
 pub use trust::Client;

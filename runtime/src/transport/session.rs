@@ -44,6 +44,11 @@ impl SessionId {
     }
 }
 
+/// The session whose id is written as `text`.
+pub fn parse_session(text: &str) -> Option<SessionId> {
+    parse_hex(text).map(SessionId)
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -56,10 +61,28 @@ impl fmt::Display for SessionId {
 pub enum Purpose {
     /// To run the plan, whose digest must be the same on both sides.
     Run,
+    /// To run the plan between client and server alone, with what a dealer made ahead of time.
+    Prepared,
     /// To measure the links; no plan is needed.
     Measure,
     /// To share the server's weights anew, between server and helper alone.
     Share,
+}
+
+impl Purpose {
+    /// Whether a party takes part in such a session.
+    pub(super) fn takes(self, party: Party) -> bool {
+        match self {
+            Purpose::Run | Purpose::Measure => true,
+            Purpose::Prepared => !party.is_third(),
+            Purpose::Share => party != Party::Client,
+        }
+    }
+
+    /// Whether steps of the plan are run in it.
+    pub fn runs(self) -> bool {
+        matches!(self, Purpose::Run | Purpose::Prepared)
+    }
 }
 
 /// The session that a connection is opened for.
@@ -298,7 +321,8 @@ impl Session {
     /// accepted. When one fails, the other peers are told.
     pub fn join(&mut self) -> Result<()> {
         let peers: Vec<Party> = self.endpoint.iter().flat_map(Endpoint::acceptors).collect();
-        for peer in peers {
+        let purpose = self.purpose;
+        for peer in peers.into_iter().filter(|peer| purpose.takes(*peer)) {
             if !self.links.contains_key(&peer)
                 && let Err(error) = self.dial(peer)
             {

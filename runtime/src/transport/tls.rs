@@ -61,7 +61,7 @@ impl FromStr for Fingerprint {
 }
 
 /// The `N` bytes written as `2 N` hexadecimal digits.
-pub(super) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut digits = text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
     let mut bytes = [0; N];
     for byte in &mut bytes {

@@ -83,6 +83,10 @@ struct Build {
 
 impl Build {
     fn new() -> Build {
+        Build::in_setting(Setting::ThreeParty)
+    }
+
+    fn in_setting(setting: Setting) -> Build {
         let mut dims = Dims::default();
         let mut symbol = |name, min| {
             let sym = dims.symbol(name).unwrap();
@@ -93,7 +97,7 @@ impl Build {
         let (seq, past) = (symbol("seq", 1), symbol("past", 0));
         let module = Module {
             name: "tiny".to_owned(),
-            setting: Setting::ThreeParty,
+            setting,
             stage: Stage::Scheduled,
             dims,
             counts: vec![],
@@ -172,7 +176,12 @@ pub fn linear(region: bool) -> Folder {
 
 /// A language model whose cache stays in shares: the next token of all rows so far.
 pub fn cached() -> Folder {
-    let mut build = Build::new();
+    cached_in(Setting::ThreeParty)
+}
+
+/// [`cached`] in a setting.
+pub fn cached_in(setting: Setting) -> Folder {
+    let mut build = Build::in_setting(setting);
     let width = Dim::from(WIDTH as u32);
     let ids = [Dim::from(1), build.seq.clone()];
     let cache = [Dim::from(1), build.past.clone(), width.clone()];

@@ -270,10 +270,16 @@ impl Serving {
     }
 
     fn start_over(plan: &Path, party: Party, config: &Path, network: &str) -> Serving {
+        Serving::start_with(plan, party, config, &["--network".into(), network.into()])
+    }
+
+    /// A party with further options.
+    pub fn start_with(plan: &Path, party: Party, config: &Path, options: &[std::ffi::OsString]) -> Serving {
         let mut child = ombra_run()
             .arg("serve")
             .arg(plan)
-            .args(["--party", party.name(), "--threads", "1", "--network", network, "--end-with-input"])
+            .args(["--party", party.name(), "--threads", "1", "--end-with-input"])
+            .args(options)
             .arg("--config")
             .arg(config)
             .stdin(Stdio::piped())

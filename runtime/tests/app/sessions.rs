@@ -45,6 +45,7 @@ fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
                 threads: 1,
                 keep_steps: true,
                 isolation: None,
+                dealt: None,
                 on_token: &mut |_, _| Ok(ControlFlow::Continue(())),
             },
         )
@@ -503,8 +504,13 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
         thread::spawn(move || serve_session(&folder, &session, &keep, 1))
     });
     let task = Prepared::new(&open, ids(&[1, VOCABULARY as i64]), &[]).unwrap();
-    let options =
-        Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut |_, _| Ok(ControlFlow::Continue(())) };
+    let options = Options {
+        threads: 1,
+        keep_steps: false,
+        isolation: None,
+        dealt: None,
+        on_token: &mut |_, _| Ok(ControlFlow::Continue(())),
+    };
     assert_eq!(client::run(&open, &client, task, options).err().map(|error| error.code), Some("E0806"));
     assert_told_nothing(peers.map(|peer| peer.join().unwrap()));
     let sent = meters.map(|meter| meter.snapshot().sent_bytes());

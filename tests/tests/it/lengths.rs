@@ -46,7 +46,7 @@ fn generate_until(
             told[row].push(token);
             Ok(ControlFlow::Continue(()))
         };
-        let options = Options { threads: 1, keep_steps: false, isolation: None, on_token: &mut on_token };
+        let options = Options { threads: 1, keep_steps: false, isolation: None, dealt: None, on_token: &mut on_token };
         let outcome = client::run(folder, &to_client, task, options).unwrap_or_else(|e| panic!("client: {e}"));
         for thread in serving {
             thread.join().expect("no party panics").unwrap_or_else(|e| panic!("{e}"));

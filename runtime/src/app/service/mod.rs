@@ -28,6 +28,7 @@ use self::log::{Format, Log};
 use self::metrics::Metrics;
 use super::folder::PlanFolder;
 use super::local::{READY, end_with_input};
+use super::material::{SPENT_FILE, ServerMaterial, Spent, part_of};
 use super::party::{QUEUE, Serving};
 use super::program;
 use super::sharing::{Keep, ServerSide};
@@ -62,12 +63,17 @@ pub struct Options {
     pub with_input: bool,
     /// How the log is written.
     pub log: Format,
+    /// At the server, what a dealer made ahead of time.
+    pub material: Option<PathBuf>,
+    /// The list of what was used of it; by default beside the configuration.
+    pub spent: Option<PathBuf>,
 }
 
 /// What all threads of a serving process share.
 struct Service {
     folder: PlanFolder,
     keep: Keep,
+    material: Option<ServerMaterial>,
     endpoint: Endpoint,
     acceptor: Acceptor,
     threads: usize,
@@ -107,6 +113,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
     let folder = PlanFolder::open(&options.folder)?;
     config.check_setting(folder.plan.module.setting)?;
     let keep = Keep::new(party, &folder)?;
+    let material = server_material(options)?;
     let endpoint = Endpoint::new(&config, &folder.digest, network)?;
     let total = config.limits.total_memory_bytes.unwrap_or_else(|| machine_bytes() / 2);
     let limit = config.limits.max_memory_bytes.min(total);
@@ -134,6 +141,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
     let service = Arc::new(Service {
         folder,
         keep,
+        material,
         endpoint,
         acceptor,
         threads,
@@ -169,6 +177,18 @@ pub fn serve_party(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// What the server has of a dealer's, as its options say.
+fn server_material(options: &Options) -> Result<Option<ServerMaterial>> {
+    let Some(folder) = &options.material else { return Ok(None) };
+    if options.party != Party::Server {
+        return Err(Diagnostic::input("E1051", format!("the {} takes no material", options.party))
+            .note("help      give it to the server, and to the client"));
+    }
+    let beside = || options.config.with_file_name(SPENT_FILE);
+    let spent = Spent::at(&options.spent.clone().unwrap_or_else(beside));
+    ServerMaterial::at(&part_of(folder, Party::Server), spent).map(Some)
+}
+
 /// A flag that the first SIGTERM or SIGINT sets. The second one ends the process.
 ///
 /// # Errors
@@ -196,7 +216,9 @@ impl Service {
         let service = Arc::clone(self);
         let work = move || {
             let Some(side) = service.server() else { return };
-            side.make_sharings(&service.folder, &service.endpoint, every, grace, |outcome| match outcome {
+            // With material, no dealer need be there.
+            let sharings = (service.material.is_none(), every);
+            side.make_sharings(&service.folder, &service.endpoint, sharings, grace, |outcome| match outcome {
                 Ok(time) => {
                     service.metrics.shared();
                     service.log.note(&format!("the weights are shared, in {:.1} s", time.as_secs_f64()));
@@ -213,7 +235,7 @@ impl Service {
 
     /// Whether a client that comes now would be served.
     fn is_ready(&self) -> bool {
-        self.keep.is_ready() && !self.ending.load(Ordering::Relaxed)
+        (self.material.is_some() || self.keep.is_ready()) && !self.ending.load(Ordering::Relaxed)
     }
 
     /// Gives a session a thread of its own.
@@ -264,7 +286,7 @@ impl Service {
     }
 
     fn serve(&self, session: &Session, place: Option<Reservation>) {
-        let is_run = session.purpose() == Purpose::Run;
+        let is_run = session.purpose().runs();
         let start = Instant::now();
         if is_run {
             self.log.session(session, "a session begins");
@@ -280,6 +302,7 @@ impl Service {
         let serving = Serving {
             folder: &self.folder,
             keep: &self.keep,
+            material: self.material.as_ref(),
             threads: self.threads,
             memory: self.limit,
             take: &mut take,
