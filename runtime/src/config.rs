@@ -21,6 +21,7 @@
 //! idle_s = 900                     # time that a client has between two steps
 //! setup_s = 1800                   # how long the first sharing of the weights may take
 //! max_frame_bytes = 1073741824     # largest message
+//! dealt_window_bytes = 67108864    # most that a dealer is ahead of the server, half of it at each of them
 //! max_memory_bytes = 8589934592    # largest memory of a step, weights aside
 //! max_traffic_bytes = 274877906944 # most payload bytes of a step, of all parties together
 //! max_sessions = 32                # sessions that are served at once
@@ -125,6 +126,8 @@ pub struct Limits {
     pub setup: Duration,
     /// Largest message, in bytes.
     pub max_frame_bytes: u64,
+    /// Most bytes that a dealer is ahead of the server: half of them wait at the dealer, half at the server.
+    pub dealt_window_bytes: u64,
     /// Largest memory of the values of a step, in bytes: a request for more is refused.
     pub max_memory_bytes: u64,
     /// Most payload bytes that all parties send in a step: a request for more is refused.
@@ -145,6 +148,7 @@ impl Default for Limits {
             idle: Duration::from_secs(900),
             setup: Duration::from_secs(1800),
             max_frame_bytes: 1 << 30,
+            dealt_window_bytes: 64 << 20,
             max_memory_bytes: 8 << 30,
             max_traffic_bytes: 256 << 30,
             max_sessions: 32,
@@ -199,6 +203,7 @@ struct RawLimits {
     idle_s: Option<f64>,
     setup_s: Option<f64>,
     max_frame_bytes: Option<u64>,
+    dealt_window_bytes: Option<u64>,
     max_memory_bytes: Option<u64>,
     max_traffic_bytes: Option<u64>,
     max_sessions: Option<u32>,
@@ -208,6 +213,8 @@ struct RawLimits {
 
 /// Most sessions that a configuration may allow at once: each has a handful of threads and four connections.
 const MAX_SESSIONS: u32 = 4096;
+/// Smallest window of what is dealt: two frames at each end.
+const MIN_WINDOW: u64 = 4 << 20;
 /// Configurations are short; anything longer is another file.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
 
@@ -421,6 +428,14 @@ fn check_limits(raw: &RawLimits, one_client: bool) -> Result<Limits> {
             .note(format!("expected  bytes from {} to {most}", 1u64 << 10))
             .note(format!("found     {value}")))
     };
+    let window = |value: u64| {
+        if (MIN_WINDOW..=1 << 36).contains(&value) {
+            return Ok(value);
+        }
+        Err(Diagnostic::input("E0711", "limits.dealt_window_bytes is out of range")
+            .note(format!("expected  bytes from {MIN_WINDOW} to {}", 1u64 << 36))
+            .note(format!("found     {value}")))
+    };
     let count = |field: &str, value: u32, most: u32| {
         if (1..=most).contains(&value) {
             return Ok(value);
@@ -442,6 +457,7 @@ fn check_limits(raw: &RawLimits, one_client: bool) -> Result<Limits> {
         idle: seconds("idle_s", raw.idle_s, default.idle)?,
         setup: seconds("setup_s", raw.setup_s, default.setup)?,
         max_frame_bytes: bytes("max_frame_bytes", raw.max_frame_bytes, default.max_frame_bytes, 1 << 36)?,
+        dealt_window_bytes: window(raw.dealt_window_bytes.unwrap_or(default.dealt_window_bytes))?,
         max_memory_bytes: bytes("max_memory_bytes", raw.max_memory_bytes, default.max_memory_bytes, 1 << 48)?,
         max_traffic_bytes: bytes("max_traffic_bytes", raw.max_traffic_bytes, default.max_traffic_bytes, 1 << 60)?,
     })
@@ -566,6 +582,7 @@ mod tests {
             ("connect_s = 2", "connect_s = 0", "limits.connect_s is out of range"),
             ("receive_s = 0.5", "receive_s = nan", "limits.receive_s is out of range"),
             ("receive_s = 0.5", "max_frame_bytes = 3", "limits.max_frame_bytes is out of range"),
+            ("receive_s = 0.5", "dealt_window_bytes = 3", "limits.dealt_window_bytes is out of range"),
             ("receive_s = 0.5", "max_memory_bytes = 3", "limits.max_memory_bytes is out of range"),
             ("receive_s = 0.5", "max_traffic_bytes = 3", "limits.max_traffic_bytes is out of range"),
             ("receive_s = 0.5", "setup_s = -1", "limits.setup_s is out of range"),

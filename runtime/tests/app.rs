@@ -1,5 +1,7 @@
 //! Plans through the whole runtime: folders, sessions of three parties, processes, reports.
 
+#[path = "app/dealt_window.rs"]
+mod dealt_window;
 #[path = "app/folders.rs"]
 mod folders;
 #[path = "app/gateway.rs"]

@@ -23,6 +23,9 @@ pub(crate) const WEIGHTS_EPOCH: u32 = u32::MAX - 1;
 
 /// Bytes of weights that wait to be sent, at most.
 const WEIGHTS_QUEUED: u64 = 32 << 20;
+/// Bytes of a frame of what is dealt in a step, at most: the dealer waits for nobody, so that what it sends in a tick is cut
+/// into frames of this length, and both ends hold few of them.
+const DEALT_FRAME: usize = 1 << 20;
 
 /// The links of a session. The frame's op is the epoch, its round the tick.
 pub struct LinkNet<'a> {
@@ -37,9 +40,22 @@ impl<'a> LinkNet<'a> {
     }
 }
 
+/// Whether a message of a party is dealt: one of the dealer's in a step.
+fn is_dealt(epoch: u32, from: Party) -> bool {
+    from == Party::Dealer && epoch < WEIGHTS_EPOCH
+}
+
 impl Net for LinkNet<'_> {
     fn send(&mut self, epoch: u32, tick: u32, to: Party, payload: Vec<u8>) -> Result<()> {
         let link = self.session.link(to)?;
+        if is_dealt(epoch, self.session.party()) {
+            let room = self.session.limits().dealt_window_bytes / 2;
+            for piece in payload.chunks(DEALT_FRAME) {
+                link.wait_for_room(room.saturating_sub(piece.len() as u64));
+                link.send(Frame::new(self.run, epoch, tick, piece.to_vec()))?;
+            }
+            return Ok(());
+        }
         link.send(Frame::new(self.run, epoch, tick, payload))?;
         if epoch == WEIGHTS_EPOCH {
             // Nothing is received between the weights, so all of them would be queued at once.
@@ -49,7 +65,17 @@ impl Net for LinkNet<'_> {
     }
 
     fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>> {
-        let (payload, _) = self.session.link(from)?.recv(self.run, epoch, tick, len)?;
+        let link = self.session.link(from)?;
+        if !is_dealt(epoch, from) || len <= DEALT_FRAME as u64 {
+            return Ok(link.recv(self.run, epoch, tick, len)?.0);
+        }
+        let mut payload = Vec::new();
+        let mut left = len;
+        while left > 0 {
+            let piece = left.min(DEALT_FRAME as u64);
+            payload.extend_from_slice(&link.recv(self.run, epoch, tick, piece)?.0);
+            left -= piece;
+        }
         Ok(payload)
     }
 }

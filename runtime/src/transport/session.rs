@@ -365,7 +365,11 @@ impl Session {
     /// their turn.
     pub(super) fn begin(&self, of_client: u64) {
         for link in self.links.values() {
-            link.inbox().limit(if link.peer() == Party::Client { of_client } else { u64::MAX });
+            link.inbox().limit(match link.peer() {
+                Party::Client => of_client,
+                Party::Dealer => self.limits.dealt_window_bytes / 2,
+                Party::Server | Party::Helper => u64::MAX,
+            });
             self.tell_turn(link, 0);
         }
     }
