@@ -1,5 +1,7 @@
 //! Plans through the whole runtime: folders, sessions of three parties, processes, reports.
 
+#[path = "app/dealer_faults.rs"]
+mod dealer_faults;
 #[path = "app/dealt_window.rs"]
 mod dealt_window;
 #[path = "app/folders.rs"]

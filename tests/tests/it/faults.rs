@@ -1,9 +1,10 @@
 //! Real processes over TLS: one that dies ends the run of the others with an error, and the survivors serve the next
 //! request. A party with another plan or another certificate is refused.
 
+use ombra_ir::module::Setting;
 use ombra_runtime::keygen::write_local_set;
 use ombra_runtime::transport::Party;
-use ombra_tests::built::{Built, Folder, build};
+use ombra_tests::built::{Built, Folder, build, build_in};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -80,10 +81,10 @@ struct Site {
 }
 
 impl Site {
-    fn new() -> Site {
-        let built = build(NAME, None, Vec::new()).expect("it compiles");
+    fn new(setting: Setting) -> Site {
+        let built = build_in(setting, NAME, None, Vec::new()).expect("it compiles");
         let keys = Folder::new().expect("there is room");
-        let configs = write_local_set(keys.path(), Party::Helper).expect("keys are made");
+        let configs = write_local_set(keys.path(), third(setting)).expect("keys are made");
         configs.iter().for_each(limit);
         let public = Folder::new().expect("there is room");
         copy(&built.folder.path().join("public"), &public.path().join("public"));
@@ -133,6 +134,13 @@ impl Site {
     }
 }
 
+/// The settings whose parties are killed here.
+const SETTINGS: [Setting; 2] = [Setting::ThreeParty, Setting::Dealer];
+
+fn third(setting: Setting) -> Party {
+    setting.third().expect("three parties")
+}
+
 fn limit(config: &PathBuf) {
     let text = std::fs::read_to_string(config).expect("it was written");
     std::fs::write(config, text + LIMITS).expect("it can be written");
@@ -152,8 +160,12 @@ fn status(client: &mut Process) -> Option<i32> {
 
 #[test]
 fn a_dead_client_is_survived() {
-    let site = Site::new();
-    let (helper, server) = (site.serve("helper"), site.serve("server"));
+    SETTINGS.into_iter().for_each(a_dead_client_is_survived_in);
+}
+
+fn a_dead_client_is_survived_in(setting: Setting) {
+    let site = Site::new(setting);
+    let (helper, server) = (site.serve(third(setting).name()), site.serve("server"));
     let before = site.tokens();
     site.busy_client().kill();
     // Whoever notices first tells the other, who may hear that before it notices itself.
@@ -165,23 +177,31 @@ fn a_dead_client_is_survived() {
 
 #[test]
 fn a_dead_helper_ends_the_run_and_can_come_back() {
-    let site = Site::new();
-    let (mut helper, server) = (site.serve("helper"), site.serve("server"));
+    SETTINGS.into_iter().for_each(a_dead_third_party_ends_the_run_in);
+}
+
+fn a_dead_third_party_ends_the_run_in(setting: Setting) {
+    let (site, name) = (Site::new(setting), third(setting).name());
+    let (mut helper, server) = (site.serve(name), site.serve("server"));
     let before = site.tokens();
     let mut client = site.busy_client();
     helper.kill();
     let errors = [client.error(), server.error()];
-    println!("helper killed: {errors:?}");
-    assert!(errors.iter().any(|error| error.contains("helper")), "{errors:?}");
+    println!("{name} killed: {errors:?}");
+    assert!(errors.iter().any(|error| error.contains(name)), "{errors:?}");
     assert_eq!(status(&mut client), Some(1));
-    let _helper = site.serve("helper");
+    let _helper = site.serve(name);
     assert_eq!(site.tokens(), before, "the next request");
 }
 
 #[test]
 fn a_dead_server_ends_the_run_and_can_come_back() {
-    let site = Site::new();
-    let (helper, mut server) = (site.serve("helper"), site.serve("server"));
+    SETTINGS.into_iter().for_each(a_dead_server_ends_the_run_in);
+}
+
+fn a_dead_server_ends_the_run_in(setting: Setting) {
+    let site = Site::new(setting);
+    let (helper, mut server) = (site.serve(third(setting).name()), site.serve("server"));
     let before = site.tokens();
     let mut client = site.busy_client();
     server.kill();
@@ -195,7 +215,7 @@ fn a_dead_server_ends_the_run_and_can_come_back() {
 
 #[test]
 fn another_plan_and_another_certificate_are_refused() {
-    let site = Site::new();
+    let site = Site::new(Setting::ThreeParty);
     let (_helper, _server) = (site.serve("helper"), site.serve("server"));
     let before = site.tokens();
 
