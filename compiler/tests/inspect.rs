@@ -41,7 +41,8 @@ fn sizes(seq: u64) -> BTreeMap<String, u64> {
 
 fn profile(rate: f64) -> Profile {
     let per_second = Unit::ALL.into_iter().map(|unit| (unit, rate)).collect();
-    Profile { ombra_profile: VERSION, cores: 1, threads: 1, per_second, links: Vec::new() }
+    let setting = Setting::ThreeParty.name().to_string();
+    Profile { ombra_profile: VERSION, setting, cores: 1, threads: 1, per_second, links: Vec::new() }
 }
 
 #[test]
@@ -157,6 +158,9 @@ fn profiles_are_checked() {
     let mut missing = profile(1.0);
     missing.per_second.remove(&Unit::Rounds);
     assert!(missing.check().is_err());
+    let conditions = Conditions { network: None, profile: Some(profile(1.0)) };
+    let other = inspect_under(&plan_in(Setting::Dealer, false), &sizes(4), &conditions);
+    assert_eq!(other.map(|_| ()).map_err(|e| e.code), Err("E0420"), "rates of another setting");
 }
 
 #[test]

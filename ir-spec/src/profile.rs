@@ -9,6 +9,7 @@ use crate::module::{Id, Module};
 use crate::network::{Network, step_seconds};
 use crate::op::Op;
 use crate::schedule::Schedule;
+use crate::settings::Setting;
 use crate::ty::Sharing;
 use crate::{Diagnostic, Result};
 use core::time::Duration;
@@ -98,6 +99,9 @@ pub struct LinkRate {
 pub struct Profile {
     /// [`VERSION`].
     pub ombra_profile: u32,
+    /// The setting that the parties of the measurement ran, whose kernels the rates are of.
+    #[serde(default = "first_setting")]
+    pub setting: String,
     /// Cores of the machine.
     pub cores: u32,
     /// Threads of a matrix product at every party.
@@ -108,7 +112,25 @@ pub struct Profile {
     pub links: Vec<LinkRate>,
 }
 
+/// The setting of profiles that do not name one.
+fn first_setting() -> String {
+    Setting::ThreeParty.name().to_owned()
+}
+
 impl Profile {
+    /// Checks that the profile was measured in the setting of a plan.
+    ///
+    /// # Errors
+    /// `E0420`.
+    pub fn check_setting(&self, setting: Setting) -> Result<()> {
+        if self.setting == setting.name() {
+            return Ok(());
+        }
+        Err(Diagnostic::input("E0420", "the machine profile is of another setting")
+            .note(format!("expected  {}, found {}", setting.name(), self.setting.escape_debug()))
+            .note(format!("help      write one with `ombra-run measure --setting {}`", setting.name())))
+    }
+
     /// Checks a profile that was read from a file.
     ///
     /// # Errors
@@ -229,7 +251,7 @@ impl Time {
 /// computes in no time.
 ///
 /// # Errors
-/// A mask that does not fit its operand.
+/// A mask that does not fit its operand, `E0420` for a profile of another setting.
 pub fn predict(
     module: &Module,
     bound: &Bound,
@@ -243,6 +265,7 @@ pub fn predict(
         time.latency = step_seconds(module, schedule, &Network { bandwidth_bits_per_s: u64::MAX, ..*network });
     }
     if let Some(profile) = profile {
+        profile.check_setting(module.setting)?;
         for i in 0..module.ops.len() {
             time.work += profile.seconds(&work_of(module, bound, Id(i as u32))?);
         }

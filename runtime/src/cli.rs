@@ -228,6 +228,9 @@ enum Command {
     },
     /// Measure this machine with three parties at work, and write what it does in a second as JSON.
     Measure {
+        /// The setting whose parties are measured: 3pc or 2pc-dealer.
+        #[arg(long, default_value = "3pc", value_name = "NAME")]
+        setting: String,
         /// The client's configuration: its links to the serving peers are measured too.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -490,9 +493,9 @@ fn command(command: Command) -> Result<()> {
             client(dir, (Peers::Configured(config), material), given, none, outputs, Comparing::default(), common)
         }
         Command::Work { memory } => isolation::work(memory),
-        Command::Measure { config, common } => {
+        Command::Measure { setting, config, common } => {
             let threads = threads(&common)?;
-            measure_machine(config.as_deref(), &common.network, threads)
+            measure_machine(setting.parse()?, config.as_deref(), &common.network, threads)
         }
     }
 }

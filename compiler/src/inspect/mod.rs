@@ -219,7 +219,7 @@ pub fn inspect(plan: &Plan, given: &BTreeMap<String, u64>) -> Result<Report> {
 /// [`inspect`], with the time that a step takes.
 ///
 /// # Errors
-/// Those of [`inspect`].
+/// Those of [`inspect`], `E0420` for a machine profile of another setting.
 pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Conditions) -> Result<Report> {
     let module = &plan.module;
     let sizes = complete_sizes(plan, given);

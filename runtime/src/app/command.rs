@@ -9,6 +9,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use ombra_ir::diag::printable_lines;
 use ombra_ir::draw::Choosing;
+use ombra_ir::module::Setting;
 use ombra_ir::plain::Data;
 use ombra_ir::plan::Plan;
 use ombra_ir::{Diagnostic, Result};
@@ -104,8 +105,8 @@ pub fn make_keys(party: Party, folder: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`measure::measure`].
-pub fn measure_machine(config: Option<&Path>, network: &str, threads: usize) -> Result<()> {
-    let profile = measure::measure(config, Network::parse(network)?, threads, measure::Size::MACHINE)?;
+pub fn measure_machine(setting: Setting, config: Option<&Path>, network: &str, threads: usize) -> Result<()> {
+    let profile = measure::measure(setting, config, Network::parse(network)?, threads, measure::Size::MACHINE)?;
     let text = serde_json::to_string_pretty(&profile)
         .map_err(|error| Diagnostic::internal("E1013", format!("the profile cannot be written: {error}")))?;
     print(&(text + "\n"))

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use ombra_ir::bind::bind;
 use ombra_ir::profile::{Profile, Unit, work_of};
-use ombra_ir::{module::Id, schedule::schedule};
+use ombra_ir::{
+    module::{Id, Setting},
+    schedule::schedule,
+};
 use ombra_runtime::app::measure::{Size, answer, measure, probes};
 use ombra_runtime::config::PartyConfig;
 use ombra_runtime::keygen::write_local_set;
@@ -15,20 +18,37 @@ const SMALL: Size = Size { side: 8, matrix: 8, rows: 2, table: 16 };
 
 #[test]
 fn a_profile_has_every_rate_and_survives_its_file() {
-    let profile = measure(None, None, 1, SMALL).expect("probes run");
+    for setting in [Setting::ThreeParty, Setting::Dealer] {
+        a_profile_of(setting);
+    }
+    assert_eq!(measure(Setting::Plain, None, None, 1, SMALL).err().map(|error| error.code), Some("E0421"));
+}
+
+fn a_profile_of(setting: Setting) {
+    let profile = measure(setting, None, None, 1, SMALL).expect("probes run");
     assert_eq!(profile.check(), Ok(()));
+    assert_eq!(profile.check_setting(setting), Ok(()));
+    let others = Setting::ALL.into_iter().filter(|other| *other != setting);
+    assert!(others.into_iter().all(|other| profile.check_setting(other).is_err()));
     assert!(profile.links.is_empty() && profile.network().is_none());
     let text = serde_json::to_string(&profile).expect("a profile is JSON");
     let read: Profile = serde_json::from_str(&text).expect("its own JSON");
     assert_eq!(read.per_second.len(), Unit::ALL.len());
     assert_eq!(read.check(), Ok(()));
+    assert_eq!(read.setting, setting.name());
 }
 
 /// Each pair of programs differs in the unit that it measures, and needs no rate that comes later.
 #[test]
 fn probes_tell_units_apart() {
+    for setting in [Setting::ThreeParty, Setting::Dealer] {
+        probes_of(setting);
+    }
+}
+
+fn probes_of(setting: Setting) {
     let mut known = vec![Unit::PrgBytes];
-    for probe in probes(Size::MACHINE).expect("the sizes are good") {
+    for probe in probes(setting, Size::MACHINE).expect("the sizes are good") {
         let work = |i: usize| {
             let module = &probe.modules[i];
             let bound = bind(module, &[], &[]).expect("no symbols");
@@ -73,7 +93,7 @@ fn links_are_measured_with_peers_that_answer() {
         // The client measures one link after the other.
         answer(&first).and_then(|()| answer(&second))
     });
-    let profile = measure(Some(&paths[0]), None, 1, SMALL).expect("the peers answer");
+    let profile = measure(Setting::ThreeParty, Some(&paths[0]), None, 1, SMALL).expect("the peers answer");
     assert_eq!(peers.join().expect("no panic"), Ok(()));
     std::fs::remove_dir_all(&folder).expect("it was made here");
     let names: Vec<&str> = profile.links.iter().map(|link| link.peer.as_str()).collect();

@@ -1,6 +1,6 @@
 //! What this machine does in a second: `ombra-run measure`.
 //!
-//! Three parties run small programs in three threads of this process, over TCP and TLS on the loopback interface, as
+//! Three parties of a setting run small programs in three threads of this process, over TCP and TLS on the loopback interface, as
 //! they do in a local run: times hold what encryption, frames and waking cost, and that parties share cores. From the
 //! difference of a short and a long program follows the rate of one unit of `ombra_ir::profile`, less what is known of
 //! the units before it. Links to the peers of a configuration are measured with those peers.
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ombra_ir::bind::{Bound, bind};
-use ombra_ir::module::{Id, Module};
+use ombra_ir::module::{Id, Module, Setting};
 use ombra_ir::plain::Tensor;
 use ombra_ir::profile::{Profile, Unit, VERSION, Work, work_of};
 use ombra_ir::schedule::{Schedule, schedule};
@@ -28,10 +28,10 @@ pub use probes::{Probe, Size, probes};
 
 use super::local::make_private;
 use crate::config::PartyConfig;
-use crate::exec::{LinkNet, Run, TensorSource};
+use crate::exec::{LinkNet, Steps, TensorSource};
 use crate::keygen::write_local_set;
 use crate::prg::{Key, Label, Prg};
-use crate::settings::rep3::Rep3;
+use crate::settings;
 use crate::settings::weights::{Weights, agree_keys, agree_weight_key};
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose, Session, SessionId};
 
@@ -44,11 +44,19 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// A rate that stands for work too quick to be seen.
 const FASTEST: f64 = 1e15;
 
-/// The profile of this machine with `threads` threads a party, and of the links of `config`, emulated as `network`.
+/// The profile of this machine for a setting, with `threads` threads a party, and of the links of `config`, emulated as
+/// `network`.
 ///
 /// # Errors
 /// Sockets or threads that the system refuses; peers that do not answer.
-pub fn measure(config: Option<&Path>, network: Option<Network>, threads: usize, size: Size) -> Result<Profile> {
+pub fn measure(
+    setting: Setting,
+    config: Option<&Path>,
+    network: Option<Network>,
+    threads: usize,
+    size: Size,
+) -> Result<Profile> {
+    let third = setting.third()?;
     let links = match config {
         Some(path) => {
             let endpoint = Endpoint::new(&PartyConfig::read(path)?, "", network)?;
@@ -67,21 +75,22 @@ pub fn measure(config: Option<&Path>, network: Option<Network>, threads: usize, 
         }
         None => Vec::new(),
     };
-    let per_second = rates(&probes(size)?, threads)?;
+    let per_second = rates(&probes(setting, size)?, third, threads)?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let whole = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Ok(Profile { ombra_profile: VERSION, cores: whole(cores), threads: whole(threads), per_second, links })
+    let setting = setting.name().to_owned();
+    Ok(Profile { ombra_profile: VERSION, setting, cores: whole(cores), threads: whole(threads), per_second, links })
 }
 
 /// Rates from the times of all probes.
-fn rates(probes: &[Probe], threads: usize) -> Result<BTreeMap<Unit, f64>> {
+fn rates(probes: &[Probe], third: Party, threads: usize) -> Result<BTreeMap<Unit, f64>> {
     let prepared = probes.iter().flat_map(|p| p.modules.iter().zip(&p.inputs)).map(|(module, inputs)| {
         let bound = bind(module, &[], &[])?;
         let schedule = schedule(module, &bound)?;
         Ok(Program { module: Arc::new(module.clone()), bound, schedule, inputs: inputs.clone() })
     });
     let programs = prepared.collect::<Result<Vec<Program>>>()?;
-    let times = run_all(&programs, threads)?;
+    let times = run_all(&programs, third, threads)?;
     let mut rates = BTreeMap::from([(Unit::PrgBytes, generator())]);
     for ((probe, pair), times) in probes.iter().zip(programs.chunks_exact(2)).zip(times.chunks_exact(2)) {
         let [short, long] = pair else { continue };
@@ -164,8 +173,8 @@ impl TensorSource for Zeros {
 }
 
 /// The shortest time of every program.
-fn run_all(programs: &[Program], threads: usize) -> Result<Vec<f64>> {
-    let sessions = Loopback::open()?;
+fn run_all(programs: &[Program], third: Party, threads: usize) -> Result<Vec<f64>> {
+    let sessions = Loopback::open(third)?;
     let barrier = Barrier::new(sessions.0.len());
     let mut results = thread::scope(|scope| {
         let parties: Vec<_> = sessions
@@ -218,7 +227,7 @@ fn no_more() -> Diagnostic {
     Diagnostic::internal("E0808", "the session has ended")
 }
 
-fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Result<Run<Rep3>> {
+fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Result<Box<dyn Steps>> {
     let own = session.party();
     let mut net = LinkNet::new(session, run);
     let keys = agree_keys(program.module.setting, own, &mut net)?;
@@ -226,26 +235,26 @@ fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Resu
     let zeros: Arc<dyn TensorSource> = Arc::new(Zeros::of(&program.module, &program.bound));
     let server = (own == Party::Server).then(|| Arc::clone(&zeros));
     let weights = Weights::share(&program.module, own, key.as_ref(), zeros, server, &mut net)?;
-    Run::new(Arc::clone(&program.module), own, Rep3::new(keys, Arc::new(weights)), threads)
+    settings::begin(Arc::clone(&program.module), own, keys, Arc::new(weights), threads)
 }
 
-/// Sessions of client, server and helper in this process, over the loopback interface.
+/// Sessions of client, server and the third party in this process, over the loopback interface.
 struct Loopback(Vec<Session>);
 
 impl Loopback {
-    fn open() -> Result<Loopback> {
+    fn open(third: Party) -> Result<Loopback> {
         let keys = KeyFolder(env::temp_dir().join(format!("ombra-{}", SessionId::random()?)));
         make_private(&keys.0)?;
-        let configs = write_local_set(&keys.0, Party::Helper)?;
+        let configs = write_local_set(&keys.0, third)?;
         let endpoint = |path: &PathBuf| Endpoint::new(&PartyConfig::read(path)?, "", None);
-        let [client, server, helper] = [endpoint(&configs[0])?, endpoint(&configs[1])?, endpoint(&configs[2])?];
+        let [client, server, third] = [endpoint(&configs[0])?, endpoint(&configs[1])?, endpoint(&configs[2])?];
         let server = Acceptor::bind(&server, drop)?;
-        let helper = Acceptor::bind(&helper, drop)?;
+        let third = Acceptor::bind(&third, drop)?;
         let late = || Diagnostic::internal("E1011", "the parties of a measurement do not connect");
         let client = client.open(Purpose::Measure)?;
         let server = server.next(Some(CONNECT)).ok_or_else(late)?;
-        let helper = helper.next(Some(CONNECT)).ok_or_else(late)?;
-        Ok(Loopback(vec![client, server, helper]))
+        let third = third.next(Some(CONNECT)).ok_or_else(late)?;
+        Ok(Loopback(vec![client, server, third]))
     }
 }
 

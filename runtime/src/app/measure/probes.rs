@@ -45,14 +45,14 @@ pub struct Probe {
     pub inputs: [Vec<Tensor>; 2],
 }
 
-/// All probes. Each one needs at most the rates of those before it.
+/// All probes of a setting. Each one needs at most the rates of those before it.
 ///
 /// # Errors
 /// None for the sizes of [`Size::MACHINE`]; otherwise a size that the operations do not have.
-pub fn probes(size: Size) -> Result<Vec<Probe>> {
+pub fn probes(setting: Setting, size: Size) -> Result<Vec<Probe>> {
     let square = [size.side, size.side];
     let rounds = |n: usize| {
-        floats(&[&[8]], |b, x| {
+        floats(setting, &[&[8]], |b, x| {
             let mut y = x[0];
             for _ in 0..n {
                 let fine = b.push(Op::Upscale { by: 8 }, &[y])?;
@@ -62,7 +62,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
         })
     };
     let local = |n: usize| {
-        floats(&[&square], |b, x| {
+        floats(setting, &[&square], |b, x| {
             let mut y = x[0];
             for _ in 0..n {
                 y = b.push(Op::Add, &[y, x[0]])?;
@@ -73,7 +73,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
         })
     };
     let truncations = |n: usize| {
-        floats(&[&square], |b, x| {
+        floats(setting, &[&square], |b, x| {
             let mut y = x[0];
             for _ in 0..n {
                 let square = b.push(Op::Mul, &[y, y])?;
@@ -83,7 +83,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
         })
     };
     let reshared = |n: usize| {
-        floats(&[&square], |b, x| {
+        floats(setting, &[&square], |b, x| {
             let mut y = x[0];
             for _ in 0..n {
                 let square = b.push(Op::Mul, &[y, y])?;
@@ -94,7 +94,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
         })
     };
     let compared = |n: usize, width: u8| {
-        floats(&[&square], |b, x| {
+        floats(setting, &[&square], |b, x| {
             let mut y = x[0];
             for _ in 0..n {
                 let bits = b.push(Op::Msb { width, drop: 0 }, &[y])?;
@@ -106,7 +106,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
     };
     let (rows, k) = ([size.rows, size.matrix], [size.matrix, size.matrix]);
     let secret = |n: usize| {
-        floats(&[&rows, &k], |b, x| {
+        floats(setting, &[&rows, &k], |b, x| {
             let mut y = x[0];
             for _ in 0..n {
                 let product = b.push(Op::MatMul { trans_b: false }, &[y, x[1]])?;
@@ -116,7 +116,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
         })
     };
     let weights = |n: usize, rows: usize, public: bool| {
-        floats(&[&[rows, size.matrix]], |b, x| {
+        floats(setting, &[&[rows, size.matrix]], |b, x| {
             let mut y = x[0];
             for i in 0..n {
                 let w = b.weight(&format!("w{i}"), &k, public)?;
@@ -127,7 +127,7 @@ pub fn probes(size: Size) -> Result<Vec<Probe>> {
         })
     };
     let lookup = |n: usize| -> Result<_> {
-        let mut b = Build::new();
+        let mut b = Build::new(setting);
         let dims = dims(&[1, n]);
         let slot = InputSlot { name: "ids".into(), dtype: DType::I64, shape: dims.clone() };
         b.0.inputs.push(slot);
@@ -159,8 +159,8 @@ fn probe(unit: Unit, short: (Module, Vec<Tensor>), long: (Module, Vec<Tensor>)) 
 struct Build(Module);
 
 impl Build {
-    fn new() -> Build {
-        Build(Module::empty("probe".into(), Setting::ThreeParty, Stage::Scheduled, Dims::default()))
+    fn new(setting: Setting) -> Build {
+        Build(Module::empty("probe".into(), setting, Stage::Scheduled, Dims::default()))
     }
 
     fn push(&mut self, op: Op, args: &[Id]) -> Result<Id> {
@@ -181,8 +181,12 @@ fn dims(shape: &[usize]) -> Vec<Dim> {
 }
 
 /// A program over inputs of these shapes, and zeros for them.
-fn floats(shapes: &[&[usize]], build: impl FnOnce(&mut Build, &[Id]) -> Result<()>) -> Result<(Module, Vec<Tensor>)> {
-    let mut b = Build::new();
+fn floats(
+    setting: Setting,
+    shapes: &[&[usize]],
+    build: impl FnOnce(&mut Build, &[Id]) -> Result<()>,
+) -> Result<(Module, Vec<Tensor>)> {
+    let mut b = Build::new(setting);
     let (mut ids, mut tensors) = (Vec::new(), Vec::new());
     for (slot, &shape) in (0u32..).zip(shapes) {
         let input = InputSlot { name: format!("x{slot}"), dtype: DType::F32, shape: dims(shape) };
