@@ -1,6 +1,7 @@
 //! ONNX in, plan out.
 
 pub mod advise;
+pub mod assign_masks;
 pub mod assign_rotations;
 pub mod assume;
 pub mod attention;
@@ -19,6 +20,7 @@ pub mod leak;
 pub mod lower;
 pub mod merge_heads;
 pub mod model_folder;
+pub mod narrow_rings;
 pub mod npz;
 pub mod onnx;
 pub mod output;

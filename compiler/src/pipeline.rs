@@ -1,5 +1,6 @@
 //! From a model file to a plan: the one place that knows the order of passes.
 
+use crate::assign_masks::assign_masks;
 use crate::assign_rotations::{Spread, assign_rotations};
 use crate::assume::assume;
 use crate::bounds::{self, Ranges, listed};
@@ -15,6 +16,7 @@ use crate::import::positions::DEFAULT_LENGTH;
 use crate::import::{self, Published, load_weight};
 use crate::labels::{self, Labels, Overrides, label};
 use crate::lower::{self, Lowered, lower};
+use crate::narrow_rings::narrow_rings;
 use crate::onnx::{ABSENT, Model};
 use crate::partition::partition;
 use crate::passes::approximate::{Approximations, approximate};
@@ -467,6 +469,7 @@ fn finish(
     if !has(Pass::Widths) {
         module = widen(&module).map_err(one)?;
     }
+    module = narrow_rings(module).and_then(assign_masks).map_err(one)?;
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
         assumed: listed(&graph, &lowered.assumed).map_err(one)?,

@@ -1,6 +1,7 @@
 //! The contract between compiler and runtime: MPC IR, verifier, costs, reference meaning, plan file.
 
 pub mod bind;
+pub mod curve;
 pub mod diag;
 pub mod dim;
 pub mod draw;

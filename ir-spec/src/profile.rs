@@ -196,7 +196,7 @@ pub fn work_of(module: &Module, bound: &Bound, id: Id) -> Result<Work> {
                 }
             }
         }
-        Op::Truncate { .. } | Op::Extend { .. } => add(Unit::Truncations, n),
+        Op::Truncate { .. } => add(Unit::Truncations, n),
         Op::Reshare => add(Unit::ResharedElements, n),
         Op::Msb { width, .. } => add(Unit::ComparedBits, n * f64::from(*width)),
         Op::And => add(Unit::ComparedBits, 2.0 * n),

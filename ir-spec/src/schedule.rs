@@ -113,7 +113,12 @@ pub fn of_server(module: &Module, id: Id) -> bool {
         match (&node.op, node.args.first()) {
             (Op::Weight { .. }, _) => return true,
             (
-                Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::SetScale { .. },
+                Op::Reshape { .. }
+                | Op::Transpose { .. }
+                | Op::Slice { .. }
+                | Op::Expand { .. }
+                | Op::SetScale { .. }
+                | Op::Narrow { .. },
                 Some(&arg),
             ) => node = module.node(arg),
             _ => return false,

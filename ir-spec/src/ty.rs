@@ -25,14 +25,20 @@ pub enum Elem {
 /// Who holds a value, and in what form.
 ///
 /// The order is the order of weakening: a form may be turned into any later secret form without a message
-/// (`Shared` into `Sum2` into `Sum3`), never back. Which of them a setting has, and which form products take, is the
-/// setting's.
+/// (`Masked` into `Held` into `Shared`, `Shared` into `Sum2` into `Sum3`), never back. Which of them a setting has, and
+/// which form products take, is the setting's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Sharing {
     /// Every party knows it.
     Public,
     /// The client knows it in the clear.
     Client,
+    /// Secret, held as a number `m = x + λ` that client and server know and a mask `λ` that the dealer knows and client and
+    /// server share: what is opened once, and multiplied often without a message between them.
+    Masked,
+    /// Secret, held as a number `h = x + λ` that the server knows and a mask `λ` that client and dealer know: what is
+    /// multiplied with what the server knows.
+    Held,
     /// Secret-shared in the setting's own form (`3pc`: replicated sharing).
     Shared,
     /// Secret, held as a sum of a term that logical parties 0 and 1 both hold and one of party 2; only truncation and
@@ -45,7 +51,7 @@ pub enum Sharing {
 impl Sharing {
     /// Whether the value must stay hidden from every party.
     pub fn is_secret(self) -> bool {
-        matches!(self, Sharing::Shared | Sharing::Sum2 | Sharing::Sum3)
+        self > Sharing::Client
     }
 
     /// Whether it is a sum that a later op must end.
@@ -54,13 +60,23 @@ impl Sharing {
     }
 
     /// All forms, in the order of weakening.
-    pub const ALL: [Sharing; 5] = [Sharing::Public, Sharing::Client, Sharing::Shared, Sharing::Sum2, Sharing::Sum3];
+    pub const ALL: [Sharing; 7] = [
+        Sharing::Public,
+        Sharing::Client,
+        Sharing::Masked,
+        Sharing::Held,
+        Sharing::Shared,
+        Sharing::Sum2,
+        Sharing::Sum3,
+    ];
 
     /// The word that stands for it in the text form.
     pub fn name(self) -> &'static str {
         match self {
             Sharing::Public => "public",
             Sharing::Client => "client",
+            Sharing::Masked => "masked",
+            Sharing::Held => "held",
             Sharing::Shared => "shared",
             Sharing::Sum2 => "sum2",
             Sharing::Sum3 => "sum3",

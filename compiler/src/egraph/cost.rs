@@ -201,7 +201,7 @@ impl Costs {
         let by = form.scale - i32::from(self.f);
         if by > 0 {
             let by = u8::try_from(by).unwrap_or(u8::MAX);
-            return self.op(&M::Truncate { by }, shape, form.terms == Terms::Three);
+            return self.op(&M::Truncate { by, bits: 64 }, shape, form.terms == Terms::Three);
         }
         match form.terms {
             Terms::Shares => Sent::default(),
@@ -240,7 +240,7 @@ impl Costs {
                     sent.rounds[step] = 2 * one.rounds[step];
                 }
                 None => {
-                    let same = self.op(&M::Truncate { by: self.f }, shape, true);
+                    let same = self.op(&M::Truncate { by: self.f, bits: 64 }, shape, true);
                     sent.bytes += same.bytes / STEPS.len() as f64;
                     sent.rounds[step] = same.rounds[step];
                 }

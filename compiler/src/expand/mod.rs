@@ -9,6 +9,7 @@
 
 mod activation;
 mod chebyshev;
+mod curve;
 mod inverse;
 mod norm;
 mod quotient;
@@ -95,7 +96,11 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     let mut e = Emit { module, origin };
     let x = args[0];
     let result = (node.ty.bound, node.ty.bound_from);
+    let curve = node.op.curve().filter(|_| e.module.setting.protocol().dealer.is_some());
     let id = match &node.op {
+        _ if curve.is_some() => {
+            curve.map_or_else(|| Err(no_room(0, 0)), |curve| curve::looked_up(&mut e, x, curve, result))
+        }
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
             let form = softmax::Ratio {
@@ -201,7 +206,7 @@ impl Emit<'_> {
         if from == scale {
             return self.guarded(Op::Reshare, &[x], bound);
         }
-        self.guarded(Op::Truncate { by: from - scale }, &[x], bound)
+        self.guarded(Op::Truncate { by: from - scale, bits }, &[x], bound)
     }
 
     /// `x + k` for a real constant at the value's own scale.
@@ -249,7 +254,7 @@ impl Emit<'_> {
     pub(crate) fn widen(&mut self, x: Id, bits: u8, bound: (u8, BoundFrom)) -> Result<Id> {
         let (from, _, _) = self.ring(x)?;
         if from < bits {
-            return self.declared(Op::Extend { bits }, &[x], bound);
+            return self.declared(Op::Truncate { by: 0, bits }, &[x], bound);
         }
         self.declared(Op::Reshare, &[x], bound)
     }

@@ -259,7 +259,7 @@ fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8)
     let factor = e.guarded(Op::Reshare, &[factor.ok_or_else(too_long)?], ROOM)?;
     let product = e.guarded(Op::Mul, &[x, factor], ROOM)?;
     let product = e.op(Op::SetScale { scale: form.scale + by }, &[product])?;
-    e.guarded(Op::Truncate { by }, &[product], bound)
+    e.guarded(Op::Truncate { by, bits: 64 }, &[product], bound)
 }
 
 fn small(n: i32) -> Result<u8> {
@@ -301,7 +301,7 @@ fn scaled(e: &mut Emit, statistic: Id, coarse: bool) -> Result<Id> {
     let (bits, _, bound) = e.ring(statistic)?;
     if coarse {
         let read = e.op(Op::SetScale { scale: COARSE_BY }, &[statistic])?;
-        return e.op(Op::Truncate { by: COARSE_BY }, &[read]);
+        return e.op(Op::Truncate { by: COARSE_BY, bits }, &[read]);
     }
     if bits == 64 { Ok(statistic) } else { e.widen(statistic, 64, (bound, BoundFrom::Guarded)) }
 }

@@ -22,7 +22,7 @@ pub(super) fn rounded_down(e: &mut Emit, revealed: Id) -> Result<Id> {
     let (mut region, mut open) = (BTreeSet::new(), vec![revealed]);
     while let Some(id) = open.pop() {
         let node = e.module.node(id);
-        if !region.insert(id) || matches!(node.op, Op::Truncate { .. }) {
+        if !region.insert(id) || matches!(node.op, Op::Truncate { by: 1.., .. }) {
             continue;
         }
         if passes_units_on(&node.op) {
@@ -33,7 +33,7 @@ pub(super) fn rounded_down(e: &mut Emit, revealed: Id) -> Result<Id> {
     // Operands come before their users.
     for id in region {
         let node = e.module.node(id).clone();
-        if let (Op::Truncate { by }, [x]) = (&node.op, &*node.args) {
+        if let (Op::Truncate { by: by @ 1.., .. }, [x]) = (&node.op, &*node.args) {
             new.insert(id, Rounded::Later { quotient: id, of: *x, by: *by });
         } else if passes_units_on(&node.op) && node.args.iter().any(|a| new.contains_key(a)) {
             let moved = match (&node.op, &*node.args) {
@@ -100,7 +100,7 @@ fn passes_units_on(op: &Op) -> bool {
             | Op::RowExpand { .. }
             | Op::RowSum { .. }
             | Op::ReduceSum { .. }
-            | Op::Extend { .. }
+            | Op::Truncate { .. }
             | Op::Narrow { .. }
             | Op::Reshare
             | Op::SetScale { .. }
@@ -117,12 +117,15 @@ fn passes_units_on(op: &Op) -> bool {
 /// `⌊x / 2^by⌋` for the result `y` of a truncation of `x`.
 fn floor(e: &mut Emit, y: Id, x: Id, by: u8) -> Result<Id> {
     let (bits, scale, bound) = e.ring(y)?;
-    let (_, _, whole) = e.ring(x)?;
+    let (from, _, whole) = e.ring(x)?;
     let x = match e.ty(x).sharing {
         Sharing::Shared => x,
         _ => e.declared(Op::Reshare, &[x], (whole, BoundFrom::Guarded))?,
     };
-    let back = e.guarded(Op::Upscale { by }, &[y], bits - 1)?;
+    // The difference is small: the lesser ring holds it.
+    let least = from.min(bits);
+    let (x, low) = (e.narrow(x, least)?, e.narrow(y, least)?);
+    let back = e.guarded(Op::Upscale { by }, &[low], least - 1)?;
     let difference = e.guarded(Op::Sub, &[x, back], by + 1)?;
     let above = e.sign(difference, 0)?;
     let above = e.op(Op::BitToRing { bits }, &[above])?;

@@ -105,9 +105,9 @@ fn drawn(components: u8, op: &Op, args: &[(&RefValue, &Ty)], random: &mut Rng) -
             };
             Some(RefValue::ring(bits - by, shape, values.iter().map(cut).collect()).unwrap())
         }
-        Op::Truncate { by } => {
+        Op::Truncate { by, bits: to } if by > 0 => {
             let divide = |x: &u64| ((signed(*x, bits) as i128 + i128::from(random.u64(..) & mask(by))) >> by) as u64;
-            Some(RefValue::ring(bits, shape, values.iter().map(divide).collect()).unwrap())
+            Some(RefValue::ring(to, shape, values.iter().map(divide).collect()).unwrap())
         }
         Op::Msb { width, drop } if drop > 0 => {
             let sign = |x: &u64| {

@@ -152,7 +152,11 @@ impl Lower<'_> {
             let sum = self.push(v, M::ReduceSum { axis }, &[id])?;
             let mean = self.over(v, sum, n as f64)?;
             let (fine, _) = self.ring(mean)?;
-            let mean = if fine > scale { self.push(v, M::Truncate { by: fine - scale }, &[mean])? } else { mean };
+            let mean = if fine > scale {
+                self.push(v, M::Truncate { by: fine - scale, bits: super::RING }, &[mean])?
+            } else {
+                mean
+            };
             id = self.push(v, M::Sub, &[id, mean])?;
         }
         let id = self.scale_and_shift(v, id, args)?;

@@ -76,7 +76,7 @@ impl Lower<'_> {
         let keep = self.push(v, M::Not, &[negative])?;
         let keep = self.push(v, M::BitToRing { bits }, &[keep])?;
         let product = self.within(v, M::Mul, &[small, keep], bound)?;
-        self.value(v, M::Extend { bits: RING }, &[product])
+        self.value(v, M::Truncate { by: 0, bits: RING }, &[product])
     }
 
     /// |x| = x − 2 · [x < 0] · x.

@@ -322,7 +322,7 @@ impl Lower<'_> {
         let excess = CONSTANT.0 - room_beside(bound);
         if excess > 0 && excess < i32::from(scale) {
             // The sum itself leaves no room: it drops what it has beyond that. A division may add a bit.
-            let coarse = self.push(v, M::Truncate { by: excess as u8 + 1 }, &[x])?;
+            let coarse = self.push(v, M::Truncate { by: excess as u8 + 1, bits: RING }, &[x])?;
             return self.over(v, coarse, n);
         }
         let (product, scale) = self.times_fraction(v, x, 1.0 / n)?;

@@ -230,7 +230,7 @@ impl Lower<'_> {
         let scale = |i: usize| args.get(i).and_then(|&a| self.module.ty(a).as_ring()).map(|(_, s)| s);
         match op {
             M::Mul | M::MatMul { .. } => Some(scale(0)?.saturating_add(scale(1)?)),
-            M::Truncate { by } => scale(0)?.checked_sub(*by),
+            M::Truncate { by, .. } => scale(0)?.checked_sub(*by),
             M::SetScale { scale }
             | M::Reciprocal { scale, .. }
             | M::Div { scale, .. }
@@ -297,7 +297,7 @@ impl Lower<'_> {
             return Ok(known);
         }
         let known = if own > scale {
-            self.value(v, M::Truncate { by: own - scale }, &[id])?
+            self.value(v, M::Truncate { by: own - scale, bits: RING }, &[id])?
         } else {
             self.push(v, M::Upscale { by: scale - own }, &[id])?
         };
@@ -315,7 +315,7 @@ impl Lower<'_> {
         let shared = self.module.ty(unrescaled).sharing == Sharing::Shared;
         let wanted = self.scale_of(v);
         match scale.cmp(&wanted) {
-            std::cmp::Ordering::Greater => self.value(v, M::Truncate { by: scale - wanted }, &[unrescaled]),
+            std::cmp::Ordering::Greater => self.value(v, M::Truncate { by: scale - wanted, bits: RING }, &[unrescaled]),
             std::cmp::Ordering::Equal if shared => Ok(unrescaled),
             std::cmp::Ordering::Equal => self.value(v, M::Reshare, &[unrescaled]),
             std::cmp::Ordering::Less => {

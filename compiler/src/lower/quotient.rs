@@ -205,7 +205,7 @@ impl Lower<'_> {
         let (scale, _) = self.ring(unrescaled)?;
         let shared = self.module.ty(unrescaled).sharing == Sharing::Shared;
         if scale > wanted {
-            return self.value(x, M::Truncate { by: scale - wanted }, &[unrescaled]);
+            return self.value(x, M::Truncate { by: scale - wanted, bits: RING }, &[unrescaled]);
         }
         let at = if shared { unrescaled } else { self.shares(x)? };
         let (scale, _) = self.ring(at)?;

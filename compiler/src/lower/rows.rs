@@ -29,7 +29,7 @@ impl Lower<'_> {
         let bits = ring_for(bound);
         let small = if bits < RING { self.push(v, M::Narrow { bits }, &[packed])? } else { packed };
         let max = self.push(v, M::RowMax { shape, width: bound + 2, drop: 0 }, &[small, mask])?;
-        let max = if bits < RING { self.push(v, M::Extend { bits: RING }, &[max])? } else { max };
+        let max = if bits < RING { self.push(v, M::Truncate { by: 0, bits: RING }, &[max])? } else { max };
         self.value(v, M::Reshape { shape: self.graph.shape(v).to_vec() }, &[max])
     }
 }

@@ -109,7 +109,7 @@ fn random_part(e: &mut Emit, sum: Id, rows: &Dim, total: u8) -> Result<Id> {
         let product = e.guarded(Op::Mul, &[sum, number], total + width)?;
         let by = (i + 1) * width;
         let product = e.op(Op::SetScale { scale: by }, &[product])?;
-        let quotient = e.guarded(Op::Truncate { by }, &[product], total)?;
+        let quotient = e.guarded(Op::Truncate { by, bits: e.ring(product)?.0 }, &[product], total)?;
         part = Some(match part {
             None => quotient,
             Some(before) => e.guarded(Op::Add, &[before, quotient], total)?,

@@ -272,7 +272,7 @@ fn ring_of(bound: u8) -> u8 {
 /// The value in another ring: extended, or its low bits.
 fn in_ring(e: &mut Emit, x: Id, bits: u8) -> Result<Id> {
     let (from, _, _) = e.ring(x)?;
-    if from < bits { e.op(Op::Extend { bits }, &[x]) } else { e.narrow(x, bits) }
+    if from < bits { e.op(Op::Truncate { by: 0, bits }, &[x]) } else { e.narrow(x, bits) }
 }
 
 /// Some elements along an axis.
@@ -493,7 +493,7 @@ fn share_of(e: &mut Emit, p: Id, total: u8) -> Result<Id> {
     let scale = (62 - total).min(16);
     let share = parameter(e, TOP_P, (64, scale), scale + 1)?;
     let part = e.guarded(Op::Mul, &[sum, share], total + scale)?;
-    let part = e.guarded(Op::Truncate { by: scale }, &[part], total)?;
+    let part = e.guarded(Op::Truncate { by: scale, bits: e.ring(part)?.0 }, &[part], total)?;
     in_ring(e, part, ring)
 }
 

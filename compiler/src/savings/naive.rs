@@ -52,11 +52,14 @@ pub fn widen(expanded: &Module) -> Result<Module> {
                 ids.push(args[0]);
                 continue;
             }
-            M::Extend { .. } if module.ty(args[0]).sharing == Sharing::Shared => {
+            M::Truncate { by: 0, .. } if module.ty(args[0]).sharing == Sharing::Shared => {
                 ids.push(args[0]);
                 continue;
             }
-            M::Extend { .. } => M::Reshare,
+            M::Truncate { by: 0, .. } => M::Reshare,
+            M::Truncate { by, .. } => {
+                M::Truncate { by: *by, bits: module.ty(args[0]).as_ring().map_or(RING, |(bits, _)| bits) }
+            }
             M::BitToRing { .. } => M::BitToRing { bits: RING },
             M::Msb { .. } => M::Msb { width: RING, drop: 0 },
             M::RowMax { shape, .. } => M::RowMax { shape: shape.clone(), width: RING, drop: 0 },

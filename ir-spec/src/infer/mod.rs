@@ -220,6 +220,12 @@ impl<'a> Typing<'a> {
         if x.ty.sharing == Sharing::Shared { Ok(ring) } else { Err(self.finds(number, x)) }
     }
 
+    /// Ring bits and scale of an operand in the setting's own secret form, or masked.
+    pub(crate) fn kept_ring(&self, number: usize, x: &Operand) -> Rule<(u8, u8)> {
+        let ring = self.ring(number, x)?;
+        if matches!(x.ty.sharing, Sharing::Shared | Sharing::Masked) { Ok(ring) } else { Err(self.finds(number, x)) }
+    }
+
     /// Checks an operand of shared bits.
     pub(crate) fn shared_bits(&self, number: usize, x: &Operand) -> Rule<()> {
         not_client(x)?;

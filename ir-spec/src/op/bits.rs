@@ -28,13 +28,13 @@ const OF_TWO: Description = Description {
 pub(super) static MSB: Description = Description {
     name: "msb",
     constraints: &[
-        c(SHARING, "the operand is a shared ring tensor"),
+        c(SHARING, "the operand is a shared or a masked ring tensor"),
         c(ATTRIBUTE, "the width is at most the ring bits, and at least 2 bits of it are not dropped"),
         c(LIMIT, "the operand's bound is at most the width less 1, or less 2 where bits are dropped"),
     ],
     infer: |op, t| {
         let (&Op::Msb { width, drop }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, _) = t.shared_ring(1, &x)?;
+        let (bits, _) = t.kept_ring(1, &x)?;
         if width > bits || u32::from(drop) + 2 > u32::from(width) {
             return Err(t.fails(2, format!("width {width}, {drop} dropped, in {bits} bits")));
         }

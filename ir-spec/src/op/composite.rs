@@ -36,41 +36,33 @@ const SATURATING: Description = Description {
     ..COMPOSITE
 };
 
-pub(super) static GELU: Description = Description {
-    name: "gelu",
-    meaning: Some(|op, e| match op {
-        Op::Gelu { tanh: false } => e.map(|x| x * 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)),
-        Op::Gelu { tanh: true } => e.map(|x| {
-            let root = libm::sqrt(2.0 / std::f64::consts::PI);
-            0.5 * x * (1.0 + libm::tanh(root * (x + 0.044715 * x * x * x)))
+/// A function of one variable.
+const fn of_curve(name: &'static str, of: Description) -> Description {
+    Description {
+        name,
+        meaning: Some(|op, e| {
+            let curve = op.curve().ok_or_else(|| e.other())?;
+            e.map(|x| curve.at(x))
         }),
-        _ => Err(e.other()),
-    }),
-    ..ACTIVATION
-};
+        ..of
+    }
+}
 
-pub(super) static SILU: Description =
-    Description { name: "silu", meaning: Some(|_, e| e.map(|x| x / (1.0 + libm::exp(-x)))), ..ACTIVATION };
-
-pub(super) static TANH: Description =
-    Description { name: "tanh", meaning: Some(|_, e| e.map(libm::tanh)), ..SATURATING };
-
-pub(super) static SIGMOID: Description =
-    Description { name: "sigmoid", meaning: Some(|_, e| e.map(|x| 1.0 / (1.0 + libm::exp(-x)))), ..SATURATING };
-
-pub(super) static ERF: Description = Description { name: "erf", meaning: Some(|_, e| e.map(libm::erf)), ..SATURATING };
+pub(super) static GELU: Description = of_curve("gelu", ACTIVATION);
+pub(super) static SILU: Description = of_curve("silu", ACTIVATION);
+pub(super) static TANH: Description = of_curve("tanh", SATURATING);
+pub(super) static SIGMOID: Description = of_curve("sigmoid", SATURATING);
+pub(super) static ERF: Description = of_curve("erf", SATURATING);
 
 /// Values between 0 and `|x| + ln 2`.
 pub(super) static SOFTPLUS: Description = Description {
-    name: "softplus",
     bound: "max(x, scale) + 1",
     infer: |_, t| {
         let [x] = t.operands()?;
         let (_, scale) = t.shared_ring(1, &x)?;
         Ok(with(x.ty, u32::from(x.ty.bound.max(scale)) + 1))
     },
-    meaning: Some(|_, e| e.map(|x| x.max(0.0) + libm::log1p(libm::exp(-x.abs())))),
-    ..COMPOSITE
+    ..of_curve("softplus", COMPOSITE)
 };
 
 /// Values up to `e^max`, and one bit more.

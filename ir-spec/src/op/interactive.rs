@@ -3,9 +3,10 @@
 use super::linear::shifted;
 use super::ragged::{packed, rows};
 use super::*;
+use crate::curve::{Cells, MOST_CELLS};
 use crate::infer::{Typing, describe, moved, ring, with};
 use crate::plain::DType;
-use crate::reference::{interactive, linear, map_elements, movement, ragged, signed};
+use crate::reference::{RefValue, interactive, linear, movement, ragged};
 use crate::ty::{Elem, Sharing};
 
 const IS_SECRET: Constraint = c(SHARING, "the operand is a secret ring tensor");
@@ -15,33 +16,34 @@ const INTERACTIVE: Description = Description { result: "shared", constraints: &[
 
 pub(super) static TRUNCATE: Description = Description {
     name: "truncate",
-    result: "shared, scale − by",
-    bound: "max(x − by, 0) + 1",
-    norms: ["x / 2^by + 1", "x / 2^by + √n", ""],
+    result: "`bits`, scale − by, shared",
+    bound: "max(x − by, 0) + 1; x for by = 0",
+    norms: ["x / 2^by + 1; x for by = 0", "x / 2^by + √n; x for by = 0", "x for by = 0"],
     constraints: &[
         IS_SECRET,
-        c(ATTRIBUTE, "1 ≤ by ≤ scale, and by is at most the ring bits less 2"),
-        c(LIMIT, "the operand's bound is at most the ring bits less 2"),
+        c(ATTRIBUTE, "by is at most the scale and the ring bits less 2, and 0 only where the new ring has more bits"),
+        c(LIMIT, "the operand's bound is at most its ring bits less 2"),
     ],
     infer: |op, t| {
-        let (&Op::Truncate { by }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, scale) = t.secret_ring(1, &x)?;
-        if by == 0 || by > scale || u32::from(by) + 2 > u32::from(bits) {
-            return Err(t.fails(2, format!("by {by}, scale {scale}, {bits} bits")));
+        let (&Op::Truncate { by, bits }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (from, scale) = t.secret_ring(1, &x)?;
+        if by > scale || u32::from(by) + 2 > u32::from(from) || by == 0 && bits <= from {
+            return Err(t.fails(2, format!("by {by}, scale {scale}, from {from} to {bits} bits")));
         }
-        if u32::from(x.ty.bound) + 2 > u32::from(bits) {
-            return Err(t.fails(3, format!("a bound of {} in {bits} bits", x.ty.bound)));
+        if u32::from(x.ty.bound) + 2 > u32::from(from) {
+            return Err(t.fails(3, format!("a bound of {} in {from} bits", x.ty.bound)));
         }
-        let bound = u32::from(x.ty.bound.saturating_sub(by)) + 1;
+        let bound = u32::from(x.ty.bound.saturating_sub(by)) + u32::from(by > 0);
         Ok(ring(bits, u32::from(scale) - u32::from(by), Sharing::Shared, x.ty.shape.clone(), bound))
     },
     derive_norms: NormRule::OfOperands(|op, t, ty| match *op {
-        Op::Truncate { by } => shifted(t, ty, by, 0),
+        Op::Truncate { by: 0, .. } => t.first_norms(),
+        Op::Truncate { by, .. } => shifted(t, ty, by, 0),
         _ => Norms::default(),
     }),
     meaning: Some(|op, e| {
-        let Op::Truncate { by } = *op else { return Err(e.other()) };
-        linear::truncate(e.operand()?, by, e.rounding)
+        let Op::Truncate { by, bits } = *op else { return Err(e.other()) };
+        linear::truncate(e.operand()?, by, bits, e.rounding)
     }),
     ..INTERACTIVE
 };
@@ -59,44 +61,40 @@ pub(super) static RESHARE: Description = Description {
     ..INTERACTIVE
 };
 
-pub(super) static EXTEND: Description = Description {
-    name: "extend",
-    result: "`bits`, same scale, shared",
+/// As `reshare` in the other direction: what a setting with masks opens once.
+const MASKING: Description = Description {
     norms: ["x", "x", "x"],
-    constraints: &[
-        IS_SECRET,
-        c(ATTRIBUTE, "the new ring has more bits"),
-        c(LIMIT, "the operand's bound is at most its ring bits less 2"),
-    ],
+    constraints: &[IS_SHARED, c("E0346", "the setting has masked values")],
     infer: |op, t| {
-        let (&Op::Extend { bits: to }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, scale) = t.secret_ring(1, &x)?;
-        if to <= bits {
-            return Err(t.fails(2, format!("from {bits} to {to} bits")));
+        let [x] = t.operands()?;
+        t.shared_ring(1, &x)?;
+        if !t.cx.setting.protocol().dealer.is_some() {
+            return Err(t.fails(2, t.cx.setting.name()));
         }
-        if u32::from(x.ty.bound) + 2 > u32::from(bits) {
-            return Err(t.fails(3, format!("a bound of {} in {bits} bits", x.ty.bound)));
-        }
-        Ok(ring(to, scale.into(), Sharing::Shared, x.ty.shape.clone(), x.ty.bound.into()))
+        let sharing = if matches!(op, Op::Hold) { Sharing::Held } else { Sharing::Masked };
+        Ok(Ty { sharing, ..with(x.ty, x.ty.bound.into()) })
     },
     derive_norms: NormRule::OfOperands(|_, t, _| t.first_norms()),
-    meaning: Some(|op, e| {
-        let (Op::Extend { bits }, x) = (op, e.operand()?) else { return Err(e.other()) };
-        let (from, values) = x.as_ring()?;
-        RefValue::ring(*bits, x.shape.clone(), map_elements(values, |v| signed(*v, from) as u64)?)
-    }),
+    meaning: Some(|_, e| Ok(e.operand()?.clone())),
     ..INTERACTIVE
 };
+
+pub(super) static MASKED: Description = Description { name: "mask", result: "masked", ..MASKING };
+
+pub(super) static HELD: Description = Description { name: "hold", result: "held", ..MASKING };
 
 /// Outside of what the op holds for, its result is any element of its ring.
 pub(super) static EXP_DIGITS: Description = Description {
     name: "exp_digits",
     result: "ring 32, scale 29, shared",
     bound: "31",
-    constraints: &[IS_SHARED, c(ATTRIBUTE, "scale is the operand's, and at most its ring bits less 6")],
+    constraints: &[
+        c(SHARING, "the operand is a shared or a masked ring tensor"),
+        c(ATTRIBUTE, "scale is the operand's, and at most its ring bits less 6"),
+    ],
     infer: |op, t| {
         let (&Op::ExpDigits { scale, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, found) = t.shared_ring(1, &x)?;
+        let (bits, found) = t.kept_ring(1, &x)?;
         if found != scale || u32::from(scale) + u32::from(EXP_WINDOW) > u32::from(bits) {
             return Err(t.fails(2, format!("scale {scale} of {}", describe(x.ty))));
         }
@@ -105,6 +103,64 @@ pub(super) static EXP_DIGITS: Description = Description {
     meaning: Some(|op, e| {
         let Op::ExpDigits { scale, .. } = *op else { return Err(e.other()) };
         interactive::exp_digits(e.operand()?, scale)
+    }),
+    ..INTERACTIVE
+};
+
+pub(super) static SELECT: Description = Description {
+    name: "select",
+    operands: &["b", "x"],
+    result: "the common shape, shared",
+    constraints: &[
+        c(ELEMENT, "operand 0 is shared bits"),
+        c(SHARING, "operand 1 is a shared or a masked ring tensor"),
+        c(SHAPE, "the shapes broadcast"),
+    ],
+    infer: |_, t| {
+        let [b, x] = t.operands()?;
+        t.shared_bits(1, &b)?;
+        let (bits, scale) = t.kept_ring(2, &x)?;
+        let shape = t.broadcast(3, &b.ty.shape, &x.ty.shape)?;
+        Ok(ring(bits, scale.into(), Sharing::Shared, shape, x.ty.bound.into()))
+    },
+    meaning: Some(|_, e| {
+        let [b, x] = e.operands()?;
+        let (bits, _) = x.as_ring()?;
+        let b = RefValue::ring(bits, b.shape.clone(), b.as_bits()?.iter().map(|b| u64::from(*b)).collect())?;
+        linear::zip(&b, x, e.shape.clone(), u64::wrapping_mul)
+    }),
+    ..INTERACTIVE
+};
+
+pub(super) static LOOKUP: Description = Description {
+    name: "lookup",
+    result: "ring `bits`, scale `scale`, shared",
+    bound: "bits − 1",
+    constraints: &[
+        c(SHARING, "the operand is a shared or a masked ring tensor"),
+        c(ATTRIBUTE, "the window is at most the operand's ring bits, and has from 1 to 10 bits more than a cell"),
+        c(
+            ATTRIBUTE,
+            "a cell has at least 1 bit; bits + 2 · cell and bits + cell + scale / 2 are at most 64; the scale is from 8 to the \
+             new ring bits less 2",
+        ),
+    ],
+    infer: |op, t| {
+        let (&Op::Lookup { window, cell, bits, scale, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (from, _) = t.kept_ring(1, &x)?;
+        if window > from || window <= cell || window - cell > MOST_CELLS {
+            return Err(t.fails(2, format!("a window of {window}, cells of {cell} and a ring of {from} bits")));
+        }
+        let shift = (2 * u32::from(cell)).max(u32::from(cell) + u32::from(scale / 2));
+        if cell == 0 || u32::from(bits) + shift > 64 || scale < 8 || scale.saturating_add(2) > bits {
+            return Err(t.fails(3, format!("cells of {cell} bits, {scale} fraction bits in a ring of {bits}")));
+        }
+        Ok(ring(bits, scale.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(bits.saturating_sub(1))))
+    },
+    meaning: Some(|op, e| {
+        let &Op::Lookup { curve, window, cell, bits, scale } = op else { return Err(e.other()) };
+        let from = e.scale_of_operand();
+        interactive::lookup(e.operand()?, curve, Cells { window, from, cell, scale }, bits)
     }),
     ..INTERACTIVE
 };
@@ -219,7 +275,7 @@ pub(super) static REVEAL: Description = Description {
     ],
     infer: |op, t| {
         let &Op::Reveal { slot } = op else { return Err(t.other()) };
-        is_kept(t, slot, t.cx.outputs.len())
+        is_kept(t, slot, t.cx.outputs.len(), false)
     },
     meaning: Some(|_, e| Ok(e.operand()?.clone())),
     ..INTERACTIVE
@@ -229,20 +285,25 @@ pub(super) static SET_STATE: Description = Description {
     name: "set_state",
     result: "none",
     bound: "—",
-    constraints: &[c(SLOT, "the slot is declared"), c("E0339", "the operand is a shared ring tensor")],
+    constraints: &[c(SLOT, "the slot is declared"), c("E0339", "the operand is a shared or a masked ring tensor")],
     infer: |op, t| {
         let &Op::SetState { slot } = op else { return Err(t.other()) };
-        is_kept(t, slot, t.cx.states.len())
+        is_kept(t, slot, t.cx.states.len(), true)
     },
     meaning: Some(|_, e| Ok(e.operand()?.clone())),
     ..INTERACTIVE
 };
 
-fn is_kept(t: &Typing, slot: u32, slots: usize) -> Rule<Ty> {
+/// What leaves the program by a slot; a state may stay masked.
+fn is_kept(t: &Typing, slot: u32, slots: usize, may_be_masked: bool) -> Rule<Ty> {
     let [x] = t.operands()?;
     if usize::try_from(slot).map_or(true, |s| s >= slots) {
         return Err(t.fails(1, format!("slot {slot} of {slots}")));
     }
-    t.shared_ring(2, &x)?;
+    if may_be_masked {
+        t.kept_ring(2, &x)?
+    } else {
+        t.shared_ring(2, &x)?
+    };
     Ok(with(x.ty, x.ty.bound.into()))
 }

@@ -13,6 +13,7 @@ mod movement;
 mod ragged;
 mod source;
 
+use crate::curve::Curve;
 use crate::diag::Result;
 use crate::dim::Dim;
 use crate::infer::{Rule, Typing};
@@ -160,6 +161,22 @@ impl F32Bits {
 impl From<f32> for F32Bits {
     fn from(x: f32) -> Self {
         F32Bits(x.to_bits())
+    }
+}
+
+impl Op {
+    /// The function of one variable that an op computes, if it is a curve's.
+    pub fn curve(&self) -> Option<Curve> {
+        Some(match self {
+            Op::Gelu { tanh: false } => Curve::Gelu,
+            Op::Gelu { tanh: true } => Curve::GeluTanh,
+            Op::Silu => Curve::Silu,
+            Op::Softplus => Curve::Softplus,
+            Op::Tanh => Curve::Tanh,
+            Op::Sigmoid => Curve::Sigmoid,
+            Op::Erf => Curve::Erf,
+            _ => return None,
+        })
     }
 }
 
@@ -372,18 +389,22 @@ ops! {
     } => ragged::ROW_EXPAND;
 
     // Interactive.
-    /// ⌊x / 2^by⌋, or one more, as the shares decide; the reference takes the floor.
+    /// ⌊x / 2^by⌋, or one more, as the shares decide; the reference takes the floor. By 0 it is the same value in a larger
+    /// ring.
     Truncate {
         /// Dropped fraction bits.
         by: u8,
-    } => interactive::TRUNCATE;
-    /// A sum turned into shares.
-    Reshare => interactive::RESHARE;
-    /// The same value in a larger ring.
-    Extend {
         /// The new ring bits.
         bits: u8,
-    } => interactive::EXTEND;
+    } => interactive::TRUNCATE;
+    /// A sum, or a masked value, turned into shares.
+    Reshare => interactive::RESHARE;
+    /// A shared value opened to client and server under a mask that the dealer knows: what is multiplied with other masked
+    /// values without a further message between them.
+    Mask => interactive::MASKED;
+    /// A shared value opened to the server under a mask that client and dealer know: what is multiplied with private weights
+    /// without a further message of the client.
+    Hold => interactive::HELD;
     /// 1 where x is negative; where `drop` > 0, values in [0, 2^drop) may count as negative.
     Msb {
         /// Bits that hold the value in two's complement.
@@ -412,6 +433,23 @@ ops! {
         /// small ones.
         tail: bool,
     } => interactive::EXP_DIGITS;
+    /// x where the bit is 1, 0 elsewhere.
+    Select => interactive::SELECT;
+    /// f(x) for what x has modulo `2^window` in two's complement, by one parabola for every cell of `2^cell` units: that of the
+    /// cell of x or of the next one, as the shares decide; the reference takes the first. Values in the highest cell, and
+    /// beyond the window, give any element of the ring.
+    Lookup {
+        /// The function.
+        curve: Curve,
+        /// Low bits of x that are looked at.
+        window: u8,
+        /// Bits below a cell's index.
+        cell: u8,
+        /// The new ring bits.
+        bits: u8,
+        /// The new fraction bits.
+        scale: u8,
+    } => interactive::LOOKUP;
     /// The maximum packed entry of every row, short of it by at most 2^drop units at every level of the tree; 0 for an
     /// empty row.
     RowMax {

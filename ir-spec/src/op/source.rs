@@ -127,13 +127,17 @@ pub(super) static CLIENT_INTS: Description = Description {
 pub(super) static STATE: Description = Description {
     name: "state",
     declares_bound: true,
-    result: "ring shared, of the slot's shape",
-    constraints: &[c(SLOT, "the slot is declared"), c("E0339", "the declared type is a shared ring tensor")],
+    result: "ring shared or masked, of the slot's shape",
+    constraints: &[
+        c(SLOT, "the slot is declared"),
+        c("E0339", "the declared type is a shared ring tensor, or a masked one where the setting has those"),
+    ],
     infer: |op, t| {
         let Op::State { slot } = *op else { return Err(t.other()) };
         let state = find(t.cx.states, slot).ok_or_else(|| t.fails(1, format!("slot {slot}")))?;
         let ty = t.declared()?;
-        is_ring(t, 2, ty, Sharing::Shared)?;
+        let is_masked = t.cx.setting.protocol().dealer.is_some() && ty.sharing == Sharing::Masked;
+        is_ring(t, 2, ty, if is_masked { Sharing::Masked } else { Sharing::Shared })?;
         Ok(Ty { shape: state.shape.clone(), ..ty.clone() })
     },
     ..SOURCE

@@ -30,6 +30,11 @@ impl<'a> Evaluation<'a> {
         self.operands::<1>().map(|[x]| x)
     }
 
+    /// Fraction bits of the first operand; 0 where it has none.
+    pub(crate) fn scale_of_operand(&self) -> u8 {
+        self.types.first().and_then(|ty| ty.as_ring()).map_or(0, |(_, scale)| scale)
+    }
+
     /// An operand is not what the op takes.
     pub(crate) fn mismatch(&self, what: &str) -> Diagnostic {
         mismatch(what)

@@ -2,6 +2,7 @@
 
 use super::movement::broadcast;
 use super::{RefValue, map_elements, mismatch, signed, zip_elements};
+use crate::curve::{Cells, Curve};
 use crate::diag::Result;
 use crate::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
 
@@ -34,6 +35,19 @@ pub(crate) fn exp_digits(x: &RefValue, scale: u8) -> Result<RefValue> {
         libm::floor(libm::ldexp(libm::exp(x as f64 * unit), EXP_SCALE.into())) as u64
     };
     RefValue::ring(EXP_RING, x.shape.clone(), map_elements(values, exp)?)
+}
+
+/// `f(x)` by the parabola of the cell of `x`, of what `x` has modulo `2^window`.
+pub(crate) fn lookup(x: &RefValue, curve: Curve, cells: Cells, bits: u8) -> Result<RefValue> {
+    let (_, values) = x.as_ring()?;
+    let [a0, a1, a2] = cells.parabolas(curve)?;
+    let of = |v: &u64| {
+        let low = v & ((1 << cells.window.min(63)) - 1);
+        let (at, u) = ((low >> cells.cell) as usize, i128::from(low & ((1 << cells.cell) - 1)));
+        let get = |list: &[i64]| i128::from(list.get(at).copied().unwrap_or(0));
+        (get(&a0) + ((get(&a1) * u) >> cells.cell) + ((get(&a2) * u * u) >> (2 * cells.cell))) as u64
+    };
+    RefValue::ring(bits, x.shape.clone(), map_elements(values, of)?)
 }
 
 /// The index of the maximum element of every row; the first of equal ones.

@@ -28,13 +28,14 @@ pub(crate) fn zip(
 }
 
 /// The quotient of `x` by `2^by`.
-pub(crate) fn truncate(x: &RefValue, by: u8, rounding: Rounding) -> Result<RefValue> {
+pub(crate) fn truncate(x: &RefValue, by: u8, to: u8, rounding: Rounding) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;
     let mut out = filled(0u64, values.len())?;
     out.par_iter_mut().zip(values).enumerate().with_min_len(PARALLEL / 2).for_each(|(at, (out, v))| {
-        *out = rounding.quotient(signed(*v, bits), by, at).cast_unsigned();
+        let value = signed(*v, bits);
+        *out = if by == 0 { value } else { rounding.quotient(value, by, at) }.cast_unsigned();
     });
-    RefValue::ring(bits, x.shape.clone(), out)
+    RefValue::ring(to, x.shape.clone(), out)
 }
 
 /// `⌊x / 2^by⌋` in a ring of `by` bits less, less half of what `components` shares can lose: a whole number, or one of its

@@ -33,7 +33,8 @@ pub struct Protocol {
     /// Who takes part, in the order of their numbers.
     pub parties: &'static [Party],
     /// The party that deals, where one does: its messages of a step follow from keys and weights alone, so that they can be
-    /// made before there is an input. What it sends is counted apart from what is sent online.
+    /// made before there is an input. What it sends is counted apart from what is sent online. With one, values may be
+    /// masked and held.
     pub dealer: Option<Party>,
     /// The form of an element-wise product; none where the setting has no such product.
     pub product: fn(Sharing, Sharing) -> Option<Sharing>,

@@ -98,7 +98,6 @@ pub fn is_interactive(op: &Op) -> bool {
         op,
         Op::Truncate { .. }
             | Op::Reshare
-            | Op::Extend { .. }
             | Op::Msb { .. }
             | Op::And
             | Op::BitToRing { .. }
@@ -120,10 +119,10 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.send(0, 0, 1, s.out * eb);
             t.rounds = 1;
         }
-        Op::Truncate { by } => t.divide(s.out, (eb, eb), u64::from(by.div_ceil(8)), sum3),
-        Op::Extend { .. } => {
-            let from = u64::from(s.from_bits) / 8;
-            t.divide(s.out, (from, eb), eb.saturating_sub(from), sum3);
+        Op::Truncate { by, .. } => {
+            // A quotient is no smaller than what is divided: it is narrowed where it is.
+            let (from, to) = (u64::from(s.from_bits) / 8, u64::from(s.bits.max(s.from_bits)) / 8);
+            t.divide(s.out, (from, to), to - from + u64::from(by.div_ceil(8)), sum3);
         }
         Op::Reshare => t.reshare(s.out * eb, sum3),
         Op::Msb { width, drop } => t.msb(s.out, width - drop),
@@ -306,15 +305,15 @@ mod tests {
             let t = traffic(op, &sizes(n, sum3));
             (t.bytes() * 8 / n, t.rounds)
         };
-        assert_eq!(per_element(&Op::Truncate { by: 16 }, 800, true), (3 * 64 + 3 * 16, 2));
-        assert_eq!(per_element(&Op::Truncate { by: 16 }, 800, false), (64 + 4 * 16, 1));
+        assert_eq!(per_element(&Op::Truncate { by: 16, bits: 64 }, 800, true), (3 * 64 + 3 * 16, 2));
+        assert_eq!(per_element(&Op::Truncate { by: 16, bits: 64 }, 800, false), (64 + 4 * 16, 1));
         assert_eq!(per_element(&Op::Reshare, 800, true), (3 * 64, 1));
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (4 * 64, 1));
         assert_eq!(per_element(&Op::ExpDigits { scale: 16, tail: false }, 800, false), (8 * 64 + 2 * 64, 1));
         assert_eq!(per_element(&Op::ExpDigits { scale: 16, tail: true }, 1 << 20, false), (4 * 64 + 2 * 32, 2));
         // Few elements take few rounds, many take few bits.
-        assert_eq!(per_element(&Op::Truncate { by: 16 }, 800_000, true), (3 * 64 + 16 + 2, 3));
+        assert_eq!(per_element(&Op::Truncate { by: 16, bits: 64 }, 800_000, true), (3 * 64 + 16 + 2, 3));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800_000, false), (3 * 64, 2));
         for (n, w, bits, rounds) in [(800, 5, 33, 1), (800, 17, 147, 3), (80_000, 17, 112, 4), (800, 64, 605, 5)] {
             let op = Op::Msb { width: w, drop: 0 };

@@ -1,6 +1,7 @@
 //! Attributes of ops as the text form writes them.
 
 use super::cursor::Cursor;
+use crate::curve::Curve;
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Dim, Dims};
 use crate::op::F32Bits;
@@ -56,6 +57,15 @@ impl Attribute for bool {
     }
     fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
         attrs.flag(key)
+    }
+}
+
+impl Attribute for Curve {
+    fn show(&self) -> Attr<'_> {
+        Attr::Word(self.name())
+    }
+    fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
+        attrs.word(key, &Curve::ALL, Curve::name)
     }
 }
 
@@ -265,6 +275,14 @@ impl<'a> Attrs<'a> {
     pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
         let text = self.scalar(key)?;
         text.parse().map_err(|_| wrong(&self.op, format!("expected true or false for `{key}`")))
+    }
+
+    /// One of the words that stand for some values.
+    pub(super) fn word<T: Copy>(&mut self, key: &str, all: &[T], name: fn(T) -> &'static str) -> Result<T> {
+        let text = self.scalar(key)?;
+        let known = || all.iter().map(|x| name(*x)).collect::<Vec<_>>().join(", ");
+        let found = all.iter().copied().find(|x| name(*x) == text);
+        found.ok_or_else(|| wrong(&self.op, format!("expected one of {} for `{key}`", known())))
     }
 
     /// The bits of a float.

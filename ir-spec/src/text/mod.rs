@@ -14,7 +14,7 @@
 //!   state "past" -> "present" : [4, seq, 16]
 //!   output "logits" : next_token to client
 //!   %0 = input {slot = 0} : ring64.16[seq, 96] shared <24 calibrated @ "/embed/Add" layer 0 as "norm"
-//!   %1 = truncate %0 {by = 8} : ring64.8[seq, 96] shared <17 @ "/embed/Add" rot 2
+//!   %1 = truncate %0 {by = 8, bits = 64} : ring64.8[seq, 96] shared <17 @ "/embed/Add" rot 2
 //! }
 //! ```
 //!

@@ -110,7 +110,10 @@ fn choice<T: Copy, const N: usize>(
 
 fn one_of<T: Copy, const N: usize>(c: &mut Cursor, all: [T; N], name: impl Fn(T) -> &'static str) -> Result<T> {
     let pos = c.pos();
-    let word = c.word()?;
+    let mut word = c.word()?;
+    while c.eat('-') {
+        word = format!("{word}-{}", c.word()?);
+    }
     all.into_iter().find(|x| name(*x) == word).ok_or_else(|| {
         let names: Vec<_> = all.into_iter().map(&name).collect();
         c.error_at(pos, format!("expected {}, found `{word}`", names.join(" or ")))

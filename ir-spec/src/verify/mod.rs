@@ -33,7 +33,8 @@
 //!    - `E0336` only public values are encoded.
 //!    - `E0337` integers of the client go into `embed` alone.
 //!    - `E0338` masks and indices are public.
-//!    - `E0339` states are shared.
+//!    - `E0339` states are shared, or masked.
+//!    - `E0346` only settings that have masks mask values.
 //! 5. Legality for setting and stage ([`stage`]).
 //!    - `E0340` every declared output is revealed.
 //!    - `E0341` every state slot is set at most once.

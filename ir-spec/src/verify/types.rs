@@ -47,7 +47,7 @@ fn states(report: &mut Report, module: &Module) {
         let Op::State { slot } = node.op else { continue };
         let Some(first) = usize::try_from(slot).ok().and_then(|s| read.get_mut(s)) else { continue };
         match first {
-            Some(ty) if ty.elem != node.ty.elem || ty.bound != node.ty.bound => {
+            Some(ty) if ty.elem != node.ty.elem || ty.sharing != node.ty.sharing || ty.bound != node.ty.bound => {
                 let d = Diagnostic::input("E0324", format!("the state slot {slot} is read with two types"));
                 report.at(id, None, d);
             }
@@ -59,11 +59,14 @@ fn states(report: &mut Report, module: &Module) {
         let Some(state) = usize::try_from(slot).ok().and_then(|s| module.states.get(s)) else { continue };
         let differing = state.shape.iter().zip(&node.ty.shape).filter(|(a, b)| a != b).count();
         let before = usize::try_from(slot).ok().and_then(|s| read.get(s)).copied().flatten();
-        let fits = before.is_none_or(|ty| ty.elem == node.ty.elem && node.ty.bound <= ty.bound);
+        let fits = before
+            .is_none_or(|ty| ty.elem == node.ty.elem && ty.sharing == node.ty.sharing && node.ty.bound <= ty.bound);
         if !fits || state.shape.len() != node.ty.shape.len() || differing > 1 {
             let found = node.ty.show(&module.dims);
             let d = Diagnostic::input("E0324", format!("the state slot {slot} is set to {found}"));
-            let d = d.note("expected the ring, scale and rank that it is read with, a bound not above that, and other");
+            let d = d.note(
+                "expected the ring, scale, form and rank that it is read with, a bound not above that, and other",
+            );
             report.at(id, None, d.note("sizes on one axis at most"));
         }
     }

@@ -52,9 +52,9 @@ fn op(kind: u8, k: i64, ty: &Ty) -> Op {
         8 => Op::MatMul { trans_b: true },
         9 => Op::ReduceSum { axis },
         10 => Op::Reshare,
-        11 => Op::Truncate { by: 5 },
+        11 => Op::Truncate { by: 5, bits: 64 },
         12 => Op::Cut { by: 8 },
-        13 => Op::Extend { bits: 64 },
+        13 => Op::Truncate { by: 0, bits: 64 },
         14 => Op::Transpose { perm: (0..rank).rev().collect() },
         15 => Op::Transpose { perm: (0..rank.saturating_sub(2)).chain([rank.max(1) - 1, rank.max(2) - 2]).collect() },
         16 => Op::Slice { axis, start: Dim::constant(size / 2), len: Dim::constant(size - size / 2) },
@@ -135,7 +135,7 @@ fn a_product_is_bounded_by_rows_and_columns() {
     let turned = push(&mut m, Op::Transpose { perm: vec![1, 0] }, &[w], None, Origin::default()).unwrap();
     let z = push(&mut m, Op::MatMul { trans_b: true }, &[x, turned], None, Origin::default()).unwrap();
     assert_eq!(m.ty(z), m.ty(y));
-    let t = push(&mut m, Op::Truncate { by: 8 }, &[y], None, Origin::default()).unwrap();
+    let t = push(&mut m, Op::Truncate { by: 8, bits: 64 }, &[y], None, Origin::default()).unwrap();
     assert_eq!(m.ty(t).show(&m.dims), "ring64.8[2, 8] shared <29 size 28.76");
 }
 
@@ -148,7 +148,7 @@ fn a_result_that_is_tightened_is_as_concise_as_any_other() {
     assert!(!m.ty(sum).norms.is_none());
     tighten(&mut m, sum, 5, BoundFrom::Weights, &Norms::default());
     assert_eq!((m.ty(sum).bound, m.ty(sum).bound_from, m.ty(sum).norms), (5, BoundFrom::Weights, Norms::default()));
-    let less = push(&mut m, Op::Truncate { by: 2 }, &[sum], None, Origin::default()).unwrap();
+    let less = push(&mut m, Op::Truncate { by: 2, bits: 64 }, &[sum], None, Origin::default()).unwrap();
     let nodes = m.ops.clone();
     let mut anew = Module { ops: Vec::new(), ..m };
     for node in &nodes {

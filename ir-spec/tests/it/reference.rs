@@ -64,7 +64,7 @@ fn arithmetic_wraps_in_its_ring() {
 #[test]
 fn truncation_is_the_floor() {
     let x = in_ring(32, &[6], &[-9, -8, -1, 0, 7, 8]);
-    assert_eq!(run(Op::Truncate { by: 3 }, &[&x], &[6]), in_ring(32, &[6], &[-2, -1, -1, 0, 0, 1]));
+    assert_eq!(run(Op::Truncate { by: 3, bits: 32 }, &[&x], &[6]), in_ring(32, &[6], &[-2, -1, -1, 0, 0, 1]));
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn bounds_are_the_proven_ones() {
     assert_eq!(go(m, Op::ReduceSum { axis: 1 }, &[x]), "ring64.16[seq, 1] shared <23");
     for (by, bound) in [(1, 20), (8, 13), (16, 5)] {
         let scale = 16 - by;
-        assert_eq!(go(m, Op::Truncate { by }, &[x]), format!("ring64.{scale}[seq, 8] shared <{bound}"));
+        assert_eq!(go(m, Op::Truncate { by, bits: 64 }, &[x]), format!("ring64.{scale}[seq, 8] shared <{bound}"));
     }
     assert_eq!(go(m, Op::Narrow { bits: 24 }, &[x]), "ring24.16[seq, 8] shared <20");
     assert_eq!(go(m, Op::ArgMax { width: 22 }, &[x]), "ring64.0[seq] shared <3");

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ombra_ir::bind::{Bound, bind_within, check_bytes};
 use ombra_ir::draw::Way;
+use ombra_ir::infer::push_like;
 use ombra_ir::module::{InputSlot, Module, OutputKind};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
@@ -118,7 +119,7 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
             let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
             let bytes = match (node.ty.elem, node.ty.sharing) {
                 (Elem::Bit, _) => elements.div_ceil(4),
-                (Elem::Ring { .. }, Sharing::Shared) => elements.saturating_mul(16),
+                (Elem::Ring { .. }, Sharing::Shared | Sharing::Masked) => elements.saturating_mul(16),
                 (Elem::Ring { .. }, _) | (Elem::Plain(_), Sharing::Client) => elements.saturating_mul(8),
                 // The public program's, counted there.
                 (Elem::Plain(_), _) => 0,
@@ -211,25 +212,32 @@ pub fn most_bytes_of_plan(folder: &PlanFolder, limit: u64) -> u64 {
     most_bytes(folder, &largest, limit)
 }
 
-/// The module in which every state that is read is an input of the client's: how a step runs whose cache is given.
+/// The module in which every state that is read is an input of the client's: how a step runs whose cache is given. A state
+/// that stays masked is shared as an input is.
 ///
 /// # Errors
 /// `E1004` when the module has too many inputs.
 pub fn with_given_states(module: &Module) -> Result<Arc<Module>> {
-    let mut module = module.clone();
+    let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
     let first = module.inputs.len();
     for state in &module.states {
         let (name, shape) = (state.input.clone(), state.shape.clone());
-        module.inputs.push(InputSlot { name, dtype: DType::F32, shape });
+        out.inputs.push(InputSlot { name, dtype: DType::F32, shape });
     }
-    for node in &mut module.ops {
+    for node in &module.ops {
+        let mut node = node.clone();
         if let Op::State { slot } = node.op {
             let slot = u32::try_from(first)
                 .ok()
                 .and_then(|first| first.checked_add(slot))
                 .ok_or_else(|| Diagnostic::input("E1004", "the plan has too many inputs"))?;
-            (node.op, node.rot) = (Op::Input { slot }, 0);
+            (node.op, node.rot, node.ty.sharing) = (Op::Input { slot }, 0, Sharing::Shared);
+        }
+        // Forms follow from those of the operands.
+        let id = push_like(&mut out, &node, node.op.clone(), &node.args)?;
+        if let Some(made) = out.ops.get_mut(id.index()) {
+            made.rot = node.rot;
         }
     }
-    Ok(Arc::new(module))
+    Ok(Arc::new(out))
 }

@@ -374,10 +374,7 @@ impl<S: Side> Run<S> {
         let expected = &bound.shapes[id.index()];
         match self.states.get(slot as usize) {
             Some(Some(kept)) if kept.shape == *expected => Ok(Arc::clone(&kept.value)),
-            Some(None) if expected.contains(&0) => {
-                let (bits, _) = self.module.ty(id).as_ring().ok_or_else(missing)?;
-                Ok(Arc::new(self.side.empty(bits, expected)))
-            }
+            Some(None) if expected.contains(&0) => self.side.empty(self.module.ty(id), expected).map(Arc::new),
             found => {
                 let found = found.and_then(Option::as_ref).map(|kept| &kept.shape);
                 Err(Diagnostic::internal("E0818", "a state slot has another shape than the step expects")

@@ -6,6 +6,7 @@ use ombra_ir::bind::Bound;
 use ombra_ir::module::{Id, Module, Node, Party};
 use ombra_ir::op::Op;
 use ombra_ir::settings::Traffic;
+use ombra_ir::ty::Ty;
 use ombra_ir::{Diagnostic, Result};
 
 use super::task::Task;
@@ -105,8 +106,11 @@ pub trait Side {
     /// A value that has no such form.
     fn settled(&self, value: &Arc<Self::Value>) -> Result<Arc<Self::Value>>;
 
-    /// A state without elements, of so many ring bits and a shape.
-    fn empty(&self, bits: u8, shape: &[usize]) -> Self::Value;
+    /// A state without elements, of a type and a shape.
+    ///
+    /// # Errors
+    /// A type that is no state's.
+    fn empty(&self, ty: &Ty, shape: &[usize]) -> Result<Self::Value>;
 
     /// The first `length` elements of a state along an axis, without a message.
     ///

@@ -320,16 +320,16 @@ fn attention_like_block_with_a_cache_in(setting: Setting) {
     let w = weight(&mut public, "w", &[4, 4], -0.5, 0.125);
     let w = b.ring(Op::PublicWeight { name: w }, (64, 12), Sharing::Public, &[four.clone(), four.clone()], 13);
     let product = b.rotated(1, Op::MatMul { trans_b: false }, &[x, w]);
-    let x = b.rotated(1, Op::Truncate { by: 12 }, &[product]);
+    let x = b.rotated(1, Op::Truncate { by: 12, bits: 64 }, &[product]);
     let q = weight(&mut own, "q", &[4, 4], 0.5, -0.1);
     let q = b.ring(Op::Weight { name: q }, (64, 12), Sharing::Shared, &[four.clone(), four.clone()], 13);
     let product = b.rotated(2, Op::MatMul { trans_b: true }, &[x, q]);
-    let query = b.rotated(2, Op::Truncate { by: 12 }, &[product]);
+    let query = b.rotated(2, Op::Truncate { by: 12, bits: 64 }, &[product]);
     let before = b.ring(Op::State { slot: 0 }, (64, 12), Sharing::Shared, &[past, four.clone()], 21);
     let keys = b.op(Op::Concat { axis: 0 }, &[before, x]);
     b.op(Op::SetState { slot: 0 }, &[keys]);
     let scores = b.rotated(1, Op::MatMul { trans_b: true }, &[query, keys]);
-    let scores = b.rotated(1, Op::Truncate { by: 14 }, &[scores]);
+    let scores = b.rotated(1, Op::Truncate { by: 14, bits: 64 }, &[scores]);
     let scores = b.op(Op::SetScale { scale: 12 }, &[scores]);
     b.calibrated(scores, 18);
     let packed = b.rotated(2, Op::Pack, &[scores, mask]);
@@ -337,7 +337,7 @@ fn attention_like_block_with_a_cache_in(setting: Setting) {
     let wide = b.op(Op::RowExpand { shape: dense.clone() }, &[greatest, mask]);
     let below = b.op(Op::Sub, &[packed, wide]);
     let square = b.rotated(1, Op::Mul, &[below, below]);
-    let square = b.rotated(1, Op::Truncate { by: 12 }, &[square]);
+    let square = b.rotated(1, Op::Truncate { by: 12, bits: 64 }, &[square]);
     let sums = b.op(Op::RowSum { shape: dense.clone() }, &[square, mask]);
     let spread = b.op(Op::Unpack { shape: dense }, &[square, mask]);
     let mixed = b.rotated(2, Op::MatMul { trans_b: false }, &[spread, keys]);
@@ -506,8 +506,8 @@ fn faulty_messages_end_the_run() {
     let slot = b.input(DType::F32, &shape);
     let x = b.ring(Op::Input { slot }, (64, 8), Sharing::Shared, &shape, 12);
     let squares = b.rotated(1, Op::Mul, &[x, x]);
-    let y = b.rotated(1, Op::Truncate { by: 8 }, &[squares]);
-    let y = b.rotated(2, Op::Truncate { by: 4 }, &[y]);
+    let y = b.rotated(1, Op::Truncate { by: 8, bits: 64 }, &[squares]);
+    let y = b.rotated(2, Op::Truncate { by: 4, bits: 64 }, &[y]);
     let slot = b.output(OutputKind::Tensor);
     b.op(Op::Reveal { slot }, &[y]);
     let module = b.done();
@@ -538,7 +538,7 @@ fn public_rows_meet_private_matrices_and_bits_broadcast() {
         let w = weight(&mut own, "w", &[200, 100], -0.5, 0.1);
         let w = b.ring(Op::Weight { name: w }, (64, 12), Sharing::Shared, &[inner, columns], 13);
         let product = b.op(Op::MatMul { trans_b: false }, &[x, w]);
-        let product = b.op(Op::Truncate { by: 12 }, &[product]);
+        let product = b.op(Op::Truncate { by: 12, bits: 64 }, &[product]);
         let slot = b.output(OutputKind::Tensor);
         b.op(Op::Reveal { slot }, &[product]);
 

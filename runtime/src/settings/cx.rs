@@ -104,8 +104,6 @@ pub enum Purpose {
     Random,
     /// `2pc-dealer`: the mask of a value.
     Mask,
-    /// The mask of a second operand.
-    MaskOther,
     /// The client's share of what the dealer deals.
     Dealt,
     /// The client's share of a second thing that is dealt.

@@ -7,6 +7,7 @@ use ombra_ir::module::{Id, Module};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::plain::Tensor;
 use ombra_ir::reference::{RefData, RefValue, Rounding, encode_as, eval_rounded};
+use ombra_ir::ty::Ty;
 use ombra_ir::{Bindings, Diagnostic, Result};
 
 use crate::exec::TensorSource;
@@ -75,8 +76,9 @@ impl Side for Plain {
         Ok(Arc::clone(value))
     }
 
-    fn empty(&self, bits: u8, shape: &[usize]) -> RefValue {
-        RefValue { shape: shape.to_vec(), data: RefData::Ring { bits, values: Vec::new() } }
+    fn empty(&self, ty: &Ty, shape: &[usize]) -> Result<RefValue> {
+        let bits = ty.as_ring().map_or(64, |(bits, _)| bits);
+        Ok(RefValue { shape: shape.to_vec(), data: RefData::Ring { bits, values: Vec::new() } })
     }
 
     fn cut(&self, value: &RefValue, shape: &[usize], axis: usize, length: usize) -> Result<RefValue> {

@@ -146,7 +146,7 @@ pub fn tall(rows: usize) -> Folder {
     let x = build.source(Op::Input { slot: 0 }, 16, &shape, 18);
     let w = build.weight("w", &[rows as u32, VOCABULARY as u32]);
     let product = build.op(Op::MatMul { trans_b: false }, &[x, w], Some(54));
-    let y = build.op(Op::Truncate { by: 16 }, &[product], None);
+    let y = build.op(Op::Truncate { by: 16, bits: 64 }, &[product], None);
     build.reveal("y", OutputKind::Tensor, y);
     let graph = vec![graph_input("x", InputRole::Other, DType::F32, &shape)];
     write(build.module, graph, None, None, vec![], &[("w", vec![rows, VOCABULARY], vec![0.5; rows * VOCABULARY])])
@@ -161,7 +161,7 @@ pub fn linear(region: bool) -> Folder {
     let x = build.source(Op::Input { slot: 0 }, 16, &shape, 22);
     let w = build.weight("w", &[WIDTH as u32, VOCABULARY as u32]);
     let product = build.op(Op::MatMul { trans_b: false }, &[x, w], Some(42));
-    let y = build.op(Op::Truncate { by: 16 }, &[product], None);
+    let y = build.op(Op::Truncate { by: 16, bits: 64 }, &[product], None);
     build.reveal("y", OutputKind::Tensor, y);
     let mask = [Dim::from(1), build.seq.clone()];
     let graph = vec![
@@ -247,7 +247,7 @@ pub fn client_cached() -> Folder {
 fn next(build: &mut Build, sum: Id) {
     let head = build.weight("head", &[WIDTH as u32, VOCABULARY as u32]);
     let product = build.op(Op::MatMul { trans_b: false }, &[sum, head], Some(42));
-    let scores = build.op(Op::Truncate { by: 16 }, &[product], None);
+    let scores = build.op(Op::Truncate { by: 16, bits: 64 }, &[product], None);
     let best = build.op(Op::ArgMax { width: 32 }, &[scores], None);
     build.reveal("logits", OutputKind::NextToken, best);
 }

@@ -65,14 +65,16 @@ pub fn chunk_planes(width: u8) -> usize {
 }
 
 /// Client and server send each other as many bytes.
-fn exchange(t: &mut Traffic, bytes: u64) {
+pub(super) fn exchange(t: &mut Traffic, bytes: u64) {
     t.send(0, 0, 1, bytes);
     t.send(0, 1, 0, bytes);
 }
 
-/// Masks of `width` planes, then the comparison.
-pub(super) fn msb(t: &mut Traffic, n: u64, width: u8) {
-    exchange(t, u64::from(width) * plane_bytes(n));
+/// Masks of `width` planes where the value is not masked, then the comparison.
+pub(super) fn msb(t: &mut Traffic, n: u64, width: u8, is_masked: bool) {
+    if !is_masked {
+        exchange(t, u64::from(width) * plane_bytes(n));
+    }
     sign_of_masked(t, n, width);
 }
 
@@ -134,7 +136,7 @@ mod tests {
     fn bits_and_rounds_of_signs() {
         let measured = |width: u8| {
             let mut t = Traffic::default();
-            msb(&mut t, 8, width);
+            msb(&mut t, 8, width, false);
             let sent = |from: u8| t.msgs.iter().filter(|m| m.from == from).map(|m| m.bytes).sum::<u64>();
             assert_eq!(sent(0), sent(1));
             (sent(0) - u64::from(width), sent(2), t.rounds - 1)

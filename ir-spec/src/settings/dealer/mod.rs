@@ -18,8 +18,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     name: "2pc-dealer",
     parties: &[Party::Client, Party::Server, Party::Dealer],
     dealer: Some(Party::Dealer),
-    product: super::plain::one_form,
-    matrix_product: super::plain::one_form,
+    product,
+    matrix_product: product,
     components: 2,
     rotations: 1,
     traffic,
@@ -27,16 +27,27 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
 };
 
+/// Products of secrets in any of their forms are shares; with what is public they keep the secret's form.
+fn product(a: Sharing, b: Sharing) -> Option<Sharing> {
+    match (a, b) {
+        (Sharing::Public, other) | (other, Sharing::Public) => Some(other),
+        _ => [a, b].iter().all(|form| form.is_secret()).then_some(Sharing::Shared),
+    }
+}
+
 /// Whether parties take part in an op together; `public` says which of its first two operands every party knows.
 pub fn is_interactive(op: &Op, public: [bool; 2]) -> bool {
     match op {
         Op::Mul | Op::MatMul { .. } => public == [false; 2],
-        Op::Truncate { .. }
-        | Op::Extend { .. }
+        Op::Mask
+        | Op::Hold
+        | Op::Truncate { .. }
         | Op::Msb { .. }
         | Op::And
         | Op::BitToRing { .. }
         | Op::ExpDigits { .. }
+        | Op::Select
+        | Op::Lookup { .. }
         | Op::RowMax { .. }
         | Op::ArgMax { .. }
         | Op::Embed
@@ -56,16 +67,44 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
     let mut t = Traffic::default();
     let eb = u64::from(s.bits) / 8;
     match op {
-        Op::Mul | Op::MatMul { .. } if s.forms == [Sharing::Shared; 2] => product(&mut t, s, eb),
-        Op::Truncate { by } => divide(&mut t, s.out, dealt_bytes(s.bits, s.bits, *by)),
-        Op::Extend { bits } => divide(&mut t, s.out, dealt_bytes(s.from_bits, *bits, 0)),
-        Op::ExpDigits { scale, .. } => exponential(&mut t, s.out, *scale),
+        Op::Mul | Op::MatMul { .. } if s.forms.iter().all(|form| form.is_secret()) => multiply(&mut t, s, eb),
+        Op::Mask => {
+            t.send(0, 0, 1, s.out * eb);
+            t.send(0, 1, 0, s.out * eb);
+            t.rounds = 1;
+        }
+        Op::Hold => {
+            t.send(0, 0, 1, s.out * eb);
+            t.rounds = 1;
+        }
+        Op::Truncate { by, bits } => divide(&mut t, s.out, dealt_bytes(s.from_bits, *bits, *by)),
+        Op::ExpDigits { scale, .. } => exponential(&mut t, s.out, *scale, s.forms[0] == Sharing::Masked),
+        Op::Select => {
+            if s.forms[1] != Sharing::Masked {
+                t.send(0, 0, 1, s.elements[1] * eb);
+                t.send(0, 1, 0, s.elements[1] * eb);
+                t.rounds = 1;
+            }
+            bits::exchange(&mut t, plane_bytes(s.out));
+            t.send(0, 2, 1, 2 * s.out * eb);
+            t.rounds += 1;
+        }
+        Op::Lookup { window, cell, .. } => {
+            if s.forms[0] != Sharing::Masked {
+                bits::exchange(&mut t, s.out * u64::from(window.div_ceil(8)));
+            }
+            t.send(0, 2, 1, s.out * plane_bytes(1 << (window - cell)));
+            t.rounds = 1;
+            bits::exchange(&mut t, 3 * s.out * eb);
+            t.send(0, 2, 1, 4 * s.out * eb);
+            t.rounds = 2;
+        }
         Op::Embed => lookup(&mut t, s, eb),
         Op::Reveal { .. } => {
             t.send(0, 1, 0, s.out * eb);
             t.rounds = 1;
         }
-        Op::Msb { width, drop } => bits::msb(&mut t, s.out, width - drop),
+        Op::Msb { width, drop } => bits::msb(&mut t, s.out, width - drop, s.forms[0] == Sharing::Masked),
         Op::And => bits::and(&mut t, s.out),
         Op::BitToRing { .. } => bits::select(&mut t, s.out, 0, eb),
         Op::RowMax { width, drop, .. } => bits::row_max(&mut t, &s.rows, width - drop, eb),
@@ -75,15 +114,20 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
     t
 }
 
-/// One operand is held where the server knows the other, else both are masked.
-fn product(t: &mut Traffic, s: &Sizes, eb: u64) {
-    match s.of_server {
-        [_, true] => t.send(0, 0, 1, s.elements[0] * eb),
-        [true, false] => t.send(0, 0, 1, s.elements[1] * eb),
-        [false, false] => {
-            let masked = (s.elements[0] + s.elements[1]) * eb;
-            t.send(0, 0, 1, masked);
-            t.send(0, 1, 0, masked);
+/// What of the operands is not yet held, where the server knows the other one, or masked; and a dealt element of the result.
+fn multiply(t: &mut Traffic, s: &Sizes, eb: u64) {
+    let (is_product, of_server) = (s.of_server == [false; 2], s.of_server);
+    for i in [0, 1] {
+        let known = match s.forms[i] {
+            Sharing::Masked => true,
+            Sharing::Held => !is_product,
+            _ => of_server[i] && !(i == 0 && of_server[1]),
+        };
+        if !known {
+            t.send(0, 0, 1, s.elements[i] * eb);
+            if is_product {
+                t.send(0, 1, 0, s.elements[i] * eb);
+            }
         }
     }
     t.send(0, 2, 1, s.out * eb);
@@ -102,10 +146,10 @@ fn divide(t: &mut Traffic, n: u64, dealt: u8) {
 }
 
 /// The masked window and a vector of cells; then the masked entry, a factor and its product with the mask.
-fn exponential(t: &mut Traffic, n: u64, scale: u8) {
-    let window = n * u64::from((EXP_WINDOW + scale).div_ceil(8));
-    t.send(0, 0, 1, window);
-    t.send(0, 1, 0, window);
+fn exponential(t: &mut Traffic, n: u64, scale: u8, is_masked: bool) {
+    if !is_masked {
+        bits::exchange(t, n * u64::from((EXP_WINDOW + scale).div_ceil(8)));
+    }
     t.send(0, 2, 1, 4 * n);
     t.send(1, 0, 1, 8 * n);
     t.send(1, 1, 0, 8 * n);

@@ -56,7 +56,7 @@ pub fn probes(setting: Setting, size: Size) -> Result<Vec<Probe>> {
             let mut y = x[0];
             for _ in 0..n {
                 let fine = b.push(Op::Upscale { by: 8 }, &[y])?;
-                y = b.push(Op::Truncate { by: 8 }, &[fine])?;
+                y = b.push(Op::Truncate { by: 8, bits: 64 }, &[fine])?;
             }
             Ok(())
         })
@@ -69,7 +69,7 @@ pub fn probes(setting: Setting, size: Size) -> Result<Vec<Probe>> {
                 y = b.push(Op::Transpose { perm: vec![1, 0] }, &[y])?;
             }
             let fine = b.push(Op::Upscale { by: 8 }, &[y])?;
-            b.push(Op::Truncate { by: 8 }, &[fine]).map(drop)
+            b.push(Op::Truncate { by: 8, bits: 64 }, &[fine]).map(drop)
         })
     };
     let truncations = |n: usize| {
@@ -77,7 +77,7 @@ pub fn probes(setting: Setting, size: Size) -> Result<Vec<Probe>> {
             let mut y = x[0];
             for _ in 0..n {
                 let square = b.push(Op::Mul, &[y, y])?;
-                y = b.push(Op::Truncate { by: SCALE }, &[square])?;
+                y = b.push(Op::Truncate { by: SCALE, bits: 64 }, &[square])?;
             }
             Ok(())
         })
@@ -110,7 +110,7 @@ pub fn probes(setting: Setting, size: Size) -> Result<Vec<Probe>> {
             let mut y = x[0];
             for _ in 0..n {
                 let product = b.push(Op::MatMul { trans_b: false }, &[y, x[1]])?;
-                y = b.push(Op::Truncate { by: SCALE }, &[product])?;
+                y = b.push(Op::Truncate { by: SCALE, bits: 64 }, &[product])?;
             }
             Ok(())
         })
@@ -121,7 +121,7 @@ pub fn probes(setting: Setting, size: Size) -> Result<Vec<Probe>> {
             for i in 0..n {
                 let w = b.weight(&format!("w{i}"), &k, public)?;
                 let product = b.push(Op::MatMul { trans_b: false }, &[y, w])?;
-                y = b.push(Op::Truncate { by: SCALE }, &[product])?;
+                y = b.push(Op::Truncate { by: SCALE, bits: 64 }, &[product])?;
             }
             Ok(())
         })

@@ -13,7 +13,7 @@
 //!   d = b ⊕ r opened, with r = F(k_0) ⊕ F(k_2);  [r]^0 = F(k_0), dealt [r]^1 = r − [r]^0 mod 2^ℓ
 //!     b = d + (1 − 2d)·r
 //!   m = x + λ known to client and server, λ = λ^0 + λ^1;  [rλ]^0 = F(k_0), dealt [rλ]^1 = rλ − [rλ]^0 mod 2^ℓ
-//!     b·x = d·x + (1 − 2d)(r·m − rλ), where x are the shares that were masked
+//!     b·x = d·x + (1 − 2d)(r·m − rλ), where the shares of x are m − λ^0 and −λ^1
 //! ```
 //!
 //! Simulator. The client receives bits and elements under masks from `k_2`, the server under masks from `k_0`, and what is
@@ -21,8 +21,8 @@
 
 use ombra_ir::Result;
 
-use super::products::{mismatch, plus};
-use super::share::{BitShare, Share};
+use super::products::mismatch;
+use super::share::{BitShare, Masked, Share};
 use super::{Cx, Purpose};
 use crate::backend::bits::{and_assign, and_xor_assign, from_planes, words as plane_words, xor_assign};
 
@@ -78,44 +78,6 @@ pub async fn bit_to_ring(cx: &Cx, x: &BitShare, bits: u8) -> Result<Share> {
     Ok(select(cx, x, &[], bits).await?.0)
 }
 
-/// A shared value of which client and server know `m = x + λ` and the dealer `λ`, in one ring.
-pub(super) struct Masked {
-    /// The shares that were masked; none at the dealer.
-    share: Share,
-    /// `m`, or `λ` at the dealer.
-    seen: Vec<u64>,
-}
-
-impl Masked {
-    /// Masks `n` elements of a ring of `bits`; `part` tells the values of one op level apart. Sends the message.
-    pub(super) fn begin(cx: &Cx, share: Share, n: usize, bits: u8, part: u8) -> Result<Masked> {
-        let mask = |key: u8| cx.draw(key, Purpose::Mask, part, n);
-        let seen = match cx.role() {
-            2 => plus(mask(0)?, &mask(2)?),
-            role => {
-                let own = plus(mask(2 * role)?, share.own()?);
-                cx.send(1 - role, &own, bits);
-                own
-            }
-        };
-        Ok(Masked { share, seen })
-    }
-
-    /// Takes the other's message, after the round.
-    pub(super) fn end(&mut self, cx: &Cx, bits: u8) -> Result<()> {
-        if cx.role() < 2 {
-            let other = cx.take(1 - cx.role(), self.seen.len(), bits)?;
-            self.seen.iter_mut().zip(other).for_each(|(m, other)| *m = m.wrapping_add(other));
-        }
-        Ok(())
-    }
-
-    /// `m`, or `λ` at the dealer.
-    pub(super) fn seen(&self) -> &[u64] {
-        &self.seen
-    }
-}
-
 /// The bits in a ring of `bits`, and of every one of `values`, which are as many elements each, those whose bit is 1, and 0
 /// in place of the others.
 pub(super) async fn select(cx: &Cx, b: &BitShare, values: &[Masked], bits: u8) -> Result<(Share, Vec<Share>)> {
@@ -131,11 +93,10 @@ pub(super) async fn select(cx: &Cx, b: &BitShare, values: &[Masked], bits: u8) -
             let mut dealt = cx.draw(0, Purpose::Dealt, part, n)?;
             match usize::from(part).checked_sub(1) {
                 Some(value) => {
-                    let lambda = values[value].seen.iter().zip(&r);
-                    dealt
-                        .iter_mut()
-                        .zip(lambda)
-                        .for_each(|(c, (lambda, r))| *c = r.wrapping_mul(*lambda).wrapping_sub(*c));
+                    let lambda = values[value].lambda()?;
+                    for (c, (lambda, r)) in dealt.iter_mut().zip(lambda.iter().zip(&r)) {
+                        *c = r.wrapping_mul(*lambda).wrapping_sub(*c);
+                    }
                 }
                 None => dealt.iter_mut().zip(&r).for_each(|(c, r)| *c = r.wrapping_sub(*c)),
             }
@@ -162,7 +123,8 @@ pub(super) async fn select(cx: &Cx, b: &BitShare, values: &[Masked], bits: u8) -
     let mut selected = Vec::new();
     for value in values {
         let mut z = next()?;
-        let known = value.share.own()?.iter().zip(&value.seen).zip(d.iter().zip(&r));
+        let share = value.share(role);
+        let known = share.own()?.iter().zip(value.words()?).zip(d.iter().zip(&r));
         for (z, ((x, m), (d, r))) in z.iter_mut().zip(known) {
             let product = signed(*d, r.wrapping_mul(*m).wrapping_sub(*z));
             *z = product.wrapping_add(d.wrapping_mul(*x));

@@ -4,7 +4,7 @@
 //! Ishai et al., TCC 2013), joined by products of masked bits.
 //! Parties and adversary: client, server and dealer, one semi-honest corruption. Correlation: dealt, below. Error: none, or
 //! where low bits are left out, in `[0, 2^drop)`.
-//! Rounds: 1 for the mask, then one for each opening of `ombra_ir::settings::dealer::joins`: 1 up to 5 chunks, 2 above.
+//! Rounds: 1 for the mask, in which nothing is masked where the value is already, then one for each opening of `ombra_ir::settings::dealer::joins`: 1 up to 5 chunks, 2 above.
 //! Bits per element, with `w = width − drop` and chunks of `k ≤ 4` bits: `w` and the opened bits each way; dealt to the
 //! server `Σ 2^k + 1` and a bit for each product of two or more of the masks that occurs.
 //! Side channels: bit planes throughout. Branches and indices depend on sizes alone; that a masked value is public is not
@@ -27,16 +27,28 @@ use ombra_ir::settings::dealer::{Join, chunk_planes, chunks, joins};
 use ombra_ir::{Diagnostic, Result};
 
 use super::planes::{self, Opened};
-use super::products::mismatch;
-use super::share::{BitShare, Share};
+use super::products::{Operand, mismatch};
+use super::share::BitShare;
 use super::{Cx, Purpose};
 use crate::backend::bits::{planes_of, words as plane_words, xor_assign};
 
 /// The sign of `n` values that fit in `width` bits: 1 where negative. The lowest `drop` bits of both shares are left out,
 /// with their carry: values in `[0, 2^drop)` may count as negative, depending on the shares.
-pub async fn msb(cx: &Cx, x: &Share, n: usize, width: u8, drop: u8) -> Result<BitShare> {
+pub async fn msb(cx: &Cx, x: Operand<'_>, n: usize, width: u8, drop: u8) -> Result<BitShare> {
     let rest = compared(width, drop)?;
     let (count, stride) = (usize::from(rest), plane_words(n));
+    let x = match x {
+        Operand::Share(x) => x,
+        Operand::Ready(x) if cx.role() == 2 => {
+            deal_chunks(cx, &planes_of(&x.lambda()?, width, drop), n, rest)?;
+            cx.round().await;
+            return sign_of_masked(cx, &[], n, rest).await;
+        }
+        Operand::Ready(x) => {
+            cx.round().await;
+            return sign_of_masked(cx, &planes_of(x.words()?, width, drop), n, rest).await;
+        }
+    };
     let mask = |key: u8| cx.draw(key, Purpose::Mask, 0, count * stride);
     if cx.role() == 2 {
         let mut lambda = mask(0)?;

@@ -1,14 +1,17 @@
 //! Ops that send nothing: linear maps that client and server apply to their shares. The dealer holds nothing and does
 //! nothing, but for weights and what is public.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ombra_ir::Result;
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode_as;
+use ombra_ir::ty::Sharing;
+use zeroize::Zeroizing;
 
 use super::products::{mismatch, negative};
-use super::share::{BitShare, Share};
+use super::share::{BitShare, Masked, Share};
 use super::value::{Value, unexpected};
 use super::{Part, times};
 use crate::backend::bits as planes;
@@ -28,7 +31,7 @@ pub(super) fn role(site: Site<'_>) -> u8 {
 pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
     let (node, role) = (site.node(), role(site));
     let arg = |i: usize| args.get(i).ok_or_else(missing);
-    if matches!(node.op, Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. } | Op::Reshare) {
+    if matches!(node.op, Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. }) {
         return arg(0).cloned();
     }
     let value = match (&node.op, &**arg(0)?) {
@@ -37,6 +40,8 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
             Value::Public(encode_as(tensor.as_f32()?, tensor.shape(), site.module.ty(site.id))?)
         }
         (op, Value::Bits(_)) => Value::Bits(on_bits(site, op, args)?),
+        (Op::Reshare, Value::Masked(x) | Value::Held(x)) => Value::Share(x.share(role)),
+        (Op::Reshare, _) => return arg(0).cloned(),
         (Op::Add, _) => both(site, args, u64::wrapping_add, |y| y)?,
         (Op::Sub, _) => both(site, args, u64::wrapping_sub, negative)?,
         (Op::Neg, x) => each(x, |words| Ok(negative(words.to_vec())))?,
@@ -73,6 +78,8 @@ fn each(x: &Value, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Value> {
             None => Share::nothing(),
         }),
         Value::Weight(terms) => Value::Weight(terms.map(f)?),
+        Value::Masked(masked) => Value::Masked(masked.map(f)?),
+        Value::Held(held) => Value::Held(held.map(f)?),
         _ => return Err(unexpected("ring elements")),
     })
 }
@@ -83,11 +90,14 @@ fn scaled(words: &[u64], k: u64) -> Vec<u64> {
 
 fn plus_int(role: u8, x: &Value, k: u64) -> Result<Value> {
     let add = |words: &[u64]| words.iter().map(|w| w.wrapping_add(k)).collect::<Vec<_>>();
+    let plus = |x: &Masked| Masked { words: x.words.as_ref().map(|w| Zeroizing::new(add(w))), ..x.clone() };
     Ok(match x {
         Value::Public(words) => Value::Public(add(words)),
+        Value::Masked(x) => Value::Masked(plus(x)),
+        Value::Held(x) => Value::Held(plus(x)),
         _ => match x.share(role)? {
-            Some(words) if role == 0 => Value::Share(Share::of(add(words))),
-            Some(words) => Value::Share(Share::of(words.to_vec())),
+            Some(words) if role == 0 => Value::Share(Share::of(add(&words))),
+            Some(words) => Value::Share(Share::of(words.into_owned())),
             None => Value::Share(Share::nothing()),
         },
     })
@@ -105,15 +115,15 @@ fn both(
     if let (Value::Public(x), Value::Public(y)) = (&**x, &**y) {
         return zip((x, xs), (y, ys), out, f).map(Value::Public);
     }
-    let role = role(site);
-    let words = match (x.share(role)?, y.share(role)?) {
-        _ if role == 2 => return Ok(Value::Share(Share::nothing())),
-        (Some(x), Some(y)) => zip((x, xs), (y, ys), out, f)?,
-        (Some(x), None) => expand(x, xs, out)?,
-        (None, Some(y)) => alone(expand(y, ys, out)?),
-        (None, None) => vec![0; volume(out)?],
+    let sum = |x: Option<&[u64]>, y: Option<&[u64]>| -> Result<Vec<u64>> {
+        match (x, y) {
+            (Some(x), Some(y)) => zip((x, xs), (y, ys), out, f),
+            (Some(x), None) => expand(x, xs, out),
+            (None, Some(y)) => expand(y, ys, out).map(&alone),
+            (None, None) => volume(out).map(|n| vec![0; n]),
+        }
     };
-    Ok(Value::Share(Share::of(words)))
+    combine(site, &[(x, xs), (y, ys)], &|parts| sum(parts[0], parts[1]))
 }
 
 /// A product of which one operand is public.
@@ -143,30 +153,60 @@ fn product(
     }
 }
 
+/// A linear map of parts of operands, of any of which a party may have nothing.
+type OfParts<'a> = &'a dyn Fn(&[Option<&[u64]>]) -> Result<Vec<u64>>;
+
+/// A linear map of several operands, in the form of the result's type, which is the weakest of theirs.
+fn combine(site: Site<'_>, args: &[(&Arc<Value>, &[usize])], f: OfParts<'_>) -> Result<Value> {
+    let role = role(site);
+    let form = site.module.ty(site.id).sharing;
+    if form != Sharing::Masked && form != Sharing::Held {
+        if role == 2 {
+            return Ok(Value::Share(Share::nothing()));
+        }
+        let shares = args.iter().map(|(x, _)| x.share(role)).collect::<Result<Vec<_>>>()?;
+        return f(&shares.iter().map(Option::as_deref).collect::<Vec<_>>()).map(|words| Value::Share(Share::of(words)));
+    }
+    let is_masked = form == Sharing::Masked;
+    let of = |(x, shape): &(&Arc<Value>, &[usize])| {
+        let n = volume(shape)?;
+        let part = if is_masked { x.masked(role, n) } else { x.held(role, n) };
+        part.map(Cow::into_owned)
+    };
+    let parts = args.iter().map(of).collect::<Result<Vec<_>>>()?;
+    let each = |part: &dyn Fn(&Masked) -> Option<&[u64]>| {
+        let words: Vec<_> = parts.iter().map(part).collect();
+        if words.iter().all(Option::is_none) { Ok(None) } else { f(&words).map(Zeroizing::new).map(Some) }
+    };
+    let words = each(&|x| x.words.as_ref().map(|w| w.as_slice()))?;
+    let mask = |i: usize| each(&move |x: &Masked| x.masks[i].as_ref().map(|w| w.as_slice()));
+    let value = Masked { words, masks: [mask(0)?, mask(1)?] };
+    Ok(if is_masked { Value::Masked(value) } else { Value::Held(value) })
+}
+
 fn as_share(site: Site<'_>, x: &Value, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Value> {
+    if let Value::Masked(_) | Value::Held(_) = x {
+        return each(x, f);
+    }
     Ok(Value::Share(match x.share(role(site))? {
-        Some(words) => Share::of(f(words)?),
+        Some(words) => Share::of(f(&words)?),
         None => Share::nothing(),
     }))
 }
 
 fn concat(site: Site<'_>, args: &[Arc<Value>], axis: usize) -> Result<Value> {
-    let role = role(site);
     let shapes = (0..args.len()).map(|i| operand_shape(site, i)).collect::<Result<Vec<_>>>()?;
-    let public = args.iter().all(|x| matches!(&**x, Value::Public(_)));
-    if role == 2 && !public {
-        return Ok(Value::Share(Share::nothing()));
+    let join = |parts: &[Option<&[u64]>]| -> Result<Vec<u64>> {
+        let zeros = shapes.iter().map(|shape| volume(shape).map(|n| vec![0; n])).collect::<Result<Vec<_>>>()?;
+        let words = parts.iter().zip(&zeros).map(|(part, zero)| part.unwrap_or(zero));
+        movement::concat(&words.zip(shapes.iter().copied()).collect::<Vec<_>>(), axis)
+    };
+    let public = args.iter().map(|x| if let Value::Public(words) = &**x { Some(words.as_slice()) } else { None });
+    let public: Vec<_> = public.collect();
+    if public.iter().all(Option::is_some) {
+        return join(&public).map(Value::Public);
     }
-    let mut parts = Vec::with_capacity(args.len());
-    for (x, shape) in args.iter().zip(&shapes) {
-        parts.push(match (&**x, public) {
-            (Value::Public(words), true) => words.clone(),
-            (x, _) => x.share(role)?.map_or_else(|| volume(shape).map(|n| vec![0; n]), |words| Ok(words.to_vec()))?,
-        });
-    }
-    let parts: Vec<_> = parts.iter().map(Vec::as_slice).zip(shapes).collect();
-    let words = movement::concat(&parts, axis)?;
-    Ok(if public { Value::Public(words) } else { Value::Share(Share::of(words)) })
+    combine(site, &args.iter().zip(shapes.iter().copied()).collect::<Vec<_>>(), &join)
 }
 
 /// The bits of an operand, broadcast to the result's shape.

@@ -10,6 +10,7 @@
 
 pub mod bits;
 pub mod compare;
+pub mod curve;
 pub mod divide;
 pub mod embed;
 mod local;
@@ -25,17 +26,19 @@ pub mod value;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ombra_ir::curve::Cells;
 use ombra_ir::module::{Id, Party};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::schedule::of_server;
 use ombra_ir::settings::dealer::is_interactive;
+use ombra_ir::ty::{Sharing, Ty};
 use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::rep3::embed::Table;
 use super::rep3::value::Value as Stored;
 use super::weights::{Matrix, Weights};
-use super::words::broadcast::{volume, zip};
+use super::words::broadcast::{expand, volume, zip};
 use super::words::movement::slice;
 use super::words::ops::{is_linear, missing, operand_shape};
 use super::words::product::Plan;
@@ -44,7 +47,7 @@ use crate::exec::Task;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
 use embed::{Sums, embed};
 use local::role;
-use products::{Bilinear, Factor, product, times_weight};
+use products::{Bilinear, Factor, Operand, product, times_weight};
 use share::{BitShare, Share};
 use value::{Terms, Value, terms_of, unexpected};
 
@@ -112,16 +115,22 @@ impl Side for Dealer {
         Ok(Arc::clone(value))
     }
 
-    fn empty(&self, _: u8, _: &[usize]) -> Value {
-        Value::Share(if self.role == 2 { Share::nothing() } else { Share::of(Vec::new()) })
+    fn empty(&self, ty: &Ty, _: &[usize]) -> Result<Value> {
+        match (ty.sharing, self.role) {
+            (Sharing::Masked, role) => Value::Public(Vec::new()).masked(role, 0).map(|x| Value::Masked(x.into_owned())),
+            (_, 2) => Ok(Value::Share(Share::nothing())),
+            _ => Ok(Value::Share(Share::of(Vec::new()))),
+        }
     }
 
     fn cut(&self, value: &Value, shape: &[usize], axis: usize, length: usize) -> Result<Value> {
-        let share = match value.share(self.role)? {
-            Some(words) => Share::of(slice(words, shape, axis, 0, length)?),
-            None => Share::nothing(),
-        };
-        Ok(Value::Share(share))
+        let of = |words: &[u64]| slice(words, shape, axis, 0, length);
+        if let Value::Masked(masked) = value {
+            return masked.map(of).map(Value::Masked);
+        }
+        Ok(Value::Share(
+            value.share(self.role)?.map(|words| of(&words).map(Share::of)).transpose()?.unwrap_or_else(Share::nothing),
+        ))
     }
 }
 
@@ -166,7 +175,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
     let (n, threads, role) = (site.bound.len(site.id), site.threads, role(site));
     let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
     let bits = node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits);
-    let from = operand_ring.map_or(64, |(bits, _)| bits);
+    let (from, from_scale) = operand_ring.unwrap_or((64, 0));
     let lens = match node.op {
         Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
         _ => None,
@@ -174,8 +183,9 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
     let shapes =
         (0..node.args.len()).map(|i| operand_shape(site, i).map(<[usize]>::to_vec)).collect::<Result<Vec<_>>>()?;
     let wide = match node.op {
-        Op::And => Some([local::wide_bits(site, &args, 0)?, local::wide_bits(site, &args, 1)?]),
-        _ => None,
+        Op::And => vec![local::wide_bits(site, &args, 0)?, local::wide_bits(site, &args, 1)?],
+        Op::Select => vec![local::wide_bits(site, &args, 0)?],
+        _ => Vec::new(),
     };
     let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
     let (out, op, own) = (site.shape().to_vec(), node.op.clone(), cx.clone());
@@ -186,15 +196,43 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
             let n = shapes.get(i).map_or(Ok(0), |shape| volume(shape))?;
             arg(i)?.to_share(role, n)
         };
+        // The first operand of ops that take it masked too.
+        let is_masked = matches!(args.first().map(|x| &**x), Some(Value::Masked(_)));
+        let takes_masked = matches!(op, Op::Msb { .. } | Op::ExpDigits { .. } | Op::Lookup { .. });
+        let shared = if takes_masked && !is_masked { share(0)? } else { Share::nothing() };
+        let first = match args.first().map(|x| &**x) {
+            Some(Value::Masked(masked)) => Operand::Ready(masked),
+            _ => Operand::Share(&shared),
+        };
         let result = match &op {
             Op::Mul | Op::MatMul { .. } => {
                 let operation = Operation::new(&op, &shapes, &out, threads)?;
                 operation.run(cx, &args, known, &share, n, bits).await?
             }
-            Op::Truncate { by } => divide::divide(cx, &share(0)?, n, (bits, bits), *by).await?,
-            Op::Extend { bits } => divide::divide(cx, &share(0)?, n, (from, *bits), 0).await?,
+            Op::Mask => {
+                return products::mask(cx, &share(0)?, n, bits).await.map(|x| Ended::Value(Value::Masked(x)));
+            }
+            Op::Hold => return products::hold(cx, &share(0)?, n, bits).await.map(|x| Ended::Value(Value::Held(x))),
+            Op::Truncate { by, bits } => divide::divide(cx, &share(0)?, n, (from, *bits), *by).await?,
             Op::BitToRing { bits } => bits::bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
-            Op::ExpDigits { scale, .. } => lookup::exp_digits(cx, &share(0)?, n, *scale).await?,
+            Op::ExpDigits { scale, .. } => lookup::exp_digits(cx, first, n, *scale).await?,
+            Op::Lookup { curve, window, cell, bits, scale } => {
+                let cells = Cells { window: *window, from: from_scale, cell: *cell, scale: *scale };
+                curve::look_up(cx, first, n, *curve, cells, *bits).await?
+            }
+            Op::Select => {
+                let [b] = wide.as_slice() else { return Err(missing()) };
+                let wide_x = |words: &[u64]| expand(words, shapes.get(1).ok_or_else(missing)?, &out);
+                let x = match &**arg(1)? {
+                    Value::Masked(masked) => masked.map(wide_x)?,
+                    x => {
+                        let count = shapes.get(1).map_or(Ok(0), |shape| volume(shape))?;
+                        products::mask(cx, &x.to_share(role, count)?, count, bits).await?.map(wide_x)?
+                    }
+                };
+                let (_, selected) = bits::select(cx, b, &[x], bits).await?;
+                selected.into_iter().next().ok_or_else(missing)?
+            }
             Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
                 tree::row_max(cx, &share(0)?, lens, bits, (*width, *drop)).await?
@@ -223,10 +261,11 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
                 embed(cx, ids.as_deref(), &Sums { first: &first, second: &second, whole: &whole }, sizes).await?
             }
             Op::Msb { width, drop } => {
-                return compare::msb(cx, &share(0)?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
+                let sign = compare::msb(cx, first, n, *width, *drop).await;
+                return sign.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::And => {
-                let [x, y] = wide.as_ref().ok_or_else(missing)?;
+                let [x, y] = wide.as_slice() else { return Err(missing()) };
                 return bits::and(cx, x, y).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::Reveal { .. } => return reveal(cx, &share(0)?, n, bits).await.map(Ended::Opened),
@@ -346,10 +385,21 @@ impl<'a> Operation<'a> {
         bits: u8,
     ) -> Result<Share> {
         let sizes = [volume(self.shapes[0])?, volume(self.shapes[1])?];
-        let Some(weight) = [1, 0].into_iter().find(|&i| known[i]) else {
+        let weight = [1, 0].into_iter().find(|&i| known[i]);
+        let ready = |i: usize| match args.get(i).map(|x| &**x) {
+            Some(Value::Masked(masked)) => Some(masked),
+            Some(Value::Held(held)) if weight.is_some() => Some(held),
+            _ => None,
+        };
+        let is_taken = |i: usize| ready(i).is_none() && weight != Some(i);
+        let shares = [0, 1].map(|i| if is_taken(i) { share(i) } else { Ok(Share::nothing()) });
+        let [x, y] = shares;
+        let shares = [x?, y?];
+        let operand = |i: usize| ready(i).map_or(Operand::Share(&shares[i]), Operand::Ready);
+        let Some(weight) = weight else {
             let apply = |x: &[u64], y: &[u64]| self.apply(x, y);
             let f = Bilinear { apply: &apply, operands: sizes, result: n };
-            return product(cx, &f, &share(0)?, &share(1)?, bits).await;
+            return product(cx, &f, operand(0), operand(1), bits).await;
         };
         let secret = 1 - weight;
         let value = &**args.get(weight).ok_or_else(missing)?;
@@ -367,6 +417,6 @@ impl<'a> Operation<'a> {
         };
         let (first, second, whole) = (with(Part::First), with(Part::Second), with(Part::Whole));
         let factor = Factor { first: &first, second: &second, whole: &whole };
-        times_weight(cx, &share(secret)?, &factor, (sizes[secret], n), bits).await
+        times_weight(cx, operand(secret), &factor, (sizes[secret], n), bits).await
     }
 }

@@ -2,24 +2,29 @@
 //!
 //! Source: Beaver triples from a dealer; the server knows its weights, so one mask suffices for a product with them.
 //! Parties and adversary: client, server and dealer, one semi-honest corruption.
-//! Rounds: 1. Bits: `ℓ` each way for every element of both operands, or `ℓ` from the client for every element of the one
-//! that is multiplied with a weight; `ℓ` dealt to the server for every element of the result. Error: none.
+//! Rounds: 1. Bits: `ℓ` each way for every element that is masked, or `ℓ` from the client for every element that the server
+//! is to hold; `ℓ` dealt to the server for every element of a product. What is masked or held once takes part in any number
+//! of products. Error: none.
 //!
 //! ```text
-//!   m = x + λ_x, w = y + λ_y known to client and server, λ^0 = F(k_0), λ^1 = F(k_2); c = F(k_0); f is bilinear
+//!   masked  m = x + λ known to client and server, λ^0 = F(k_0), λ^1 = F(k_2); c = F(k_0); f is bilinear
 //!     client: f(m, w − λ_y^0) − f(λ_x^0, w) + c
 //!     server: −f(m, λ_y^1) − f(λ_x^1, w) + dealt,  dealt = f(λ_x, λ_y) − c
-//!   W = w1 + w2: w1 at client and server, w2 at server and dealer;  λ = F(k_0)
-//!     the client sends x^0 + λ, so that the server has h = x + λ
+//!   held  the client sends x^0 + λ, so that the server has h = x + λ; λ = F(k_0).  A masked value is held: h = m − λ^1
+//!     W = w1 + w2: w1 at client and server, w2 at server and dealer
 //!     client: c − f(λ, w1);  server: f(h, W) + dealt,  dealt = −f(λ, w2) − c
 //! ```
+//!
+//! Masks of values that are moved, added or multiplied with public numbers move with them, so masks of different operands
+//! may depend on one another. Each product's dealt elements are under a stream of their own, and nothing else is sent.
 //!
 //! Simulator. What the server receives of the client, and what is dealt to it, is under masks from `k_0`; what the client
 //! receives is under a mask from `k_2`; the dealer receives nothing.
 
 use ombra_ir::{Diagnostic, Result};
+use zeroize::Zeroizing;
 
-use super::share::Share;
+use super::share::{Masked, Share};
 use super::{Cx, Purpose};
 
 /// A map of the words of two operands.
@@ -37,33 +42,103 @@ pub struct Bilinear<'a> {
     pub result: usize,
 }
 
-/// A product of two shared values in a ring of `bits`.
-pub async fn product(cx: &Cx, f: &Bilinear<'_>, x: &Share, y: &Share, bits: u8) -> Result<Share> {
-    let [nx, ny] = f.operands;
-    let mask = |key: u8| -> Result<[Vec<u64>; 2]> {
-        Ok([cx.draw(key, Purpose::Mask, 0, nx)?, cx.draw(key, Purpose::MaskOther, 0, ny)?])
+/// Masks a shared value of `n` elements in a ring of `bits`.
+pub async fn mask(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Masked> {
+    let begun = begin_mask(cx, x, n, bits, 0)?;
+    cx.round().await;
+    end_mask(cx, begun, n, bits)
+}
+
+/// The first half of masking, before the round: this party's masked share is sent. `part` tells the values of one op apart.
+pub(super) fn begin_mask(cx: &Cx, x: &Share, n: usize, bits: u8, part: u8) -> Result<Masked> {
+    let stream = |key: u8| cx.draw(key, Purpose::Mask, part, n).map(Zeroizing::new);
+    let role = cx.role();
+    if role == 2 {
+        return Ok(Masked { words: None, masks: [Some(stream(0)?), Some(stream(2)?)] });
+    }
+    let own = stream(2 * role)?;
+    let words = plus(x.own()?.to_vec(), &own);
+    cx.send(1 - role, &words, bits);
+    let masks = if role == 0 { [Some(own), None] } else { [None, Some(own)] };
+    Ok(Masked { words: Some(Zeroizing::new(words)), masks })
+}
+
+/// The second half: the peer's masked share is added.
+pub(super) fn end_mask(cx: &Cx, begun: Masked, n: usize, bits: u8) -> Result<Masked> {
+    let Masked { words: Some(mut words), masks } = begun else { return Ok(begun) };
+    let other = cx.take(1 - cx.role(), n, bits)?;
+    words.iter_mut().zip(&other).for_each(|(x, y)| *x = x.wrapping_add(*y));
+    Ok(Masked { words: Some(words), masks })
+}
+
+/// Gives the server a shared value of `n` elements in a ring of `bits`, under a mask of the client and the dealer.
+pub async fn hold(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Masked> {
+    let begun = begin_hold(cx, x, n, bits)?;
+    cx.round().await;
+    end_hold(cx, begun, n, bits)
+}
+
+/// The first half of it, before the round: the client's masked share is sent, the server has its own.
+fn begin_hold(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Masked> {
+    if cx.role() == 1 {
+        return Ok(Masked { words: Some(Zeroizing::new(x.own()?.to_vec())), masks: [None, None] });
+    }
+    let mask = cx.draw(0, Purpose::Mask, 0, n)?;
+    if cx.role() == 0 {
+        cx.send(1, &plus(x.own()?.to_vec(), &mask), bits);
+    }
+    Ok(Masked { words: None, masks: [Some(Zeroizing::new(mask)), None] })
+}
+
+/// The second half: the server adds the client's masked share.
+fn end_hold(cx: &Cx, begun: Masked, n: usize, bits: u8) -> Result<Masked> {
+    let Masked { words: Some(words), masks } = begun else { return Ok(begun) };
+    let held = plus(cx.take(0, n, bits)?, &words);
+    Ok(Masked { words: Some(Zeroizing::new(held)), masks })
+}
+
+/// A secret operand of a product: as it is, or ready.
+pub enum Operand<'a> {
+    /// To be masked, or held, in the product's round.
+    Share(&'a Share),
+    /// Masked, or held where the other operand is a weight.
+    Ready(&'a Masked),
+}
+
+/// A product of two secrets in a ring of `bits`.
+pub async fn product(cx: &Cx, f: &Bilinear<'_>, x: Operand<'_>, y: Operand<'_>, bits: u8) -> Result<Share> {
+    let begin = |x: &Operand<'_>, n: usize, part: u8| match x {
+        Operand::Share(x) => begin_mask(cx, x, n, bits, part).map(Some),
+        Operand::Ready(_) => Ok(None),
     };
+    let [nx, ny] = f.operands;
+    let (begun_x, begun_y) = (begin(&x, nx, 0)?, begin(&y, ny, 1)?);
     let dealt = |n| cx.draw(0, Purpose::Dealt, 0, n);
     if cx.role() == 2 {
-        let ([x0, y0], [x1, y1]) = (mask(0)?, mask(2)?);
-        let correlation = minus((f.apply)(&plus(x0, &x1), &plus(y0, &y1))?, &dealt(f.result)?);
-        cx.send(1, &correlation, bits);
+        let masks = |begun: &Option<Masked>, x: &Operand<'_>| -> Result<Vec<u64>> { ready(begun, x)?.lambda() };
+        let correlation = (f.apply)(&masks(&begun_x, &x)?, &masks(&begun_y, &y)?)?;
+        cx.send(1, &minus(correlation, &dealt(f.result)?), bits);
         cx.round().await;
         return Ok(Share::nothing());
     }
-    let peer = 1 - cx.role();
-    let [lx, ly] = mask(2 * cx.role())?;
-    let (own_x, own_y) = (plus(x.own()?.to_vec(), &lx), plus(y.own()?.to_vec(), &ly));
-    cx.send(peer, &own_x, bits);
-    cx.send(peer, &own_y, bits);
     cx.round().await;
-    let m = plus(own_x, &cx.take(peer, nx, bits)?);
-    let w = plus(own_y, &cx.take(peer, ny, bits)?);
-    let (first, summand) = match cx.role() {
-        0 => ((f.apply)(&m, &minus(w.clone(), &ly))?, dealt(f.result)?),
-        _ => (negative((f.apply)(&m, &ly)?), cx.take(2, f.result, bits)?),
+    let own = usize::from(cx.role());
+    let end = |begun: Option<Masked>, n: usize| begun.map(|begun| end_mask(cx, begun, n, bits)).transpose();
+    let (ended_x, ended_y) = (end(begun_x, nx)?, end(begun_y, ny)?);
+    let (x, y) = (ready(&ended_x, &x)?, ready(&ended_y, &y)?);
+    let (first, summand) = match own {
+        0 => ((f.apply)(x.words()?, &minus(y.words()?.to_vec(), y.mask(0)?))?, dealt(f.result)?),
+        _ => (negative((f.apply)(x.words()?, y.mask(1)?)?), cx.take(2, f.result, bits)?),
     };
-    Ok(Share::of(plus(minus(first, &(f.apply)(&lx, &w)?), &summand)))
+    Ok(Share::of(plus(minus(first, &(f.apply)(x.mask(own)?, y.words()?)?), &summand)))
+}
+
+pub(super) fn ready<'a>(ended: &'a Option<Masked>, x: &'a Operand<'a>) -> Result<&'a Masked> {
+    match (ended, x) {
+        (Some(masked), _) => Ok(masked),
+        (None, Operand::Ready(masked)) => Ok(masked),
+        (None, Operand::Share(_)) => Err(mismatch("a product's operand is not masked")),
+    }
 }
 
 /// One party's knowledge of a private weight: which of its two terms it can multiply with.
@@ -76,30 +151,32 @@ pub struct Factor<'a> {
     pub whole: OfOne<'a>,
 }
 
-/// The product of a shared value of `n` elements with a private weight, of `result` elements, in a ring of `bits`.
+/// The product of a secret of `n` elements with a private weight, of `result` elements, in a ring of `bits`.
 pub async fn times_weight(
     cx: &Cx,
-    x: &Share,
+    x: Operand<'_>,
     weight: &Factor<'_>,
     (n, result): (usize, usize),
     bits: u8,
 ) -> Result<Share> {
+    let held = match &x {
+        Operand::Share(share) => begin_hold(cx, share, n, bits)?,
+        Operand::Ready(masked) => masked.to_held(),
+    };
     match cx.role() {
         0 => {
-            let mask = cx.draw(0, Purpose::Mask, 0, n)?;
-            cx.send(1, &plus(x.own()?.to_vec(), &mask), bits);
-            let share = minus(cx.draw(0, Purpose::Dealt, 0, result)?, &(weight.first)(&mask)?);
+            let share = minus(cx.draw(0, Purpose::Dealt, 0, result)?, &(weight.first)(held.mask(0)?)?);
             cx.round().await;
             Ok(Share::of(share))
         }
         1 => {
             cx.round().await;
-            let held = plus(cx.take(0, n, bits)?, x.own()?);
+            let held = if let Operand::Share(_) = x { end_hold(cx, held, n, bits)? } else { held };
             let dealt = cx.take(2, result, bits)?;
-            Ok(Share::of(plus((weight.whole)(&held)?, &dealt)))
+            Ok(Share::of(plus((weight.whole)(held.words()?)?, &dealt)))
         }
         _ => {
-            let product = (weight.second)(&cx.draw(0, Purpose::Mask, 0, n)?)?;
+            let product = (weight.second)(held.mask(0)?)?;
             cx.send(1, &negative(plus(product, &cx.draw(0, Purpose::Dealt, 0, result)?)), bits);
             cx.round().await;
             Ok(Share::nothing())

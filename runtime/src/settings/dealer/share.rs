@@ -38,6 +38,75 @@ impl Share {
     }
 }
 
+/// What one party holds of a value `x` that is masked, `m = x + λ^0 + λ^1`, or held by the server, `h = x + λ^0`.
+///
+/// | | client | server | dealer |
+/// |---|---|---|---|
+/// | masked | `m`, `λ^0` | `m`, `λ^1` | `λ^0`, `λ^1` |
+/// | held | `λ^0` | `h` | `λ^0` |
+#[derive(Clone)]
+pub struct Masked {
+    /// `m` or `h`.
+    pub words: Option<Zeroizing<Vec<u64>>>,
+    /// `λ^0` and `λ^1`.
+    pub masks: [Option<Zeroizing<Vec<u64>>>; 2],
+}
+
+impl Masked {
+    /// All parts with a linear map applied.
+    pub fn map(&self, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Masked> {
+        let of = |part: &Option<Zeroizing<Vec<u64>>>| part.as_ref().map(|w| f(w).map(Zeroizing::new)).transpose();
+        let [first, second] = &self.masks;
+        Ok(Masked { words: of(&self.words)?, masks: [of(first)?, of(second)?] })
+    }
+
+    /// The masked or held number, at who has it.
+    pub fn words(&self) -> Result<&[u64]> {
+        self.words.as_ref().map(|words| words.as_slice()).ok_or_else(missing)
+    }
+
+    /// `λ^0` or `λ^1`, at who has it.
+    pub fn mask(&self, which: usize) -> Result<&[u64]> {
+        self.masks.get(which).and_then(Option::as_ref).map(|mask| mask.as_slice()).ok_or_else(missing)
+    }
+
+    /// `λ = λ^0 + λ^1`, at the dealer.
+    pub fn lambda(&self) -> Result<Vec<u64>> {
+        Ok(super::products::plus(self.mask(0)?.to_vec(), self.mask(1)?))
+    }
+
+    /// The share of a role: the client's is what the server's leaves.
+    pub fn share(&self, role: u8) -> Share {
+        let [first, second] = &self.masks;
+        let own = if role == 0 { first } else { second };
+        let words = match (&self.words, own) {
+            _ if role > 1 => return Share::nothing(),
+            // A held number is the server's whole share.
+            (Some(words), None) => words.to_vec(),
+            (Some(words), Some(mask)) if role == 0 => super::products::minus(words.to_vec(), mask),
+            (_, Some(mask)) => super::products::negative(mask.to_vec()),
+            (None, None) => return Share::nothing(),
+        };
+        Share::of(words)
+    }
+
+    /// The same value held by the server: `h = m − λ^1`.
+    pub fn to_held(&self) -> Masked {
+        let [first, second] = &self.masks;
+        let words = match (&self.words, second, first) {
+            // The client gives up what it knows of `m`.
+            (Some(_), None, Some(_)) => None,
+            (Some(words), Some(mask), _) => Some(Zeroizing::new(super::products::minus(words.to_vec(), mask))),
+            (words, ..) => words.clone(),
+        };
+        Masked { words, masks: [first.clone(), None] }
+    }
+}
+
+fn missing() -> Diagnostic {
+    Diagnostic::internal("E0811", "a party asks for a part of a masked value that it does not have")
+}
+
 /// One party's share of bits, `x = x^0 ⊕ x^1`: bit `i` is bit `i mod 64` of word `i / 64`. Bits past the end are arbitrary.
 pub struct BitShare {
     /// Number of bits.

@@ -17,9 +17,10 @@
 use ombra_ir::{Diagnostic, Result};
 
 use super::Cx;
-use super::bits::{Masked, select};
+use super::bits::select;
 use super::compare::{compared, deal_chunks, sign_of_masked};
-use super::share::{BitShare, Share};
+use super::products::{begin_mask, end_mask, mismatch};
+use super::share::{BitShare, Masked, Share};
 use crate::backend::bits::planes_of;
 use crate::settings::rows;
 
@@ -37,8 +38,9 @@ pub async fn row_max(cx: &Cx, x: &Share, lens: &[u32], bits: u8, width: (u8, u8)
     while values.any_pair() {
         let cx = cx.at_level(level);
         let (first, difference) = values.pairs();
-        let mut masked = [Masked::begin(&cx, difference, rows::pair_count(&values.lens), bits, 0)?];
-        let less = less_than(&cx, &mut masked, bits, width).await?;
+        let n = rows::pair_count(&values.lens);
+        let mut masked = vec![begin_mask(&cx, &difference, n, bits, 0)?];
+        let less = less_than(&cx, &mut masked, n, bits, width).await?;
         let (_, chosen) = select(&cx, &less, &masked, bits).await?;
         values = values.next(&first, chosen.first())?;
         level += 1;
@@ -58,11 +60,11 @@ pub async fn arg_max(cx: &Cx, x: &Share, count: usize, len: usize, bits: u8, wid
         let n = rows::pair_count(&values.lens);
         let (first, difference) = values.pairs();
         let (first_index, index_difference) = indices.pairs();
-        let mut masked = vec![Masked::begin(&cx, difference, n, bits, 0)?];
+        let mut masked = vec![begin_mask(&cx, &difference, n, bits, 0)?];
         if level > 0 {
-            masked.push(Masked::begin(&cx, index_difference, n, bits, 1)?);
+            masked.push(begin_mask(&cx, &index_difference, n, bits, 1)?);
         }
-        let less = less_than(&cx, &mut masked, bits, (width, 0)).await?;
+        let less = less_than(&cx, &mut masked, n, bits, (width, 0)).await?;
         let last = values.lens.iter().all(|&len| len <= 2);
         let (second, chosen) = select(&cx, &less, &masked[usize::from(last)..], bits).await?;
         indices = match level {
@@ -80,18 +82,18 @@ pub async fn arg_max(cx: &Cx, x: &Share, count: usize, len: usize, bits: u8, wid
 
 /// Ends the masking of differences, and compares the first: bits 1 where it is negative. What is left out of the masked value
 /// and of the mask can carry into the rest: a difference in `[−2^drop, 0)` may then count as not negative.
-async fn less_than(cx: &Cx, masked: &mut [Masked], bits: u8, (width, drop): (u8, u8)) -> Result<BitShare> {
+async fn less_than(cx: &Cx, masked: &mut Vec<Masked>, n: usize, bits: u8, (width, drop): (u8, u8)) -> Result<BitShare> {
     let rest = compared(width, drop)?;
-    let n = masked.first().map_or(0, |difference| difference.seen().len());
-    if let (2, Some(difference)) = (cx.role(), masked.first()) {
-        deal_chunks(cx, &planes_of(difference.seen(), width, drop), n, rest)?;
+    let none = || mismatch("no pairs to compare");
+    if cx.role() == 2 {
+        deal_chunks(cx, &planes_of(&masked.first().ok_or_else(none)?.lambda()?, width, drop), n, rest)?;
+        cx.round().await;
+        return sign_of_masked(cx, &[], n, rest).await;
     }
     cx.round().await;
-    masked.iter_mut().try_for_each(|value| value.end(cx, bits))?;
-    let m = match (cx.role(), masked.first()) {
-        (0 | 1, Some(difference)) => planes_of(difference.seen(), width, drop),
-        _ => Vec::new(),
-    };
+    let ended = std::mem::take(masked).into_iter().map(|value| end_mask(cx, value, n, bits));
+    *masked = ended.collect::<Result<_>>()?;
+    let m = planes_of(masked.first().ok_or_else(none)?.words()?, width, drop);
     sign_of_masked(cx, &m, n, rest).await
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use ombra_ir::bind::Bound;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
+use std::borrow::Cow;
 use zeroize::Zeroizing;
 
-use super::share::{BitShare, Share};
+use super::share::{BitShare, Masked, Share};
 use crate::settings::rep3::local::linear::Ring;
 use crate::settings::weights::Matrix;
 
@@ -21,6 +22,10 @@ pub enum Value {
     Public(Vec<u64>),
     /// Ring elements that are shared.
     Share(Share),
+    /// Ring elements that client and server know under a mask.
+    Masked(Masked),
+    /// Ring elements that the server knows under a mask.
+    Held(Masked),
     /// Shared bits.
     Bits(BitShare),
     /// A private weight, or what was moved from one.
@@ -95,11 +100,14 @@ impl Value {
 
     /// This party's share of ring elements, whatever form they have: a public number is the client's. None at the dealer,
     /// and where it is zero.
-    pub(super) fn share(&self, role: u8) -> Result<Option<&[u64]>> {
+    pub(super) fn share(&self, role: u8) -> Result<Option<Cow<'_, [u64]>>> {
         match self {
-            Value::Share(share) => Ok(share.words()),
-            Value::Weight(terms) => Ok(terms.share(role)),
-            Value::Public(words) => Ok(Some(words.as_slice()).filter(|_| role == 0)),
+            Value::Share(share) => Ok(share.words().map(Cow::Borrowed)),
+            Value::Weight(terms) => Ok(terms.share(role).map(Cow::Borrowed)),
+            Value::Public(words) => Ok(Some(Cow::Borrowed(words.as_slice())).filter(|_| role == 0)),
+            Value::Masked(masked) | Value::Held(masked) => {
+                Ok(masked.share(role).words().map(|words| Cow::Owned(words.to_vec())))
+            }
             _ => Err(unexpected("ring elements")),
         }
     }
@@ -109,7 +117,31 @@ impl Value {
         if role == 2 {
             return Ok(Share::nothing());
         }
-        Ok(Share::of(self.share(role)?.map_or_else(|| vec![0; n], <[u64]>::to_vec)))
+        Ok(Share::of(self.share(role)?.map_or_else(|| vec![0; n], Cow::into_owned)))
+    }
+
+    /// The same under a mask, of `n` words: a public number is under none. E0811 for a share.
+    pub(super) fn masked(&self, role: u8, n: usize) -> Result<Cow<'_, Masked>> {
+        match self {
+            Value::Masked(masked) => Ok(Cow::Borrowed(masked)),
+            Value::Public(words) => {
+                let (words, none) = (Some(Zeroizing::new(words.clone())), || Some(Zeroizing::new(vec![0; n])));
+                Ok(Cow::Owned(match role {
+                    0 => Masked { words, masks: [none(), None] },
+                    1 => Masked { words, masks: [None, none()] },
+                    _ => Masked { words: None, masks: [none(), none()] },
+                }))
+            }
+            _ => Err(unexpected("a masked value")),
+        }
+    }
+
+    /// The same held by the server, of `n` words. E0811 for a share.
+    pub(super) fn held(&self, role: u8, n: usize) -> Result<Cow<'_, Masked>> {
+        match self {
+            Value::Held(held) => Ok(Cow::Borrowed(held)),
+            _ => self.masked(role, n).map(|masked| Cow::Owned(masked.to_held())),
+        }
     }
 
     /// A block of rows of a matrix that is made block by block.

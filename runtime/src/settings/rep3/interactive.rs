@@ -23,7 +23,7 @@ use crate::settings::rep3::reshare::reshare;
 use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::share::Shared;
 use crate::settings::rep3::tree::{arg_max, row_max};
-use crate::settings::rep3::truncate::{extend, truncate};
+use crate::settings::rep3::truncate::truncate;
 use crate::settings::weights::Matrix;
 
 /// Whether an op has a kernel here: it sends messages, or may.
@@ -61,13 +61,11 @@ pub(super) fn start(
         let arg = |i: usize| args.get(i).ok_or_else(too_few);
         let shared = match &op {
             Op::Input { .. } => input(cx, given, n, bits).await?,
-            Op::Truncate { by } => truncate(cx, arg(0)?.operand()?, n, bits, *by).await?,
+            Op::Truncate { by, bits } => {
+                truncate(cx, arg(0)?.operand()?, n, (operand_ring.map_or(64, |(bits, _)| bits), *bits), *by).await?
+            }
             Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
             Op::BitToRing { bits } => bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
-            Op::Extend { bits } => {
-                let from = operand_ring.map_or(64, |(bits, _)| bits);
-                extend(cx, arg(0)?.operand()?, n, from, *bits).await?
-            }
             Op::ExpDigits { scale, tail } => exp_digits(cx, arg(0)?.shared()?, n, *scale, *tail).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);

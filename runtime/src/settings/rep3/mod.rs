@@ -32,6 +32,7 @@ use std::sync::Arc;
 use ombra_ir::Result;
 use ombra_ir::module::Id;
 use ombra_ir::op::{Class, Op};
+use ombra_ir::ty::Ty;
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::weights::Weights;
@@ -100,8 +101,8 @@ impl Side for Rep3 {
         chain::settle(value)
     }
 
-    fn empty(&self, _: u8, _: &[usize]) -> Value {
-        Value::Ring(Ring::Shared(Shared::zero()))
+    fn empty(&self, _: &Ty, _: &[usize]) -> Result<Value> {
+        Ok(Value::Ring(Ring::Shared(Shared::zero())))
     }
 
     fn cut(&self, value: &Value, shape: &[usize], axis: usize, length: usize) -> Result<Value> {

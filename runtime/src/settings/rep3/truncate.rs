@@ -46,21 +46,15 @@ use super::reshare::{Operand, own_term};
 use super::{Cx, Purpose};
 use crate::settings::rep3::share::{Component, Shared, ring_mask};
 
-/// The quotient of `n` elements of a ring of `bits` by `2^by`, `1 ≤ by ≤ bits − 2`.
-pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, by: u8) -> Result<Shared> {
-    if by == 0 || by.saturating_add(2) > bits {
-        return Err(Diagnostic::internal("E0803", format!("truncation of a {bits}-bit ring by {by} bits")));
+/// The quotient of `n` elements of a ring of `from` bits by `2^by`, `by ≤ from − 2`, in a ring of `to` bits; `by = 0` is the
+/// same value in a larger ring, whose wrap has the weight `2^from`. A ring that is not larger takes the low bits of the
+/// quotient in that of the operand.
+pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, (from, to): (u8, u8), by: u8) -> Result<Shared> {
+    if from < 8 || by.saturating_add(2) > from || to > 64 || by == 0 && to <= from {
+        let found = format!("division by 2^{by} of a {from}-bit ring into one of {to} bits");
+        return Err(Diagnostic::internal("E0803", found));
     }
-    divide(cx, x, n, Division { bits, by, out: bits }).await
-}
-
-/// The same `n` elements of a ring of `bits` in one of `out > bits` bits, exactly: the wrap, which has the weight
-/// `2^bits`, is added. Bits per element: those of a truncation with `w = out − bits`, where what is dealt has `out` bits.
-pub async fn extend(cx: &Cx, x: Operand<'_>, n: usize, bits: u8, out: u8) -> Result<Shared> {
-    if bits < 8 || out <= bits || out > 64 {
-        return Err(Diagnostic::internal("E0803", format!("extension of a {bits}-bit ring to {out} bits")));
-    }
-    divide(cx, x, n, Division { bits, by: 0, out }).await
+    divide(cx, x, n, Division { bits: from, by, out: to.max(from) }).await
 }
 
 /// `x / 2^by` for `x` in a ring of `bits`, as an element of a ring of `out` bits.

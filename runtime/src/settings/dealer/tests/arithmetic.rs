@@ -1,13 +1,14 @@
 //! Products, divisions, exponentials and lookups: against plain arithmetic, and every received bit under a mask.
 
 use ombra_ir::op::{EXP_RING, EXP_SCALE};
+use ombra_ir::settings::Msg;
 
 use super::rank::assert_full_rank;
 use super::*;
 use crate::settings::dealer::divide::divide;
 use crate::settings::dealer::embed::{Sums, embed};
 use crate::settings::dealer::lookup::exp_digits;
-use crate::settings::dealer::products::{Bilinear, Factor, product, times_weight};
+use crate::settings::dealer::products::{Bilinear, Factor, Operand, hold, mask, product, times_weight};
 use crate::settings::dealer::reveal;
 use crate::settings::rep3::embed::Table;
 
@@ -39,7 +40,16 @@ fn products_are_exact() {
         let (xs, ys) = (share(&x, &mut words), share(&y, &mut words));
         let shares = held(7, &traffic(&Op::Mul, &product_sizes(100, bits, [false; 2])), |cx, role| {
             let (x, y) = (Rc::clone(&xs[role]), Rc::clone(&ys[role]));
-            async move { product(&cx, &Bilinear { apply: &times, operands: [100, 100], result: 100 }, &x, &y, bits).await }
+            async move {
+                product(
+                    &cx,
+                    &Bilinear { apply: &times, operands: [100, 100], result: 100 },
+                    Operand::Share(&x),
+                    Operand::Share(&y),
+                    bits,
+                )
+                .await
+            }
         });
         let expected: Vec<_> = x.iter().zip(&y).map(|(x, y)| x.wrapping_mul(*y) & ring_mask(bits)).collect();
         assert_eq!(open(&shares, 100, bits), expected);
@@ -60,11 +70,94 @@ fn products_with_weights_are_exact() {
             let whole = by(w1.iter().zip(&w2).map(|(x, y)| x.wrapping_add(*y)).collect());
             let (first, second) = (by(w1), by(w2));
             let factor = Factor { first: &first, second: &second, whole: &whole };
-            times_weight(&cx, &x, &factor, (50, 50), 64).await
+            times_weight(&cx, Operand::Share(&x), &factor, (50, 50), 64).await
         }
     });
     let expected: Vec<_> = (0..50).map(|i| x[i].wrapping_mul(w1[i].wrapping_add(w2[i]))).collect();
     assert_eq!(open(&shares, 50, 64), expected);
+}
+
+/// `x·y`, `x·x` and `x·w` of values that are masked once, of which the last takes what masks leave the server.
+async fn products_of_masked(
+    cx: Cx,
+    [x, y]: [Rc<Share>; 2],
+    w: [Vec<u64>; 2],
+    bits: u8,
+) -> ombra_ir::Result<[Share; 3]> {
+    let n = w[0].len();
+    let f = Bilinear { apply: &times, operands: [n, n], result: n };
+    let x = mask(&cx.at_level(1), &x, n, bits).await?;
+    let y = mask(&cx.at_level(2), &y, n, bits).await?;
+    let product_xy = product(&cx.at_level(3), &f, Operand::Ready(&x), Operand::Ready(&y), bits).await?;
+    let square = product(&cx.at_level(4), &f, Operand::Ready(&x), Operand::Ready(&x), bits).await?;
+    let by = |w: Vec<u64>| move |x: &[u64]| times(x, &w);
+    let whole = by(w[0].iter().zip(&w[1]).map(|(x, y)| x.wrapping_add(*y)).collect());
+    let [first, second] = w.map(by);
+    let factor = Factor { first: &first, second: &second, whole: &whole };
+    let weighted = times_weight(&cx.at_level(5), Operand::Ready(&x), &factor, (n, n), bits).await?;
+    Ok([product_xy, square, weighted])
+}
+
+/// What two masks and three products of what is masked send.
+fn traffic_of_masked(n: usize, bits: u8) -> Traffic {
+    let masks = [Op::Mask, Op::Mask].map(|op| traffic(&op, &sizes(n, bits)));
+    let of = |forms, of_server| traffic(&Op::Mul, &Sizes { forms, ..product_sizes(n, bits, of_server) });
+    let both = [Sharing::Masked; 2];
+    let products = [of(both, [false; 2]), of(both, [false; 2]), of([Sharing::Masked, Sharing::Shared], [false, true])];
+    let mut all = Traffic::default();
+    for part in masks.into_iter().chain(products) {
+        all.msgs.extend(part.msgs.iter().map(|m| Msg { round: m.round + all.rounds, ..*m }));
+        all.rounds += part.rounds;
+    }
+    all
+}
+
+#[test]
+fn what_is_masked_once_is_multiplied_often() {
+    let mut words = Words(11);
+    for bits in [24, 40, 64] {
+        let ([x, y], w) = ([words.take(60), words.take(60)], [words.take(60), words.take(60)]);
+        let shares = [share(&x, &mut words), share(&y, &mut words)];
+        let declared = traffic_of_masked(60, bits);
+        let online: u64 = declared.msgs.iter().filter(|m| m.from < 2).map(|m| m.bytes).sum();
+        assert_eq!(online, 4 * 60 * u64::from(bits / 8), "each value is sent once each way");
+        let results = held(12, &declared, |cx, role| {
+            products_of_masked(cx, shares.each_ref().map(|x| Rc::clone(&x[role])), w.clone(), bits)
+        });
+        let [client, server, dealer] = results;
+        let whole: Vec<_> = w[0].iter().zip(&w[1]).map(|(x, y)| x.wrapping_add(*y)).collect();
+        let expected = [(&x, &y), (&x, &x), (&x, &whole)];
+        for (parts, (x, y)) in client.into_iter().zip(server).zip(dealer).zip(expected) {
+            let ((client, server), dealer) = parts;
+            let expected: Vec<_> = x.iter().zip(y).map(|(x, y)| x.wrapping_mul(*y) & ring_mask(bits)).collect();
+            assert_eq!(open(&[client, server, dealer], 60, bits), expected);
+        }
+    }
+}
+
+#[test]
+fn what_is_held_is_multiplied_with_weights() {
+    let mut words = Words(13);
+    let (x, w) = (words.take(40), [words.take(40), words.take(40)]);
+    let shares = share(&x, &mut words);
+    let mut declared = traffic(&Op::Hold, &sizes(40, 48));
+    let forms = [Sharing::Held, Sharing::Shared];
+    let product = traffic(&Op::Mul, &Sizes { forms, ..product_sizes(40, 48, [false, true]) });
+    declared.msgs.extend(product.msgs.iter().map(|m| Msg { round: m.round + 1, ..*m }));
+    declared.rounds += product.rounds;
+    let results = held(14, &declared, |cx, role| {
+        let (x, w) = (Rc::clone(&shares[role]), w.clone());
+        async move {
+            let x = hold(&cx.at_level(1), &x, 40, 48).await?;
+            let by = |w: Vec<u64>| move |x: &[u64]| times(x, &w);
+            let whole = by(w[0].iter().zip(&w[1]).map(|(x, y)| x.wrapping_add(*y)).collect());
+            let [first, second] = w.map(by);
+            let factor = Factor { first: &first, second: &second, whole: &whole };
+            times_weight(&cx.at_level(2), Operand::Ready(&x), &factor, (40, 40), 48).await
+        }
+    });
+    let product = |i: usize| x[i].wrapping_mul(w[0][i].wrapping_add(w[1][i])) & ring_mask(48);
+    assert_eq!(open(&results, 40, 48), (0..40).map(product).collect::<Vec<_>>());
 }
 
 /// All values and all first shares of a ring of 8 bits; then near the ends of large rings, and larger rings.
@@ -76,7 +169,7 @@ fn quotients_are_floors_or_one_more() {
         let second = values.iter().zip(&first).map(|(x, y)| (*x as u64).wrapping_sub(*y)).collect();
         let shares = [Rc::new(Share::of(first)), Rc::new(Share::of(second)), Rc::new(Share::nothing())];
         let n = values.len();
-        let op = Op::Truncate { by };
+        let op = Op::Truncate { by, bits: 8 };
         let result = held(9, &traffic(&op, &sizes(n, 8)), |cx, role| {
             let x = Rc::clone(&shares[role]);
             async move { divide(&cx, &x, n, (8, 8), by).await }
@@ -105,10 +198,7 @@ fn quotients_are_floors_or_one_more() {
             })
             .collect();
         let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut words);
-        let op = if by == 0 { Op::Extend { bits: to } } else { Op::Truncate { by } };
-        let sizes = Sizes { bits: to, from_bits: from, ..sizes(400, to) };
-        let declared = if from == to || by == 0 { traffic(&op, &sizes) } else { Traffic::default() };
-        let declared = if (from, to) == (32, 40) { messages(400, 2) } else { declared };
+        let declared = traffic(&Op::Truncate { by, bits: to }, &Sizes { from_bits: from, ..sizes(400, to) });
         let result = held(10, &declared, |cx, role| {
             let x = Rc::clone(&shares[role]);
             async move { divide(&cx, &x, 400, (from, to), by).await }
@@ -120,12 +210,6 @@ fn quotients_are_floors_or_one_more() {
     }
 }
 
-/// What a division of `n` elements sends that deals `bytes` for each.
-fn messages(n: u64, bytes: u64) -> Traffic {
-    let msg = |from, to, bytes| ombra_ir::settings::Msg { round: 0, from, to, bytes };
-    Traffic { rounds: 1, msgs: vec![msg(0, 1, n.div_ceil(8)), msg(1, 0, n.div_ceil(8)), msg(2, 1, n * bytes)] }
-}
-
 #[test]
 fn exponentials_are_right() {
     for (bits, scale) in [(32, 16), (64, 20), (24, 12), (48, 29)] {
@@ -135,7 +219,7 @@ fn exponentials_are_right() {
         let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut Words(4));
         let result = held(11, &traffic(&Op::ExpDigits { scale, tail: false }, &sizes(n, bits)), |cx, role| {
             let x = Rc::clone(&shares[role]);
-            async move { exp_digits(&cx, &x, n, scale).await }
+            async move { exp_digits(&cx, Operand::Share(&x), n, scale).await }
         });
         let unit = f64::from(EXP_SCALE).exp2();
         for (x, y) in x.iter().zip(open(&result, n, EXP_RING)) {
@@ -209,17 +293,35 @@ fn what_is_received_is_masked() {
     for bits in [24, 64] {
         assert_full_rank("product", &traffic(&Op::Mul, &product_sizes(N, bits, [false; 2])), |cx, role| {
             let (x, y) = (Rc::clone(&x[role]), Rc::clone(&y[role]));
-            async move { product(&cx, &Bilinear { apply: &times, operands: [N, N], result: N }, &x, &y, bits).await }
+            async move {
+                product(
+                    &cx,
+                    &Bilinear { apply: &times, operands: [N, N], result: N },
+                    Operand::Share(&x),
+                    Operand::Share(&y),
+                    bits,
+                )
+                .await
+            }
         });
         let sizes = product_sizes(N, bits, [false, true]);
         assert_full_rank("product with a weight", &traffic(&Op::Mul, &sizes), |cx, role| {
             let (x, w) = (Rc::clone(&x[role]), w.clone());
             async move {
                 let by = |x: &[u64]| times(x, &w);
-                times_weight(&cx, &x, &Factor { first: &by, second: &by, whole: &by }, (N, N), bits).await
+                times_weight(&cx, Operand::Share(&x), &Factor { first: &by, second: &by, whole: &by }, (N, N), bits)
+                    .await
             }
         });
-        assert_full_rank("division", &traffic(&Op::Truncate { by: 12 }, &sizes), |cx, role| {
+        let parts = [words.take(N), words.take(N)];
+        assert_full_rank("products of masked values", &traffic_of_masked(N, bits), |cx, role| {
+            products_of_masked(cx, [&x, &y].map(|x| Rc::clone(&x[role])), parts.clone(), bits)
+        });
+        assert_full_rank("held", &traffic(&Op::Hold, &super::sizes(N, bits)), |cx, role| {
+            let x = Rc::clone(&x[role]);
+            async move { hold(&cx, &x, N, bits).await.map(drop) }
+        });
+        assert_full_rank("division", &traffic(&Op::Truncate { by: 12, bits }, &sizes), |cx, role| {
             let x = Rc::clone(&x[role]);
             async move { divide(&cx, &x, N, (bits, bits), 12).await }
         });
@@ -228,7 +330,7 @@ fn what_is_received_is_masked() {
         let op = Op::ExpDigits { scale, tail: false };
         assert_full_rank("exponential", &traffic(&op, &sizes(N, 64)), |cx, role| {
             let x = Rc::clone(&x[role]);
-            async move { exp_digits(&cx, &x, N, scale).await }
+            async move { exp_digits(&cx, Operand::Share(&x), N, scale).await }
         });
     }
     let table = Table { rows: 16, columns: 1, tokens: N, bits: 64 };

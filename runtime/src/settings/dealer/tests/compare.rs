@@ -1,13 +1,14 @@
 //! Sign bits, and, bits as ring elements, and selection.
 
 use super::*;
-use crate::settings::dealer::bits::{Masked, and, bit_to_ring, select};
+use crate::settings::dealer::bits::{and, bit_to_ring, select};
 use crate::settings::dealer::compare::msb;
+use crate::settings::dealer::products::{Operand, begin_mask, end_mask};
 
 fn signs_of(seed: u64, shares: [Rc<Share>; 3], n: usize, (width, drop): (u8, u8)) -> Vec<bool> {
     let bits = run(seed, &Op::Msb { width, drop }, &sizes(n, 64), |cx, role| {
         let share = shares[role].clone();
-        async move { msb(&cx, &share, n, width, drop).await }
+        async move { msb(&cx, Operand::Share(&share), n, width, drop).await }
     });
     open_bits(&bits)
 }
@@ -103,7 +104,7 @@ fn widths_that_hold_no_sign_are_refused() {
     for (width, drop) in [(65, 0), (1, 0), (5, 4), (5, 9), (0, 0)] {
         let result = lockstep::run(1, 0, &Traffic::default(), |cx| async move {
             let share = if cx.role() == 2 { Share::nothing() } else { Share::of(vec![0]) };
-            msb(&cx, &share, 1, width, drop).await
+            msb(&cx, Operand::Share(&share), 1, width, drop).await
         });
         assert_eq!(result.err().map(|e| e.code), Some("E0803"), "width {width}, {drop} dropped");
     }
@@ -155,10 +156,11 @@ fn elements_are_selected_by_one_opened_bit() {
             async move {
                 let mut masked = Vec::new();
                 for (part, x) in (0u8..).zip(&x) {
-                    masked.push(Masked::begin(&cx, x.map(<[u64]>::to_vec), n, bits, part)?);
+                    masked.push(begin_mask(&cx, x, n, bits, part)?);
                 }
                 cx.round().await;
-                masked.iter_mut().try_for_each(|value| value.end(&cx, bits))?;
+                let masked = masked.into_iter().map(|value| end_mask(&cx, value, n, bits));
+                let masked = masked.collect::<ombra_ir::Result<Vec<_>>>()?;
                 select(&cx, &b, &masked, bits).await
             }
         });

@@ -2,6 +2,7 @@
 
 mod arithmetic;
 mod compare;
+mod curve;
 mod rank;
 mod rows;
 mod transcript;

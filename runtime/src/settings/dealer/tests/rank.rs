@@ -9,6 +9,7 @@ use crate::backend::bits::{planes_of, words as plane_words, xor_assign};
 use crate::settings::dealer::Purpose;
 use crate::settings::dealer::bits::{and, bit_to_ring};
 use crate::settings::dealer::compare::{deal_chunks, msb, sign_of_masked};
+use crate::settings::dealer::products::Operand;
 use crate::settings::dealer::tree::{arg_max, row_max};
 use crate::settings::testing::{EXTRA, affine_rank};
 
@@ -57,7 +58,7 @@ fn signs() {
         let declared = traffic(&Op::Msb { width, drop }, &sizes(N, 64));
         assert_full_rank(&format!("signs of width {width}, {drop} dropped"), &declared, |cx, role| {
             let shares = shares[role].clone();
-            async move { msb(&cx, &shares, N, width, drop).await }
+            async move { msb(&cx, Operand::Share(&shares), N, width, drop).await }
         });
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::settings::dealer::bits::{and, bit_to_ring};
 use crate::settings::dealer::compare::msb;
+use crate::settings::dealer::products::Operand;
 use crate::settings::dealer::tree::{arg_max, row_max};
 use crate::settings::testing::deviation;
 
@@ -46,7 +47,7 @@ fn messages(op: &Op, x: u64, holder: usize, seed: u64) -> Vec<Sent> {
         let (op, share, bits) = (op.clone(), shares[role].clone(), bits[role].clone());
         async move {
             match op {
-                Op::Msb { width, drop: low } => msb(&cx, &share, N, width, low).await.map(drop),
+                Op::Msb { width, drop: low } => msb(&cx, Operand::Share(&share), N, width, low).await.map(drop),
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { bits: ring } => bit_to_ring(&cx, &bits, ring).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {

@@ -4,15 +4,15 @@ use super::*;
 use crate::settings::rep3::Keys;
 use crate::settings::rep3::convert::bit_to_ring;
 use crate::settings::rep3::reshare::Operand;
-use crate::settings::rep3::truncate::{extend, truncate};
+use crate::settings::rep3::truncate::truncate;
 
 const N: usize = 100_000;
 /// Ring of values that are extended.
 const SMALL: u8 = 16;
-const OPS: [Op; 3] = [Op::Truncate { by: 45 }, Op::Extend { bits: 64 }, Op::BitToRing { bits: 64 }];
+const OPS: [Op; 3] = [Op::Truncate { by: 45, bits: 64 }, Op::Truncate { by: 0, bits: 64 }, Op::BitToRing { bits: 64 }];
 
 fn sizes_of(op: &Op) -> Sizes<'static> {
-    let from_bits = if matches!(op, Op::Extend { .. }) { SMALL } else { 64 };
+    let from_bits = if matches!(op, Op::Truncate { by: 0, .. }) { SMALL } else { 64 };
     Sizes { from_bits, ..sizes(N, 64, true) }
 }
 
@@ -28,8 +28,10 @@ fn run_op(op: &Op, x: &[u64], seed: u64, rot: u8, keys: [Rc<Keys>; 3]) -> ([Shar
         let (op, sum, bits) = (op.clone(), sum[role].clone(), bits[role].clone());
         async move {
             match op {
-                Op::Truncate { by } => truncate(&cx, Operand::Three(&sum), N, 64, by).await,
-                Op::Extend { bits } => extend(&cx, Operand::Three(&sum), N, SMALL, bits).await,
+                Op::Truncate { by, bits } => {
+                    let from = sizes_of(&op).from_bits;
+                    truncate(&cx, Operand::Three(&sum), N, (from, bits), by).await
+                }
                 _ => bit_to_ring(&cx, &bits, 64).await,
             }
         }
@@ -47,18 +49,18 @@ fn results_are_those_of_few() {
         for op in OPS {
             let small = |v: &i64| signed(*v as u64, SMALL - 2) as u64;
             let given: Vec<u64> = match op {
-                Op::Extend { .. } => x.iter().map(small).collect(),
+                Op::Truncate { by: 0, .. } => x.iter().map(small).collect(),
                 _ => x.iter().map(|v| *v as u64).collect(),
             };
             let (shares, _) = run_op(&op, &given, 7, rot, lockstep::keys(7));
             let found = open(&shares, N, 64);
             for (x, y) in given.iter().zip(&found) {
                 match op {
-                    Op::Truncate { by } => {
+                    Op::Truncate { by: 0, .. } => assert_eq!(x, y),
+                    Op::Truncate { by, .. } => {
                         let up = *y as i64 - (*x as i64 >> by);
                         assert!(up == 0 || up == 1);
                     }
-                    Op::Extend { .. } => assert_eq!(x, y),
                     _ => assert_eq!(*y, x & 1),
                 }
             }

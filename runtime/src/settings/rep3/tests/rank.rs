@@ -12,7 +12,7 @@ use crate::settings::rep3::divide_many;
 use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::tree::{arg_max, row_max};
-use crate::settings::rep3::truncate::{Division, extend, truncate};
+use crate::settings::rep3::truncate::{Division, truncate};
 use crate::settings::testing::{EXTRA, affine_rank};
 
 /// Elements of a run: planes of bits fill whole bytes, so that all bits that are sent are random.
@@ -58,21 +58,21 @@ fn divisions_and_resharing() {
     let mut words = Words(1);
     for third in [false, true] {
         let terms = terms(&words.take(N), third, &mut words);
-        let sizes = Sizes { from_bits: 40, ..sizes(N, 64, third) };
         for op in [
-            Op::Truncate { by: 16 },
-            Op::Truncate { by: 13 },
-            Op::Truncate { by: 62 },
-            Op::Extend { bits: 64 },
+            Op::Truncate { by: 16, bits: 64 },
+            Op::Truncate { by: 13, bits: 64 },
+            Op::Truncate { by: 62, bits: 64 },
+            Op::Truncate { by: 0, bits: 64 },
             Op::Reshare,
         ] {
+            let from_bits = if matches!(op, Op::Truncate { by: 0, .. }) { 40 } else { 64 };
+            let sizes = Sizes { from_bits, ..sizes(N, 64, third) };
             assert_full_rank(&format!("{op:?}, {}", 2 + u8::from(third)), &traffic(&op, &sizes), |cx, role| {
                 let (op, terms) = (op.clone(), terms[role].clone());
                 async move {
                     let operand = if third { Operand::Three(&terms) } else { Operand::Two(&terms) };
                     match op {
-                        Op::Truncate { by } => truncate(&cx, operand, N, 64, by).await,
-                        Op::Extend { bits } => extend(&cx, operand, N, 40, bits).await,
+                        Op::Truncate { by, bits } => truncate(&cx, operand, N, (from_bits, bits), by).await,
                         _ => reshare(&cx, operand, N, 64).await,
                     }
                 }

@@ -11,7 +11,7 @@ use crate::settings::rep3::input::input;
 use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::tree::{arg_max, row_max};
-use crate::settings::rep3::truncate::{extend, truncate};
+use crate::settings::rep3::truncate::truncate;
 use crate::settings::testing::deviation;
 
 const N: usize = 512;
@@ -54,7 +54,7 @@ impl Case {
 fn cases() -> Vec<Case> {
     let shared = [Form::Shared, Form::Without(0), Form::Without(1), Form::Without(2)];
     let mut cases = Vec::new();
-    for op in [Op::Truncate { by: 16 }, Op::Reshare, Op::Extend { bits: 64 }] {
+    for op in [Op::Truncate { by: 16, bits: 64 }, Op::Reshare, Op::Truncate { by: 0, bits: 64 }] {
         let forms = shared.into_iter().chain([Form::Two, Form::Three]);
         cases.extend(forms.map(|form| Case { op: op.clone(), form }));
     }
@@ -111,7 +111,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
             rows: RowLens::Equal { count: ROWS as u64, len: LEN as u64 },
             table_rows: TABLE as u64,
             tokens: ids.len() as u64,
-            from_bits: if matches!(op, Op::Extend { .. }) { SMALL } else { 64 },
+            from_bits: if matches!(op, Op::Truncate { by: 0, .. }) { SMALL } else { 64 },
             ..sizes(
                 if matches!(op, Op::RowMax { .. } | Op::ArgMax { .. }) { ROWS } else { N },
                 64,
@@ -131,10 +131,12 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                 _ => Operand::Shared(&shared),
             };
             match op {
-                Op::Truncate { by } => truncate(&cx, operand, N, 64, by).await.map(drop),
+                Op::Truncate { by, bits } => {
+                    let from = if by == 0 { SMALL } else { 64 };
+                    truncate(&cx, operand, N, (from, bits), by).await.map(drop)
+                }
                 Op::Reshare => reshare(&cx, operand, N, 64).await.map(drop),
                 Op::Msb { width, drop: low } => msb(&cx, &shared, N, width, low).await.map(drop),
-                Op::Extend { bits } => extend(&cx, operand, N, SMALL, bits).await.map(drop),
                 Op::ExpDigits { scale, tail } => exp_digits(&cx, &shared, N, scale, tail).await.map(drop),
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
@@ -258,9 +260,8 @@ fn every_message_is_under_a_key_that_its_receiver_does_not_know() {
 /// Role 2 knows the masks of what the others send each other, so no message of a cross-term product may go to it.
 #[test]
 fn role_2_of_a_crossing_receives_nothing() {
-    let cross_term = |case: &&Case| {
-        matches!(case.op, Op::Truncate { .. } | Op::Extend { .. } | Op::BitToRing { .. } | Op::ExpDigits { .. })
-    };
+    let cross_term =
+        |case: &&Case| matches!(case.op, Op::Truncate { .. } | Op::BitToRing { .. } | Op::ExpDigits { .. });
     for case in cases().iter().filter(cross_term) {
         let sent = messages(case, 5, 1, 0, lockstep::keys(1));
         assert!(!sent.is_empty() && sent.iter().all(|m| m.to != 2), "{case:?}");

@@ -4,7 +4,7 @@ use super::*;
 use crate::settings::rep3::input::input;
 use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::reveal::reveal;
-use crate::settings::rep3::truncate::{dither, extend, truncate};
+use crate::settings::rep3::truncate::{dither, truncate};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
@@ -30,11 +30,11 @@ fn truncated(seed: u64, rot: u8, x: &[u64], form: Form, bits: u8, by: u8) -> Vec
     let sizes = sizes(n, bits, form == Form::Three);
     let shared = share(x, &mut words);
     let sum = terms(x, form == Form::Three, &mut words);
-    let shares = run(seed, rot, &Op::Truncate { by }, &sizes, |cx, role| {
+    let shares = run(seed, rot, &Op::Truncate { by, bits }, &sizes, |cx, role| {
         let (shared, sum) = (shared[role].clone(), sum[role].clone());
         async move {
             let operand = form.operand(&shared, &sum);
-            truncate(&cx, operand, n, bits, by).await
+            truncate(&cx, operand, n, (bits, bits), by).await
         }
     });
     open(&shares, n, bits)
@@ -53,11 +53,11 @@ fn values_keep_their_size_in_a_larger_ring() {
             let sizes = Sizes { from_bits: from, ..sizes(n, to, form == Form::Three) };
             let shared = share(&x, &mut words);
             let sum = terms(&x, form == Form::Three, &mut words);
-            let shares = run(3, rot, &Op::Extend { bits: to }, &sizes, |cx, role| {
+            let shares = run(3, rot, &Op::Truncate { by: 0, bits: to }, &sizes, |cx, role| {
                 let (shared, sum) = (shared[role].clone(), sum[role].clone());
                 async move {
                     let operand = form.operand(&shared, &sum);
-                    extend(&cx, operand, n, from, to).await
+                    truncate(&cx, operand, n, (from, to), 0).await
                 }
             });
             let expected: Vec<u64> = x.iter().map(|v| *v & ring_mask(to)).collect();
@@ -135,9 +135,9 @@ fn rounding_is_decided_by_the_joint_term() {
         for (rot, joint) in (0u8..).map(|i| i % 3).zip(joints) {
             let single = x.iter().zip(&joint).map(|(x, joint)| x.wrapping_sub(*joint)).collect();
             let terms = [joint.clone(), joint.clone(), single].map(|term| Rc::new(Sum::new(Some(term))));
-            let shares = run(4, rot, &Op::Truncate { by }, &sizes(n, bits, false), |cx, role| {
+            let shares = run(4, rot, &Op::Truncate { by, bits }, &sizes(n, bits, false), |cx, role| {
                 let term = terms[role].clone();
-                async move { truncate(&cx, Operand::Two(&term), n, bits, by).await }
+                async move { truncate(&cx, Operand::Two(&term), n, (bits, bits), by).await }
             });
             let dropped = |x: u64| x & ring_mask(by);
             let m: Vec<u64> = joint.iter().enumerate().map(|(i, joint)| joint.wrapping_add(dither(i))).collect();
@@ -180,9 +180,9 @@ fn rounding_of_a_single_term_is_not_biased() {
     for (rot, holders) in [(0, 0..2), (1, 2..3)] {
         let value = (7i64 << by) + (1 << (by - 1));
         let sizes = sizes(n, bits, false);
-        let shares = run(21, rot, &Op::Truncate { by }, &sizes, |cx, role| {
+        let shares = run(21, rot, &Op::Truncate { by, bits }, &sizes, |cx, role| {
             let sum = Sum::new(holders.contains(&role).then(|| vec![value as u64; n]));
-            async move { truncate(&cx, Operand::Two(&sum), n, bits, by).await }
+            async move { truncate(&cx, Operand::Two(&sum), n, (bits, bits), by).await }
         });
         let up = rounding(&vec![value as u64; n], &open(&shares, n, bits), bits, by).iter().sum::<i64>();
         let chance = up as f64 / n as f64;
@@ -192,10 +192,10 @@ fn rounding_of_a_single_term_is_not_biased() {
 
 #[test]
 fn impossible_divisors_are_refused() {
-    let declared = traffic(&Op::Truncate { by: 63 }, &sizes(1, 64, false));
+    let declared = traffic(&Op::Truncate { by: 63, bits: 64 }, &sizes(1, 64, false));
     for by in [0, 63, 255] {
         let result = lockstep::run(1, 0, &declared, |cx| async move {
-            truncate(&cx, Operand::Two(&Sum::default()), 1, 64, by).await
+            truncate(&cx, Operand::Two(&Sum::default()), 1, (64, 64), by).await
         });
         assert_eq!(result.err().map(|e| e.code), Some("E0803"));
     }

@@ -1,0 +1,172 @@
+//! Smooth functions by lookup, in settings that have masks: one table for the whole range of a value where that is narrow,
+//! else a table for the middle and straight lines outside.
+//!
+//! Cells are `w` wide and the table reaches to `2^t`; errors are those of the parabolas, [`ombra_ir::curve`], and of
+//! rounding. A value beyond the table would give any element: so a table alone serves where the value's bound is proven to
+//! lie a cell inside it, and otherwise the whole value is compared with both ends, two cells inside them.
+//!
+//! | | whole range | middle | inside | tail |
+//! |---|---|---|---|---|
+//! | GELU | 32, w = 1/4 | 8, w = 1/8 | 7e-4, 9e-5 | 1e-14 |
+//! | SiLU | 16, w = 1/8 | 16, w = 1/8 | 3e-5 | 2.6e-6 |
+//! | softplus | 32, w = 1/4 | 16, w = 1/4 | 7e-5 | 1.9e-7 |
+//! | tanh | 16, w = 1/8 | 8, w = 1/8 | 1.7e-4 | 3.8e-7 |
+//! | sigmoid | 32, w = 1/4 | 16, w = 1/4 | 9e-5 | 1.9e-7 |
+//! | erf | 4, w = 1/16 | 4, w = 1/16 | 5e-5 | 3e-8 |
+
+use super::{Emit, fixed};
+use ombra_ir::Result;
+use ombra_ir::curve::Curve;
+use ombra_ir::module::Id;
+use ombra_ir::norms::BIT;
+use ombra_ir::op::Op;
+use ombra_ir::ty::BoundFrom;
+
+/// Fraction bits of an operand at most.
+const FINEST: u8 = 16;
+/// Fraction bits that decide whether a value is in the middle: the function is straight around the ends.
+const BRANCH_FRACTION: u8 = 6;
+/// Ring bits of what is looked up.
+const RING: u8 = 32;
+/// Bits of it that values above 1 leave to the fraction.
+const ROOM: u8 = 29;
+/// Its fraction bits at most.
+const SCALE: u8 = 24;
+
+/// A table: to `±2^range` in cells `2^cell` wide.
+#[derive(Clone, Copy)]
+struct Table {
+    range: u8,
+    cell: i8,
+}
+
+/// What a function is beyond its middle.
+#[derive(Clone, Copy)]
+enum Beyond {
+    /// 0 below, `x` above.
+    Line,
+    /// Two constants.
+    Ends(i8, i8),
+}
+
+struct Form {
+    whole: Table,
+    middle: Table,
+    beyond: Beyond,
+}
+
+fn form(curve: Curve) -> Form {
+    let table = |range, cell| Table { range, cell };
+    let of = |whole, middle, beyond| Form { whole, middle, beyond };
+    match curve {
+        Curve::Gelu | Curve::GeluTanh => of(table(5, -2), table(3, -3), Beyond::Line),
+        Curve::Silu => of(table(4, -3), table(4, -3), Beyond::Line),
+        Curve::Softplus => of(table(5, -2), table(4, -2), Beyond::Line),
+        Curve::Tanh => of(table(4, -3), table(3, -3), Beyond::Ends(-1, 1)),
+        Curve::Sigmoid => of(table(5, -2), table(4, -2), Beyond::Ends(0, 1)),
+        Curve::Erf => of(table(2, -4), table(2, -4), Beyond::Ends(-1, 1)),
+    }
+}
+
+/// The function in the ring and at the scale of `x`, within what types prove of it.
+pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve, result: (u8, BoundFrom)) -> Result<Id> {
+    let (outer, scale, _) = e.ring(x)?;
+    let Form { whole, middle, beyond } = form(curve);
+    let from = scale.min(FINEST);
+    let bound = (result.0, if result.1 == BoundFrom::Proven { BoundFrom::Guarded } else { result.1 });
+    let y = if most(e, x)? <= libm::exp2(f64::from(whole.range)) - libm::exp2(f64::from(whole.cell)) {
+        let x = brought_to(e, x, from, ring_of(whole.range + 1 + from))?;
+        entry(e, x, curve, whole, beyond)?
+    } else {
+        in_parts(e, x, from, curve, middle, beyond)?
+    };
+    finished(e, y, (outer, scale), bound)
+}
+
+/// The smallest ring of so many bits.
+fn ring_of(bits: u8) -> u8 {
+    bits.div_ceil(8) * 8
+}
+
+/// What the value's size is less than.
+fn most(e: &Emit, x: Id) -> Result<f64> {
+    let (_, scale, bound) = e.ring(x)?;
+    let log = e.ty(x).norms.size.map_or(f64::from(bound), |size| f64::from(size) / f64::from(BIT));
+    Ok(libm::exp2(log - f64::from(scale)))
+}
+
+/// The value with so many fraction bits in a ring of `bits`, whatever lies above it.
+fn brought_to(e: &mut Emit, x: Id, scale: u8, bits: u8) -> Result<Id> {
+    let (_, own, bound) = e.ring(x)?;
+    let x = if own > scale { e.truncate_to(x, scale, (bound - (own - scale)).saturating_add(1))? } else { x };
+    e.narrow(x, bits)
+}
+
+/// The entry of the table for the low bits of `x`.
+fn entry(e: &mut Emit, x: Id, curve: Curve, table: Table, beyond: Beyond) -> Result<Id> {
+    let (_, from, _) = e.ring(x)?;
+    let size = if let Beyond::Line = beyond { table.range } else { 1 };
+    let scale = SCALE.min(ROOM - size);
+    let op = Op::Lookup {
+        curve,
+        window: table.range + 1 + from,
+        cell: from.saturating_add_signed(table.cell).max(1),
+        bits: RING,
+        scale,
+    };
+    e.guarded(op, &[x], scale + size)
+}
+
+/// The entry in the middle, and what the function is beyond.
+fn in_parts(e: &mut Emit, x: Id, from: u8, curve: Curve, table: Table, beyond: Beyond) -> Result<Id> {
+    let (outer, scale, bound) = e.ring(x)?;
+    let whole = bound.saturating_sub(scale - from).max(from + table.range).saturating_add(3);
+    let bits = ring_of(whole).min(outer);
+    let x = brought_to(e, x, from, bits)?;
+    let (_, _, bound) = e.ring(x)?;
+    let end = libm::exp2(f64::from(table.range)) - 2.0 * libm::exp2(f64::from(table.cell));
+    let drop = from.saturating_sub(BRANCH_FRACTION);
+    let low = e.below(x, -end, drop)?;
+    let not_high = e.below(x, end, drop)?;
+    let inside = e.op(Op::Xor, &[low, not_high])?;
+    let high = e.op(Op::Not, &[not_high])?;
+    let window = e.narrow(x, ring_of(table.range + 1 + from).min(bits))?;
+    let y = entry(e, window, curve, table, beyond)?;
+    let (_, scale, size) = e.ring(y)?;
+    let by = scale - from;
+    let y = e.guarded(Op::Truncate { by, bits }, &[y], size - by + 1)?;
+    let y = e.op(Op::Select, &[inside, y])?;
+    let most = bound.max(from + table.range + 1);
+    match beyond {
+        Beyond::Line => {
+            let above = e.op(Op::Select, &[high, x])?;
+            e.guarded(Op::Add, &[above, y], most)
+        }
+        Beyond::Ends(below, above) => {
+            let mut sum = y;
+            for (bit, end) in [(low, below), (high, above)] {
+                if end != 0 {
+                    let number = e.op(Op::BitToRing { bits }, &[bit])?;
+                    let step = e.op(Op::MulInt { k: fixed(f64::from(end), from)? }, &[number])?;
+                    let step = e.op(Op::SetScale { scale: from }, &[step])?;
+                    sum = e.guarded(Op::Add, &[sum, step], from + 1)?;
+                }
+            }
+            Ok(sum)
+        }
+    }
+}
+
+/// The value in the ring and at the scale that were asked for.
+fn finished(e: &mut Emit, y: Id, (bits, scale): (u8, u8), bound: (u8, BoundFrom)) -> Result<Id> {
+    let (own, from, size) = e.ring(y)?;
+    let by = from.saturating_sub(scale);
+    let rounded = size.saturating_sub(by).saturating_add(u8::from(by > 0));
+    let y = match by {
+        0 if own >= bits => e.narrow(y, bits)?,
+        _ => e.declared(Op::Truncate { by, bits }, &[y], (rounded, BoundFrom::Guarded))?,
+    };
+    let y = if from < scale { e.op(Op::Upscale { by: scale - from }, &[y])? } else { y };
+    ombra_ir::infer::tighten(e.module, y, bound.0, bound.1, &ombra_ir::norms::Norms::default());
+    Ok(y)
+}

@@ -1,0 +1,172 @@
+//! Rings as narrow as what is made of a value needs, in settings where a ring's bits are bytes between the parties.
+//!
+//! Sums, products and movements are right modulo any power of two, so a value needs no more bits than what it goes into,
+//! and than its own bound. A division needs its operand whole; comparisons and lookups need the bits that they look at; what
+//! leaves the program keeps its ring. A division into a ring that is narrower by what it drops sends nothing.
+//!
+//! ```text
+//!   %4 = matmul %1 %2 : ring64.30 <36               %4 = narrow %1, %5 = narrow %2, %6 = matmul %4 %5 : ring40.30 <36
+//!   %5 = truncate %4 {by = 14, bits = 64}           %7 = truncate %6 {by = 14, bits = 24}
+//!   %6 = narrow %5 {bits = 24}
+//! ```
+
+use ombra_ir::Result;
+use ombra_ir::infer::{push, push_like, push_source};
+use ombra_ir::module::{Id, Module, Node};
+use ombra_ir::op::{Class, EXP_WINDOW, Op};
+use ombra_ir::ty::{Elem, Ty};
+use std::collections::BTreeMap;
+
+/// The module in narrower rings, if its setting pays for bits.
+///
+/// # Errors
+/// None that a legal module has.
+pub fn narrow_rings(module: Module) -> Result<Module> {
+    if !module.setting.protocol().dealer.is_some() {
+        return Ok(module);
+    }
+    let rings = rings(&module, &states(&module));
+    let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
+    let mut ids: Vec<Id> = Vec::with_capacity(module.ops.len());
+    let mut narrowed: BTreeMap<(Id, u8), Id> = BTreeMap::new();
+    for (i, node) in module.ops.iter().enumerate() {
+        let mut taken = |out: &mut Module, id: Id, bits: u8| -> Result<Id> {
+            if ring_bits(out, id) <= bits {
+                return Ok(id);
+            }
+            if let Some(&narrow) = narrowed.get(&(id, bits)) {
+                return Ok(narrow);
+            }
+            let narrow = push(out, Op::Narrow { bits }, &[id], None, node.origin.clone())?;
+            narrowed.insert((id, bits), narrow);
+            Ok(narrow)
+        };
+        let op = with_ring(&node.op, rings[i]);
+        let args = (0..node.args.len()).map(|slot| {
+            let arg = node.args[slot];
+            let bits = operand_bits(&module, node, slot, rings[i]).max(needed_by_bound(&module, arg));
+            taken(&mut out, ids[arg.index()], bits)
+        });
+        let args = args.collect::<Result<Vec<_>>>()?;
+        let id = match (&op, &*args) {
+            // A change of the ring that is one no more, or goes the other way.
+            (Op::Narrow { bits } | Op::Truncate { by: 0, bits }, &[x]) if ring_bits(&out, x) >= *bits => {
+                taken(&mut out, x, *bits)?
+            }
+            (Op::State { .. } | Op::Weight { .. } | Op::PublicWeight { .. }, _) => {
+                let scale = node.ty.as_ring().map_or(0, |(_, scale)| scale);
+                let ty = Ty { elem: Elem::Ring { bits: rings[i], scale }, ..node.ty.clone() };
+                push_source(&mut out, op, ty, node.origin.clone())?
+            }
+            _ => push_like(&mut out, node, op, &args)?,
+        };
+        ids.push(id);
+    }
+    Ok(out)
+}
+
+/// Ring bits of a value; none of what is no ring element.
+fn ring_bits(module: &Module, id: Id) -> u8 {
+    module.ty(id).as_ring().map_or(0, |(bits, _)| bits)
+}
+
+/// Whole bytes.
+fn ring_of(bits: u8) -> u8 {
+    bits.div_ceil(8) * 8
+}
+
+/// The least ring that holds a value's bound.
+fn needed_by_bound(module: &Module, id: Id) -> u8 {
+    ring_of(module.ty(id).bound.saturating_add(1))
+}
+
+/// The ring of every state: as many bits as what reads it takes, and as what it is set to has.
+fn states(module: &Module) -> Vec<u8> {
+    let mut states = vec![0u8; module.states.len()];
+    let rings = rings(module, &states);
+    for (node, &bits) in module.ops.iter().zip(&rings) {
+        let slot = match node.op {
+            Op::State { slot } => slot,
+            // Its bound is no larger than that of what is read.
+            _ => continue,
+        };
+        if let Some(state) = states.get_mut(slot as usize) {
+            *state = bits.max(*state);
+        }
+    }
+    states
+}
+
+/// The ring of every result: as many bits as what it goes into takes. `states` are what states have at least.
+fn rings(module: &Module, states: &[u8]) -> Vec<u8> {
+    let kept = kept_weights(module);
+    let mut rings = vec![0u8; module.ops.len()];
+    for (i, node) in module.ops.iter().enumerate().rev() {
+        if let Some((own, _)) = node.ty.as_ring() {
+            let compared =
+                if let Op::RowMax { width, .. } | Op::ArgMax { width } = node.op { ring_of(width) } else { 0 };
+            let state = match node.op {
+                Op::State { slot } | Op::SetState { slot } => states.get(slot as usize).copied().unwrap_or(own),
+                _ => 0,
+            };
+            let needed = rings[i].max(compared).max(state).max(needed_by_bound(module, Id(i as u32)));
+            let is_kept = is_fixed(&node.op) || node.args.iter().any(|arg| kept[arg.index()]);
+            rings[i] = if is_kept || kept[i] { own } else { needed.min(own) };
+        }
+        for (slot, arg) in node.args.iter().enumerate() {
+            let bits = operand_bits(module, node, slot, rings[i]);
+            rings[arg.index()] = rings[arg.index()].max(bits);
+        }
+    }
+    rings
+}
+
+/// Weights that more than one op takes, which keep their ring: each is shared and stored once.
+fn kept_weights(module: &Module) -> Vec<bool> {
+    let mut users = vec![0u32; module.ops.len()];
+    module.ops.iter().flat_map(|node| &node.args).for_each(|arg| users[arg.index()] += 1);
+    module.ops.iter().zip(users).map(|(node, users)| is_weight(&node.op) && users > 1).collect()
+}
+
+fn is_weight(op: &Op) -> bool {
+    matches!(op, Op::Weight { .. } | Op::PublicWeight { .. })
+}
+
+/// Whether an op's result has the ring that it has.
+fn is_fixed(op: &Op) -> bool {
+    op.class() == Class::Source && !matches!(op, Op::State { .. }) && !is_weight(op)
+        || matches!(
+            op,
+            Op::Reveal { .. }
+                | Op::Cut { .. }
+                | Op::ExpDigits { .. }
+                | Op::Lookup { .. }
+                | Op::Embed
+                | Op::Encode { .. }
+        )
+}
+
+/// The bits that an op takes of an operand, where its result has a ring of `bits`.
+fn operand_bits(module: &Module, node: &Node, slot: usize, bits: u8) -> u8 {
+    let ty = module.ty(node.args[slot]);
+    let Some((own, scale)) = ty.as_ring() else { return 0 };
+    let taken = match node.op {
+        Op::Truncate { .. } => ring_of(ty.bound.saturating_add(2)),
+        Op::Msb { width, .. } => ring_of(width),
+        Op::ExpDigits { .. } => ring_of(scale.saturating_add(EXP_WINDOW)),
+        Op::Lookup { window, .. } => ring_of(window),
+        Op::Cut { .. } | Op::Reveal { .. } | Op::Embed | Op::Encode { .. } => own,
+        _ => bits,
+    };
+    taken.min(own)
+}
+
+/// The op with a result of a ring of `bits`.
+fn with_ring(op: &Op, bits: u8) -> Op {
+    match op {
+        Op::Truncate { by, .. } => Op::Truncate { by: *by, bits },
+        Op::Narrow { .. } => Op::Narrow { bits },
+        Op::BitToRing { .. } => Op::BitToRing { bits },
+        other => other.clone(),
+    }
+}

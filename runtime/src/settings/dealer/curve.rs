@@ -1,0 +1,178 @@
+//! Smooth functions by one lookup of a parabola.
+//!
+//! Source: one-hot lookups from a dealer with a hidden sign, and polynomials in a masked value whose powers of the mask are
+//! dealt. Parties and adversary: client, server and dealer, one semi-honest corruption.
+//! Rounds: 2, in the first of which the operand is masked if it is not yet. Bits per element, of `N` cells in a ring of `ℓ`:
+//! the window's in whole bytes each way for the mask, `3ℓ` each way, `N + 4ℓ` dealt to the server. Error: that of the
+//! parabola ([`ombra_ir::curve`]) and three units or less of its coefficients at `F/2 + 2` fraction bits or more.
+//! Side channels: every cell of the table is read.
+//!
+//! ```text
+//!   x = m − λ modulo 2^W; cells of 2^s units: i = (m ≫ s) − (λ ≫ s), u = (m mod 2^s)/2^s, t = (λ mod 2^s)/2^s
+//!     x = 2^s (i + u − t) without a carry: i is the cell of x or the next one
+//!   f(x) = a_0 + a_1 (u − t) + a_2 (u − t)² = P_0 + t·P_1 + t²·P_2, with a_k of cell i
+//!     P_0 = a_0 + a_1 u + a_2 u²,  P_1 = −(a_1 + 2 a_2 u),  P_2 = a_2
+//!   one-hot e of λ ≫ s: b^0 = F(k_0), b^1 = b^0 ⊕ e dealt; σ = b^0 − b^1 at λ ≫ s, which is 1 or −1 and the dealer's alone
+//!     Σ_j b^0_j a_k[μ − j] at the client less the same of b^1 at the server is σ·a_k[i]: so both have shares of σ·P_k,
+//!     of 64 bits, shifted where they are to F, F/2 + 2 and F/2 + 4 fraction bits in the result's ring
+//!   v_k = σ·P_k + τ_k opened to both, τ_k^0 = F(k_0), τ_k^1 = F(k_2)
+//!   D_0 = σ, D_1 = σ·t and D_2 = σ·t², with the fraction bits that v_k lacks to F, and C = Σ D_k τ_k dealt
+//!   f(x) = Σ D_k v_k − C
+//! ```
+//!
+//! Neither party may learn σ: with its own bits it would tell half of the candidates for λ.
+//!
+//! Simulator. `m` is under λ^0 and λ^1 from `k_0` and `k_2`, every `v` under its τ, the vector and all dealt elements under
+//! streams of `k_0`. Every label is used once.
+
+use ombra_ir::curve::{Cells, Curve};
+use ombra_ir::{Diagnostic, Result};
+use ombra_kernels::each_isa;
+
+use super::products::{Operand, begin_mask, end_mask, plus, ready};
+use super::share::Share;
+use super::{Cx, Purpose};
+
+/// Fraction bits of `P_1` and `P_2` beside half of those of the result: what is left of them are the mask's powers'.
+const MORE: [u8; 2] = [2, 4];
+/// Cells that are read at once.
+const LANES: usize = 8;
+
+/// `f(x)` of `n` elements in a ring of `bits`.
+pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cells, bits: u8) -> Result<Share> {
+    let (count, cell, scale) = (cells.count(), cells.cell, cells.scale);
+    let shift = (2 * u32::from(cell)).max(u32::from(cell) + u32::from(scale / 2));
+    if cells.window > 62 || cell == 0 || u32::from(bits) + shift > 64 || scale < 2 * MORE[1] {
+        return Err(Diagnostic::internal("E0803", "a lookup's window is out of range"));
+    }
+    let width = 8 * cells.window.div_ceil(8);
+    let begun = match &x {
+        Operand::Share(x) => Some(begin_mask(cx, x, n, width, 0)?),
+        Operand::Ready(_) => None,
+    };
+    let (per, vector_bits) = (count.div_ceil(64), count.min(64) as u8);
+    let vectors = || cx.draw(0, Purpose::OneHot, 0, per * n);
+    let tau = |key: u8, part: u8| cx.draw(key, Purpose::LookupMask, part, n);
+    let dealt = |part: u8| cx.draw(0, Purpose::Dealt, part, n);
+    let low = (1u64 << cell) - 1;
+    let index = |x: u64| (x >> cell) as usize & (count - 1);
+    // Fraction bits of P_0, P_1 and P_2, and of the powers of the mask beside them.
+    let scales = [scale, scale / 2 + MORE[0], scale / 2 + MORE[1]];
+    if cx.role() == 2 {
+        let lambda = ready(&begun, &x)?.lambda()?;
+        let mut vector = vectors()?;
+        let mut signs = Vec::with_capacity(n);
+        for (vector, lambda) in vector.chunks_exact_mut(per).zip(&lambda) {
+            let at = index(*lambda);
+            // σ is 1 where the client's bit is set, −1 elsewhere.
+            signs.push((vector[at / 64] >> (at % 64) & 1).wrapping_mul(2).wrapping_sub(1));
+            vector[at / 64] ^= 1 << (at % 64);
+        }
+        cx.send(1, &vector, vector_bits);
+        cx.round().await;
+        let mut sum = vec![0u64; n];
+        for (power, part) in (0..3).zip(0u8..) {
+            let tau = plus(tau(0, part)?, &tau(2, part)?);
+            let mut factors = dealt(part)?;
+            for (i, factor) in factors.iter_mut().enumerate() {
+                let own = signs[i].wrapping_mul(power_of(lambda[i] & low, power, cell, scale - scales[power as usize]));
+                sum[i] = sum[i].wrapping_add(own.wrapping_mul(tau[i]));
+                *factor = own.wrapping_sub(*factor);
+            }
+            cx.send(1, &factors, bits);
+        }
+        let last = dealt(3)?;
+        sum.iter_mut().zip(&last).for_each(|(sum, last)| *sum = sum.wrapping_sub(*last));
+        cx.send(1, &sum, bits);
+        cx.round().await;
+        return Ok(Share::nothing());
+    }
+    let (role, peer) = (cx.role(), 1 - cx.role());
+    cx.round().await;
+    let ended = begun.map(|begun| end_mask(cx, begun, n, width)).transpose()?;
+    let m = ready(&ended, &x)?.words()?;
+    let vector = if role == 0 { vectors()? } else { cx.take(2, per * n, vector_bits)? };
+    let at: Vec<usize> = m.iter().map(|m| index(*m)).collect();
+    let mut sums = vec![[0u64; 3]; n];
+    add_entries(&mut sums, &vector, &at, &Tables::new(&cells.parabolas(curve)?));
+    let mut own = [Vec::with_capacity(n), Vec::with_capacity(n), Vec::with_capacity(n)];
+    for ([a0, a1, a2], m) in sums.into_iter().zip(m) {
+        let u = m & low;
+        let p0 = (a0 << (2 * cell)).wrapping_add((a1 << cell).wrapping_mul(u)).wrapping_add(a2.wrapping_mul(u * u));
+        let p1 = (a1 << cell).wrapping_add(a2.wrapping_mul(2 * u)).wrapping_neg();
+        for ((own, p), by) in
+            own.iter_mut().zip([p0, p1, a2]).zip([2 * cell, cell + scale - scales[1], scale - scales[2]])
+        {
+            own.push(if role == 0 { p >> by } else { (p >> by).wrapping_neg() });
+        }
+    }
+    for (own, part) in own.iter_mut().zip(0u8..) {
+        let tau = tau(2 * role, part)?;
+        own.iter_mut().zip(&tau).for_each(|(own, tau)| *own = own.wrapping_add(*tau));
+        cx.send(peer, own, bits);
+    }
+    cx.round().await;
+    let mut value = vec![0u64; n];
+    for (own, part) in own.into_iter().zip(0u8..) {
+        let v = plus(own, &cx.take(peer, n, bits)?);
+        let factors = if role == 0 { dealt(part)? } else { cx.take(2, n, bits)? };
+        for (value, (v, d)) in value.iter_mut().zip(v.iter().zip(&factors)) {
+            *value = value.wrapping_add(v.wrapping_mul(*d));
+        }
+    }
+    let last = if role == 0 { dealt(3)? } else { cx.take(2, n, bits)? };
+    value.iter_mut().zip(&last).for_each(|(value, last)| *value = value.wrapping_sub(*last));
+    Ok(Share::of(value))
+}
+
+/// `(λ/2^cell)^power` with so many fraction bits, rounded to the nearest.
+fn power_of(lambda: u64, power: u32, cell: u8, scale: u8) -> u64 {
+    let (whole, by) = (u128::from(lambda).pow(power) << scale, power * u32::from(cell));
+    ((whole + (1u128 << by >> 1)) >> by) as u64
+}
+
+/// The entries of three tables, so that those for one index stand one after another.
+struct Tables {
+    count: usize,
+    /// Of every table entry `−j` at place `j`, twice, and zeros behind them.
+    entries: [Vec<u64>; 3],
+}
+
+impl Tables {
+    fn new(tables: &[Vec<i64>; 3]) -> Tables {
+        let count = tables[0].len();
+        let entries = tables.each_ref().map(|table| {
+            let twice = (0..2 * count).map(|j| table[(2 * count - j) % count] as u64);
+            twice.chain([0; LANES]).collect()
+        });
+        Tables { count, entries }
+    }
+}
+
+each_isa! {
+    /// Adds to every element's sums the entries `at − j` of the tables where bit `j` of its vector is 1. Every entry is
+    /// read.
+    fn add_entries(sums: &mut [[u64; 3]], vectors: &[u64], at: &[usize], tables: &Tables) {
+        let count = tables.count;
+        let per = count.div_ceil(64);
+        for ((sums, vector), at) in sums.iter_mut().zip(vectors.chunks_exact(per)).zip(at) {
+            let first = (count - at) % count;
+            let mut lanes = [[0u64; LANES]; 3];
+            for group in 0..count.div_ceil(LANES) {
+                let used = if count < LANES { (1 << count) - 1 } else { 0xff };
+                let bits = vector[group * LANES / 64] >> (group * LANES % 64) & used;
+                let masks: [u64; LANES] = std::array::from_fn(|lane| (bits >> lane & 1).wrapping_neg());
+                let start = first + group * LANES;
+                for (lanes, entries) in lanes.iter_mut().zip(&tables.entries) {
+                    let Some(entries) = entries.get(start..start + LANES) else { continue };
+                    for ((lane, mask), entry) in lanes.iter_mut().zip(&masks).zip(entries) {
+                        *lane = lane.wrapping_add(mask & entry);
+                    }
+                }
+            }
+            for (sum, lanes) in sums.iter_mut().zip(&lanes) {
+                *sum = lanes.iter().fold(0, |sum, lane| sum.wrapping_add(*lane));
+            }
+        }
+    }
+}

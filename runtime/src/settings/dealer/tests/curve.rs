@@ -1,0 +1,123 @@
+//! Functions by lookup: against the functions themselves, for operands that are masked before and in the op.
+
+use ombra_ir::curve::{Cells, Curve};
+
+use super::rank::assert_full_rank;
+use super::*;
+use crate::settings::dealer::curve::look_up;
+use crate::settings::dealer::products::{Operand, mask};
+
+/// `f(x)` of integers at `cells.from` in a ring of `from` bits, as reals.
+fn looked_up(seed: u64, x: &[i64], from: u8, curve: Curve, cells: Cells, bits: u8) -> Vec<f64> {
+    let n = x.len();
+    let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut Words(seed));
+    let Cells { window, cell, scale, .. } = cells;
+    let op = Op::Lookup { curve, window, cell, bits, scale };
+    let sizes = Sizes { from_bits: from, ..sizes(n, bits) };
+    let result = run(seed, &op, &sizes, |cx, role| {
+        let x = Rc::clone(&shares[role]);
+        async move { look_up(&cx, Operand::Share(&x), n, curve, cells, bits).await }
+    });
+    let real = |x: u64| signed(x, bits) as f64 * (-f64::from(scale)).exp2();
+    open(&result, n, bits).into_iter().map(real).collect()
+}
+
+/// Integers from one end of the window to the other, without the highest cell.
+fn spread(n: usize, cells: Cells) -> Vec<i64> {
+    let half = 1i64 << (cells.window - 1);
+    let most = half - (1 << cells.cell) - 1;
+    let step = (half + most) as f64 / (n - 1) as f64;
+    let mut x: Vec<i64> = (0..n).map(|i| -half + (1 << cells.cell) + (i as f64 * step) as i64).collect();
+    x.iter_mut().for_each(|x| *x = (*x).min(most));
+    x.extend([0, 1, -1, most, 1 - half + (1 << cells.cell)]);
+    x
+}
+
+#[test]
+fn functions_are_as_close_as_stated() {
+    for (curve, range, cell, bits, scale, most) in [
+        (Curve::Gelu, 5, -2, 32, 24, 1e-3),
+        (Curve::Gelu, 3, -3, 32, 24, 4e-4),
+        (Curve::GeluTanh, 3, -3, 32, 24, 4e-4),
+        (Curve::Silu, 5, -2, 32, 24, 5e-4),
+        (Curve::Silu, 6, -3, 32, 23, 6e-4),
+        (Curve::Softplus, 4, -2, 32, 24, 4e-4),
+        (Curve::Tanh, 3, -3, 32, 28, 2.5e-4),
+        (Curve::Sigmoid, 4, -2, 32, 28, 2e-4),
+        (Curve::Erf, 2, -4, 32, 28, 2e-4),
+        (Curve::Erf, 2, -4, 40, 28, 2e-4),
+        (Curve::Tanh, 2, 0, 32, 28, 0.08),
+    ] {
+        for from in [12u8, 14] {
+            let cells = Cells {
+                window: (range + 1 + i32::from(from)) as u8,
+                from,
+                cell: (i32::from(from) + cell) as u8,
+                scale,
+            };
+            let x = spread(3000, cells);
+            let found = looked_up(u64::from(from), &x, cells.window.div_ceil(8) * 8, curve, cells, bits);
+            let error = |(x, y): (&i64, &f64)| (y - curve.at(*x as f64 * (-f64::from(from)).exp2())).abs();
+            let worst = x.iter().zip(&found).map(error).fold(0.0, f64::max);
+            assert!(worst < most, "{} in cells of 2^{cell} of a ring of {bits}: {worst:.2e}", curve.name());
+        }
+    }
+}
+
+/// Every value of a window of 7 bits under every mask: the parabola of its own cell or of the next one, to some units.
+#[test]
+fn every_value_under_every_mask() {
+    let cells = Cells { window: 7, from: 4, cell: 3, scale: 24 };
+    let table = cells.parabolas(Curve::Tanh).unwrap();
+    let x: Vec<i64> = (-56..56).flat_map(|x| std::iter::repeat_n(x, 128)).collect();
+    let found = looked_up(3, &x, 8, Curve::Tanh, cells, 32);
+    let at = |cell: i64, x: i64| {
+        let u = (x - 8 * cell) as f64 / 8.0;
+        let of = |k: usize| table[k][cell.rem_euclid(16) as usize] as f64 / f64::from(1 << 24);
+        of(0) + u * (of(1) + u * of(2))
+    };
+    for (x, y) in x.iter().zip(&found) {
+        let below = x.div_euclid(8);
+        let nearest = [below, below + 1].map(|cell| (at(cell, *x) - y).abs()).into_iter().fold(f64::MAX, f64::min);
+        assert!(nearest < 4e-4, "{x}: {y}, off by {nearest:.2e}");
+    }
+}
+
+/// What lies above the window changes nothing.
+#[test]
+fn values_are_taken_modulo_the_window() {
+    let cells = Cells { window: 16, from: 12, cell: 10, scale: 24 };
+    let x: Vec<i64> = (0..500).map(|i| 37 * i - 9000).collect();
+    let beyond: Vec<i64> = x.iter().map(|x| x + (5 << 16)).collect();
+    let [near, far] = [x, beyond].map(|x| looked_up(5, &x, 24, Curve::Silu, cells, 32));
+    for (x, y) in near.iter().zip(&far) {
+        assert!((x - y).abs() < 1e-3, "{x} and {y}");
+    }
+}
+
+#[test]
+fn what_is_received_is_masked() {
+    const N: usize = 8;
+    let mut words = Words(21);
+    let x = share(&words.take(N), &mut words);
+    for (window, cell, bits, scale) in [(16, 11, 32, 24), (15, 8, 24, 18), (12, 2, 40, 30), (10, 8, 32, 24)] {
+        let cells = Cells { window, from: 8, cell, scale };
+        let op = Op::Lookup { curve: Curve::Gelu, window, cell, bits, scale };
+        let declared = traffic(&op, &sizes(N, bits));
+        assert_full_rank(&format!("{op:?}"), &declared, |cx, role| {
+            let x = Rc::clone(&x[role]);
+            async move { look_up(&cx, Operand::Share(&x), N, Curve::Gelu, cells, bits).await }
+        });
+        let masked = traffic(&op, &Sizes { forms: [Sharing::Masked, Sharing::Public], ..sizes(N, bits) });
+        let mut both = traffic(&Op::Mask, &sizes(N, 16));
+        both.msgs.extend(masked.msgs.iter().map(|m| ombra_ir::settings::Msg { round: m.round + 1, ..*m }));
+        both.rounds += masked.rounds;
+        assert_full_rank(&format!("{op:?} of what is masked"), &both, |cx, role| {
+            let x = Rc::clone(&x[role]);
+            async move {
+                let x = mask(&cx.at_level(1), &x, N, 16).await?;
+                look_up(&cx, Operand::Ready(&x), N, Curve::Gelu, cells, bits).await
+            }
+        });
+    }
+}
