@@ -267,15 +267,8 @@ impl Weights {
 
     /// Elements `start..start + len` of a weight.
     fn block(&self, recipe: &Recipe, start: usize, len: usize) -> Result<Ring> {
-        let read = |source: &Arc<dyn TensorSource>| -> Result<Vec<u64>> {
-            let elements = source.elements(&recipe.name, start, len)?;
-            if elements.len() != len {
-                return Err(short(&recipe.name));
-            }
-            encode(&elements, recipe.bits, recipe.scale, recipe.bound)
-        };
         if !recipe.secret {
-            return Ok(Ring::Public(read(&self.public)?));
+            return Ok(Ring::Public(read(&self.public, recipe, start, len)?));
         }
         let prg = self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"))?;
         let mut w1 = Zeroizing::new(vec![0; len]);
@@ -283,7 +276,7 @@ impl Weights {
         let shared = match &self.own {
             None => Shared { a: Component::Zero, b: Component::Data(w1) },
             Some(own) => {
-                let mut w2 = Zeroizing::new(read(own)?);
+                let mut w2 = Zeroizing::new(read(own, recipe, start, len)?);
                 crate::backend::elementwise::sub_assign(&mut w2, &w1);
                 Shared { a: Component::Data(w1), b: Component::Data(w2) }
             }
@@ -336,6 +329,25 @@ impl Matrix {
     pub fn block(&self, start: usize, count: usize) -> Result<Ring> {
         self.weights.block(&self.recipe, start * self.columns, count * self.columns)
     }
+
+    /// `count` rows from `start` on as they are, at the server.
+    ///
+    /// # Errors
+    /// The weights file has become unreadable; E0814 at another party.
+    pub fn whole(&self, start: usize, count: usize) -> Result<Vec<u64>> {
+        let own =
+            self.weights.own.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a party has no weights file"))?;
+        read(own, &self.recipe, start * self.columns, count * self.columns)
+    }
+}
+
+/// Elements `start..start + len` of a weight from a file.
+fn read(source: &Arc<dyn TensorSource>, recipe: &Recipe, start: usize, len: usize) -> Result<Vec<u64>> {
+    let elements = source.elements(&recipe.name, start, len)?;
+    if elements.len() != len {
+        return Err(short(&recipe.name));
+    }
+    encode(&elements, recipe.bits, recipe.scale, recipe.bound)
 }
 
 fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {

@@ -155,18 +155,20 @@ each_isa! {
     fn add_entries(sums: &mut [[u64; 3]], vectors: &[u64], at: &[usize], tables: &Tables) {
         let count = tables.count;
         let per = count.div_ceil(64);
+        let used = if count < LANES { (1 << count) - 1 } else { u64::MAX };
         for ((sums, vector), at) in sums.iter_mut().zip(vectors.chunks_exact(per)).zip(at) {
             let first = (count - at) % count;
+            let width = count.next_multiple_of(LANES);
+            let [t0, t1, t2] = tables.entries.each_ref().map(|table| table.get(first..first + width).unwrap_or(&[]));
             let mut lanes = [[0u64; LANES]; 3];
-            for group in 0..count.div_ceil(LANES) {
-                let used = if count < LANES { (1 << count) - 1 } else { 0xff };
+            let groups = t0.chunks_exact(LANES).zip(t1.chunks_exact(LANES)).zip(t2.chunks_exact(LANES));
+            for (group, ((t0, t1), t2)) in groups.enumerate() {
                 let bits = vector[group * LANES / 64] >> (group * LANES % 64) & used;
-                let masks: [u64; LANES] = std::array::from_fn(|lane| (bits >> lane & 1).wrapping_neg());
-                let start = first + group * LANES;
-                for (lanes, entries) in lanes.iter_mut().zip(&tables.entries) {
-                    let Some(entries) = entries.get(start..start + LANES) else { continue };
-                    for ((lane, mask), entry) in lanes.iter_mut().zip(&masks).zip(entries) {
-                        *lane = lane.wrapping_add(mask & entry);
+                for lane in 0..LANES {
+                    let is_set = bits & 1 << lane != 0;
+                    for (lanes, entries) in lanes.iter_mut().zip([t0, t1, t2]) {
+                        let sum = lanes[lane].wrapping_add(entries[lane]);
+                        lanes[lane] = if is_set { sum } else { lanes[lane] };
                     }
                 }
             }

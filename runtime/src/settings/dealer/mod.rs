@@ -23,6 +23,7 @@ mod tests;
 pub mod tree;
 pub mod value;
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -36,8 +37,9 @@ use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::rep3::embed::Table;
+use super::rep3::local::linear::Ring;
 use super::rep3::value::Value as Stored;
-use super::weights::{Matrix, Weights};
+use super::weights::Weights;
 use super::words::broadcast::{expand, volume, zip};
 use super::words::movement::slice;
 use super::words::ops::{is_linear, missing, operand_shape};
@@ -49,7 +51,7 @@ use embed::{Sums, embed};
 use local::role;
 use products::{Bilinear, Factor, Operand, product, times_weight};
 use share::{BitShare, Share};
-use value::{Terms, Value, terms_of, unexpected};
+use value::{Value, terms_of, unexpected};
 
 /// One party of the setting in a session: its keys, and what it holds of the weights.
 pub struct Dealer {
@@ -102,10 +104,13 @@ impl Side for Dealer {
     }
 
     fn weight(&self, id: Id, user: &Op, slot: usize) -> Result<Arc<Value>> {
-        let stored = self.weights.get(id, slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed))?;
+        let is_matrix = slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed);
+        let stored = self.weights.get(id, is_matrix)?;
         let stored = match &*stored {
             Stored::Matrix(matrix) if matrix.is_secret() => return Ok(Arc::new(Value::Matrix(stored))),
             Stored::Matrix(_) => self.weights.get(id, false)?,
+            // What is stored is multiplied where it lies.
+            Stored::Ring(Ring::Shared(_)) if is_matrix => return Ok(Arc::new(Value::Matrix(stored))),
             _ => stored,
         };
         terms_of(self.role, stored.ring()?).map(Arc::new)
@@ -285,16 +290,21 @@ enum Part {
     Whole,
 }
 
-/// The words of a part of a weight.
-fn part_of(part: Part, terms: &Terms) -> Result<Vec<u64>> {
-    let of = |term: &Option<zeroize::Zeroizing<Vec<u64>>>| {
-        term.as_ref().map(|term| term.to_vec()).ok_or_else(|| unexpected("a term of a weight"))
-    };
-    match part {
-        Part::First => of(&terms.first),
-        Part::Second => of(&terms.second),
-        Part::Whole => terms.whole(),
-    }
+/// The words of a part of a weight of two terms.
+fn part_of<'a>(part: Part, first: Option<&'a [u64]>, second: Option<&'a [u64]>) -> Result<Cow<'a, [u64]>> {
+    let none = || unexpected("a term of a weight");
+    Ok(match part {
+        Part::First => Cow::Borrowed(first.ok_or_else(none)?),
+        Part::Second => Cow::Borrowed(second.ok_or_else(none)?),
+        Part::Whole => Cow::Owned(products::plus(first.ok_or_else(none)?.to_vec(), second.ok_or_else(none)?)),
+    })
+}
+
+/// The same of a weight as it is stored or made.
+fn part_of_ring(role: u8, part: Part, ring: &Ring) -> Result<Cow<'_, [u64]>> {
+    let Ring::Shared(shared) = ring else { return Err(unexpected("a private weight")) };
+    let [first, second] = value::terms(role, shared);
+    part_of(part, first, second)
 }
 
 /// `x · W` of a part of a weight, which may be made block by block: blocks of `W`'s rows meet blocks of `x`'s columns, or
@@ -311,16 +321,27 @@ fn times(
         let pair = [(Some(x.into()), Some(w.into()))];
         Ok(Plan::new(xs, ws, trans_b)?.sum_of_products(&pair, threads)?.unwrap_or_default())
     };
-    let Some(matrix) = weight.matrix() else {
-        let Value::Weight(terms) = weight else { return Err(unexpected("a private weight")) };
-        return product(x, shape, &part_of(part, terms)?, weight_shape);
+    let matrix = match weight {
+        Value::Weight(terms) => return product(x, shape, &terms.part(part)?, weight_shape),
+        Value::Matrix(stored) => match &**stored {
+            Stored::Matrix(matrix) => matrix,
+            stored => return product(x, shape, &part_of_ring(role, part, stored.ring()?)?, weight_shape),
+        },
+        _ => return Err(unexpected("a private weight")),
     };
     let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
     let mut sum: Vec<u64> = Vec::new();
     let step = matrix.block_rows();
     for start in (0..matrix.rows).step_by(step) {
         let count = step.min(matrix.rows - start);
-        let block = block_of(role, part, matrix, start, count)?;
+        let ring;
+        let block = match (role, part) {
+            (1, Part::Whole) => Cow::Owned(matrix.whole(start, count)?),
+            _ => {
+                ring = matrix.block(start, count)?;
+                part_of_ring(role, part, &ring)?
+            }
+        };
         if trans_b || count == matrix.rows {
             let columns = product(x, shape, &block, &[count, matrix.columns])?;
             if count == matrix.rows {
@@ -338,13 +359,6 @@ fn times(
         }
     }
     Ok(sum)
-}
-
-fn block_of(role: u8, part: Part, matrix: &Matrix, start: usize, count: usize) -> Result<Vec<u64>> {
-    match terms_of(role, &matrix.block(start, count)?)? {
-        Value::Weight(terms) => part_of(part, &terms),
-        _ => Err(unexpected("a private weight")),
-    }
 }
 
 /// A product of two secrets with its sizes.
@@ -410,7 +424,7 @@ impl<'a> Operation<'a> {
                 }
                 _ => {
                     let Value::Weight(terms) = value else { return Err(unexpected("a private weight")) };
-                    let term = part_of(part, terms)?;
+                    let term = terms.part(part)?;
                     if weight == 1 { self.apply(x, &term) } else { self.apply(&term, x) }
                 }
             }

@@ -9,8 +9,9 @@ use std::borrow::Cow;
 use zeroize::Zeroizing;
 
 use super::share::{BitShare, Masked, Share};
+use super::{Part, part_of};
 use crate::settings::rep3::local::linear::Ring;
-use crate::settings::weights::Matrix;
+use crate::settings::rep3::share::Shared;
 
 /// The result of an op at one party. Its shape is in [`Bound`]; it has no `Debug`.
 pub enum Value {
@@ -30,7 +31,7 @@ pub enum Value {
     Bits(BitShare),
     /// A private weight, or what was moved from one.
     Weight(Terms),
-    /// A matrix of weights that is made block by block.
+    /// A matrix of weights that is made block by block, or multiplied where it is stored.
     Matrix(Arc<crate::settings::rep3::value::Value>),
 }
 
@@ -49,12 +50,10 @@ impl Terms {
         Ok(Terms { first: of(&self.first)?, second: of(&self.second)? })
     }
 
-    /// The whole weight, at the server.
-    pub fn whole(&self) -> Result<Vec<u64>> {
-        match (&self.first, &self.second) {
-            (Some(first), Some(second)) => Ok(super::products::plus(first.to_vec(), second)),
-            _ => Err(unexpected("both terms of a weight")),
-        }
+    /// The words of a part.
+    pub(super) fn part(&self, part: Part) -> Result<Cow<'_, [u64]>> {
+        let [first, second] = [&self.first, &self.second].map(|term| term.as_ref().map(|term| term.as_slice()));
+        part_of(part, first, second)
     }
 
     /// This party's share of the weight: the first term at the client, the second at the server.
@@ -64,18 +63,23 @@ impl Terms {
     }
 }
 
-/// A block of a weight as the shared set-up holds it.
+/// The two terms of a weight as the shared set-up holds them.
+pub(super) fn terms(role: u8, shared: &Shared) -> [Option<&[u64]>; 2] {
+    let (a, b) = (shared.a.data(), shared.b.data());
+    match role {
+        0 => [b, None],
+        1 => [a, b],
+        _ => [None, a],
+    }
+}
+
+/// A weight as the shared set-up holds it.
 pub(super) fn terms_of(role: u8, ring: &Ring) -> Result<Value> {
     match ring {
         Ring::Public(words) => Ok(Value::Public(words.clone())),
         Ring::Shared(shared) => {
-            let (a, b) = (shared.a.data().map(<[u64]>::to_vec), shared.b.data().map(<[u64]>::to_vec));
-            let (first, second) = match role {
-                0 => (b, None),
-                1 => (a, b),
-                _ => (None, a),
-            };
-            Ok(Value::Weight(Terms { first: first.map(Zeroizing::new), second: second.map(Zeroizing::new) }))
+            let [first, second] = terms(role, shared).map(|term| term.map(|words| Zeroizing::new(words.to_vec())));
+            Ok(Value::Weight(Terms { first, second }))
         }
         Ring::Two(_) | Ring::Three(_) => Err(unexpected("a weight")),
     }
@@ -141,17 +145,6 @@ impl Value {
         match self {
             Value::Held(held) => Ok(Cow::Borrowed(held)),
             _ => self.masked(role, n).map(|masked| Cow::Owned(masked.to_held())),
-        }
-    }
-
-    /// A block of rows of a matrix that is made block by block.
-    pub(super) fn matrix(&self) -> Option<&Matrix> {
-        match self {
-            Value::Matrix(value) => match &**value {
-                crate::settings::rep3::value::Value::Matrix(matrix) => Some(matrix),
-                _ => None,
-            },
-            _ => None,
         }
     }
 }
