@@ -178,7 +178,7 @@ fn saturating(e: &mut Emit, x: Id, form: Form, fit: &[f64], ends: Ends) -> Resul
 }
 
 /// The sum of terms, within `2^bound`.
-fn total(e: &mut Emit, parts: &[Id], bound: u8) -> Result<Id> {
+pub(super) fn total(e: &mut Emit, parts: &[Id], bound: u8) -> Result<Id> {
     let mut sum = parts[0];
     for &part in &parts[1..] {
         sum = e.guarded(Op::Add, &[sum, part], bound)?;

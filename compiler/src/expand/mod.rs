@@ -16,6 +16,7 @@ mod quotient;
 mod reciprocal;
 mod reveal;
 mod root;
+mod sine;
 mod softmax;
 #[cfg(test)]
 mod tests;
@@ -135,6 +136,8 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         Op::Tanh => activation::tanh(&mut e, x),
         Op::Sigmoid => activation::sigmoid(&mut e, x),
         Op::Erf => activation::erf(&mut e, x),
+        Op::Sin => sine::sin(&mut e, x),
+        Op::Cos => sine::cos(&mut e, x),
         Op::RmsNorm { eps, length, scale } => {
             let form = norm::Form { eps: eps.get(), length: *length, scale: *scale };
             norm::rms_norm(&mut e, x, form, result.0)

@@ -329,13 +329,15 @@ fn activations_of_wide_values() {
     let sigmoid = |x: f64| 1.0 / (1.0 + libm::exp(-x));
     let gelu = |x: f64| x * 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
     type Function<'a> = (Op, f64, &'a dyn Fn(f64) -> f64);
-    let functions: [Function; 6] = [
+    let functions: [Function; 8] = [
         (Op::Silu, 1.4e-3, &|x| x * sigmoid(x)),
         (Op::Gelu { tanh: false }, 4e-4, &gelu),
         (Op::Softplus, 5e-4, &|x| x.max(0.0) + libm::log1p(libm::exp(-x.abs()))),
         (Op::Tanh, 3e-4, &libm::tanh),
         (Op::Sigmoid, 2e-4, &sigmoid),
         (Op::Erf, 2e-4, &libm::erf),
+        (Op::Sin, 2e-5, &libm::sin),
+        (Op::Cos, 2e-5, &libm::cos),
     ];
     for (op, most, f) in functions {
         // Bounds below the interval's ends: the result is bounded as its operand is.

@@ -481,6 +481,8 @@ impl Lower<'_> {
             Op::Tanh => self.unary(v, args[0], M::Tanh)?,
             Op::Sigmoid => self.unary(v, args[0], M::Sigmoid)?,
             Op::Erf => self.unary(v, args[0], M::Erf)?,
+            Op::Public(plain::Op::Unary(plain::Unary::Sin)) => self.unary(v, args[0], M::Sin)?,
+            Op::Public(plain::Op::Unary(plain::Unary::Cos)) => self.unary(v, args[0], M::Cos)?,
             Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
             Op::Softmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], None)?,
             Op::RatioSoftmax { axis, numerator, eps } if *axis + 1 == node.shape.len() => {
@@ -516,11 +518,6 @@ impl Lower<'_> {
                 return Err(Diagnostic::unsupported("E0520", "a power with a secret or varying exponent is not supported")
                     .note("it would be exp(y ln x), whose relative error in fixed point is large where results differ in size")
                     .note("expected one exponent that is a constant of the model"));
-            }
-            Op::Public(plain::Op::Unary(u @ (plain::Unary::Sin | plain::Unary::Cos))) => {
-                let message = format!("{} of a secret value is not supported", u.name());
-                return Err(Diagnostic::unsupported("E0520", message)
-                    .note("expected angles that follow from positions, as those of a rotary embedding do"));
             }
             other => {
                 return Err(Diagnostic::unsupported("E0520", format!("operator {} on a secret value is not supported yet", other.name()))

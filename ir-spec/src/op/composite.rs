@@ -54,6 +54,10 @@ pub(super) static TANH: Description = of_curve("tanh", SATURATING);
 pub(super) static SIGMOID: Description = of_curve("sigmoid", SATURATING);
 pub(super) static ERF: Description = of_curve("erf", SATURATING);
 
+pub(super) static SIN: Description = Description { name: "sin", meaning: Some(|_, e| e.map(libm::sin)), ..SATURATING };
+
+pub(super) static COS: Description = Description { name: "cos", meaning: Some(|_, e| e.map(libm::cos)), ..SATURATING };
+
 /// Values between 0 and `|x| + ln 2`.
 pub(super) static SOFTPLUS: Description = Description {
     bound: "max(x, scale) + 1",

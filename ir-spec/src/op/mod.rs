@@ -560,6 +560,10 @@ ops! {
     Sigmoid => composite::SIGMOID;
     /// The error function.
     Erf => composite::ERF;
+    /// sin x, of radians.
+    Sin => composite::SIN;
+    /// cos x, of radians.
+    Cos => composite::COS;
     /// ln(1 + e^x).
     Softplus => composite::SOFTPLUS;
     /// x / √(mean(x²) + eps) over the last axis, for rows of integers of any 2-norm below 2^length, zero among them.

@@ -295,6 +295,8 @@ fn composites_are_functions_of_reals() {
     one(Op::Tanh, 0.5, 0.462117);
     one(Op::Sigmoid, -1.0, 0.268941);
     one(Op::Erf, 0.5, 0.520500);
+    one(Op::Sin, 3.0, 0.141120);
+    one(Op::Cos, 3.0, -0.989992);
     one(Op::Softplus, 0.0, std::f64::consts::LN_2);
     one(Op::Exp { max: 0 }, -1.0, 0.367879);
     one(Op::Exp { max: 0 }, -32.5, 0.0);

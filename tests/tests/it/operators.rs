@@ -6,6 +6,7 @@ use ombra_compiler::pipeline::{self, Options};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::Quantity;
+use ombra_ir::settings::Setting;
 use ombra_runtime::app::inputs::infer_request;
 use ombra_tests::built::{Folder, build_with};
 use ombra_tests::{parties, plain};
@@ -152,9 +153,15 @@ impl Small {
         (model, Options { calibration: vec![self.inputs.clone()], ..Options::default() })
     }
 
-    /// Compiles the model, runs it, and compares with what is expected.
+    /// Compiles the model for three parties, runs it, and compares with what is expected.
     pub(crate) fn check(self, what: &str, expected: &[f64], tolerance: f64) {
+        self.check_in(Setting::ThreeParty, what, expected, tolerance);
+    }
+
+    /// [`Small::check`] in a setting.
+    fn check_in(self, setting: Setting, what: &str, expected: &[f64], tolerance: f64) {
         let (model, options) = self.model();
+        let options = Options { setting, ..options };
         let built = build_with(model, None, &options).unwrap_or_else(|e| panic!("{what}: {e}"));
 
         let outcome =
@@ -428,6 +435,22 @@ fn saturating_functions() {
     unary("Sigmoid", -12.0, 12.0, |x| 1.0 / (1.0 + libm::exp(-x)), 2e-4);
     unary("Sigmoid", -100.0, 100.0, |x| 1.0 / (1.0 + libm::exp(-x)), 2e-4);
     unary("Erf", -4.0, 4.0, libm::erf, 2e-4);
+}
+
+/// Angles of any size, in every setting with secrets.
+#[test]
+fn angles() {
+    for setting in [Setting::ThreeParty, Setting::Dealer] {
+        for (op, f) in [("Sin", libm::sin as fn(f64) -> f64), ("Cos", libm::cos)] {
+            for size in [4.0, 300.0, 70_000.0] {
+                // Angles that fixed point holds: what is measured is the function.
+                let x: Vec<f64> = line(-size, size, 801).iter().map(|x| libm::rint(x * 64.0) / 64.0).collect();
+                let expected: Vec<f64> = x.iter().map(|x| f(*x)).collect();
+                let small = Small::new().secret("x", (&[801], x)).node(op, &["x"], "y", vec![]);
+                small.check_in(setting, op, &expected, 2.5e-5);
+            }
+        }
+    }
 }
 
 #[test]
