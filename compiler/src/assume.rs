@@ -5,7 +5,7 @@
 
 use crate::bounds::{Range, Ranges};
 use crate::calibrate::{Moments, Rows};
-use crate::graph::{Graph, Op, Owner};
+use crate::graph::{Graph, Op, Owner, TensorOp};
 use ombra_ir::plain::DType;
 use ombra_ir::ty::BoundFrom;
 
@@ -31,7 +31,9 @@ pub fn assume(graph: &Graph) -> Ranges {
     let mut ranges = Ranges::default();
     for (id, node) in graph.iter().filter(|(_, node)| node.dtype == DType::F32) {
         let greatest = match &node.op {
-            Op::Const(tensor) => tensor.as_f32().map_or(0.0, |v| v.iter().fold(0.0, |m, x| x.abs().max(m))).into(),
+            Op::Tensor(TensorOp::Constant(tensor)) => {
+                tensor.as_f32().map_or(0.0, |v| v.iter().fold(0.0, |m, x| x.abs().max(m))).into()
+            }
             Op::Softmax { .. } | Op::MaskedSoftmax { .. } | Op::RatioSoftmax { .. } => 1.0,
             _ if matches!(node.owner, Owner::Client | Owner::Secret) => ACTIVATION,
             _ => WEIGHT,

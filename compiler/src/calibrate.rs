@@ -6,9 +6,9 @@
 use crate::bounds::MARGIN;
 use crate::expand::FINE;
 use crate::graph::eval::{Weights, visit_each};
-use crate::graph::{Graph, InputRole, Op, Owner, ValueId, ratio};
+use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId, ratio};
 use crate::self_test::rows::{longest, rows_of_tokens};
-use ombra_ir::plain::{DType, Data, Tensor};
+use ombra_ir::plain::{Binary, DType, Data, Tensor, Unary};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -105,8 +105,8 @@ impl Rows {
 /// The operand that must not be zero.
 fn divisor(op: &Op) -> Option<u32> {
     match op {
-        Op::Div => Some(1),
-        Op::Reciprocal | Op::Log => Some(0),
+        Op::Tensor(TensorOp::Binary(Binary::Div)) => Some(1),
+        Op::Tensor(TensorOp::Unary(Unary::Reciprocal | Unary::Log)) => Some(0),
         Op::Pow(p) if *p < 0.0 => Some(0),
         _ => None,
     }
@@ -340,7 +340,11 @@ pub(crate) fn positions(graph: &Graph) -> Option<u64> {
         let rows = graph.shape(table).first()?.as_constant().filter(|_| by_position)?;
         u64::try_from(rows).ok().filter(|&rows| rows > 0)
     };
-    graph.iter().filter(|(_, n)| matches!(n.op, Op::Gather { axis: 0 })).filter_map(|(id, _)| looks_up(id)).min()
+    graph
+        .iter()
+        .filter(|(_, n)| matches!(n.op, Op::Tensor(TensorOp::Gather { axis: 0 })))
+        .filter_map(|(id, _)| looks_up(id))
+        .min()
 }
 
 /// Rows of the table that token ids look up, as they are or in another shape.
@@ -350,10 +354,11 @@ pub(crate) fn vocabulary(graph: &Graph) -> Result<u64> {
         ids.filter(|&id| matches!(graph.op(id), Some(Op::Input { role: InputRole::TokenIds, .. }))).collect();
     while let Some(id) = ids.pop() {
         for user in graph.users(id) {
-            if matches!(graph.op(user), Some(Op::Reshape { .. })) {
+            if matches!(graph.op(user), Some(Op::Tensor(TensorOp::Reshape { .. }))) {
                 ids.push(user);
             }
-            if let (Some(Op::Gather { axis: 0 }), Some(table)) = (graph.op(user), graph.operand(user, 0))
+            if let (Some(Op::Tensor(TensorOp::Gather { axis: 0 })), Some(table)) =
+                (graph.op(user), graph.operand(user, 0))
                 && let Some(rows) = graph.shape(table).first().and_then(|d| d.as_constant())
                 && rows > 0
             {

@@ -3,8 +3,7 @@
 //! Roles follow from structure, not from names: in a layer, what leads to a softmax and what it leads to is attention,
 //! until a norm after it begins the feed-forward part.
 
-use crate::graph::{Graph, Op, Owner, ValueId};
-use ombra_ir::plain;
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use ombra_ir::plan::{Part, Place, Role};
 use std::collections::BTreeMap;
 
@@ -95,8 +94,11 @@ fn roles(graph: &Graph) -> BTreeMap<ValueId, Role> {
         seen.insert(id, now);
         let computes = !matches!(
             graph.op(id),
-            None | Some(Op::Input { .. } | Op::Weight { .. } | Op::Const(_))
-                | Some(Op::Public(plain::Op::Sizes { .. } | plain::Op::Iota { .. } | plain::Op::Constant(_)))
+            None | Some(
+                Op::Input { .. }
+                    | Op::Weight { .. }
+                    | Op::Tensor(TensorOp::Constant(_) | TensorOp::Sizes { .. } | TensorOp::Iota { .. })
+            )
         );
         if !computes {
             continue;

@@ -10,7 +10,7 @@ use crate::egraph::cost::Network;
 use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval};
+use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId, eval};
 use crate::import::ops::attention::ROTARY;
 use crate::import::positions::DEFAULT_LENGTH;
 use crate::import::{self, Published, load_weight};
@@ -578,7 +578,7 @@ fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
     for (id, node) in graph.iter().filter(|(_, node)| node.owner == Owner::Secret) {
         for (slot, operand) in graph.operands(id).into_iter().enumerate() {
             let found = graph.node(operand).map_err(one)?;
-            let looks_up = slot == 1 && matches!(node.op, Op::Gather { .. });
+            let looks_up = slot == 1 && matches!(node.op, Op::Tensor(TensorOp::Gather { .. }));
             if found.dtype == DType::F32 || found.owner != Owner::Client || looks_up {
                 continue;
             }

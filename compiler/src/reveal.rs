@@ -108,7 +108,7 @@ pub fn keep_outputs(graph: &mut Graph, reveal: &[(usize, OutputKind)]) -> Vec<(u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{InputRole, Op, Origin};
+    use crate::graph::{InputRole, Op, Origin, TensorOp};
     use ombra_ir::Dim;
     use ombra_ir::plain::Type;
 
@@ -118,10 +118,13 @@ mod tests {
         let sizes = |dims: &[i64]| dims.iter().map(|d| Dim::constant(*d)).collect::<Vec<_>>();
         let ids = Type::new(DType::I64, sizes(&[1, 2]));
         let ids = g.add_input("input_ids", InputRole::TokenIds, ids, Origin::default());
-        let flat = g.add(Op::Reshape { shape: sizes(&[2]) }, &[ids], Origin::default()).expect("it fits");
+        let flat =
+            g.add(Op::Tensor(TensorOp::Reshape { shape: sizes(&[2]) }), &[ids], Origin::default()).expect("it fits");
         let table = g.add_weight("table", false, sizes(&[100, width]), Origin::default());
-        let rows = g.add(Op::Gather { axis: 0 }, &[table, flat], Origin::default()).expect("it fits");
-        let value = g.add(Op::Reshape { shape: sizes(&[1, 2, width]) }, &[rows], Origin::default()).expect("it fits");
+        let rows = g.add(Op::Tensor(TensorOp::Gather { axis: 0 }), &[table, flat], Origin::default()).expect("it fits");
+        let value = g
+            .add(Op::Tensor(TensorOp::Reshape { shape: sizes(&[1, 2, width]) }), &[rows], Origin::default())
+            .expect("it fits");
         g.outputs.push(Output { name: "logits".into(), role: OutputRole::Logits, value });
         reveals(&mut g, &[]).expect("there is a default")[0].1
     }

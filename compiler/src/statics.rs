@@ -14,7 +14,7 @@ use ombra_ir::{Diagnostic, Result};
 use sha2::{Digest, Sha256};
 
 use crate::bounds::{Look, Product};
-use crate::graph::{Graph, Op, ValueId, eval};
+use crate::graph::{Graph, Op, TensorOp, ValueId, eval};
 use crate::stream::{Elements, each_block};
 
 /// Digest of a static value, or of it and of other numbers that decide what is found.
@@ -134,7 +134,7 @@ impl<'a> Statics<'a> {
                 let node = self.graph.node(at)?;
                 let mut digest = Sha256::new();
                 match &node.op {
-                    Op::Const(tensor) => {
+                    Op::Tensor(TensorOp::Constant(tensor)) => {
                         digest.update(format!("{} {:?}", tensor.dtype().name(), tensor.shape()));
                         digest_data(&mut digest, tensor.data());
                     }

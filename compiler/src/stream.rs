@@ -9,11 +9,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use ombra_ir::plain::{self, Data, Tensor};
+use ombra_ir::plain::{self, Binary, Data, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Result};
 
 use crate::graph::eval::{static_value, value_limit};
-use crate::graph::{Graph, Op, ValueId};
+use crate::graph::{Graph, Op, TensorOp, ValueId};
 use crate::import::{find_tensor, load_weight};
 use crate::onnx::{Model, element_size, element_type, floats_of, shape};
 
@@ -128,7 +128,7 @@ impl Bands<'_> {
             {
                 return Ok(());
             }
-            Some(Op::Mul | Op::Add | Op::Sub) if by_rows && self.rank > 1 => {
+            Some(Op::Tensor(TensorOp::Binary(Binary::Mul | Binary::Add | Binary::Sub))) if by_rows && self.rank > 1 => {
                 return self.graph.operands(id).into_iter().try_for_each(|operand| self.prepare(operand));
             }
             _ => {}
@@ -146,7 +146,7 @@ impl Bands<'_> {
                 return Ok(whole.clone());
             }
             let (start, len) = (ombra_ir::Dim::from_usize(rows.start)?, ombra_ir::Dim::from_usize(rows.len())?);
-            let slice = plain::Op::Slice { axis: 0, start, len, step: 1 };
+            let slice = TensorOp::Slice { axis: 0, start, len, step: 1 };
             return plain::eval(&slice, &[whole], &Bindings::new(), whole.len());
         }
         match self.graph.op(id) {
@@ -155,8 +155,8 @@ impl Bands<'_> {
                 let operands = self.graph.operands(id).into_iter().map(|o| self.band(o, rows.clone()));
                 let operands = operands.collect::<Result<Vec<_>>>()?;
                 let operands: Vec<&Tensor> = operands.iter().collect();
-                let plain = op.to_plain().ok_or_else(missing)?;
-                plain::eval(&plain, &operands, &Bindings::new(), value_limit(&operands))
+                let plain = op.tensor().ok_or_else(missing)?;
+                plain::eval(plain, &operands, &Bindings::new(), value_limit(&operands))
             }
             None => Err(missing()),
         }
@@ -194,8 +194,9 @@ mod tests {
         let dim = |n: usize| Dim::from_usize(n).unwrap();
         let w = g.add_weight("w", true, vec![dim(height), dim(width)], Origin::default());
         let s = g.add_weight("s", false, vec![dim(height)], Origin::default());
-        let s = g.add(Op::Reshape { shape: vec![dim(height), dim(1)] }, &[s], Origin::default()).unwrap();
-        let y = g.add(Op::Mul, &[s, w], Origin::default()).unwrap();
+        let s =
+            g.add(Op::Tensor(TensorOp::Reshape { shape: vec![dim(height), dim(1)] }), &[s], Origin::default()).unwrap();
+        let y = g.add(Op::MUL, &[s, w], Origin::default()).unwrap();
         for id in [w, y] {
             let whole = static_value(&g, &|name: &str| load_weight(&model, name), id).unwrap();
             let (mut found, mut blocks) = (Vec::new(), 0);
@@ -210,7 +211,7 @@ mod tests {
             assert!(blocks > 1);
             assert_eq!(found, whole.as_f32().unwrap());
         }
-        let last = g.add(Op::Transpose { perm: vec![1, 0] }, &[y], Origin::default()).unwrap();
+        let last = g.add(Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] }), &[y], Origin::default()).unwrap();
         let mut count = 0;
         each_block(&g, &model, last, &mut |data| {
             count += data.len();

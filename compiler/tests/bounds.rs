@@ -4,10 +4,10 @@ use fastrand::Rng;
 use ombra_compiler::bounds::{Ranges, prove};
 use ombra_compiler::calibrate::{Inputs, Seen};
 use ombra_compiler::graph::eval::visit;
-use ombra_compiler::graph::{Graph, InputRole, Op, Origin, ValueId};
+use ombra_compiler::graph::{Graph, InputRole, Op, Origin, TensorOp, ValueId};
 use ombra_compiler::statics::{Known, Statics};
 use ombra_ir::Dim;
-use ombra_ir::plain::{self, Binary, DType, Tensor, Type, Unary};
+use ombra_ir::plain::{Binary, DType, Reduce, Tensor, Type, Unary};
 use std::collections::BTreeMap;
 
 /// Channels of the rows that an input has.
@@ -66,7 +66,7 @@ impl Build {
 
     fn slice(&mut self, x: ValueId, axis: usize, start: usize, len: usize, step: i64) -> Option<ValueId> {
         let (start, len) = (Dim::from_usize(start).unwrap(), Dim::from_usize(len).unwrap());
-        self.try_op(Op::Slice { axis, start, len, step }, &[x])
+        self.try_op(Op::Tensor(TensorOp::Slice { axis, start, len, step }), &[x])
     }
 
     fn sizes(&self, v: ValueId) -> Vec<usize> {
@@ -137,31 +137,31 @@ impl Build {
         let axis = self.random.usize(..rank);
         let n = shape[axis];
         match self.random.usize(..34) {
-            0 => self.try_op(Op::Add, &[x, y]),
-            1 => self.try_op(Op::Sub, &[x, y]),
-            2 | 3 => self.try_op(Op::Mul, &[x, y]),
-            4 => self.try_op(Op::Mul, &[x, x]),
+            0 => self.try_op(Op::ADD, &[x, y]),
+            1 => self.try_op(Op::SUB, &[x, y]),
+            2 | 3 => self.try_op(Op::MUL, &[x, y]),
+            4 => self.try_op(Op::MUL, &[x, x]),
             5 | 6 => {
                 let columns = [6, CHANNELS][self.random.usize(..2)];
                 let w = self.weight(&[last, columns], -0.7, 0.7);
-                self.try_op(Op::MatMul, &[x, w])
+                self.try_op(Op::MATMUL, &[x, w])
             }
-            7 => self.try_op(Op::MatMul, &[x, y]),
+            7 => self.try_op(Op::MATMUL, &[x, y]),
             8 => {
-                let op = [Op::Neg, Op::Relu, Op::Silu, Op::Gelu { tanh: false }][self.random.usize(..4)].clone();
+                let op = [Op::NEG, Op::Relu, Op::Silu, Op::Gelu { tanh: false }][self.random.usize(..4)].clone();
                 self.try_op(op, &[x])
             }
             9 | 10 => {
-                let op = [Op::Tanh, Op::Sigmoid, Op::Erf, Op::Softplus, Op::Sign][self.random.usize(..5)].clone();
+                let op = [Op::TANH, Op::SIGMOID, Op::ERF, Op::Softplus, Op::SIGN][self.random.usize(..5)].clone();
                 self.try_op(op, &[x])
             }
             11 => {
-                let op = [Op::Exp, Op::Sqrt, Op::Log, Op::Reciprocal, Op::Pow(2.0), Op::Pow(3.0)]
+                let op = [Op::EXP, Op::SQRT, Op::LOG, Op::RECIPROCAL, Op::Pow(2.0), Op::Pow(3.0)]
                     [self.random.usize(..6)]
                 .clone();
                 self.try_op(op, &[x])
             }
-            12 => self.try_op(Op::Div, &[x, y]),
+            12 => self.try_op(Op::DIV, &[x, y]),
             13 => self.try_op(Op::Softmax { axis: rank - 1 }, &[x]),
             14 | 15 => {
                 let (gamma, beta) = (self.weight(&[last], -1.5, 1.5), self.weight(&[last], -1.0, 1.0));
@@ -178,12 +178,12 @@ impl Build {
                     [a, b, c] => [vec![a, b * c], vec![a * b, c]][self.random.usize(..2)].clone(),
                     _ => return None,
                 };
-                self.try_op(Op::Reshape { shape: dims(&new) }, &[x])
+                self.try_op(Op::Tensor(TensorOp::Reshape { shape: dims(&new) }), &[x])
             }
             18 | 19 => {
                 let mut perm: Vec<usize> = (0..rank).collect();
                 perm.swap(axis, self.random.usize(..rank));
-                self.try_op(Op::Transpose { perm }, &[x])
+                self.try_op(Op::Tensor(TensorOp::Transpose { perm }), &[x])
             }
             20 => {
                 let len = 1 + self.random.usize(..n);
@@ -191,41 +191,45 @@ impl Build {
                 self.slice(x, axis, start, len, 1)
             }
             21 => self.slice(x, axis, n - 1, n, -1),
-            22 => self.try_op(Op::Concat { axis }, &[x, y]),
+            22 => self.try_op(Op::Tensor(TensorOp::Concat { axis }), &[x, y]),
             23 => {
-                let condition = self.try_op(Op::Public(plain::Op::Binary(Binary::Less)), &[x, y])?;
+                let condition = self.try_op(Op::Tensor(TensorOp::Binary(Binary::Less)), &[x, y])?;
                 let z = pool[self.random.usize(..pool.len())];
-                self.try_op(Op::Where, &[condition, z, y])
+                self.try_op(Op::WHERE, &[condition, z, y])
             }
-            24 => self.try_op(Op::ReduceMean { axes: vec![axis], keepdims: true }, &[x]),
-            25 => self.try_op(Op::ReduceSum { axes: vec![axis], keepdims: true }, &[x]),
+            24 => {
+                self.try_op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes: vec![axis], keepdims: true }), &[x])
+            }
+            25 => {
+                self.try_op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes: vec![axis], keepdims: true }), &[x])
+            }
             26 => {
                 let keepdims = self.random.usize(..2) == 0;
-                self.try_op(Op::ReduceMax { axes: vec![axis], keepdims }, &[x])
+                self.try_op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Max, axes: vec![axis], keepdims }), &[x])
             }
             27 => {
-                let op = [Op::Max, Op::Min][self.random.usize(..2)].clone();
+                let op = [Op::MAX, Op::MIN][self.random.usize(..2)].clone();
                 self.try_op(op, &[x, y])
             }
             28 => {
                 let rows = (0..3).map(|_| self.random.usize(..n) as i64).collect();
                 let index = self.graph.add_const(Tensor::i64(&[3], rows).unwrap(), Origin::default()).unwrap();
-                self.try_op(Op::Gather { axis }, &[x, index])
+                self.try_op(Op::Tensor(TensorOp::Gather { axis }), &[x, index])
             }
             29 => {
                 // A number of one element, whatever its rank.
                 let k = between(&mut self.random, -3.0, 3.0) as f32;
                 let shape = [vec![], vec![1], vec![1, 1]][self.random.usize(..3)].clone();
                 let k = self.constant(&shape, vec![k]);
-                let op = [Op::Mul, Op::Add, Op::Div][self.random.usize(..3)].clone();
+                let op = [Op::MUL, Op::ADD, Op::DIV][self.random.usize(..3)].clone();
                 self.try_op(op, &[x, k])
             }
             30 => {
                 // A row's own factor.
                 let w = self.weight(&[last, 1], -1.0, 1.0);
-                let gate = self.try_op(Op::MatMul, &[x, w])?;
-                let gate = self.try_op(Op::Sigmoid, &[gate])?;
-                self.try_op(Op::Mul, &[x, gate])
+                let gate = self.try_op(Op::MATMUL, &[x, w])?;
+                let gate = self.try_op(Op::SIGMOID, &[gate])?;
+                self.try_op(Op::MUL, &[x, gate])
             }
             31 => self.rotate(x),
             32 => {
@@ -233,7 +237,7 @@ impl Build {
                 let centred = self.random.usize(..2) == 0;
                 self.try_op(Op::AffineNorm { centred }, &[x, w])
             }
-            _ => self.try_op(Op::Public(plain::Op::Unary(Unary::Abs)), &[x]),
+            _ => self.try_op(Op::Tensor(TensorOp::Unary(Unary::Abs)), &[x]),
         }
     }
 
@@ -246,18 +250,18 @@ impl Build {
         }
         let turned = if self.random.usize(..2) == 0 {
             let (first, second) = (self.slice(x, rank - 1, 0, n / 2, 1)?, self.slice(x, rank - 1, n / 2, n / 2, 1)?);
-            let second = self.op(Op::Neg, &[second]);
-            self.op(Op::Concat { axis: rank - 1 }, &[second, first])
+            let second = self.op(Op::NEG, &[second]);
+            self.op(Op::Tensor(TensorOp::Concat { axis: rank - 1 }), &[second, first])
         } else {
             let (even, odd) = (self.slice(x, rank - 1, 0, n / 2, 2)?, self.slice(x, rank - 1, 1, n / 2, 2)?);
-            let odd = self.op(Op::Neg, &[odd]);
+            let odd = self.op(Op::NEG, &[odd]);
             let mut apart = shape.clone();
             apart[rank - 1] = n / 2;
             apart.push(1);
-            let apart = Op::Reshape { shape: dims(&apart) };
+            let apart = Op::Tensor(TensorOp::Reshape { shape: dims(&apart) });
             let (even, odd) = (self.op(apart.clone(), &[even]), self.op(apart, &[odd]));
-            let both = self.op(Op::Concat { axis: rank }, &[odd, even]);
-            self.op(Op::Reshape { shape: dims(&shape) }, &[both])
+            let both = self.op(Op::Tensor(TensorOp::Concat { axis: rank }), &[odd, even]);
+            self.op(Op::Tensor(TensorOp::Reshape { shape: dims(&shape) }), &[both])
         };
         let half: Vec<f64> = (0..n / 2).map(|_| between(&mut self.random, -3.2, 3.2)).collect();
         let angles: Vec<f64> = match self.random.usize(..3) {
@@ -268,8 +272,8 @@ impl Build {
         let cosines = angles.iter().map(|t| 1.3 * t.cos() as f32).collect();
         let sines = angles.iter().map(|t| 1.3 * t.sin() as f32).collect();
         let (c, s) = (self.constant(&[n], cosines), self.constant(&[n], sines));
-        let (straight, across) = (self.op(Op::Mul, &[x, c]), self.op(Op::Mul, &[turned, s]));
-        Some(self.op(Op::Add, &[straight, across]))
+        let (straight, across) = (self.op(Op::MUL, &[x, c]), self.op(Op::MUL, &[turned, s]));
+        Some(self.op(Op::ADD, &[straight, across]))
     }
 
     /// Rows that may reach a bound: random ones, ones of corners, single entries, and columns of weights.
@@ -336,8 +340,8 @@ fn bounds_of_products_are_reached() {
     let norm = b.op(Op::RmsNorm { eps: 0.0 }, &[x, gamma]);
     let columns = 6;
     let w = b.weight(&[CHANNELS, columns], -0.7, 0.7);
-    let y = b.op(Op::MatMul, &[norm, w]);
-    let heads = b.op(Op::Reshape { shape: dims(&[ROWS, 2, columns / 2]) }, &[y]);
+    let y = b.op(Op::MATMUL, &[norm, w]);
+    let heads = b.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[ROWS, 2, columns / 2]) }), &[y]);
     let ranges = b.ranges(&["a"]);
     let (gammas, matrix) = (b.weights["w0"].as_f32().unwrap().to_vec(), b.weights["w1"].as_f32().unwrap().to_vec());
     let scaled = |i: usize, j: usize| f64::from(gammas[i]) * f64::from(matrix[i * columns + j]);

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ombra_compiler::graph::{self, Op, eval};
+use ombra_compiler::graph::{self, Op, TensorOp, eval};
 use ombra_compiler::import::recognise::recognise;
 use ombra_compiler::import::{Options, dtype_of, import, load_weight};
 use ombra_compiler::labels::{Overrides, Owner, label};
 use ombra_compiler::onnx::{Model, shape};
 use ombra_compiler::pipeline;
-use ombra_ir::plain::{DType, Data, Tensor};
+use ombra_ir::plain::{Binary, DType, Data, Tensor, Unary};
 use onnx_protobuf::{Message, TensorProto};
 
 fn folder(name: &str) -> PathBuf {
@@ -171,8 +171,8 @@ fn norms_of_adapters_are_the_servers() {
     let owner = |op: &dyn Fn(&Op) -> bool| {
         analysed.graph.iter().filter(|(_, n)| op(&n.op)).map(|(_, n)| n.owner).collect::<Vec<_>>()
     };
-    assert_eq!(owner(&|op| matches!(op, Op::Sqrt)), [graph::Owner::Server]);
-    assert_eq!(owner(&|op| matches!(op, Op::Div)), [graph::Owner::Server]);
+    assert_eq!(owner(&|op| matches!(op, Op::Tensor(TensorOp::Unary(Unary::Sqrt)))), [graph::Owner::Server]);
+    assert_eq!(owner(&|op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Div)))), [graph::Owner::Server]);
 }
 
 /// Positions that are counted from the token ids are the client's integers, and it looks up its rows by them.

@@ -2,7 +2,7 @@
 //! 2106.09685; Rathee et al., arXiv 2408.03561, §5.2).
 
 use super::variant::{beside, is_static};
-use crate::graph::{Graph, Op, Origin, ValueId};
+use crate::graph::{Graph, Op, Origin, TensorOp, ValueId};
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Dim, Result};
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ pub(super) fn add(graph: &mut Graph, first: u32, rank: u32) -> Result<BTreeMap<S
     for id in graph.topological() {
         let node = graph.node(id)?.clone();
         let operands = graph.operands(id);
-        let (Op::MatMul, &[x, w]) = (&node.op, operands.as_slice()) else { continue };
+        let (Op::Tensor(TensorOp::MatMul), &[x, w]) = (&node.op, operands.as_slice()) else { continue };
         if node.origin.layer.is_none_or(|layer| layer < first) || !is_static(graph, w) || is_static(graph, x) {
             continue;
         }
@@ -42,11 +42,11 @@ pub(super) fn add(graph: &mut Graph, first: u32, rank: u32) -> Result<BTreeMap<S
         };
         let down = factor(graph, "down", [rows, rank as usize])?;
         let up = factor(graph, "up", [rank as usize, columns])?;
-        let low = graph.add(Op::MatMul, &[x, down], origin.clone())?;
-        let change = graph.add(Op::MatMul, &[low, up], origin.clone())?;
+        let low = graph.add(Op::MATMUL, &[x, down], origin.clone())?;
+        let change = graph.add(Op::MATMUL, &[low, up], origin.clone())?;
         let scale = graph.add_const(Tensor::scalar_f32(SCALE), origin.clone())?;
-        let change = graph.add(Op::Mul, &[change, scale], origin.clone())?;
-        let sum = graph.add(Op::Add, &[id, change], origin)?;
+        let change = graph.add(Op::MUL, &[change, scale], origin.clone())?;
+        let sum = graph.add(Op::ADD, &[id, change], origin)?;
         graph.replace_all_uses(id, sum)?;
     }
     if shapes.is_empty() {

@@ -6,8 +6,8 @@
 
 use super::variant::beside;
 use crate::attention::{self, Attention};
-use crate::graph::{Graph, Op, ValueId};
-use ombra_ir::plain::Tensor;
+use crate::graph::{Graph, Op, TensorOp, ValueId};
+use ombra_ir::plain::{Binary, Tensor};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 /// Merges every `m` neighbouring heads in the layers from `first` on.
@@ -52,11 +52,11 @@ fn merge_one(graph: &mut Graph, softmax: ValueId, m: i64) -> Result<()> {
     // Keys are given with their last two axes exchanged, so that heads and their elements are neighbours already.
     let origin = beside(&graph.node(k)?.origin);
     let joined = vec![batch.clone(), Dim::constant(heads / m), Dim::constant(m * d), keys.clone()];
-    let k = graph.add(Op::Reshape { shape: joined }, &[k], origin)?;
+    let k = graph.add(Op::Tensor(TensorOp::Reshape { shape: joined }), &[k], origin)?;
     let v = group.join(graph, v, keys, dv)?;
 
     let origin = beside(&graph.node(attention.scores)?.origin);
-    let product = graph.add(Op::MatMul, &[q, k], origin)?;
+    let product = graph.add(Op::MATMUL, &[q, k], origin)?;
     let scaled = scale(graph, &attention, product, m)?;
     let mut args = vec![scaled];
     if let Some(mask) = graph.operand(softmax, 1) {
@@ -69,7 +69,7 @@ fn merge_one(graph: &mut Graph, softmax: ValueId, m: i64) -> Result<()> {
     let node = graph.node(softmax)?.clone();
     let probabilities = graph.add(node.op, &args, beside(&node.origin))?;
     let node = graph.node(attention.output)?.clone();
-    let out = graph.add(Op::MatMul, &[probabilities, v], beside(&node.origin))?;
+    let out = graph.add(Op::MATMUL, &[probabilities, v], beside(&node.origin))?;
     let out = group.split(graph, out, queries, dv)?;
     graph.replace_all_uses(attention.output, out)
 }
@@ -88,12 +88,12 @@ fn factor(graph: &Graph, id: ValueId) -> Option<(ValueId, (f32, bool))> {
     let (a, b) = (graph.operand(id, 0)?, graph.operand(id, 1)?);
     let scalar = |v: ValueId| graph.constant(v).and_then(Tensor::single_f32);
     match graph.op(id)? {
-        Op::Mul => match (scalar(a), scalar(b)) {
+        Op::Tensor(TensorOp::Binary(Binary::Mul)) => match (scalar(a), scalar(b)) {
             (_, Some(k)) => Some((a, (k, false))),
             (Some(k), _) => Some((b, (k, false))),
             _ => None,
         },
-        Op::Div => Some((a, (scalar(b)?, true))),
+        Op::Tensor(TensorOp::Binary(Binary::Div)) => Some((a, (scalar(b)?, true))),
         _ => None,
     }
 }
@@ -121,12 +121,12 @@ fn scale(graph: &mut Graph, attention: &Attention, product: ValueId, m: i64) -> 
         let k = rounded(if divides { k / rest } else { k * rest });
         rest = 1.0;
         let k = graph.add_const(Tensor::scalar_f32(k), origin.clone())?;
-        value = graph.add(if divides { Op::Div } else { Op::Mul }, &[value, k], origin)?;
+        value = graph.add(if divides { Op::DIV } else { Op::MUL }, &[value, k], origin)?;
     }
     if rest != 1.0 {
         let origin = beside(&graph.node(attention.scores)?.origin);
         let k = graph.add_const(Tensor::scalar_f32(rest), origin.clone())?;
-        value = graph.add(Op::Mul, &[value, k], origin)?;
+        value = graph.add(Op::MUL, &[value, k], origin)?;
     }
     Ok(value)
 }
@@ -145,9 +145,9 @@ impl Group {
         let of = |last: &[Dim]| [vec![self.batch.clone(), Dim::constant(self.heads / self.m)], last.to_vec()].concat();
         let apart = of(&[Dim::constant(self.m), positions.clone(), Dim::constant(d)]);
         let joined = of(&[positions.clone(), Dim::constant(self.m * d)]);
-        let x = graph.add(Op::Reshape { shape: apart }, &[x], origin.clone())?;
-        let x = graph.add(Op::Transpose { perm: vec![0, 1, 3, 2, 4] }, &[x], origin.clone())?;
-        graph.add(Op::Reshape { shape: joined }, &[x], origin)
+        let x = graph.add(Op::Tensor(TensorOp::Reshape { shape: apart }), &[x], origin.clone())?;
+        let x = graph.add(Op::Tensor(TensorOp::Transpose { perm: vec![0, 1, 3, 2, 4] }), &[x], origin.clone())?;
+        graph.add(Op::Tensor(TensorOp::Reshape { shape: joined }), &[x], origin)
     }
 
     /// The inverse of [`Group::join`].
@@ -161,8 +161,8 @@ impl Group {
             Dim::constant(d),
         ];
         let single = vec![self.batch.clone(), Dim::constant(self.heads), positions.clone(), Dim::constant(d)];
-        let x = graph.add(Op::Reshape { shape: apart }, &[x], origin.clone())?;
-        let x = graph.add(Op::Transpose { perm: vec![0, 1, 3, 2, 4] }, &[x], origin.clone())?;
-        graph.add(Op::Reshape { shape: single }, &[x], origin)
+        let x = graph.add(Op::Tensor(TensorOp::Reshape { shape: apart }), &[x], origin.clone())?;
+        let x = graph.add(Op::Tensor(TensorOp::Transpose { perm: vec![0, 1, 3, 2, 4] }), &[x], origin.clone())?;
+        graph.add(Op::Tensor(TensorOp::Reshape { shape: single }), &[x], origin)
     }
 }

@@ -5,7 +5,7 @@
 //! The forms are those of Rathee et al., "MPC-Minimized Secure LLM Inference" (arXiv 2408.03561), section 5.
 
 use super::{adapters, heads};
-use crate::graph::{Graph, Op, Origin, ValueId};
+use crate::graph::{Graph, Op, Origin, TensorOp, ValueId};
 use crate::labels::Owner;
 use crate::pipeline::Analysed;
 use ombra_ir::{Diagnostic, Result};
@@ -118,8 +118,10 @@ fn places_of(graph: &Graph, id: ValueId, in_layers: &BTreeSet<ValueId>) -> Resul
 /// Whether `id` is made of weights and constants by movement alone, so that it is a weight itself.
 pub(super) fn is_static(graph: &Graph, id: ValueId) -> bool {
     match graph.op(id) {
-        Some(Op::Weight { .. } | Op::Const(_)) => true,
-        Some(Op::Transpose { .. } | Op::Reshape { .. }) => graph.operands(id).iter().all(|&o| is_static(graph, o)),
+        Some(Op::Weight { .. } | Op::Tensor(TensorOp::Constant(_))) => true,
+        Some(Op::Tensor(TensorOp::Transpose { .. } | TensorOp::Reshape { .. })) => {
+            graph.operands(id).iter().all(|&o| is_static(graph, o))
+        }
         _ => false,
     }
 }

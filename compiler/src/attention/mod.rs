@@ -11,8 +11,9 @@ mod report;
 mod walk;
 
 use ombra_ir::Dim;
+use ombra_ir::plain::{Binary, Unary};
 
-use crate::graph::{Graph, Numerator, Op, Owner, ValueId};
+use crate::graph::{Graph, Numerator, Op, Owner, TensorOp, ValueId};
 
 pub use mask::{Form, Mask};
 pub use report::{Cache, Continued, Description, describe};
@@ -127,12 +128,21 @@ pub fn is_activation(graph: &Graph, id: ValueId) -> bool {
 
 /// Operators that treat every element of the scores alike, and choices between them.
 fn is_elementwise(op: &Op) -> bool {
-    matches!(op, Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Neg | Op::Tanh | Op::Where | Op::Max | Op::Min | Op::IsNan)
+    matches!(
+        op,
+        Op::Tensor(
+            TensorOp::Binary(Binary::Add | Binary::Sub | Binary::Mul | Binary::Div)
+                | TensorOp::Unary(Unary::Neg | Unary::Tanh)
+                | TensorOp::Where
+                | TensorOp::Binary(Binary::Max | Binary::Min)
+                | TensorOp::Unary(Unary::IsNan)
+        )
+    )
 }
 
 /// Operators that only split, join or exchange axes.
 fn is_arrangement(op: &Op) -> bool {
-    matches!(op, Op::Reshape { .. } | Op::Transpose { .. })
+    matches!(op, Op::Tensor(TensorOp::Reshape { .. } | TensorOp::Transpose { .. }))
 }
 
 fn active(graph: &Graph, id: ValueId) -> Vec<ValueId> {
@@ -148,7 +158,7 @@ fn above(graph: &Graph, softmax: ValueId) -> Option<Above> {
     loop {
         let operands = active(graph, at);
         let op = graph.op(at)?;
-        if *op == Op::MatMul {
+        if *op == Op::MATMUL {
             return (operands.len() == 2).then_some(Above { scores: at, chain, wrong });
         }
         let known = is_elementwise(op) || is_arrangement(op);
@@ -159,9 +169,11 @@ fn above(graph: &Graph, softmax: ValueId) -> Option<Above> {
             [next] => *next,
             several => {
                 let next = several.iter().copied().find(|&o| leads_to_product(graph, o))?;
-                let condition = *op == Op::Where && several.first() == graph.operand(at, 0).as_ref();
+                let condition = *op == Op::WHERE && several.first() == graph.operand(at, 0).as_ref();
                 let why = match op {
-                    Op::Where if condition => "its mask is not public: it depends on tokens or caches",
+                    Op::Tensor(TensorOp::Where) if condition => {
+                        "its mask is not public: it depends on tokens or caches"
+                    }
                     _ => "what is combined with its scores depends on tokens or caches",
                 };
                 let note = "expected masks of lengths, positions, and inputs that are public";
@@ -184,7 +196,7 @@ fn leads_to_product(graph: &Graph, id: ValueId) -> bool {
     loop {
         let operands = active(graph, at);
         match graph.op(at) {
-            Some(Op::MatMul) => return operands.len() == 2,
+            Some(Op::Tensor(TensorOp::MatMul)) => return operands.len() == 2,
             Some(op) if is_elementwise(op) || is_arrangement(op) => {}
             _ => return false,
         }
@@ -270,7 +282,7 @@ fn below(graph: &Graph, softmax: ValueId) -> Result<(Vec<ValueId>, ValueId), Mis
         };
         let other = graph.operands(*user).into_iter().filter(|&o| o != at).find(|&o| is_activation(graph, o));
         match graph.op(*user) {
-            Some(Op::MatMul) if graph.operand(*user, 0) == Some(at) => match other {
+            Some(Op::Tensor(TensorOp::MatMul)) if graph.operand(*user, 0) == Some(at) => match other {
                 Some(_) => return Ok((passed, *user)),
                 None => return miss(*user, "its distributions are multiplied with weights, not with values", None),
             },

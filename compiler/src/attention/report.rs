@@ -1,5 +1,6 @@
 //! What there is to say about an attention, as a sentence and for JSON.
 
+use ombra_ir::plain::{Binary, Unary};
 use std::fmt;
 
 use serde::Serialize;
@@ -7,7 +8,7 @@ use serde::Serialize;
 use super::mask::{Form, Mask, is_zero, mask_of};
 use super::walk::{Way, arrangement, back, factor};
 use super::{Attention, Kind, is_activation, name_of};
-use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, ValueId};
+use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, TensorOp, ValueId};
 use crate::import::recognise::{Found, rotated};
 use crate::passes::approximate::TWO_QUAD_SHIFT;
 
@@ -75,8 +76,8 @@ pub fn describe(graph: &Graph, a: &Attention, found: &[Found]) -> Description {
             scale *= k;
         }
         match graph.op(at) {
-            Some(Op::Tanh) => cap = Some(above_cap),
-            Some(Op::Add | Op::Sub) => {
+            Some(Op::Tensor(TensorOp::Unary(Unary::Tanh))) => cap = Some(above_cap),
+            Some(Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub))) => {
                 for other in graph.operands(at).into_iter().filter(|&o| !is_activation(graph, o)) {
                     let owner = graph.node(other).map_or(Owner::Public, |n| n.owner);
                     // What is left of a mask whose booleans were taken out is 0 there.

@@ -1,9 +1,10 @@
 //! The way from queries, keys and values back to where they come from.
 
+use ombra_ir::plain::Binary;
 use std::collections::BTreeSet;
 
 use super::is_activation;
-use crate::graph::{Graph, Op, ValueId};
+use crate::graph::{Graph, Op, TensorOp, ValueId};
 use crate::import::recognise::rotated;
 
 /// `id` and what it is an arrangement of: the same elements in another order, repeated, or times a constant.
@@ -19,7 +20,9 @@ pub(super) fn arrangement(graph: &Graph, id: ValueId) -> Vec<ValueId> {
 
 fn arranged(graph: &Graph, id: ValueId) -> Option<ValueId> {
     match graph.op(id)? {
-        Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand { .. } => graph.operand(id, 0),
+        Op::Tensor(TensorOp::Reshape { .. } | TensorOp::Transpose { .. } | TensorOp::Expand { .. }) => {
+            graph.operand(id, 0)
+        }
         _ => factor(graph, id).map(|(rest, _)| rest),
     }
 }
@@ -29,8 +32,8 @@ pub(super) fn factor(graph: &Graph, id: ValueId) -> Option<(ValueId, f64)> {
     let (a, b) = (graph.operand(id, 0)?, graph.operand(id, 1)?);
     let scalar = |v: ValueId| graph.constant(v).and_then(|t| t.single_f32()).map(f64::from);
     match graph.op(id)? {
-        Op::Mul => scalar(b).map(|k| (a, k)).or_else(|| scalar(a).map(|k| (b, k))),
-        Op::Div => scalar(b).map(|k| (a, 1.0 / k)),
+        Op::Tensor(TensorOp::Binary(Binary::Mul)) => scalar(b).map(|k| (a, k)).or_else(|| scalar(a).map(|k| (b, k))),
+        Op::Tensor(TensorOp::Binary(Binary::Div)) => scalar(b).map(|k| (a, 1.0 / k)),
         _ => None,
     }
 }
@@ -60,14 +63,16 @@ pub(super) fn back(graph: &Graph, id: ValueId) -> Way {
         }
         match graph.op(at) {
             Some(Op::Input { .. }) if joined => way.appended.push(at),
-            Some(Op::Concat { .. }) => {
+            Some(Op::Tensor(TensorOp::Concat { .. })) => {
                 let operands = graph.operands(at);
                 // What others are appended to stands first.
                 let first = operands.first().copied();
                 let active = operands.into_iter().filter(|&o| is_activation(graph, o));
                 stack.extend(active.map(|o| (o, joined || Some(o) == first)));
             }
-            Some(Op::Slice { .. } | Op::Gather { .. }) => stack.extend(graph.operand(at, 0).map(|o| (o, joined))),
+            Some(Op::Tensor(TensorOp::Slice { .. } | TensorOp::Gather { .. })) => {
+                stack.extend(graph.operand(at, 0).map(|o| (o, joined)))
+            }
             _ => stack.extend(arranged(graph, at).map(|o| (o, joined))),
         }
     }

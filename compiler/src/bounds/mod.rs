@@ -17,11 +17,11 @@ pub mod spread;
 
 use crate::calibrate::{Rows, Seen, divisors};
 use crate::graph::eval::static_values;
-use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, ValueId};
+use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, TensorOp, ValueId};
 use crate::lower::{Assumed, RING};
 use crate::statics::Statics;
 use ombra_ir::norms::{Norms, quarters};
-use ombra_ir::plain::DType;
+use ombra_ir::plain::{Binary, DType, Unary};
 use ombra_ir::plan::AssumedRange;
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
@@ -339,13 +339,16 @@ fn unproven(graph: &Graph, v: ValueId, proof: &Proof, divisors: &BTreeSet<ValueI
         return None;
     }
     let (low, high) = proof.ends();
-    let unnormed = matches!(node.op, Op::Add | Op::Sub)
+    let unnormed = matches!(node.op, Op::ADD | Op::SUB)
         && graph.users(v).iter().any(|&u| meets_matrix(graph, u, v))
         && proof.size() >= LARGEST_SUM;
     if proof.size() >= LARGEST || unnormed {
         return Some(Need::Size);
     }
-    let exponent = graph.users(v).iter().any(|u| secret(u) && matches!(graph.op(*u), Some(Op::Exp)));
+    let exponent = graph
+        .users(v)
+        .iter()
+        .any(|u| secret(u) && matches!(graph.op(*u), Some(Op::Tensor(TensorOp::Unary(Unary::Exp)))));
     if exponent && high > LARGEST_EXPONENT {
         return Some(Need::High);
     }
@@ -366,7 +369,12 @@ fn too_large(prover: &Prover, v: ValueId, proof: &Proof, f: u8) -> Vec<ValueId> 
         let most = prover.proofs.get(&x).map_or(f64::INFINITY, Proof::size) + f64::from(shift.abs());
         return if most < libm::exp2(room) { Vec::new() } else { vec![x] };
     }
-    if !secret || !matches!(graph.op(v), Some(Op::Mul | Op::MatMul | Op::Pow(_) | Op::Quadratic { .. })) {
+    if !secret
+        || !matches!(
+            graph.op(v),
+            Some(Op::Tensor(TensorOp::Binary(Binary::Mul) | TensorOp::MatMul) | Op::Pow(_) | Op::Quadratic { .. })
+        )
+    {
         return Vec::new();
     }
     let operands: BTreeSet<ValueId> = graph.operands(v).into_iter().collect();
@@ -379,8 +387,10 @@ fn too_large(prover: &Prover, v: ValueId, proof: &Proof, f: u8) -> Vec<ValueId> 
 /// Whether a user takes a value, or a part of it, as the left side of a product with weights.
 fn meets_matrix(graph: &Graph, user: ValueId, v: ValueId) -> bool {
     match graph.op(user) {
-        Some(Op::MatMul) => graph.operand(user, 0) == Some(v) && graph.operand(user, 1) != Some(v),
-        Some(Op::Slice { .. } | Op::Reshape { .. }) => graph.users(user).iter().any(|&u| meets_matrix(graph, u, user)),
+        Some(Op::Tensor(TensorOp::MatMul)) => graph.operand(user, 0) == Some(v) && graph.operand(user, 1) != Some(v),
+        Some(Op::Tensor(TensorOp::Slice { .. } | TensorOp::Reshape { .. })) => {
+            graph.users(user).iter().any(|&u| meets_matrix(graph, u, user))
+        }
         _ => false,
     }
 }
@@ -394,13 +404,15 @@ fn before_moves(prover: &Prover, v: ValueId) -> Vec<ValueId> {
     loop {
         let args = graph.operands(at);
         let (next, better) = match graph.op(at) {
-            Some(Op::Concat { .. }) => {
+            Some(Op::Tensor(TensorOp::Concat { .. })) => {
                 let written: Vec<ValueId> = args.iter().copied().filter(|a| !unwritten(a)).collect();
                 (written.first().copied().filter(|_| written.len() == 1), true)
             }
-            Some(Op::Expand { .. }) => (args.first().copied(), true),
-            Some(Op::Transpose { perm }) => (args.first().copied(), perm.last().is_some_and(|&p| p + 1 < perm.len())),
-            Some(Op::Reshape { .. }) => (args.first().copied(), false),
+            Some(Op::Tensor(TensorOp::Expand { .. })) => (args.first().copied(), true),
+            Some(Op::Tensor(TensorOp::Transpose { perm })) => {
+                (args.first().copied(), perm.last().is_some_and(|&p| p + 1 < perm.len()))
+            }
+            Some(Op::Tensor(TensorOp::Reshape { .. })) => (args.first().copied(), false),
             _ => (None, false),
         };
         let secret = |v: &ValueId| graph.node(*v).is_ok_and(|n| n.owner == Owner::Secret);

@@ -2,9 +2,9 @@
 
 use super::rules::Prover;
 use super::spread::size_of;
-use crate::graph::{Op, ValueId};
+use crate::graph::{Op, TensorOp, ValueId};
 use ombra_ir::Dim;
-use ombra_ir::plain::{self, Unary};
+use ombra_ir::plain::{Binary, Reduce, Unary};
 
 /// Powers of two between the ends of a divisor, and beside them bits of the dividend, up to which the inverse has eight
 /// significant bits at the divisor's maximum, see the expansion of quotients.
@@ -43,18 +43,18 @@ impl Prover<'_> {
         let mut forms = vec![graph.shape(at)];
         loop {
             at = match graph.op(at)? {
-                Op::Sqrt | Op::Public(plain::Op::Unary(Unary::Sqrt)) => break,
-                Op::Expand { .. } | Op::Reshape { .. } => graph.operand(at, 0)?,
+                Op::Tensor(TensorOp::Unary(Unary::Sqrt)) => break,
+                Op::Tensor(TensorOp::Expand { .. } | TensorOp::Reshape { .. }) => graph.operand(at, 0)?,
                 _ => graph.limited(at)?.0,
             };
             forms.push(graph.shape(at));
         }
         let sum = graph.operand(at, 0)?;
-        let Op::ReduceSum { axes, keepdims } = graph.op(sum)? else { return None };
+        let Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes, keepdims }) = graph.op(sum)? else { return None };
         let &[axis] = axes.as_slice() else { return None };
         let squares = graph.operand(sum, 0)?;
         let of_x = match (graph.op(squares)?, graph.operands(squares).as_slice()) {
-            (Op::Mul, &[a, b]) => a == x && b == x,
+            (Op::Tensor(TensorOp::Binary(Binary::Mul)), &[a, b]) => a == x && b == x,
             (Op::Pow(p), &[a]) => a == x && *p == 2.0,
             _ => false,
         };

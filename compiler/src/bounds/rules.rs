@@ -6,7 +6,7 @@ use super::proof::{
     Ends, LOOSE, Lengths, Linear, Look, Proof, TOP, Unit, ends_of, inverse, join, loosened, power, size, times,
 };
 use super::spread::{Spread, size_of};
-use crate::graph::{Graph, InputRole, Op, ValueId};
+use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId};
 use crate::import::recognise::{Rotation, rotated};
 use crate::statics::{Statics, key_of};
 use ombra_ir::plain::{self, Binary, DType, Reduce, Unary};
@@ -107,11 +107,12 @@ impl Prover<'_> {
         if let Op::Input { role, .. } = node.op {
             return Ok(Some(self.input(v, role, node.dtype)));
         }
-        if node.op == Op::MatMul {
+        let secret = node.owner != Owner::Public;
+        if node.op == Op::MATMUL && secret {
             return self.matmul(v, ids[0], ids[1]);
         }
         let args = ids.iter().map(|&id| self.operand(id)).collect::<Result<Vec<_>>>()?;
-        let unwritten = args.iter().any(|p| p.unwritten) && !matches!(node.op, Op::Concat { .. });
+        let unwritten = args.iter().any(|p| p.unwritten) && !matches!(node.op, Op::Tensor(TensorOp::Concat { .. }));
         let x = args.first();
         let each = |f: &dyn Fn(Ends) -> Ends| x.map(|x| Proof::of(x.range.map(f)));
         // f(0) = 0 and |f(x)| ≤ |x|.
@@ -129,18 +130,21 @@ impl Prover<'_> {
             proof.convex = true;
             proof
         };
+        use TensorOp as T;
         let proof = match &node.op {
             // What is computed of a cache is not the cache: nothing is known of it.
             _ if unwritten && !moves(&node.op) => return Ok(None),
-            Op::Add => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), false),
-            Op::Sub => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), true),
-            Op::Mul => self.mul(v, &ids, &args)?,
-            Op::Div => {
+            // Everybody computes it exactly.
+            Op::Tensor(op) if !secret => self.plain(v, op, &args)?,
+            Op::Tensor(T::Binary(Binary::Add)) => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), false),
+            Op::Tensor(T::Binary(Binary::Sub)) => self.add(v, (ids[0], ids[1]), (&args[0], &args[1]), true),
+            Op::Tensor(T::Binary(Binary::Mul)) => self.mul(v, &ids, &args)?,
+            Op::Tensor(T::Binary(Binary::Div)) => {
                 let away = self.away.get(&ids[1]).copied().unwrap_or(0.0);
                 let inverted = Proof::of(args[1].range.map(|e| inverse(e, away)));
                 self.mul(v, &ids, &[args[0].clone(), inverted])?
             }
-            Op::Neg => x.map(|x| Proof {
+            Op::Tensor(T::Unary(Unary::Neg)) => x.map(|x| Proof {
                 range: x.range.map(|(a, b)| (-b, -a)),
                 lengths: x.lengths.clone(),
                 linear: x.linear.clone(),
@@ -149,22 +153,28 @@ impl Prover<'_> {
             Op::Relu => shrinks(&|(a, b)| (a.max(0.0), b.max(0.0))),
             Op::Silu => shrinks(&|(a, b)| (a.clamp(-0.2785, 0.0) * LOOSE, b.max(0.0) * LOOSE)),
             Op::Gelu { .. } => shrinks(&|(a, b)| (a.clamp(-0.1702, 0.0) * LOOSE, b.max(0.0) * LOOSE)),
-            Op::Tanh => shrinks(&|(a, b)| loosened((libm::tanh(a), libm::tanh(b)), APPROXIMATE)),
-            Op::Sigmoid => each(&monotone(|x| 1.0 / (1.0 + libm::exp(-x)))),
-            Op::Erf => each(&monotone(libm::erf)),
+            Op::Tensor(T::Unary(Unary::Tanh)) => {
+                shrinks(&|(a, b)| loosened((libm::tanh(a), libm::tanh(b)), APPROXIMATE))
+            }
+            Op::Tensor(T::Unary(Unary::Sin | Unary::Cos)) => {
+                Some(Proof::between(rank, loosened((-1.0, 1.0), APPROXIMATE)))
+            }
+            Op::Tensor(T::Unary(Unary::Sigmoid)) => each(&monotone(|x| 1.0 / (1.0 + libm::exp(-x)))),
+            Op::Tensor(T::Unary(Unary::Erf)) => each(&monotone(libm::erf)),
             Op::Softplus => each(&monotone(|x| if x > 700.0 { x } else { libm::log1p(libm::exp(x)) })),
-            Op::Exp => each(&|(a, b)| (libm::exp(a) / LOOSE, libm::exp(b) * LOOSE)),
-            Op::Log => each(&|(a, b)| {
+            Op::Tensor(T::Unary(Unary::Exp)) => each(&|(a, b)| (libm::exp(a) / LOOSE, libm::exp(b) * LOOSE)),
+            Op::Tensor(T::Unary(Unary::Log)) => each(&|(a, b)| {
                 if a > 0.0 { monotone(libm::log)((a, b)) } else { (f64::NEG_INFINITY, libm::log(b.max(1.0))) }
             }),
-            Op::Sqrt => each(&|(a, b)| (libm::sqrt(a.max(0.0)) / LOOSE, libm::sqrt(b.max(0.0)) * LOOSE)),
-            Op::Reciprocal => {
+            Op::Tensor(T::Unary(Unary::Sqrt)) => {
+                each(&|(a, b)| (libm::sqrt(a.max(0.0)) / LOOSE, libm::sqrt(b.max(0.0)) * LOOSE))
+            }
+            Op::Tensor(T::Unary(Unary::Reciprocal)) => {
                 let away = self.away.get(&ids[0]).copied().unwrap_or(0.0);
                 let least = if graph.is_count(ids[0]) { 1.0 } else { f64::NEG_INFINITY };
                 each(&|(a, b)| inverse((a.max(least), b.max(least)), away))
             }
             Op::Pow(p) => each(&|e| power(e, f64::from(*p))),
-            Op::Sign => each(&|(a, b)| (a.clamp(-1.0, 0.0).floor(), b.clamp(0.0, 1.0).ceil())),
             Op::Clamp { low, high } => {
                 let (low, high) = (f64::from(*low), f64::from(*high));
                 each(&|(a, b)| (a.max(low).min(high), b.max(low).min(high)))
@@ -179,17 +189,15 @@ impl Prover<'_> {
             }),
             Op::RmsNorm { .. } | Op::LayerNorm { .. } => self.norm(v, &ids)?,
             Op::AffineNorm { centred } => self.affine(v, &args, *centred),
-            other => match other.to_plain() {
-                Some(op) => self.plain(v, &op, &args)?,
-                None => None,
-            },
+            Op::Tensor(op) => self.plain(v, op, &args)?,
+            Op::Input { .. } | Op::Weight { .. } => None,
         };
         Ok(proof.map(|mut p| {
             p.unwritten |= unwritten;
             // A broadcast by an operand that gives no elements, such as a condition.
             p.range = lift(&p.range, rank);
             // Rows that are no more where they were: nothing ties them to other uses of the same rows.
-            if !matches!(node.op, Op::Reshape { .. } | Op::Public(plain::Op::Reshape { .. } | plain::Op::Identity))
+            if !matches!(node.op, Op::Tensor(TensorOp::Reshape { .. } | TensorOp::Identity))
                 && let Some(unit) = p.unit.as_ref().filter(|unit| unit.root != v)
             {
                 let (gamma, offset) = (unit.gamma.clone(), unit.offset.clone());
@@ -272,16 +280,16 @@ impl Prover<'_> {
 
     /// The root of the maximum `c² + s²`, where operators show that two values are cosines and sines of the same angles.
     fn same_angle(&self, c: ValueId, s: ValueId) -> Option<f64> {
-        let op = |v: ValueId| self.graph.op(v).and_then(Op::to_plain);
+        let op = |v: ValueId| self.graph.op(v).and_then(Op::tensor);
         let (c_args, s_args) = (self.graph.operands(c), self.graph.operands(s));
         match (op(c)?, op(s)?) {
-            (plain::Op::Unary(Unary::Cos), plain::Op::Unary(Unary::Sin)) if c_args == s_args => Some(1.0),
-            (plain::Op::Gather { axis }, plain::Op::Gather { axis: other })
+            (TensorOp::Unary(Unary::Cos), TensorOp::Unary(Unary::Sin)) if c_args == s_args => Some(1.0),
+            (TensorOp::Gather { axis }, TensorOp::Gather { axis: other })
                 if axis == other && c_args[1..] == s_args[1..] =>
             {
                 self.same_angle(c_args[0], s_args[0])
             }
-            (plain::Op::Constant(c), plain::Op::Constant(s)) if c.shape() == s.shape() => {
+            (TensorOp::Constant(c), TensorOp::Constant(s)) if c.shape() == s.shape() => {
                 let squares = c
                     .as_f32()
                     .ok()?
@@ -290,14 +298,14 @@ impl Prover<'_> {
                     .map(|(c, s)| f64::from(*c).powi(2) + f64::from(*s).powi(2));
                 Some(libm::sqrt(squares.fold(0.0, f64::max)))
             }
-            (plain::Op::Binary(Binary::Mul), plain::Op::Binary(Binary::Mul)) => {
+            (TensorOp::Binary(Binary::Mul), TensorOp::Binary(Binary::Mul)) => {
                 let k = c_args
                     .iter()
                     .find(|&a| s_args.contains(a) && self.graph.constant(*a).is_some_and(|t| t.len() == 1))?;
                 let rest = |args: &[ValueId]| args.iter().copied().find(|a| a != k);
                 Some(self.same_angle(rest(&c_args)?, rest(&s_args)?)? * self.proofs.get(k)?.size())
             }
-            (a, b) if a == b && moves_plain(&a) && c_args.len() == s_args.len() => {
+            (a, b) if a == b && moves_plain(a) && c_args.len() == s_args.len() => {
                 let all =
                     c_args.iter().zip(&s_args).map(|(&c, &s)| self.same_angle(c, s)).collect::<Option<Vec<_>>>()?;
                 all.into_iter().reduce(f64::max)
@@ -308,24 +316,22 @@ impl Prover<'_> {
 
     /// Whether the two halves of the last axis are the same.
     fn paired(&self, v: ValueId) -> bool {
-        let Some(op) = self.graph.op(v).and_then(Op::to_plain) else { return false };
+        let Some(op) = self.graph.op(v).and_then(Op::tensor) else { return false };
         let args = self.graph.operands(v);
         let same_last = |a: ValueId| self.graph.shape(a).last() == self.graph.shape(v).last();
         match (op, args.as_slice()) {
-            (plain::Op::Unary(_) | plain::Op::Identity | plain::Op::Cast { .. }, [x]) => self.paired(*x),
-            (plain::Op::Binary(Binary::Mul), [a, b]) => {
+            (TensorOp::Unary(_) | TensorOp::Identity | TensorOp::Cast { .. }, [x]) => self.paired(*x),
+            (TensorOp::Binary(Binary::Mul), [a, b]) => {
                 let one = |x: ValueId| self.graph.shape(x).last().is_none_or(|d| d.is(1));
                 one(*b) && self.paired(*a) || one(*a) && self.paired(*b)
             }
-            (plain::Op::Reshape { .. } | plain::Op::Expand { .. } | plain::Op::Slice { .. }, [x]) => {
+            (TensorOp::Reshape { .. } | TensorOp::Expand { .. } | TensorOp::Slice { .. }, [x]) => {
                 same_last(*x) && self.paired(*x)
             }
-            (plain::Op::Transpose { perm }, [x]) => {
-                perm.last().is_some_and(|&p| p + 1 == perm.len()) && self.paired(*x)
-            }
-            (plain::Op::Concat { axis }, [a, b]) => a == b && axis + 1 == self.rank(v),
-            (plain::Op::Gather { axis }, [x, _]) => axis + 1 != self.rank(*x) && self.paired(*x),
-            (plain::Op::Constant(t), []) => match (t.as_f32(), t.shape().last()) {
+            (TensorOp::Transpose { perm }, [x]) => perm.last().is_some_and(|&p| p + 1 == perm.len()) && self.paired(*x),
+            (TensorOp::Concat { axis }, [a, b]) => a == b && axis + 1 == self.rank(v),
+            (TensorOp::Gather { axis }, [x, _]) => axis + 1 != self.rank(*x) && self.paired(*x),
+            (TensorOp::Constant(t), []) => match (t.as_f32(), t.shape().last()) {
                 (Ok(data), Some(&n)) if n > 1 && n % 2 == 0 => {
                     data.chunks_exact(n).all(|row| row[..n / 2] == row[n / 2..])
                 }
@@ -338,7 +344,7 @@ impl Prover<'_> {
     /// A product, element by element.
     fn mul(&self, v: ValueId, ids: &[ValueId], args: &[Proof]) -> Result<Option<Proof>> {
         let ([a, b], [x, y]) = (ids, args) else { return Ok(None) };
-        if a == b && matches!(self.graph.op(v), Some(Op::Mul)) {
+        if a == b && matches!(self.graph.op(v), Some(Op::Tensor(TensorOp::Binary(Binary::Mul)))) {
             let mut proof = Proof::of(x.range.map(|e| power(e, 2.0)));
             proof.lengths = self
                 .lengths_of((v, *a, *b), (x, y), |p, _, _| p)
@@ -425,9 +431,15 @@ impl Prover<'_> {
                 }
                 let shape = self.graph.shape(user);
                 match self.graph.op(user) {
-                    Some(Op::Add | Op::Mul | Op::Slice { .. } | Op::Sub) => next.push(user),
-                    Some(Op::Reshape { .. }) if shape.last() == self.graph.shape(at).last() => next.push(user),
-                    Some(Op::Reshape { .. }) => {
+                    Some(Op::Tensor(
+                        TensorOp::Binary(Binary::Add | Binary::Mul)
+                        | TensorOp::Slice { .. }
+                        | TensorOp::Binary(Binary::Sub),
+                    )) => next.push(user),
+                    Some(Op::Tensor(TensorOp::Reshape { .. })) if shape.last() == self.graph.shape(at).last() => {
+                        next.push(user)
+                    }
+                    Some(Op::Tensor(TensorOp::Reshape { .. })) => {
                         let part = size_of(shape.last()?)?;
                         return (part > 0 && part < width && width % part == 0).then(|| width / part);
                     }
@@ -517,14 +529,12 @@ impl Prover<'_> {
         let of = |i: usize| ids.get(i).map_or(&[][..], |&id| graph.shape(id));
         let Some(x) = args.first() else {
             return Ok(Some(match op {
-                plain::Op::Constant(t) | plain::Op::ConstantOfShape { value: t, .. } => {
-                    Proof::between(rank, ends_of(t))
-                }
-                plain::Op::Sizes { values, .. } => {
+                TensorOp::Constant(t) | TensorOp::ConstantOfShape { value: t, .. } => Proof::between(rank, ends_of(t)),
+                TensorOp::Sizes { values, .. } => {
                     let ends = values.iter().map(|d| self.ends_of_dim(d)).reduce(join);
                     Proof::between(rank, ends.unwrap_or((0.0, 0.0)))
                 }
-                plain::Op::Iota { start, len, step } => {
+                TensorOp::Iota { start, len, step } => {
                     let (first, n) = (self.ends_of_dim(start), self.ends_of_dim(len));
                     let run = times((0.0, (n.1 - 1.0).max(0.0)), (*step as f64, *step as f64));
                     Proof::between(rank, (first.0 + run.0.min(0.0), first.1 + run.1.max(0.0)))
@@ -536,24 +546,22 @@ impl Prover<'_> {
         let anywhere = |ends: Ends| Some(Proof::between(rank, ends));
         let both = |f: &dyn Fn(Ends, Ends) -> Ends| args.get(1).map(|y| Proof::of(x.range.zip(&y.range, f)));
         Ok(match op {
-            plain::Op::Identity => Some(x.clone()),
-            plain::Op::Cast { to: DType::Bool } => anywhere((0.0, 1.0)),
-            plain::Op::Cast { .. } => each(&|(a, b)| (a.floor(), b.ceil())),
-            plain::Op::Reshape { .. } => x.reshape(of(0), shape),
-            plain::Op::Expand { .. } => x.expand(of(0), shape),
-            plain::Op::Transpose { perm } => x.transpose(perm),
-            plain::Op::Slice { axis, start, len, step } => x.slice(of(0), *axis, start, len, *step),
-            plain::Op::Concat { axis } => {
+            TensorOp::Identity => Some(x.clone()),
+            TensorOp::Cast { to: DType::Bool } => anywhere((0.0, 1.0)),
+            TensorOp::Cast { .. } => each(&|(a, b)| (a.floor(), b.ceil())),
+            TensorOp::Reshape { .. } => x.reshape(of(0), shape),
+            TensorOp::Expand { .. } => x.expand(of(0), shape),
+            TensorOp::Transpose { perm } => x.transpose(perm),
+            TensorOp::Slice { axis, start, len, step } => x.slice(of(0), *axis, start, len, *step),
+            TensorOp::Concat { axis } => {
                 let parts: Vec<(&Proof, &[Dim])> = args.iter().enumerate().map(|(i, p)| (p, of(i))).collect();
                 Proof::concat(&parts, *axis)
             }
-            plain::Op::Gather { axis } => x.gather(*axis, of(1).len()),
-            plain::Op::Tile { .. } | plain::Op::GatherNd { .. } | plain::Op::GatherElements { .. } => {
-                anywhere(x.ends())
-            }
-            plain::Op::Trilu { .. } => anywhere(join(x.ends(), (0.0, 0.0))),
-            plain::Op::ScatterNd => args.get(2).and_then(|y| anywhere(join(x.ends(), y.ends()))),
-            plain::Op::Where => match args {
+            TensorOp::Gather { axis } => x.gather(*axis, of(1).len()),
+            TensorOp::Tile { .. } | TensorOp::GatherNd { .. } | TensorOp::GatherElements { .. } => anywhere(x.ends()),
+            TensorOp::Trilu { .. } => anywhere(join(x.ends(), (0.0, 0.0))),
+            TensorOp::ScatterNd => args.get(2).and_then(|y| anywhere(join(x.ends(), y.ends()))),
+            TensorOp::Where => match args {
                 [_, a, b] => {
                     let mut proof = Proof::of(a.range.zip(&b.range, join));
                     proof.lengths = self.lengths_of((v, ids[1], ids[2]), (a, b), |p, q, _| libm::hypot(p, q));
@@ -561,21 +569,21 @@ impl Prover<'_> {
                 }
                 _ => None,
             },
-            plain::Op::Clip => match args {
+            TensorOp::Clip => match args {
                 [_, low, high] => {
                     let (low, high) = (low.ends(), high.ends());
                     each(&|(a, b)| (a.max(low.0).min(high.0), b.max(low.1).min(high.1)))
                 }
                 _ => None,
             },
-            plain::Op::CumSum { axis, .. } => {
+            TensorOp::CumSum { axis, .. } => {
                 let n = of(0).get(*axis).map_or(f64::INFINITY, |d| self.count(d).1);
                 anywhere(join(times(x.ends(), (n, n)), (0.0, 0.0)))
             }
-            plain::Op::Reduce { kind, axes, keepdims } => self.reduce(v, x, *kind, axes, *keepdims),
-            plain::Op::Unary(u) => match u {
-                Unary::Cos | Unary::Sin => anywhere((-1.0, 1.0)),
-                Unary::Not | Unary::IsNan => anywhere((0.0, 1.0)),
+            TensorOp::Reduce { kind, axes, keepdims } => self.reduce(v, x, *kind, axes, *keepdims),
+            TensorOp::Unary(u) => match u {
+                Unary::Cos | Unary::Sin | Unary::Tanh | Unary::Erf => anywhere((-1.0, 1.0)),
+                Unary::Not | Unary::IsNan | Unary::Sigmoid => anywhere((0.0, 1.0)),
                 Unary::Neg => each(&|(a, b)| (-b, -a)),
                 Unary::Abs => {
                     each(&|e| (if e.0 <= 0.0 && e.1 >= 0.0 { 0.0 } else { e.0.abs().min(e.1.abs()) }, size(e)))
@@ -583,18 +591,14 @@ impl Prover<'_> {
                 Unary::Sqrt => each(&|(a, b)| (libm::sqrt(a.max(0.0)), libm::sqrt(b.max(0.0)))),
                 Unary::Reciprocal => each(&|e| inverse(e, 0.0)),
                 Unary::Exp => each(&|(a, b)| (libm::exp(a), libm::exp(b))),
-                Unary::Floor => each(&|(a, b)| (a.floor(), b.floor())),
-                Unary::Ceil => each(&|(a, b)| (a.ceil(), b.ceil())),
-                Unary::Round => each(&|(a, b)| (a.floor(), b.ceil())),
+                Unary::Floor | Unary::Ceil | Unary::Round => each(&|(a, b)| (a.floor(), b.ceil())),
                 Unary::Sign => each(&|(a, b)| (a.clamp(-1.0, 0.0).floor(), b.clamp(0.0, 1.0).ceil())),
                 Unary::Log => each(&|(a, b)| {
                     let low = if a > 0.0 { libm::log(a) } else { f64::NEG_INFINITY };
                     (low, libm::log(b.max(f64::MIN_POSITIVE)))
                 }),
-                Unary::Tanh | Unary::Erf => anywhere((-1.0, 1.0)),
-                Unary::Sigmoid => anywhere((0.0, 1.0)),
             },
-            plain::Op::Binary(b) => match b {
+            TensorOp::Binary(b) => match b {
                 Binary::Add => both(&|p, q| (p.0 + q.0, p.1 + q.1)),
                 Binary::Sub => both(&|p, q| (p.0 - q.1, p.1 - q.0)),
                 Binary::Mul => both(&times),
@@ -616,13 +620,13 @@ impl Prover<'_> {
                 | Binary::Greater
                 | Binary::GreaterOrEqual => anywhere((0.0, 1.0)),
             },
-            plain::Op::ArgMax => anywhere((0.0, of(0).last().map_or(f64::INFINITY, |d| self.count(d).1))),
-            plain::Op::Constant(_)
-            | plain::Op::Sizes { .. }
-            | plain::Op::Iota { .. }
-            | plain::Op::Range
-            | plain::Op::ConstantOfShape { .. }
-            | plain::Op::MatMul => None,
+            TensorOp::ArgMax => anywhere((0.0, of(0).last().map_or(f64::INFINITY, |d| self.count(d).1))),
+            TensorOp::Constant(_)
+            | TensorOp::Sizes { .. }
+            | TensorOp::Iota { .. }
+            | TensorOp::Range
+            | TensorOp::ConstantOfShape { .. }
+            | TensorOp::MatMul => None,
         })
     }
 
@@ -671,19 +675,19 @@ impl Prover<'_> {
 
 /// Operators under which nothing stays nothing.
 fn moves(op: &Op) -> bool {
-    op.to_plain().is_some_and(|op| moves_plain(&op))
+    op.tensor().is_some_and(moves_plain)
 }
 
 fn moves_plain(op: &plain::Op) -> bool {
     matches!(
         op,
-        plain::Op::Identity
-            | plain::Op::Cast { .. }
-            | plain::Op::Reshape { .. }
-            | plain::Op::Transpose { .. }
-            | plain::Op::Slice { .. }
-            | plain::Op::Expand { .. }
-            | plain::Op::Concat { .. }
+        TensorOp::Identity
+            | TensorOp::Cast { .. }
+            | TensorOp::Reshape { .. }
+            | TensorOp::Transpose { .. }
+            | TensorOp::Slice { .. }
+            | TensorOp::Expand { .. }
+            | TensorOp::Concat { .. }
     )
 }
 

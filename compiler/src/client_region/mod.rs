@@ -153,7 +153,7 @@ mod tests {
         let seq = Dim::from(g.dims.symbol("seq").unwrap());
         let x = g.add_input("x", InputRole::Other, Type::new(DType::F32, vec![seq, four()]), Origin::default());
         let w = g.add_weight("w", true, vec![four(), four()], Origin::default());
-        let y = g.add(Op::MatMul, &[x, w], Origin { value: "y".into(), ..Origin::default() }).unwrap();
+        let y = g.add(Op::MATMUL, &[x, w], Origin { value: "y".into(), ..Origin::default() }).unwrap();
         propagate_owners(&mut g, |_, _, _| Owner::Client, |_| Owner::Public);
         let label = Label { name: "w".into(), owner, ..Label::default() };
         (g, y, Labels { tensors: vec![label], ..Labels::default() })
@@ -189,7 +189,7 @@ mod tests {
         let (mut g, y, _) = sample(labels::Owner::Public);
         assert_eq!(name_of(&g, y).unwrap(), "y");
         let origin = Origin { value: "y".into(), ..Origin::default() };
-        let z = g.add(Op::Tanh, &[y], origin).unwrap();
+        let z = g.add(Op::TANH, &[y], origin).unwrap();
         assert_ne!(name_of(&g, y).unwrap(), name_of(&g, z).unwrap());
         assert_ne!(name_of(&g, y).unwrap(), "y");
     }

@@ -2,7 +2,7 @@
 
 use super::public;
 use super::writer::{Writer, axis, float, int, text};
-use crate::graph::{Numerator, Op, ValueId};
+use crate::graph::{Numerator, Op, TensorOp, ValueId};
 use ombra_ir::{Diagnostic, Result};
 
 /// Elements above which a constant is written with the weights.
@@ -19,8 +19,8 @@ pub fn write(w: &mut Writer, id: ValueId) -> Result<()> {
     let name = match (&node.op, args.as_slice()) {
         (Op::Input { name, .. }, []) => w.input(id, name)?,
         (Op::Weight { .. }, []) => w.stored(id)?,
-        (Op::Const(tensor), []) if tensor.len() > SMALL => w.stored(id)?,
-        (Op::Const(tensor), []) => w.constant(tensor),
+        (Op::Tensor(TensorOp::Constant(tensor)), []) if tensor.len() > SMALL => w.stored(id)?,
+        (Op::Tensor(TensorOp::Constant(tensor)), []) => w.constant(tensor),
         (Op::Pow(2.0), [x]) => w.op("Mul", &[x, x]),
         (Op::Pow(exponent), [x]) => {
             let exponent = w.float(*exponent);
@@ -76,10 +76,8 @@ pub fn write(w: &mut Writer, id: ValueId) -> Result<()> {
             let inputs: Vec<&str> = [*x, *scale].into_iter().chain(shift.iter().copied()).collect();
             w.node("LayerNormalization", &inputs, vec![int("axis", -1), float("epsilon", *eps)])
         }
-        (op, args) => match op.to_plain() {
-            Some(plain) => public::write(w, id, &plain, args)?,
-            None => return Err(unwritten(op.name())),
-        },
+        (Op::Tensor(op), args) => public::write(w, id, op, args)?,
+        (op, _) => return Err(unwritten(op.name())),
     };
     w.define(id, name);
     Ok(())

@@ -10,14 +10,14 @@
 
 use crate::bounds::{Range, Ranges};
 use crate::expand::expand;
-use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner};
+use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, TensorOp};
 use crate::lower::{self, lower};
 use crate::statics::{Known, Statics};
 use ombra_ir::bind::bind;
 use ombra_ir::module::OutputKind;
 use ombra_ir::network;
 use ombra_ir::op::Op as M;
-use ombra_ir::plain::{DType, Tensor, Type};
+use ombra_ir::plain::{Binary, DType, Reduce, Tensor, Type, Unary};
 use ombra_ir::schedule::schedule;
 use ombra_ir::settings::{RowLens, Setting, Sizes};
 use ombra_ir::ty::{BoundFrom, Sharing};
@@ -234,7 +234,7 @@ impl Costs {
                     sent.rounds[step] = rounds;
                 }
                 // Where there is no lowering yet, any other comparison is better.
-                None if matches!(op, Op::Max | Op::Min) => {
+                None if matches!(op, Op::Tensor(TensorOp::Binary(Binary::Max | Binary::Min))) => {
                     let one = self.probe(&Op::Relu, &operands[..1], shape);
                     sent.bytes += 2.0 * one.bytes / STEPS.len() as f64;
                     sent.rounds[step] = 2 * one.rounds[step];
@@ -335,10 +335,22 @@ fn probe(op: &Op, operands: &[(Type, Owner)], width: u64, (setting, f): (Setting
 /// Whether an operator takes its private operands as shares at the common scale; `private` if all of them are.
 pub fn wants_rescaled(op: &Op, private: bool) -> bool {
     match op {
-        Op::Add | Op::Sub | Op::Neg | Op::Div | Op::ReduceSum { .. } | Op::ReduceMean { .. } => false,
-        Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } | Op::Concat { .. } => false,
-        Op::Gather { .. } => false,
-        Op::Mul => private,
+        Op::Tensor(
+            TensorOp::Binary(Binary::Add | Binary::Sub)
+            | TensorOp::Unary(Unary::Neg)
+            | TensorOp::Binary(Binary::Div)
+            | TensorOp::Reduce { kind: Reduce::Sum, .. }
+            | TensorOp::Reduce { kind: Reduce::Mean, .. },
+        ) => false,
+        Op::Tensor(
+            TensorOp::Reshape { .. }
+            | TensorOp::Transpose { .. }
+            | TensorOp::Slice { .. }
+            | TensorOp::Expand { .. }
+            | TensorOp::Concat { .. },
+        ) => false,
+        Op::Tensor(TensorOp::Gather { .. }) => false,
+        Op::Tensor(TensorOp::Binary(Binary::Mul)) => private,
         _ => true,
     }
 }

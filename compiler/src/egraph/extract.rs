@@ -8,8 +8,8 @@
 
 use super::cost::{Costs, Form, STEPS, Sent, Terms, wants_rescaled};
 use super::language::{Analysis, Facts, Head};
-use crate::graph::{Op, Owner};
-use ombra_ir::plain::Type;
+use crate::graph::{Op, Owner, TensorOp};
+use ombra_ir::plain::{Binary, Reduce, Type, Unary};
 use std::collections::BTreeMap;
 
 /// A change that gains less than this part of a region's price is taken back.
@@ -147,7 +147,7 @@ impl Problem<'_> {
     fn behind_turn(&self, class: usize, choice: &Choice) -> usize {
         let rank = self.shape(class).len();
         match self.op(class, choice) {
-            Some(Op::Transpose { perm }) if rank >= 2 => {
+            Some(Op::Tensor(TensorOp::Transpose { perm })) if rank >= 2 => {
                 let mut swap: Vec<usize> = (0..rank).collect();
                 swap.swap(rank - 1, rank - 2);
                 if *perm == swap { self.term(class, choice).args[0] } else { class }
@@ -160,7 +160,7 @@ impl Problem<'_> {
     fn taken(&self, class: usize, choice: &Choice) -> Vec<usize> {
         let args = &self.term(class, choice).args;
         match (self.op(class, choice), args.as_slice()) {
-            (Some(Op::MatMul), &[a, b]) => vec![a, self.behind_turn(b, choice)],
+            (Some(Op::Tensor(TensorOp::MatMul)), &[a, b]) => vec![a, self.behind_turn(b, choice)],
             _ => args.clone(),
         }
     }
@@ -255,25 +255,29 @@ impl Problem<'_> {
         let weaker = |a: Form, b: Form| Form { scale: a.scale.max(b.scale), terms: a.terms.max(b.terms) };
         let pass = costs.work(shape, None);
         match op {
-            Op::MatMul => {
+            Op::Tensor(TensorOp::MatMul) => {
                 let both = of(0).is_some() && of(1).is_some();
                 let terms = if both { Terms::Three } else { Terms::Two };
                 let inner = self.shape(self.term(class, choice).args[0]).last().cloned().unwrap_or_default();
                 let work = costs.work(shape, Some((&inner, if both { 2.0 } else { 1.0 })));
                 (Form { scale: 2 * f, terms }, none, work)
             }
-            Op::Add | Op::Sub => match (of(0), of(1)) {
+            Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub)) => match (of(0), of(1)) {
                 (Some(a), Some(b)) => (weaker(a.form, b.form), none, pass),
                 (a, b) => (a.or(b).map_or(rescaled, |v| v.form), none, pass),
             },
-            Op::Mul | Op::Div => match (of(0), of(1)) {
+            Op::Tensor(TensorOp::Binary(Binary::Mul | Binary::Div)) => match (of(0), of(1)) {
                 (Some(_), Some(_)) => (Form { scale: 2 * f, terms: Terms::Three }, none, pass),
                 (a, b) => {
                     let (known, at) = if b.is_none() { (1, 0) } else { (0, 1) };
                     let x = a.or(b).map_or(rescaled, |v| v.form);
                     let facts = args.get(known).map(|&k| &self.classes[k].facts);
                     match facts.and_then(|f| f.full.filter(|_| f.ty.shape.len() <= 1)) {
-                        Some(k) => scaled(x, if matches!(op, Op::Div) { 1.0 / k } else { k }, pass),
+                        Some(k) => scaled(
+                            x,
+                            if matches!(op, Op::Tensor(TensorOp::Binary(Binary::Div))) { 1.0 / k } else { k },
+                            pass,
+                        ),
                         None if x.scale <= 2 * f => (Form { scale: x.scale + f, ..x }, none, pass),
                         None => {
                             let first = costs.rescale(x, self.shape(args[at]));
@@ -283,12 +287,20 @@ impl Problem<'_> {
                 }
             },
             Op::Pow(p) if *p == 2.0 => (Form { scale: 2 * f, terms: Terms::Three }, none, pass),
-            Op::Neg | Op::ReduceSum { .. } => (form(0), none, pass),
-            Op::ReduceMean { .. } => (Form { scale: form(0).scale + 20, ..form(0) }, none, pass),
-            Op::Reshape { .. } => (form(0), none, 0.0),
-            Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } => (form(0), none, pass),
-            Op::Gather { .. } if args.get(1).is_some_and(|i| values[i].owner == Owner::Public) => (form(0), none, pass),
-            Op::Concat { .. } => ((0..args.len()).map(form).fold(rescaled, weaker), none, pass),
+            Op::Tensor(TensorOp::Unary(Unary::Neg) | TensorOp::Reduce { kind: Reduce::Sum, .. }) => {
+                (form(0), none, pass)
+            }
+            Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, .. }) => {
+                (Form { scale: form(0).scale + 20, ..form(0) }, none, pass)
+            }
+            Op::Tensor(TensorOp::Reshape { .. }) => (form(0), none, 0.0),
+            Op::Tensor(TensorOp::Transpose { .. } | TensorOp::Slice { .. } | TensorOp::Expand { .. }) => {
+                (form(0), none, pass)
+            }
+            Op::Tensor(TensorOp::Gather { .. }) if args.get(1).is_some_and(|i| values[i].owner == Owner::Public) => {
+                (form(0), none, pass)
+            }
+            Op::Tensor(TensorOp::Concat { .. }) => ((0..args.len()).map(form).fold(rescaled, weaker), none, pass),
             _ => {
                 let types: Vec<(Type, Owner)> =
                     args.iter().map(|&a| (self.classes[a].facts.ty.clone(), values[&a].owner)).collect();

@@ -3,7 +3,7 @@
 //! Operators are interned, since their attributes have no order and no hash. Leaves are numbered: what they are called
 //! is no part of a term, so that equal layers give equal e-graphs.
 
-use crate::graph::{Op, Owner, infer};
+use crate::graph::{Op, Owner, TensorOp, infer};
 use egg::{DidMerge, Id, Language};
 use ombra_ir::Dim;
 use ombra_ir::plain::{DType, Type};
@@ -114,7 +114,7 @@ pub fn facts_of(op: &Op, args: &[&Facts]) -> Option<Facts> {
         owner => owner,
     };
     let full = match op {
-        Op::Const(t) => {
+        Op::Tensor(TensorOp::Constant(t)) => {
             let values = t.as_f32().ok();
             values.and_then(|v| v.first().copied().filter(|first| v.iter().all(|x| x == first)))
         }
@@ -123,8 +123,10 @@ pub fn facts_of(op: &Op, args: &[&Facts]) -> Option<Facts> {
     Some(Facts { ty, owner, fixed, full, origin: None, tied: false })
 }
 
+/// Whether a value is another one at other sizes or inputs, whatever its operands are.
 fn is_sized(op: &Op) -> bool {
-    matches!(op, Op::Input { .. } | Op::Public(_))
+    use TensorOp as T;
+    matches!(op, Op::Input { .. } | Op::Tensor(T::Sizes { .. } | T::Iota { .. } | T::Range))
 }
 
 impl egg::Analysis<Expr> for Analysis {
@@ -197,7 +199,7 @@ impl Tree {
 
     /// A constant scalar.
     pub fn scalar(k: f32) -> Tree {
-        Tree::Node(Op::Const(ombra_ir::plain::Tensor::scalar_f32(k)), Vec::new())
+        Tree::Node(Op::Tensor(TensorOp::Constant(ombra_ir::plain::Tensor::scalar_f32(k))), Vec::new())
     }
 }
 
@@ -218,8 +220,8 @@ pub fn tree_facts(egraph: &EGraph, tree: &Tree) -> Option<Facts> {
             let facts = facts_of(op, &args.iter().collect::<Vec<_>>())?;
             let clients = args.iter().all(|f| matches!(f.owner, Owner::Public | Owner::Client))
                 && args.iter().any(|f| f.owner == Owner::Client);
-            let odd = facts.owner == Owner::Public && !facts.fixed && op.to_plain().is_none();
-            (!odd && (!clients || *op == Op::MatMul)).then_some(facts)
+            let odd = facts.owner == Owner::Public && !facts.fixed && op.tensor().is_none();
+            (!odd && (!clients || *op == Op::MATMUL)).then_some(facts)
         }
     }
 }

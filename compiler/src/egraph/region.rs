@@ -7,9 +7,9 @@
 use super::cost::wants_rescaled;
 use super::extract::{Choice, Class, Problem, Term};
 use super::language::{EGraph, Expr, Facts, Head};
-use crate::graph::{Graph, Op, Origin, Owner, ValueId};
+use crate::graph::{Graph, Op, Origin, Owner, TensorOp, ValueId};
 use egg::Id;
-use ombra_ir::plain::{self, DType};
+use ombra_ir::plain::DType;
 use ombra_ir::{Diagnostic, Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -46,14 +46,14 @@ impl Outside {
             let constant = |d: &Dim| d.as_constant().is_some();
             let given = match op {
                 Op::Input { .. } => true,
-                Op::Public(plain::Op::Sizes { values, .. }) => !values.iter().all(constant),
-                Op::Public(plain::Op::Iota { start, len, .. }) => !(constant(start) && constant(len)),
+                Op::Tensor(TensorOp::Sizes { values, .. }) => !values.iter().all(constant),
+                Op::Tensor(TensorOp::Iota { start, len, .. }) => !(constant(start) && constant(len)),
                 _ => false,
             };
             if !given && graph.shape(id).iter().all(constant) && operands.iter().all(|o| fixed.contains(o)) {
                 fixed.insert(id);
             }
-            if let (Op::Gather { axis: 0 }, Some(&table)) = (op, operands.first())
+            if let (Op::Tensor(TensorOp::Gather { axis: 0 }), Some(&table)) = (op, operands.first())
                 && graph.node(table).is_ok_and(|n| n.owner == Owner::Server)
             {
                 tables.insert(graph.shape(table).to_vec());
@@ -65,7 +65,9 @@ impl Outside {
     fn facts(&self, graph: &Graph, id: ValueId) -> Result<Facts> {
         let node = graph.node(id)?;
         let full = match &node.op {
-            Op::Const(t) => t.as_f32().ok().and_then(|v| v.first().copied().filter(|f| v.iter().all(|x| x == f))),
+            Op::Tensor(TensorOp::Constant(t)) => {
+                t.as_f32().ok().and_then(|v| v.first().copied().filter(|f| v.iter().all(|x| x == f)))
+            }
             _ => None,
         };
         let turned: Vec<Dim> = node.shape.iter().rev().cloned().collect();
@@ -321,7 +323,7 @@ pub fn apply(graph: &mut Graph, region: &Region, solution: &Solution, replaced: 
 
 /// Adds a node; the transpose of a weight is that weight, turned.
 fn add(graph: &mut Graph, op: &Op, args: &[ValueId], origin: Origin) -> Result<ValueId> {
-    if let (Op::Transpose { perm }, [x]) = (op, args)
+    if let (Op::Tensor(TensorOp::Transpose { perm }), [x]) = (op, args)
         && perm[..] == [1, 0]
         && let Op::Weight { name, transposed } = graph.node(*x)?.op.clone()
     {

@@ -3,7 +3,7 @@
 use super::language::Tree;
 use super::region::{Outside, region, terms};
 use super::rules::{Finding, RULES, View};
-use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, ValueId, eval};
+use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, TensorOp, ValueId, eval};
 use egg::Id;
 use ombra_ir::plain::{DType, Tensor, Type};
 use ombra_ir::settings::Setting;
@@ -181,9 +181,9 @@ fn adapter(d: &mut Draw, sizes: [i64; 3], owners: [Owner; 2], op: Op) {
     let x = d.secret(&[m, k]);
     let w = d.weight(owners[0], &[k, n]);
     let (a, b) = (d.weight(owners[1], &[k, r]), d.weight(owners[1], &[r, n]));
-    let delta = d.op(Op::MatMul, &[a, b]);
+    let delta = d.op(Op::MATMUL, &[a, b]);
     let sum = d.either(op, w, delta);
-    let y = d.op(Op::MatMul, &[x, sum]);
+    let y = d.op(Op::MATMUL, &[x, sum]);
     d.output(y);
 }
 
@@ -191,19 +191,19 @@ const CASES: &[Case] = &[
     Case {
         rule: "product of a sum",
         found: &[
-            |d| adapter(d, [7, 6, 2], [Owner::Public, Owner::Server], Op::Add),
-            |d| adapter(d, [6, 9, 3], [Owner::Public, Owner::Server], Op::Sub),
+            |d| adapter(d, [7, 6, 2], [Owner::Public, Owner::Server], Op::ADD),
+            |d| adapter(d, [6, 9, 3], [Owner::Public, Owner::Server], Op::SUB),
         ],
         refused: &[
             // Nothing of it is public; everything is; the rank is 6·6/12 = 3; the bias row is no matrix.
-            |d| adapter(d, [6, 6, 2], [Owner::Server, Owner::Server], Op::Add),
-            |d| adapter(d, [6, 6, 2], [Owner::Public, Owner::Public], Op::Add),
-            |d| adapter(d, [6, 6, 3], [Owner::Public, Owner::Server], Op::Add),
+            |d| adapter(d, [6, 6, 2], [Owner::Server, Owner::Server], Op::ADD),
+            |d| adapter(d, [6, 6, 2], [Owner::Public, Owner::Public], Op::ADD),
+            |d| adapter(d, [6, 6, 3], [Owner::Public, Owner::Server], Op::ADD),
             |d| {
                 let x = d.secret(&[3, 4]);
                 let (w, row) = (d.weight(Owner::Public, &[4, 5]), d.weight(Owner::Server, &[1, 5]));
-                let sum = d.op(Op::Add, &[w, row]);
-                let y = d.op(Op::MatMul, &[x, sum]);
+                let sum = d.op(Op::ADD, &[w, row]);
+                let y = d.op(Op::MATMUL, &[x, sum]);
                 d.output(y);
             },
         ],
@@ -239,16 +239,16 @@ const CASES: &[Case] = &[
         found: &[|d| {
             let (k, r, n) = (d.size(1, 5), d.size(1, 5), d.size(1, 5));
             let (a, b) = (d.weight(Owner::Server, &[k, r]), d.weight(Owner::Public, &[r, n]));
-            let w = d.op(Op::MatMul, &[a, b]);
-            let t = d.op(Op::Transpose { perm: vec![1, 0] }, &[w]);
+            let w = d.op(Op::MATMUL, &[a, b]);
+            let t = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] }), &[w]);
             let x = d.secret(&[3, n]);
-            let y = d.op(Op::MatMul, &[x, t]);
+            let y = d.op(Op::MATMUL, &[x, t]);
             d.output(y);
         }],
         refused: &[|d| {
             let (a, b) = (d.secret(&[3, 4]), d.secret(&[4, 5]));
-            let w = d.op(Op::MatMul, &[a, b]);
-            let t = d.op(Op::Transpose { perm: vec![1, 0] }, &[w]);
+            let w = d.op(Op::MATMUL, &[a, b]);
+            let t = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] }), &[w]);
             d.output(t);
         }],
     },
@@ -259,10 +259,10 @@ const CASES: &[Case] = &[
             |d| scaled_product(d, -3.0, Owner::Public),
             |d| {
                 let (a, b) = (d.weight(Owner::Server, &[6, 2]), d.weight(Owner::Server, &[2, 5]));
-                let (w, k) = (d.op(Op::MatMul, &[a, b]), d.scalar(0.01));
-                let w = d.either(Op::Mul, w, k);
+                let (w, k) = (d.op(Op::MATMUL, &[a, b]), d.scalar(0.01));
+                let w = d.either(Op::MUL, w, k);
                 let x = d.secret(&[3, 6]);
-                let y = d.op(Op::MatMul, &[x, w]);
+                let y = d.op(Op::MATMUL, &[x, w]);
                 d.output(y);
             },
         ],
@@ -287,47 +287,47 @@ const CASES: &[Case] = &[
     Case {
         rule: "factors of one owner",
         found: &[
-            |d| factors(d, Op::Mul, [Owner::Public; 2]),
+            |d| factors(d, Op::MUL, [Owner::Public; 2]),
             |d| {
                 let x = d.secret(&[2, 3]);
                 let (a, b) = (d.scalar(0.3), d.scalar(-1.7));
-                let y = d.either(Op::Mul, x, a);
-                let y = d.either(Op::Mul, y, b);
+                let y = d.either(Op::MUL, x, a);
+                let y = d.either(Op::MUL, y, b);
                 d.output(y);
             },
         ],
-        refused: &[|d| factors(d, Op::Mul, [Owner::Public, Owner::Server])],
+        refused: &[|d| factors(d, Op::MUL, [Owner::Public, Owner::Server])],
     },
     Case {
         rule: "scaled movement",
         found: &[|d| {
             let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Transpose { perm: vec![2, 0, 1] }, &[x]);
+            let x = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![2, 0, 1] }), &[x]);
             let k = d.scalar(0.7);
-            let y = d.either(Op::Mul, x, k);
+            let y = d.either(Op::MUL, x, k);
             d.output(y);
         }],
         refused: &[|d| {
             let x = d.secret(&[2, 3]);
-            let x = d.op(Op::Transpose { perm: vec![1, 0] }, &[x]);
+            let x = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] }), &[x]);
             let v = d.weight(Owner::Public, &[2]);
-            let y = d.either(Op::Mul, x, v);
+            let y = d.either(Op::MUL, x, v);
             d.output(y);
         }],
     },
     Case { rule: "scaled sum", found: &[|d| scaled_sum(d, 0.5)], refused: &[|d| scaled_sum(d, 0.01)] },
     Case {
         rule: "known terms",
-        found: &[|d| factors(d, Op::Add, [Owner::Public; 2]), |d| factors(d, Op::Add, [Owner::Server; 2])],
-        refused: &[|d| factors(d, Op::Add, [Owner::Public, Owner::Server])],
+        found: &[|d| factors(d, Op::ADD, [Owner::Public; 2]), |d| factors(d, Op::ADD, [Owner::Server; 2])],
+        refused: &[|d| factors(d, Op::ADD, [Owner::Public, Owner::Server])],
     },
     Case {
         rule: "transposes in a row",
         found: &[|d| {
             let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Transpose { perm: vec![2, 0, 1] }, &[x]);
+            let x = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![2, 0, 1] }), &[x]);
             let perm = if d.next().is_multiple_of(2) { vec![1, 2, 0] } else { vec![0, 2, 1] };
-            let y = d.op(Op::Transpose { perm }, &[x]);
+            let y = d.op(Op::Tensor(TensorOp::Transpose { perm }), &[x]);
             d.output(y);
         }],
         refused: &[],
@@ -336,8 +336,8 @@ const CASES: &[Case] = &[
         rule: "reshapes in a row",
         found: &[|d| {
             let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Reshape { shape: dims(&[6, 4]) }, &[x]);
-            let y = d.op(Op::Reshape { shape: dims(&[2, 12]) }, &[x]);
+            let x = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[6, 4]) }), &[x]);
+            let y = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[2, 12]) }), &[x]);
             d.output(y);
         }],
         refused: &[],
@@ -347,19 +347,19 @@ const CASES: &[Case] = &[
         found: &[|d| {
             let (a, b) = (d.weight(Owner::Server, &[2, 3]), d.weight(Owner::Public, &[2, 3]));
             let k = d.scalar(3.0);
-            let w = d.either(Op::Mul, a, k);
-            let w = d.either(Op::Sub, w, b);
-            let t = d.op(Op::Transpose { perm: vec![1, 0] }, &[w]);
+            let w = d.either(Op::MUL, a, k);
+            let w = d.either(Op::SUB, w, b);
+            let t = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] }), &[w]);
             let x = d.secret(&[4, 3]);
-            let y = d.op(Op::MatMul, &[x, t]);
+            let y = d.op(Op::MATMUL, &[x, t]);
             d.output(y);
         }],
         refused: &[|d| {
             let (a, b) = (d.weight(Owner::Server, &[2, 3]), d.weight(Owner::Public, &[3]));
-            let w = d.either(Op::Add, a, b);
-            let t = d.op(Op::Transpose { perm: vec![1, 0] }, &[w]);
+            let w = d.either(Op::ADD, a, b);
+            let t = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] }), &[w]);
             let x = d.secret(&[4, 3]);
-            let y = d.op(Op::MatMul, &[x, t]);
+            let y = d.op(Op::MATMUL, &[x, t]);
             d.output(y);
         }],
     },
@@ -367,52 +367,52 @@ const CASES: &[Case] = &[
         rule: "flattened product",
         found: &[|d| {
             let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Reshape { shape: dims(&[6, 4]) }, &[x]);
+            let x = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[6, 4]) }), &[x]);
             let w = d.weight(Owner::Server, &[4, 5]);
-            let y = d.op(Op::MatMul, &[x, w]);
+            let y = d.op(Op::MATMUL, &[x, w]);
             d.output(y);
         }],
         refused: &[|d| {
             let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Reshape { shape: dims(&[2, 12]) }, &[x]);
+            let x = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[2, 12]) }), &[x]);
             let w = d.weight(Owner::Server, &[12, 5]);
-            let y = d.op(Op::MatMul, &[x, w]);
+            let y = d.op(Op::MATMUL, &[x, w]);
             d.output(y);
         }],
     },
     Case {
         rule: "maximum",
-        found: &[|d| comparison(d, Op::Max, None), |d| comparison(d, Op::Max, Some(0.0))],
+        found: &[|d| comparison(d, Op::MAX, None), |d| comparison(d, Op::MAX, Some(0.0))],
         refused: &[|d| {
             let (a, b) = (d.weight(Owner::Server, &[2]), d.weight(Owner::Server, &[2]));
-            let m = d.op(Op::Max, &[a, b]);
+            let m = d.op(Op::MAX, &[a, b]);
             let x = d.secret(&[2]);
-            let y = d.op(Op::Add, &[x, m]);
+            let y = d.op(Op::ADD, &[x, m]);
             d.output(y);
         }],
     },
     Case {
         rule: "minimum",
-        found: &[|d| comparison(d, Op::Min, None), |d| comparison(d, Op::Min, Some(0.0))],
+        found: &[|d| comparison(d, Op::MIN, None), |d| comparison(d, Op::MIN, Some(0.0))],
         refused: &[],
     },
     Case {
         rule: "clip",
-        found: &[|d| clip(d, -1.0, 0.5, Op::Max), |d| clip(d, 0.0, 1.0, Op::Min)],
-        refused: &[|d| clip(d, 1.0, -1.0, Op::Max)],
+        found: &[|d| clip(d, -1.0, 0.5, Op::MAX), |d| clip(d, 0.0, 1.0, Op::MIN)],
+        refused: &[|d| clip(d, 1.0, -1.0, Op::MAX)],
     },
     Case {
         rule: "negated comparison",
         found: &[
             |d| {
                 let x = d.secret(&[3, 4]);
-                let n = d.op(Op::Neg, &[x]);
+                let n = d.op(Op::NEG, &[x]);
                 let y = d.op(Op::Relu, &[n]);
                 d.output(y);
             },
             |d| {
                 let (a, b) = (d.secret(&[3, 4]), d.secret(&[3, 4]));
-                let n = d.op(Op::Sub, &[a, b]);
+                let n = d.op(Op::SUB, &[a, b]);
                 let y = d.op(Op::Relu, &[n]);
                 d.output(y);
             },
@@ -426,11 +426,11 @@ fn chain(d: &mut Draw, [k, r, n]: [i64; 3], left: bool, owners: [Owner; 2]) {
     let x = d.secret(&[m, k]);
     let (a, b) = (d.weight(owners[0], &[k, r]), d.weight(owners[1], &[r, n]));
     let y = if left {
-        let xa = d.op(Op::MatMul, &[x, a]);
-        d.op(Op::MatMul, &[xa, b])
+        let xa = d.op(Op::MATMUL, &[x, a]);
+        d.op(Op::MATMUL, &[xa, b])
     } else {
-        let ab = d.op(Op::MatMul, &[a, b]);
-        d.op(Op::MatMul, &[x, ab])
+        let ab = d.op(Op::MATMUL, &[a, b]);
+        d.op(Op::MATMUL, &[x, ab])
     };
     d.output(y);
 }
@@ -439,31 +439,31 @@ fn two_products(d: &mut Draw, owners: [Owner; 2]) {
     let (m, k, n) = (d.size(1, 4), d.size(1, 5), d.size(2, 5));
     let x = d.secret(&[m, k]);
     let (a, b) = (d.weight(owners[0], &[k, n]), d.weight(owners[1], &[k, n]));
-    let (p, q) = (d.op(Op::MatMul, &[x, a]), d.op(Op::MatMul, &[x, b]));
-    let y = d.either(Op::Sub, p, q);
+    let (p, q) = (d.op(Op::MATMUL, &[x, a]), d.op(Op::MATMUL, &[x, b]));
+    let y = d.either(Op::SUB, p, q);
     d.output(y);
 }
 
 fn scaled_product(d: &mut Draw, k: f32, owner: Owner) {
     let (x, w) = (d.secret(&[3, 4]), d.weight(owner, &[4, 5]));
-    let (y, k) = (d.op(Op::MatMul, &[x, w]), d.scalar(k));
-    let y = d.either(Op::Mul, y, k);
+    let (y, k) = (d.op(Op::MATMUL, &[x, w]), d.scalar(k));
+    let y = d.either(Op::MUL, y, k);
     d.output(y);
 }
 
 fn scaled_rows(d: &mut Draw, [v, w]: [Owner; 2]) {
     let (m, k, n) = (d.size(1, 4), d.size(2, 5), d.size(1, 5));
     let (x, v, w) = (d.secret(&[m, k]), d.weight(v, &[k]), d.weight(w, &[k, n]));
-    let x = d.either(Op::Mul, x, v);
-    let y = d.op(Op::MatMul, &[x, w]);
+    let x = d.either(Op::MUL, x, v);
+    let y = d.op(Op::MATMUL, &[x, w]);
     d.output(y);
 }
 
 fn scaled_columns(d: &mut Draw, [v, w]: [Owner; 2]) {
     let (m, k, n) = (d.size(1, 4), d.size(1, 5), d.size(2, 5));
     let (x, v, w) = (d.secret(&[m, k]), d.weight(v, &[1, n]), d.weight(w, &[k, n]));
-    let y = d.op(Op::MatMul, &[x, w]);
-    let y = d.either(Op::Mul, y, v);
+    let y = d.op(Op::MATMUL, &[x, w]);
+    let y = d.either(Op::MUL, y, v);
     d.output(y);
 }
 
@@ -476,8 +476,8 @@ fn factors(d: &mut Draw, op: Op, owners: [Owner; 2]) {
 
 fn scaled_sum(d: &mut Draw, k: f32) {
     let (x, b, k) = (d.secret(&[2, 3]), d.weight(Owner::Server, &[3]), d.scalar(k));
-    let y = d.either(Op::Add, x, b);
-    let y = d.either(Op::Mul, y, k);
+    let y = d.either(Op::ADD, x, b);
+    let y = d.either(Op::MUL, y, k);
     d.output(y);
 }
 
@@ -493,12 +493,12 @@ fn comparison(d: &mut Draw, op: Op, with: Option<f32>) {
 
 fn clip(d: &mut Draw, low: f32, high: f32, first: Op) {
     let (x, l, h) = (d.secret(&[3, 4]), d.scalar(low), d.scalar(high));
-    let y = if first == Op::Max {
-        let y = d.either(Op::Max, x, l);
-        d.either(Op::Min, y, h)
+    let y = if first == Op::MAX {
+        let y = d.either(Op::MAX, x, l);
+        d.either(Op::MIN, y, h)
     } else {
-        let y = d.either(Op::Min, x, h);
-        d.either(Op::Max, y, l)
+        let y = d.either(Op::MIN, x, h);
+        d.either(Op::MAX, y, l)
     };
     d.output(y);
 }

@@ -3,7 +3,8 @@
 use super::cost::Network;
 use super::sampling::Draw;
 use super::{Rewrite, rewrite};
-use crate::graph::{Graph, Op, Owner, ValueId, print};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId, print};
+use ombra_ir::plain::Binary;
 use ombra_ir::settings::Setting;
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ fn count(graph: &Graph, of: impl Fn(&Op) -> bool) -> usize {
 }
 
 fn comparisons(graph: &Graph) -> usize {
-    count(graph, |op| matches!(op, Op::Relu | Op::Max | Op::Min))
+    count(graph, |op| matches!(op, Op::Relu | Op::Tensor(TensorOp::Binary(Binary::Max | Binary::Min))))
 }
 
 fn applied(reports: &[Rewrite], rule: &str) -> usize {
@@ -33,7 +34,7 @@ fn applied(reports: &[Rewrite], rule: &str) -> usize {
 fn both_signs_share_one_comparison() {
     let mut d = Draw::new(1);
     let x = d.secret(&[40, 8]);
-    let minus = d.op(Op::Neg, &[x]);
+    let minus = d.op(Op::NEG, &[x]);
     for value in [x, minus] {
         let y = d.op(Op::Relu, &[value]);
         d.output(y);
@@ -47,7 +48,7 @@ fn both_signs_share_one_comparison() {
 fn greatest_and_least_of_a_pair_share_one_comparison() {
     let mut d = Draw::new(2);
     let (a, b) = (d.secret(&[40, 8]), d.secret(&[40, 8]));
-    for (op, args) in [(Op::Max, [a, b]), (Op::Min, [b, a])] {
+    for (op, args) in [(Op::MAX, [a, b]), (Op::MIN, [b, a])] {
         let y = d.op(op, &args);
         d.output(y);
     }
@@ -60,11 +61,11 @@ fn what_is_public_leaves_the_sum() {
     let mut d = Draw::new(3);
     let x = d.secret(&[40, 8]);
     let (p, q) = (d.weight(Owner::Public, &[40, 8]), d.weight(Owner::Public, &[8]));
-    let y = d.op(Op::Add, &[x, p]);
-    let y = d.op(Op::Add, &[q, y]);
+    let y = d.op(Op::ADD, &[x, p]);
+    let y = d.op(Op::ADD, &[q, y]);
     d.output(y);
     let (graph, reports) = rewritten(&d, IMMEDIATE);
-    assert_eq!(graph.iter().filter(|(_, n)| n.owner == Owner::Secret && n.op == Op::Add).count(), 1);
+    assert_eq!(graph.iter().filter(|(_, n)| n.owner == Owner::Secret && n.op == Op::ADD).count(), 1);
     assert_eq!(applied(&reports, "known terms"), 1);
 }
 
@@ -72,9 +73,9 @@ fn what_is_public_leaves_the_sum() {
 fn adapted(d: &mut Draw, x: ValueId, size: i64, r: i64, layer: u32) -> ValueId {
     let w = d.weight(Owner::Public, &[size, size]);
     let (a, b) = (d.weight(Owner::Server, &[size, r]), d.weight(Owner::Server, &[r, size]));
-    let delta = d.op(Op::MatMul, &[a, b]);
-    let sum = d.op(Op::Add, &[w, delta]);
-    let y = d.op(Op::MatMul, &[x, sum]);
+    let delta = d.op(Op::MATMUL, &[a, b]);
+    let sum = d.op(Op::ADD, &[w, delta]);
+    let y = d.op(Op::MATMUL, &[x, sum]);
     for id in [delta, sum, y] {
         d.graph.node_mut(id).unwrap().origin.layer = Some(layer);
     }
@@ -91,7 +92,7 @@ fn equal_layers_are_solved_once() {
     d.output(x);
     let (graph, reports) = rewritten(&d, IMMEDIATE);
     assert_eq!(reports.iter().map(|r| r.layers.clone()).collect::<Vec<_>>(), [vec![0, 1, 2, 3, 4]]);
-    let products = |graph: &Graph| graph.iter().filter(|(_, n)| n.op == Op::MatMul && n.owner == Owner::Secret).count();
+    let products = |graph: &Graph| graph.iter().filter(|(_, n)| n.op == Op::MATMUL && n.owner == Owner::Secret).count();
     assert_eq!(products(&graph), 15, "three in each layer");
 }
 
@@ -129,9 +130,9 @@ fn the_same_graph_gives_the_same_program() {
         for layer in 0..3 {
             let y = adapted(&mut d, x, 32, 2, layer);
             let r = d.op(Op::Relu, &[y]);
-            let n = d.op(Op::Neg, &[y]);
+            let n = d.op(Op::NEG, &[y]);
             let s = d.op(Op::Relu, &[n]);
-            x = d.op(Op::Add, &[r, s]);
+            x = d.op(Op::ADD, &[r, s]);
         }
         d.output(x);
         let (graph, reports) = rewritten(&d, IMMEDIATE);
@@ -160,19 +161,19 @@ fn limits_end_what_does_not_saturate() {
     let mut x = d.secret(&[4, 8]);
     for i in 0..40 {
         let p = d.weight(if i % 3 == 0 { Owner::Server } else { Owner::Public }, &[8]);
-        x = d.op(if i % 2 == 0 { Op::Add } else { Op::Mul }, &[x, p]);
+        x = d.op(if i % 2 == 0 { Op::ADD } else { Op::MUL }, &[x, p]);
         let q = d.weight(Owner::Public, &[8]);
-        x = d.op(Op::Add, &[x, q]);
+        x = d.op(Op::ADD, &[x, q]);
         let q = d.weight(Owner::Public, &[4, 8]);
-        x = d.op(Op::Add, &[q, x]);
+        x = d.op(Op::ADD, &[q, x]);
     }
     let w = d.weight(Owner::Server, &[8, 8]);
-    let y = d.op(Op::MatMul, &[x, w]);
+    let y = d.op(Op::MATMUL, &[x, w]);
     d.output(y);
     let mut chain = d.secret(&[4, 8]);
     for _ in 0..40 {
         let p = d.weight(Owner::Public, &[8]);
-        chain = d.op(Op::Add, &[chain, p]);
+        chain = d.op(Op::ADD, &[chain, p]);
     }
     d.output(chain);
     let (graph, reports) = rewritten(&d, IMMEDIATE);

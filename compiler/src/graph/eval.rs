@@ -9,7 +9,7 @@ use ombra_ir::plain::{self, DEFAULT_LIMIT, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Dim, Result};
 use rayon::prelude::*;
 
-use super::{Graph, Op, ValueId};
+use super::{Graph, Op, TensorOp, ValueId};
 
 /// Gives the tensor of an initializer by its name, as it stands in the file.
 pub type Weights<'a> = dyn Fn(&str) -> Result<Tensor> + 'a;
@@ -204,9 +204,9 @@ pub fn static_values(graph: &Graph) -> Result<BTreeSet<ValueId>> {
         let node = graph.node(v)?;
         let moving = match &node.op {
             Op::Input { .. } => true,
-            Op::Public(plain::Op::Sizes { values, .. }) => values.iter().any(symbolic),
-            Op::Public(plain::Op::Iota { start, len, .. }) => symbolic(start) || symbolic(len),
-            Op::Slice { start, .. } | Op::Public(plain::Op::Slice { start, .. }) => symbolic(start),
+            Op::Tensor(TensorOp::Sizes { values, .. }) => values.iter().any(symbolic),
+            Op::Tensor(TensorOp::Iota { start, len, .. }) => symbolic(start) || symbolic(len),
+            Op::Tensor(TensorOp::Slice { start, .. }) => symbolic(start),
             _ => false,
         };
         if !moving && !node.shape.iter().any(symbolic) && graph.operands(v).iter().all(|a| found.contains(a)) {
@@ -281,11 +281,9 @@ fn apply(
     inputs: &BTreeMap<String, Tensor>,
     bindings: &Bindings,
 ) -> Result<Tensor> {
-    if let Some(plain) = op.to_plain() {
-        return plain::eval(&plain, operands, bindings, value_limit(operands));
-    }
     let wrong = || Diagnostic::internal("E0299", format!("{} has {} operands", op.name(), operands.len()));
     match (op, operands) {
+        (Op::Tensor(op), _) => plain::eval(op, operands, bindings, value_limit(operands)),
         (Op::Input { name, .. }, []) => inputs.get(name).cloned().ok_or_else(wrong),
         (Op::Weight { name, transposed }, []) => {
             let tensor = weights(name)?;
@@ -295,7 +293,7 @@ fn apply(
             let mut perm: Vec<usize> = (0..tensor.rank()).collect();
             let last = perm.len().saturating_sub(1);
             perm.swap(last.saturating_sub(1), last);
-            plain::eval(&plain::Op::Transpose { perm }, &[&tensor], bindings, tensor.len())
+            plain::eval(&TensorOp::Transpose { perm }, &[&tensor], bindings, tensor.len())
         }
         (Op::Pow(e), [x]) => map(x, |v| libm::powf(v, *e)),
         (Op::Clamp { low, high }, [x]) => map(x, |v| v.max(*low).min(*high)),

@@ -1,6 +1,6 @@
 //! The type rule of the typed graph's operators.
 
-use ombra_ir::plain::infer::{broadcast, matmul_shape, reduce_shape};
+use ombra_ir::plain::infer::broadcast;
 use ombra_ir::plain::{self, DType, Type};
 use ombra_ir::{Diagnostic, Result};
 
@@ -17,24 +17,8 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
     };
     match (op, operands) {
         (Op::Input { .. } | Op::Weight { .. }, _) => Err(Diagnostic::internal("E0299", "a declared type is inferred")),
-        (Op::MatMul, [a, b]) => {
-            float(a)?;
-            float(b)?;
-            Ok(Type::new(DType::F32, matmul_shape(&a.shape, &b.shape)?))
-        }
         (
-            Op::Pow(_)
-            | Op::Tanh
-            | Op::Sigmoid
-            | Op::Erf
-            | Op::Relu
-            | Op::Clamp { .. }
-            | Op::Gelu { .. }
-            | Op::Silu
-            | Op::Sign
-            | Op::Log
-            | Op::Softplus
-            | Op::Quadratic { .. },
+            Op::Pow(_) | Op::Relu | Op::Clamp { .. } | Op::Gelu { .. } | Op::Silu | Op::Softplus | Op::Quadratic { .. },
             [x],
         ) => {
             float(x)?;
@@ -72,13 +56,7 @@ pub fn infer(op: &Op, operands: &[&Type]) -> Result<Type> {
             }
             Ok((*x).clone())
         }
-        (
-            Op::ReduceMean { axes, keepdims } | Op::ReduceSum { axes, keepdims } | Op::ReduceMax { axes, keepdims },
-            [x],
-        ) => Ok(Type::new(x.dtype, reduce_shape(&x.shape, axes, *keepdims)?)),
-        _ => match op.to_plain() {
-            Some(plain) => plain::infer(&plain, operands),
-            None => Err(wrong(format!("{} operands", operands.len()))),
-        },
+        (Op::Tensor(op), _) => plain::infer(op, operands),
+        _ => Err(wrong(format!("{} operands", operands.len()))),
     }
 }

@@ -21,7 +21,7 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 
-pub use op::{InputRole, Numerator, Op, OutputRole};
+pub use op::{InputRole, Numerator, Op, OutputRole, TensorOp};
 pub use owners::{Owner, propagate_owners};
 
 /// Largest constant that [`Graph::merge_equal`] compares.
@@ -112,7 +112,7 @@ impl Graph {
             let show = |ty: &Type| format!("{}{}", ty.dtype.name(), self.dims.show_shape(&ty.shape));
             let found = e.note(format!("found {}", types.iter().map(show).collect::<Vec<_>>().join(", ")));
             match &op {
-                Op::Reshape { shape } | Op::Expand { shape } => {
+                Op::Tensor(TensorOp::Reshape { shape } | TensorOp::Expand { shape }) => {
                     found.note(format!("the new shape is {}", self.dims.show_shape(shape)))
                 }
                 _ => found,
@@ -150,7 +150,7 @@ impl Graph {
 
     /// Adds a public constant.
     pub fn add_const(&mut self, tensor: Tensor, origin: Origin) -> Result<ValueId> {
-        self.add(Op::Const(tensor), &[], origin)
+        self.add(Op::Tensor(TensorOp::Constant(tensor)), &[], origin)
     }
 
     fn insert(&mut self, node: Node, operands: &[ValueId]) -> ValueId {
@@ -184,7 +184,7 @@ impl Graph {
     /// The constant tensor of `id`, when it is one.
     pub fn constant(&self, id: ValueId) -> Option<&Tensor> {
         match self.op(id)? {
-            Op::Const(tensor) => Some(tensor),
+            Op::Tensor(TensorOp::Constant(tensor)) => Some(tensor),
             _ => None,
         }
     }
@@ -344,7 +344,7 @@ impl Graph {
         let before = self.len();
         for id in self.topological() {
             let node = self.node(id)?;
-            let large = matches!(&node.op, Op::Const(t) if t.len() > MERGED_ELEMENTS);
+            let large = matches!(&node.op, Op::Tensor(TensorOp::Constant(t)) if t.len() > MERGED_ELEMENTS);
             if large || matches!(node.op, Op::Input { .. }) {
                 continue;
             }
@@ -403,7 +403,7 @@ mod tests {
         let ty = Type::new(DType::F32, vec![seq, Dim::constant(4)]);
         let x = g.add_input("x", InputRole::Other, ty, Origin::default());
         let w = g.add_weight("w", false, vec![Dim::constant(4), Dim::constant(4)], Origin::default());
-        let y = g.add(Op::MatMul, &[x, w], Origin { node: "/layers.1/mm".into(), ..Origin::default() }).unwrap();
+        let y = g.add(Op::MATMUL, &[x, w], Origin { node: "/layers.1/mm".into(), ..Origin::default() }).unwrap();
         g.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
         (g, x, w, y)
     }
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn refuses_what_does_not_fit() {
         let (mut g, x, _, y) = sample();
-        assert!(g.add(Op::MatMul, &[x, x], Origin::default()).is_err());
+        assert!(g.add(Op::MATMUL, &[x, x], Origin::default()).is_err());
         assert!(g.add(Op::Softmax { axis: 2 }, &[x], Origin::default()).is_err());
         let z = g.add(Op::Relu, &[y], Origin::default()).unwrap();
         assert!(g.set_operand(y, 0, z).is_err(), "a cycle");

@@ -1,7 +1,8 @@
 //! Operators of the typed graph, and the roles of inputs and outputs.
 
-use ombra_ir::Dim;
-use ombra_ir::plain::{self, Binary, DType, Tensor, Unary};
+use ombra_ir::plain::{Binary, DType, Reduce, Unary};
+
+pub use ombra_ir::plain::Op as TensorOp;
 
 use super::Owner;
 
@@ -112,34 +113,11 @@ pub enum Op {
         /// The last two axes are exchanged.
         transposed: bool,
     },
-    /// A public constant: structure, scalars, tables.
-    Const(Tensor),
-    /// An operator on values of one owner, which that owner evaluates; public unless an operand is the client's.
-    Public(plain::Op),
-    /// Matrix product of a and b, with ONNX's batches.
-    MatMul,
-    /// a + b with broadcasting.
-    Add,
-    /// a - b with broadcasting.
-    Sub,
-    /// a · b with broadcasting.
-    Mul,
-    /// a / b with broadcasting.
-    Div,
-    /// -x.
-    Neg,
+    /// A tensor operator: on public tensors, evaluated by everybody; on those of one owner, by that owner; on secret ones,
+    /// what lowering makes of it.
+    Tensor(TensorOp),
     /// x to a constant power.
     Pow(f32),
-    /// Square root.
-    Sqrt,
-    /// 1/x.
-    Reciprocal,
-    /// Hyperbolic tangent.
-    Tanh,
-    /// 1/(1 + e^-x).
-    Sigmoid,
-    /// Error function.
-    Erf,
     /// max(x, 0).
     Relu,
     /// min(max(x, low), high).
@@ -149,8 +127,6 @@ pub enum Op {
         /// Maximum result, not below `low`.
         high: f32,
     },
-    /// e^x.
-    Exp,
     /// x·Φ(x), exactly or by the tanh approximation.
     Gelu {
         /// The approximation.
@@ -158,6 +134,8 @@ pub enum Op {
     },
     /// x·sigmoid(x).
     Silu,
+    /// ln(1 + e^x).
+    Softplus,
     /// Softmax along an axis.
     Softmax {
         /// The axis.
@@ -205,77 +183,37 @@ pub enum Op {
         /// Added to the variance.
         eps: f32,
     },
-    /// Mean over axes.
-    ReduceMean {
-        /// Ascending.
-        axes: Vec<usize>,
-        /// Whether reduced axes stay with size 1.
-        keepdims: bool,
-    },
-    /// Sum over axes.
-    ReduceSum {
-        /// Ascending.
-        axes: Vec<usize>,
-        /// Whether reduced axes stay with size 1.
-        keepdims: bool,
-    },
-    /// Maximum over axes.
-    ReduceMax {
-        /// Ascending.
-        axes: Vec<usize>,
-        /// Whether reduced axes stay with size 1.
-        keepdims: bool,
-    },
-    /// The same elements in another shape.
-    Reshape {
-        /// Shape of the result.
-        shape: Vec<Dim>,
-    },
-    /// Permutation of the axes.
-    Transpose {
-        /// Axis `k` of the result is axis `perm[k]` of the operand.
-        perm: Vec<usize>,
-    },
-    /// `len` elements of one axis.
-    Slice {
-        /// The axis.
-        axis: usize,
-        /// First index.
-        start: Dim,
-        /// Number of indices.
-        len: Dim,
-        /// Difference of neighbouring indices, not zero.
-        step: i64,
-    },
-    /// Operands side by side.
-    Concat {
-        /// Along this axis.
-        axis: usize,
-    },
-    /// Broadcast.
-    Expand {
-        /// Shape of the result.
-        shape: Vec<Dim>,
-    },
-    /// Rows of operand 0 chosen by operand 1, an integer tensor: an embedding when that is the client's.
-    Gather {
-        /// Axis of operand 0 that is indexed.
-        axis: usize,
-    },
-    /// Operand 1 where operand 0, a bool tensor, holds, otherwise operand 2; with broadcasting.
-    Where,
-    /// Larger of a and b with broadcasting.
-    Max,
-    /// Smaller of a and b with broadcasting.
-    Min,
-    /// Whether x is no number.
-    IsNan,
-    /// -1, 0 or 1.
-    Sign,
-    /// ln x.
-    Log,
-    /// ln(1 + e^x).
-    Softplus,
+}
+
+/// Names for tensor operators without attributes, in patterns too.
+macro_rules! named {
+    ($($name:ident = $op:expr;)*) => {
+        impl Op {
+            $( #[doc = concat!("`", stringify!($op), "`.")] pub const $name: Op = Op::Tensor($op); )*
+        }
+    };
+}
+
+named! {
+    ABS = TensorOp::Unary(Unary::Abs);
+    ADD = TensorOp::Binary(Binary::Add);
+    DIV = TensorOp::Binary(Binary::Div);
+    ERF = TensorOp::Unary(Unary::Erf);
+    EXP = TensorOp::Unary(Unary::Exp);
+    IS_NAN = TensorOp::Unary(Unary::IsNan);
+    LOG = TensorOp::Unary(Unary::Log);
+    MATMUL = TensorOp::MatMul;
+    MAX = TensorOp::Binary(Binary::Max);
+    MIN = TensorOp::Binary(Binary::Min);
+    MUL = TensorOp::Binary(Binary::Mul);
+    NEG = TensorOp::Unary(Unary::Neg);
+    RECIPROCAL = TensorOp::Unary(Unary::Reciprocal);
+    SIGMOID = TensorOp::Unary(Unary::Sigmoid);
+    SIGN = TensorOp::Unary(Unary::Sign);
+    SQRT = TensorOp::Unary(Unary::Sqrt);
+    SUB = TensorOp::Binary(Binary::Sub);
+    TANH = TensorOp::Unary(Unary::Tanh);
+    WHERE = TensorOp::Where;
 }
 
 impl Op {
@@ -284,25 +222,14 @@ impl Op {
         match self {
             Op::Input { .. } => "input",
             Op::Weight { .. } => "weight",
-            Op::Const(_) => "const",
-            Op::Public(op) => op.name(),
-            Op::MatMul => "matmul",
-            Op::Add => "add",
-            Op::Sub => "sub",
-            Op::Mul => "mul",
-            Op::Div => "div",
-            Op::Neg => "neg",
+            Op::Tensor(TensorOp::Constant(_)) => "const",
+            Op::Tensor(op) => op.name(),
             Op::Pow(_) => "pow",
-            Op::Sqrt => "sqrt",
-            Op::Reciprocal => "reciprocal",
-            Op::Tanh => "tanh",
-            Op::Sigmoid => "sigmoid",
-            Op::Erf => "erf",
             Op::Relu => "relu",
             Op::Clamp { .. } => "clamp",
-            Op::Exp => "exp",
             Op::Gelu { .. } => "gelu",
             Op::Silu => "silu",
+            Op::Softplus => "softplus",
             Op::Softmax { .. } => "softmax",
             Op::MaskedSoftmax { .. } => "masked_softmax",
             Op::RatioSoftmax { .. } => "ratio_softmax",
@@ -310,99 +237,62 @@ impl Op {
             Op::AffineNorm { .. } => "affine_norm",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
-            Op::ReduceMean { .. } => "reduce_mean",
-            Op::ReduceSum { .. } => "reduce_sum",
-            Op::ReduceMax { .. } => "reduce_max",
-            Op::Reshape { .. } => "reshape",
-            Op::Transpose { .. } => "transpose",
-            Op::Slice { .. } => "slice",
-            Op::Concat { .. } => "concat",
-            Op::Expand { .. } => "expand",
-            Op::Gather { .. } => "gather",
-            Op::Where => "where",
-            Op::Max => "max",
-            Op::Min => "min",
-            Op::IsNan => "is_nan",
-            Op::Sign => "sign",
-            Op::Log => "log",
-            Op::Softplus => "softplus",
         }
     }
 
     /// Whether every element of the result is one of operand 0, in another place, and none of it is left out.
     pub fn moves_all(&self) -> bool {
-        use plain::Op as P;
-        matches!(
-            self,
-            Op::Reshape { .. }
-                | Op::Transpose { .. }
-                | Op::Expand { .. }
-                | Op::Public(P::Identity | P::Reshape { .. } | P::Transpose { .. } | P::Expand { .. })
-        )
+        use TensorOp as T;
+        matches!(self, Op::Tensor(T::Identity | T::Reshape { .. } | T::Transpose { .. } | T::Expand { .. }))
     }
 
     /// Whether every element of the result is one of operand 0, in another place.
     pub fn moves(&self) -> bool {
-        use plain::Op as P;
-        let picks =
-            matches!(self, Op::Slice { .. } | Op::Gather { .. } | Op::Public(P::Slice { .. } | P::Gather { .. }));
-        picks || self.moves_all()
+        matches!(self, Op::Tensor(TensorOp::Slice { .. } | TensorOp::Gather { .. })) || self.moves_all()
     }
 
-    /// The same operator on public tensors, for those that have one with the same operands.
-    pub fn to_plain(&self) -> Option<plain::Op> {
-        let reduce = |kind, axes: &Vec<usize>, keepdims: &bool| plain::Op::Reduce {
-            kind,
-            axes: axes.clone(),
-            keepdims: *keepdims,
-        };
-        Some(match self {
-            Op::Const(tensor) => plain::Op::Constant(tensor.clone()),
-            Op::Public(op) => op.clone(),
-            Op::MatMul => plain::Op::MatMul,
-            Op::Add => plain::Op::Binary(Binary::Add),
-            Op::Sub => plain::Op::Binary(Binary::Sub),
-            Op::Mul => plain::Op::Binary(Binary::Mul),
-            Op::Div => plain::Op::Binary(Binary::Div),
-            Op::Max => plain::Op::Binary(Binary::Max),
-            Op::Min => plain::Op::Binary(Binary::Min),
-            Op::Neg => plain::Op::Unary(Unary::Neg),
-            Op::Sqrt => plain::Op::Unary(Unary::Sqrt),
-            Op::Reciprocal => plain::Op::Unary(Unary::Reciprocal),
-            Op::Exp => plain::Op::Unary(Unary::Exp),
-            Op::IsNan => plain::Op::Unary(Unary::IsNan),
-            Op::Tanh => plain::Op::Unary(Unary::Tanh),
-            Op::Sigmoid => plain::Op::Unary(Unary::Sigmoid),
-            Op::Erf => plain::Op::Unary(Unary::Erf),
-            Op::Sign => plain::Op::Unary(Unary::Sign),
-            Op::Log => plain::Op::Unary(Unary::Log),
-            Op::ReduceMean { axes, keepdims } => reduce(plain::Reduce::Mean, axes, keepdims),
-            Op::ReduceSum { axes, keepdims } => reduce(plain::Reduce::Sum, axes, keepdims),
-            Op::ReduceMax { axes, keepdims } => reduce(plain::Reduce::Max, axes, keepdims),
-            Op::Reshape { shape } => plain::Op::Reshape { shape: shape.clone() },
-            Op::Transpose { perm } => plain::Op::Transpose { perm: perm.clone() },
-            Op::Slice { axis, start, len, step } => {
-                plain::Op::Slice { axis: *axis, start: start.clone(), len: len.clone(), step: *step }
-            }
-            Op::Concat { axis } => plain::Op::Concat { axis: *axis },
-            Op::Expand { shape } => plain::Op::Expand { shape: shape.clone() },
-            Op::Gather { axis } => plain::Op::Gather { axis: *axis },
-            Op::Where => plain::Op::Where,
-            Op::Input { .. }
-            | Op::Weight { .. }
-            | Op::Pow(_)
-            | Op::Relu
-            | Op::Clamp { .. }
-            | Op::Gelu { .. }
-            | Op::Silu
-            | Op::Softplus
-            | Op::Softmax { .. }
-            | Op::MaskedSoftmax { .. }
-            | Op::RatioSoftmax { .. }
-            | Op::Quadratic { .. }
-            | Op::AffineNorm { .. }
-            | Op::RmsNorm { .. }
-            | Op::LayerNorm { .. } => return None,
-        })
+    /// The operator on tensors, if it is one.
+    pub fn tensor(&self) -> Option<&TensorOp> {
+        match self {
+            Op::Tensor(op) => Some(op),
+            _ => None,
+        }
+    }
+
+    /// Whether a float operator has a meaning of its own on values of one party: where it has none, what it takes of the
+    /// weights is structure and put in the clear.
+    pub fn is_private(&self) -> bool {
+        use TensorOp as T;
+        match self {
+            Op::Tensor(op) => match op {
+                T::MatMul
+                | T::Reshape { .. }
+                | T::Transpose { .. }
+                | T::Slice { .. }
+                | T::Concat { .. }
+                | T::Expand { .. }
+                | T::Gather { .. }
+                | T::Where => true,
+                T::Unary(u) => matches!(
+                    u,
+                    Unary::Neg
+                        | Unary::Sqrt
+                        | Unary::Reciprocal
+                        | Unary::Exp
+                        | Unary::IsNan
+                        | Unary::Tanh
+                        | Unary::Sigmoid
+                        | Unary::Erf
+                        | Unary::Sign
+                        | Unary::Log
+                ),
+                T::Binary(b) => {
+                    matches!(b, Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Max | Binary::Min)
+                }
+                T::Reduce { kind, .. } => matches!(kind, Reduce::Mean | Reduce::Sum | Reduce::Max),
+                _ => false,
+            },
+            _ => true,
+        }
     }
 }

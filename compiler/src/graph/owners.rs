@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use ombra_ir::Dim;
-use ombra_ir::plain::{self, Binary, DType, Unary};
+use ombra_ir::plain::{Binary, DType, Unary};
 
-use super::{Graph, InputRole, Op, ValueId};
+use super::{Graph, InputRole, Op, TensorOp, ValueId};
 
 /// The least upper bound of the operands' owners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,8 +84,8 @@ fn share_decisions(graph: &mut Graph) {
         let decides = |user: &ValueId| {
             graph.node(*user).is_ok_and(|n| {
                 let takes_bits = match n.op {
-                    Op::Where => !graph.operands(*user).into_iter().any(|o| is_huge(graph, o)),
-                    Op::Public(plain::Op::Cast { .. }) => true,
+                    Op::WHERE => !graph.operands(*user).into_iter().any(|o| is_huge(graph, o)),
+                    Op::Tensor(TensorOp::Cast { .. }) => true,
                     _ => is_logic(&n.op),
                 };
                 n.owner == Owner::Secret && takes_bits
@@ -105,7 +105,7 @@ fn is_huge(graph: &Graph, id: ValueId) -> bool {
 }
 
 fn is_logic(op: &Op) -> bool {
-    matches!(op, Op::Public(plain::Op::Unary(Unary::Not) | plain::Op::Binary(Binary::And | Binary::Or | Binary::Equal)))
+    matches!(op, Op::Tensor(TensorOp::Unary(Unary::Not) | TensorOp::Binary(Binary::And | Binary::Or | Binary::Equal)))
 }
 
 /// Whether booleans of the client's are compared floats, or connectives of such and of what is no client's.
@@ -127,7 +127,7 @@ fn is_decision(graph: &Graph, id: ValueId) -> bool {
         let operands = graph.operands(at);
         let floats = operands.iter().all(|o| graph.node(*o).is_ok_and(|n| n.dtype == DType::F32));
         match &node.op {
-            Op::Public(plain::Op::Binary(b)) if b.is_comparison() && floats => {}
+            Op::Tensor(TensorOp::Binary(b)) if b.is_comparison() && floats => {}
             op if is_logic(op) => stack.extend(operands),
             _ => return false,
         }
@@ -140,8 +140,8 @@ fn is_given(op: &Op) -> bool {
     let symbolic = |d: &Dim| d.as_constant().is_none();
     match op {
         Op::Input { .. } => true,
-        Op::Public(plain::Op::Sizes { values, .. }) => values.iter().any(symbolic),
-        Op::Public(plain::Op::Iota { start, len, .. }) => symbolic(start) || symbolic(len),
+        Op::Tensor(TensorOp::Sizes { values, .. }) => values.iter().any(symbolic),
+        Op::Tensor(TensorOp::Iota { start, len, .. }) => symbolic(start) || symbolic(len),
         _ => false,
     }
 }
@@ -161,12 +161,12 @@ mod tests {
         let x = g.add_input("x", InputRole::Other, ty(), Origin::default());
         let w = g.add_weight("w", false, vec![Dim::constant(2)], Origin::default());
         let other = g.add_const(Tensor::scalar_f32(other), Origin::default()).expect("a constant");
-        let less = Op::Public(plain::Op::Binary(Binary::Less));
+        let less = Op::Tensor(TensorOp::Binary(Binary::Less));
         let less = g.add(less, &[x, other], Origin::default()).expect("it fits");
-        let sum = g.add(Op::Add, &[x, w], Origin::default()).expect("it fits");
-        let mut outputs = vec![g.add(Op::Where, &[less, sum, other], Origin::default()).expect("it fits")];
+        let sum = g.add(Op::ADD, &[x, w], Origin::default()).expect("it fits");
+        let mut outputs = vec![g.add(Op::WHERE, &[less, sum, other], Origin::default()).expect("it fits")];
         if elsewhere {
-            outputs.push(g.add(Op::Where, &[less, x, other], Origin::default()).expect("it fits"));
+            outputs.push(g.add(Op::WHERE, &[less, x, other], Origin::default()).expect("it fits"));
         }
         g.outputs =
             outputs.into_iter().map(|value| Output { name: "y".into(), role: OutputRole::Other, value }).collect();

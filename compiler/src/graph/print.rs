@@ -71,12 +71,13 @@ fn attributes(op: &Op, dims: &Dims) -> String {
         }
         Op::AffineNorm { centred } => format!("centred = {centred}"),
         Op::RmsNorm { eps } | Op::LayerNorm { eps } => format!("eps = {eps:?}"),
-        other => other.to_plain().map_or_else(String::new, |op| plain_attributes(&op, dims)),
+        Op::Tensor(op) => tensor_attributes(op, dims),
+        Op::Relu | Op::Silu | Op::Softplus | Op::Clamp { .. } => String::new(),
     }
 }
 
-/// The attributes of an operator on public tensors, as text.
-fn plain_attributes(op: &plain::Op, dims: &Dims) -> String {
+/// The attributes of a tensor operator, as text.
+fn tensor_attributes(op: &plain::Op, dims: &Dims) -> String {
     match op {
         plain::Op::Constant(t) if t.len() <= SHOWN_ELEMENTS => match t.data() {
             plain::Data::F32(v) => format!("{v:?}"),
@@ -86,7 +87,7 @@ fn plain_attributes(op: &plain::Op, dims: &Dims) -> String {
         plain::Op::Constant(_) => "…".into(),
         plain::Op::Sizes { values, .. } => dims.show_shape(values),
         plain::Op::Iota { start, step, .. } => format!("start = {}, step = {step}", dims.show(start)),
-        plain::Op::ConstantOfShape { value, .. } => plain_attributes(&plain::Op::Constant(value.clone()), dims),
+        plain::Op::ConstantOfShape { value, .. } => tensor_attributes(&plain::Op::Constant(value.clone()), dims),
         plain::Op::Transpose { perm } => format!("perm = {perm:?}"),
         plain::Op::Concat { axis } | plain::Op::Gather { axis } | plain::Op::GatherElements { axis } => {
             format!("axis = {axis}")
@@ -132,7 +133,7 @@ mod tests {
             g.add_input("x", InputRole::Other, Type::new(DType::F32, vec![seq, Dim::constant(4)]), Origin::default());
         let w = g.add_weight("w", true, vec![Dim::constant(4), Dim::constant(3)], Origin::default());
         let origin = Origin { value: "y".into(), node: "/model/layers.2/fc".into(), layer: Some(2) };
-        let y = g.add(Op::MatMul, &[x, w], origin).unwrap();
+        let y = g.add(Op::MATMUL, &[x, w], origin).unwrap();
         g.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
         let expected = "graph {\n  %0 = input {\"x\" other} : f32[seq, 4] client\n  %1 = weight {\"w\" transposed} : f32[4, 3] server\n  %2 = matmul %0, %1 : f32[seq, 3] secret @ \"/model/layers.2/fc\" layer 2\n  output %2 \"y\" Other\n}\n";
         assert_eq!(print(&g), expected);

@@ -2,8 +2,8 @@
 //!
 //! What is found follows from operators and element types alone. Where it is not, nothing is said.
 
-use super::{Graph, InputRole, Op, ValueId};
-use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Unary};
+use super::{Graph, InputRole, Op, TensorOp, ValueId};
+use ombra_ir::plain::{Binary, DType, Data, Reduce, Tensor, Unary};
 use std::collections::BTreeSet;
 
 /// A sum of products with numbers that are not negative, over the sum of these.
@@ -43,21 +43,21 @@ impl Graph {
             }
             let args = self.operands(at);
             let from = match &node.op {
-                Op::Const(t) if is_whole(t, negative) => 0..0,
+                Op::Tensor(TensorOp::Constant(t)) if is_whole(t, negative) => 0..0,
                 Op::Input { role: InputRole::AttentionMask, .. } if node.dtype == DType::I64 => 0..0,
-                Op::Const(_) | Op::Weight { .. } | Op::Input { .. } => return false,
+                Op::Tensor(TensorOp::Constant(_)) | Op::Weight { .. } | Op::Input { .. } => return false,
                 op if op.moves() => 0..1,
-                op => match op.to_plain() {
+                op => match op.tensor() {
                     Some(
-                        plain::Op::Concat { .. }
-                        | plain::Op::Binary(Binary::Add | Binary::Mul | Binary::Max | Binary::Min)
-                        | plain::Op::Cast { .. }
-                        | plain::Op::Reduce { kind: Reduce::Sum | Reduce::Max | Reduce::Min | Reduce::Prod, .. },
+                        TensorOp::Concat { .. }
+                        | TensorOp::Binary(Binary::Add | Binary::Mul | Binary::Max | Binary::Min)
+                        | TensorOp::Cast { .. }
+                        | TensorOp::Reduce { kind: Reduce::Sum | Reduce::Max | Reduce::Min | Reduce::Prod, .. },
                     ) => 0..args.len(),
-                    Some(plain::Op::Binary(Binary::Sub) | plain::Op::Unary(Unary::Neg)) if negative => 0..args.len(),
-                    Some(plain::Op::Unary(Unary::Abs)) if negative => 0..args.len(),
-                    Some(plain::Op::ConstantOfShape { value, .. }) if is_whole(&value, negative) => 0..0,
-                    Some(plain::Op::Where) => 1..args.len(),
+                    Some(TensorOp::Binary(Binary::Sub) | TensorOp::Unary(Unary::Neg)) if negative => 0..args.len(),
+                    Some(TensorOp::Unary(Unary::Abs)) if negative => 0..args.len(),
+                    Some(TensorOp::ConstantOfShape { value, .. }) if is_whole(value, negative) => 0..0,
+                    Some(TensorOp::Where) => 1..args.len(),
                     _ => return false,
                 },
             };
@@ -76,10 +76,10 @@ impl Graph {
     /// The two sides of a quotient, also where it is a product with an inverse.
     pub fn quotient(&self, v: ValueId) -> Option<(ValueId, ValueId)> {
         match (self.op(v)?, self.operands(v).as_slice()) {
-            (Op::Div, &[a, b]) => Some((a, b)),
-            (Op::Mul, &[a, b]) => [(a, b), (b, a)]
+            (Op::Tensor(TensorOp::Binary(Binary::Div)), &[a, b]) => Some((a, b)),
+            (Op::Tensor(TensorOp::Binary(Binary::Mul)), &[a, b]) => [(a, b), (b, a)]
                 .into_iter()
-                .find(|(_, b)| matches!(self.op(*b), Some(Op::Reciprocal)))
+                .find(|(_, b)| matches!(self.op(*b), Some(Op::Tensor(TensorOp::Unary(Unary::Reciprocal)))))
                 .and_then(|(a, b)| Some((a, self.operand(b, 0)?))),
             _ => None,
         }
@@ -89,7 +89,11 @@ impl Graph {
     pub fn mean_of(&self, sum: ValueId, divisor: ValueId) -> Option<Mean> {
         let counted = self.limited(divisor).map_or(divisor, |(x, _)| x);
         let ((product, axes, keepdims), (weights, of_count, kept)) = (self.summed(sum)?, self.summed(counted)?);
-        let (Op::Mul, &[a, b]) = (self.op(product)?, self.operands(product).as_slice()) else { return None };
+        let (Op::Tensor(TensorOp::Binary(Binary::Mul)), &[a, b]) =
+            (self.op(product)?, self.operands(product).as_slice())
+        else {
+            return None;
+        };
         let x = [(a, b), (b, a)].into_iter().find(|(_, m)| *m == weights).map(|(x, _)| x)?;
         let same_axes = axes == of_count && keepdims == kept && self.shape(product).len() == self.shape(weights).len();
         (same_axes && self.is_count(weights)).then_some(Mean { x, weights, sum, axes, keepdims })
@@ -97,9 +101,7 @@ impl Graph {
 
     /// What a value is a sum of, over which axes, and whether they stay.
     fn summed(&self, v: ValueId) -> Option<(ValueId, Vec<usize>, bool)> {
-        let (Op::ReduceSum { axes, keepdims } | Op::Public(plain::Op::Reduce { kind: Reduce::Sum, axes, keepdims })) =
-            self.op(v)?
-        else {
+        let Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes, keepdims }) = self.op(v)? else {
             return None;
         };
         Some((self.operand(v, 0)?, axes.clone(), *keepdims))
@@ -109,7 +111,7 @@ impl Graph {
     pub fn limited(&self, v: ValueId) -> Option<(ValueId, f32)> {
         let (x, low) = match (self.op(v)?, self.operands(v).as_slice()) {
             (Op::Clamp { low, high }, &[x]) if *high == f32::INFINITY || *high == f32::MAX => (x, *low),
-            (Op::Max, &[a, b]) | (Op::Public(plain::Op::Binary(Binary::Max)), &[a, b]) => [(a, b), (b, a)]
+            (Op::Tensor(TensorOp::Binary(Binary::Max)), &[a, b]) => [(a, b), (b, a)]
                 .into_iter()
                 .find_map(|(x, k)| Some((x, self.constant(k).and_then(Tensor::single_f32)?)))?,
             _ => return None,

@@ -8,7 +8,7 @@ use ombra_ir::{Bindings, Diagnostic, Dim, Result};
 use onnx_protobuf::{NodeProto, TensorProto};
 
 use super::{layers, load_weight, sizes};
-use crate::graph::{Graph, Op, Origin, Owner, ValueId};
+use crate::graph::{Graph, Op, Origin, Owner, TensorOp, ValueId};
 use crate::onnx::{Model, element_type, is_floating, shape};
 
 /// Most elements of a tensor that is folded at compile time.
@@ -254,8 +254,8 @@ impl<'a> Context<'a> {
                 Ok(id)
             }
             Value::Sizes { shape, dims } => {
-                let op = plain::Op::Sizes { shape: shape.clone(), values: dims.clone() };
-                self.graph.add(Op::Public(op), &[], origin)
+                let op = TensorOp::Sizes { shape: shape.clone(), values: dims.clone() };
+                self.graph.add(Op::Tensor(op), &[], origin)
             }
         }
     }
@@ -266,14 +266,12 @@ impl<'a> Context<'a> {
     /// Errors: operands that do not fit; an operator that exists on public tensors only, with one of the server's that
     /// cannot be made public.
     pub fn emit(&mut self, op: Op, operands: &[&Value]) -> Result<Value> {
-        let only_public = matches!(op, Op::Public(_));
+        let only_public = !op.is_private();
         let all_public = operands.iter().all(|v| self.owner(v) == Owner::Public);
-        if (only_public || all_public)
-            && let Some(plain) = op.to_plain()
-        {
-            return self.emit_public(plain, operands);
+        match op {
+            Op::Tensor(op) if only_public || all_public => self.emit_public(op, operands),
+            op => self.add(op, operands),
         }
-        self.add(op, operands)
     }
 
     fn add(&mut self, op: Op, operands: &[&Value]) -> Result<Value> {
@@ -298,9 +296,9 @@ impl<'a> Context<'a> {
     /// together, such as a comparison of an input with a weight: what comes of that depends on both parties.
     pub fn emit_public(&mut self, op: plain::Op, operands: &[&Value]) -> Result<Value> {
         let owner = operands.iter().fold(Owner::Public, |all, v| all.join(self.owner(v)));
-        let together = matches!(op, plain::Op::Binary(_) | plain::Op::Where);
+        let together = matches!(op, TensorOp::Binary(_) | TensorOp::Where);
         if owner == Owner::Secret && (together || operands.iter().any(|v| self.owner(v) == Owner::Secret)) {
-            return self.add(Op::Public(op), operands);
+            return self.add(Op::Tensor(op), operands);
         }
         let mut public = Vec::with_capacity(operands.len());
         for operand in operands {
@@ -316,7 +314,7 @@ impl<'a> Context<'a> {
     fn apply_public(&mut self, op: plain::Op, public: &[Value]) -> Result<Value> {
         let name = op.name();
         // What a choice is made by is structure: masks are.
-        let skipped = usize::from(matches!(op, plain::Op::Where));
+        let skipped = usize::from(matches!(op, TensorOp::Where));
         let from: Sources = public.iter().flat_map(|v| self.sources(v)).collect();
         let result = self.folded(op, public, &from)?;
         if !from.is_empty() && self.ty(&result)?.dtype == DType::F32 {
@@ -349,7 +347,7 @@ impl<'a> Context<'a> {
         {
             return Ok(value);
         }
-        self.add(Op::Public(op), &public.iter().collect::<Vec<_>>())
+        self.add(Op::Tensor(op), &public.iter().collect::<Vec<_>>())
     }
 
     /// `value` for an operator whose operand `what` says nothing private: a weight is put in the clear, and noted.
@@ -392,24 +390,25 @@ impl<'a> Context<'a> {
                         .note(format!("expected at most {FOLD_LIMIT} elements, found {}", tensor.len())));
                 }
                 let perm = if transposed { vec![1, 0] } else { (0..tensor.rank()).collect() };
-                self.apply_public(plain::Op::Transpose { perm }, &[Value::constant(tensor)])
+                self.apply_public(TensorOp::Transpose { perm }, &[Value::constant(tensor)])
             }
-            Op::Const(tensor) => {
+            Op::Tensor(TensorOp::Constant(tensor)) => {
                 let from = self.sources.get(&id).cloned().unwrap_or_default();
                 Ok(Value::Const { tensor: Rc::new(tensor), from })
             }
             _ if node.owner == Owner::Public => Ok(Value::Node(id)),
             op => {
-                let plain = match &op {
-                    Op::Pow(e) => Some((plain::Op::Binary(plain::Binary::Pow), Some(Tensor::scalar_f32(*e)))),
-                    other => other.to_plain().map(|p| (p, None)),
+                let (op, extra) = match op {
+                    Op::Pow(e) => (TensorOp::Binary(plain::Binary::Pow), Some(Tensor::scalar_f32(e))),
+                    Op::Tensor(op) => (op, None),
+                    other => {
+                        let message = format!("a table made with {} is used as structure", other.name());
+                        return Err(Diagnostic::unsupported("E0253", message));
+                    }
                 };
-                let (plain, extra) = plain.ok_or_else(|| {
-                    Diagnostic::unsupported("E0253", format!("a table made with {} is used as structure", op.name()))
-                })?;
                 let published = self.graph.operands(id).into_iter().filter_map(|o| self.published.get(&o).cloned());
                 let operands: Vec<Value> = published.chain(extra.map(Value::constant)).collect();
-                self.apply_public(plain, &operands)
+                self.apply_public(op, &operands)
             }
         }
     }

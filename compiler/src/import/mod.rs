@@ -290,7 +290,7 @@ fn import_if(
             .note(format!("found {yes} and {no}, and a condition that is known when a run begins"))
             .note("give the sizes that the condition depends on with --dim, or export without control flow"));
         }
-        let chosen = cx.emit(Op::Where, &[&condition, &yes, &no])?;
+        let chosen = cx.emit(Op::WHERE, &[&condition, &yes, &no])?;
         cx.define(name, chosen);
     }
     Ok(())

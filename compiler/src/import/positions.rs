@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ombra_ir::plain::{self, Binary, DType, Data};
+use ombra_ir::plain::{Binary, DType, Data};
 use ombra_ir::{Diagnostic, Dim, Dims, Result};
 
 use super::recognise::values::possible;
 use super::{Context, Options, Value};
-use crate::graph::{Graph, InputRole, Op, ValueId};
+use crate::graph::{Graph, InputRole, Op, TensorOp, ValueId};
 
 /// Maximum number of new or cached tokens where nobody gives one and no table allows less.
 pub const DEFAULT_LENGTH: u64 = 2048;
@@ -60,7 +60,7 @@ impl Walk<'_> {
         let one = |dim: Dim| Some(vec![dim]);
         let node = graph.node(id).ok()?;
         let op = match &node.op {
-            Op::Const(tensor) => match tensor.data() {
+            Op::Tensor(TensorOp::Constant(tensor)) => match tensor.data() {
                 Data::I64(values) => return one(Dim::constant(values.iter().copied().max()?)),
                 Data::F32(_) | Data::Bool(_) => return None,
             },
@@ -69,56 +69,56 @@ impl Walk<'_> {
                 return one(self.past.add(node.shape.last()?).ok()?.sub(&Dim::constant(1)).ok()?);
             }
             // The client counts positions from its tokens with operators of the same meaning.
-            op => op.to_plain()?,
+            op => op.tensor()?,
         };
         let operands = graph.operands(id);
-        match (&op, operands.as_slice()) {
-            (plain::Op::Iota { start, len, step }, _) if *step >= 0 => {
+        match (op, operands.as_slice()) {
+            (TensorOp::Iota { start, len, step }, _) if *step >= 0 => {
                 let last = len.sub(&Dim::constant(1)).ok()?.mul(&Dim::constant(*step)).ok()?;
                 one(start.add(&last).ok()?)
             }
-            (plain::Op::Sizes { values, .. }, _) if values.len() <= MOST => Some(values.clone()),
+            (TensorOp::Sizes { values, .. }, _) if values.len() <= MOST => Some(values.clone()),
             (
-                plain::Op::Identity
-                | plain::Op::Reshape { .. }
-                | plain::Op::Expand { .. }
-                | plain::Op::Transpose { .. }
-                | plain::Op::Slice { .. }
-                | plain::Op::Tile { .. },
+                TensorOp::Identity
+                | TensorOp::Reshape { .. }
+                | TensorOp::Expand { .. }
+                | TensorOp::Transpose { .. }
+                | TensorOp::Slice { .. }
+                | TensorOp::Tile { .. },
                 [x],
             ) => self.greatest(*x),
-            (plain::Op::Gather { .. } | plain::Op::GatherNd { .. } | plain::Op::GatherElements { .. }, [x, _]) => {
+            (TensorOp::Gather { .. } | TensorOp::GatherNd { .. } | TensorOp::GatherElements { .. }, [x, _]) => {
                 self.greatest(*x)
             }
-            (plain::Op::Cast { .. }, [x]) if self.is_integer(id) && self.is_integer(*x) => self.greatest(*x),
-            (plain::Op::Cast { .. }, _) => {
+            (TensorOp::Cast { .. }, [x]) if self.is_integer(id) && self.is_integer(*x) => self.greatest(*x),
+            (TensorOp::Cast { .. }, _) => {
                 let high = possible(graph, id)?.high();
                 (self.is_integer(id) && high.abs() < 1e9).then(|| vec![Dim::constant(high as i64)])
             }
-            (plain::Op::Where, [_, a, b]) | (plain::Op::Binary(Binary::Max), [a, b]) => {
+            (TensorOp::Where, [_, a, b]) | (TensorOp::Binary(Binary::Max), [a, b]) => {
                 let mut all = self.greatest(*a)?;
                 all.extend(self.greatest(*b)?);
                 kept(all)
             }
-            (plain::Op::Binary(Binary::Min), [a, b]) => match (self.greatest(*a), self.greatest(*b)) {
+            (TensorOp::Binary(Binary::Min), [a, b]) => match (self.greatest(*a), self.greatest(*b)) {
                 (Some(a), Some(b)) => {
                     let known = |list: &[Dim]| list.iter().all(|d| d.as_constant().is_some());
                     Some(if known(&b) { b } else { a })
                 }
                 (found, None) | (None, found) => found,
             },
-            (plain::Op::Binary(Binary::Add), [a, b]) => {
+            (TensorOp::Binary(Binary::Add), [a, b]) => {
                 let (a, b) = (self.greatest(*a)?, self.greatest(*b)?);
                 let sums = a.iter().flat_map(|a| b.iter().map(|b| a.add(b).ok()));
                 kept(sums.collect::<Option<Vec<_>>>()?)
             }
-            (plain::Op::Binary(Binary::Sub), [a, b]) => {
+            (TensorOp::Binary(Binary::Sub), [a, b]) => {
                 let low = possible(graph, *b)?.low();
                 let less = (low.abs() < 1e9).then(|| Dim::constant(low as i64))?;
                 self.greatest(*a)?.iter().map(|d| d.sub(&less).ok()).collect()
             }
             // Times 0 or 1.
-            (plain::Op::Binary(Binary::Mul), [a, b]) => {
+            (TensorOp::Binary(Binary::Mul), [a, b]) => {
                 let is_bit = |v: ValueId| possible(graph, v).is_some_and(|v| v.all(|x| x == 0.0 || x == 1.0));
                 let x = if is_bit(*b) { *a } else { is_bit(*a).then_some(*b)? };
                 let mut all = self.greatest(x)?;
@@ -126,7 +126,7 @@ impl Walk<'_> {
                 kept(all)
             }
             // Running sums of 0 and 1.
-            (plain::Op::CumSum { axis, .. }, [x]) => {
+            (TensorOp::CumSum { axis, .. }, [x]) => {
                 let is_bit = possible(graph, *x).is_some_and(|v| v.low() >= 0.0 && v.high() <= 1.0);
                 is_bit.then(|| graph.shape(*x).get(*axis).cloned().map(|d| vec![d]))?
             }

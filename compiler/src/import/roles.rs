@@ -10,7 +10,7 @@ use ombra_ir::{Diagnostic, Dim, Result};
 use onnx_protobuf::{GraphProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto};
 
 use super::{Context, Options, Value, dtype_of};
-use crate::graph::{Graph, InputRole, Op, Origin, OutputRole, ValueId};
+use crate::graph::{Graph, InputRole, Op, Origin, OutputRole, TensorOp, ValueId};
 
 /// A declared size of an input.
 enum Declared {
@@ -318,7 +318,9 @@ pub fn output_role(graph: &Graph, name: &str, value: ValueId) -> OutputRole {
         _ => false,
     };
     let past = match (graph.op(value), graph.operand(value, 0).and_then(|o| graph.op(o))) {
-        (Some(Op::Concat { .. }), Some(Op::Input { name, role })) if continues(*role) => Some(name.clone()),
+        (Some(Op::Tensor(TensorOp::Concat { .. })), Some(Op::Input { name, role })) if continues(*role) => {
+            Some(name.clone())
+        }
         _ => None,
     };
     if key { OutputRole::PresentKey { layer, past } } else { OutputRole::PresentValue { layer, past } }

@@ -147,7 +147,7 @@ fn splits_are_slices_and_shapes_are_sizes() {
     let range = node("Size", &["z"], &["y"], vec![]);
     let imported = import(&model(vec![x()], vec![], vec![shape, fill, range], &["y"]), &Options::default()).unwrap();
     let value = imported.graph.op(imported.graph.outputs[0].value).unwrap();
-    let ombra_ir::plain::Op::Sizes { values, .. } = value.to_plain().unwrap() else { panic!("{value:?}") };
+    let ombra_ir::plain::Op::Sizes { values, .. } = value.tensor().unwrap() else { panic!("{value:?}") };
     assert_eq!(imported.graph.dims.show(&values[0]), "12*n");
 }
 

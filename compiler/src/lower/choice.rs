@@ -10,10 +10,10 @@
 
 use super::{Lower, RING};
 use crate::expand::{POSITIVE_FRACTION, comparison, ring_for};
-use crate::graph::{Op, Owner, ValueId};
+use crate::graph::{Op, Owner, TensorOp, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
-use ombra_ir::plain::{self, Binary, DType};
+use ombra_ir::plain::{Binary, DType, Unary};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Dim, Result};
 
@@ -57,9 +57,13 @@ impl Lower<'_> {
     /// `max(x, 0)`, in the smallest ring that holds `x` until the end, unless something else compares `x` too.
     pub(super) fn relu(&mut self, v: ValueId, operand: ValueId) -> Result<Id> {
         let compares = |u: &ValueId| {
-            let abs = Op::Public(plain::Op::Unary(plain::Unary::Abs));
             let op = self.graph.op(*u);
-            matches!(op, Some(Op::Sign | Op::Max | Op::Min | Op::Public(plain::Op::Binary(_)))) || op == Some(&abs)
+            matches!(
+                op,
+                Some(Op::Tensor(
+                    TensorOp::Unary(Unary::Sign | Unary::Abs) | TensorOp::Binary(Binary::Max | Binary::Min)
+                ))
+            ) || matches!(op, Some(op @ Op::Tensor(TensorOp::Binary(_))) if !op.is_private())
         };
         let is_alone = !self.graph.users(operand).iter().any(compares);
         let x = self.at_f(operand)?;
@@ -172,7 +176,7 @@ impl Lower<'_> {
     /// 1 where a public boolean holds, at scale 0.
     fn public_indicator(&mut self, v: ValueId) -> Result<Id> {
         let value = self.program_value(v)?;
-        let cast = self.module.public.push(plain::Op::Cast { to: DType::F32 }, vec![value])?;
+        let cast = self.module.public.push(TensorOp::Cast { to: DType::F32 }, vec![value])?;
         let plain = self.publish_ref(v, cast, DType::F32, self.graph.shape(v).to_vec())?;
         let origin = self.origin(v);
         let op = M::Encode { bits: RING, scale: 0 };
@@ -310,7 +314,7 @@ impl Lower<'_> {
         (start, len): (&Dim, &Dim),
         step: i64,
     ) -> Result<Id> {
-        let op = plain::Op::Iota { start: start.clone(), len: len.clone(), step };
+        let op = TensorOp::Iota { start: start.clone(), len: len.clone(), step };
         let value = self.module.public.push(op, Vec::new())?;
         let index = self.publish_ref(v, value, DType::I64, vec![len.clone()])?;
         let x = self.unrescaled(x)?;

@@ -29,10 +29,10 @@
 use super::{Lower, RING};
 use crate::bounds::guards_scores;
 use crate::bounds::spread::size_of;
-use crate::graph::{Numerator, Op, Owner, ValueId};
+use crate::graph::{Numerator, Op, Owner, TensorOp, ValueId};
 use ombra_ir::module::{Id, OutputKind, OutputSlot, Party};
 use ombra_ir::op::Op as M;
-use ombra_ir::plain::{self, DType, Reduce};
+use ombra_ir::plain::{DType, Reduce};
 use ombra_ir::plan::Quantity;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
@@ -228,8 +228,10 @@ impl Lower<'_> {
         while !self.rescaled.contains_key(&at) {
             let last = self.graph.shape(at).last().and_then(size_of);
             let keeps_rows = |u: &ValueId| match self.graph.op(*u) {
-                Some(Op::Reshape { shape }) => last.is_some() && shape.last().and_then(size_of) == last,
-                Some(Op::Transpose { perm }) => perm.last().is_some_and(|&p| p + 1 == perm.len()),
+                Some(Op::Tensor(TensorOp::Reshape { shape })) => {
+                    last.is_some() && shape.last().and_then(size_of) == last
+                }
+                Some(Op::Tensor(TensorOp::Transpose { perm })) => perm.last().is_some_and(|&p| p + 1 == perm.len()),
                 _ => false,
             };
             match self.graph.users(at).into_iter().find(keeps_rows) {
@@ -434,8 +436,8 @@ impl Lower<'_> {
         let value = value.ok_or_else(|| Diagnostic::internal("E0513", "a mask is not a public value"))?;
         let shape = self.module.ty(mask).shape.clone();
         let axis = shape.len().saturating_sub(1);
-        let cast = self.module.public.push(plain::Op::Cast { to: DType::F32 }, vec![value])?;
-        let reduce = plain::Op::Reduce { kind: Reduce::Max, axes: vec![axis], keepdims: true };
+        let cast = self.module.public.push(TensorOp::Cast { to: DType::F32 }, vec![value])?;
+        let reduce = TensorOp::Reduce { kind: Reduce::Max, axes: vec![axis], keepdims: true };
         let any = self.module.public.push(reduce, vec![cast])?;
         let rows = shape.iter().take(axis).cloned().chain([1.into()]).collect();
         let plain = self.publish_ref(v, any, DType::F32, rows)?;

@@ -5,11 +5,11 @@ use super::quotient::is_fine;
 use super::scales::LONGEST;
 use super::{Lower, RING};
 use crate::client_region;
-use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
-use ombra_ir::plain::DType;
+use ombra_ir::plain::{DType, Unary};
 use ombra_ir::ty::Sharing;
 use ombra_ir::{Diagnostic, Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -144,7 +144,7 @@ impl Lower<'_> {
 
     /// Fraction bits beside `f` that a public factor of `bits` takes: an inverse may be small.
     fn spare(&self, b: ValueId, bits: i32) -> i32 {
-        if !matches!(self.graph.op(b), Some(Op::Reciprocal)) {
+        if !matches!(self.graph.op(b), Some(Op::Tensor(TensorOp::Unary(Unary::Reciprocal)))) {
             return 0;
         }
         let least = self.options.ranges.at_least(b);
@@ -405,7 +405,9 @@ pub(super) fn rescale_before_moving(graph: &Graph, scales: &BTreeMap<ValueId, u8
         if !secret || !alike || users.is_empty() || graph.is_output(v) {
             continue;
         }
-        let copies = |u: &ValueId| matches!(graph.op(*u), Some(Op::Expand { .. })) && graph.shape(*u) != graph.shape(v);
+        let copies = |u: &ValueId| {
+            matches!(graph.op(*u), Some(Op::Tensor(TensorOp::Expand { .. }))) && graph.shape(*u) != graph.shape(v)
+        };
         let all: Option<Vec<_>> = users.iter().map(|u| Some((led.get(u)?, copies(u)))).collect();
         let Some(all) = all else { continue };
         let copied = all.iter().any(|((_, copied), now)| *copied || *now);
@@ -427,7 +429,7 @@ pub(super) fn stays_raw(graph: &Graph, v: ValueId) -> bool {
 
 /// The operand of a transpose that exchanges the last two axes and no others.
 pub(super) fn turned(graph: &Graph, v: ValueId) -> Option<ValueId> {
-    let Some(Op::Transpose { perm }) = graph.op(v) else { return None };
+    let Some(Op::Tensor(TensorOp::Transpose { perm })) = graph.op(v) else { return None };
     let n = perm.len();
     let swaps = n >= 2
         && perm[n - 1] == n - 2

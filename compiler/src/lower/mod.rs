@@ -16,12 +16,13 @@ mod publics;
 mod quotient;
 mod rows;
 mod scales;
+mod tensor;
 mod weights;
 
 use crate::bounds::Ranges;
 use crate::client_region;
 use crate::graph::eval::static_values;
-use crate::graph::{Graph, InputRole, Op, Owner, ValueId};
+use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId};
 use crate::statics::Statics;
 use ombra_ir::infer::{push, push_within, tighten};
 use ombra_ir::module::{
@@ -29,7 +30,7 @@ use ombra_ir::module::{
 };
 use ombra_ir::norms::Norms;
 use ombra_ir::op::Op as M;
-use ombra_ir::plain::{self, DType};
+use ombra_ir::plain::{self, Binary, DType, Reduce};
 use ombra_ir::plan::Quantity;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Dim, Result};
@@ -372,7 +373,10 @@ impl Lower<'_> {
     fn moved(&mut self, v: ValueId) -> Result<Option<Id>> {
         let secret = |u: &ValueId| self.graph.node(*u).is_ok_and(|n| n.owner == Owner::Secret);
         let (mut at, mut moves) = (v, Vec::new());
-        while let Some(Op::Slice { step: 1, .. } | Op::Reshape { .. } | Op::Transpose { .. }) = self.graph.op(at) {
+        while let Some(Op::Tensor(
+            TensorOp::Slice { step: 1, .. } | TensorOp::Reshape { .. } | TensorOp::Transpose { .. },
+        )) = self.graph.op(at)
+        {
             let Some(x) = self.graph.operand(at, 0) else { break };
             moves.push(at);
             at = x;
@@ -380,10 +384,12 @@ impl Lower<'_> {
                 let mut id = self.unrescaled(at)?;
                 for &m in moves.iter().rev() {
                     let op = match self.graph.op(m) {
-                        Some(Op::Slice { axis, start, len, .. }) => {
+                        Some(Op::Tensor(TensorOp::Slice { axis, start, len, .. })) => {
                             M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() }
                         }
-                        Some(Op::Transpose { perm }) => M::Transpose { perm: perm.iter().map(|&p| p as u8).collect() },
+                        Some(Op::Tensor(TensorOp::Transpose { perm })) => {
+                            M::Transpose { perm: perm.iter().map(|&p| p as u8).collect() }
+                        }
                         _ => M::Reshape { shape: self.graph.shape(m).to_vec() },
                     };
                     id = self.push(m, op, &[id])?;
@@ -437,93 +443,29 @@ impl Lower<'_> {
     fn secret(&mut self, v: ValueId) -> Result<()> {
         let node = self.graph.node(v)?.clone();
         let args = self.graph.operands(v);
+        let is_last = |axis: usize| axis + 1 == node.shape.len();
         let id = match &node.op {
             Op::Input { name, role: InputRole::PastKey { .. } | InputRole::PastValue { .. } } => {
                 self.state(v, name.clone())?
             }
-            Op::MatMul => self.matmul(v, args[0], args[1])?,
-            Op::Add => self.add(v, args[0], args[1], false)?,
-            Op::Sub => self.add(v, args[0], args[1], true)?,
-            Op::Mul => self.mul(v, args[0], args[1])?,
-            Op::Div => self.div(v, args[0], args[1])?,
-            Op::Neg => {
-                let x = self.unrescaled(args[0])?;
-                self.value(v, M::Neg, &[x])?
-            }
+            Op::Tensor(op) => self.tensor(v, op, &args)?,
             Op::Pow(p) if *p == 2.0 => self.mul(v, args[0], args[0])?,
             Op::Pow(p) if *p == -0.5 => self.rsqrt(v, args[0])?,
-            Op::Reciprocal => self.reciprocal(v, args[0])?,
-            Op::Sqrt => self.sqrt(v, args[0])?,
-            Op::Exp => self.exponential(v, args[0])?,
-            Op::Log => self.log(v, args[0])?,
-            Op::Max => self.extremum(v, args[0], args[1], true)?,
-            Op::Min => self.extremum(v, args[0], args[1], false)?,
-            Op::Where => self.choose(v, args[0], args[1], args[2])?,
-            Op::Sign => self.sign(v, args[0])?,
-            Op::Softplus => self.unary(v, args[0], M::Softplus)?,
-            Op::Public(plain::Op::Unary(plain::Unary::Abs)) => self.abs(v, args[0])?,
-            Op::Public(plain::Op::Unary(plain::Unary::Not)) => self.not(v, args[0])?,
-            Op::Public(plain::Op::Binary(b)) if node.dtype == DType::Bool => self.predicate(v, *b, args[0], args[1])?,
-            Op::Public(plain::Op::Cast { to: DType::F32 | DType::I64 })
-                if self.graph.node(args[0])?.dtype == DType::Bool =>
-            {
-                self.indicator(v, args[0])?
-            }
-            // Integers come of booleans alone.
-            Op::Public(plain::Op::Cast { to: DType::F32 }) if self.graph.node(args[0])?.dtype == DType::I64 => {
-                self.unrescaled(args[0])?
-            }
-            Op::Public(plain::Op::ArgMax) => self.arg_max(v, args[0])?,
             Op::Relu => self.relu(v, args[0])?,
             Op::Clamp { low, high } => self.clamp(v, args[0], *low, *high)?,
             Op::Gelu { tanh } => self.unary(v, args[0], M::Gelu { tanh: *tanh })?,
             Op::Silu => self.unary(v, args[0], M::Silu)?,
-            Op::Tanh => self.unary(v, args[0], M::Tanh)?,
-            Op::Sigmoid => self.unary(v, args[0], M::Sigmoid)?,
-            Op::Erf => self.unary(v, args[0], M::Erf)?,
-            Op::Public(plain::Op::Unary(plain::Unary::Sin)) => self.unary(v, args[0], M::Sin)?,
-            Op::Public(plain::Op::Unary(plain::Unary::Cos)) => self.unary(v, args[0], M::Cos)?,
-            Op::MaskedSoftmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], Some(args[1]))?,
-            Op::Softmax { axis } if *axis + 1 == node.shape.len() => self.softmax(v, args[0], None)?,
-            Op::RatioSoftmax { axis, numerator, eps } if *axis + 1 == node.shape.len() => {
+            Op::Softplus => self.unary(v, args[0], M::Softplus)?,
+            Op::MaskedSoftmax { axis } if is_last(*axis) => self.softmax(v, args[0], Some(args[1]))?,
+            Op::Softmax { axis } if is_last(*axis) => self.softmax(v, args[0], None)?,
+            Op::RatioSoftmax { axis, numerator, eps } if is_last(*axis) => {
                 self.ratio_softmax(v, args[0], args.get(1).copied(), *numerator, *eps)?
             }
             Op::Quadratic { square, linear, constant } => self.quadratic(v, args[0], [*square, *linear, *constant])?,
             Op::AffineNorm { centred } => self.affine_norm(v, &args, *centred)?,
             Op::RmsNorm { eps } => self.norm(v, &args, *eps, false)?,
             Op::LayerNorm { eps } => self.norm(v, &args, *eps, true)?,
-            Op::ReduceMean { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, true)?,
-            Op::ReduceSum { axes, keepdims } => self.reduce(v, args[0], axes, *keepdims, false)?,
-            Op::ReduceMax { .. } => self.reduce_max(v, args[0])?,
-            Op::Reshape { shape } => {
-                let x = self.unrescaled(args[0])?;
-                self.value(v, M::Reshape { shape: shape.clone() }, &[x])?
-            }
-            Op::Transpose { perm } => {
-                let x = self.unrescaled(args[0])?;
-                self.value(v, M::Transpose { perm: perm.iter().map(|&p| p as u8).collect() }, &[x])?
-            }
-            Op::Slice { axis, start, len, step: 1 } => {
-                let x = self.unrescaled(args[0])?;
-                self.value(v, M::Slice { axis: *axis as u8, start: start.clone(), len: len.clone() }, &[x])?
-            }
-            Op::Slice { axis, start, len, step } => self.strided(v, args[0], *axis, (start, len), *step)?,
-            Op::Expand { shape } => {
-                let x = self.unrescaled(args[0])?;
-                self.value(v, M::Expand { shape: shape.clone() }, &[x])?
-            }
-            Op::Concat { axis } => self.concat(v, &args, *axis)?,
-            Op::Gather { axis } => self.gather(v, args[0], args[1], *axis)?,
-            Op::Public(plain::Op::Binary(plain::Binary::Pow)) => {
-                return Err(Diagnostic::unsupported("E0520", "a power with a secret or varying exponent is not supported")
-                    .note("it would be exp(y ln x), whose relative error in fixed point is large where results differ in size")
-                    .note("expected one exponent that is a constant of the model"));
-            }
-            other => {
-                return Err(Diagnostic::unsupported("E0520", format!("operator {} on a secret value is not supported yet", other.name()))
-                    .note("expected sums, products, quotients, powers, roots, norms, softmax, comparisons, choices, or a usual activation")
-                    .note("export the model with a standard activation and norm, or make the weights before it public"));
-            }
+            other => return Err(tensor::unsupported(other.name())),
         };
         self.unrescaled.insert(v, id);
         if self.wants_rescaled.contains(&v) {
@@ -548,36 +490,44 @@ impl Lower<'_> {
                 self.graph.node(*v).is_ok_and(|n| matches!(n.owner, Owner::Secret | Owner::Server | Owner::Client))
             };
             let all = match &node.op {
-                Op::MatMul
-                | Op::Gelu { .. }
-                | Op::Silu
-                | Op::Relu
-                | Op::Clamp { .. }
-                | Op::RmsNorm { .. }
-                | Op::LayerNorm { .. } => true,
-                Op::MaskedSoftmax { .. } | Op::Softmax { .. } => true,
-                Op::Pow(p) => *p == 2.0,
-                Op::Tanh | Op::Sigmoid | Op::Erf | Op::Softplus | Op::Exp | Op::ReduceMax { .. } => true,
-                Op::RatioSoftmax { .. } | Op::Quadratic { .. } | Op::AffineNorm { centred: true } => true,
-                Op::Max | Op::Min | Op::Sign | Op::Public(plain::Op::Unary(_) | plain::Op::Binary(_)) => true,
-                Op::Public(plain::Op::ArgMax) => true,
-                Op::Where => args.first().is_some_and(secret),
-                Op::Div => {
+                Op::Tensor(TensorOp::Binary(Binary::Div)) => {
                     wishes
                         .extend(args.first().filter(|v| self.graph.node(**v).is_ok_and(|n| n.owner == Owner::Secret)));
                     false
                 }
                 // A cache is rescaled, so what continues it is too.
-                Op::Concat { .. } => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
-                Op::Mul | Op::AffineNorm { centred: false } => args.iter().all(secret),
+                Op::Tensor(TensorOp::Concat { .. }) => !args.iter().all(|v| linear::stays_raw(self.graph, *v)),
+                Op::Tensor(TensorOp::Where) => args.first().is_some_and(secret),
+                Op::Tensor(TensorOp::Binary(Binary::Mul)) | Op::AffineNorm { centred: false } => {
+                    args.iter().all(secret)
+                }
+                Op::Tensor(op) => tensor::takes_shares(op),
+                Op::Pow(p) => *p == 2.0,
+                Op::Relu
+                | Op::Clamp { .. }
+                | Op::Gelu { .. }
+                | Op::Silu
+                | Op::Softplus
+                | Op::Softmax { .. }
+                | Op::MaskedSoftmax { .. }
+                | Op::RatioSoftmax { .. }
+                | Op::Quadratic { .. }
+                | Op::AffineNorm { centred: true }
+                | Op::RmsNorm { .. }
+                | Op::LayerNorm { .. } => true,
+                Op::Input { .. } | Op::Weight { .. } => false,
+            };
+            let product = match &node.op {
+                Op::Tensor(TensorOp::MatMul | TensorOp::Binary(Binary::Mul | Binary::Div)) => true,
+                Op::Tensor(TensorOp::Reduce { kind, .. }) => *kind == Reduce::Mean,
                 _ => false,
             };
-            if !self.options.defer && matches!(node.op, Op::MatMul | Op::Mul | Op::Div | Op::ReduceMean { .. }) {
+            if !self.options.defer && product {
                 wishes.insert(id);
             }
             if all {
                 let float = |v: &ValueId| {
-                    let fine = quotient::is_fine(self.graph, *v) && matches!(node.op, Op::Mul);
+                    let fine = quotient::is_fine(self.graph, *v) && matches!(node.op, Op::MUL);
                     !fine && self.graph.node(*v).is_ok_and(|n| n.owner == Owner::Secret && n.dtype == DType::F32)
                 };
                 wishes.extend(args.iter().copied().filter(float));
@@ -588,7 +538,7 @@ impl Lower<'_> {
             wishes.iter().filter_map(|&v| linear::turned(self.graph, v).map(|x| (v, x))).collect();
         for (v, x) in turned {
             let only_right = self.graph.users(v).iter().all(|&u| {
-                matches!(self.graph.op(u), Some(Op::MatMul))
+                matches!(self.graph.op(u), Some(Op::Tensor(TensorOp::MatMul)))
                     && self.graph.operand(u, 1) == Some(v)
                     && self.graph.operand(u, 0) != Some(v)
             });

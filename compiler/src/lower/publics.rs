@@ -77,7 +77,7 @@ impl Lower<'_> {
             let input = plain::program::Input { name: name.clone(), dtype: node.dtype, shape: node.shape };
             self.module.public.inputs.push(input);
             ValueRef::Input(index)
-        } else if let Some(op) = node.op.to_plain() {
+        } else if let Op::Tensor(op) = node.op {
             let mut args = Vec::new();
             for a in self.graph.operands(v) {
                 args.push(self.program_value(a)?);

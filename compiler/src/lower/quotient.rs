@@ -4,9 +4,10 @@
 //! relative to its size is taken at a finer scale than others, from before its truncation.
 
 use super::{Assumed, Lower, RING};
-use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
+use ombra_ir::plain::{Binary, Unary};
 use ombra_ir::plan::Quantity;
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Diagnostic, Result};
@@ -32,12 +33,12 @@ enum Sign {
 /// Whether the value is a factor of secret products alone and may come at a finer scale.
 pub(super) fn is_fine(graph: &Graph, v: ValueId) -> bool {
     let inverse = match graph.op(v) {
-        Some(Op::Reciprocal) => true,
+        Some(Op::Tensor(TensorOp::Unary(Unary::Reciprocal))) => true,
         Some(Op::Pow(p)) => *p == -0.5,
         _ => false,
     };
     let multiplied = |&u: &ValueId| {
-        matches!(graph.op(u), Some(Op::Mul))
+        matches!(graph.op(u), Some(Op::Tensor(TensorOp::Binary(Binary::Mul))))
             && graph.operands(u).iter().all(|&a| graph.node(a).is_ok_and(|n| n.owner != Owner::Public))
     };
     inverse

@@ -8,8 +8,8 @@
 
 use super::RING;
 use crate::bounds::Ranges;
-use crate::graph::{Graph, Op, Owner, ValueId};
-use ombra_ir::plain::DType;
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
+use ombra_ir::plain::{Binary, DType, Unary};
 use std::collections::BTreeMap;
 
 /// Most fraction bits of a norm's operand.
@@ -52,22 +52,24 @@ pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8) -> BTreeMap<ValueId,
                 let scale = row_scale(graph, ranges, args[0], matches!(node.op, Op::LayerNorm { .. }));
                 raise(&mut scales, args[0], scale.clamp(i32::from(f), i32::from(RESIDUAL)) as u8);
             }
-            Op::Mul if args.iter().all(|&a| moving(a)) && graph.users(v).iter().all(|&u| is_product(graph, u, v)) => {
+            Op::MUL if args.iter().all(|&a| moving(a)) && graph.users(v).iter().all(|&u| is_product(graph, u, v)) => {
                 raise(&mut scales, v, PRODUCT);
             }
             _ => {}
         }
         let Some(&scale) = scales.get(&v) else { continue };
         match node.op {
-            Op::Add
-            | Op::Sub
-            | Op::Neg
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Expand { .. }
-            | Op::Concat { .. } => args.iter().for_each(|&a| raise(&mut scales, a, scale)),
-            Op::Gather { .. } => args.iter().take(1).for_each(|&a| raise(&mut scales, a, scale)),
+            Op::ADD
+            | Op::SUB
+            | Op::NEG
+            | Op::Tensor(
+                TensorOp::Reshape { .. }
+                | TensorOp::Transpose { .. }
+                | TensorOp::Slice { .. }
+                | TensorOp::Expand { .. }
+                | TensorOp::Concat { .. },
+            ) => args.iter().for_each(|&a| raise(&mut scales, a, scale)),
+            Op::Tensor(TensorOp::Gather { .. }) => args.iter().take(1).for_each(|&a| raise(&mut scales, a, scale)),
             _ => {}
         }
     }
@@ -89,12 +91,11 @@ pub(super) fn stands_beside(graph: &Graph, v: ValueId) -> bool {
         matches!(
             graph.op(*u),
             Some(
-                Op::MatMul
-                    | Op::Gather { .. }
-                    | Op::Mul
-                    | Op::Add
-                    | Op::Sub
-                    | Op::RmsNorm { .. }
+                Op::Tensor(
+                    TensorOp::MatMul
+                        | TensorOp::Gather { .. }
+                        | TensorOp::Binary(Binary::Mul | Binary::Add | Binary::Sub)
+                ) | Op::RmsNorm { .. }
                     | Op::LayerNorm { .. }
                     | Op::AffineNorm { .. }
             )
@@ -120,7 +121,9 @@ fn row_scale(graph: &Graph, ranges: &Ranges, x: ValueId, centred: bool) -> i32 {
 
 /// Fraction bits that a product's result leaves to its weight; public factors that it is rotated by take some more.
 pub(super) fn room(graph: &Graph, ranges: &Ranges, scales: &BTreeMap<ValueId, u8>, product: ValueId, f: u8) -> i32 {
-    let (Some(Op::MatMul), Some(left)) = (graph.op(product), graph.operand(product, 0)) else { return i32::MAX };
+    let (Some(Op::Tensor(TensorOp::MatMul)), Some(left)) = (graph.op(product), graph.operand(product, 0)) else {
+        return i32::MAX;
+    };
     let Some(most) = ranges.size(product) else { return i32::MAX };
     let bits = if most > 0.0 { libm::ceil(libm::log2(most)) as i32 + 1 } else { 0 };
     let scale = scales.get(&left).copied().unwrap_or(f);
@@ -137,7 +140,7 @@ fn is_rotated(graph: &Graph, v: ValueId) -> bool {
         let Some(at) = next.pop() else { return false };
         for u in graph.users(at) {
             match graph.op(u) {
-                Some(Op::Mul)
+                Some(Op::Tensor(TensorOp::Binary(Binary::Mul)))
                     if graph
                         .operands(u)
                         .iter()
@@ -145,14 +148,14 @@ fn is_rotated(graph: &Graph, v: ValueId) -> bool {
                 {
                     return true;
                 }
-                Some(
-                    Op::Add
-                    | Op::Reshape { .. }
-                    | Op::Transpose { .. }
-                    | Op::Slice { .. }
-                    | Op::Neg
-                    | Op::Concat { .. },
-                ) => next.push(u),
+                Some(Op::Tensor(
+                    TensorOp::Binary(Binary::Add)
+                    | TensorOp::Reshape { .. }
+                    | TensorOp::Transpose { .. }
+                    | TensorOp::Slice { .. }
+                    | TensorOp::Unary(Unary::Neg)
+                    | TensorOp::Concat { .. },
+                )) => next.push(u),
                 _ => {}
             }
         }
@@ -172,12 +175,12 @@ fn is_cache(graph: &Graph, v: ValueId) -> bool {
 /// Whether a user takes a value as the left side of a product with weights, or as a norm's operand.
 fn is_product(graph: &Graph, user: ValueId, v: ValueId) -> bool {
     match graph.op(user) {
-        Some(Op::MatMul) => {
+        Some(Op::Tensor(TensorOp::MatMul)) => {
             let right = graph.operand(user, 1).filter(|&w| w != v);
             right.and_then(|w| graph.node(w).ok()).is_some_and(|n| matches!(n.owner, Owner::Server | Owner::Public))
         }
         Some(Op::RmsNorm { .. } | Op::LayerNorm { .. }) => graph.operand(user, 0) == Some(v),
-        Some(Op::Reshape { .. } | Op::Slice { .. } | Op::Transpose { .. }) => {
+        Some(Op::Tensor(TensorOp::Reshape { .. } | TensorOp::Slice { .. } | TensorOp::Transpose { .. })) => {
             graph.users(user).iter().all(|&u| is_product(graph, u, user))
         }
         _ => false,

@@ -3,12 +3,13 @@
 //!
 //! Between the products only element-wise operators may stand, whose other operands are the same for every head.
 
+use ombra_ir::plain::Binary;
 use std::collections::BTreeSet;
 
 use ombra_ir::Diagnostic;
 
 use crate::attention::{self, Attention, Kind, NearMiss, is_activation, place};
-use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 
 /// An attention on axes `[batch, heads, new, all]` whose heads can be merged.
 #[derive(Clone, Debug)]
@@ -110,7 +111,7 @@ fn check(graph: &Graph, a: &Attention) -> std::result::Result<(), Diagnostic> {
 }
 
 fn is_arrangement(graph: &Graph, id: ValueId) -> bool {
-    matches!(graph.op(id), Some(Op::Reshape { .. } | Op::Transpose { .. }))
+    matches!(graph.op(id), Some(Op::Tensor(TensorOp::Reshape { .. } | TensorOp::Transpose { .. })))
 }
 
 /// The error of an attention whose form is not known, at the node of `id`.
@@ -142,12 +143,13 @@ fn same_for_all_heads(
 fn scale_of(graph: &Graph, a: &Attention) -> Option<Scale> {
     let first = a.chain.last().copied();
     let beside = |at: ValueId| {
-        if !matches!(graph.op(at), Some(Op::Mul | Op::Div)) {
+        if !matches!(graph.op(at), Some(Op::Tensor(TensorOp::Binary(Binary::Mul | Binary::Div)))) {
             return None;
         }
         let operands = graph.operands(at);
         let constant = |slot: usize| graph.constant(*operands.get(slot)?).and_then(|t| t.single_f32());
-        let slots: &[usize] = if matches!(graph.op(at), Some(Op::Div)) { &[1] } else { &[0, 1] };
+        let slots: &[usize] =
+            if matches!(graph.op(at), Some(Op::Tensor(TensorOp::Binary(Binary::Div)))) { &[1] } else { &[0, 1] };
         slots.iter().find_map(|&slot| Some(Scale { at, slot, value: constant(slot)? }))
     };
     let only_for_scores = |id: &ValueId| graph.users(*id) == [a.scores] && !graph.is_output(*id);
@@ -165,7 +167,7 @@ fn uses_private_weight(graph: &Graph, id: ValueId, seen: &mut BTreeSet<ValueId>)
         let operands = graph.operands(at);
         let is_static = |o: &ValueId| !is_activation(graph, *o);
         private |= operands.iter().any(|o| graph.node(*o).is_ok_and(|n| n.owner == Owner::Server));
-        let projection = graph.op(at) == Some(&Op::MatMul) && operands.iter().any(is_static);
+        let projection = graph.op(at) == Some(&Op::MATMUL) && operands.iter().any(is_static);
         if !projection {
             stack.extend(operands.into_iter().filter(|o| !is_static(o)));
         }
@@ -182,13 +184,19 @@ fn projected_by_private_weight(graph: &Graph, id: ValueId) -> bool {
             continue;
         }
         match graph.op(at) {
-            Some(Op::MatMul) => {
+            Some(Op::Tensor(TensorOp::MatMul)) => {
                 let private = |o: &ValueId| graph.node(*o).is_ok_and(|n| n.owner == Owner::Server);
                 if graph.operands(at).iter().any(private) {
                     return true;
                 }
             }
-            Some(Op::Reshape { .. } | Op::Transpose { .. } | Op::Gather { .. } | Op::Slice { .. } | Op::Mul) => {
+            Some(Op::Tensor(
+                TensorOp::Reshape { .. }
+                | TensorOp::Transpose { .. }
+                | TensorOp::Gather { .. }
+                | TensorOp::Slice { .. }
+                | TensorOp::Binary(Binary::Mul),
+            )) => {
                 stack.extend(graph.users(at));
             }
             _ => {}

@@ -243,7 +243,7 @@ impl<'a> File<'a> {
     /// Divides the constant of `scale` by `root`; gives whether it stands where it can be changed.
     fn rescale(&mut self, graph: &Graph, scale: Option<Scale>, scores: &NodeProto, root: f64) -> Result<bool> {
         let Some(scale) = scale else { return Ok(false) };
-        let divides = graph.op(scale.at) == Some(&Op::Div);
+        let divides = graph.op(scale.at) == Some(&Op::DIV);
         let name = graph.node(scale.at)?.origin.value.clone();
         let Some((at, mut node)) = self.node(&name) else { return Ok(false) };
         // It stands beside this very product, on the one side or the other.

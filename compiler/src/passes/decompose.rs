@@ -4,8 +4,8 @@
 //! everybody knows is inverted in the clear; a division by a root multiplies by the inverse root. Powers are products,
 //! roots, or exponentials of logarithms. Values are the same up to rounding, and owners do not change.
 
-use crate::graph::{Graph, Op, Origin, Owner, ValueId};
-use ombra_ir::plain::{self, DType, Reduce, Tensor};
+use crate::graph::{Graph, Op, Origin, Owner, TensorOp, ValueId};
+use ombra_ir::plain::{self, Binary, DType, Reduce, Tensor, Unary};
 use ombra_ir::{Dim, Result};
 
 /// Rewrites every secret value whose operator needs it.
@@ -45,51 +45,59 @@ fn rewritten(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
             let mut turned = Vec::with_capacity(args.len());
             for arg in args {
                 let full = with_rank(graph, arg, rank, &inner)?;
-                turned.push(graph.add(Op::Transpose { perm: perm.clone() }, &[full], inner.clone())?);
+                turned.push(graph.add(
+                    Op::Tensor(TensorOp::Transpose { perm: perm.clone() }),
+                    &[full],
+                    inner.clone(),
+                )?);
             }
             let mut op = node.op;
             if let Op::Softmax { axis } | Op::MaskedSoftmax { axis } | Op::RatioSoftmax { axis, .. } = &mut op {
                 *axis = rank - 1;
             }
             let y = graph.add(op, &turned, inner)?;
-            graph.add(Op::Transpose { perm }, &[y], node.origin).map(Some)
+            graph.add(Op::Tensor(TensorOp::Transpose { perm }), &[y], node.origin).map(Some)
         }
-        Op::ReduceMax { axes, .. } if axes != [rank.wrapping_sub(1)] => {
+        Op::Tensor(TensorOp::Reduce { kind: Reduce::Max, axes, .. }) if axes != [rank.wrapping_sub(1)] => {
             let shape = graph.shape(args[0]).to_vec();
             let kept: Vec<usize> = (0..rank).filter(|a| !axes.contains(a)).collect();
             let perm: Vec<usize> = kept.iter().chain(&axes).copied().collect();
-            let turned = graph.add(Op::Transpose { perm }, &[args[0]], inner.clone())?;
+            let turned = graph.add(Op::Tensor(TensorOp::Transpose { perm }), &[args[0]], inner.clone())?;
             let merged = axes.iter().try_fold(Dim::constant(1), |p, &a| p.mul(&shape[a]))?;
             let flat: Vec<Dim> = kept.iter().map(|&a| shape[a].clone()).chain([merged]).collect();
-            let flat = graph.add(Op::Reshape { shape: flat }, &[turned], inner.clone())?;
-            let max = graph.add(Op::ReduceMax { axes: vec![kept.len()], keepdims: false }, &[flat], inner)?;
-            graph.add(Op::Reshape { shape: node.shape }, &[max], node.origin).map(Some)
+            let flat = graph.add(Op::Tensor(TensorOp::Reshape { shape: flat }), &[turned], inner.clone())?;
+            let max = graph.add(
+                Op::Tensor(TensorOp::Reduce { kind: Reduce::Max, axes: vec![kept.len()], keepdims: false }),
+                &[flat],
+                inner,
+            )?;
+            graph.add(Op::Tensor(TensorOp::Reshape { shape: node.shape }), &[max], node.origin).map(Some)
         }
-        Op::Public(plain::Op::Reduce { kind: Reduce::Min, axes, keepdims }) => {
-            let minus = graph.add(Op::Neg, &args, inner.clone())?;
-            let max = graph.add(Op::ReduceMax { axes, keepdims }, &[minus], inner)?;
-            graph.add(Op::Neg, &[max], node.origin).map(Some)
+        Op::Tensor(TensorOp::Reduce { kind: Reduce::Min, axes, keepdims }) => {
+            let minus = graph.add(Op::NEG, &args, inner.clone())?;
+            let max = graph.add(Op::Tensor(TensorOp::Reduce { kind: Reduce::Max, axes, keepdims }), &[minus], inner)?;
+            graph.add(Op::NEG, &[max], node.origin).map(Some)
         }
-        Op::ReduceMean { axes, keepdims } => {
+        Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes, keepdims }) => {
             let shape = graph.shape(args[0]).to_vec();
             let n = axes.iter().try_fold(Dim::constant(1), |p, &a| p.mul(&shape[a]))?;
             if n.as_constant().is_some() {
                 return Ok(None);
             }
-            let n = plain::Op::Sizes { shape: Vec::new(), values: vec![n] };
-            let n = graph.add(Op::Public(n), &[], inner.clone())?;
-            let n = graph.add(Op::Public(plain::Op::Cast { to: DType::F32 }), &[n], inner.clone())?;
-            let sum = graph.add(Op::ReduceSum { axes, keepdims }, &args, inner)?;
-            graph.add(Op::Div, &[sum, n], node.origin).map(Some)
+            let n = TensorOp::Sizes { shape: Vec::new(), values: vec![n] };
+            let n = graph.add(Op::Tensor(n), &[], inner.clone())?;
+            let n = graph.add(Op::Tensor(TensorOp::Cast { to: DType::F32 }), &[n], inner.clone())?;
+            let sum = graph.add(Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes, keepdims }), &args, inner)?;
+            graph.add(Op::DIV, &[sum, n], node.origin).map(Some)
         }
-        Op::Tanh => match (graph.op(args[0]), graph.operand(args[0], 0)) {
+        Op::TANH => match (graph.op(args[0]), graph.operand(args[0], 0)) {
             (Some(Op::Softplus), Some(x)) => tanh_of_softplus(graph, x, inner, node.origin).map(Some),
             _ => Ok(None),
         },
-        Op::MatMul => scaled_product(graph, (args[0], args[1]), inner, node.origin),
-        Op::Min => clipped(graph, id, (args[0], args[1]), node.origin),
-        Op::Div => divided(graph, (args[0], args[1]), inner, node.origin),
-        Op::Reciprocal => match secret_root(graph, args[0]) {
+        Op::MATMUL => scaled_product(graph, (args[0], args[1]), inner, node.origin),
+        Op::MIN => clipped(graph, id, (args[0], args[1]), node.origin),
+        Op::DIV => divided(graph, (args[0], args[1]), inner, node.origin),
+        Op::RECIPROCAL => match secret_root(graph, args[0]) {
             Some(x) => graph.add(Op::Pow(-0.5), &[x], node.origin).map(Some),
             None => Ok(None),
         },
@@ -105,19 +113,19 @@ fn tanh_of_softplus(graph: &mut Graph, x: ValueId, inner: Origin, origin: Origin
     let mut number = |k: f32| graph.add_const(Tensor::scalar_f32(k), inner.clone());
     let [zero, half, one, two] = [number(0.0)?, number(0.5)?, number(1.0)?, number(2.0)?];
     let mut make = |op: Op, args: &[ValueId]| graph.add(op, args, inner.clone());
-    let negative = make(Op::Public(plain::Op::Binary(plain::Binary::Less)), &[x, zero])?;
-    let minus = make(Op::Neg, &[x])?;
-    let size = make(Op::Where, &[negative, x, minus])?;
-    let u = make(Op::Exp, &[size])?;
-    let square = make(Op::Mul, &[u, u])?;
-    let (halved, doubled) = (make(Op::Mul, &[square, half])?, make(Op::Mul, &[square, two])?);
-    let below = make(Op::Add, &[u, halved])?;
-    let twice = make(Op::Mul, &[u, two])?;
-    let (above, rest) = (make(Op::Add, &[twice, one])?, make(Op::Add, &[twice, doubled])?);
-    let numerator = make(Op::Where, &[negative, below, above])?;
-    let divisor = make(Op::Where, &[negative, below, rest])?;
-    let divisor = make(Op::Add, &[divisor, one])?;
-    graph.add(Op::Div, &[numerator, divisor], origin)
+    let negative = make(Op::Tensor(TensorOp::Binary(plain::Binary::Less)), &[x, zero])?;
+    let minus = make(Op::NEG, &[x])?;
+    let size = make(Op::WHERE, &[negative, x, minus])?;
+    let u = make(Op::EXP, &[size])?;
+    let square = make(Op::MUL, &[u, u])?;
+    let (halved, doubled) = (make(Op::MUL, &[square, half])?, make(Op::MUL, &[square, two])?);
+    let below = make(Op::ADD, &[u, halved])?;
+    let twice = make(Op::MUL, &[u, two])?;
+    let (above, rest) = (make(Op::ADD, &[twice, one])?, make(Op::ADD, &[twice, doubled])?);
+    let numerator = make(Op::WHERE, &[negative, below, above])?;
+    let divisor = make(Op::WHERE, &[negative, below, rest])?;
+    let divisor = make(Op::ADD, &[divisor, one])?;
+    graph.add(Op::DIV, &[numerator, divisor], origin)
 }
 
 /// `(a·s) × (b·t)` for constants `s` and `t` as `(a × b)·(s·t)`: exporters scale queries and keys, cached ones with them,
@@ -136,9 +144,9 @@ fn scaled_product(
     }
     let a = left.map_or(Ok(sides.0), |scaled| without_factor(graph, scaled))?;
     let b = right.map_or(Ok(sides.1), |scaled| without_factor(graph, scaled))?;
-    let scores = graph.add(Op::MatMul, &[a, b], inner.clone())?;
+    let scores = graph.add(Op::MATMUL, &[a, b], inner.clone())?;
     let factor = graph.add_const(Tensor::scalar_f32(near_power_of_two(product)), inner)?;
-    graph.add(Op::Mul, &[scores, factor], origin).map(Some)
+    graph.add(Op::MUL, &[scores, factor], origin).map(Some)
 }
 
 /// `x·factor`, moved.
@@ -157,7 +165,9 @@ fn factor(graph: &Graph, v: ValueId) -> Option<Scaled> {
         product = graph.operand(product, 0)?;
     }
     let operands = graph.operands(product);
-    let (Some(Op::Mul), &[x, y]) = (graph.op(product), operands.as_slice()) else { return None };
+    let (Some(Op::Tensor(TensorOp::Binary(Binary::Mul))), &[x, y]) = (graph.op(product), operands.as_slice()) else {
+        return None;
+    };
     let (x, factor) = [(x, y), (y, x)].into_iter().find_map(|(x, k)| {
         let factor = graph.constant(k).filter(|t| t.rank() <= 1).and_then(Tensor::single_f32)?;
         let keeps = graph.shape(x) == graph.shape(product) && graph.node(x).is_ok_and(|n| n.owner == Owner::Secret);
@@ -190,7 +200,9 @@ fn clipped(graph: &mut Graph, id: ValueId, (a, b): (ValueId, ValueId), origin: O
         let one = *t.as_f32().ok().filter(|values| values.len() == 1)?.first()?;
         (one.abs() <= MODERATE && t.rank() <= 1).then_some(one)
     };
-    let (Some(Op::Max), Some(high)) = (graph.op(a), constant(graph, Some(b))) else { return Ok(None) };
+    let (Some(Op::Tensor(TensorOp::Binary(Binary::Max))), Some(high)) = (graph.op(a), constant(graph, Some(b))) else {
+        return Ok(None);
+    };
     let (x, low) = (graph.operand(a, 0), constant(graph, graph.operand(a, 1)));
     let (Some(x), Some(low)) = (x, low) else { return Ok(None) };
     let secret = graph.node(x)?.owner == Owner::Secret;
@@ -210,10 +222,10 @@ fn divided(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: Origin, origin:
     let b = at_least_one(graph, (a, b), &inner)?;
     let inverse = match secret_root(graph, b) {
         Some(x) => graph.add(Op::Pow(-0.5), &[x], inner)?,
-        None if known || graph.node(a)?.owner == Owner::Public => graph.add(Op::Reciprocal, &[b], inner)?,
+        None if known || graph.node(a)?.owner == Owner::Public => graph.add(Op::RECIPROCAL, &[b], inner)?,
         None => return Ok(None),
     };
-    graph.add(Op::Mul, &[a, inverse], origin).map(Some)
+    graph.add(Op::MUL, &[a, inverse], origin).map(Some)
 }
 
 /// The divisor of a mean of what whole numbers choose, limited to 1 where the model limits it to less: where they sum up
@@ -221,13 +233,14 @@ fn divided(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: Origin, origin:
 fn at_least_one(graph: &mut Graph, (a, b): (ValueId, ValueId), inner: &Origin) -> Result<ValueId> {
     let Some((count, _)) = graph.limited(b).filter(|_| graph.mean_of(a, b).is_some()) else { return Ok(b) };
     let one = graph.add_const(Tensor::scalar_f32(1.0), inner.clone())?;
-    graph.add(Op::Max, &[count, one], inner.clone())
+    graph.add(Op::MAX, &[count, one], inner.clone())
 }
 
 /// The secret that a value is the square root of.
 fn secret_root(graph: &Graph, v: ValueId) -> Option<ValueId> {
     let secret = graph.node(v).ok()?.owner == Owner::Secret;
-    let root = matches!(graph.op(v), Some(Op::Sqrt)) || matches!(graph.op(v), Some(Op::Pow(p)) if *p == 0.5);
+    let root = matches!(graph.op(v), Some(Op::Tensor(TensorOp::Unary(Unary::Sqrt))))
+        || matches!(graph.op(v), Some(Op::Pow(p)) if *p == 0.5);
     if secret && root { graph.operand(v, 0) } else { None }
 }
 
@@ -238,21 +251,21 @@ fn power(graph: &mut Graph, x: ValueId, p: f32, inner: Origin, origin: Origin) -
         return Ok(x);
     }
     if p == 0.5 {
-        return graph.add(Op::Sqrt, &[x], origin);
+        return graph.add(Op::SQRT, &[x], origin);
     }
     if p > 1.0 && p <= LARGEST && p.fract() == 0.0 {
         let half = power(graph, x, (p / 2.0).floor(), inner.clone(), inner.clone())?;
-        let square = graph.add(Op::Mul, &[half, half], if p % 2.0 == 0.0 { origin.clone() } else { inner })?;
-        return if p % 2.0 == 0.0 { Ok(square) } else { graph.add(Op::Mul, &[square, x], origin) };
+        let square = graph.add(Op::MUL, &[half, half], if p % 2.0 == 0.0 { origin.clone() } else { inner })?;
+        return if p % 2.0 == 0.0 { Ok(square) } else { graph.add(Op::MUL, &[square, x], origin) };
     }
     if (-LARGEST..0.0).contains(&p) && p.fract() == 0.0 {
         let up = power(graph, x, -p, inner.clone(), inner)?;
-        return graph.add(Op::Reciprocal, &[up], origin);
+        return graph.add(Op::RECIPROCAL, &[up], origin);
     }
-    let log = graph.add(Op::Log, &[x], inner.clone())?;
+    let log = graph.add(Op::LOG, &[x], inner.clone())?;
     let factor = graph.add_const(Tensor::scalar_f32(p), inner.clone())?;
-    let scaled = graph.add(Op::Mul, &[log, factor], inner)?;
-    graph.add(Op::Exp, &[scaled], origin)
+    let scaled = graph.add(Op::MUL, &[log, factor], inner)?;
+    graph.add(Op::EXP, &[scaled], origin)
 }
 
 /// The value with leading axes of size 1 up to a rank.
@@ -263,5 +276,5 @@ fn with_rank(graph: &mut Graph, x: ValueId, rank: usize, origin: &Origin) -> Res
     }
     let ones = std::iter::repeat_n(Dim::constant(1), rank - shape.len());
     let shape = ones.chain(shape.iter().cloned()).collect();
-    graph.add(Op::Reshape { shape }, &[x], origin.clone())
+    graph.add(Op::Tensor(TensorOp::Reshape { shape }), &[x], origin.clone())
 }

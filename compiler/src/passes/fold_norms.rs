@@ -9,11 +9,11 @@
 //!
 //! A norm without division goes whole: `(x − mean(x))·W = x·(W − mean of W's rows)`.
 
-use crate::graph::{Graph, Op, Origin, Owner, ValueId};
+use crate::graph::{Graph, Op, Origin, Owner, TensorOp, ValueId};
 use crate::onnx::ABSENT;
 use crate::statics::{Known, Statics, key_of};
 use crate::stream::Elements;
-use ombra_ir::plain::{self, Tensor};
+use ombra_ir::plain::{self, Reduce, Tensor};
 use ombra_ir::{Bindings, Dim, Result};
 
 /// Folds every norm that allows it; returns how many.
@@ -53,7 +53,7 @@ pub fn tied_table(w: ValueId, statics: &Statics) -> Result<Option<ValueId>> {
     }
     let reversed: Vec<Dim> = graph.shape(w).iter().rev().cloned().collect();
     for (id, node) in graph.iter() {
-        let table = graph.operand(id, 0).filter(|_| matches!(node.op, Op::Gather { axis: 0 }));
+        let table = graph.operand(id, 0).filter(|_| matches!(node.op, Op::Tensor(TensorOp::Gather { axis: 0 })));
         let Some(table) = table.filter(|&t| t != w && graph.shape(t) == reversed) else { continue };
         if graph.node(table)?.owner != Owner::Server {
             continue;
@@ -91,7 +91,7 @@ fn is_transpose(table: ValueId, head: ValueId, statics: &Statics) -> Result<bool
         let Some((a, b)) = a.zip(b) else {
             let (table, head) = (statics.value(table)?, statics.value(head)?);
             let turned =
-                plain::eval(&plain::Op::Transpose { perm: vec![1, 0] }, &[&head], &Bindings::new(), head.len())?;
+                plain::eval(&TensorOp::Transpose { perm: vec![1, 0] }, &[&head], &Bindings::new(), head.len())?;
             return Ok(same(table.as_f32()?, turned.as_f32()?));
         };
         if !same(a.as_f32()?, b.as_f32()?) {
@@ -119,7 +119,7 @@ fn products_of(id: ValueId, affine: Owner, statics: &Statics) -> Result<Option<V
         let node = graph.node(user)?;
         let rank = graph.shape(id).len();
         match &node.op {
-            Op::MatMul => {
+            Op::Tensor(TensorOp::MatMul) => {
                 let (x, w) = (graph.operand(user, 0), graph.operand(user, 1));
                 let fits = x == Some(id) && w != Some(id);
                 let Some(w) = w.filter(|_| fits) else { return Ok(None) };
@@ -130,8 +130,8 @@ fn products_of(id: ValueId, affine: Owner, statics: &Statics) -> Result<Option<V
                 }
                 products.push(user);
             }
-            Op::Reshape { .. } | Op::Slice { .. } if node.shape.last() == width.as_ref() => {
-                if matches!(node.op, Op::Slice { axis, .. } if axis + 1 == rank) {
+            Op::Tensor(TensorOp::Reshape { .. } | TensorOp::Slice { .. }) if node.shape.last() == width.as_ref() => {
+                if matches!(node.op, Op::Tensor(TensorOp::Slice { axis, .. }) if axis + 1 == rank) {
                     return Ok(None);
                 }
                 match products_of(user, affine, statics)? {
@@ -159,26 +159,32 @@ fn fold(graph: &mut Graph, id: ValueId, gamma: ValueId, beta: Option<ValueId>, p
         let bare_origin = Origin { value: String::new(), ..node.origin.clone() };
         graph.add(node.op.clone(), &[x, ones], bare_origin)?
     };
-    let column =
-        graph.add(Op::Reshape { shape: vec![width.clone(), Dim::constant(1)] }, &[gamma], Origin::default())?;
+    let column = graph.add(
+        Op::Tensor(TensorOp::Reshape { shape: vec![width.clone(), Dim::constant(1)] }),
+        &[gamma],
+        Origin::default(),
+    )?;
     for &product in products {
         let origin = graph.node(product)?.origin.clone();
         let (left, w) = (graph.operands(product)[0], graph.operands(product)[1]);
         let w_origin = graph.node(w)?.origin.clone();
-        let mut scaled = graph.add(Op::Mul, &[column, w], w_origin.clone())?;
+        let mut scaled = graph.add(Op::MUL, &[column, w], w_origin.clone())?;
         if centred {
-            let mean = Op::ReduceMean { axes: vec![0], keepdims: true };
+            let mean = Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes: vec![0], keepdims: true });
             let mean = graph.add(mean, &[scaled], w_origin.clone())?;
-            scaled = graph.add(Op::Sub, &[scaled, mean], w_origin.clone())?;
+            scaled = graph.add(Op::SUB, &[scaled, mean], w_origin.clone())?;
         }
-        let mut new = graph.add(Op::MatMul, &[left, scaled], origin.clone())?;
+        let mut new = graph.add(Op::MATMUL, &[left, scaled], origin.clone())?;
         if let Some(beta) = beta {
-            let row =
-                graph.add(Op::Reshape { shape: vec![Dim::constant(1), width.clone()] }, &[beta], Origin::default())?;
-            let shift = graph.add(Op::MatMul, &[row, w], w_origin)?;
+            let row = graph.add(
+                Op::Tensor(TensorOp::Reshape { shape: vec![Dim::constant(1), width.clone()] }),
+                &[beta],
+                Origin::default(),
+            )?;
+            let shift = graph.add(Op::MATMUL, &[row, w], w_origin)?;
             let out = graph.shape(shift)[1].clone();
-            let shift = graph.add(Op::Reshape { shape: vec![out] }, &[shift], Origin::default())?;
-            new = graph.add(Op::Add, &[new, shift], origin)?;
+            let shift = graph.add(Op::Tensor(TensorOp::Reshape { shape: vec![out] }), &[shift], Origin::default())?;
+            new = graph.add(Op::ADD, &[new, shift], origin)?;
         }
         graph.replace_all_uses(product, new)?;
     }

@@ -5,7 +5,7 @@
 //! axis; moved behind them, two reshapes meet and cancel, and the sequence stays an axis of its own, which later
 //! passes need. Nothing is computed that was not, and no owner changes. Only secret values move.
 
-use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use ombra_ir::Result;
 
 /// Moves reshapes behind products and merges neighbours, until nothing changes.
@@ -33,31 +33,31 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
     let operands = graph.operands(id);
     let origin = graph.node(id)?.origin.clone();
     match op {
-        Op::Reshape { shape } => {
+        Op::Tensor(TensorOp::Reshape { shape }) => {
             let x = operands[0];
             if graph.shape(x) == shape {
                 graph.replace_all_uses(id, x)?;
                 return Ok(true);
             }
-            let Some(Op::Reshape { .. }) = graph.op(x) else { return Ok(false) };
+            let Some(Op::Tensor(TensorOp::Reshape { .. })) = graph.op(x) else { return Ok(false) };
             let source = graph.operands(x)[0];
-            let new = graph.add(Op::Reshape { shape }, &[source], origin)?;
+            let new = graph.add(Op::Tensor(TensorOp::Reshape { shape }), &[source], origin)?;
             graph.replace_all_uses(id, new)?;
             Ok(true)
         }
-        Op::MatMul => {
+        Op::MATMUL => {
             let (x, w) = (operands[0], operands[1]);
             if graph.shape(w).len() != 2 {
                 return Ok(false);
             }
             let Some(source) = flattened(graph, x) else { return Ok(false) };
-            let product = graph.add(Op::MatMul, &[source, w], origin.clone())?;
+            let product = graph.add(Op::MATMUL, &[source, w], origin.clone())?;
             let shape = graph.shape(id).to_vec();
-            let new = graph.add(Op::Reshape { shape }, &[product], origin)?;
+            let new = graph.add(Op::Tensor(TensorOp::Reshape { shape }), &[product], origin)?;
             graph.replace_all_uses(id, new)?;
             Ok(true)
         }
-        Op::Add | Op::Sub | Op::Mul | Op::Div => {
+        Op::ADD | Op::SUB | Op::MUL | Op::DIV => {
             for (slot, other) in [(0, 1), (1, 0)] {
                 let Some(source) = flattened(graph, operands[slot]) else { continue };
                 let small = graph.shape(operands[other]);
@@ -74,7 +74,7 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
                     continue;
                 }
                 let shape = graph.shape(id).to_vec();
-                let new = graph.add(Op::Reshape { shape }, &[result], origin)?;
+                let new = graph.add(Op::Tensor(TensorOp::Reshape { shape }), &[result], origin)?;
                 graph.replace_all_uses(id, new)?;
                 return Ok(true);
             }
@@ -86,7 +86,7 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
 
 /// The operand of a reshape that keeps the last axis and merges leading axes.
 fn flattened(graph: &Graph, id: ValueId) -> Option<ValueId> {
-    let Some(Op::Reshape { shape }) = graph.op(id) else { return None };
+    let Some(Op::Tensor(TensorOp::Reshape { shape })) = graph.op(id) else { return None };
     let source = graph.operand(id, 0)?;
     let from = graph.shape(source);
     (from.len() > shape.len() && from.len() >= 2 && from.last() == shape.last()).then_some(source)

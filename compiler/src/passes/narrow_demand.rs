@@ -6,8 +6,8 @@
 //! head with one position, and everything before whole. Values that are revealed do not change. Values of one owner are
 //! only sliced: what the client computes keeps the names it has in the model.
 
-use crate::graph::{Graph, Op, Origin, Owner, ValueId};
-use ombra_ir::{Dim, Result, plain};
+use crate::graph::{Graph, Op, Origin, Owner, TensorOp, ValueId};
+use ombra_ir::{Dim, Result};
 use std::collections::BTreeMap;
 
 /// What is needed of a value.
@@ -66,7 +66,7 @@ pub fn narrow_demand(graph: &mut Graph, output: usize, axis: usize) -> Result<Va
                 });
             }
             let mut op = node.op.clone();
-            if let Op::Reshape { shape } | Op::Expand { shape } = &mut op {
+            if let Op::Tensor(TensorOp::Reshape { shape } | TensorOp::Expand { shape }) = &mut op {
                 shape[axis] = Dim::constant(1);
             }
             graph.add(op, &args, node.origin.clone())?
@@ -96,12 +96,12 @@ fn slice_last(graph: &mut Graph, id: ValueId, axis: usize) -> Result<ValueId> {
     }
     let start = size.sub(&Dim::constant(1))?;
     let origin = Origin { node: graph.node(id)?.origin.node.clone(), ..Origin::default() };
-    graph.add(Op::Slice { axis, start, len: Dim::constant(1), step: 1 }, &[id], origin)
+    graph.add(Op::Tensor(TensorOp::Slice { axis, start, len: Dim::constant(1), step: 1 }), &[id], origin)
 }
 
 /// Whether the op can be computed for the last element of an axis alone.
 fn carries(graph: &Graph, id: ValueId, axis: usize) -> Result<bool> {
-    let broadcasts = matches!(graph.op(id), Some(Op::Expand { .. }));
+    let broadcasts = matches!(graph.op(id), Some(Op::Tensor(TensorOp::Expand { .. })));
     for (slot, operand) in graph.operands(id).into_iter().enumerate() {
         if broadcasts || matches!(request(graph, id, slot, operand, axis)?, Need::Last(_)) {
             return Ok(true);
@@ -121,41 +121,29 @@ fn request(graph: &Graph, id: ValueId, slot: usize, operand: ValueId, axis: usiz
         _ => Need::Whole,
     };
     Ok(match &node.op {
-        Op::Add
-        | Op::Sub
-        | Op::Mul
-        | Op::Div
-        | Op::Neg
+        Op::Tensor(
+            TensorOp::Unary(_)
+            | TensorOp::Binary(_)
+            | TensorOp::Where
+            | TensorOp::Cast { .. }
+            | TensorOp::Expand { .. },
+        )
         | Op::Pow(_)
-        | Op::Sqrt
-        | Op::Reciprocal
-        | Op::Tanh
-        | Op::Sigmoid
-        | Op::Erf
         | Op::Relu
         | Op::Clamp { .. }
-        | Op::Exp
         | Op::Gelu { .. }
         | Op::Silu
-        | Op::Quadratic { .. }
-        | Op::Where
-        | Op::Max
-        | Op::Min
-        | Op::IsNan
-        | Op::Sign
-        | Op::Log
         | Op::Softplus
-        | Op::Public(plain::Op::Unary(_) | plain::Op::Binary(_) | plain::Op::Cast { .. })
-        | Op::Expand { .. } => aligned(),
-        Op::MatMul if axis + 1 == rank => Need::Whole,
-        Op::MatMul if axis + 2 == rank => {
+        | Op::Quadratic { .. } => aligned(),
+        Op::Tensor(TensorOp::MatMul) if axis + 1 == rank => Need::Whole,
+        Op::Tensor(TensorOp::MatMul) if axis + 2 == rank => {
             if slot == 0 {
                 Need::Last(from.len() - 2)
             } else {
                 Need::Whole
             }
         }
-        Op::MatMul => aligned(),
+        Op::Tensor(TensorOp::MatMul) => aligned(),
         Op::Softmax { axis: over } | Op::MaskedSoftmax { axis: over } | Op::RatioSoftmax { axis: over, .. }
             if *over != axis =>
         {
@@ -164,15 +152,15 @@ fn request(graph: &Graph, id: ValueId, slot: usize, operand: ValueId, axis: usiz
         Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::AffineNorm { .. } if axis + 1 != rank && slot == 0 => {
             Need::Last(axis)
         }
-        Op::Transpose { perm } => Need::Last(perm[axis]),
-        Op::Slice { axis: over, .. } if *over != axis => Need::Last(axis),
-        Op::Concat { axis: over } if *over != axis => Need::Last(axis),
+        Op::Tensor(TensorOp::Transpose { perm }) => Need::Last(perm[axis]),
+        Op::Tensor(TensorOp::Slice { axis: over, .. }) if *over != axis => Need::Last(axis),
+        Op::Tensor(TensorOp::Concat { axis: over }) if *over != axis => Need::Last(axis),
         // Axes of the index stand in the place of the one axis that is looked up.
-        Op::Gather { axis: over } if slot == 0 && axis < *over => Need::Last(axis),
-        Op::Gather { axis: over } if slot == 0 && axis + from.len() > rank + *over => {
+        Op::Tensor(TensorOp::Gather { axis: over }) if slot == 0 && axis < *over => Need::Last(axis),
+        Op::Tensor(TensorOp::Gather { axis: over }) if slot == 0 && axis + from.len() > rank + *over => {
             Need::Last(axis + from.len() - rank)
         }
-        Op::Reshape { shape } => reshaped_axis(from, shape, axis)?.map_or(Need::Whole, Need::Last),
+        Op::Tensor(TensorOp::Reshape { shape }) => reshaped_axis(from, shape, axis)?.map_or(Need::Whole, Need::Last),
         _ => Need::Whole,
     })
 }

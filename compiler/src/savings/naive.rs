@@ -26,8 +26,8 @@ pub fn unpack_masks(graph: &mut Graph, ranges: &Ranges) -> Result<()> {
         let unnamed = || Origin { value: String::new(), ..origin.clone() };
         let zero = graph.add_const(Tensor::f32(&[1], vec![0.0])?, unnamed())?;
         let far = graph.add_const(Tensor::f32(&[1], vec![-(2.0 * greatest + FAR_BELOW) as f32])?, unnamed())?;
-        let added = graph.add(Op::Where, &[mask, zero, far], unnamed())?;
-        let sum = graph.add(Op::Add, &[x, added], unnamed())?;
+        let added = graph.add(Op::WHERE, &[mask, zero, far], unnamed())?;
+        let sum = graph.add(Op::ADD, &[x, added], unnamed())?;
         let dense = graph.add(Op::Softmax { axis }, &[sum], origin)?;
         graph.replace_all_uses(id, dense)?;
     }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use ombra_compiler::client_region::build;
 use ombra_compiler::graph::eval::evaluate;
-use ombra_compiler::graph::{Graph, InputRole, Numerator, Op, Origin, Output, OutputRole, Owner, propagate_owners};
+use ombra_compiler::graph::{
+    Graph, InputRole, Numerator, Op, Origin, Output, OutputRole, Owner, TensorOp, propagate_owners,
+};
 use ombra_compiler::labels::{self, Label, Labels};
 use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Type, Unary};
 use ombra_ir::plan::SIZE;
@@ -124,18 +126,18 @@ fn check_case(case: &Case) {
 }
 
 fn public(op: plain::Op, inputs: &[Tensor]) {
-    check(Op::Public(op), inputs);
+    check(Op::Tensor(op), inputs);
 }
 
 #[test]
 fn functions_of_floats() {
     let x = floats(&[3, 4]);
     let plus = positive(&[3, 4]);
-    for op in [Op::Tanh, Op::Sigmoid, Op::Erf, Op::Relu, Op::Silu, Op::Sign, Op::Neg, Op::Exp, Op::IsNan, Op::Pow(2.0)]
+    for op in [Op::TANH, Op::SIGMOID, Op::ERF, Op::Relu, Op::Silu, Op::SIGN, Op::NEG, Op::EXP, Op::IS_NAN, Op::Pow(2.0)]
     {
         check(op, std::slice::from_ref(&x));
     }
-    for op in [Op::Sqrt, Op::Reciprocal, Op::Log, Op::Pow(-0.5), Op::Pow(3.0), Op::Pow(0.7)] {
+    for op in [Op::SQRT, Op::RECIPROCAL, Op::LOG, Op::Pow(-0.5), Op::Pow(3.0), Op::Pow(0.7)] {
         check(op, std::slice::from_ref(&plus));
     }
     check(Op::Softplus, std::slice::from_ref(&x));
@@ -144,14 +146,14 @@ fn functions_of_floats() {
     check(Op::Gelu { tanh: true }, std::slice::from_ref(&x));
     check(Op::Clamp { low: -1.0, high: 1.5 }, std::slice::from_ref(&x));
     check(Op::Quadratic { square: 0.125, linear: 0.25, constant: 0.5 }, std::slice::from_ref(&x));
-    for op in [Op::Add, Op::Sub, Op::Mul, Op::Div, Op::Max, Op::Min] {
+    for op in [Op::ADD, Op::SUB, Op::MUL, Op::DIV, Op::MAX, Op::MIN] {
         check(op, &[x.clone(), plus.clone()]);
     }
-    check(Op::Add, &[x.clone(), floats(&[4])]);
-    check(Op::Where, &[mask(&[3, 4]), x.clone(), plus]);
-    check(Op::MatMul, &[floats(&[2, 3, 4]), floats(&[4, 5])]);
-    check(Op::MatMul, &[floats(&[2, 3, 4]), floats(&[2, 4, 5])]);
-    check(Op::MatMul, &[x, floats(&[4])]);
+    check(Op::ADD, &[x.clone(), floats(&[4])]);
+    check(Op::WHERE, &[mask(&[3, 4]), x.clone(), plus]);
+    check(Op::MATMUL, &[floats(&[2, 3, 4]), floats(&[4, 5])]);
+    check(Op::MATMUL, &[floats(&[2, 3, 4]), floats(&[2, 4, 5])]);
+    check(Op::MATMUL, &[x, floats(&[4])]);
 }
 
 #[test]
@@ -179,9 +181,15 @@ fn softmax_and_norms() {
         check(Op::AffineNorm { centred }, &[scores.clone(), scale.clone(), shift.clone()]);
     }
     for (axes, keepdims) in [(vec![2], true), (vec![0, 2], false), (vec![0, 1, 2], true), (vec![], true)] {
-        check(Op::ReduceMean { axes: axes.clone(), keepdims }, std::slice::from_ref(&scores));
-        check(Op::ReduceSum { axes: axes.clone(), keepdims }, std::slice::from_ref(&scores));
-        check(Op::ReduceMax { axes, keepdims }, std::slice::from_ref(&scores));
+        check(
+            Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes: axes.clone(), keepdims }),
+            std::slice::from_ref(&scores),
+        );
+        check(
+            Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes: axes.clone(), keepdims }),
+            std::slice::from_ref(&scores),
+        );
+        check(Op::Tensor(TensorOp::Reduce { kind: Reduce::Max, axes, keepdims }), std::slice::from_ref(&scores));
     }
 }
 
@@ -192,33 +200,33 @@ fn movement() {
     let mut dims = ombra_ir::Dims::default();
     let seq = Dim::from(dims.symbol("seq").expect("a symbol"));
     let twice = seq.mul(&d(2)).expect("a size");
-    sized(Op::Reshape { shape: vec![twice.clone(), d(4)] }, one);
-    sized(Op::Reshape { shape: vec![d(8), seq.clone()] }, one);
-    sized(Op::Reshape { shape: vec![d(2), d(0), seq.clone()] }, &[floats(&[3, 0])]);
-    check(Op::Transpose { perm: vec![2, 0, 1] }, one);
-    sized(Op::Expand { shape: vec![d(5), seq.clone(), d(2), d(4)] }, one);
-    check(Op::Concat { axis: 2 }, &[x.clone(), floats(&[3, 2, 1])]);
-    check(Op::Gather { axis: 1 }, &[x.clone(), integers(&[2, 2], 0, 2)]);
-    check(Op::Gather { axis: 1 }, &[x.clone(), Tensor::scalar_i64(-1)]);
-    let slice = |axis, start: Dim, len: Dim, step| Op::Slice { axis, start, len, step };
+    sized(Op::Tensor(TensorOp::Reshape { shape: vec![twice.clone(), d(4)] }), one);
+    sized(Op::Tensor(TensorOp::Reshape { shape: vec![d(8), seq.clone()] }), one);
+    sized(Op::Tensor(TensorOp::Reshape { shape: vec![d(2), d(0), seq.clone()] }), &[floats(&[3, 0])]);
+    check(Op::Tensor(TensorOp::Transpose { perm: vec![2, 0, 1] }), one);
+    sized(Op::Tensor(TensorOp::Expand { shape: vec![d(5), seq.clone(), d(2), d(4)] }), one);
+    check(Op::Tensor(TensorOp::Concat { axis: 2 }), &[x.clone(), floats(&[3, 2, 1])]);
+    check(Op::Tensor(TensorOp::Gather { axis: 1 }), &[x.clone(), integers(&[2, 2], 0, 2)]);
+    check(Op::Tensor(TensorOp::Gather { axis: 1 }), &[x.clone(), Tensor::scalar_i64(-1)]);
+    let slice = |axis, start: Dim, len: Dim, step| Op::Tensor(TensorOp::Slice { axis, start, len, step });
     check(slice(2, d(1), d(2), 1), one);
     sized(slice(0, seq.sub(&d(1)).expect("a size"), d(1), 1), one);
     sized(slice(2, d(3), d(4), -1), one);
     sized(slice(0, seq.sub(&d(1)).expect("a size"), seq.clone(), -1), one);
     check(slice(2, d(0), d(2), 2), one);
-    public(plain::Op::Identity, one);
-    sized(Op::Public(plain::Op::Tile { repeats: vec![d(2), seq.clone(), d(1)] }), one);
+    public(TensorOp::Identity, one);
+    sized(Op::Tensor(TensorOp::Tile { repeats: vec![d(2), seq.clone(), d(1)] }), one);
     for (upper, k) in [(true, 0), (true, 1), (false, 0), (false, -1)] {
-        public(plain::Op::Trilu { upper, k }, one);
+        public(TensorOp::Trilu { upper, k }, one);
     }
-    public(plain::Op::Trilu { upper: false, k: 0 }, &[mask(&[3, 4])]);
-    public(plain::Op::GatherElements { axis: 1 }, &[x.clone(), integers(&[3, 1, 4], 0, 2)]);
-    public(plain::Op::GatherNd { batch_dims: 0 }, &[x.clone(), integers(&[5, 2], 0, 2)]);
+    public(TensorOp::Trilu { upper: false, k: 0 }, &[mask(&[3, 4])]);
+    public(TensorOp::GatherElements { axis: 1 }, &[x.clone(), integers(&[3, 1, 4], 0, 2)]);
+    public(TensorOp::GatherNd { batch_dims: 0 }, &[x.clone(), integers(&[5, 2], 0, 2)]);
     let places = Tensor::i64(&[2, 2], vec![0, 1, 2, 0]).expect("a tensor");
-    public(plain::Op::ScatterNd, &[x.clone(), places, positive(&[2, 4])]);
+    public(TensorOp::ScatterNd, &[x.clone(), places, positive(&[2, 4])]);
     for (exclusive, reverse) in [(false, false), (true, false), (false, true), (true, true)] {
-        public(plain::Op::CumSum { axis: 1, exclusive, reverse }, one);
-        public(plain::Op::CumSum { axis: 0, exclusive, reverse }, &[integers(&[3, 2], -2, 9)]);
+        public(TensorOp::CumSum { axis: 1, exclusive, reverse }, one);
+        public(TensorOp::CumSum { axis: 0, exclusive, reverse }, &[integers(&[3, 2], -2, 9)]);
     }
 }
 
@@ -227,48 +235,48 @@ fn public_arithmetic() {
     let (x, plus) = (floats(&[3, 4]), positive(&[3, 4]));
     let (a, b) = (integers(&[3, 4], -5, 11), integers(&[3, 4], 1, 5));
     for unary in [Unary::Neg, Unary::Abs, Unary::Cos, Unary::Sin, Unary::Floor, Unary::Exp, Unary::IsNan] {
-        public(plain::Op::Unary(unary), std::slice::from_ref(&x));
+        public(TensorOp::Unary(unary), std::slice::from_ref(&x));
     }
     for unary in [Unary::Ceil, Unary::Round, Unary::Sign, Unary::Tanh, Unary::Sigmoid, Unary::Erf] {
-        public(plain::Op::Unary(unary), std::slice::from_ref(&x));
+        public(TensorOp::Unary(unary), std::slice::from_ref(&x));
     }
-    public(plain::Op::ArgMax, std::slice::from_ref(&x));
+    public(TensorOp::ArgMax, std::slice::from_ref(&x));
     let zeros = Tensor::f32(&[3], vec![-2.0, 0.0, 0.5]).expect("a tensor");
-    public(plain::Op::Unary(Unary::Sign), &[zeros]);
+    public(TensorOp::Unary(Unary::Sign), &[zeros]);
     for unary in [Unary::Sqrt, Unary::Reciprocal, Unary::Log] {
-        public(plain::Op::Unary(unary), std::slice::from_ref(&plus));
+        public(TensorOp::Unary(unary), std::slice::from_ref(&plus));
     }
     for unary in [Unary::Neg, Unary::Abs, Unary::Sign] {
-        public(plain::Op::Unary(unary), std::slice::from_ref(&a));
+        public(TensorOp::Unary(unary), std::slice::from_ref(&a));
     }
-    public(plain::Op::Unary(Unary::Not), &[mask(&[3, 4])]);
+    public(TensorOp::Unary(Unary::Not), &[mask(&[3, 4])]);
     use Binary::{Add, And, Div, Equal, Greater, GreaterOrEqual, Less, LessOrEqual, Max, Min, Mod, Mul, Or, Pow, Sub};
     for binary in [Add, Sub, Mul, Div, Mod, Equal, Less, LessOrEqual, Greater, GreaterOrEqual, Max, Min] {
-        public(plain::Op::Binary(binary), &[x.clone(), plus.clone()]);
-        public(plain::Op::Binary(binary), &[a.clone(), b.clone()]);
+        public(TensorOp::Binary(binary), &[x.clone(), plus.clone()]);
+        public(TensorOp::Binary(binary), &[a.clone(), b.clone()]);
     }
-    public(plain::Op::Binary(Pow), &[plus.clone(), x.clone()]);
-    public(plain::Op::Binary(Pow), &[b.clone(), integers(&[4], 0, 3)]);
+    public(TensorOp::Binary(Pow), &[plus.clone(), x.clone()]);
+    public(TensorOp::Binary(Pow), &[b.clone(), integers(&[4], 0, 3)]);
     for binary in [And, Or, Equal] {
-        public(plain::Op::Binary(binary), &[mask(&[3, 4]), mask(&[4])]);
+        public(TensorOp::Binary(binary), &[mask(&[3, 4]), mask(&[4])]);
     }
     for to in [DType::F32, DType::I64, DType::Bool] {
         for from in [x.clone(), a.clone(), mask(&[3, 4])] {
-            public(plain::Op::Cast { to }, &[from]);
+            public(TensorOp::Cast { to }, &[from]);
         }
     }
-    public(plain::Op::Where, &[mask(&[3, 4]), a.clone(), b.clone()]);
-    public(plain::Op::Where, &[mask(&[3, 4]), mask(&[4]), mask(&[3, 1])]);
-    public(plain::Op::Clip, &[x.clone(), Tensor::scalar_f32(-1.0), Tensor::scalar_f32(0.5)]);
-    public(plain::Op::Clip, &[a.clone(), Tensor::scalar_i64(-1), Tensor::scalar_i64(2)]);
-    public(plain::Op::MatMul, &[x.clone(), floats(&[4, 2])]);
+    public(TensorOp::Where, &[mask(&[3, 4]), a.clone(), b.clone()]);
+    public(TensorOp::Where, &[mask(&[3, 4]), mask(&[4]), mask(&[3, 1])]);
+    public(TensorOp::Clip, &[x.clone(), Tensor::scalar_f32(-1.0), Tensor::scalar_f32(0.5)]);
+    public(TensorOp::Clip, &[a.clone(), Tensor::scalar_i64(-1), Tensor::scalar_i64(2)]);
+    public(TensorOp::MatMul, &[x.clone(), floats(&[4, 2])]);
     for kind in [Reduce::Sum, Reduce::Max, Reduce::Min, Reduce::Prod] {
         for keepdims in [false, true] {
-            public(plain::Op::Reduce { kind, axes: vec![1], keepdims }, std::slice::from_ref(&x));
-            public(plain::Op::Reduce { kind, axes: vec![0], keepdims }, std::slice::from_ref(&a));
+            public(TensorOp::Reduce { kind, axes: vec![1], keepdims }, std::slice::from_ref(&x));
+            public(TensorOp::Reduce { kind, axes: vec![0], keepdims }, std::slice::from_ref(&a));
         }
     }
-    public(plain::Op::Reduce { kind: Reduce::Mean, axes: vec![0, 1], keepdims: false }, &[x]);
+    public(TensorOp::Reduce { kind: Reduce::Mean, axes: vec![0, 1], keepdims: false }, &[x]);
 }
 
 /// The sum of `made`, which has no operand, and an input that gives `seq` its size.
@@ -277,8 +285,8 @@ fn created(made: plain::Op, input: &Tensor) {
     let seq = graph.dims.symbol("seq").expect("a symbol");
     let ty = Type::new(input.dtype(), vec![seq.into()]);
     let x = graph.add_input("x", InputRole::Other, ty, Origin::default());
-    let made = graph.add(Op::Public(made), &[], Origin::default()).expect("it has a type");
-    let op = Op::Public(plain::Op::Binary(Binary::Add));
+    let made = graph.add(Op::Tensor(made), &[], Origin::default()).expect("it has a type");
+    let op = Op::Tensor(TensorOp::Binary(Binary::Add));
     let y = graph.add(op, &[x, made], Origin::default()).expect("it has a type");
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
     propagate_owners(&mut graph, |_, _, _| Owner::Client, |_| Owner::Public);
@@ -310,13 +318,13 @@ fn what_follows_from_sizes_alone() {
     let square = square.expect("a size");
     for n in [0, 1, 5] {
         let x = integers(&[n], -3, 8);
-        created(plain::Op::Iota { start: square.clone(), len: seq.clone(), step: -2 }, &x);
-        created(plain::Op::Iota { start: d(2), len: seq.clone(), step: 1 }, &x);
+        created(TensorOp::Iota { start: square.clone(), len: seq.clone(), step: -2 }, &x);
+        created(TensorOp::Iota { start: d(2), len: seq.clone(), step: 1 }, &x);
         let values = vec![seq.clone(), square.clone(), d(9)];
-        created(plain::Op::Sizes { shape: vec![3, 1], values }, &x);
-        created(plain::Op::ConstantOfShape { shape: vec![d(2), seq.clone()], value: Tensor::scalar_i64(4) }, &x);
+        created(TensorOp::Sizes { shape: vec![3, 1], values }, &x);
+        created(TensorOp::ConstantOfShape { shape: vec![d(2), seq.clone()], value: Tensor::scalar_i64(4) }, &x);
         let value = Tensor::f32(&[1], vec![0.5]).expect("a tensor");
-        created(plain::Op::ConstantOfShape { shape: vec![seq.clone()], value }, &floats(&[n]));
+        created(TensorOp::ConstantOfShape { shape: vec![seq.clone()], value }, &floats(&[n]));
     }
 }
 
@@ -327,8 +335,8 @@ fn weights_and_large_constants_stand_in_the_file() {
     let x = graph.add_input("x", InputRole::Other, ty, Origin::default());
     let w = graph.add_weight("w", true, vec![d(2), d(3)], Origin::default());
     let table = graph.add_const(floats(&[3, 700]), Origin::default()).expect("a constant");
-    let y = graph.add(Op::MatMul, &[x, w], Origin::default()).expect("it has a type");
-    let y = graph.add(Op::MatMul, &[y, table], Origin::default()).expect("it has a type");
+    let y = graph.add(Op::MATMUL, &[x, w], Origin::default()).expect("it has a type");
+    let y = graph.add(Op::MATMUL, &[y, table], Origin::default()).expect("it has a type");
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
     propagate_owners(&mut graph, |_, _, _| Owner::Client, |_| Owner::Public);
     let label = Label { name: "w".into(), owner: labels::Owner::Public, ..Label::default() };
@@ -369,7 +377,7 @@ fn weights_and_large_constants_stand_in_the_file() {
 #[test]
 fn what_cannot_be_written_is_named() {
     let case = Case {
-        op: Op::Public(plain::Op::MatMul),
+        op: Op::Tensor(TensorOp::MatMul),
         inputs: vec![integers(&[2, 3], 0, 5), integers(&[3, 2], 0, 5)],
         sized: false,
     };

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ombra_compiler::graph::eval::{bind_inputs, visit};
-use ombra_compiler::graph::{Graph, Op};
+use ombra_compiler::graph::{Graph, Op, TensorOp};
 use ombra_compiler::import::load_weight;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Options, analyse};
@@ -54,7 +54,8 @@ fn with_other_numbers(model: &Model, names: &BTreeSet<String>) -> Model {
 
 /// The weights that are no table of embeddings.
 fn all_but_embeddings(graph: &Graph) -> BTreeSet<String> {
-    let looked_up = |v| graph.users(v).iter().any(|&u| matches!(graph.op(u), Some(Op::Gather { .. })));
+    let looked_up =
+        |v| graph.users(v).iter().any(|&u| matches!(graph.op(u), Some(Op::Tensor(TensorOp::Gather { .. }))));
     let weights = graph.iter().filter_map(|(v, node)| match &node.op {
         Op::Weight { name, .. } => Some((name.clone(), looked_up(v))),
         _ => None,

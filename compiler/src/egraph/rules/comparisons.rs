@@ -2,8 +2,9 @@
 
 use super::{Finding, Rule, View};
 use crate::egraph::language::Tree;
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use egg::Id;
+use ombra_ir::plain::{Binary, Unary};
 
 /// max(a, b) = b + relu(a − b); relu(a) where b is 0.
 pub const MAX: Rule = Rule {
@@ -13,11 +14,11 @@ pub const MAX: Rule = Rule {
     reported: false,
     find: |v, class| {
         let mut found = Vec::new();
-        for (a, b) in secret_pairs(v, class, |op| matches!(op, Op::Max)) {
+        for (a, b) in secret_pairs(v, class, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Max)))) {
             found.push(Finding::Equal(if is_zero(v, b) {
                 Tree::unary(Op::Relu, a)
             } else {
-                Tree::binary(Op::Add, b, above(a, b))
+                Tree::binary(Op::ADD, b, above(a, b))
             }));
         }
         found
@@ -32,9 +33,9 @@ pub const MIN: Rule = Rule {
     reported: false,
     find: |v, class| {
         let mut found = Vec::new();
-        for (a, b) in secret_pairs(v, class, |op| matches!(op, Op::Min)) {
+        for (a, b) in secret_pairs(v, class, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Min)))) {
             let over = if is_zero(v, b) { Tree::unary(Op::Relu, a) } else { above(a, b) };
-            found.push(Finding::Equal(Tree::binary(Op::Sub, a, over)));
+            found.push(Finding::Equal(Tree::binary(Op::SUB, a, over)));
         }
         found
     },
@@ -50,18 +51,18 @@ pub const CLIP: Rule = Rule {
         let mut found = Vec::new();
         let over = |x: Id, l: Id| if is_zero(v, l) { Tree::unary(Op::Relu, x) } else { above(x, l) };
         let sum = |x: Id, l: Id, h: Id| {
-            let low = if is_zero(v, l) { over(x, l) } else { Tree::binary(Op::Add, l, over(x, l)) };
-            Finding::Equal(Tree::binary(Op::Sub, low, over(x, h)))
+            let low = if is_zero(v, l) { over(x, l) } else { Tree::binary(Op::ADD, l, over(x, l)) };
+            Finding::Equal(Tree::binary(Op::SUB, low, over(x, h)))
         };
-        for (y, h) in secret_pairs(v, class, |op| matches!(op, Op::Min)) {
-            for (x, l) in secret_pairs(v, y, |op| matches!(op, Op::Max)) {
+        for (y, h) in secret_pairs(v, class, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Min)))) {
+            for (x, l) in secret_pairs(v, y, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Max)))) {
                 if ordered(v, l, h) {
                     found.push(sum(x, l, h));
                 }
             }
         }
-        for (y, l) in secret_pairs(v, class, |op| matches!(op, Op::Max)) {
-            for (x, h) in secret_pairs(v, y, |op| matches!(op, Op::Min)) {
+        for (y, l) in secret_pairs(v, class, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Max)))) {
+            for (x, h) in secret_pairs(v, y, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Min)))) {
                 if ordered(v, l, h) {
                     found.push(sum(x, l, h));
                 }
@@ -83,12 +84,12 @@ pub const NEGATED: Rule = Rule {
             return found;
         }
         for (_, y) in v.singles(class, |op| matches!(op, Op::Relu)) {
-            for (_, x) in v.singles(y, |op| matches!(op, Op::Neg)) {
-                found.push(Finding::Equal(Tree::binary(Op::Sub, Tree::unary(Op::Relu, x), x)));
+            for (_, x) in v.singles(y, |op| matches!(op, Op::Tensor(TensorOp::Unary(Unary::Neg)))) {
+                found.push(Finding::Equal(Tree::binary(Op::SUB, Tree::unary(Op::Relu, x), x)));
             }
-            for (_, b, a) in v.pairs(y, |op| matches!(op, Op::Sub)) {
-                let other = Tree::binary(Op::Sub, a, b);
-                found.push(Finding::Equal(Tree::binary(Op::Sub, Tree::unary(Op::Relu, other.clone()), other)));
+            for (_, b, a) in v.pairs(y, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Sub)))) {
+                let other = Tree::binary(Op::SUB, a, b);
+                found.push(Finding::Equal(Tree::binary(Op::SUB, Tree::unary(Op::Relu, other.clone()), other)));
             }
         }
         found
@@ -97,7 +98,7 @@ pub const NEGATED: Rule = Rule {
 
 /// relu(a − b).
 fn above(a: Id, b: Id) -> Tree {
-    Tree::unary(Op::Relu, Tree::binary(Op::Sub, a, b))
+    Tree::unary(Op::Relu, Tree::binary(Op::SUB, a, b))
 }
 
 /// Operands of secret comparisons in both orders, the first as wide as the result.

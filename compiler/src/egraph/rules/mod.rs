@@ -9,9 +9,10 @@ mod scales;
 mod sums;
 
 use super::language::{EGraph, Facts, Tree};
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use egg::Id;
 use ombra_ir::Dim;
+use ombra_ir::plain::Binary;
 
 /// What a rule says of a class.
 #[derive(Clone, Debug)]
@@ -144,26 +145,26 @@ impl<'a> View<'a> {
 }
 
 fn is_matmul(op: &Op) -> bool {
-    matches!(op, Op::MatMul)
+    matches!(op, Op::Tensor(TensorOp::MatMul))
 }
 
 fn is_add(op: &Op) -> bool {
-    matches!(op, Op::Add)
+    matches!(op, Op::Tensor(TensorOp::Binary(Binary::Add)))
 }
 
 fn is_sum(op: &Op) -> bool {
-    matches!(op, Op::Add | Op::Sub)
+    matches!(op, Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub)))
 }
 
 fn is_mul(op: &Op) -> bool {
-    matches!(op, Op::Mul)
+    matches!(op, Op::Tensor(TensorOp::Binary(Binary::Mul)))
 }
 
 /// The permutation that exchanges the axes of a matrix.
 fn turn() -> Op {
-    Op::Transpose { perm: vec![1, 0] }
+    Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] })
 }
 
 fn is_turn(op: &Op) -> bool {
-    matches!(op, Op::Transpose { perm } if perm[..] == [1, 0])
+    matches!(op, Op::Tensor(TensorOp::Transpose { perm }) if perm[..] == [1, 0])
 }

@@ -2,7 +2,8 @@
 
 use super::{Finding, Rule, is_matmul, is_turn, turn};
 use crate::egraph::language::Tree;
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
+use ombra_ir::plain::Binary;
 use ombra_ir::plain::infer::product;
 
 /// Tᵖ(T𐞥(x)) = Tᵖ∘𐞥(x); the identity is no transpose.
@@ -13,13 +14,17 @@ pub const TRANSPOSES: Rule = Rule {
     reported: false,
     find: |v, class| {
         let mut found = Vec::new();
-        for (p, y) in v.singles(class, |op| matches!(op, Op::Transpose { .. })) {
-            let Op::Transpose { perm: p } = p else { continue };
-            for (q, x) in v.singles(y, |op| matches!(op, Op::Transpose { .. })) {
-                let Op::Transpose { perm: q } = q else { continue };
+        for (p, y) in v.singles(class, |op| matches!(op, Op::Tensor(TensorOp::Transpose { .. }))) {
+            let Op::Tensor(TensorOp::Transpose { perm: p }) = p else { continue };
+            for (q, x) in v.singles(y, |op| matches!(op, Op::Tensor(TensorOp::Transpose { .. }))) {
+                let Op::Tensor(TensorOp::Transpose { perm: q }) = q else { continue };
                 // Axis k of the result is axis p[k] of the middle, which is axis q[p[k]] of x.
                 let perm: Vec<usize> = p.iter().filter_map(|&k| q.get(k).copied()).collect();
-                let tree = if perm.is_sorted() { Tree::Class(x) } else { Tree::unary(Op::Transpose { perm }, x) };
+                let tree = if perm.is_sorted() {
+                    Tree::Class(x)
+                } else {
+                    Tree::unary(Op::Tensor(TensorOp::Transpose { perm }), x)
+                };
                 found.push(Finding::Equal(tree));
             }
         }
@@ -35,11 +40,11 @@ pub const RESHAPES: Rule = Rule {
     reported: false,
     find: |v, class| {
         let mut found = Vec::new();
-        for (op, y) in v.singles(class, |op| matches!(op, Op::Reshape { .. })) {
+        for (op, y) in v.singles(class, |op| matches!(op, Op::Tensor(TensorOp::Reshape { .. }))) {
             if v.shape(y) == v.shape(class) {
                 found.push(Finding::Equal(Tree::Class(y)));
             }
-            for (_, x) in v.singles(y, |op| matches!(op, Op::Reshape { .. })) {
+            for (_, x) in v.singles(y, |op| matches!(op, Op::Tensor(TensorOp::Reshape { .. }))) {
                 let same = v.shape(x) == v.shape(class);
                 found.push(Finding::Equal(if same { Tree::Class(x) } else { Tree::unary(op.clone(), x) }));
             }
@@ -58,7 +63,9 @@ pub const TURNED: Rule = Rule {
     find: |v, class| {
         let mut found = Vec::new();
         for (_, y) in v.singles(class, is_turn) {
-            for (op, a, b) in v.pairs(y, |op| matches!(op, Op::Add | Op::Sub | Op::Mul)) {
+            for (op, a, b) in
+                v.pairs(y, |op| matches!(op, Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub | Binary::Mul))))
+            {
                 let side = |id| {
                     if v.scalar(id).is_some() {
                         return Some(Tree::Class(id));
@@ -86,12 +93,15 @@ pub const FLATTENED: Rule = Rule {
             if v.shape(w).len() != 2 || v.owner(class) != Owner::Secret {
                 continue;
             }
-            for (_, x) in v.singles(y, |op| matches!(op, Op::Reshape { .. })) {
+            for (_, x) in v.singles(y, |op| matches!(op, Op::Tensor(TensorOp::Reshape { .. }))) {
                 let (from, to) = (v.shape(x), v.shape(y));
                 let merges = from.len() > to.len() && to.len() >= 2 && from.last() == to.last();
                 if merges && product(&from[..from.len() - 1]) == product(&to[..to.len() - 1]) {
                     let shape = v.shape(class).to_vec();
-                    found.push(Finding::Equal(Tree::unary(Op::Reshape { shape }, Tree::binary(Op::MatMul, x, w))));
+                    found.push(Finding::Equal(Tree::unary(
+                        Op::Tensor(TensorOp::Reshape { shape }),
+                        Tree::binary(Op::MATMUL, x, w),
+                    )));
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{Finding, Rule, View, is_matmul, is_mul, is_sum, is_turn, turn};
 use crate::egraph::language::Tree;
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use egg::Id;
 use ombra_ir::Dim;
 
@@ -32,7 +32,7 @@ pub const SUM: Rule = Rule {
                 match rank(v, private) {
                     Some(r) if is_thin(v, private, r) => found.push(Finding::Equal(Tree::Node(
                         op.clone(),
-                        vec![Tree::binary(Op::MatMul, x, a), Tree::binary(Op::MatMul, x, b)],
+                        vec![Tree::binary(Op::MATMUL, x, a), Tree::binary(Op::MATMUL, x, b)],
                     ))),
                     Some(r) => found.push(Finding::Near(too_thick(v, private, r))),
                     None => found.push(Finding::Near(
@@ -60,7 +60,7 @@ pub const NEST: Rule = Rule {
                 }
                 match v.matrix(a) {
                     Some((_, r)) if is_thin(v, w, r) => {
-                        found.push(Finding::Equal(Tree::binary(Op::MatMul, Tree::binary(Op::MatMul, x, a), b)))
+                        found.push(Finding::Equal(Tree::binary(Op::MATMUL, Tree::binary(Op::MATMUL, x, a), b)))
                     }
                     Some((_, r)) => found.push(Finding::Near(too_thick(v, w, r))),
                     None => {}
@@ -86,7 +86,7 @@ pub const FLAT: Rule = Rule {
             for (_, x, a) in v.pairs(y, is_matmul) {
                 let (Some((k, r)), Some((_, n))) = (v.matrix(a), v.matrix(b)) else { continue };
                 if v.is_known_matrix(a) && thin(k, n, r) != Some(true) {
-                    found.push(Finding::Equal(Tree::binary(Op::MatMul, x, Tree::binary(Op::MatMul, a, b))));
+                    found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, Tree::binary(Op::MATMUL, a, b))));
                 }
             }
         }
@@ -110,7 +110,7 @@ pub const COMMON: Rule = Rule {
                 for (_, y, b) in v.pairs(q, is_matmul) {
                     let same = x == y && v.shape(a) == v.shape(b) && v.owner(a) == v.owner(b);
                     if same && v.is_known_matrix(a) && v.is_known_matrix(b) && is_whole(v, a) && is_whole(v, b) {
-                        found.push(Finding::Equal(Tree::binary(Op::MatMul, x, Tree::binary(op.clone(), a, b))));
+                        found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, Tree::binary(op.clone(), a, b))));
                     }
                 }
             }
@@ -129,28 +129,30 @@ pub const JOINED: Rule = Rule {
     reported: false,
     find: |v, class| {
         let mut found = Vec::new();
-        if v.owner(class) != Owner::Secret || v.nodes(class).any(|(op, _)| matches!(op, Op::Slice { .. })) {
+        if v.owner(class) != Owner::Secret
+            || v.nodes(class).any(|(op, _)| matches!(op, Op::Tensor(TensorOp::Slice { .. })))
+        {
             return found;
         }
         for (_, x, w) in v.pairs(class, is_matmul) {
             let partner = v.classes().filter(|&c| c != class).find_map(|c| {
                 v.pairs(c, is_matmul).into_iter().find(|&(_, y, u)| {
-                    let joined = v.nodes(u).any(|(op, _)| matches!(op, Op::Concat { .. }));
+                    let joined = v.nodes(u).any(|(op, _)| matches!(op, Op::Tensor(TensorOp::Concat { .. })));
                     y == x && u != w && is_column_block(v, w, u) && !joined
                 })
             });
             let Some((_, _, u)) = partner else { continue };
-            if v.nodes(w).any(|(op, _)| matches!(op, Op::Concat { .. })) {
+            if v.nodes(w).any(|(op, _)| matches!(op, Op::Tensor(TensorOp::Concat { .. }))) {
                 continue;
             }
             let (first, second) = if w < u { (w, u) } else { (u, w) };
             let [.., n] = v.shape(w) else { continue };
             let rank = v.shape(class).len();
             let start = if w < u { Dim::constant(0) } else { v.shape(u)[1].clone() };
-            let both = Tree::binary(Op::Concat { axis: 1 }, first, second);
+            let both = Tree::binary(Op::Tensor(TensorOp::Concat { axis: 1 }), first, second);
             found.push(Finding::Equal(Tree::unary(
-                Op::Slice { axis: rank - 1, start, len: n.clone(), step: 1 },
-                Tree::binary(Op::MatMul, x, both),
+                Op::Tensor(TensorOp::Slice { axis: rank - 1, start, len: n.clone(), step: 1 }),
+                Tree::binary(Op::MATMUL, x, both),
             )));
         }
         found
@@ -173,7 +175,7 @@ pub const TURNED: Rule = Rule {
             for (_, a, b) in v.pairs(w, is_matmul) {
                 if v.is_known_matrix(a) && v.is_known_matrix(b) {
                     let (at, bt) = (Tree::unary(turn(), a), Tree::unary(turn(), b));
-                    found.push(Finding::Equal(Tree::binary(Op::MatMul, bt, at)));
+                    found.push(Finding::Equal(Tree::binary(Op::MATMUL, bt, at)));
                 }
             }
         }
@@ -193,11 +195,11 @@ pub const SCALED: Rule = Rule {
             let Some(k) = v.scalar(s) else { continue };
             for (_, a, b) in v.pairs(p, is_matmul) {
                 let size = |id: Id| v.matrix(id).filter(|_| v.is_known_matrix(id)).map(|(r, c)| r.saturating_mul(c));
-                let scaled = |id: Id| Tree::binary(Op::Mul, id, s);
+                let scaled = |id: Id| Tree::binary(Op::MUL, id, s);
                 let tree = match (size(a), size(b)) {
-                    (Some(x), Some(y)) if x < y => Tree::binary(Op::MatMul, scaled(a), b),
-                    (_, Some(_)) => Tree::binary(Op::MatMul, a, scaled(b)),
-                    (Some(_), None) => Tree::binary(Op::MatMul, scaled(a), b),
+                    (Some(x), Some(y)) if x < y => Tree::binary(Op::MATMUL, scaled(a), b),
+                    (_, Some(_)) => Tree::binary(Op::MATMUL, a, scaled(b)),
+                    (Some(_), None) => Tree::binary(Op::MATMUL, scaled(a), b),
                     (None, None) => continue,
                 };
                 let secret = v.owner(class) == Owner::Secret;

@@ -3,7 +3,7 @@
 use super::products::keeps_precision;
 use super::{Finding, Rule, View, is_add, is_matmul, is_mul};
 use crate::egraph::language::Tree;
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use egg::Id;
 use ombra_ir::Dim;
 
@@ -26,9 +26,10 @@ pub const ROWS: Rule = Rule {
                 }
                 match takes(view, w, v) {
                     Ok(()) => {
-                        let column = Tree::unary(Op::Reshape { shape: vec![width, Dim::constant(1)] }, v);
-                        let scaled = Tree::binary(Op::Mul, w, column);
-                        found.push(Finding::Equal(Tree::binary(Op::MatMul, x, scaled)));
+                        let column =
+                            Tree::unary(Op::Tensor(TensorOp::Reshape { shape: vec![width, Dim::constant(1)] }), v);
+                        let scaled = Tree::binary(Op::MUL, w, column);
+                        found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, scaled)));
                     }
                     Err(why) => found.push(Finding::Near(why)),
                 }
@@ -60,9 +61,9 @@ pub const COLUMNS: Rule = Rule {
                 }
                 match takes(view, w, v) {
                     Ok(()) => {
-                        let row = Tree::unary(Op::Reshape { shape: vec![width.clone()] }, v);
-                        let scaled = Tree::binary(Op::Mul, w, row);
-                        found.push(Finding::Equal(Tree::binary(Op::MatMul, x, scaled)));
+                        let row = Tree::unary(Op::Tensor(TensorOp::Reshape { shape: vec![width.clone()] }), v);
+                        let scaled = Tree::binary(Op::MUL, w, row);
+                        found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, scaled)));
                     }
                     Err(why) => found.push(Finding::Near(why)),
                 }
@@ -87,10 +88,10 @@ pub const FACTORS: Rule = Rule {
             for (x, c) in view.unordered(y, is_mul) {
                 let both = match (view.scalar(c), view.scalar(d)) {
                     (Some(c), Some(d)) => Tree::scalar(c * d),
-                    _ if one_owner(view, c, d) => Tree::binary(Op::Mul, c, d),
+                    _ if one_owner(view, c, d) => Tree::binary(Op::MUL, c, d),
                     _ => continue,
                 };
-                found.push(Finding::Equal(Tree::binary(Op::Mul, x, both)));
+                found.push(Finding::Equal(Tree::binary(Op::MUL, x, both)));
             }
         }
         found
@@ -109,8 +110,10 @@ pub const MOVED: Rule = Rule {
             if view.scalar(s).is_none() {
                 continue;
             }
-            for (op, x) in view.singles(y, |op| matches!(op, Op::Transpose { .. } | Op::Reshape { .. })) {
-                found.push(Finding::Equal(Tree::unary(op.clone(), Tree::binary(Op::Mul, x, s))));
+            for (op, x) in
+                view.singles(y, |op| matches!(op, Op::Tensor(TensorOp::Transpose { .. } | TensorOp::Reshape { .. })))
+            {
+                found.push(Finding::Equal(Tree::unary(op.clone(), Tree::binary(Op::MUL, x, s))));
             }
         }
         found
@@ -131,8 +134,8 @@ pub const SUM: Rule = Rule {
             }
             for (a, b) in view.unordered(y, is_add) {
                 if view.scalar(s).is_some() && view.facts(b).fixed && view.shape(a) == view.shape(y) {
-                    let scaled = |x: Id| Tree::binary(Op::Mul, x, s);
-                    found.push(Finding::Equal(Tree::binary(Op::Add, scaled(a), scaled(b))));
+                    let scaled = |x: Id| Tree::binary(Op::MUL, x, s);
+                    found.push(Finding::Equal(Tree::binary(Op::ADD, scaled(a), scaled(b))));
                 }
             }
         }

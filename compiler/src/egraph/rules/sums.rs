@@ -20,7 +20,7 @@ pub const KNOWN: Rule = Rule {
                 let (a, b) = (v.facts(p), v.facts(q));
                 let known = a.owner == Owner::Public || a.owner == Owner::Server && a.fixed && b.fixed;
                 if known && a.owner == b.owner {
-                    found.push(Finding::Equal(Tree::binary(Op::Add, x, Tree::binary(Op::Add, p, q))));
+                    found.push(Finding::Equal(Tree::binary(Op::ADD, x, Tree::binary(Op::ADD, p, q))));
                 }
             }
         }

@@ -21,7 +21,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
         "HardSwish" => {
             let x = x()?;
             let gate = hard_sigmoid(cx, x, 1.0 / 6.0, 0.5)?;
-            cx.emit(Op::Mul, &[x, &gate])
+            cx.emit(Op::MUL, &[x, &gate])
         }
         "LeakyRelu" => {
             let slope = number(alpha(0.01));
@@ -31,24 +31,24 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
         "ThresholdedRelu" => {
             let (x, border) = (x()?, number(alpha(1.0)));
             let above = cx.emit_public(plain::Op::Binary(Binary::Greater), &[x, &border])?;
-            cx.emit(Op::Where, &[&above, x, &number(0.0)])
+            cx.emit(Op::WHERE, &[&above, x, &number(0.0)])
         }
         "Elu" => exponential(cx, x()?, alpha(1.0), 1.0),
         "Celu" => exponential(cx, x()?, alpha(1.0), 1.0 / alpha(1.0)),
         "Selu" => {
             let linear = exponential(cx, x()?, alpha(SELU_ALPHA), 1.0)?;
-            cx.emit(Op::Mul, &[&linear, &number(node.float("gamma", SELU_GAMMA))])
+            cx.emit(Op::MUL, &[&linear, &number(node.float("gamma", SELU_GAMMA))])
         }
         "Mish" => {
             let soft = cx.emit(Op::Softplus, &[x()?])?;
-            let gate = cx.emit(Op::Tanh, &[&soft])?;
-            cx.emit(Op::Mul, &[x()?, &gate])
+            let gate = cx.emit(Op::TANH, &[&soft])?;
+            cx.emit(Op::MUL, &[x()?, &gate])
         }
         "Softsign" => {
             let x = x()?;
             let size = cx.emit_public(plain::Op::Unary(plain::Unary::Abs), &[x])?;
-            let divisor = cx.emit(Op::Add, &[&size, &number(1.0)])?;
-            cx.emit(Op::Div, &[x, &divisor])
+            let divisor = cx.emit(Op::ADD, &[&size, &number(1.0)])?;
+            cx.emit(Op::DIV, &[x, &divisor])
         }
         _ => return Ok(None),
     }
@@ -61,34 +61,34 @@ fn number(k: f32) -> Value {
 
 /// `min(max(alpha · x + beta, 0), 1)`.
 fn hard_sigmoid(cx: &mut Context, x: &Value, alpha: f32, beta: f32) -> Result<Value> {
-    let line = cx.emit(Op::Mul, &[x, &number(alpha)])?;
-    let line = cx.emit(Op::Add, &[&line, &number(beta)])?;
-    let line = cx.emit(Op::Max, &[&line, &number(0.0)])?;
-    cx.emit(Op::Min, &[&line, &number(1.0)])
+    let line = cx.emit(Op::MUL, &[x, &number(alpha)])?;
+    let line = cx.emit(Op::ADD, &[&line, &number(beta)])?;
+    let line = cx.emit(Op::MAX, &[&line, &number(0.0)])?;
+    cx.emit(Op::MIN, &[&line, &number(1.0)])
 }
 
 /// The positive and the negative part of `x`, whose sum it is.
 fn parts(cx: &mut Context, x: &Value) -> Result<(Value, Value)> {
     let positive = cx.emit(Op::Relu, &[x])?;
-    let negative = cx.emit(Op::Sub, &[x, &positive])?;
+    let negative = cx.emit(Op::SUB, &[x, &positive])?;
     Ok((positive, negative))
 }
 
 /// `x`, times `slope` where it is negative.
 fn sloped(cx: &mut Context, x: &Value, slope: &Value) -> Result<Value> {
     let (positive, negative) = parts(cx, x)?;
-    let negative = cx.emit(Op::Mul, &[&negative, slope])?;
-    cx.emit(Op::Add, &[&positive, &negative])
+    let negative = cx.emit(Op::MUL, &[&negative, slope])?;
+    cx.emit(Op::ADD, &[&positive, &negative])
 }
 
 /// `x`, and `alpha · (exp(inner · x) − 1)` where it is negative.
 fn exponential(cx: &mut Context, x: &Value, alpha: f32, inner: f32) -> Result<Value> {
     let (positive, mut negative) = parts(cx, x)?;
     if inner != 1.0 {
-        negative = cx.emit(Op::Mul, &[&negative, &number(inner)])?;
+        negative = cx.emit(Op::MUL, &[&negative, &number(inner)])?;
     }
-    let power = cx.emit(Op::Exp, &[&negative])?;
-    let less = cx.emit(Op::Sub, &[&power, &number(1.0)])?;
-    let scaled = cx.emit(Op::Mul, &[&less, &number(alpha)])?;
-    cx.emit(Op::Add, &[&positive, &scaled])
+    let power = cx.emit(Op::EXP, &[&negative])?;
+    let less = cx.emit(Op::SUB, &[&power, &number(1.0)])?;
+    let scaled = cx.emit(Op::MUL, &[&less, &number(alpha)])?;
+    cx.emit(Op::ADD, &[&positive, &scaled])
 }

@@ -8,7 +8,7 @@ use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::linear::scaled;
 use super::movement::{reshape_to, transpose_by};
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use crate::import::node::Node;
 use crate::import::{Context, Value};
 
@@ -51,23 +51,23 @@ pub fn attend(cx: &mut Context, a: Attention) -> Result<Attended> {
     let k = repeated(cx, &a.k, &heads)?;
     let v = repeated(cx, &a.v, &heads)?;
     let kt = transpose_by(cx, &k, vec![0, 1, 3, 2])?;
-    let products = cx.emit(Op::MatMul, &[&a.q, &kt])?;
+    let products = cx.emit(Op::MATMUL, &[&a.q, &kt])?;
     let products = scaled(cx, products, a.scale)?;
     let capped = capped(cx, &products, a.cap)?;
     let scores = match &a.bias {
-        Some(bias) => cx.emit(Op::Add, &[&capped, bias])?,
+        Some(bias) => cx.emit(Op::ADD, &[&capped, bias])?,
         None => capped.clone(),
     };
     let mut masks = a.masks.into_iter();
     let mask = masks.next().map(|first| {
-        let and = plain::Op::Binary(Binary::And);
+        let and = TensorOp::Binary(Binary::And);
         masks.try_fold(first, |all, next| cx.emit_public(and.clone(), &[&all, &next]))
     });
     let weights = match mask.transpose()? {
         Some(mask) => cx.emit(Op::MaskedSoftmax { axis: 3 }, &[&scores, &mask])?,
         None => cx.emit(Op::Softmax { axis: 3 }, &[&scores])?,
     };
-    let output = cx.emit(Op::MatMul, &[&weights, &v])?;
+    let output = cx.emit(Op::MATMUL, &[&weights, &v])?;
     Ok(Attended { output, products, capped, weights })
 }
 
@@ -77,7 +77,7 @@ fn capped(cx: &mut Context, x: &Value, cap: f32) -> Result<Value> {
         return Ok(x.clone());
     }
     let small = scaled(cx, x.clone(), 1.0 / cap)?;
-    let bent = cx.emit(Op::Tanh, &[&small])?;
+    let bent = cx.emit(Op::TANH, &[&small])?;
     scaled(cx, bent, cap)
 }
 
@@ -116,7 +116,7 @@ fn repeated(cx: &mut Context, x: &Value, heads: &Dim) -> Result<Value> {
     let all = vec![batch.clone(), groups.clone(), copies, total.clone(), size.clone()];
     let joined = vec![batch.clone(), heads.clone(), total.clone(), size.clone()];
     let apart = reshape_to(cx, x, apart)?;
-    let all = cx.emit(Op::Expand { shape: all }, &[&apart])?;
+    let all = cx.emit(Op::Tensor(TensorOp::Expand { shape: all }), &[&apart])?;
     reshape_to(cx, &all, joined)
 }
 
@@ -155,22 +155,22 @@ pub fn appended(cx: &mut Context, past: Option<&Value>, new: Value) -> Result<Va
             cx.must_equal(a, b);
         }
     }
-    cx.emit(Op::Concat { axis: 2 }, &[past, &new])
+    cx.emit(Op::Tensor(TensorOp::Concat { axis: 2 }), &[past, &new])
 }
 
 /// Which of `total` keys each of `new` tokens may see when `past` stand before them: `[new, total]`. With a `window` only
 /// so many of the last, itself among them.
 pub fn causal(cx: &mut Context, new: &Dim, past: &Dim, total: &Dim, window: Option<i64>) -> Result<Value> {
-    let iota = |start: &Dim, len: &Dim| plain::Op::Iota { start: start.clone(), len: len.clone(), step: 1 };
+    let iota = |start: &Dim, len: &Dim| TensorOp::Iota { start: start.clone(), len: len.clone(), step: 1 };
     let rows = cx.emit_public(iota(past, new), &[])?;
     let rows = reshape_to(cx, &rows, vec![new.clone(), Dim::constant(1)])?;
     let columns = cx.emit_public(iota(&Dim::constant(0), total), &[])?;
-    let seen = cx.emit_public(plain::Op::Binary(Binary::LessOrEqual), &[&columns, &rows])?;
+    let seen = cx.emit_public(TensorOp::Binary(Binary::LessOrEqual), &[&columns, &rows])?;
     let Some(window) = window else { return Ok(seen) };
     let window = Value::constant(Tensor::new(vec![], plain::Data::I64(vec![window]))?);
-    let first = cx.emit_public(plain::Op::Binary(Binary::Sub), &[&rows, &window])?;
-    let near = cx.emit_public(plain::Op::Binary(Binary::Greater), &[&columns, &first])?;
-    cx.emit_public(plain::Op::Binary(Binary::And), &[&seen, &near])
+    let first = cx.emit_public(TensorOp::Binary(Binary::Sub), &[&rows, &window])?;
+    let near = cx.emit_public(TensorOp::Binary(Binary::Greater), &[&columns, &first])?;
+    cx.emit_public(TensorOp::Binary(Binary::And), &[&seen, &near])
 }
 
 /// The keys before the number of them that `lengths [batch]` says for every row: `[batch, 1, 1, total]`.
@@ -178,16 +178,16 @@ pub fn before(cx: &mut Context, lengths: &Value, total: &Dim) -> Result<Value> {
     let one = Dim::constant(1);
     let batch = plain::infer::product(&cx.shape(lengths)?)?;
     let lengths = reshape_to(cx, lengths, vec![batch, one.clone(), one.clone(), one])?;
-    let columns = plain::Op::Iota { start: Dim::constant(0), len: total.clone(), step: 1 };
+    let columns = TensorOp::Iota { start: Dim::constant(0), len: total.clone(), step: 1 };
     let columns = cx.emit_public(columns, &[])?;
-    cx.emit_public(plain::Op::Binary(Binary::Less), &[&columns, &lengths])
+    cx.emit_public(TensorOp::Binary(Binary::Less), &[&columns, &lengths])
 }
 
 /// The booleans of a mask of 0 and others.
 pub fn truth(cx: &mut Context, mask: &Value) -> Result<Value> {
     match cx.ty(mask)?.dtype {
         DType::Bool => Ok(mask.clone()),
-        _ => cx.emit_public(plain::Op::Cast { to: DType::Bool }, &[mask]),
+        _ => cx.emit_public(TensorOp::Cast { to: DType::Bool }, &[mask]),
     }
 }
 
@@ -210,7 +210,7 @@ pub fn rotate(cx: &mut Context, x: &Value, r: &Rotation) -> Result<Value> {
     })?;
     let part = |cx: &mut Context, x: &Value, axis: usize, start: i64, len: i64| {
         let (start, len) = (Dim::constant(start), Dim::constant(len));
-        cx.emit(Op::Slice { axis, start, len, step: 1 }, &[x])
+        cx.emit(Op::Tensor(TensorOp::Slice { axis, start, len, step: 1 }), &[x])
     };
     let head = if turned == size { x.clone() } else { part(cx, x, 3, 0, turned)? };
     let (quarter, cos, sin) = if r.interleaved {
@@ -220,23 +220,23 @@ pub fn rotate(cx: &mut Context, x: &Value, r: &Rotation) -> Result<Value> {
         shape.extend([Dim::constant(pairs), Dim::constant(2)]);
         let apart = reshape_to(cx, &head, shape)?;
         let (a, b) = (part(cx, &apart, 4, 0, 1)?, part(cx, &apart, 4, 1, 1)?);
-        let b = cx.emit(Op::Neg, &[&b])?;
-        let both = cx.emit(Op::Concat { axis: 4 }, &[&b, &a])?;
+        let b = cx.emit(Op::NEG, &[&b])?;
+        let both = cx.emit(Op::Tensor(TensorOp::Concat { axis: 4 }), &[&b, &a])?;
         (reshape_to(cx, &both, whole)?, doubled(cx, &r.cos, true)?, doubled(cx, &r.sin, true)?)
     } else {
         let (a, b) = (part(cx, &head, 3, 0, pairs)?, part(cx, &head, 3, pairs, pairs)?);
-        let b = cx.emit(Op::Neg, &[&b])?;
-        let both = cx.emit(Op::Concat { axis: 3 }, &[&b, &a])?;
+        let b = cx.emit(Op::NEG, &[&b])?;
+        let both = cx.emit(Op::Tensor(TensorOp::Concat { axis: 3 }), &[&b, &a])?;
         (both, doubled(cx, &r.cos, false)?, doubled(cx, &r.sin, false)?)
     };
-    let along = cx.emit(Op::Mul, &[&head, &cos])?;
-    let across = cx.emit(Op::Mul, &[&quarter, &sin])?;
-    let rotated = cx.emit(Op::Add, &[&along, &across])?;
+    let along = cx.emit(Op::MUL, &[&head, &cos])?;
+    let across = cx.emit(Op::MUL, &[&quarter, &sin])?;
+    let rotated = cx.emit(Op::ADD, &[&along, &across])?;
     if turned == size {
         return Ok(rotated);
     }
     let rest = part(cx, x, 3, turned, size - turned)?;
-    cx.emit(Op::Concat { axis: 3 }, &[&rotated, &rest])
+    cx.emit(Op::Tensor(TensorOp::Concat { axis: 3 }), &[&rotated, &rest])
 }
 
 /// Every number of the last axis twice: `interleaved` one after another, else the whole axis again.
@@ -244,7 +244,7 @@ fn doubled(cx: &mut Context, angles: &Value, interleaved: bool) -> Result<Value>
     let shape = cx.shape(angles)?;
     let last = shape.len().saturating_sub(1);
     if !interleaved {
-        return cx.emit(Op::Concat { axis: last }, &[angles, angles]);
+        return cx.emit(Op::Tensor(TensorOp::Concat { axis: last }), &[angles, angles]);
     }
     let (mut apart, mut whole) = (shape.clone(), shape);
     apart.push(Dim::constant(1));
@@ -252,7 +252,7 @@ fn doubled(cx: &mut Context, angles: &Value, interleaved: bool) -> Result<Value>
         *size = size.mul(&Dim::constant(2))?;
     }
     let apart = reshape_to(cx, angles, apart)?;
-    let both = cx.emit(Op::Concat { axis: last + 1 }, &[&apart, &apart])?;
+    let both = cx.emit(Op::Tensor(TensorOp::Concat { axis: last + 1 }), &[&apart, &apart])?;
     reshape_to(cx, &both, whole)
 }
 
@@ -279,7 +279,7 @@ pub fn rotation(
     }
     for angle in &mut angles {
         if let Some(positions) = positions {
-            *angle = cx.emit(Op::Gather { axis: 0 }, &[angle, positions])?;
+            *angle = cx.emit(Op::Tensor(TensorOp::Gather { axis: 0 }), &[angle, positions])?;
         }
         let mut shape = cx.shape(angle)?;
         if shape.len() != 3 {
@@ -384,12 +384,12 @@ fn inner_result(cx: &mut Context, mode: i64, a: Attended, bias: Option<Value>, m
         0 | 1 => Ok(a.capped),
         2 => {
             let mut scores = match bias {
-                Some(bias) => cx.emit(Op::Add, &[&a.capped, &bias])?,
+                Some(bias) => cx.emit(Op::ADD, &[&a.capped, &bias])?,
                 None => a.capped,
             };
             let low = Value::constant(Tensor::scalar_f32(f32::NEG_INFINITY));
             for mask in masks {
-                scores = cx.emit(Op::Where, &[&mask, &scores, &low])?;
+                scores = cx.emit(Op::WHERE, &[&mask, &scores, &low])?;
             }
             Ok(scores)
         }
@@ -416,6 +416,6 @@ fn padded_mask(cx: &mut Context, mask: &Value, total: &Dim) -> Result<Value> {
         DType::Bool => Tensor::bool(&[1], vec![false])?,
         _ => Tensor::f32(&[1], vec![f32::NEG_INFINITY])?,
     };
-    let fill = cx.emit_public(plain::Op::ConstantOfShape { shape, value }, &[])?;
-    cx.emit(Op::Concat { axis: last }, &[mask, &fill])
+    let fill = cx.emit_public(TensorOp::ConstantOfShape { shape, value }, &[])?;
+    cx.emit(Op::Tensor(TensorOp::Concat { axis: last }), &[mask, &fill])
 }

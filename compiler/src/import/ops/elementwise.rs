@@ -3,7 +3,7 @@
 use ombra_ir::plain::{self, Binary, DType, Unary};
 use ombra_ir::{Diagnostic, Result};
 
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use crate::import::node::Node;
 use crate::import::{Context, Value};
 
@@ -12,7 +12,7 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
     let name = node.proto.op_type.as_str();
     // Of integers there is no secret form.
     if name == "Sign" && cx.ty(node.input(0)?)?.dtype != DType::F32 {
-        return cx.emit_public(plain::Op::Unary(Unary::Sign), &[node.input(0)?]).map(Some);
+        return cx.emit_public(TensorOp::Unary(Unary::Sign), &[node.input(0)?]).map(Some);
     }
     if let Some(op) = unary(name) {
         return cx.emit(op, &[node.input(0)?]).map(Some);
@@ -21,13 +21,13 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
         return cx.emit(op, &[node.input(0)?, node.input(1)?]).map(Some);
     }
     match name {
-        "Max" => chain(cx, node, Op::Max),
-        "Min" => chain(cx, node, Op::Min),
-        "Sum" => chain(cx, node, Op::Add),
+        "Max" => chain(cx, node, Op::MAX),
+        "Min" => chain(cx, node, Op::MIN),
+        "Sum" => chain(cx, node, Op::ADD),
         "Pow" => power(cx, node),
         "Xor" => {
-            let same = cx.emit_public(plain::Op::Binary(Binary::Equal), &[node.input(0)?, node.input(1)?])?;
-            cx.emit_public(plain::Op::Unary(Unary::Not), &[&same])
+            let same = cx.emit_public(TensorOp::Binary(Binary::Equal), &[node.input(0)?, node.input(1)?])?;
+            cx.emit_public(TensorOp::Unary(Unary::Not), &[&same])
         }
         "Gelu" => {
             let tanh = match node.text("approximate", "none").as_str() {
@@ -38,10 +38,10 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
             cx.emit(Op::Gelu { tanh }, &[node.input(0)?])
         }
         "Swish" => swish(cx, node.input(0)?, node.float("alpha", 1.0)),
-        "Where" => cx.emit(Op::Where, &[node.input(0)?, node.input(1)?, node.input(2)?]),
+        "Where" => cx.emit(Op::WHERE, &[node.input(0)?, node.input(1)?, node.input(2)?]),
         "Clip" => clip(cx, node),
         "Mod" if node.int("fmod", 0) == 0 => {
-            cx.emit_public(plain::Op::Binary(Binary::Mod), &[node.input(0)?, node.input(1)?])
+            cx.emit_public(TensorOp::Binary(Binary::Mod), &[node.input(0)?, node.input(1)?])
         }
         _ => return Ok(None),
     }
@@ -49,20 +49,20 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Option<Value>> {
 }
 
 fn unary(name: &str) -> Option<Op> {
-    let public = |u| Op::Public(plain::Op::Unary(u));
+    let public = |u| Op::Tensor(TensorOp::Unary(u));
     Some(match name {
-        "Neg" => Op::Neg,
-        "Sqrt" => Op::Sqrt,
-        "Reciprocal" => Op::Reciprocal,
-        "Tanh" => Op::Tanh,
-        "Sigmoid" => Op::Sigmoid,
-        "Erf" => Op::Erf,
+        "Neg" => Op::NEG,
+        "Sqrt" => Op::SQRT,
+        "Reciprocal" => Op::RECIPROCAL,
+        "Tanh" => Op::TANH,
+        "Sigmoid" => Op::SIGMOID,
+        "Erf" => Op::ERF,
         "Relu" => Op::Relu,
-        "Exp" => Op::Exp,
-        "Log" => Op::Log,
-        "Sign" => Op::Sign,
+        "Exp" => Op::EXP,
+        "Log" => Op::LOG,
+        "Sign" => Op::SIGN,
         "Softplus" => Op::Softplus,
-        "IsNaN" => Op::IsNan,
+        "IsNaN" => Op::IS_NAN,
         "Not" => public(Unary::Not),
         "Abs" => public(Unary::Abs),
         "Cos" => public(Unary::Cos),
@@ -75,12 +75,12 @@ fn unary(name: &str) -> Option<Op> {
 }
 
 fn binary(name: &str) -> Option<Op> {
-    let public = |b| Op::Public(plain::Op::Binary(b));
+    let public = |b| Op::Tensor(TensorOp::Binary(b));
     Some(match name {
-        "Add" => Op::Add,
-        "Sub" => Op::Sub,
-        "Mul" => Op::Mul,
-        "Div" => Op::Div,
+        "Add" => Op::ADD,
+        "Sub" => Op::SUB,
+        "Mul" => Op::MUL,
+        "Div" => Op::DIV,
         "And" => public(Binary::And),
         "Or" => public(Binary::Or),
         "Equal" => public(Binary::Equal),
@@ -101,7 +101,7 @@ fn chain(cx: &mut Context, node: &Node, op: Op) -> Result<Value> {
 fn power(cx: &mut Context, node: &Node) -> Result<Value> {
     let (base, exponent) = (node.input(0)?, node.input(1)?);
     if cx.owner(base) == Owner::Public {
-        return cx.emit_public(plain::Op::Binary(Binary::Pow), &[base, exponent]);
+        return cx.emit_public(TensorOp::Binary(Binary::Pow), &[base, exponent]);
     }
     let value = exponent.as_const().and_then(|t| match t.data() {
         plain::Data::F32(v) if v.len() == 1 => v.first().copied(),
@@ -110,14 +110,14 @@ fn power(cx: &mut Context, node: &Node) -> Result<Value> {
     });
     match value {
         Some(value) if cx.ty(base)?.dtype == DType::F32 => cx.emit(Op::Pow(value), &[base]),
-        _ => cx.emit_public(plain::Op::Binary(Binary::Pow), &[base, exponent]),
+        _ => cx.emit_public(TensorOp::Binary(Binary::Pow), &[base, exponent]),
     }
 }
 
 /// x².
 pub fn square(cx: &mut Context, x: &Value) -> Result<Value> {
     match cx.owner(x) {
-        Owner::Public => cx.emit(Op::Mul, &[x, x]),
+        Owner::Public => cx.emit(Op::MUL, &[x, x]),
         _ => cx.emit(Op::Pow(2.0), &[x]),
     }
 }
@@ -128,14 +128,14 @@ pub fn swish(cx: &mut Context, x: &Value, alpha: f32) -> Result<Value> {
         return cx.emit(Op::Silu, &[x]);
     }
     let alpha = Value::constant(plain::Tensor::scalar_f32(alpha));
-    let scaled = cx.emit(Op::Mul, &[x, &alpha])?;
-    let gate = cx.emit(Op::Sigmoid, &[&scaled])?;
-    cx.emit(Op::Mul, &[x, &gate])
+    let scaled = cx.emit(Op::MUL, &[x, &alpha])?;
+    let gate = cx.emit(Op::SIGMOID, &[&scaled])?;
+    cx.emit(Op::MUL, &[x, &gate])
 }
 
 fn clip(cx: &mut Context, node: &Node) -> Result<Value> {
     let mut value = node.input(0)?.clone();
-    for (slot, name, op) in [(1, "min", Op::Max), (2, "max", Op::Min)] {
+    for (slot, name, op) in [(1, "min", Op::MAX), (2, "max", Op::MIN)] {
         let bound = match node.optional(slot) {
             Some(bound) => bound.clone(),
             None if node.has(name) => Value::constant(plain::Tensor::scalar_f32(node.float(name, 0.0))),

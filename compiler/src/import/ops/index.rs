@@ -5,7 +5,7 @@ use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::movement::reshape_to;
 use super::rows;
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use crate::import::node::{Node, axis};
 use crate::import::positions::limit_index;
 use crate::import::sizes::smaller;
@@ -17,10 +17,10 @@ fn piece(cx: &mut Context, value: &Value, axis: usize, start: Dim, len: Dim, ste
         return Ok(value.clone());
     }
     if step != 1 && cx.owner(value) != Owner::Public {
-        let index = cx.emit_public(plain::Op::Iota { start, len, step }, &[])?;
-        return cx.emit(Op::Gather { axis }, &[value, &index]);
+        let index = cx.emit_public(TensorOp::Iota { start, len, step }, &[])?;
+        return cx.emit(Op::Tensor(TensorOp::Gather { axis }), &[value, &index]);
     }
-    cx.emit(Op::Slice { axis, start, len, step }, &[value])
+    cx.emit(Op::Tensor(TensorOp::Slice { axis, start, len, step }), &[value])
 }
 
 pub fn slice(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -187,7 +187,7 @@ pub fn gather(cx: &mut Context, node: &Node) -> Result<Value> {
     let (data, at) = (node.input(0)?, node.input(1)?);
     let axis = axis(node.int("axis", 0), cx.shape(data)?.len())?;
     limit_index(cx, data, axis, at)?;
-    cx.emit(Op::Gather { axis }, &[data, at])
+    cx.emit(Op::Tensor(TensorOp::Gather { axis }), &[data, at])
 }
 
 pub fn gather_nd(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -200,7 +200,7 @@ fn gathered(cx: &mut Context, data: &Value, index: &Value, batch_dims: usize) ->
     if rows::applies(cx, &[data], index) {
         return rows::gather_nd(cx, data, index, batch_dims);
     }
-    cx.emit_public(plain::Op::GatherNd { batch_dims }, &[data, index])
+    cx.emit_public(TensorOp::GatherNd { batch_dims }, &[data, index])
 }
 
 pub fn gather_elements(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -210,7 +210,7 @@ pub fn gather_elements(cx: &mut Context, node: &Node) -> Result<Value> {
     if rows::applies(cx, &[data], index) {
         return rows::gather_elements(cx, data, index, axis);
     }
-    cx.emit_public(plain::Op::GatherElements { axis }, &[data, index])
+    cx.emit_public(TensorOp::GatherElements { axis }, &[data, index])
 }
 
 /// The indices of elements that are not zero, one axis of the operand a row. How many there are must be known: the operand
@@ -241,7 +241,7 @@ pub fn non_zero(cx: &mut Context, node: &Node) -> Result<Value> {
     }
     let everywhere = match input {
         Value::Node(id) => match cx.graph.op(*id) {
-            Some(Op::Public(plain::Op::ConstantOfShape { value, .. })) => match value.data() {
+            Some(Op::Tensor(TensorOp::ConstantOfShape { value, .. })) => match value.data() {
                 plain::Data::F32(v) => v.iter().all(|x| *x != 0.0),
                 plain::Data::I64(v) => v.iter().all(|x| *x != 0),
                 plain::Data::Bool(v) => v.iter().all(|x| *x),
@@ -259,15 +259,15 @@ pub fn non_zero(cx: &mut Context, node: &Node) -> Result<Value> {
     let count = product(&shape)?;
     let mut rows = Vec::with_capacity(shape.len());
     for (axis, size) in shape.iter().enumerate() {
-        let along = cx.emit_public(plain::Op::Iota { start: Dim::constant(0), len: size.clone(), step: 1 }, &[])?;
+        let along = cx.emit_public(TensorOp::Iota { start: Dim::constant(0), len: size.clone(), step: 1 }, &[])?;
         let one = |i: usize| if i == axis { size.clone() } else { Dim::constant(1) };
         let along = reshape_to(cx, &along, (0..shape.len()).map(one).collect())?;
-        let along = cx.emit(Op::Expand { shape: shape.clone() }, &[&along])?;
+        let along = cx.emit(Op::Tensor(TensorOp::Expand { shape: shape.clone() }), &[&along])?;
         rows.push(reshape_to(cx, &along, vec![Dim::constant(1), count.clone()])?);
     }
     match rows.as_slice() {
         [one] => Ok(one.clone()),
-        many => cx.emit(Op::Concat { axis: 0 }, &many.iter().collect::<Vec<_>>()),
+        many => cx.emit(Op::Tensor(TensorOp::Concat { axis: 0 }), &many.iter().collect::<Vec<_>>()),
     }
 }
 
@@ -278,10 +278,10 @@ pub fn scatter_nd(cx: &mut Context, node: &Node) -> Result<Value> {
     let (data, index, update) = (node.input(0)?, node.input(1)?, node.input(2)?);
     let op = match node.text("reduction", "none").as_str() {
         "none" => return scattered(cx, data, index, update),
-        "add" => Op::Add,
-        "mul" => Op::Mul,
-        "max" => Op::Max,
-        "min" => Op::Min,
+        "add" => Op::ADD,
+        "mul" => Op::MUL,
+        "max" => Op::MAX,
+        "min" => Op::MIN,
         other => return Err(Diagnostic::unsupported("E0251", format!("ScatterND with reduction `{other}`"))),
     };
     let tuples = cx.shape(index)?;
@@ -315,5 +315,5 @@ fn scattered(cx: &mut Context, data: &Value, index: &Value, update: &Value) -> R
     if rows::applies(cx, &[data, update], index) {
         return rows::scatter_nd(cx, data, index, update);
     }
-    cx.emit_public(plain::Op::ScatterNd, &[data, index, update])
+    cx.emit_public(TensorOp::ScatterNd, &[data, index, update])
 }

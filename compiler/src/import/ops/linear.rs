@@ -4,7 +4,7 @@ use ombra_ir::plain::{Tensor, infer::matmul_shape, infer::product};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::movement::{reshape_to, transpose_by};
-use crate::graph::Op;
+use crate::graph::{Op, TensorOp};
 use crate::import::node::Node;
 use crate::import::{Context, Value};
 
@@ -12,7 +12,7 @@ pub fn matmul(cx: &mut Context, node: &Node) -> Result<Value> {
     let (a, b) = (node.input(0)?, node.input(1)?);
     let (left, right) = (cx.shape(a)?, cx.shape(b)?);
     if left.len() != 1 && right.len() != 1 {
-        return cx.emit(Op::MatMul, &[a, b]);
+        return cx.emit(Op::MATMUL, &[a, b]);
     }
     // A vector is a row on the left and a column on the right, and that axis goes again.
     let shape = matmul_shape(&left, &right)?;
@@ -25,7 +25,7 @@ pub fn matmul(cx: &mut Context, node: &Node) -> Result<Value> {
         [n] => reshape_to(cx, b, vec![n.clone(), one])?,
         _ => b.clone(),
     };
-    let product = cx.emit(Op::MatMul, &[&a, &b])?;
+    let product = cx.emit(Op::MATMUL, &[&a, &b])?;
     reshape_to(cx, &product, shape)
 }
 
@@ -41,12 +41,12 @@ pub fn gemm(cx: &mut Context, node: &Node) -> Result<Value> {
     if node.int("transB", 0) != 0 {
         b = transpose_by(cx, &b, vec![1, 0])?;
     }
-    let product = cx.emit(Op::MatMul, &[&a, &b])?;
+    let product = cx.emit(Op::MATMUL, &[&a, &b])?;
     let product = scaled(cx, product, node.float("alpha", 1.0))?;
     match node.optional(2) {
         Some(bias) => {
             let bias = scaled(cx, bias.clone(), node.float("beta", 1.0))?;
-            cx.emit(Op::Add, &[&product, &bias])
+            cx.emit(Op::ADD, &[&product, &bias])
         }
         None => Ok(product),
     }
@@ -83,7 +83,7 @@ pub fn patches(cx: &mut Context, node: &Node) -> Result<Value> {
         // What is left over at the end fills no window.
         let (axis, len) = (i + 2, Dim::constant(size - size % k));
         if size % k != 0 {
-            x = cx.emit(Op::Slice { axis, start: Dim::constant(0), len, step: 1 }, &[&x])?;
+            x = cx.emit(Op::Tensor(TensorOp::Slice { axis, start: Dim::constant(0), len, step: 1 }), &[&x])?;
         }
         places.push(Dim::constant(size / k));
         apart.extend([Dim::constant(size / k), Dim::constant(*k)]);
@@ -98,9 +98,9 @@ pub fn patches(cx: &mut Context, node: &Node) -> Result<Value> {
     let x = reshape_to(cx, &x, vec![batch.clone(), product(&places)?, columns.clone()])?;
     let weight = reshape_to(cx, weight, vec![filters.clone(), columns])?;
     let weight = transpose_by(cx, &weight, vec![1, 0])?;
-    let mut y = cx.emit(Op::MatMul, &[&x, &weight])?;
+    let mut y = cx.emit(Op::MATMUL, &[&x, &weight])?;
     if let Some(bias) = node.optional(2) {
-        y = cx.emit(Op::Add, &[&y, bias])?;
+        y = cx.emit(Op::ADD, &[&y, bias])?;
     }
     let y = transpose_by(cx, &y, vec![0, 2, 1])?;
     reshape_to(cx, &y, [batch.clone(), filters.clone()].into_iter().chain(places).collect())
@@ -111,5 +111,5 @@ pub fn scaled(cx: &mut Context, value: Value, factor: f32) -> Result<Value> {
     if factor == 1.0 {
         return Ok(value);
     }
-    cx.emit(Op::Mul, &[&value, &Value::constant(Tensor::scalar_f32(factor))])
+    cx.emit(Op::MUL, &[&value, &Value::constant(Tensor::scalar_f32(factor))])
 }

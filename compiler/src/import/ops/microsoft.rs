@@ -9,7 +9,7 @@ use ombra_ir::{Diagnostic, Dim, Result};
 use super::elementwise::swish;
 use super::linear::scaled;
 use super::movement::transpose_by;
-use crate::graph::Op;
+use crate::graph::{Op, TensorOp};
 use crate::import::node::Node;
 use crate::import::{Context, Value};
 
@@ -23,8 +23,8 @@ pub fn import(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         "FusedMatMul" => one(fused_matmul(cx, node)),
         "FusedGemm" => one(fused_gemm(cx, node)),
         "BiasAdd" => {
-            let sum = cx.emit(Op::Add, &[node.input(0)?, node.input(1)?])?;
-            one(cx.emit(Op::Add, &[&sum, node.input(2)?]))
+            let sum = cx.emit(Op::ADD, &[node.input(0)?, node.input(1)?])?;
+            one(cx.emit(Op::ADD, &[&sum, node.input(2)?]))
         }
         "EmbedLayerNormalization" => embed_layer_norm(cx, node),
         "Attention" => attention::packed(cx, node),
@@ -47,32 +47,32 @@ fn embed_layer_norm(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
     let [batch, tokens] = shape.as_slice() else {
         return Err(Diagnostic::input("E0251", format!("token ids have {} axes, not 2", shape.len())));
     };
-    let rows = Op::Gather { axis: 0 };
+    let rows = Op::Tensor(TensorOp::Gather { axis: 0 });
     let words = cx.emit(rows.clone(), &[node.input(2)?, ids])?;
     let positions = match node.optional(8) {
         Some(given) => given.clone(),
         None => {
             let (start, len) = (Dim::constant(0), tokens.clone());
-            cx.emit_public(plain::Op::Iota { start, len, step: 1 }, &[])?
+            cx.emit_public(TensorOp::Iota { start, len, step: 1 }, &[])?
         }
     };
     let places = cx.emit(rows.clone(), &[node.input(3)?, &positions])?;
-    let mut sum = cx.emit(Op::Add, &[&words, &places])?;
+    let mut sum = cx.emit(Op::ADD, &[&words, &places])?;
     if let (Some(segments), Some(table)) = (node.optional(1), node.optional(4)) {
         let segments = cx.emit(rows, &[table, segments])?;
-        sum = cx.emit(Op::Add, &[&sum, &segments])?;
+        sum = cx.emit(Op::ADD, &[&sum, &segments])?;
     }
     let eps = node.float("epsilon", 1e-12);
     let normed = cx.emit(Op::LayerNorm { eps }, &[&sum, node.input(5)?, node.input(6)?])?;
     let lengths = match node.optional(7) {
         Some(mask) => {
             let axes = vec![1];
-            cx.emit_public(plain::Op::Reduce { kind: plain::Reduce::Sum, axes, keepdims: false }, &[mask])?
+            cx.emit_public(TensorOp::Reduce { kind: plain::Reduce::Sum, axes, keepdims: false }, &[mask])?
         }
         // Without a mask ONNX Runtime says 0 for every row, and nothing may use it.
         None => {
             let (shape, value) = (vec![batch.clone()], plain::Tensor::i64(&[1], vec![0])?);
-            cx.emit_public(plain::Op::ConstantOfShape { shape, value }, &[])?
+            cx.emit_public(TensorOp::ConstantOfShape { shape, value }, &[])?
         }
     };
     Ok(vec![normed, lengths, sum])
@@ -84,8 +84,8 @@ fn fused_gemm(cx: &mut Context, node: &Node) -> Result<Value> {
     let op = match node.text("activation", "").as_str() {
         "" => return Ok(sum),
         "Relu" => Op::Relu,
-        "Tanh" => Op::Tanh,
-        "Sigmoid" => Op::Sigmoid,
+        "Tanh" => Op::TANH,
+        "Sigmoid" => Op::SIGMOID,
         other => return Err(Diagnostic::unsupported("E0251", format!("FusedGemm with activation `{other}`"))),
     };
     cx.emit(op, &[&sum])
@@ -107,6 +107,6 @@ fn fused_matmul(cx: &mut Context, node: &Node) -> Result<Value> {
         }
     }
     let [a, b] = &operands;
-    let product = cx.emit(Op::MatMul, &[a, b])?;
+    let product = cx.emit(Op::MATMUL, &[a, b])?;
     scaled(cx, product, node.float("alpha", 1.0))
 }

@@ -1,11 +1,11 @@
 //! Operators that move elements or change their type.
 
 use ombra_ir::plain::infer::{broadcast, product};
-use ombra_ir::plain::{self, DType, Tensor, Type};
+use ombra_ir::plain::{DType, Tensor, Type};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::create::axes_of;
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use crate::import::node::{Node, axis};
 use crate::import::{Context, Value, dtype_of};
 
@@ -25,7 +25,7 @@ fn convert(cx: &mut Context, value: &Value, to: DType) -> Result<Value> {
     if cx.ty(value)?.dtype == to {
         return Ok(value.clone());
     }
-    cx.emit_public(plain::Op::Cast { to }, &[value])
+    cx.emit_public(TensorOp::Cast { to }, &[value])
 }
 
 /// `value` in another shape with as many elements.
@@ -33,7 +33,7 @@ pub fn reshape_to(cx: &mut Context, value: &Value, shape: Vec<Dim>) -> Result<Va
     if cx.shape(value)? == shape {
         return Ok(value.clone());
     }
-    cx.emit(Op::Reshape { shape }, &[value])
+    cx.emit(Op::Tensor(TensorOp::Reshape { shape }), &[value])
 }
 
 pub fn reshape(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -150,7 +150,7 @@ pub fn transpose_by(cx: &mut Context, value: &Value, perm: Vec<usize>) -> Result
         let (shape, origin) = (node.shape.iter().rev().cloned().collect(), node.origin.clone());
         return Ok(Value::Node(cx.graph.add_weight(&name, !transposed, shape, origin)));
     }
-    cx.emit(Op::Transpose { perm }, &[value])
+    cx.emit(Op::Tensor(TensorOp::Transpose { perm }), &[value])
 }
 
 pub fn expand(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -163,7 +163,7 @@ pub fn expand(cx: &mut Context, node: &Node) -> Result<Value> {
     if shape == from {
         return Ok(input.clone());
     }
-    cx.emit(Op::Expand { shape }, &[input])
+    cx.emit(Op::Tensor(TensorOp::Expand { shape }), &[input])
 }
 
 pub fn tile(cx: &mut Context, node: &Node) -> Result<Value> {
@@ -171,7 +171,7 @@ pub fn tile(cx: &mut Context, node: &Node) -> Result<Value> {
     let input = node.input(0)?;
     let shape = cx.shape(input)?;
     if cx.owner(input) == Owner::Public || repeats.len() != shape.len() {
-        return cx.emit_public(plain::Op::Tile { repeats }, &[input]);
+        return cx.emit_public(TensorOp::Tile { repeats }, &[input]);
     }
     // An axis that is repeated gets one of repetitions before it, and is merged with it.
     let pair = |repeated: bool| {
@@ -181,7 +181,7 @@ pub fn tile(cx: &mut Context, node: &Node) -> Result<Value> {
         axes.flat_map(|(d, r)| before(r).into_iter().chain([d.clone()])).collect::<Vec<_>>()
     };
     let apart = reshape_to(cx, input, pair(false))?;
-    let tiled = cx.emit(Op::Expand { shape: pair(true) }, &[&apart])?;
+    let tiled = cx.emit(Op::Tensor(TensorOp::Expand { shape: pair(true) }), &[&apart])?;
     let merged = shape.iter().zip(&repeats).map(|(d, r)| d.mul(r)).collect::<Result<_>>()?;
     reshape_to(cx, &tiled, merged)
 }
@@ -200,7 +200,7 @@ pub fn concat(cx: &mut Context, node: &Node) -> Result<Value> {
     match kept.as_slice() {
         [] => Ok((*first).clone()),
         [one] => Ok((*one).clone()),
-        many => cx.emit(Op::Concat { axis }, many),
+        many => cx.emit(Op::Tensor(TensorOp::Concat { axis }), many),
     }
 }
 
@@ -209,15 +209,15 @@ pub fn trilu(cx: &mut Context, node: &Node) -> Result<Value> {
         Some(value) => cx.ints(value, "the diagonal")?.first().copied().unwrap_or(0),
         None => 0,
     };
-    let (input, op) = (node.input(0)?, plain::Op::Trilu { upper: node.int("upper", 1) != 0, k });
+    let (input, op) = (node.input(0)?, TensorOp::Trilu { upper: node.int("upper", 1) != 0, k });
     let Type { dtype, mut shape } = cx.ty(input)?;
     if cx.owner(input) == Owner::Public || dtype != DType::F32 || shape.len() < 2 {
         return cx.emit_public(op, &[input]);
     }
     let shape = shape.split_off(shape.len() - 2);
-    let ones = cx.emit_public(plain::Op::ConstantOfShape { shape, value: Tensor::f32(&[1], vec![1.0])? }, &[])?;
+    let ones = cx.emit_public(TensorOp::ConstantOfShape { shape, value: Tensor::f32(&[1], vec![1.0])? }, &[])?;
     let kept = cx.emit_public(op, &[&ones])?;
-    cx.emit(Op::Mul, &[input, &kept])
+    cx.emit(Op::MUL, &[input, &kept])
 }
 
 /// Constant padding: a block before and one after along every axis. A negative number cuts.
@@ -255,11 +255,11 @@ pub fn pad(cx: &mut Context, node: &Node) -> Result<Value> {
         let len = size.add(&cut(before))?.add(&cut(after))?;
         if len != size {
             let start = Dim::constant(0).sub(&cut(before))?;
-            value = cx.emit(Op::Slice { axis, start, len, step: 1 }, &[&value])?;
+            value = cx.emit(Op::Tensor(TensorOp::Slice { axis, start, len, step: 1 }), &[&value])?;
         }
         let mut block = |size: &Dim| {
             let shape = shape.iter().enumerate().map(|(i, d)| if i == axis { size } else { d }.clone()).collect();
-            cx.emit_public(plain::Op::ConstantOfShape { shape, value: fill.clone() }, &[])
+            cx.emit_public(TensorOp::ConstantOfShape { shape, value: fill.clone() }, &[])
         };
         let adds = |size: &Dim| size.as_constant().is_none_or(|n| n > 0);
         let mut parts = Vec::with_capacity(3);
@@ -271,7 +271,7 @@ pub fn pad(cx: &mut Context, node: &Node) -> Result<Value> {
             parts.push(block(after)?);
         }
         if parts.len() > 1 {
-            value = cx.emit(Op::Concat { axis }, &parts.iter().collect::<Vec<_>>())?;
+            value = cx.emit(Op::Tensor(TensorOp::Concat { axis }), &parts.iter().collect::<Vec<_>>())?;
         }
     }
     Ok(value)

@@ -1,12 +1,12 @@
 //! Operators along axes: softmax, normalisations, reductions, running sums.
 
-use ombra_ir::plain::{self, Reduce, Tensor, infer::product};
+use ombra_ir::plain::{Reduce, Tensor, infer::product};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::create::axes_of;
 use super::elementwise::square;
 use super::movement::{reshape_to, transpose_by};
-use crate::graph::Op;
+use crate::graph::{Op, TensorOp};
 use crate::import::node::{Node, axes, axis};
 use crate::import::{Context, Value};
 
@@ -18,12 +18,13 @@ pub fn softmax(cx: &mut Context, node: &Node) -> Result<Value> {
 pub fn log_softmax(cx: &mut Context, node: &Node) -> Result<Value> {
     along_axis(cx, node, |cx, x, axis| {
         let (axes, keepdims) = (vec![axis], true);
-        let greatest = cx.emit(Op::ReduceMax { axes: axes.clone(), keepdims }, &[x])?;
-        let less = cx.emit(Op::Sub, &[x, &greatest])?;
-        let powers = cx.emit(Op::Exp, &[&less])?;
-        let sum = cx.emit(Op::ReduceSum { axes, keepdims }, &[&powers])?;
-        let log = cx.emit(Op::Log, &[&sum])?;
-        cx.emit(Op::Sub, &[&less, &log])
+        let greatest =
+            cx.emit(Op::Tensor(TensorOp::Reduce { kind: Reduce::Max, axes: axes.clone(), keepdims }), &[x])?;
+        let less = cx.emit(Op::SUB, &[x, &greatest])?;
+        let powers = cx.emit(Op::EXP, &[&less])?;
+        let sum = cx.emit(Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes, keepdims }), &[&powers])?;
+        let log = cx.emit(Op::LOG, &[&sum])?;
+        cx.emit(Op::SUB, &[&less, &log])
     })
 }
 
@@ -69,7 +70,7 @@ fn normalised(cx: &mut Context, node: &Node, op: Op, parameters: usize) -> Resul
         let whole = if cx.shape(given)? == tail {
             given.clone()
         } else {
-            cx.emit(Op::Expand { shape: tail.to_vec() }, &[given])?
+            cx.emit(Op::Tensor(TensorOp::Expand { shape: tail.to_vec() }), &[given])?
         };
         operands.push(flattened(cx, &whole, 0)?);
     }
@@ -86,14 +87,14 @@ pub fn layer_norm(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
     }
     let x = node.input(0)?;
     let axes: Vec<usize> = (at..cx.shape(x)?.len()).collect();
-    let mean_of = |axes: Vec<usize>| Op::ReduceMean { axes, keepdims: true };
+    let mean_of = |axes: Vec<usize>| Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes, keepdims: true });
     let mean = cx.emit(mean_of(axes.clone()), &[x])?;
-    let centred = cx.emit(Op::Sub, &[x, &mean])?;
+    let centred = cx.emit(Op::SUB, &[x, &mean])?;
     let squares = square(cx, &centred)?;
     let variance = cx.emit(mean_of(axes), &[&squares])?;
-    let variance = cx.emit(Op::Add, &[&variance, &Value::constant(Tensor::scalar_f32(eps))])?;
-    let deviation = cx.emit(Op::Sqrt, &[&variance])?;
-    let inverse = cx.emit(Op::Reciprocal, &[&deviation])?;
+    let variance = cx.emit(Op::ADD, &[&variance, &Value::constant(Tensor::scalar_f32(eps))])?;
+    let deviation = cx.emit(Op::SQRT, &[&variance])?;
+    let inverse = cx.emit(Op::RECIPROCAL, &[&deviation])?;
     Ok(vec![result, mean, inverse])
 }
 
@@ -117,11 +118,11 @@ pub fn reduce(cx: &mut Context, node: &Node) -> Result<Value> {
     let rank = cx.shape(input)?.len();
     let Some(axes) = reduced_axes(cx, node, rank)? else { return Ok(input.clone()) };
     let keepdims = node.int("keepdims", 1) != 0;
-    let public = |kind| Op::Public(plain::Op::Reduce { kind, axes: axes.clone(), keepdims });
+    let public = |kind| Op::Tensor(TensorOp::Reduce { kind, axes: axes.clone(), keepdims });
     let op = match node.proto.op_type.as_str() {
-        "ReduceMean" => Op::ReduceMean { axes, keepdims },
-        "ReduceSum" => Op::ReduceSum { axes, keepdims },
-        "ReduceMax" => Op::ReduceMax { axes, keepdims },
+        "ReduceMean" => Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes, keepdims }),
+        "ReduceSum" => Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes, keepdims }),
+        "ReduceMax" => Op::Tensor(TensorOp::Reduce { kind: Reduce::Max, axes, keepdims }),
         "ReduceMin" => public(Reduce::Min),
         _ => public(Reduce::Prod),
     };
@@ -135,8 +136,11 @@ pub fn reduce_l2(cx: &mut Context, node: &Node) -> Result<Value> {
         return Err(Diagnostic::unsupported("E0251", "ReduceL2 without axes"));
     };
     let squares = square(cx, input)?;
-    let sum = cx.emit(Op::ReduceSum { axes, keepdims: node.int("keepdims", 1) != 0 }, &[&squares])?;
-    cx.emit(Op::Sqrt, &[&sum])
+    let sum = cx.emit(
+        Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes, keepdims: node.int("keepdims", 1) != 0 }),
+        &[&squares],
+    )?;
+    cx.emit(Op::SQRT, &[&sum])
 }
 
 /// The index of the maximum or the least element along an axis, as a maximum along the last axis.
@@ -149,11 +153,11 @@ pub fn arg_max(cx: &mut Context, node: &Node) -> Result<Value> {
             .note("expected select_last_index of 0, the first of them"));
     }
     if node.proto.op_type == "ArgMin" {
-        value = cx.emit(Op::Neg, &[&value])?;
+        value = cx.emit(Op::NEG, &[&value])?;
     }
     let perm = (0..shape.len()).filter(|a| *a != at).chain([at]).collect();
     let value = transpose_by(cx, &value, perm)?;
-    let index = cx.emit_public(plain::Op::ArgMax, &[&value])?;
+    let index = cx.emit_public(TensorOp::ArgMax, &[&value])?;
     let mut kept = shape;
     if node.int("keepdims", 1) != 0 {
         kept.splice(at..=at, [Dim::constant(1)]);
@@ -169,5 +173,5 @@ pub fn cum_sum(cx: &mut Context, node: &Node) -> Result<Value> {
     let at = cx.ints(node.input(1)?, "the axis")?;
     let axis = axis(at.first().copied().unwrap_or(0), rank)?;
     let (exclusive, reverse) = (node.int("exclusive", 0) != 0, node.int("reverse", 0) != 0);
-    cx.emit_public(plain::Op::CumSum { axis, exclusive, reverse }, &[input])
+    cx.emit_public(TensorOp::CumSum { axis, exclusive, reverse }, &[input])
 }

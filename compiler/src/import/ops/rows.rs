@@ -3,12 +3,11 @@
 //! The operator itself, applied to the numbers of the rows, says which row goes where: everybody does that alone. What
 //! is left for a secret is one `Gather` along the first axis, which only moves elements.
 
-use ombra_ir::plain;
 use ombra_ir::plain::infer::product;
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::movement::reshape_to;
-use crate::graph::{Op, Owner};
+use crate::graph::{Op, Owner, TensorOp};
 use crate::import::{Context, Value};
 
 /// Whether `index` is public and some of `data` is not: what this module is for.
@@ -18,7 +17,7 @@ pub fn applies(cx: &Context, data: &[&Value], index: &Value) -> bool {
 
 /// The integers from `start`, one for each element of `shape`.
 fn numbers(cx: &mut Context, start: Dim, shape: &[Dim]) -> Result<Value> {
-    let all = cx.emit_public(plain::Op::Iota { start, len: product(shape)?, step: 1 }, &[])?;
+    let all = cx.emit_public(TensorOp::Iota { start, len: product(shape)?, step: 1 }, &[])?;
     reshape_to(cx, &all, shape.to_vec())
 }
 
@@ -34,9 +33,9 @@ fn in_rows(cx: &mut Context, value: &Value, count: usize) -> Result<Value> {
 pub fn gather_elements(cx: &mut Context, data: &Value, index: &Value, axis: usize) -> Result<Value> {
     let shape = cx.shape(data)?;
     let all = numbers(cx, Dim::constant(0), &shape)?;
-    let place = cx.emit_public(plain::Op::GatherElements { axis }, &[&all, index])?;
+    let place = cx.emit_public(TensorOp::GatherElements { axis }, &[&all, index])?;
     let rows = in_rows(cx, data, shape.len())?;
-    cx.emit(Op::Gather { axis: 0 }, &[&rows, &place])
+    cx.emit(Op::Tensor(TensorOp::Gather { axis: 0 }), &[&rows, &place])
 }
 
 /// How many axes of `shape` an index tuple and `batch` shared axes number.
@@ -56,9 +55,9 @@ pub fn gather_nd(cx: &mut Context, data: &Value, index: &Value, batch: usize) ->
     let shape = cx.shape(data)?;
     let count = numbered(cx, &shape, index, batch)?;
     let all = numbers(cx, Dim::constant(0), shape.get(..count).unwrap_or_default())?;
-    let place = cx.emit_public(plain::Op::GatherNd { batch_dims: batch }, &[&all, index])?;
+    let place = cx.emit_public(TensorOp::GatherNd { batch_dims: batch }, &[&all, index])?;
     let rows = in_rows(cx, data, count)?;
-    cx.emit(Op::Gather { axis: 0 }, &[&rows, &place])
+    cx.emit(Op::Tensor(TensorOp::Gather { axis: 0 }), &[&rows, &place])
 }
 
 /// `ScatterND` without a reduction: every row of the result is one of `data` or one of `update`.
@@ -69,10 +68,10 @@ pub fn scatter_nd(cx: &mut Context, data: &Value, index: &Value, update: &Value)
     let head = shape.get(..count).unwrap_or_default();
     let old = numbers(cx, Dim::constant(0), head)?;
     let new = numbers(cx, product(head)?, &lead)?;
-    let chosen = cx.emit_public(plain::Op::ScatterNd, &[&old, index, &new])?;
+    let chosen = cx.emit_public(TensorOp::ScatterNd, &[&old, index, &new])?;
     let chosen = in_rows(cx, &chosen, count)?;
     let (old, new) = (in_rows(cx, data, count)?, in_rows(cx, update, lead.len())?);
-    let all = cx.emit(Op::Concat { axis: 0 }, &[&old, &new])?;
-    let result = cx.emit(Op::Gather { axis: 0 }, &[&all, &chosen])?;
+    let all = cx.emit(Op::Tensor(TensorOp::Concat { axis: 0 }), &[&old, &new])?;
+    let result = cx.emit(Op::Tensor(TensorOp::Gather { axis: 0 }), &[&all, &chosen])?;
     reshape_to(cx, &result, shape)
 }

@@ -1,12 +1,13 @@
 //! GELU in both forms, SiLU, and arithmetic that does nothing.
 
+use ombra_ir::plain::{Binary, Unary};
 use std::f32::consts::{FRAC_1_SQRT_2, PI};
 
 use ombra_ir::Result;
 
 use super::{Match, both_orders, close, is_square, same, scalar};
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 
 /// The constant factor of a product and its other factors. A factor that has other users is not taken apart.
 fn factors(graph: &Graph, id: ValueId) -> (f32, Vec<ValueId>) {
@@ -17,8 +18,10 @@ fn factors(graph: &Graph, id: ValueId) -> (f32, Vec<ValueId>) {
         let open = top || (graph.users(at).len() == 1 && !graph.is_output(at));
         match (graph.op(at), graph.operands(at).as_slice()) {
             _ if scalar(graph, at).is_some() => constant *= scalar(graph, at).unwrap_or(1.0),
-            (Some(Op::Mul), [a, b]) if open => stack.extend([(*b, false), (*a, false)]),
-            (Some(Op::Div), [a, b]) if open && scalar(graph, *b).is_some() => {
+            (Some(Op::Tensor(TensorOp::Binary(Binary::Mul))), [a, b]) if open => {
+                stack.extend([(*b, false), (*a, false)])
+            }
+            (Some(Op::Tensor(TensorOp::Binary(Binary::Div))), [a, b]) if open && scalar(graph, *b).is_some() => {
                 constant /= scalar(graph, *b).unwrap_or(1.0);
                 stack.push((*a, false));
             }
@@ -30,12 +33,12 @@ fn factors(graph: &Graph, id: ValueId) -> (f32, Vec<ValueId>) {
 
 /// `y`, when `id` is y + `constant`.
 fn plus(graph: &Graph, id: ValueId, constant: f32) -> Option<ValueId> {
-    both_orders(graph, id, &Op::Add).into_iter().find(|(_, c)| scalar(graph, *c) == Some(constant)).map(|(y, _)| y)
+    both_orders(graph, id, &Op::ADD).into_iter().find(|(_, c)| scalar(graph, *c) == Some(constant)).map(|(y, _)| y)
 }
 
 /// 0.5 · x · (1 + erf(x / √2)), or 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³))), in any order of the factors.
 pub(super) fn gelu(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
-    if !matches!(graph.op(id), Some(Op::Mul | Op::Div)) {
+    if !matches!(graph.op(id), Some(Op::Tensor(TensorOp::Binary(Binary::Mul | Binary::Div)))) {
         return Ok(Match::No);
     }
     let (half, rest) = factors(graph, id);
@@ -43,8 +46,8 @@ pub(super) fn gelu(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match>
     for (x, gate) in [(*a, *b), (*b, *a)] {
         let Some(inner) = plus(graph, gate, 1.0) else { continue };
         let (tanh, argument) = match (graph.op(inner), graph.operand(inner, 0)) {
-            (Some(Op::Erf), Some(u)) => (false, erf_argument(graph, u, x)),
-            (Some(Op::Tanh), Some(u)) => (true, tanh_argument(graph, u, x)),
+            (Some(Op::Tensor(TensorOp::Unary(Unary::Erf))), Some(u)) => (false, erf_argument(graph, u, x)),
+            (Some(Op::Tensor(TensorOp::Unary(Unary::Tanh))), Some(u)) => (true, tanh_argument(graph, u, x)),
             _ => continue,
         };
         if let Err(why) = argument {
@@ -73,7 +76,7 @@ fn tanh_argument(graph: &Graph, u: ValueId, x: ValueId) -> std::result::Result<(
     }
     // x + 0.044715 x³ as one factor, or x and 1 + 0.044715 x² as two.
     let matched = match rest.as_slice() {
-        [sum] => both_orders(graph, *sum, &Op::Add).into_iter().any(|(a, b)| {
+        [sum] => both_orders(graph, *sum, &Op::ADD).into_iter().any(|(a, b)| {
             let (k, cube) = factors(graph, b);
             a == x && close(k, 0.044715) && is_cube(graph, &cube, x)
         }),
@@ -101,8 +104,8 @@ fn is_cube(graph: &Graph, rest: &[ValueId], x: ValueId) -> bool {
 
 /// x · sigmoid(x).
 pub(super) fn silu(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
-    for (x, gate) in both_orders(graph, id, &Op::Mul) {
-        if graph.op(gate) == Some(&Op::Sigmoid) && graph.operand(gate, 0) == Some(x) {
+    for (x, gate) in both_orders(graph, id, &Op::MUL) {
+        if graph.op(gate) == Some(&Op::SIGMOID) && graph.operand(gate, 0) == Some(x) {
             return Ok(Match::Yes(Op::Silu, vec![x]));
         }
     }
@@ -117,8 +120,8 @@ const UNBOUNDED: f32 = 1.0e15;
 pub(super) fn neutral(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
     let is_secret = graph.node(id)?.owner == Owner::Secret;
     let sign = match graph.op(id) {
-        Some(Op::Max) if is_secret => -1.0,
-        Some(Op::Min) if is_secret => 1.0,
+        Some(Op::Tensor(TensorOp::Binary(Binary::Max))) if is_secret => -1.0,
+        Some(Op::Tensor(TensorOp::Binary(Binary::Min))) if is_secret => 1.0,
         _ => 0.0,
     };
     if sign != 0.0 {
@@ -133,10 +136,10 @@ pub(super) fn neutral(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Mat
         return Ok(Match::No);
     }
     let (neutral, commutes) = match graph.op(id) {
-        Some(Op::Mul) => (1.0, true),
-        Some(Op::Add) => (0.0, true),
-        Some(Op::Div) => (1.0, false),
-        Some(Op::Sub) => (0.0, false),
+        Some(Op::Tensor(TensorOp::Binary(Binary::Mul))) => (1.0, true),
+        Some(Op::Tensor(TensorOp::Binary(Binary::Add))) => (0.0, true),
+        Some(Op::Tensor(TensorOp::Binary(Binary::Div))) => (1.0, false),
+        Some(Op::Tensor(TensorOp::Binary(Binary::Sub))) => (0.0, false),
         _ => return Ok(Match::No),
     };
     let operands = graph.operands(id);

@@ -4,7 +4,7 @@
 //! are constants of the graph and public.
 
 use ombra_ir::Result;
-use ombra_ir::plain::{self, Binary, DType, Tensor, Unary};
+use ombra_ir::plain::{self, Binary, DType, Reduce, Tensor, Unary};
 
 use super::mask::HUGE;
 use super::norm::{fits, mean_of};
@@ -12,24 +12,24 @@ use super::softmax::{is_structure, is_zero_or_one, public};
 use super::values::possible;
 use super::{Match, both_orders, scalar};
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, Numerator, Op, ValueId};
+use crate::graph::{Graph, Numerator, Op, TensorOp, ValueId};
 
 /// `n` and `d`, when `id` is n / d: a quotient, or a product with a reciprocal.
 fn quotient(graph: &Graph, id: ValueId) -> Vec<(ValueId, ValueId)> {
-    if let (Some(Op::Div), [n, d]) = (graph.op(id), graph.operands(id).as_slice()) {
+    if let (Some(Op::Tensor(TensorOp::Binary(Binary::Div))), [n, d]) = (graph.op(id), graph.operands(id).as_slice()) {
         return vec![(*n, *d)];
     }
-    let inverse = |r: ValueId| (graph.op(r) == Some(&Op::Reciprocal)).then(|| graph.operand(r, 0)).flatten();
-    both_orders(graph, id, &Op::Mul).into_iter().filter_map(|(n, r)| Some((n, inverse(r)?))).collect()
+    let inverse = |r: ValueId| (graph.op(r) == Some(&Op::RECIPROCAL)).then(|| graph.operand(r, 0)).flatten();
+    both_orders(graph, id, &Op::MUL).into_iter().filter_map(|(n, r)| Some((n, inverse(r)?))).collect()
 }
 
 /// The operand and the axis of a sum over one axis that stays with size 1, or comes back by a reshape.
 fn row_sum(graph: &Graph, id: ValueId) -> Option<(ValueId, usize)> {
     let sum = match graph.op(id)? {
-        Op::Reshape { .. } => graph.operand(id, 0)?,
+        Op::Tensor(TensorOp::Reshape { .. }) => graph.operand(id, 0)?,
         _ => id,
     };
-    let Op::ReduceSum { axes, .. } = graph.op(sum)? else { return None };
+    let Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes, .. }) = graph.op(sum)? else { return None };
     let [axis] = axes.as_slice() else { return None };
     let x = graph.operand(sum, 0)?;
     let sizes = graph.shape(id);
@@ -62,11 +62,13 @@ fn unmasked(graph: &Graph, id: ValueId, gone: impl Fn(f32) -> bool) -> Option<(V
     let constant = |v: ValueId| scalar(graph, v).is_some_and(&gone);
     let same = |v: ValueId| graph.shape(v) == graph.shape(id);
     match (graph.op(id)?, operands.as_slice()) {
-        (Op::Where, [c, y, z]) if constant(*z) && same(*y) => Some((*y, (*c, Keep::Where))),
-        (Op::Where, [c, z, y]) if constant(*z) && same(*y) => Some((*y, (*c, Keep::Unless))),
-        (Op::Mul, _) if gone(0.0) => both_orders(graph, id, &Op::Mul).into_iter().find_map(|(y, m)| {
-            (same(y) && is_structure(graph, m) && is_zero_or_one(graph, m)).then_some((y, (m, Keep::Times)))
-        }),
+        (Op::Tensor(TensorOp::Where), [c, y, z]) if constant(*z) && same(*y) => Some((*y, (*c, Keep::Where))),
+        (Op::Tensor(TensorOp::Where), [c, z, y]) if constant(*z) && same(*y) => Some((*y, (*c, Keep::Unless))),
+        (Op::Tensor(TensorOp::Binary(Binary::Mul)), _) if gone(0.0) => {
+            both_orders(graph, id, &Op::MUL).into_iter().find_map(|(y, m)| {
+                (same(y) && is_structure(graph, m) && is_zero_or_one(graph, m)).then_some((y, (m, Keep::Times)))
+            })
+        }
         _ => None,
     }
 }
@@ -90,7 +92,7 @@ fn parts(graph: &Graph, id: ValueId) -> Option<Parts> {
             return Some(Parts { x, numerator: Numerator::Relu, masks });
         }
         (Op::Pow(e), [y]) if *e == 2.0 => at = *y,
-        (Op::Mul, [a, b]) if a == b => at = *a,
+        (Op::Tensor(TensorOp::Binary(Binary::Mul)), [a, b]) if a == b => at = *a,
         _ => return None,
     }
     while let Some((y, mask)) = unmasked(graph, at, |z| z == 0.0) {
@@ -99,9 +101,15 @@ fn parts(graph: &Graph, id: ValueId) -> Option<Parts> {
     }
     let operands = graph.operands(at);
     let (x, shift) = match (graph.op(at), operands.as_slice()) {
-        (Some(Op::Add), [a, b]) if scalar(graph, *b).is_some() => (*a, scalar(graph, *b)?),
-        (Some(Op::Add), [a, b]) if scalar(graph, *a).is_some() => (*b, scalar(graph, *a)?),
-        (Some(Op::Sub), [a, b]) if scalar(graph, *b).is_some() => (*a, -scalar(graph, *b)?),
+        (Some(Op::Tensor(TensorOp::Binary(Binary::Add))), [a, b]) if scalar(graph, *b).is_some() => {
+            (*a, scalar(graph, *b)?)
+        }
+        (Some(Op::Tensor(TensorOp::Binary(Binary::Add))), [a, b]) if scalar(graph, *a).is_some() => {
+            (*b, scalar(graph, *a)?)
+        }
+        (Some(Op::Tensor(TensorOp::Binary(Binary::Sub))), [a, b]) if scalar(graph, *b).is_some() => {
+            (*a, -scalar(graph, *b)?)
+        }
         _ => (at, 0.0),
     };
     let same = graph.shape(x) == graph.shape(id);
@@ -115,14 +123,14 @@ fn parts(graph: &Graph, id: ValueId) -> Option<Parts> {
 /// `g / (Σ g + eps)` with the positive part or the square of shifted scores for `g`, masked by a choice or a product.
 pub(super) fn ratio_softmax(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
     for (n, d) in quotient(graph, id) {
-        let with_eps = both_orders(graph, d, &Op::Add).into_iter().find_map(|(s, eps)| Some((s, scalar(graph, eps)?)));
+        let with_eps = both_orders(graph, d, &Op::ADD).into_iter().find_map(|(s, eps)| Some((s, scalar(graph, eps)?)));
         let (sum, eps) = with_eps.unwrap_or((d, 0.0));
         let Some(Parts { x, numerator, masks }) = parts(graph, n) else { continue };
         if is_structure(graph, x) {
             continue;
         }
         let Some((summed, axis)) = row_sum(graph, sum) else {
-            let floor = both_orders(graph, d, &Op::Max).into_iter().any(|(s, _)| row_sum(graph, s).is_some());
+            let floor = both_orders(graph, d, &Op::MAX).into_iter().any(|(s, _)| row_sum(graph, s).is_some());
             let why = "it divides by the greater of sum and a number, not by sum + eps";
             return Ok(if floor { Match::Near(why.into()) } else { Match::No });
         };
@@ -136,7 +144,7 @@ pub(super) fn ratio_softmax(graph: &mut Graph, id: ValueId, _: &Weights) -> Resu
         let huge = |m: ValueId| {
             is_structure(graph, m) && possible(graph, m).is_some_and(|values| values.low() <= f64::from(HUGE))
         };
-        if squares && both_orders(graph, x, &Op::Add).into_iter().any(|(_, m)| huge(m)) {
+        if squares && both_orders(graph, x, &Op::ADD).into_iter().any(|(_, m)| huge(m)) {
             return Ok(Match::Near("its mask adds huge numbers that are squared: masked entries have to be 0".into()));
         }
         let mut all: Option<ValueId> = None;
@@ -146,7 +154,7 @@ pub(super) fn ratio_softmax(graph: &mut Graph, id: ValueId, _: &Weights) -> Resu
             }
             let bits = truth_values(graph, mask, keep, id)?;
             all = Some(match all {
-                Some(other) => public(graph, plain::Op::Binary(Binary::And), &[other, bits], id)?,
+                Some(other) => public(graph, TensorOp::Binary(Binary::And), &[other, bits], id)?,
                 None => bits,
             });
         }
@@ -165,12 +173,12 @@ pub(super) fn ratio_softmax(graph: &mut Graph, id: ValueId, _: &Weights) -> Resu
 fn truth_values(graph: &mut Graph, mask: ValueId, keep: Keep, like: ValueId) -> Result<ValueId> {
     match keep {
         Keep::Where => Ok(mask),
-        Keep::Unless => public(graph, plain::Op::Unary(Unary::Not), &[mask], like),
+        Keep::Unless => public(graph, TensorOp::Unary(Unary::Not), &[mask], like),
         Keep::Times => {
-            let cast = plain::Op::Cast { to: DType::Bool };
+            let cast = TensorOp::Cast { to: DType::Bool };
             let origin = graph.node(like)?.origin.clone();
             match graph.op(mask) {
-                Some(Op::Public(plain::Op::Cast { .. })) => {
+                Some(Op::Tensor(TensorOp::Cast { .. })) => {
                     let from = graph.operand(mask, 0).filter(|&b| graph.node(b).is_ok_and(|n| n.dtype == DType::Bool));
                     if let Some(bits) = from {
                         return Ok(bits);
@@ -179,7 +187,7 @@ fn truth_values(graph: &mut Graph, mask: ValueId, keep: Keep, like: ValueId) -> 
                 }
                 _ => {
                     let half = graph.add_const(Tensor::scalar_f32(0.5), origin)?;
-                    public(graph, plain::Op::Binary(Binary::Greater), &[mask, half], like)
+                    public(graph, TensorOp::Binary(Binary::Greater), &[mask, half], like)
                 }
             }
         }
@@ -188,7 +196,7 @@ fn truth_values(graph: &mut Graph, mask: ValueId, keep: Keep, like: ValueId) -> 
 
 /// `w ∘ (x − mean(x)) + b`.
 pub(super) fn affine_norm(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
-    for (b, scaled) in both_orders(graph, id, &Op::Add) {
+    for (b, scaled) in both_orders(graph, id, &Op::ADD) {
         if let Some((x, w)) = scaled_centred(graph, scaled)
             && fits(graph, b, x)
             && fits(graph, w, x)
@@ -212,14 +220,14 @@ pub(super) fn affine_norm_without_bias(graph: &mut Graph, id: ValueId, _: &Weigh
 pub(super) fn scale_before_products(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
     let users = graph.users(id);
     let into_product = |user: &ValueId| {
-        graph.op(*user) == Some(&Op::MatMul)
+        graph.op(*user) == Some(&Op::MATMUL)
             && graph.operand(*user, 0) == Some(id)
             && graph.operand(*user, 1) != Some(id)
     };
     if users.is_empty() || graph.is_output(id) || !users.iter().all(into_product) {
         return Ok(Match::No);
     }
-    let found = both_orders(graph, id, &Op::Mul).into_iter().find(|(w, x)| {
+    let found = both_orders(graph, id, &Op::MUL).into_iter().find(|(w, x)| {
         matches!(graph.op(*w), Some(Op::Weight { .. })) && fits(graph, *w, *x) && graph.shape(*x) == graph.shape(id)
     });
     Ok(match found {
@@ -230,9 +238,11 @@ pub(super) fn scale_before_products(graph: &mut Graph, id: ValueId, _: &Weights)
 
 /// `x` and `w`, when `id` is w ∘ (x − mean(x)).
 fn scaled_centred(graph: &Graph, id: ValueId) -> Option<(ValueId, ValueId)> {
-    both_orders(graph, id, &Op::Mul).into_iter().find_map(|(w, centred)| {
+    both_orders(graph, id, &Op::MUL).into_iter().find_map(|(w, centred)| {
         let operands = graph.operands(centred);
-        let (Op::Sub, [x, m]) = (graph.op(centred)?, operands.as_slice()) else { return None };
+        let (Op::Tensor(TensorOp::Binary(Binary::Sub)), [x, m]) = (graph.op(centred)?, operands.as_slice()) else {
+            return None;
+        };
         (mean_of(graph, *m) == Some(*x)).then_some((*x, w))
     })
 }
@@ -260,14 +270,14 @@ fn polynomial(graph: &Graph, id: ValueId, x: ValueId, left: &mut usize) -> Optio
     let operands = graph.operands(id);
     let mut of = |v: ValueId| polynomial(graph, v, x, left);
     let result = match (graph.op(id)?, operands.as_slice()) {
-        (Op::Add, [a, b]) => combine(of(*a)?, of(*b)?, 1.0),
-        (Op::Sub, [a, b]) => combine(of(*a)?, of(*b)?, -1.0),
-        (Op::Mul, [a, b]) => times(of(*a)?, of(*b)?)?,
-        (Op::Div, [a, b]) => {
+        (Op::Tensor(TensorOp::Binary(Binary::Add)), [a, b]) => combine(of(*a)?, of(*b)?, 1.0),
+        (Op::Tensor(TensorOp::Binary(Binary::Sub)), [a, b]) => combine(of(*a)?, of(*b)?, -1.0),
+        (Op::Tensor(TensorOp::Binary(Binary::Mul)), [a, b]) => times(of(*a)?, of(*b)?)?,
+        (Op::Tensor(TensorOp::Binary(Binary::Div)), [a, b]) => {
             let k = scalar(graph, *b).filter(|k| *k != 0.0)?;
             times(of(*a)?, Polynomial { x: None, c: [1.0 / k, 0.0, 0.0] })?
         }
-        (Op::Neg, [a]) => times(of(*a)?, Polynomial { x: None, c: [-1.0, 0.0, 0.0] })?,
+        (Op::Tensor(TensorOp::Unary(Unary::Neg)), [a]) => times(of(*a)?, Polynomial { x: None, c: [-1.0, 0.0, 0.0] })?,
         (Op::Pow(e), [a]) if *e == 2.0 => {
             let a = of(*a)?;
             times(a, a)?
@@ -300,14 +310,14 @@ fn variable(graph: &Graph, id: ValueId) -> Option<ValueId> {
             continue;
         }
         let operands = graph.operands(at);
-        let squares = matches!((graph.op(at)?, operands.as_slice()), (Op::Mul, [a, b]) if a == b);
+        let squares = matches!((graph.op(at)?, operands.as_slice()), (Op::Tensor(TensorOp::Binary(Binary::Mul)), [a, b]) if a == b);
         let opens = match (graph.op(at)?, operands.as_slice()) {
             (Op::Pow(e), [_]) => *e == 2.0,
-            (Op::Neg, [_]) => true,
-            (Op::Mul | Op::Div, [a, b]) => {
+            (Op::Tensor(TensorOp::Unary(Unary::Neg)), [_]) => true,
+            (Op::Tensor(TensorOp::Binary(Binary::Mul | Binary::Div)), [a, b]) => {
                 scalar(graph, *a).is_some() || scalar(graph, *b).is_some() || squares || at_most_one(graph, at)
             }
-            (Op::Add | Op::Sub, [_, _]) => at_most_one(graph, at),
+            (Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub)), [_, _]) => at_most_one(graph, at),
             _ => false,
         };
         if opens {
@@ -329,12 +339,12 @@ fn at_most_one(graph: &Graph, id: ValueId) -> bool {
 
 /// `a·x² + b·x + c` with `a` and `b` not 0, however it is written; its last operator is a sum.
 pub(super) fn quadratic(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
-    if !matches!(graph.op(id), Some(Op::Add | Op::Sub)) {
+    if !matches!(graph.op(id), Some(Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub)))) {
         return Ok(Match::No);
     }
     // The whole sum alone: a sum that goes on is a part of a longer one.
     let goes_on = |user: ValueId| {
-        matches!(graph.op(user), Some(Op::Add | Op::Sub))
+        matches!(graph.op(user), Some(Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub))))
             && graph.operands(user).iter().any(|o| scalar(graph, *o).is_some())
     };
     if let [user] = graph.users(id).as_slice()

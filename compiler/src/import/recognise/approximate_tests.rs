@@ -25,48 +25,48 @@ fn quotient(square: bool, masked: Masked, eps: f32, swap: bool) -> (Vec<&'static
     match masked {
         Masked::BeforePositive => {
             let (keep, low) = (kept(&mut b), b.c(-1.0));
-            x = b.op(Op::Where, &[keep, x, low]);
+            x = b.op(Op::WHERE, &[keep, x, low]);
         }
         Masked::Huge => {
             let m = structure(&mut b, &[0.0, 0.0, -1e10, 0.0]);
-            x = b.either(Op::Add, x, m, swap);
+            x = b.either(Op::ADD, x, m, swap);
         }
         _ => {}
     }
     let mut n = if square {
         let five = b.c(5.0);
-        let y = b.either(Op::Add, x, five, swap);
-        if swap { b.op(Op::Mul, &[y, y]) } else { b.op(Op::Pow(2.0), &[y]) }
+        let y = b.either(Op::ADD, x, five, swap);
+        if swap { b.op(Op::MUL, &[y, y]) } else { b.op(Op::Pow(2.0), &[y]) }
     } else {
         b.op(Op::Relu, &[x])
     };
     match masked {
         Masked::Where => {
             let keep = kept(&mut b);
-            n = b.op(Op::Where, &[keep, n, zero]);
+            n = b.op(Op::WHERE, &[keep, n, zero]);
         }
         Masked::Times => {
             let m = structure(&mut b, &[1.0, 0.0, 1.0, 1.0]);
-            n = b.either(Op::Mul, n, m, swap);
+            n = b.either(Op::MUL, n, m, swap);
         }
         _ => {}
     }
     let mut d = if swap {
-        let flat = b.op(Op::ReduceSum { axes: vec![1], keepdims: false }, &[n]);
+        let flat = b.op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes: vec![1], keepdims: false }), &[n]);
         let shape = vec![b.g.shape(n)[0].clone(), Dim::constant(1)];
-        b.op(Op::Reshape { shape }, &[flat])
+        b.op(Op::Tensor(TensorOp::Reshape { shape }), &[flat])
     } else {
-        b.op(Op::ReduceSum { axes: vec![1], keepdims: true }, &[n])
+        b.op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes: vec![1], keepdims: true }), &[n])
     };
     if eps != 0.0 {
         let eps = b.c(eps);
-        d = b.either(Op::Add, d, eps, swap);
+        d = b.either(Op::ADD, d, eps, swap);
     }
     let y = if swap {
-        let inverse = b.op(Op::Reciprocal, &[d]);
-        b.op(Op::Mul, &[inverse, n])
+        let inverse = b.op(Op::RECIPROCAL, &[d]);
+        b.op(Op::MUL, &[inverse, n])
     } else {
-        b.op(Op::Div, &[n, d])
+        b.op(Op::DIV, &[n, d])
     };
     b.finish(y)
 }
@@ -95,10 +95,10 @@ fn quotients_in_every_form() {
 fn constants_are_those_of_the_graph() {
     let mut b = Build::new();
     let (x, shift) = (b.x, b.c(2.5));
-    let y = b.op(Op::Sub, &[x, shift]);
-    let n = b.op(Op::Mul, &[y, y]);
-    let d = b.op(Op::ReduceSum { axes: vec![1], keepdims: true }, &[n]);
-    let y = b.op(Op::Div, &[n, d]);
+    let y = b.op(Op::SUB, &[x, shift]);
+    let n = b.op(Op::MUL, &[y, y]);
+    let d = b.op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes: vec![1], keepdims: true }), &[n]);
+    let y = b.op(Op::DIV, &[n, d]);
     b.g.outputs = vec![Output { name: "y".into(), role: OutputRole::Other, value: y }];
     recognise(&mut b.g, &weights).unwrap();
     let expected = Op::RatioSoftmax { axis: 1, numerator: Numerator::Square { shift: -2.5 }, eps: 0.0 };
@@ -121,10 +121,13 @@ fn near_misses_of_quotients() {
         let mut b = Build::new();
         let (x, eps) = (b.x, b.c(1e-3));
         let n = b.op(Op::Relu, &[x]);
-        let other = b.op(Op::Neg, &[x]);
-        let d = b.op(Op::ReduceSum { axes: vec![1], keepdims: true }, &[if floor { n } else { other }]);
-        let d = if floor { b.op(Op::Max, &[d, eps]) } else { b.op(Op::Add, &[d, eps]) };
-        let y = b.op(Op::Div, &[n, d]);
+        let other = b.op(Op::NEG, &[x]);
+        let d = b.op(
+            Op::Tensor(TensorOp::Reduce { kind: Reduce::Sum, axes: vec![1], keepdims: true }),
+            &[if floor { n } else { other }],
+        );
+        let d = if floor { b.op(Op::MAX, &[d, eps]) } else { b.op(Op::ADD, &[d, eps]) };
+        let y = b.op(Op::DIV, &[n, d]);
         let (_, found) = b.finish(y);
         let expected = match floor {
             true => "it divides by the greater of sum and a number, not by sum + eps",
@@ -142,29 +145,29 @@ fn quadratics_in_every_form() {
         let y = match form {
             0 => {
                 let square = b.op(Op::Pow(2.0), &[x]);
-                let (square, line) = (b.op(Op::Mul, &[square, a]), b.op(Op::Mul, &[k, x]));
-                let sum = b.op(Op::Add, &[square, line]);
-                b.op(Op::Add, &[sum, c])
+                let (square, line) = (b.op(Op::MUL, &[square, a]), b.op(Op::MUL, &[k, x]));
+                let sum = b.op(Op::ADD, &[square, line]);
+                b.op(Op::ADD, &[sum, c])
             }
             1 => {
-                let square = b.op(Op::Mul, &[x, x]);
-                let (square, line) = (b.op(Op::Mul, &[a, square]), b.op(Op::Mul, &[x, k]));
-                let rest = b.op(Op::Add, &[line, c]);
-                b.op(Op::Add, &[square, rest])
+                let square = b.op(Op::MUL, &[x, x]);
+                let (square, line) = (b.op(Op::MUL, &[a, square]), b.op(Op::MUL, &[x, k]));
+                let rest = b.op(Op::ADD, &[line, c]);
+                b.op(Op::ADD, &[square, rest])
             }
             2 => {
-                let inner = b.op(Op::Mul, &[x, a]);
-                let inner = b.op(Op::Add, &[k, inner]);
-                let product = b.op(Op::Mul, &[inner, x]);
-                b.op(Op::Add, &[product, c])
+                let inner = b.op(Op::MUL, &[x, a]);
+                let inner = b.op(Op::ADD, &[k, inner]);
+                let product = b.op(Op::MUL, &[inner, x]);
+                b.op(Op::ADD, &[product, c])
             }
             _ => {
-                let ax = b.op(Op::Mul, &[a, x]);
-                let axx = b.op(Op::Mul, &[ax, x]);
-                let half = b.op(Op::Div, &[x, two]);
-                let line = b.op(Op::Mul, &[half, c]);
-                let sum = b.op(Op::Add, &[line, axx]);
-                b.op(Op::Add, &[sum, c])
+                let ax = b.op(Op::MUL, &[a, x]);
+                let axx = b.op(Op::MUL, &[ax, x]);
+                let half = b.op(Op::DIV, &[x, two]);
+                let line = b.op(Op::MUL, &[half, c]);
+                let sum = b.op(Op::ADD, &[line, axx]);
+                b.op(Op::ADD, &[sum, c])
             }
         };
         b.g.outputs = vec![Output { name: "y".into(), role: OutputRole::Other, value: y }];
@@ -181,14 +184,14 @@ fn squares_and_cubes_are_no_quadratics() {
     let mut b = Build::new();
     let (x, c) = (b.x, b.c(0.5));
     let square = b.op(Op::Pow(2.0), &[x]);
-    let y = b.op(Op::Add, &[square, c]);
+    let y = b.op(Op::ADD, &[square, c]);
     assert_eq!(b.finish(y).0, ["pow", "add"]);
     let mut b = Build::new();
     let (x, c) = (b.x, b.c(0.5));
-    let square = b.op(Op::Mul, &[x, x]);
-    let cube = b.op(Op::Mul, &[square, x]);
-    let sum = b.op(Op::Add, &[cube, x]);
-    let y = b.op(Op::Add, &[sum, c]);
+    let square = b.op(Op::MUL, &[x, x]);
+    let cube = b.op(Op::MUL, &[square, x]);
+    let sum = b.op(Op::ADD, &[cube, x]);
+    let y = b.op(Op::ADD, &[sum, c]);
     assert_eq!(b.finish(y).0, ["mul", "mul", "add", "add"]);
 }
 
@@ -198,11 +201,11 @@ fn affine_norms_with_and_without_bias() {
         for swap in [false, true] {
             let mut b = Build::new();
             let (x, w, shift) = (b.x, b.w("w"), b.w("bias"));
-            let mean = b.op(Op::ReduceMean { axes: vec![1], keepdims: true }, &[x]);
-            let centred = b.op(Op::Sub, &[x, mean]);
-            let mut y = b.either(Op::Mul, centred, w, swap);
+            let mean = b.op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes: vec![1], keepdims: true }), &[x]);
+            let centred = b.op(Op::SUB, &[x, mean]);
+            let mut y = b.either(Op::MUL, centred, w, swap);
             if bias {
-                y = b.either(Op::Add, y, shift, swap);
+                y = b.either(Op::ADD, y, shift, swap);
             }
             assert_eq!(b.finish(y).0, ["affine_norm"]);
         }
@@ -215,10 +218,10 @@ fn a_scale_folds_only_where_products_alone_follow() {
         let mut b = Build::new();
         let (x, w) = (b.x, b.w("w"));
         let square = b.g.add_const(Tensor::f32(&[4, 4], vec![0.5; 16]).unwrap(), Origin::default()).unwrap();
-        let scaled = b.op(Op::Mul, &[x, w]);
-        let mut y = b.op(Op::MatMul, &[scaled, square]);
+        let scaled = b.op(Op::MUL, &[x, w]);
+        let mut y = b.op(Op::MATMUL, &[scaled, square]);
         if other_use {
-            y = b.op(Op::Add, &[y, scaled]);
+            y = b.op(Op::ADD, &[y, scaled]);
         }
         let expected = if other_use { vec!["mul", "matmul", "add"] } else { vec!["affine_norm", "matmul"] };
         assert_eq!(b.finish(y).0, expected);

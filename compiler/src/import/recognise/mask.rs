@@ -5,7 +5,7 @@
 //! it is written. A number that no score lifts above others, at or below [`GONE`], takes its position out: single
 //! precision makes exactly 0 of it. A weaker one, such as -10000, is added or chosen as the file says.
 
-use ombra_ir::plain::{self, Binary, DType, Tensor, Unary};
+use ombra_ir::plain::{Binary, DType, Tensor, Unary};
 use ombra_ir::{Diagnostic, Result};
 
 use super::rotary::published;
@@ -14,7 +14,7 @@ use super::values::{Values, possible};
 use super::{both_orders, scalar};
 use crate::attention::place;
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 
 /// A number at or below this is no bias but means a mask: exporters write -10000, the least half or the least single.
 pub(super) const HUGE: f32 = -9.0e3;
@@ -84,7 +84,14 @@ const UNBOUNDED: f64 = -1.0e15;
 pub fn check_masks(graph: &Graph) -> std::result::Result<(), Vec<Diagnostic>> {
     let mut errors = Vec::new();
     for id in graph.topological() {
-        let meets = matches!(graph.op(id), Some(Op::Add | Op::Sub | Op::Where | Op::Max | Op::Min));
+        let meets = matches!(
+            graph.op(id),
+            Some(Op::Tensor(
+                TensorOp::Binary(Binary::Add | Binary::Sub)
+                    | TensorOp::Where
+                    | TensorOp::Binary(Binary::Max | Binary::Min)
+            ))
+        );
         if !meets || !graph.node(id).is_ok_and(|n| n.owner == Owner::Secret && n.dtype == DType::F32) {
             continue;
         }
@@ -123,16 +130,16 @@ impl Walk<'_> {
         self.left -= 1;
         let operands = self.graph.operands(id);
         match (self.graph.op(id).cloned(), operands.as_slice()) {
-            (Some(Op::Add), [a, b]) => self.sum(id, *a, *b),
-            (Some(Op::Sub), [x, m]) if self.is_public(*m) && !self.is_public(*x) => {
-                let minus = public(self.graph, plain::Op::Unary(Unary::Neg), &[*m], self.like)?;
+            (Some(Op::ADD), [a, b]) => self.sum(id, *a, *b),
+            (Some(Op::SUB), [x, m]) if self.is_public(*m) && !self.is_public(*x) => {
+                let minus = public(self.graph, TensorOp::Unary(Unary::Neg), &[*m], self.like)?;
                 let inner = self.parts(*x)?;
                 self.added(id, inner, *x, minus)
             }
-            (Some(Op::Where), [c, a, b]) if self.is_public(*c) => self.choice(id, *c, *a, *b),
-            (Some(Op::Max), _) => {
+            (Some(Op::WHERE), [c, a, b]) if self.is_public(*c) => self.choice(id, *c, *a, *b),
+            (Some(Op::MAX), _) => {
                 let floor = |m: ValueId| possible(self.graph, m).is_some_and(|values| self.gone(values.high()));
-                match both_orders(self.graph, id, &Op::Max).into_iter().find(|(_, m)| floor(*m)) {
+                match both_orders(self.graph, id, &Op::MAX).into_iter().find(|(_, m)| floor(*m)) {
                     // What it lifts is taken out all the same.
                     Some((x, _)) => {
                         let inner = self.parts(x)?;
@@ -141,20 +148,20 @@ impl Walk<'_> {
                     None => Ok(Parts::whole(id)),
                 }
             }
-            (Some(op @ (Op::Mul | Op::Div)), [a, b]) => {
-                let (x, k) = if op == Op::Mul && scalar(self.graph, *a).is_some() { (*b, *a) } else { (*a, *b) };
+            (Some(op @ (Op::MUL | Op::DIV)), [a, b]) => {
+                let (x, k) = if op == Op::MUL && scalar(self.graph, *a).is_some() { (*b, *a) } else { (*a, *b) };
                 let Some(k_value) = scalar(self.graph, k).filter(|k| *k > 0.0 && k.is_finite()).map(f64::from) else {
                     return Ok(Parts::whole(id));
                 };
                 let outer = self.factor;
-                self.factor *= if op == Op::Mul { k_value } else { 1.0 / k_value };
+                self.factor *= if op == Op::MUL { k_value } else { 1.0 / k_value };
                 let inner = self.parts(x);
                 self.factor = outer;
                 let Parts { scores, bias, keep } = inner?;
                 if keep.is_none() && !bias.is_some_and(|bias| self.may_be_gone(bias)) {
                     return Ok(Parts::whole(id));
                 }
-                let plain = op.to_plain().unwrap_or(plain::Op::Identity);
+                let plain = op.tensor().cloned().unwrap_or(TensorOp::Identity);
                 let bias = bias.map(|bias| public(self.graph, plain, &[bias, k], self.like)).transpose()?;
                 let scores = self.add(op, &[scores, k])?;
                 self.widened(id, Parts { scores, bias, keep })
@@ -174,7 +181,7 @@ impl Walk<'_> {
 
     fn and(&mut self, a: Option<ValueId>, b: Option<ValueId>) -> Result<Option<ValueId>> {
         match (a, b) {
-            (Some(a), Some(b)) => public(self.graph, plain::Op::Binary(Binary::And), &[a, b], self.like).map(Some),
+            (Some(a), Some(b)) => public(self.graph, TensorOp::Binary(Binary::And), &[a, b], self.like).map(Some),
             (one, None) | (None, one) => Ok(one),
         }
     }
@@ -185,7 +192,7 @@ impl Walk<'_> {
         if self.graph.shape(parts.scores) == shape {
             return Ok(parts);
         }
-        let scores = self.add(Op::Expand { shape }, &[parts.scores])?;
+        let scores = self.add(Op::Tensor(TensorOp::Expand { shape }), &[parts.scores])?;
         Ok(Parts { scores, ..parts })
     }
 
@@ -211,9 +218,9 @@ impl Walk<'_> {
         if left.keep.is_none() && right.keep.is_none() {
             return Ok(Parts::whole(id));
         }
-        let scores = self.add(Op::Add, &[left.scores, right.scores])?;
+        let scores = self.add(Op::ADD, &[left.scores, right.scores])?;
         let bias = match (left.bias, right.bias) {
-            (Some(a), Some(b)) => Some(public(self.graph, plain::Op::Binary(Binary::Add), &[a, b], self.like)?),
+            (Some(a), Some(b)) => Some(public(self.graph, TensorOp::Binary(Binary::Add), &[a, b], self.like)?),
             (one, None) | (None, one) => one,
         };
         let keep = self.and(left.keep, right.keep)?;
@@ -234,7 +241,7 @@ impl Walk<'_> {
             return self.widened(id, Parts { keep, ..inner });
         }
         let bias = match inner.bias {
-            Some(old) => public(self.graph, plain::Op::Binary(Binary::Add), &[old, m], self.like)?,
+            Some(old) => public(self.graph, TensorOp::Binary(Binary::Add), &[old, m], self.like)?,
             None => m,
         };
         self.widened(id, Parts { bias: Some(bias), ..inner })
@@ -250,7 +257,7 @@ impl Walk<'_> {
         let values = possible(self.graph, m);
         let inner = self.parts(x)?;
         if values.as_ref().is_some_and(|values| self.gone(values.high())) {
-            let kept = if negated { public(self.graph, plain::Op::Unary(Unary::Not), &[c], self.like)? } else { c };
+            let kept = if negated { public(self.graph, TensorOp::Unary(Unary::Not), &[c], self.like)? } else { c };
             let keep = self.and(inner.keep, Some(kept))?;
             return self.widened(id, Parts { keep, ..inner });
         }
@@ -264,7 +271,7 @@ impl Walk<'_> {
         if stays && keep.is_none() {
             self.see_weak(m);
             let choice = if negated { [c, m, scores] } else { [c, scores, m] };
-            return Ok(Parts::whole(self.add(Op::Where, &choice)?));
+            return Ok(Parts::whole(self.add(Op::WHERE, &choice)?));
         }
         let origin = self.graph.node(self.like)?.origin.clone();
         let always = self.graph.add_const(Tensor::bool(&[], vec![true])?, origin)?;
@@ -272,8 +279,8 @@ impl Walk<'_> {
         let keep = keep.unwrap_or(always);
         let (choice, kept) =
             if negated { ([c, filling, scores], [c, bits, keep]) } else { ([c, scores, filling], [c, keep, bits]) };
-        let scores = self.add(Op::Where, &choice)?;
-        let keep = public(self.graph, plain::Op::Where, &kept, self.like)?;
+        let scores = self.add(Op::WHERE, &choice)?;
+        let keep = public(self.graph, TensorOp::Where, &kept, self.like)?;
         self.widened(id, Parts { scores, bias: None, keep: Some(keep) })
     }
 
@@ -282,9 +289,9 @@ impl Walk<'_> {
         let origin = self.graph.node(self.like)?.origin.clone();
         let limit = (f64::from(GONE) / self.factor) as f32;
         let limit = self.graph.add_const(Tensor::scalar_f32(limit), origin.clone())?;
-        let bits = public(self.graph, plain::Op::Binary(Binary::Greater), &[m, limit], self.like)?;
+        let bits = public(self.graph, TensorOp::Binary(Binary::Greater), &[m, limit], self.like)?;
         let zero = self.graph.add_const(Tensor::scalar_f32(0.0), origin)?;
-        Ok((bits, public(self.graph, plain::Op::Where, &[bits, m, zero], self.like)?))
+        Ok((bits, public(self.graph, TensorOp::Where, &[bits, m, zero], self.like)?))
     }
 
     fn see_weak(&mut self, m: ValueId) {
@@ -309,25 +316,25 @@ impl Walk<'_> {
             // Nothing is taken out: it is as it was.
             return Ok((id, None));
         }
-        Ok((self.add(Op::Add, &[scores, bias])?, keep))
+        Ok((self.add(Op::ADD, &[scores, bias])?, keep))
     }
 
     /// Where the public `m`, which is 0 or takes positions out, is 0: the condition itself when `m` chooses between them.
     fn truth_values(&mut self, m: ValueId) -> Result<ValueId> {
         let operands = self.graph.operands(m);
-        if let (Some(Op::Public(plain::Op::Where)), [c, a, b]) = (self.graph.op(m), operands.as_slice()) {
+        if let (Some(Op::Tensor(TensorOp::Where)), [c, a, b]) = (self.graph.op(m), operands.as_slice()) {
             let is_gone = |id| possible(self.graph, id).is_some_and(|values| self.gone(values.high()));
             let is_zero = |id| possible(self.graph, id).is_some_and(|values| values.all(|x| x == 0.0));
             if is_zero(*a) && is_gone(*b) {
                 return Ok(*c);
             }
             if is_zero(*b) && is_gone(*a) {
-                return public(self.graph, plain::Op::Unary(Unary::Not), &[*c], self.like);
+                return public(self.graph, TensorOp::Unary(Unary::Not), &[*c], self.like);
             }
         }
         let origin = self.graph.node(self.like)?.origin.clone();
         let limit = self.graph.add_const(Tensor::scalar_f32(-1.0), origin)?;
-        public(self.graph, plain::Op::Binary(Binary::Greater), &[m, limit], self.like)
+        public(self.graph, TensorOp::Binary(Binary::Greater), &[m, limit], self.like)
     }
 
     /// `m` as a public value, when it is made of weights that are masks, and of lengths, by movements alone. It takes the
@@ -340,7 +347,12 @@ impl Walk<'_> {
             let node = self.graph.node(at)?;
             let is_part = match &node.op {
                 Op::Weight { name, .. } => is_mask(&(self.weights)(name)?),
-                Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Expand { .. } => true,
+                Op::Tensor(
+                    TensorOp::Reshape { .. }
+                    | TensorOp::Transpose { .. }
+                    | TensorOp::Slice { .. }
+                    | TensorOp::Expand { .. },
+                ) => true,
                 _ => node.owner == Owner::Public,
             };
             if !is_part {

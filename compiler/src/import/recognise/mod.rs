@@ -12,11 +12,11 @@ mod rotary;
 mod softmax;
 pub(crate) mod values;
 
-use ombra_ir::plain::{self, Tensor};
+use ombra_ir::plain::{Binary, Tensor};
 use ombra_ir::{Dim, Result};
 
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, Op, Origin, ValueId};
+use crate::graph::{Graph, Op, Origin, TensorOp, ValueId};
 
 pub use mask::check_masks;
 pub(crate) use rotary::{Rotation, rotated};
@@ -99,7 +99,7 @@ pub fn recognise(graph: &mut Graph, weights: &Weights) -> Result<Vec<Found>> {
                 }
                 Match::Seen => {}
                 Match::Published(tables) => published = tables,
-                Match::Yes(Op::Public(plain::Op::Identity), operands) => {
+                Match::Yes(Op::Tensor(TensorOp::Identity), operands) => {
                     if let [same] = operands.as_slice() {
                         graph.replace_all_uses(id, *same)?;
                     }
@@ -149,14 +149,14 @@ fn close(x: f32, y: f32) -> bool {
 fn is_square(graph: &Graph, id: ValueId, x: ValueId) -> bool {
     match (graph.op(id), graph.operands(id).as_slice()) {
         (Some(Op::Pow(e)), [a]) => *e == 2.0 && *a == x,
-        (Some(Op::Mul), [a, b]) => *a == x && *b == x,
+        (Some(Op::Tensor(TensorOp::Binary(Binary::Mul))), [a, b]) => *a == x && *b == x,
         _ => false,
     }
 }
 
 /// The operator that stands for its operand, for patterns that find nothing but that.
 fn same() -> Op {
-    Op::Public(plain::Op::Identity)
+    Op::Tensor(TensorOp::Identity)
 }
 
 /// The size of the last axis.

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use ombra_ir::plain::{self, Binary, Tensor};
+use ombra_ir::plain::{Binary, Tensor, Unary};
 use ombra_ir::{Diagnostic, Dim, Result};
 
 use super::{Match, both_orders, only};
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, Op, Owner, ValueId};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use crate::import::ops::attention::are_angles;
 
 /// A sum x · c + turned(x) · s, where turned(x) is every pair (a, b) as (-b, a).
@@ -26,10 +26,10 @@ pub(crate) struct Rotation {
 
 /// The rotation of pairs that `id` is.
 pub(crate) fn rotated(graph: &Graph, id: ValueId) -> Option<Rotation> {
-    both_orders(graph, id, &Op::Add).into_iter().find_map(|(straight, across)| {
-        both_orders(graph, across, &Op::Mul).into_iter().find_map(|(turned, s)| {
+    both_orders(graph, id, &Op::ADD).into_iter().find_map(|(straight, across)| {
+        both_orders(graph, across, &Op::MUL).into_iter().find_map(|(turned, s)| {
             let x = turned_of(graph, turned)?;
-            both_orders(graph, straight, &Op::Mul).into_iter().find(|(y, _)| *y == x).map(|(_, c)| Rotation {
+            both_orders(graph, straight, &Op::MUL).into_iter().find(|(y, _)| *y == x).map(|(_, c)| Rotation {
                 x,
                 angles: [c, s],
                 of_halves: turned_halves(graph, turned).is_some(),
@@ -111,7 +111,7 @@ pub(super) fn published(graph: &mut Graph, id: ValueId, weights: &Weights) -> Re
                 let mut perm: Vec<usize> = (0..node.shape.len()).collect();
                 if *transposed && perm.len() >= 2 {
                     perm.swap(node.shape.len() - 2, node.shape.len() - 1);
-                    graph.add(Op::Public(plain::Op::Transpose { perm }), &[tensor], node.origin)?
+                    graph.add(Op::Tensor(TensorOp::Transpose { perm }), &[tensor], node.origin)?
                 } else {
                     tensor
                 }
@@ -119,16 +119,16 @@ pub(super) fn published(graph: &mut Graph, id: ValueId, weights: &Weights) -> Re
             op => {
                 let mut operands: Vec<ValueId> =
                     graph.operands(at).iter().map(|o| new.get(o).copied().unwrap_or(*o)).collect();
-                let plain = match op {
+                let op = match op {
                     Op::Pow(exponent) => {
                         operands.push(graph.add_const(Tensor::scalar_f32(*exponent), node.origin.clone())?);
-                        plain::Op::Binary(Binary::Pow)
+                        TensorOp::Binary(Binary::Pow)
                     }
-                    op => op.to_plain().ok_or_else(|| {
+                    op => op.tensor().cloned().ok_or_else(|| {
                         Diagnostic::unsupported("E0253", format!("a table made with {} is a rotary one", op.name()))
                     })?,
                 };
-                graph.add(Op::Public(plain), &operands, node.origin)?
+                graph.add(Op::Tensor(op), &operands, node.origin)?
             }
         };
         new.insert(at, public);
@@ -142,31 +142,35 @@ fn turned_of(graph: &Graph, id: ValueId) -> Option<ValueId> {
         return Some(x);
     }
     // Neighbours: both parts have an axis of their own, which a reshape joins with the last.
-    let (Op::Reshape { .. }, joined) = only(graph, id)? else { return None };
+    let (Op::Tensor(TensorOp::Reshape { .. }), joined) = only(graph, id)? else { return None };
     let rank = graph.shape(joined).len();
     let parts = graph.operands(joined);
-    let (Some(Op::Concat { axis }), [b, a]) = (graph.op(joined), parts.as_slice()) else { return None };
+    let (Some(Op::Tensor(TensorOp::Concat { axis })), [b, a]) = (graph.op(joined), parts.as_slice()) else {
+        return None;
+    };
     if axis + 1 != rank || !graph.shape(joined).last()?.is(2) {
         return None;
     }
     let part = |v: ValueId| -> Option<(ValueId, i64)> {
         // Every second number of x, with an axis of size 1 behind, …
-        if let Some((Op::Reshape { .. }, inner)) = only(graph, v)
-            && let Some((Op::Slice { axis, start, step: 2, .. }, x)) = only(graph, inner)
+        if let Some((Op::Tensor(TensorOp::Reshape { .. }), inner)) = only(graph, v)
+            && let Some((Op::Tensor(TensorOp::Slice { axis, start, step: 2, .. }), x)) = only(graph, inner)
             && axis + 1 == graph.shape(x).len()
         {
             return Some((x, start.as_constant()?));
         }
         // … or one of two of x in pairs.
-        let (Op::Slice { axis, start, step: 1, .. }, pairs) = only(graph, v)? else { return None };
-        let (Op::Reshape { .. }, x) = only(graph, pairs)? else { return None };
+        let (Op::Tensor(TensorOp::Slice { axis, start, step: 1, .. }), pairs) = only(graph, v)? else { return None };
+        let (Op::Tensor(TensorOp::Reshape { .. }), x) = only(graph, pairs)? else { return None };
         (axis + 1 == graph.shape(pairs).len() && graph.shape(x) == graph.shape(id)).then_some((x, start.as_constant()?))
     };
     let negated = |v: ValueId| match only(graph, v)? {
-        (Op::Neg, inner) => part(inner),
-        (Op::Reshape { .. }, inner) => {
-            let (Op::Neg, sliced) = only(graph, inner)? else { return None };
-            let (Op::Slice { axis, start, step: 2, .. }, x) = only(graph, sliced)? else { return None };
+        (Op::Tensor(TensorOp::Unary(Unary::Neg)), inner) => part(inner),
+        (Op::Tensor(TensorOp::Reshape { .. }), inner) => {
+            let (Op::Tensor(TensorOp::Unary(Unary::Neg)), sliced) = only(graph, inner)? else { return None };
+            let (Op::Tensor(TensorOp::Slice { axis, start, step: 2, .. }), x) = only(graph, sliced)? else {
+                return None;
+            };
             (axis + 1 == graph.shape(x).len()).then_some((x, start.as_constant()?))
         }
         _ => None,
@@ -180,12 +184,14 @@ fn turned_of(graph: &Graph, id: ValueId) -> Option<ValueId> {
 /// `x`, when `id` is the second half of its last axis negated, then the first.
 fn turned_halves(graph: &Graph, id: ValueId) -> Option<ValueId> {
     let parts = graph.operands(id);
-    let (Some(Op::Concat { axis }), [b, a]) = (graph.op(id), parts.as_slice()) else { return None };
+    let (Some(Op::Tensor(TensorOp::Concat { axis })), [b, a]) = (graph.op(id), parts.as_slice()) else { return None };
     let half = |v: ValueId| match only(graph, v)? {
-        (Op::Slice { axis: over, start, len, step: 1 }, x) if over == axis => Some((x, start.clone(), len.clone())),
+        (Op::Tensor(TensorOp::Slice { axis: over, start, len, step: 1 }), x) if over == axis => {
+            Some((x, start.clone(), len.clone()))
+        }
         _ => None,
     };
-    let (Op::Neg, second) = only(graph, *b)? else { return None };
+    let (Op::Tensor(TensorOp::Unary(Unary::Neg)), second) = only(graph, *b)? else { return None };
     let ((x, at, rest), (y, start, first)) = (half(second)?, half(*a)?);
     let whole = graph.shape(x).get(*axis)?;
     let fits = start.is(0) && at == first && first == rest && first.mul(&Dim::constant(2)).ok()? == *whole;

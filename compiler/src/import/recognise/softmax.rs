@@ -11,12 +11,12 @@ use super::mask::{HUGE, Masked, unmask};
 use super::values::possible;
 use super::{Match, same, scalar};
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, InputRole, Numerator, Op, Origin, ValueId};
+use crate::graph::{Graph, InputRole, Numerator, Op, Origin, TensorOp, ValueId};
 
 /// Whether no weight, token or cache goes into `id`.
 pub(super) fn is_structure(graph: &Graph, id: ValueId) -> bool {
     graph.ancestors(id).into_iter().all(|a| match graph.op(a) {
-        Some(Op::Const(_) | Op::Public(_)) => true,
+        Some(Op::Tensor(_)) => true,
         Some(Op::Input { role, .. }) => {
             matches!(role, InputRole::AttentionMask | InputRole::PositionIds | InputRole::Public)
         }
@@ -33,7 +33,7 @@ pub(super) fn public(graph: &mut Graph, op: plain::Op, operands: &[ValueId], lik
     {
         return graph.add_const(result, origin);
     }
-    graph.add(Op::Public(op), operands, origin)
+    graph.add(Op::Tensor(op), operands, origin)
 }
 
 /// Scores of a softmax, what it is with a mask, and the mask it has already. A huge negative score is 0 also after the
@@ -57,7 +57,7 @@ fn masked(
     masks: [Option<ValueId>; 2],
 ) -> Result<Match> {
     let mask = match masks {
-        [Some(a), Some(b)] => public(graph, plain::Op::Binary(Binary::And), &[a, b], id)?,
+        [Some(a), Some(b)] => public(graph, TensorOp::Binary(Binary::And), &[a, b], id)?,
         [Some(one), None] | [None, Some(one)] => one,
         [None, None] => return Ok(Match::No),
     };
@@ -73,7 +73,7 @@ fn masked(
 pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<Match> {
     let below = softmax_of(graph, id).map(|(scores, ..)| below_floors(graph, scores));
     match below.and_then(|at| graph.op(at)) {
-        Some(Op::Add | Op::Sub | Op::Mul | Op::Div) => {}
+        Some(Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub | Binary::Mul | Binary::Div))) => {}
         _ => return Ok(Match::No),
     }
     match masks(graph, id, weights)? {
@@ -92,7 +92,7 @@ pub(super) fn additive_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -
 /// softmax of scores in whose place masks are chosen, in any nesting with others that are added.
 pub(super) fn chosen_mask(graph: &mut Graph, id: ValueId, weights: &Weights) -> Result<Match> {
     let below = softmax_of(graph, id).map(|(scores, ..)| below_floors(graph, scores));
-    let Some(at) = below.filter(|at| graph.op(*at) == Some(&Op::Where)) else { return Ok(Match::No) };
+    let Some(at) = below.filter(|at| graph.op(*at) == Some(&Op::WHERE)) else { return Ok(Match::No) };
     match masks(graph, id, weights)? {
         Match::No if graph.operand(at, 0).is_some_and(|c| !is_structure(graph, c)) => {
             Ok(Match::Near("the condition depends on more than lengths, masks and positions".into()))
@@ -107,8 +107,8 @@ fn below_floors(graph: &Graph, id: ValueId) -> ValueId {
     loop {
         let operands = graph.operands(at);
         match (graph.op(at), operands.as_slice()) {
-            (Some(Op::Max), [x, c]) if scalar(graph, *c).is_some() => at = *x,
-            (Some(Op::Max), [c, x]) if scalar(graph, *c).is_some() => at = *x,
+            (Some(Op::Tensor(TensorOp::Binary(Binary::Max))), [x, c]) if scalar(graph, *c).is_some() => at = *x,
+            (Some(Op::Tensor(TensorOp::Binary(Binary::Max))), [c, x]) if scalar(graph, *c).is_some() => at = *x,
             _ => return at,
         }
     }
@@ -132,17 +132,21 @@ pub(super) fn folded_scores(graph: &mut Graph, id: ValueId, _: &Weights) -> Resu
     let Some(Op::Softmax { axis }) = graph.op(id) else { return Ok(Match::No) };
     let shape = graph.shape(id).to_vec();
     let (Some(folded), true) = (graph.operand(id, 0), axis + 1 == shape.len()) else { return Ok(Match::No) };
-    let (Some(Op::Reshape { .. }), Some(scores)) = (graph.op(folded), graph.operand(folded, 0)) else {
+    let (Some(Op::Tensor(TensorOp::Reshape { .. })), Some(scores)) = (graph.op(folded), graph.operand(folded, 0))
+    else {
         return Ok(Match::No);
     };
-    let has_mask = matches!(graph.op(scores), Some(Op::Add | Op::Sub | Op::Where | Op::Max));
+    let has_mask = matches!(
+        graph.op(scores),
+        Some(Op::Tensor(TensorOp::Binary(Binary::Add | Binary::Sub) | TensorOp::Where | TensorOp::Binary(Binary::Max)))
+    );
     let Some(last) = graph.shape(scores).len().checked_sub(1) else { return Ok(Match::No) };
     if !has_mask || graph.shape(scores).last() != shape.last() {
         return Ok(Match::No);
     }
     let origin = Origin { value: String::new(), ..graph.node(id)?.origin.clone() };
     let softmax = graph.add(Op::Softmax { axis: last }, &[scores], origin)?;
-    Ok(Match::Yes(Op::Reshape { shape }, vec![softmax]))
+    Ok(Match::Yes(Op::Tensor(TensorOp::Reshape { shape }), vec![softmax]))
 }
 
 /// Whether `tensor` says by 0 and huge negative numbers, one at least, which positions count.
@@ -159,9 +163,11 @@ pub(super) fn is_zero_or_one(graph: &Graph, id: ValueId) -> bool {
 /// where(is_nan(p), 0, p) of a masked softmax p, which is 0 there already.
 pub(super) fn guard(graph: &mut Graph, id: ValueId, _: &Weights) -> Result<Match> {
     let operands = graph.operands(id);
-    let (Some(Op::Where), [c, zero, p]) = (graph.op(id), operands.as_slice()) else { return Ok(Match::No) };
+    let (Some(Op::Tensor(TensorOp::Where)), [c, zero, p]) = (graph.op(id), operands.as_slice()) else {
+        return Ok(Match::No);
+    };
     let guards =
-        graph.op(*c) == Some(&Op::IsNan) && graph.operand(*c, 0) == Some(*p) && scalar(graph, *zero) == Some(0.0);
+        graph.op(*c) == Some(&Op::IS_NAN) && graph.operand(*c, 0) == Some(*p) && scalar(graph, *zero) == Some(0.0);
     Ok(match (guards, graph.op(*p)) {
         (true, Some(Op::MaskedSoftmax { .. } | Op::RatioSoftmax { .. })) => Match::Yes(same(), vec![*p]),
         (true, _) => Match::Near("what it guards is no masked softmax".into()),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ombra_ir::Dim;
-use ombra_ir::plain::{DType, Type};
+use ombra_ir::plain::{self, DType, Reduce, Type};
 
 use super::*;
 use crate::graph::{InputRole, Output, OutputRole, eval};
@@ -79,13 +79,13 @@ fn rms_norm_in_every_form() {
     for form in 0..16 {
         let mut b = Build::new();
         let (x, w, eps, one) = (b.x, b.w("w"), b.c(1e-5), b.c(1.0));
-        let square = if form & 1 == 0 { b.op(Op::Pow(2.0), &[x]) } else { b.op(Op::Mul, &[x, x]) };
-        let mean = b.op(Op::ReduceMean { axes: vec![1], keepdims: true }, &[square]);
-        let sum = b.either(Op::Add, mean, eps, form & 2 != 0);
-        let root = b.op(Op::Sqrt, &[sum]);
-        let inverse = if form & 4 == 0 { b.op(Op::Reciprocal, &[root]) } else { b.op(Op::Div, &[one, root]) };
-        let y = b.either(Op::Mul, x, inverse, form & 8 != 0);
-        let y = b.either(Op::Mul, y, w, form & 1 != 0);
+        let square = if form & 1 == 0 { b.op(Op::Pow(2.0), &[x]) } else { b.op(Op::MUL, &[x, x]) };
+        let mean = b.op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes: vec![1], keepdims: true }), &[square]);
+        let sum = b.either(Op::ADD, mean, eps, form & 2 != 0);
+        let root = b.op(Op::SQRT, &[sum]);
+        let inverse = if form & 4 == 0 { b.op(Op::RECIPROCAL, &[root]) } else { b.op(Op::DIV, &[one, root]) };
+        let y = b.either(Op::MUL, x, inverse, form & 8 != 0);
+        let y = b.either(Op::MUL, y, w, form & 1 != 0);
         assert_eq!(b.finish(y).0, ["rms_norm"], "form {form}");
     }
 }
@@ -95,15 +95,16 @@ fn layer_norm_is_no_rms_norm() {
     for swap in [false, true] {
         let mut b = Build::new();
         let (x, w, bias, eps) = (b.x, b.w("w"), b.w("bias"), b.c(1e-5));
-        let mean = b.op(Op::ReduceMean { axes: vec![1], keepdims: true }, &[x]);
-        let centered = b.op(Op::Sub, &[x, mean]);
+        let mean = b.op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes: vec![1], keepdims: true }), &[x]);
+        let centered = b.op(Op::SUB, &[x, mean]);
         let square = b.op(Op::Pow(2.0), &[centered]);
-        let variance = b.op(Op::ReduceMean { axes: vec![1], keepdims: true }, &[square]);
-        let sum = b.either(Op::Add, variance, eps, swap);
-        let root = b.op(Op::Sqrt, &[sum]);
-        let y = b.op(Op::Div, &[centered, root]);
-        let y = b.either(Op::Mul, y, w, swap);
-        let y = b.either(Op::Add, y, bias, swap);
+        let variance =
+            b.op(Op::Tensor(TensorOp::Reduce { kind: Reduce::Mean, axes: vec![1], keepdims: true }), &[square]);
+        let sum = b.either(Op::ADD, variance, eps, swap);
+        let root = b.op(Op::SQRT, &[sum]);
+        let y = b.op(Op::DIV, &[centered, root]);
+        let y = b.either(Op::MUL, y, w, swap);
+        let y = b.either(Op::ADD, y, bias, swap);
         assert_eq!(b.finish(y).0, ["layer_norm"]);
     }
 }
@@ -114,22 +115,22 @@ fn gelu(tanh: bool, half: f32, swap: bool) -> (Vec<&'static str>, Vec<Found>) {
     let inner = if tanh {
         let (k, c) = (b.c(0.044715), b.c(0.797_884_6));
         let cube = b.op(Op::Pow(3.0), &[x]);
-        let scaled = b.either(Op::Mul, cube, k, swap);
-        let sum = b.either(Op::Add, x, scaled, swap);
-        let argument = b.either(Op::Mul, sum, c, swap);
-        b.op(Op::Tanh, &[argument])
+        let scaled = b.either(Op::MUL, cube, k, swap);
+        let sum = b.either(Op::ADD, x, scaled, swap);
+        let argument = b.either(Op::MUL, sum, c, swap);
+        b.op(Op::TANH, &[argument])
     } else {
         let root = b.c(std::f32::consts::SQRT_2);
-        let argument = b.op(Op::Div, &[x, root]);
-        b.op(Op::Erf, &[argument])
+        let argument = b.op(Op::DIV, &[x, root]);
+        b.op(Op::ERF, &[argument])
     };
-    let gate = b.either(Op::Add, inner, one, swap);
+    let gate = b.either(Op::ADD, inner, one, swap);
     let y = if swap {
-        let y = b.op(Op::Mul, &[x, gate]);
-        b.op(Op::Mul, &[y, half])
+        let y = b.op(Op::MUL, &[x, gate]);
+        b.op(Op::MUL, &[y, half])
     } else {
-        let y = b.op(Op::Mul, &[x, half]);
-        b.op(Op::Mul, &[gate, y])
+        let y = b.op(Op::MUL, &[x, half]);
+        b.op(Op::MUL, &[gate, y])
     };
     b.finish(y)
 }
@@ -151,15 +152,15 @@ fn gelu_in_both_forms_and_a_near_miss() {
 fn silu_and_neutral_elements() {
     let mut b = Build::new();
     let (one, zero) = (b.c(1.0), b.c(0.0));
-    let x = b.op(Op::Mul, &[one, b.x]);
-    let x = b.op(Op::Sub, &[x, zero]);
-    let gate = b.op(Op::Sigmoid, &[x]);
-    let y = b.op(Op::Mul, &[gate, x]);
-    let y = b.op(Op::Div, &[y, one]);
+    let x = b.op(Op::MUL, &[one, b.x]);
+    let x = b.op(Op::SUB, &[x, zero]);
+    let gate = b.op(Op::SIGMOID, &[x]);
+    let y = b.op(Op::MUL, &[gate, x]);
+    let y = b.op(Op::DIV, &[y, one]);
     assert_eq!(b.finish(y).0, ["silu"]);
     let mut b = Build::new();
     let (x, one) = (b.x, b.c(1.0));
-    let y = b.op(Op::Div, &[one, x]);
+    let y = b.op(Op::DIV, &[one, x]);
     assert_eq!(b.finish(y).0, ["div"], "1 / x is not x");
 }
 
@@ -182,7 +183,7 @@ fn additive_masks() {
         for swap in [false, true] {
             let mut b = Build::new();
             let (x, m) = (b.x, structure(&mut b, &values));
-            let s = b.either(Op::Add, x, m, swap);
+            let s = b.either(Op::ADD, x, m, swap);
             let y = b.op(Op::Softmax { axis: 1 }, &[s]);
             assert_eq!(b.finish(y).0, left);
         }
@@ -190,8 +191,8 @@ fn additive_masks() {
     for (name, left) in [("mask", "masked_softmax"), ("weak mask", "softmax")] {
         let mut b = Build::new();
         let (x, m, floor) = (b.x, b.w(name), b.c(f32::MIN));
-        let s = b.op(Op::Add, &[m, x]);
-        let s = b.op(Op::Max, &[s, floor]);
+        let s = b.op(Op::ADD, &[m, x]);
+        let s = b.op(Op::MAX, &[s, floor]);
         let y = b.op(Op::Softmax { axis: 1 }, &[s]);
         let names = b.finish(y).0;
         assert_eq!(names.last(), Some(&left), "an initializer that is a mask");
@@ -199,7 +200,7 @@ fn additive_masks() {
     }
     let mut b = Build::new();
     let (x, m) = (b.x, b.w("bias"));
-    let s = b.op(Op::Add, &[x, m]);
+    let s = b.op(Op::ADD, &[x, m]);
     let y = b.op(Op::Softmax { axis: 1 }, &[s]);
     let (left, found) = b.finish(y);
     assert_eq!(left, ["add", "softmax"]);
@@ -223,8 +224,8 @@ fn masks_in_any_nesting() {
                 let (x, low) = (b.x, b.c(f32::NEG_INFINITY));
                 let (pad, causal) =
                     (condition(b, [false, true, false, false]), condition(b, [true, true, true, false]));
-                let s = b.op(Op::Where, &[pad, low, x]);
-                b.op(Op::Where, &[causal, s, low])
+                let s = b.op(Op::WHERE, &[pad, low, x]);
+                b.op(Op::WHERE, &[causal, s, low])
             },
             &["masked_softmax"],
         ),
@@ -233,9 +234,9 @@ fn masks_in_any_nesting() {
             |b| {
                 let (x, low) = (b.x, b.c(f32::MIN));
                 let kept = condition(b, [true, false, true, true]);
-                let s = b.op(Op::Where, &[kept, x, low]);
+                let s = b.op(Op::WHERE, &[kept, x, low]);
                 let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
-                b.op(Op::Add, &[s, m])
+                b.op(Op::ADD, &[s, m])
             },
             &["masked_softmax"],
         ),
@@ -244,10 +245,10 @@ fn masks_in_any_nesting() {
             |b| {
                 let (x, floor) = (b.x, b.c(f32::MIN));
                 let m = structure(b, &[0.0, f32::MIN, 0.0, 0.0]);
-                let s = b.op(Op::Add, &[m, x]);
+                let s = b.op(Op::ADD, &[m, x]);
                 let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
-                let s = b.op(Op::Add, &[s, m]);
-                b.op(Op::Max, &[floor, s])
+                let s = b.op(Op::ADD, &[s, m]);
+                b.op(Op::MAX, &[floor, s])
             },
             &["masked_softmax"],
         ),
@@ -256,9 +257,9 @@ fn masks_in_any_nesting() {
             |b| {
                 let x = b.x;
                 let m = structure(b, &[0.0, 0.0, -10000.0, 0.0]);
-                let s = b.op(Op::Add, &[x, m]);
+                let s = b.op(Op::ADD, &[x, m]);
                 let m = structure(b, &[0.0, f32::MIN, 0.0, -1e10]);
-                b.op(Op::Add, &[s, m])
+                b.op(Op::ADD, &[s, m])
             },
             &["add", "masked_softmax"],
         ),
@@ -267,7 +268,7 @@ fn masks_in_any_nesting() {
             |b| {
                 let x = b.x;
                 let m = structure(b, &[0.0, 1e10, 0.0, f32::MAX]);
-                b.op(Op::Sub, &[x, m])
+                b.op(Op::SUB, &[x, m])
             },
             &["masked_softmax"],
         ),
@@ -276,9 +277,9 @@ fn masks_in_any_nesting() {
             |b| {
                 let x = b.x;
                 let kept = structure(b, &[1.0, 0.0, 1.0, 0.0]);
-                let s = b.op(Op::Mul, &[x, kept]);
+                let s = b.op(Op::MUL, &[x, kept]);
                 let m = structure(b, &[0.0, -1e10, 0.0, -1e10]);
-                b.op(Op::Add, &[s, m])
+                b.op(Op::ADD, &[s, m])
             },
             &["mul", "masked_softmax"],
         ),
@@ -287,8 +288,8 @@ fn masks_in_any_nesting() {
             |b| {
                 let (x, k) = (b.x, b.c(2.0));
                 let m = structure(b, &[0.0, f32::MIN, 0.5, f32::MIN]);
-                let s = b.op(Op::Add, &[x, m]);
-                b.op(Op::Div, &[s, k])
+                let s = b.op(Op::ADD, &[x, m]);
+                b.op(Op::DIV, &[s, k])
             },
             &["div", "add", "masked_softmax"],
         ),
@@ -297,9 +298,9 @@ fn masks_in_any_nesting() {
             |b| {
                 let (x, low) = (b.x, b.c(-20.0));
                 let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
-                let s = b.op(Op::Add, &[x, m]);
+                let s = b.op(Op::ADD, &[x, m]);
                 let kept = condition(b, [false, true, true, true]);
-                b.op(Op::Where, &[kept, s, low])
+                b.op(Op::WHERE, &[kept, s, low])
             },
             &["where", "masked_softmax"],
         ),
@@ -308,8 +309,8 @@ fn masks_in_any_nesting() {
             |b| {
                 let (x, w) = (b.x, b.w("bias"));
                 let m = structure(b, &[0.0, f32::MIN, 0.0, f32::MIN]);
-                let both = b.op(Op::Add, &[w, m]);
-                b.op(Op::Add, &[x, both])
+                let both = b.op(Op::ADD, &[w, m]);
+                b.op(Op::ADD, &[x, both])
             },
             &["add", "masked_softmax"],
         ),
@@ -326,11 +327,11 @@ fn masks_in_any_nesting() {
 fn a_mask_before_a_fold_of_the_scores() {
     let mut b = Build::new();
     let seq = b.g.shape(b.x)[0].clone();
-    let apart = Op::Reshape { shape: vec![Dim::constant(1), seq.clone(), Dim::constant(4)] };
+    let apart = Op::Tensor(TensorOp::Reshape { shape: vec![Dim::constant(1), seq.clone(), Dim::constant(4)] });
     let m = structure(&mut b, &[0.0, f32::MIN, 0.0, 0.0]);
     let s = b.op(apart, &[b.x]);
-    let s = b.op(Op::Add, &[s, m]);
-    let s = b.op(Op::Reshape { shape: vec![seq, Dim::constant(4)] }, &[s]);
+    let s = b.op(Op::ADD, &[s, m]);
+    let s = b.op(Op::Tensor(TensorOp::Reshape { shape: vec![seq, Dim::constant(4)] }), &[s]);
     let y = b.op(Op::Softmax { axis: 1 }, &[s]);
     assert_eq!(b.finish(y).0, ["reshape", "masked_softmax", "reshape"]);
 }
@@ -345,10 +346,10 @@ fn chosen_masks_and_guards() {
             let mut b = Build::new();
             let (x, low) = (b.x, b.c(fill));
             let c = condition(&mut b, [!swap, swap, !swap, !swap]);
-            let s = if swap { b.op(Op::Where, &[c, low, x]) } else { b.op(Op::Where, &[c, x, low]) };
+            let s = if swap { b.op(Op::WHERE, &[c, low, x]) } else { b.op(Op::WHERE, &[c, x, low]) };
             let p = b.op(Op::Softmax { axis: 1 }, &[s]);
-            let (nan, zero) = (b.op(Op::IsNan, &[p]), b.c(0.0));
-            let y = b.op(Op::Where, &[nan, zero, p]);
+            let (nan, zero) = (b.op(Op::IS_NAN, &[p]), b.c(0.0));
+            let y = b.op(Op::WHERE, &[nan, zero, p]);
             let (names, found) = b.finish(y);
             assert_eq!(names, left);
             let why = found.iter().find_map(|f| f.near_miss.as_deref());
@@ -358,8 +359,8 @@ fn chosen_masks_and_guards() {
     let mut b = Build::new();
     let x = b.x;
     let p = b.op(Op::Softmax { axis: 1 }, &[x]);
-    let (nan, zero) = (b.op(Op::IsNan, &[p]), b.c(0.0));
-    let y = b.op(Op::Where, &[nan, zero, p]);
+    let (nan, zero) = (b.op(Op::IS_NAN, &[p]), b.c(0.0));
+    let y = b.op(Op::WHERE, &[nan, zero, p]);
     let (left, found) = b.finish(y);
     assert_eq!(left, ["softmax", "is_nan", "where"]);
     assert_eq!(found[0].near_miss.as_deref(), Some("what it guards is no masked softmax"));
@@ -370,9 +371,9 @@ fn what_public_values_may_be() {
     let mut b = Build::new();
     let ty = Type::new(DType::I64, vec![Dim::constant(1), Dim::constant(4)]);
     let mask = b.g.add_input("attention_mask", InputRole::AttentionMask, ty, Origin::default());
-    let unary = |op| Op::Public(plain::Op::Unary(op));
-    let binary = |op| Op::Public(plain::Op::Binary(op));
-    let cast = |to| Op::Public(plain::Op::Cast { to });
+    let unary = |op| Op::Tensor(TensorOp::Unary(op));
+    let binary = |op| Op::Tensor(TensorOp::Binary(op));
+    let cast = |to| Op::Tensor(TensorOp::Cast { to });
     let least = f64::from(f32::MIN);
     let few = |b: &Build, id| values::possible(&b.g, id).map(|v| v.few().to_vec());
     let bits = b.op(cast(DType::F32), &[mask]);
@@ -383,7 +384,7 @@ fn what_public_values_may_be() {
     assert_eq!(few(&b, product), Some(vec![least, 0.0]));
     // Where it is 1, the least number stands: 0 is what is left.
     let is_gone = b.op(cast(DType::Bool), &[gone]);
-    let filled = b.op(Op::Public(plain::Op::Where), &[is_gone, low, gone]);
+    let filled = b.op(Op::Tensor(TensorOp::Where), &[is_gone, low, gone]);
     assert_eq!(few(&b, filled), Some(vec![least, 0.0]));
     let twice = b.op(binary(plain::Binary::Add), &[filled, product]);
     assert_eq!(few(&b, twice), Some(vec![f64::NEG_INFINITY, least, 0.0]));
@@ -409,40 +410,37 @@ fn what_public_values_may_be() {
 fn rotated(neighbours: bool, swap: bool, cos: &str, sin: &str) -> (Vec<&'static str>, Vec<Found>) {
     let mut b = Build::new();
     let x = b.x;
-    let slice = |start: i64, len: i64, step: i64| Op::Slice {
-        axis: 1,
-        start: Dim::constant(start),
-        len: Dim::constant(len),
-        step,
+    let slice = |start: i64, len: i64, step: i64| {
+        Op::Tensor(TensorOp::Slice { axis: 1, start: Dim::constant(start), len: Dim::constant(len), step })
     };
     let shape = |b: &Build, last: &[i64]| {
         let mut shape = vec![b.g.shape(x)[0].clone()];
         shape.extend(last.iter().map(|n| Dim::constant(*n)));
-        Op::Reshape { shape }
+        Op::Tensor(TensorOp::Reshape { shape })
     };
     let turned = if neighbours {
         let (even, odd) = (b.op(slice(0, 2, 2), &[x]), b.op(slice(1, 2, 2), &[x]));
-        let odd = b.op(Op::Neg, &[odd]);
+        let odd = b.op(Op::NEG, &[odd]);
         let apart = shape(&b, &[2, 1]);
         let (even, odd) = (b.op(apart.clone(), &[even]), b.op(apart, &[odd]));
-        let both = b.op(Op::Concat { axis: 2 }, &[odd, even]);
+        let both = b.op(Op::Tensor(TensorOp::Concat { axis: 2 }), &[odd, even]);
         let whole = shape(&b, &[4]);
         b.op(whole, &[both])
     } else {
         let (first, second) = (b.op(slice(0, 2, 1), &[x]), b.op(slice(2, 2, 1), &[x]));
-        let second = b.op(Op::Neg, &[second]);
-        b.op(Op::Concat { axis: 1 }, &[second, first])
+        let second = b.op(Op::NEG, &[second]);
+        b.op(Op::Tensor(TensorOp::Concat { axis: 1 }), &[second, first])
     };
     let rows = plain::Op::Iota { start: Dim::constant(0), len: b.g.shape(x)[0].clone(), step: 1 };
-    let rows = b.g.add(Op::Public(rows), &[], Origin::default()).unwrap();
+    let rows = b.g.add(Op::Tensor(rows), &[], Origin::default()).unwrap();
     let mut table = |name: &str| {
         let w = b.g.add_weight(name, false, vec![Dim::constant(6), Dim::constant(4)], Origin::default());
-        b.g.add(Op::Gather { axis: 0 }, &[w, rows], Origin::default()).unwrap()
+        b.g.add(Op::Tensor(TensorOp::Gather { axis: 0 }), &[w, rows], Origin::default()).unwrap()
     };
     let (c, s) = (table(cos), table(sin));
-    let straight = b.either(Op::Mul, x, c, swap);
-    let across = b.either(Op::Mul, turned, s, swap);
-    let y = b.either(Op::Add, straight, across, swap);
+    let straight = b.either(Op::MUL, x, c, swap);
+    let across = b.either(Op::MUL, turned, s, swap);
+    let y = b.either(Op::ADD, straight, across, swap);
     b.finish(y)
 }
 

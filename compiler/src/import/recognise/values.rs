@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Unary};
+use ombra_ir::plain::{Binary, DType, Data, Reduce, Tensor, Unary};
 
-use crate::graph::{Graph, InputRole, Op, ValueId};
+use crate::graph::{Graph, InputRole, Op, TensorOp, ValueId};
 
 /// Most numbers that are kept apart.
 const FEW: usize = 16;
@@ -143,41 +143,41 @@ impl Walk<'_> {
         let graph = self.graph;
         let node = graph.node(id).ok()?;
         let op = match &node.op {
-            Op::Const(tensor) => return elements(tensor),
+            Op::Tensor(TensorOp::Constant(tensor)) => return elements(tensor),
             // An attention mask is 0 or 1, by its meaning.
             Op::Input { role: InputRole::AttentionMask, .. } => return Some(Values::bits()),
-            Op::Public(op) => op,
+            Op::Tensor(op) => op,
             _ => return None,
         };
         let operands = graph.operands(id);
         let float = node.dtype == DType::F32;
         match (op, operands.as_slice()) {
-            (plain::Op::Constant(tensor) | plain::Op::ConstantOfShape { value: tensor, .. }, _) => elements(tensor),
-            (plain::Op::Sizes { values, .. }, _) => {
+            (TensorOp::Constant(tensor) | TensorOp::ConstantOfShape { value: tensor, .. }, _) => elements(tensor),
+            (TensorOp::Sizes { values, .. }, _) => {
                 let ends = values.iter().map(|d| Some((graph.dims.lower(d)? as f64, graph.dims.upper(d)? as f64)));
                 let ends = ends.collect::<Option<Vec<_>>>()?;
                 let low = ends.iter().map(|e| e.0).fold(f64::INFINITY, f64::min);
                 let high = ends.iter().map(|e| e.1).fold(f64::NEG_INFINITY, f64::max);
                 (low <= high).then_some(Values::Between(low, high))
             }
-            (plain::Op::Where, [c, a, b]) => self.chosen(*c, *a, *b),
-            (plain::Op::ScatterNd, [x, _, update]) => self.join(&[*x, *update]),
-            (plain::Op::Trilu { .. }, [x]) => self.of(*x)?.join(Values::Few(vec![0.0])),
+            (TensorOp::Where, [c, a, b]) => self.chosen(*c, *a, *b),
+            (TensorOp::ScatterNd, [x, _, update]) => self.join(&[*x, *update]),
+            (TensorOp::Trilu { .. }, [x]) => self.of(*x)?.join(Values::Few(vec![0.0])),
             (
-                plain::Op::Identity
-                | plain::Op::Reshape { .. }
-                | plain::Op::Expand { .. }
-                | plain::Op::Transpose { .. }
-                | plain::Op::Slice { .. }
-                | plain::Op::Tile { .. }
-                | plain::Op::Reduce { kind: Reduce::Max | Reduce::Min, .. },
+                TensorOp::Identity
+                | TensorOp::Reshape { .. }
+                | TensorOp::Expand { .. }
+                | TensorOp::Transpose { .. }
+                | TensorOp::Slice { .. }
+                | TensorOp::Tile { .. }
+                | TensorOp::Reduce { kind: Reduce::Max | Reduce::Min, .. },
                 [x],
             ) => self.of(*x),
-            (plain::Op::Gather { .. } | plain::Op::GatherNd { .. } | plain::Op::GatherElements { .. }, [x, _]) => {
+            (TensorOp::Gather { .. } | TensorOp::GatherNd { .. } | TensorOp::GatherElements { .. }, [x, _]) => {
                 self.of(*x)
             }
-            (plain::Op::Concat { .. }, all) => self.join(all),
-            (plain::Op::Cast { to }, [x]) => {
+            (TensorOp::Concat { .. }, all) => self.join(all),
+            (TensorOp::Cast { to }, [x]) => {
                 let from = self.of(*x)?;
                 match to {
                     DType::Bool => from.map(|v| bit(v != 0.0)),
@@ -185,7 +185,7 @@ impl Walk<'_> {
                     DType::F32 => Some(from),
                 }
             }
-            (plain::Op::Unary(u), [x]) => {
+            (TensorOp::Unary(u), [x]) => {
                 let from = self.of(*x)?;
                 match u {
                     Unary::Not => from.map(|v| bit(v == 0.0)),
@@ -210,7 +210,7 @@ impl Walk<'_> {
                     | Unary::Erf => None,
                 }
             }
-            (plain::Op::Binary(b), [x, y]) => {
+            (TensorOp::Binary(b), [x, y]) => {
                 let (x, y) = (self.of(*x)?, self.of(*y)?);
                 combined(*b, &x, &y, float)
             }
@@ -221,7 +221,7 @@ impl Walk<'_> {
     /// A choice. Where one of the two is what the condition was made of, it is chosen where it is 0, or where it is not.
     fn chosen(&mut self, c: ValueId, a: ValueId, b: ValueId) -> Option<Values> {
         let source = match self.graph.op(c) {
-            Some(Op::Public(plain::Op::Cast { to: DType::Bool })) => self.graph.operand(c, 0),
+            Some(Op::Tensor(TensorOp::Cast { to: DType::Bool })) => self.graph.operand(c, 0),
             _ => None,
         };
         let (mut yes, mut no) = (self.of(a)?, self.of(b)?);

@@ -11,13 +11,13 @@ use super::super::attention::{
     split_heads, truth,
 };
 use super::super::movement::reshape_to;
-use crate::graph::{InputRole, Op, ValueId};
+use crate::graph::{InputRole, Op, TensorOp, ValueId};
 use crate::import::node::Node;
 use crate::import::{Context, Value};
 
 /// `len` elements of an axis from `start` on.
 fn part(cx: &mut Context, x: &Value, axis: usize, start: i64, len: i64) -> Result<Value> {
-    cx.emit(Op::Slice { axis, start: Dim::constant(start), len: Dim::constant(len), step: 1 }, &[x])
+    cx.emit(Op::Tensor(TensorOp::Slice { axis, start: Dim::constant(start), len: Dim::constant(len), step: 1 }), &[x])
 }
 
 /// `x` cut along its last axis into parts of `sizes`.
@@ -90,9 +90,9 @@ pub fn packed(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         return Err(refused("Attention with a shared buffer of keys"));
     }
     let heads = heads(node, "num_heads")?;
-    let mut all = cx.emit(Op::MatMul, &[node.input(0)?, node.input(1)?])?;
+    let mut all = cx.emit(Op::MATMUL, &[node.input(0)?, node.input(1)?])?;
     if let Some(bias) = node.optional(2) {
-        all = cx.emit(Op::Add, &[&all, bias])?;
+        all = cx.emit(Op::ADD, &[&all, bias])?;
     }
     let sizes = match node.ints("qkv_hidden_sizes") {
         Some([a, b, c]) => [*a, *b, *c],
@@ -122,7 +122,7 @@ pub fn packed(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         shape.insert(0, Dim::constant(1));
         both.push(reshape_to(cx, half, shape)?);
     }
-    let present = cx.emit(Op::Concat { axis: 0 }, &both.iter().collect::<Vec<_>>())?;
+    let present = cx.emit(Op::Tensor(TensorOp::Concat { axis: 0 }), &both.iter().collect::<Vec<_>>())?;
     Ok(vec![output, present])
 }
 
@@ -159,7 +159,7 @@ pub fn multi_head(cx: &mut Context, node: &Node) -> Result<Vec<Value>> {
         let sizes = [width(cx, &qkv[0], heads)?, width(cx, &qkv[1], heads)?, width(cx, &qkv[2], heads)?];
         for (x, bias) in qkv.iter_mut().zip(parts(cx, bias, sizes)?) {
             if cx.shape(x)?.len() == 3 {
-                *x = cx.emit(Op::Add, &[x, &bias])?;
+                *x = cx.emit(Op::ADD, &[x, &bias])?;
             }
         }
     }
@@ -258,11 +258,11 @@ fn positions(cx: &mut Context, last: &Value, new: &Dim) -> Result<Value> {
     let batch = plain::infer::product(&cx.shape(last)?)?;
     let last = reshape_to(cx, last, vec![batch, Dim::constant(1)])?;
     let before = Value::Sizes { shape: vec![], dims: vec![new.sub(&Dim::constant(1))?] };
-    let first = cx.emit_public(plain::Op::Binary(Binary::Sub), &[&last, &before])?;
+    let first = cx.emit_public(TensorOp::Binary(Binary::Sub), &[&last, &before])?;
     let zero = Value::constant(Tensor::new(vec![], plain::Data::I64(vec![0]))?);
-    let first = cx.emit_public(plain::Op::Binary(Binary::Max), &[&first, &zero])?;
-    let steps = cx.emit_public(plain::Op::Iota { start: Dim::constant(0), len: new.clone(), step: 1 }, &[])?;
-    cx.emit_public(plain::Op::Binary(Binary::Add), &[&first, &steps])
+    let first = cx.emit_public(TensorOp::Binary(Binary::Max), &[&first, &zero])?;
+    let steps = cx.emit_public(TensorOp::Iota { start: Dim::constant(0), len: new.clone(), step: 1 }, &[])?;
+    cx.emit_public(TensorOp::Binary(Binary::Add), &[&first, &steps])
 }
 
 /// Keys that are no padding, `[batch, 1, 1, total]`, by the number `last` of keys less one: by the attention mask that it
@@ -272,19 +272,17 @@ fn valid(cx: &mut Context, last: &Value, past: &Dim, total: &Dim, new: &Dim) -> 
     if let Some(mask) = counted_mask(cx, last, total) {
         return key_mask(cx, &Value::Node(mask), &batch, total);
     }
-    let binary = |op| plain::Op::Binary(op);
+    let binary = |op| TensorOp::Binary(op);
     let flat = reshape_to(cx, last, vec![batch])?;
     let first = positions(cx, &flat, new)?;
-    let first = cx.emit_public(
-        plain::Op::Slice { axis: 1, start: Dim::constant(0), len: Dim::constant(1), step: 1 },
-        &[&first],
-    )?;
+    let first = cx
+        .emit_public(TensorOp::Slice { axis: 1, start: Dim::constant(0), len: Dim::constant(1), step: 1 }, &[&first])?;
     let old = before(cx, &first, total)?;
     let one = Value::constant(Tensor::new(vec![], plain::Data::I64(vec![1]))?);
     let count = cx.emit_public(binary(Binary::Add), &[&flat, &one])?;
     // With a past, all new tokens count; without one, as many as there are.
     let ends = before(cx, &count, total)?;
-    let columns = cx.emit_public(plain::Op::Iota { start: Dim::constant(0), len: total.clone(), step: 1 }, &[])?;
+    let columns = cx.emit_public(TensorOp::Iota { start: Dim::constant(0), len: total.clone(), step: 1 }, &[])?;
     let border = Value::Sizes { shape: vec![], dims: vec![past.clone()] };
     let fresh = cx.emit_public(binary(Binary::GreaterOrEqual), &[&columns, &border])?;
     let zero = Value::constant(Tensor::new(vec![], plain::Data::I64(vec![0]))?);
@@ -298,30 +296,23 @@ fn valid(cx: &mut Context, last: &Value, past: &Dim, total: &Dim, new: &Dim) -> 
 fn counted_mask(cx: &Context, last: &Value, total: &Dim) -> Option<ValueId> {
     let Value::Node(id) = last else { return None };
     let skip = |mut id: ValueId| {
-        while let Some(plain::Op::Identity | plain::Op::Cast { to: DType::I64 } | plain::Op::Reshape { .. }) =
-            cx.graph.op(id).and_then(public_op)
+        while let Some(TensorOp::Identity | TensorOp::Cast { to: DType::I64 } | TensorOp::Reshape { .. }) =
+            cx.graph.op(id).and_then(Op::tensor)
         {
             id = cx.graph.operand(id, 0)?;
         }
         Some(id)
     };
     let less = skip(*id)?;
-    let Some(plain::Op::Binary(Binary::Sub)) = cx.graph.op(less).and_then(public_op) else { return None };
+    let Some(TensorOp::Binary(Binary::Sub)) = cx.graph.op(less).and_then(Op::tensor) else { return None };
     let one = cx.graph.constant(cx.graph.operand(less, 1)?)?.as_i64().ok()?;
     let sum = skip(cx.graph.operand(less, 0)?)?;
-    let Some(plain::Op::Reduce { kind: Reduce::Sum, axes, .. }) = cx.graph.op(sum).and_then(public_op) else {
+    let Some(TensorOp::Reduce { kind: Reduce::Sum, axes, .. }) = cx.graph.op(sum).and_then(Op::tensor) else {
         return None;
     };
     let mask = skip(cx.graph.operand(sum, 0)?)?;
     let is_mask = matches!(cx.graph.op(mask), Some(Op::Input { role: InputRole::AttentionMask, .. }));
     (one == [1] && axes == &[1] && is_mask && cx.graph.shape(mask).get(1) == Some(total)).then_some(mask)
-}
-
-fn public_op(op: &Op) -> Option<&plain::Op> {
-    match op {
-        Op::Public(op) => Some(op),
-        _ => None,
-    }
 }
 
 /// `RotaryEmbedding`: x, positions or the first of them, cosines, sines.
@@ -333,9 +324,9 @@ pub fn rotary(cx: &mut Context, node: &Node) -> Result<Value> {
         [_, _] => given.clone(),
         // One number: the position of the first token.
         _ => {
-            let steps = plain::Op::Iota { start: Dim::constant(0), len: tokens, step: 1 };
+            let steps = TensorOp::Iota { start: Dim::constant(0), len: tokens, step: 1 };
             let steps = cx.emit_public(steps, &[])?;
-            let all = cx.emit_public(plain::Op::Binary(Binary::Add), &[given, &steps])?;
+            let all = cx.emit_public(TensorOp::Binary(Binary::Add), &[given, &steps])?;
             let len = size_at(cx, &all, 0)?;
             reshape_to(cx, &all, vec![Dim::constant(1), len])?
         }
