@@ -1,11 +1,13 @@
 //! What is predicted for a form of a model is what a model exported in that form costs.
 
+use ombra_compiler::advise::bottleneck::{Bottleneck, bottleneck, shares};
 use ombra_compiler::advise::{Choice, Request, Variant, advise, plan_of_variant};
 use ombra_compiler::inspect::{Report, inspect};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::pipeline::{Errors, Options, analyse, compile};
 use ombra_ir::network::Network;
 use ombra_ir::plan::Plan;
+use ombra_ir::settings::Setting;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -141,4 +143,31 @@ fn advice_follows_from_predictions() {
     let text = advice.text();
     assert!(advice.forms.iter().all(|f| text.contains(&f.name)) && text.contains("choose: "));
     assert_eq!(advice.layers, 4);
+}
+
+/// Every setting has its own predictions, and says what the paper's rule makes of them.
+#[test]
+fn every_setting_is_told_its_bottleneck() {
+    let request =
+        Request { prompt: 64, cached: 64, tokens: 4, machine: None, networks: vec![("lan".into(), Network::LAN)] };
+    let base = corpus("llama-trained/base");
+    let mut said = Vec::new();
+    for setting in [Setting::ThreeParty, Setting::Dealer] {
+        let options = Options { assume: true, setting, ..Options::default() };
+        let choice = Choice { rank: Some(4), merged: Some(2), ..Choice::default() };
+        let advice = advise(&base, None, &options, &request, choice).map_err(show).unwrap();
+        assert_eq!(advice.setting, setting.name());
+        let rule = advice.rules.iter().find(|r| r.about == "bottleneck").unwrap();
+        let found = shares(&advice.forms[0], &request);
+        // Between three parties products are local, and without a machine nothing is computed.
+        assert_eq!(found.arithmetic > 0.0, setting == Setting::Dealer, "{setting:?}: {found:?}");
+        let expected = match bottleneck(found) {
+            Bottleneck::RestOfPrompts => "the paper's choice is 2 heads merged",
+            Bottleneck::RestOfTokens | Bottleneck::Arithmetic => "the paper's choice is LoRA rank 4",
+            Bottleneck::None => "the paper's choice is last 2 layers",
+        };
+        assert!(rule.says.contains(expected) && rule.says.contains("on top, last 2 layers"), "{}", rule.says);
+        said.push(rule.says.clone());
+    }
+    assert_ne!(said[0], said[1], "each by its own costs");
 }

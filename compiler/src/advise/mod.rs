@@ -4,6 +4,7 @@
 //! is measured against. Nothing is trained and nothing is estimated but times and, of a model without its weights, ranges.
 
 mod adapters;
+pub mod bottleneck;
 mod heads;
 mod recommend;
 mod report;
@@ -18,7 +19,9 @@ use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
 use crate::passes::approximate::{Activation, Approximations, Choice as Approximation, Softmax};
 use crate::pipeline::{Analysed, Errors, Options, analyse, plan_of_analysed};
+use ombra_ir::module::Id;
 use ombra_ir::network::Network;
+use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::Plan;
 use ombra_ir::profile::{self, Profile};
@@ -51,8 +54,14 @@ pub struct StepCost {
     pub bytes: u64,
     /// Bytes of all parties by the composite op, or kind of op, that they belong to.
     pub kinds: BTreeMap<String, u64>,
+    /// Bytes of these that products send.
+    pub product_bytes: u64,
     /// Multiply-accumulates of two secret factors.
     pub secret_macs: u64,
+    /// Seconds of multiplying matrices at one party; 0 where no machine is known.
+    pub product_seconds: f64,
+    /// Seconds of all that one party computes, and of what rounds cost it.
+    pub computing_seconds: f64,
     /// Seconds by network: of messages, and of computing where a machine is known.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -135,12 +144,36 @@ fn step_cost(plan: &Plan, report: &Report, request: &Request) -> Result<StepCost
     for op in report.ops.iter().filter(|op| op.total_bytes() > 0) {
         *kinds.entry(op.kind().to_string()).or_default() += op.total_bytes();
     }
-    let mut seconds = BTreeMap::new();
+    let (mut seconds, mut computing_seconds) = (BTreeMap::new(), 0.0);
     for (name, network) in &request.networks {
         let time = profile::predict(&plan.module, &bound, &schedule, Some(network), request.machine.as_ref())?;
         seconds.insert(name.clone(), time.total());
+        computing_seconds = time.work + time.rounds;
     }
-    Ok(StepCost { rounds: report.rounds, bytes: report.total_bytes(), kinds, secret_macs: report.macs.secret, seconds })
+    let mut product_seconds = 0.0;
+    if let Some(machine) = &request.machine {
+        for (id, node) in (0u32..).map(Id).zip(&plan.module.ops) {
+            if is_product(&node.op) {
+                product_seconds += machine.seconds(&profile::work_of(&plan.module, &bound, id)?);
+            }
+        }
+    }
+    let of_products = plan.module.ops.iter().zip(&schedule.traffic).filter(|(node, _)| is_product(&node.op));
+    Ok(StepCost {
+        rounds: report.rounds,
+        bytes: report.total_bytes(),
+        kinds,
+        product_bytes: of_products.map(|(_, traffic)| traffic.bytes()).sum(),
+        secret_macs: report.macs.secret,
+        product_seconds,
+        computing_seconds,
+        seconds,
+    })
+}
+
+/// Whether an op multiplies, and does nothing else.
+fn is_product(op: &Op) -> bool {
+    matches!(op, Op::Mul | Op::MatMul { .. })
 }
 
 /// The forms that are worth comparing for a model of `layers` layers: each technique alone and their combinations.

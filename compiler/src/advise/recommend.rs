@@ -6,7 +6,7 @@
 //! a dealer, and long prompts), freezing layers and merging heads pay; approximations come on top and cost quality. Here
 //! every such statement is a ratio of two predictions, so the rules hold for any setting, size and network that has costs.
 
-use super::{Prediction, Request, StepCost};
+use super::{Prediction, Request, StepCost, bottleneck};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -102,6 +102,9 @@ pub fn recommend(forms: &[Prediction], request: &Request, layers: u32) -> (Vec<R
             }
         ),
     );
+    if let Some(says) = bottleneck::statement(forms, request) {
+        say("bottleneck", says);
+    }
     if let Some(frozen) = by_name(&|f| f.name.starts_with("last ")) {
         say(
             "freezing",
