@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use ombra_ir::{Diagnostic, Result, files};
 use serde_json::Value;
 
-use crate::output::{Beside, CONFIGURATION, TOKENIZER};
+use crate::output::Beside;
+use ombra_ir::folder::{CONFIGURATION, TOKENIZER};
 
 /// Names of the model, the best first: with a cache before without one.
 const MODELS: [&str; 5] = [

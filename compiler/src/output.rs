@@ -10,6 +10,7 @@ use crate::leak::Pieces;
 use crate::onnx::{Model, blocks};
 use crate::pipeline::Compiled;
 use crate::stream::each_block;
+use ombra_ir::folder::{CLIENT_DATA, CLIENT_MODEL, CONFIGURATION, PLAN, TOKENIZER, WEIGHTS};
 use ombra_ir::plain::DType;
 use ombra_ir::plan::{self, FileDigest};
 use ombra_ir::{Bindings, Diagnostic, Result, files};
@@ -18,26 +19,6 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-
-/// Name of the plan in the public folder.
-pub const PLAN: &str = "plan.ombra";
-/// Name of the client's plaintext region in the public folder.
-pub const CLIENT_MODEL: &str = "client.onnx";
-/// Name of the data file of the client's plaintext region, where that is large.
-pub const CLIENT_DATA: &str = "client.onnx.data";
-/// Name of the weight files in both folders.
-pub const WEIGHTS: &str = "weights.safetensors";
-/// Name of the tokenizer in the public folder.
-pub const TOKENIZER: &str = "tokenizer.json";
-
-/// Names of other files of the public folder, as the folders have them in which models are published.
-pub const CONFIGURATION: [&str; 5] = [
-    "generation_config.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "special_tokens_map.json",
-];
 
 /// A file that goes beside the plan: its name there, and where it is.
 pub type Beside = (&'static str, PathBuf);

@@ -8,6 +8,7 @@ use ombra_compiler::labels::{Overrides, Owner, label};
 use ombra_compiler::onnx::{ABSENT, Model, write_model};
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
+use ombra_ir::folder;
 use onnx_protobuf::tensor_proto::{DataLocation, DataType};
 use onnx_protobuf::{ModelProto, StringStringEntryProto};
 use protobuf::Enum;
@@ -136,12 +137,12 @@ fn a_plan_for_costs_says_so_and_stands_alone() {
     assert!(report.costs_only && report.text(By::Kind).contains("for costs only"));
     let out = folder.0.join("out");
     std::fs::create_dir_all(out.join("server")).unwrap();
-    std::fs::write(out.join("server").join(output::WEIGHTS), "of an earlier plan").unwrap();
+    std::fs::write(out.join("server").join(folder::WEIGHTS), "of an earlier plan").unwrap();
     output::write(&mut plan, &model, &[], &out).unwrap();
     let files = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap().flatten();
         entries.filter(|e| e.path().is_file()).map(|e| e.file_name().to_string_lossy().into_owned()).collect()
     };
-    assert_eq!(files(&out), [output::PLAN]);
+    assert_eq!(files(&out), [folder::PLAN]);
     assert!(files(&out.join("server")).is_empty());
 }

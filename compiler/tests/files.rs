@@ -5,6 +5,7 @@ mod common;
 use common::{Folder, corpus};
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Options, compile};
+use ombra_ir::folder;
 use ombra_ir::plan;
 use sha2::{Digest, Sha256};
 use std::process::{Command, Stdio};
@@ -55,8 +56,8 @@ fn the_plan_has_the_digest_of_every_public_file() {
     let (tuned, base) = (corpus("llama-trained/frozen"), corpus("llama-trained/base"));
     let mut compiled = compile(&tuned, Some(&base), &Options::default()).unwrap_or_else(|e| panic!("{e:?}"));
     let folder = Folder::new("files-digests");
-    let beside: Vec<_> = std::iter::once(output::TOKENIZER)
-        .chain(output::CONFIGURATION)
+    let beside: Vec<_> = std::iter::once(folder::TOKENIZER)
+        .chain(folder::CONFIGURATION)
         .map(|name| {
             let path = folder.0.join(name);
             std::fs::write(&path, format!("{{ \"{name}\": 1 }}")).unwrap();
@@ -65,11 +66,11 @@ fn the_plan_has_the_digest_of_every_public_file() {
         .collect();
     let out = folder.0.join("out");
     output::write(&mut compiled, &tuned, &beside, &out).unwrap();
-    let plan = plan::decode(&std::fs::read(out.join("public").join(output::PLAN)).unwrap()).unwrap();
+    let plan = plan::decode(&std::fs::read(out.join("public").join(folder::PLAN)).unwrap()).unwrap();
     let mut digests: Vec<_> = plan.files.into_iter().chain(plan.client_model).chain([plan.public_weights]).collect();
     digests.sort_by(|a, b| a.file.cmp(&b.file));
     let mut files: Vec<_> = std::fs::read_dir(out.join("public")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.file_name().is_some_and(|name| name != output::PLAN));
+    files.retain(|path| path.file_name().is_some_and(|name| name != folder::PLAN));
     files.sort();
     assert!(files.len() >= 8, "{files:?}");
     let found: Vec<(String, String)> = files

@@ -16,6 +16,7 @@ use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, analyse, compile};
 use ombra_compiler::reveal::Reveal;
 use ombra_ir::Diagnostic;
+use ombra_ir::folder;
 use ombra_ir::plain::Tensor;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_proto::DataType;
@@ -362,7 +363,7 @@ fn a_private_tensor_in_a_public_file_stops_the_compiler() {
     for stolen in [row, column] {
         let file = folder.0.join("tokenizer");
         std::fs::write(&file, [vec![7; 33], stolen].concat()).unwrap();
-        let error = output::write(&mut compiled, &tuned, &[(output::TOKENIZER, file)], &folder.0).unwrap_err();
+        let error = output::write(&mut compiled, &tuned, &[(folder::TOKENIZER, file)], &folder.0).unwrap_err();
         assert_eq!(error.code, "E0549", "{error}");
         assert!(error.message.contains(&private.name), "{error}");
         assert!(!folder.0.join("public/plan.ombra").exists());

@@ -6,6 +6,7 @@ pub mod diag;
 pub mod dim;
 pub mod draw;
 pub mod files;
+pub mod folder;
 pub mod infer;
 pub mod module;
 pub mod network;

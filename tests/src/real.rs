@@ -9,6 +9,7 @@ use ombra_compiler::reveal::Reveal;
 use ombra_compiler::self_test::clear;
 use ombra_compiler::{import, output};
 use ombra_ir::draw::Way;
+use ombra_ir::folder;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
@@ -73,7 +74,7 @@ impl Real {
             first(errors).unwrap_or_else(|| Diagnostic::internal("E0000", "the compiler failed without an error"))
         })?;
         let written = Folder::new()?;
-        output::write(&mut compiled, &model, &[(output::TOKENIZER, folder.join("tokenizer.json"))], written.path())?;
+        output::write(&mut compiled, &model, &[(folder::TOKENIZER, folder.join("tokenizer.json"))], written.path())?;
         let plan = PlanFolder::open(written.path())?;
         Ok(Real { compiled, model, plan, _folder: written })
     }

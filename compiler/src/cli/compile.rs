@@ -11,6 +11,7 @@ use crate::savings::savings;
 use crate::self_test::rows::{Special, read_tokens};
 use crate::self_test::{self, Progress, What};
 use crate::{assume, inspect, npz, output, token_text};
+use ombra_ir::folder;
 use ombra_ir::module::OutputKind;
 use ombra_ir::plan::{BoundsOf, Plan};
 use ombra_ir::settings::Setting;
@@ -140,10 +141,10 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
     }
     let mut beside = found.beside;
     if let Some(path) = &args.tokenizer {
-        beside.retain(|(name, _)| *name != output::TOKENIZER);
-        beside.push((output::TOKENIZER, path.clone()));
+        beside.retain(|(name, _)| *name != folder::TOKENIZER);
+        beside.push((folder::TOKENIZER, path.clone()));
     }
-    let tokenizer = beside.iter().find(|(name, _)| *name == output::TOKENIZER).map(|(_, path)| path.clone());
+    let tokenizer = beside.iter().find(|(name, _)| *name == folder::TOKENIZER).map(|(_, path)| path.clone());
     let models = (&model, base.as_ref());
     let tested = tested(args, tokenizer.as_deref(), models, &options, &compiled, progress)?;
     let digest = output::write(&mut compiled, &model, &beside, &args.output).map_err(one)?;
@@ -164,12 +165,12 @@ fn calibration_rows(args: &CompileArgs, found: &Found) -> Result<Vec<Vec<i64>>, 
     if args.calibrate_text.is_empty() {
         return Ok(Vec::new());
     }
-    let listed = found.beside.iter().find(|(name, _)| *name == output::TOKENIZER).map(|(_, path)| path.clone());
-    let neighbour = found.model.with_file_name(output::TOKENIZER);
+    let listed = found.beside.iter().find(|(name, _)| *name == folder::TOKENIZER).map(|(_, path)| path.clone());
+    let neighbour = found.model.with_file_name(folder::TOKENIZER);
     let tokenizer = args.tokenizer.clone().or(listed).or_else(|| neighbour.is_file().then_some(neighbour));
     let tokenizer = tokenizer.ok_or_else(|| {
         one(Diagnostic::input("E0533", "--calibrate-text needs the model's tokenizer, and there is none beside it")
-            .note(format!("expected {} in the model's folder, or --tokenizer", output::TOKENIZER)))
+            .note(format!("expected {} in the model's folder, or --tokenizer", folder::TOKENIZER)))
     })?;
     let rows = args.calibrate_text.iter().map(|path| token_text::read(path, &tokenizer));
     Ok(rows.collect::<Result<Vec<_>, _>>().map_err(one)?.concat())

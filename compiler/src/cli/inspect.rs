@@ -2,9 +2,10 @@
 
 use super::{Outcome, not_yet, one, pair, show};
 use crate::inspect::{self, Conditions};
-use crate::{output, profile};
+use crate::profile;
 use clap::ValueEnum;
 use ombra_ir::draw::{Filter, Way};
+use ombra_ir::folder;
 use ombra_ir::network::Network;
 use ombra_ir::plan::{self, Plan};
 use ombra_ir::{Diagnostic, files, text, verify};
@@ -97,7 +98,7 @@ fn conditions(args: &InspectArgs) -> Result<Conditions, Vec<Diagnostic>> {
 }
 
 fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
-    let candidates = [path.join("public").join(output::PLAN), path.join(output::PLAN), path.to_path_buf()];
+    let candidates = [path.join("public").join(folder::PLAN), path.join(folder::PLAN), path.to_path_buf()];
     let file = candidates.iter().find(|p| p.is_file()).ok_or_else(|| {
         one(Diagnostic::input("E0563", format!("{} holds no plan", path.display()))
             .note("expected a folder that `ombra compile` wrote, or a plan.ombra"))

@@ -5,6 +5,7 @@ use std::time::Instant;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Options, compile};
+use ombra_ir::folder;
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::text::Text;
 
@@ -35,7 +36,7 @@ pub fn show(question: &str) -> Result<(), Errors> {
     let mut compiled = compile(&model, None, &Options::default())?;
     let folder = root.join("out/quickstart/real");
     let tokenizer = model_folder.join(real::convert::TOKENIZER);
-    output::write(&mut compiled, &model, &[(output::TOKENIZER, tokenizer.clone())], &folder).map_err(one)?;
+    output::write(&mut compiled, &model, &[(folder::TOKENIZER, tokenizer.clone())], &folder).map_err(one)?;
     say(format_args!("compiled in {:.1} s", start.elapsed().as_secs_f64()));
     say(where_it_runs(&compiled));
     let text = real::chat(question);

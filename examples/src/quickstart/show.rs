@@ -11,6 +11,7 @@ use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
 use ombra_ir::Diagnostic;
 use ombra_ir::draw::Choosing;
+use ombra_ir::folder;
 use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::access::{Access, Peers};
 use ombra_runtime::app::command::{ClientRun, Given, run_client};
@@ -98,7 +99,7 @@ fn variant(variant: &Variant, text: &str, models: &Path, out: &Path) -> Result<C
     let base = variant.public_base.then(|| Model::read(&models.join("base/model.onnx"))).transpose().map_err(one)?;
     let mut compiled = compile(&model, base.as_ref(), &Options::default())?;
     let folder = out.join(variant.name.replace(' ', "-"));
-    output::write(&mut compiled, &model, &[(output::TOKENIZER, models.join("tokenizer.json"))], &folder)
+    output::write(&mut compiled, &model, &[(folder::TOKENIZER, models.join("tokenizer.json"))], &folder)
         .map_err(one)?;
     say(where_it_runs(&compiled));
 

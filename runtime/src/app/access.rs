@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use ombra_ir::draw::Way;
+use ombra_ir::folder::TOKENIZER;
 use ombra_ir::{Diagnostic, Result};
 
-use super::folder::{PlanFolder, TOKENIZER_FILE};
+use super::folder::PlanFolder;
 use super::isolation::{Isolation, Program};
 use super::local::LocalParties;
 use super::material::{ClientMaterial, Spent, part_of};
@@ -142,7 +143,7 @@ impl Opened {
     /// # Errors
     /// `E1004` for a name that leaves the folder.
     pub fn has_text(&self) -> Result<bool> {
-        Ok(self.folder.file(TOKENIZER_FILE)?.is_some())
+        Ok(self.folder.file(TOKENIZER)?.is_some())
     }
 
     /// The client's way to the other parties: over its configuration, or to processes that are started for it.

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use ombra_ir::draw::Way;
+use ombra_ir::folder::{PLAN, WEIGHTS};
 use ombra_ir::module::{Module, Stage};
 use ombra_ir::plan::{self, FileDigest, Plan};
 use ombra_ir::{Diagnostic, Result, files, verify};
@@ -15,13 +16,6 @@ use super::program::Programs;
 use super::request::Request;
 use super::weights::{Wanted, Weights, private_weights, public_weights};
 use crate::settings;
-
-/// Name of the plan in the public folder.
-pub const PLAN_FILE: &str = "plan.ombra";
-/// Name of the private weights in the server's folder.
-pub const WEIGHTS_FILE: &str = "weights.safetensors";
-/// Name of the tokenizer in the public folder.
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// An opened and verified plan.
 pub struct PlanFolder {
@@ -44,12 +38,12 @@ impl PlanFolder {
     /// # Errors
     /// `E1001` to `E1004`, those of [`plan::decode`], and the verifier's first finding.
     pub fn open(folder: &Path) -> Result<PlanFolder> {
-        let (root, public) = if folder.join(PLAN_FILE).is_file() {
+        let (root, public) = if folder.join(PLAN).is_file() {
             (folder.parent().unwrap_or(folder).to_path_buf(), folder.to_path_buf())
         } else {
             (folder.to_path_buf(), folder.join("public"))
         };
-        let path = public.join(PLAN_FILE);
+        let path = public.join(PLAN);
         let place = path.display().to_string();
         let bytes = read_bounded(&path, plan::MAX_BYTES as u64)?;
         let plan = plan::decode(&bytes).map_err(|error| error.at(place.clone()))?;
@@ -80,7 +74,7 @@ impl PlanFolder {
     /// # Errors
     /// `E1001`, `E1003`.
     pub fn server_weights(&self) -> Result<Weights> {
-        let path = self.root.join("server").join(WEIGHTS_FILE);
+        let path = self.root.join("server").join(WEIGHTS);
         if !path.is_file() {
             return Err(Diagnostic::input("E1001", "the private weights are missing")
                 .at(path.display().to_string())

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ombra_ir::folder::{CHAT_TEMPLATE, GENERATION, SPECIAL_TOKENS, TOKENIZER_CONFIGURATION};
 use ombra_ir::{Diagnostic, Result};
 use serde_json::Value;
 
@@ -16,9 +17,9 @@ const MAX_BYTES: u64 = 16 << 20;
 /// Names of special tokens that templates use.
 const SPECIAL: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 /// Where end tokens are named by id, the first file that has them counts.
-const WITH_IDS: [&str; 2] = ["generation_config.json", "config.json"];
+const WITH_IDS: [&str; 2] = [GENERATION, "config.json"];
 /// Where special tokens are named by their text.
-const WITH_TEXTS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+const WITH_TEXTS: [&str; 2] = [TOKENIZER_CONFIGURATION, SPECIAL_TOKENS];
 
 /// What the files say.
 #[derive(Debug, Default, PartialEq)]
@@ -60,8 +61,8 @@ impl Settings {
                 settings.template = template(json.get("chat_template"));
             }
         }
-        if let Some(bytes) = read(folder, "chat_template.jinja")? {
-            let text = String::from_utf8(bytes).map_err(|_| wrong("chat_template.jinja", "it is no UTF-8 text"))?;
+        if let Some(bytes) = read(folder, CHAT_TEMPLATE)? {
+            let text = String::from_utf8(bytes).map_err(|_| wrong(CHAT_TEMPLATE, "it is no UTF-8 text"))?;
             settings.template = Some(text);
         } else if let Some(json) = json(folder, "chat_template.json")? {
             settings.template = template(json.get("chat_template")).or(settings.template);
@@ -79,7 +80,7 @@ impl Settings {
         };
         match text.token_id(token)? {
             Some(id) => Ok(BTreeSet::from([id])),
-            None => Err(wrong("tokenizer_config.json", "its eos_token is not in tokenizer.json")
+            None => Err(wrong(TOKENIZER_CONFIGURATION, "its eos_token is not in tokenizer.json")
                 .note("help      correct the model's folder and compile it again")),
         }
     }

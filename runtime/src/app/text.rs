@@ -3,10 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
+use ombra_ir::folder::TOKENIZER;
 use ombra_ir::{Diagnostic, Result};
 use tokenizers::Tokenizer;
 
-use super::folder::{CheckedFile, PlanFolder, TOKENIZER_FILE};
+use super::folder::{CheckedFile, PlanFolder};
 use super::isolation::{BROKEN, Isolation, Worker};
 use super::settings::Settings;
 use super::template::{Chat, Message, render};
@@ -127,7 +128,7 @@ impl Text {
     /// # Errors
     /// `E1009` when the plan has none, or it cannot be used; `E1001`, `E1002`, `E0725`.
     pub fn open(folder: &PlanFolder, isolation: Option<&Isolation>) -> Result<Text> {
-        let file = folder.file(TOKENIZER_FILE)?.ok_or_else(|| {
+        let file = folder.file(TOKENIZER)?.ok_or_else(|| {
             Diagnostic::input("E1009", "the plan has no tokenizer.json")
                 .note("found     a file of that name in the folder counts only with its digest in the plan")
                 .note("help      give --tokens, or compile with --tokenizer")
