@@ -217,24 +217,6 @@ const CASES: &[Case] = &[
         ],
     },
     Case {
-        rule: "flat product",
-        found: &[
-            |d| chain(d, [3, 6, 3], true, [Owner::Server; 2]),
-            |d| chain(d, [4, 4, 4], true, [Owner::Public, Owner::Server]),
-        ],
-        refused: &[|d| chain(d, [8, 2, 7], true, [Owner::Server; 2])],
-    },
-    Case {
-        rule: "common left factor",
-        found: &[|d| two_products(d, [Owner::Server; 2]), |d| two_products(d, [Owner::Public; 2])],
-        refused: &[|d| two_products(d, [Owner::Public, Owner::Server])],
-    },
-    Case {
-        rule: "joined products",
-        found: &[|d| two_products(d, [Owner::Server; 2])],
-        refused: &[|d| two_products(d, [Owner::Public, Owner::Server])],
-    },
-    Case {
         rule: "transposed product",
         found: &[|d| {
             let (k, r, n) = (d.size(1, 5), d.size(1, 5), d.size(1, 5));
@@ -269,14 +251,6 @@ const CASES: &[Case] = &[
         refused: &[|d| scaled_product(d, 0.125, Owner::Server)],
     },
     Case {
-        rule: "scaled rows",
-        found: &[
-            |d| scaled_rows(d, [Owner::Server, Owner::Server]),
-            |d| scaled_rows(d, [Owner::Public, Owner::Server]),
-        ],
-        refused: &[|d| scaled_rows(d, [Owner::Server, Owner::Public])],
-    },
-    Case {
         rule: "scaled columns",
         found: &[
             |d| scaled_columns(d, [Owner::Server, Owner::Server]),
@@ -299,48 +273,9 @@ const CASES: &[Case] = &[
         refused: &[|d| factors(d, Op::MUL, [Owner::Public, Owner::Server])],
     },
     Case {
-        rule: "scaled movement",
-        found: &[|d| {
-            let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![2, 0, 1] }), &[x]);
-            let k = d.scalar(0.7);
-            let y = d.either(Op::MUL, x, k);
-            d.output(y);
-        }],
-        refused: &[|d| {
-            let x = d.secret(&[2, 3]);
-            let x = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![1, 0] }), &[x]);
-            let v = d.weight(Owner::Public, &[2]);
-            let y = d.either(Op::MUL, x, v);
-            d.output(y);
-        }],
-    },
-    Case { rule: "scaled sum", found: &[|d| scaled_sum(d, 0.5)], refused: &[|d| scaled_sum(d, 0.01)] },
-    Case {
         rule: "known terms",
         found: &[|d| factors(d, Op::ADD, [Owner::Public; 2]), |d| factors(d, Op::ADD, [Owner::Server; 2])],
         refused: &[|d| factors(d, Op::ADD, [Owner::Public, Owner::Server])],
-    },
-    Case {
-        rule: "transposes in a row",
-        found: &[|d| {
-            let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![2, 0, 1] }), &[x]);
-            let perm = if d.next().is_multiple_of(2) { vec![1, 2, 0] } else { vec![0, 2, 1] };
-            let y = d.op(Op::Tensor(TensorOp::Transpose { perm }), &[x]);
-            d.output(y);
-        }],
-        refused: &[],
-    },
-    Case {
-        rule: "reshapes in a row",
-        found: &[|d| {
-            let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[6, 4]) }), &[x]);
-            let y = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[2, 12]) }), &[x]);
-            d.output(y);
-        }],
-        refused: &[],
     },
     Case {
         rule: "transposed elements",
@@ -363,62 +298,6 @@ const CASES: &[Case] = &[
             d.output(y);
         }],
     },
-    Case {
-        rule: "flattened product",
-        found: &[|d| {
-            let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[6, 4]) }), &[x]);
-            let w = d.weight(Owner::Server, &[4, 5]);
-            let y = d.op(Op::MATMUL, &[x, w]);
-            d.output(y);
-        }],
-        refused: &[|d| {
-            let x = d.secret(&[2, 3, 4]);
-            let x = d.op(Op::Tensor(TensorOp::Reshape { shape: dims(&[2, 12]) }), &[x]);
-            let w = d.weight(Owner::Server, &[12, 5]);
-            let y = d.op(Op::MATMUL, &[x, w]);
-            d.output(y);
-        }],
-    },
-    Case {
-        rule: "maximum",
-        found: &[|d| comparison(d, Op::MAX, None), |d| comparison(d, Op::MAX, Some(0.0))],
-        refused: &[|d| {
-            let (a, b) = (d.weight(Owner::Server, &[2]), d.weight(Owner::Server, &[2]));
-            let m = d.op(Op::MAX, &[a, b]);
-            let x = d.secret(&[2]);
-            let y = d.op(Op::ADD, &[x, m]);
-            d.output(y);
-        }],
-    },
-    Case {
-        rule: "minimum",
-        found: &[|d| comparison(d, Op::MIN, None), |d| comparison(d, Op::MIN, Some(0.0))],
-        refused: &[],
-    },
-    Case {
-        rule: "clip",
-        found: &[|d| clip(d, -1.0, 0.5, Op::MAX), |d| clip(d, 0.0, 1.0, Op::MIN)],
-        refused: &[|d| clip(d, 1.0, -1.0, Op::MAX)],
-    },
-    Case {
-        rule: "negated comparison",
-        found: &[
-            |d| {
-                let x = d.secret(&[3, 4]);
-                let n = d.op(Op::NEG, &[x]);
-                let y = d.op(Op::Relu, &[n]);
-                d.output(y);
-            },
-            |d| {
-                let (a, b) = (d.secret(&[3, 4]), d.secret(&[3, 4]));
-                let n = d.op(Op::SUB, &[a, b]);
-                let y = d.op(Op::Relu, &[n]);
-                d.output(y);
-            },
-        ],
-        refused: &[],
-    },
 ];
 
 fn chain(d: &mut Draw, [k, r, n]: [i64; 3], left: bool, owners: [Owner; 2]) {
@@ -435,27 +314,10 @@ fn chain(d: &mut Draw, [k, r, n]: [i64; 3], left: bool, owners: [Owner; 2]) {
     d.output(y);
 }
 
-fn two_products(d: &mut Draw, owners: [Owner; 2]) {
-    let (m, k, n) = (d.size(1, 4), d.size(1, 5), d.size(2, 5));
-    let x = d.secret(&[m, k]);
-    let (a, b) = (d.weight(owners[0], &[k, n]), d.weight(owners[1], &[k, n]));
-    let (p, q) = (d.op(Op::MATMUL, &[x, a]), d.op(Op::MATMUL, &[x, b]));
-    let y = d.either(Op::SUB, p, q);
-    d.output(y);
-}
-
 fn scaled_product(d: &mut Draw, k: f32, owner: Owner) {
     let (x, w) = (d.secret(&[3, 4]), d.weight(owner, &[4, 5]));
     let (y, k) = (d.op(Op::MATMUL, &[x, w]), d.scalar(k));
     let y = d.either(Op::MUL, y, k);
-    d.output(y);
-}
-
-fn scaled_rows(d: &mut Draw, [v, w]: [Owner; 2]) {
-    let (m, k, n) = (d.size(1, 4), d.size(2, 5), d.size(1, 5));
-    let (x, v, w) = (d.secret(&[m, k]), d.weight(v, &[k]), d.weight(w, &[k, n]));
-    let x = d.either(Op::MUL, x, v);
-    let y = d.op(Op::MATMUL, &[x, w]);
     d.output(y);
 }
 
@@ -471,35 +333,6 @@ fn factors(d: &mut Draw, op: Op, owners: [Owner; 2]) {
     let (x, a, b) = (d.secret(&[2, 3]), d.weight(owners[0], &[2, 3]), d.weight(owners[1], &[3]));
     let y = d.either(op.clone(), x, a);
     let y = d.either(op, y, b);
-    d.output(y);
-}
-
-fn scaled_sum(d: &mut Draw, k: f32) {
-    let (x, b, k) = (d.secret(&[2, 3]), d.weight(Owner::Server, &[3]), d.scalar(k));
-    let y = d.either(Op::ADD, x, b);
-    let y = d.either(Op::MUL, y, k);
-    d.output(y);
-}
-
-fn comparison(d: &mut Draw, op: Op, with: Option<f32>) {
-    let a = d.secret(&[3, 4]);
-    let b = match with {
-        Some(k) => d.scalar(k),
-        None => d.secret(&[3, 4]),
-    };
-    let y = d.either(op, a, b);
-    d.output(y);
-}
-
-fn clip(d: &mut Draw, low: f32, high: f32, first: Op) {
-    let (x, l, h) = (d.secret(&[3, 4]), d.scalar(low), d.scalar(high));
-    let y = if first == Op::MAX {
-        let y = d.either(Op::MAX, x, l);
-        d.either(Op::MIN, y, h)
-    } else {
-        let y = d.either(Op::MIN, x, h);
-        d.either(Op::MAX, y, l)
-    };
     d.output(y);
 }
 

@@ -1,10 +1,9 @@
-//! What is chosen: comparisons shared, public parts out of MPC, equal layers once, the same program every time.
+//! What is chosen: adapters apart, public parts out of MPC, equal layers once, the same program every time.
 
 use super::cost::Network;
 use super::sampling::Draw;
 use super::{Rewrite, rewrite};
-use crate::graph::{Graph, Op, Owner, TensorOp, ValueId, print};
-use ombra_ir::plain::Binary;
+use crate::graph::{Graph, Op, Owner, ValueId, print};
 use ombra_ir::settings::Setting;
 use std::collections::BTreeMap;
 
@@ -18,42 +17,8 @@ fn rewritten(draw: &Draw, network: Network) -> (Graph, Vec<Rewrite>) {
     (graph, reports)
 }
 
-fn count(graph: &Graph, of: impl Fn(&Op) -> bool) -> usize {
-    graph.iter().filter(|(_, n)| of(&n.op)).count()
-}
-
-fn comparisons(graph: &Graph) -> usize {
-    count(graph, |op| matches!(op, Op::Relu | Op::Tensor(TensorOp::Binary(Binary::Max | Binary::Min))))
-}
-
 fn applied(reports: &[Rewrite], rule: &str) -> usize {
     reports.iter().filter_map(|r| r.applied.get(rule)).sum()
-}
-
-#[test]
-fn both_signs_share_one_comparison() {
-    let mut d = Draw::new(1);
-    let x = d.secret(&[40, 8]);
-    let minus = d.op(Op::NEG, &[x]);
-    for value in [x, minus] {
-        let y = d.op(Op::Relu, &[value]);
-        d.output(y);
-    }
-    let (graph, reports) = rewritten(&d, Network::WAN);
-    assert_eq!(comparisons(&graph), 1, "{}", print::print(&graph));
-    assert_eq!(applied(&reports, "negated comparison"), 1);
-}
-
-#[test]
-fn greatest_and_least_of_a_pair_share_one_comparison() {
-    let mut d = Draw::new(2);
-    let (a, b) = (d.secret(&[40, 8]), d.secret(&[40, 8]));
-    for (op, args) in [(Op::MAX, [a, b]), (Op::MIN, [b, a])] {
-        let y = d.op(op, &args);
-        d.output(y);
-    }
-    let (graph, _) = rewritten(&d, IMMEDIATE);
-    assert_eq!(comparisons(&graph), 1, "{}", print::print(&graph));
 }
 
 #[test]

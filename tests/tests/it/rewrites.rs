@@ -11,11 +11,14 @@ use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::{Passes, session_price};
 use ombra_ir::Diagnostic;
 use ombra_ir::op::Op;
+use ombra_ir::plan::Plan;
+use ombra_ir::settings::Setting;
 use ombra_tests::corpus::{self, selected};
 use ombra_tests::logits::max_error;
 use ombra_tests::plain;
 use onnx_protobuf::NodeProto;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// A network on which rounds cost nothing: what is thin is taken apart however small the model is.
 const IMMEDIATE: Network = Network { bytes_per_s: 25e6, latency_s: 0.0 };
@@ -225,4 +228,104 @@ fn no_rewritten_program_costs_more_as_a_whole() {
         }
     }
     assert!(changed > 0, "some programs are rewritten");
+}
+
+/// Folders under `tests/data` whose models the table looks at.
+const FOLDERS: &[&str] = &["models", "approximations", "exporters", "cases"];
+
+/// All models in a folder, by their path under `tests/data`.
+fn models_in(folder: &Path, found: &mut Vec<PathBuf>) {
+    let entries = std::fs::read_dir(folder).expect("the folder is there");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    if folder.join("model.onnx").is_file() {
+        found.push(folder.to_path_buf());
+    }
+    for path in paths.into_iter().filter(|p| p.is_dir()) {
+        models_in(&path, found);
+    }
+}
+
+/// What a program costs in the reference session: the sharing of weights, a prompt, and a token after it where the model
+/// has a cache. Prompts are as long as the model takes, up to 64.
+fn session(plan: &Plan) -> Option<[u64; 3]> {
+    let at = |seq: u64, past: u64| {
+        let mut sizes = BTreeMap::new();
+        for (name, size) in [(&plan.batch, 1), (&plan.seq, seq), (&plan.past, past)] {
+            sizes.extend(name.clone().map(|name| (name, size)));
+        }
+        inspect(plan, &sizes).ok()
+    };
+    [64, 32, 16, 8].into_iter().find_map(|n| {
+        let prompt = at(n, 0)?;
+        let token = if plan.past.is_some() { at(1, n)?.total_bytes() } else { 0 };
+        Some([prompt.setup_bytes, prompt.total_bytes(), token])
+    })
+}
+
+/// What rewriting does to every model of `tests/data`, in both settings, against `benchmarks/rewrites.md`.
+#[test]
+fn what_each_rule_saves_on_which_model_is_written_down() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    let mut folders = Vec::new();
+    FOLDERS.iter().for_each(|folder| models_in(&data.join(folder), &mut folders));
+    let mut models: Vec<(String, Model, Option<Model>)> = Vec::new();
+    for folder in folders {
+        let name = folder.strip_prefix(&data).expect("it is under the data").display().to_string();
+        let Ok(model) = Model::read(&folder.join("model.onnx")) else { continue };
+        let base =
+            folder.parent().map(|p| p.join("base/model.onnx")).filter(|p| p.is_file() && !name.ends_with("/base"));
+        models.push((name, model, base.map(|path| Model::read(&path).expect("the base is bundled"))));
+    }
+    let lora = corpus::model("llama-trained/lora").expect("the model is bundled");
+    for (name, turned) in [("merged at run time", false), ("merged at run time, turned", true)] {
+        let base = corpus::model("llama-trained/base").expect("the base is bundled");
+        models.push((format!("models/llama-trained/lora, {name}"), merged(&lora, turned).0, Some(base)));
+    }
+    let mut table = String::from(
+        "# What rewriting saves\n\nExact counts, written by `OMBRA_BLESS=1 cargo test -p ombra-tests --test it rewrites`. Bytes that all parties send: \
+         weights shared once, a prompt of up to 64 tokens, a token after it. Models of `tests/data` that no rule changes are left \
+         out; where no count changes, a rule saved local work.\n\n| model | setting | network | rules | sharing | prompt | token |\n|---|---|---|---|---|---|---|\n",
+    );
+    for (name, model, base) in &models {
+        for setting in [Setting::ThreeParty, Setting::Dealer] {
+            for (network, of) in [("wan", Network::WAN), ("lan", Network::LAN), ("no latency", IMMEDIATE)] {
+                let options = Options { setting, network: of, ..Options::default() };
+                // What does not compile is another test's business.
+                let Ok(found) = rewritten(model, base.as_ref(), &options) else { continue };
+                let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
+                for report in &found.rewrites {
+                    for (rule, count) in &report.applied {
+                        *rules.entry(rule).or_default() += count * report.layers.len().max(1);
+                    }
+                }
+                if rules.is_empty() {
+                    continue;
+                }
+                let costs = [Some(false), Some(true)].map(|keep_rewrites| {
+                    let options = Options { keep_rewrites, assume: true, ..options.clone() };
+                    let plan = plan_of(model, base.as_ref(), &options).map_err(show);
+                    session(&plan.unwrap_or_else(|e| panic!("{name}: {e}"))).expect("the model takes 8 tokens")
+                });
+                let [before, after] = costs;
+                let rules: Vec<String> = rules.iter().map(|(rule, count)| format!("{rule} ({count})")).collect();
+                let changes = [0, 1, 2].map(|i| match (before[i], after[i]) {
+                    (a, b) if a == b => a.to_string(),
+                    (a, b) => format!("{a} → {b}"),
+                });
+                let (setting, rules) = (setting.protocol().name, rules.join(", "));
+                table += &format!("| {name} | {setting} | {network} | {rules} | {} |\n", changes.join(" | "));
+            }
+        }
+    }
+    compare_text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../benchmarks/rewrites.md"), &table);
+}
+
+/// Compares with a file, or writes it where `OMBRA_BLESS` is 1.
+fn compare_text(path: &Path, found: &str) {
+    if std::env::var("OMBRA_BLESS").is_ok_and(|value| value == "1") {
+        std::fs::write(path, found).expect("there is room");
+    }
+    let expected = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(expected == found, "{} has other counts; found:\n{found}", path.display());
 }

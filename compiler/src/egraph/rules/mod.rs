@@ -2,7 +2,6 @@
 //!
 //! A rule looks at one class and says what else it equals. Laws for authors stand in `README.md` beside this file.
 
-mod comparisons;
 mod movement;
 mod products;
 mod scales;
@@ -41,25 +40,12 @@ pub struct Rule {
 pub const RULES: &[Rule] = &[
     products::SUM,
     products::NEST,
-    products::FLAT,
-    products::COMMON,
-    products::JOINED,
     products::TURNED,
     products::SCALED,
-    scales::ROWS,
     scales::COLUMNS,
     scales::FACTORS,
-    scales::MOVED,
-    scales::SUM,
-    sums::KNOWN,
-    movement::TRANSPOSES,
-    movement::RESHAPES,
     movement::TURNED,
-    movement::FLATTENED,
-    comparisons::MAX,
-    comparisons::MIN,
-    comparisons::CLIP,
-    comparisons::NEGATED,
+    sums::KNOWN,
 ];
 
 /// An e-graph as rules see it.
@@ -114,13 +100,6 @@ impl<'a> View<'a> {
 
     fn owner(&self, class: Id) -> Owner {
         self.facts(class).owner
-    }
-
-    /// Terms of other classes that use a class.
-    fn classes(&self) -> impl Iterator<Item = Id> + use<'a> {
-        let mut ids: Vec<Id> = self.egraph.classes().map(|c| c.id).collect();
-        ids.sort_unstable();
-        ids.into_iter()
     }
 
     /// A matrix that is known before a run, to everybody or to the server.

@@ -2,9 +2,8 @@
 
 use super::{Finding, Rule, View, is_matmul, is_mul, is_sum, is_turn, turn};
 use crate::egraph::language::Tree;
-use crate::graph::{Op, Owner, TensorOp};
+use crate::graph::{Op, Owner};
 use egg::Id;
-use ombra_ir::Dim;
 
 /// X·(A ± B) = X·A ± X·B, where one of A and B is public and the other, the server's, is a thin product.
 ///
@@ -71,98 +70,6 @@ pub const NEST: Rule = Rule {
     },
 };
 
-/// (X·A)·B = X·(A·B), where A·B is known before a run and that takes no more multiplications.
-pub const FLAT: Rule = Rule {
-    name: "flat product",
-    equation: "(X·A)·B = X·(A·B)",
-    tolerance: 1e-4,
-    reported: false,
-    find: |v, class| {
-        let mut found = Vec::new();
-        for (_, y, b) in v.pairs(class, is_matmul) {
-            if !v.is_known_matrix(b) || v.owner(class) != Owner::Secret {
-                continue;
-            }
-            for (_, x, a) in v.pairs(y, is_matmul) {
-                let (Some((k, r)), Some((_, n))) = (v.matrix(a), v.matrix(b)) else { continue };
-                if v.is_known_matrix(a) && thin(k, n, r) != Some(true) {
-                    found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, Tree::binary(Op::MATMUL, a, b))));
-                }
-            }
-        }
-        found
-    },
-};
-
-/// X·A ± X·B = X·(A ± B), where A and B are known before a run to the same.
-pub const COMMON: Rule = Rule {
-    name: "common left factor",
-    equation: "X·A ± X·B = X·(A ± B)",
-    tolerance: 1e-4,
-    reported: false,
-    find: |v, class| {
-        let mut found = Vec::new();
-        if v.owner(class) != Owner::Secret {
-            return found;
-        }
-        for (op, p, q) in v.pairs(class, is_sum) {
-            for (_, x, a) in v.pairs(p, is_matmul) {
-                for (_, y, b) in v.pairs(q, is_matmul) {
-                    let same = x == y && v.shape(a) == v.shape(b) && v.owner(a) == v.owner(b);
-                    if same && v.is_known_matrix(a) && v.is_known_matrix(b) && is_whole(v, a) && is_whole(v, b) {
-                        found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, Tree::binary(op.clone(), a, b))));
-                    }
-                }
-            }
-        }
-        found
-    },
-};
-
-/// X·A = (X·[A B])\[.., :n\] and X·B = (X·[A B])\[.., n:\], where A and B are known before a run to the same.
-///
-/// Messages are the same, since the schedule merges rounds; it pays where one large product is quicker than two.
-pub const JOINED: Rule = Rule {
-    name: "joined products",
-    equation: "X·A = (X·[A B])[.., :n]",
-    tolerance: 1e-4,
-    reported: false,
-    find: |v, class| {
-        let mut found = Vec::new();
-        if v.owner(class) != Owner::Secret
-            || v.nodes(class).any(|(op, _)| matches!(op, Op::Tensor(TensorOp::Slice { .. })))
-        {
-            return found;
-        }
-        for (_, x, w) in v.pairs(class, is_matmul) {
-            let partner = v.classes().filter(|&c| c != class).find_map(|c| {
-                v.pairs(c, is_matmul).into_iter().find(|&(_, y, u)| {
-                    let joined = v.nodes(u).any(|(op, _)| matches!(op, Op::Tensor(TensorOp::Concat { .. })));
-                    y == x && u != w && is_column_block(v, w, u) && !joined
-                })
-            });
-            let Some((_, _, u)) = partner else { continue };
-            if v.nodes(w).any(|(op, _)| matches!(op, Op::Tensor(TensorOp::Concat { .. }))) {
-                continue;
-            }
-            let (first, second) = if w < u { (w, u) } else { (u, w) };
-            let [.., n] = v.shape(w) else { continue };
-            let rank = v.shape(class).len();
-            let start = if w < u { Dim::constant(0) } else { v.shape(u)[1].clone() };
-            let both = Tree::binary(Op::Tensor(TensorOp::Concat { axis: 1 }), first, second);
-            found.push(Finding::Equal(Tree::unary(
-                Op::Tensor(TensorOp::Slice { axis: rank - 1, start, len: n.clone(), step: 1 }),
-                Tree::binary(Op::MATMUL, x, both),
-            )));
-        }
-        found
-    },
-};
-
-fn is_column_block(v: &View, a: Id, b: Id) -> bool {
-    v.is_known_matrix(a) && v.is_known_matrix(b) && v.owner(a) == v.owner(b) && v.shape(a)[0] == v.shape(b)[0]
-}
-
 /// (A·B)ᵀ = Bᵀ·Aᵀ, for matrices known before a run.
 pub const TURNED: Rule = Rule {
     name: "transposed product",
@@ -218,18 +125,13 @@ pub const SCALED: Rule = Rule {
 };
 
 /// Whether a weight times `k` keeps all but one of its fraction bits.
-pub(super) fn keeps_precision(k: f32) -> bool {
+fn keeps_precision(k: f32) -> bool {
     (0.5..=16.0).contains(&k.abs())
 }
 
 /// The inner size of a product that a class is.
 fn rank(v: &View, class: Id) -> Option<i64> {
     v.pairs(class, is_matmul).into_iter().filter_map(|(_, a, _)| v.matrix(a).map(|(_, r)| r)).min()
-}
-
-/// Whether a matrix is itself no thin product.
-fn is_whole(v: &View, class: Id) -> bool {
-    rank(v, class).is_none_or(|r| !is_thin(v, class, r))
 }
 
 fn is_thin(v: &View, product: Id, r: i64) -> bool {

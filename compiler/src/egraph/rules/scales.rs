@@ -1,43 +1,10 @@
 //! Factors moved to where they cost nothing.
 
-use super::products::keeps_precision;
-use super::{Finding, Rule, View, is_add, is_matmul, is_mul};
+use super::{Finding, Rule, View, is_matmul, is_mul};
 use crate::egraph::language::Tree;
 use crate::graph::{Op, Owner, TensorOp};
 use egg::Id;
 use ombra_ir::Dim;
-
-/// (X ∘ v)·W = X·(vᵀ ∘ W), where whoever knows W knows v: a secret product or a public factor less.
-pub const ROWS: Rule = Rule {
-    name: "scaled rows",
-    equation: "(X ∘ v)·W = X·(vᵀ ∘ W)",
-    tolerance: 1e-4,
-    reported: true,
-    find: |view, class| {
-        let mut found = Vec::new();
-        for (_, y, w) in view.pairs(class, is_matmul) {
-            if view.owner(class) != Owner::Secret || !view.is_known_matrix(w) {
-                continue;
-            }
-            for (x, v) in view.unordered(y, is_mul) {
-                let Some(width) = vector(view, v) else { continue };
-                if view.shape(x) != view.shape(y) || view.shape(w).first() != Some(&width) {
-                    continue;
-                }
-                match takes(view, w, v) {
-                    Ok(()) => {
-                        let column =
-                            Tree::unary(Op::Tensor(TensorOp::Reshape { shape: vec![width, Dim::constant(1)] }), v);
-                        let scaled = Tree::binary(Op::MUL, w, column);
-                        found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, scaled)));
-                    }
-                    Err(why) => found.push(Finding::Near(why)),
-                }
-            }
-        }
-        found
-    },
-};
 
 /// (X·W) ∘ v = X·(W ∘ v), where whoever knows W knows v.
 pub const COLUMNS: Rule = Rule {
@@ -92,51 +59,6 @@ pub const FACTORS: Rule = Rule {
                     _ => continue,
                 };
                 found.push(Finding::Equal(Tree::binary(Op::MUL, x, both)));
-            }
-        }
-        found
-    },
-};
-
-/// s·M(x) = M(s·x) for a scalar s and a movement M.
-pub const MOVED: Rule = Rule {
-    name: "scaled movement",
-    equation: "s·M(x) = M(s·x)",
-    tolerance: 1e-6,
-    reported: false,
-    find: |view, class| {
-        let mut found = Vec::new();
-        for (y, s) in view.unordered(class, is_mul) {
-            if view.scalar(s).is_none() {
-                continue;
-            }
-            for (op, x) in
-                view.singles(y, |op| matches!(op, Op::Tensor(TensorOp::Transpose { .. } | TensorOp::Reshape { .. })))
-            {
-                found.push(Finding::Equal(Tree::unary(op.clone(), Tree::binary(Op::MUL, x, s))));
-            }
-        }
-        found
-    },
-};
-
-/// s·(a + b) = s·a + s·b for a scalar s and b known before a run.
-pub const SUM: Rule = Rule {
-    name: "scaled sum",
-    equation: "s·(a + b) = s·a + s·b",
-    tolerance: 1e-5,
-    reported: false,
-    find: |view, class| {
-        let mut found = Vec::new();
-        for (y, s) in view.unordered(class, is_mul) {
-            if view.scalar(s).is_none_or(|k| !keeps_precision(k)) && view.owner(class) == Owner::Secret {
-                continue;
-            }
-            for (a, b) in view.unordered(y, is_add) {
-                if view.scalar(s).is_some() && view.facts(b).fixed && view.shape(a) == view.shape(y) {
-                    let scaled = |x: Id| Tree::binary(Op::MUL, x, s);
-                    found.push(Finding::Equal(Tree::binary(Op::ADD, scaled(a), scaled(b))));
-                }
             }
         }
         found
