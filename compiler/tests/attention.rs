@@ -1,7 +1,7 @@
 //! Attention in every model of the corpus: the sizes that its configuration says, and the whole sentence as it is shown.
 
+use ombra_compiler::attention::explain::explain;
 use ombra_compiler::attention::{Description, attentions, describe};
-use ombra_compiler::explain::explain;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::passes::approximate::{Choice, Softmax};
 use ombra_compiler::pipeline::{Options, analyse};

@@ -1,11 +1,11 @@
 //! Proven bounds by attack: random graphs of many operators, on random inputs and on inputs chosen to reach the bounds.
 
 use fastrand::Rng;
-use ombra_compiler::bounds::{Ranges, prove};
-use ombra_compiler::calibrate::{Inputs, Seen};
 use ombra_compiler::graph::eval::visit;
 use ombra_compiler::graph::{Graph, InputRole, Op, Origin, TensorOp, ValueId};
-use ombra_compiler::statics::{Known, Statics};
+use ombra_compiler::ranges::bounds::{Ranges, prove};
+use ombra_compiler::ranges::calibrate::{Inputs, Seen};
+use ombra_compiler::weights::statics::{Known, Statics};
 use ombra_ir::Dim;
 use ombra_ir::plain::{Binary, DType, Reduce, Tensor, Type, Unary};
 use std::collections::BTreeMap;

@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ombra_compiler::calibrate::{calibrate, complete_inputs};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::passes::approximate::Approximations;
 use ombra_compiler::pipeline::{Options, analyse, compile};
-use ombra_compiler::{npz, token_text};
+use ombra_compiler::ranges::calibrate::{calibrate, complete_inputs};
+use ombra_compiler::ranges::npz;
+use ombra_compiler::ranges::token_text;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::AssumedRange;
 use zip::CompressionMethod;

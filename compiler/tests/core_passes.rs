@@ -3,8 +3,8 @@
 //! What a pass makes is legal, and means the same: revealed values in the clear are equal on drawn inputs.
 //! `OMBRA_BLESS=1` writes the expectations.
 
-use ombra_compiler::assign_masks::assign_masks;
-use ombra_compiler::narrow_rings::narrow_rings;
+use ombra_compiler::passes::assign_masks::assign_masks;
+use ombra_compiler::passes::narrow_rings::narrow_rings;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::Op;
 use ombra_ir::reference::{RefValue, Rounding, eval_rounded};

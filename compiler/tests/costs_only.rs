@@ -4,10 +4,10 @@ mod common;
 
 use common::{Folder, corpus};
 use ombra_compiler::inspect::{By, inspect};
-use ombra_compiler::labels::{Overrides, Owner, label};
 use ombra_compiler::onnx::{ABSENT, Model, write_model};
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
+use ombra_compiler::secrecy::labels::{Overrides, Owner, label};
 use ombra_ir::folder;
 use onnx_protobuf::tensor_proto::{DataLocation, DataType};
 use onnx_protobuf::{ModelProto, StringStringEntryProto};
@@ -85,7 +85,7 @@ fn names_and_shapes_decide_what_is_public() {
         (without_weights("llama-trained/lora", &folder), without_weights("llama-trained/base", &folder));
     let labels = label(&tuned, Some(&base), &Overrides::default()).unwrap();
     assert!(labels.guessed > 0);
-    let of = |labels: &ombra_compiler::labels::Labels, wanted: &dyn Fn(&str) -> bool| -> Vec<Owner> {
+    let of = |labels: &ombra_compiler::secrecy::labels::Labels, wanted: &dyn Fn(&str) -> bool| -> Vec<Owner> {
         labels.tensors.iter().filter(|l| wanted(&l.name)).map(|l| l.owner).collect()
     };
     let private = Overrides { private: vec!["*layernorm*".into()], ..Overrides::default() };
@@ -94,7 +94,7 @@ fn names_and_shapes_decide_what_is_public() {
     assert!(!norms.is_empty() && norms.iter().all(|o| *o == Owner::Private), "a pattern wins over a guess");
     let alone = label(&tuned, None, &Overrides::default()).unwrap();
     assert_eq!(alone.guessed, 0);
-    let large = |l: &&ombra_compiler::labels::Label| l.shape.iter().product::<usize>() > 1;
+    let large = |l: &&ombra_compiler::secrecy::labels::Label| l.shape.iter().product::<usize>() > 1;
     assert!(alone.tensors.iter().filter(large).all(|l| l.owner == Owner::Private), "no base, no pattern: private");
     let all = Overrides { public: vec!["*".into()], ..Overrides::default() };
     assert!(of(&label(&tuned, None, &all).unwrap(), &|_| true).iter().all(|o| *o == Owner::Public));

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use ombra_compiler::graph::{self, Op, TensorOp, eval};
 use ombra_compiler::import::recognise::recognise;
 use ombra_compiler::import::{Options, dtype_of, import, load_weight};
-use ombra_compiler::labels::{Overrides, Owner, label};
 use ombra_compiler::onnx::{Model, shape};
 use ombra_compiler::pipeline;
+use ombra_compiler::secrecy::labels::{Overrides, Owner, label};
 use ombra_ir::plain::{Binary, DType, Data, Tensor, Unary};
 use onnx_protobuf::{Message, TensorProto};
 

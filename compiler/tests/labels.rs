@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
-use ombra_compiler::labels::{Labels, Overrides, Owner, Reason, label};
 use ombra_compiler::onnx::Model;
+use ombra_compiler::secrecy::labels::{Labels, Overrides, Owner, Reason, label};
 use onnx_protobuf::tensor_proto::DataType;
 use onnx_protobuf::{ModelProto, TensorProto};
 use protobuf::Enum;

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use common::{Folder, corpus};
 use ombra_compiler::import::load_weight;
-use ombra_compiler::labels::{Label, Labels, Overrides, Owner, Reason, label};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Options, analyse, compile};
+use ombra_compiler::secrecy::labels::{Label, Labels, Overrides, Owner, Reason, label};
 use onnx_protobuf::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 
 /// Exports of two layers, by exporter, and the word in front of a layer's number.

@@ -6,15 +6,15 @@ mod common;
 use common::{Folder, corpus};
 use std::path::Path;
 
-use ombra_compiler::calibrate::Inputs;
 use ombra_compiler::graph::{Op, Owner};
 use ombra_compiler::import::load_weight;
 use ombra_compiler::inspect::{By, inspect};
-use ombra_compiler::labels;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Compiled, Options, analyse, compile};
-use ombra_compiler::reveal::Reveal;
+use ombra_compiler::ranges::calibrate::Inputs;
+use ombra_compiler::secrecy::labels;
 use ombra_ir::Diagnostic;
 use ombra_ir::folder;
 use ombra_ir::plain::Tensor;

@@ -1,7 +1,7 @@
 //! Drawing programs in the reference meaning, against distributions in double precision.
 
 use fastrand::Rng;
-use ombra_compiler::assign_rotations::{Spread, assign_rotations};
+use ombra_compiler::passes::assign_rotations::{Spread, assign_rotations};
 use ombra_compiler::sampling::drawings;
 use ombra_ir::bind::bind;
 use ombra_ir::dim::{Dim, Dims};

@@ -1,8 +1,8 @@
 //! The self-test of plans: what it passes, what it refuses, and the layer that it names.
 
 use ombra_compiler::onnx::Model;
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
-use ombra_compiler::reveal::Reveal;
 use ombra_compiler::self_test::clear::{Whose, step_seen, steps_seen, two_seen};
 use ombra_compiler::self_test::rows::{Special, read_tokens, rows_of_tokens};
 use ombra_compiler::self_test::{Report, What, self_test};

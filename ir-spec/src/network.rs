@@ -69,6 +69,16 @@ impl Network {
         }))
     }
 
+    /// Bytes that one direction of a link carries in a second.
+    pub fn bytes_per_s(&self) -> f64 {
+        self.bandwidth_bits_per_s as f64 / 8.0
+    }
+
+    /// Seconds from sending to receiving.
+    pub fn latency_s(&self) -> f64 {
+        self.rtt.as_secs_f64() / 2.0
+    }
+
     /// Time for `bytes` to pass at the bandwidth.
     pub fn transmission(&self, bytes: u64) -> Duration {
         Duration::from_secs_f64(bytes as f64 * 8.0 / self.bandwidth_bits_per_s as f64)

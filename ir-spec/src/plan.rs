@@ -7,6 +7,8 @@ use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim, Sym};
 use crate::draw::{Drawing, Way};
 use crate::module::Module;
+use crate::plain::tensor::volume;
+use crate::plain::{DType, Data, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -355,6 +357,38 @@ pub enum InputRole {
     Other,
 }
 
+impl InputRole {
+    /// What a mask or positions of a shape hold where nobody gives them: every position counts but the first `padding` ones
+    /// of each text, and tokens are counted from there on, after `past` cached ones. None of other roles, and of positions
+    /// that are booleans.
+    ///
+    /// # Errors
+    /// A shape that no tensor has.
+    pub fn default_of(self, dtype: DType, shape: &[usize], past: u64, padding: &[u64]) -> Result<Option<Tensor>> {
+        let length = shape.last().copied().unwrap_or(1).max(1) as u64;
+        let of_text = |index: u64| match shape.len() {
+            2 => usize::try_from(index / length).ok().and_then(|text| padding.get(text)).copied().unwrap_or(0),
+            _ => 0,
+        };
+        let number = |index: u64| match self {
+            InputRole::AttentionMask => u64::from(index % length >= of_text(index)),
+            _ => past.saturating_add(index % length).saturating_sub(of_text(index)),
+        };
+        let all = (0..volume(shape)? as u64).map(number);
+        let data = match (self, dtype) {
+            (InputRole::AttentionMask, DType::Bool) => Data::Bool(all.map(|n| n == 1).collect()),
+            (InputRole::AttentionMask | InputRole::PositionIds, DType::I64) => {
+                Data::I64(all.map(|n| i64::try_from(n).unwrap_or(i64::MAX)).collect())
+            }
+            (InputRole::AttentionMask | InputRole::PositionIds, DType::F32) => {
+                Data::F32(all.map(|n| n as f32).collect())
+            }
+            _ => return Ok(None),
+        };
+        Tensor::new(shape.to_vec(), data).map(Some)
+    }
+}
+
 /// An input of the ONNX graph.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GraphInput {
@@ -363,7 +397,7 @@ pub struct GraphInput {
     /// What it is.
     pub role: InputRole,
     /// Element type.
-    pub dtype: crate::plain::DType,
+    pub dtype: DType,
     /// Sizes.
     pub shape: Vec<Dim>,
 }

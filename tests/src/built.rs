@@ -2,8 +2,8 @@
 
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
-use ombra_compiler::reveal::Reveal;
 use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::PlanFolder;

@@ -1,10 +1,10 @@
 //! A model with test sets in a folder: compiled, run in the clear on rings and between parties, beside what ONNX Runtime
 //! computed.
 
-use ombra_compiler::calibrate::complete_inputs;
 use ombra_compiler::onnx::Model;
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::Options;
-use ombra_compiler::reveal::Reveal;
+use ombra_compiler::ranges::calibrate::complete_inputs;
 use ombra_ir::module::OutputKind;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{Data, Tensor};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ombra_compiler::onnx::Model;
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
-use ombra_compiler::reveal::Reveal;
 use ombra_compiler::self_test::clear;
 use ombra_compiler::{import, output};
 use ombra_ir::draw::Way;

@@ -9,8 +9,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use ombra_compiler::cli::profile;
 use ombra_compiler::inspect::{Conditions, inspect_under};
-use ombra_compiler::profile;
 use ombra_ir::network::Network;
 use ombra_ir::{Diagnostic, Kind, Result};
 use ombra_runtime::app::PlanFolder;

@@ -13,12 +13,12 @@ mod variant;
 pub use recommend::{Advice, Rule, recommend};
 pub use variant::{Place, Variant, layers, places, vary};
 
-use crate::assume;
 use crate::import::load_weight;
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
 use crate::passes::approximate::{Activation, Approximations, Choice as Approximation, Softmax};
 use crate::pipeline::{Analysed, Errors, Options, analyse, plan_of_analysed};
+use crate::ranges::assume;
 use ombra_ir::module::Id;
 use ombra_ir::network::Network;
 use ombra_ir::op::Op;

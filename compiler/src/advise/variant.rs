@@ -6,8 +6,8 @@
 
 use super::{adapters, heads};
 use crate::graph::{Graph, Op, Origin, TensorOp, ValueId};
-use crate::labels::Owner;
 use crate::pipeline::Analysed;
+use crate::secrecy::labels::Owner;
 use ombra_ir::{Diagnostic, Result};
 use std::collections::{BTreeMap, BTreeSet};
 

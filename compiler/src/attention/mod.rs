@@ -5,6 +5,7 @@
 //! alike. What is found has a name for reports, for merging heads and for predictions. Nothing else depends on it:
 //! an attention that is not found is compiled as the operators it is made of.
 
+pub mod explain;
 mod heads;
 mod mask;
 mod report;

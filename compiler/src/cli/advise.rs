@@ -1,9 +1,9 @@
 //! `ombra advise`.
 
+use super::profile;
 use super::{ModelArgs, Models, Outcome, not_yet, one, options, read_models, setting, show};
 use crate::advise::{self, Choice, Request};
-use crate::assign_rotations::Spread;
-use crate::{egraph, profile};
+use crate::passes::assign_rotations::Spread;
 use ombra_ir::Diagnostic;
 use ombra_ir::network::Network;
 use ombra_ir::settings::Setting;
@@ -68,7 +68,7 @@ pub fn advise(args: &AdviseArgs) -> Outcome {
         if text != "wan" {
             options.spread = Spread::Turns;
         }
-        options.network = egraph::cost::Network::parse(text).map_err(one)?;
+        options.network = network;
     }
     for (name, network) in [("lan", Network::LAN), ("wan", Network::WAN)] {
         if args.network.as_deref() != Some(name) {

@@ -1,16 +1,18 @@
 //! `ombra compile`.
 
 use super::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options, read_models, setting, show, tell};
-use crate::assign_rotations::Spread;
-use crate::egraph::cost::Network;
-use crate::model_folder::Found;
 use crate::onnx::Model;
+use crate::output::model_folder::Found;
+use crate::output::reveal::Reveal;
+use crate::passes::assign_rotations::Spread;
 use crate::pipeline::{self, Compiled};
-use crate::reveal::Reveal;
+use crate::ranges::assume;
+use crate::ranges::npz;
+use crate::ranges::token_text;
 use crate::savings::savings;
 use crate::self_test::rows::{Special, read_tokens};
 use crate::self_test::{self, Progress, What};
-use crate::{assume, inspect, npz, output, token_text};
+use crate::{inspect, output};
 use ombra_ir::folder;
 use ombra_ir::module::OutputKind;
 use ombra_ir::plan::{BoundsOf, Plan};
@@ -96,7 +98,7 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
         options.spread = Spread::Turns;
     }
     if let Some(network) = &args.network {
-        options.network = Network::parse(network).map_err(one)?;
+        options.network = super::network(network)?;
     }
     for emit in &args.emit {
         let stage = emit.split('=').next().unwrap_or_default();
@@ -273,7 +275,7 @@ fn write_report(
     report: &inspect::Report,
     tested: Option<&self_test::Report>,
 ) -> Outcome {
-    let public = compiled.labels.tensors.iter().filter(|l| l.owner == crate::labels::Owner::Public).count();
+    let public = compiled.labels.tensors.iter().filter(|l| l.owner == crate::secrecy::labels::Owner::Public).count();
     let json = serde_json::json!({
         "ombra": env!("CARGO_PKG_VERSION"),
         "plan_digest": digest,

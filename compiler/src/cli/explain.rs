@@ -1,8 +1,7 @@
 //! `ombra explain`.
 
 use super::{ApproximationArgs, ModelArgs, Models, Outcome, one, options, read_models, show};
-use crate::egraph::cost::Network;
-use crate::explain;
+use crate::attention::explain;
 use ombra_ir::Diagnostic;
 
 /// Arguments of `ombra explain`.
@@ -26,7 +25,7 @@ pub fn explain(args: &ExplainArgs) -> Outcome {
     let Models { model, base, found } = read_models(&args.model)?;
     let mut options = options(&args.model, &found);
     options.approximations = args.approximations.parse()?;
-    options.network = Network::parse(&args.network).map_err(one)?;
+    options.network = super::network(&args.network)?;
     let explanation = explain::explain(&model, base.as_ref(), &options)?;
     if args.json {
         let text = serde_json::to_string_pretty(&explanation);

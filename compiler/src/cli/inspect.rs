@@ -1,8 +1,8 @@
 //! `ombra inspect` and `ombra check`.
 
+use super::profile;
 use super::{Outcome, not_yet, one, pair, show};
 use crate::inspect::{self, Conditions};
-use crate::profile;
 use clap::ValueEnum;
 use ombra_ir::draw::{Filter, Way};
 use ombra_ir::folder;

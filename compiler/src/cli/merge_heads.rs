@@ -2,7 +2,7 @@
 
 use super::{ModelArgs, Models, Outcome, one, options, read_models, show, tell};
 use crate::merge_heads::{self, Grouping, Options};
-use crate::npz;
+use crate::ranges::npz;
 use clap::ValueEnum;
 use std::path::PathBuf;
 

@@ -5,16 +5,18 @@ mod compile;
 mod explain;
 mod inspect;
 mod merge_heads;
+pub mod profile;
 
 use crate::import;
-use crate::labels::Overrides;
-use crate::model_folder::{self, Found};
 use crate::onnx::Model;
+use crate::output::model_folder::{self, Found};
 use crate::passes::approximate::{Approximations, Choice};
-use crate::pipeline::Options;
+use crate::pipeline::{Errors, Options};
+use crate::secrecy::labels::Overrides;
 use crate::self_test::Progress;
 use clap::{Parser, Subcommand};
 use ombra_ir::diag::printable_lines;
+use ombra_ir::network::Network;
 use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Kind};
 use std::ffi::OsString;
@@ -216,4 +218,12 @@ fn options(args: &ModelArgs, found: &Found) -> Options {
         },
         ..Options::default()
     }
+}
+
+/// The network that choices assume: `lan`, `wan` or `BANDWIDTH,RTT`.
+fn network(text: &str) -> std::result::Result<Network, Errors> {
+    Network::parse(text).map_err(one)?.ok_or_else(|| {
+        one(Diagnostic::input("E0561", format!("--network {} is no network", text.escape_debug()))
+            .note("expected lan, wan or BANDWIDTH,RTT such as 1Gbps,2ms"))
+    })
 }

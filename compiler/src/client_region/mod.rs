@@ -14,10 +14,10 @@ mod public;
 mod writer;
 
 use crate::graph::{Graph, Op, Owner, ValueId};
-use crate::labels::{self, Labels};
 use crate::onnx::{write_external, write_model_with};
 use crate::passes::assign_owners::client_states;
-use crate::stream::{Elements, each_block};
+use crate::secrecy::labels::{self, Labels};
+use crate::weights::stream::{Elements, each_block};
 use ombra_ir::plain::Data;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::{ModelProto, OperatorSetIdProto, TensorProto};
@@ -143,7 +143,7 @@ pub fn name_of(graph: &Graph, v: ValueId) -> Result<String> {
 mod tests {
     use super::*;
     use crate::graph::{InputRole, Origin, propagate_owners};
-    use crate::labels::Label;
+    use crate::secrecy::labels::Label;
     use ombra_ir::Dim;
     use ombra_ir::plain::{DType, Type};
 

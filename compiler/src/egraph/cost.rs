@@ -8,14 +8,15 @@
 //! terms, and is truncated when somebody needs shares at the common scale. All other operators are lowered and expanded
 //! alone, at the same width, and what they send is taken from their schedule.
 
-use crate::bounds::{Range, Ranges};
 use crate::expand::expand;
 use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, TensorOp};
 use crate::lower::{self, lower};
-use crate::statics::{Known, Statics};
+use crate::ranges::bounds::{Range, Ranges};
+use crate::weights::statics::{Known, Statics};
+use core::time::Duration;
 use ombra_ir::bind::bind;
 use ombra_ir::module::OutputKind;
-use ombra_ir::network;
+use ombra_ir::network::Network;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{Binary, DType, Reduce, Tensor, Type, Unary};
 use ombra_ir::schedule::schedule;
@@ -23,37 +24,6 @@ use ombra_ir::settings::{RowLens, Setting, Sizes};
 use ombra_ir::ty::{BoundFrom, Sharing};
 use ombra_ir::{Bindings, Diagnostic, Dim, Dims, Result};
 use std::collections::BTreeMap;
-
-/// The network that choices assume.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Network {
-    /// Bytes that one direction of a link carries in a second.
-    pub bytes_per_s: f64,
-    /// Seconds from sending to receiving.
-    pub latency_s: f64,
-}
-
-impl Network {
-    /// A local network.
-    pub const LAN: Network = Network::of(&network::Network::LAN);
-    /// A wide area network.
-    pub const WAN: Network = Network::of(&network::Network::WAN);
-
-    const fn of(network: &network::Network) -> Network {
-        Network { bytes_per_s: network.bandwidth_bits_per_s as f64 / 8.0, latency_s: network.rtt.as_secs_f64() / 2.0 }
-    }
-
-    /// Reads `lan`, `wan` or `BANDWIDTH,RTT` such as `1Gbps,2ms`.
-    ///
-    /// # Errors
-    /// Anything else.
-    pub fn parse(text: &str) -> Result<Network> {
-        network::Network::parse(text)?.as_ref().map(Network::of).ok_or_else(|| {
-            Diagnostic::input("E0561", format!("--network {} is no network", text.escape_debug()))
-                .note("expected lan, wan or BANDWIDTH,RTT such as 1Gbps,2ms")
-        })
-    }
-}
 
 /// Steps of the reference session: new tokens and cached tokens.
 pub const STEPS: [(u64, u64); 2] = [(64, 0), (1, 64)];
@@ -131,7 +101,7 @@ impl Costs {
 
     /// The same where rounds cost nothing.
     pub fn without_latency(&self) -> Costs {
-        Costs { network: Network { latency_s: 0.0, ..self.network }, ..self.clone() }
+        Costs { network: Network { rtt: Duration::ZERO, ..self.network }, ..self.clone() }
     }
 
     /// Fraction bits of rescaled values.
@@ -152,7 +122,7 @@ impl Costs {
 
     /// Bytes that stand for a chain of rounds.
     pub fn latency(&self, rounds: [u32; STEPS.len()]) -> f64 {
-        rounds.iter().map(|&r| f64::from(r)).sum::<f64>() * self.network.latency_s * self.network.bytes_per_s
+        rounds.iter().map(|&r| f64::from(r)).sum::<f64>() * self.network.latency_s() * self.network.bytes_per_s()
     }
 
     /// Bytes that stand for local work on a value: `inner` multiply-accumulates an element, or one element-wise pass.
@@ -165,7 +135,7 @@ impl Costs {
                 count.iter().zip(inner).map(|(&n, k)| n as f64 * k as f64 * products).sum()
             }
         };
-        macs / MACS_PER_S * self.network.bytes_per_s
+        macs / MACS_PER_S * self.network.bytes_per_s()
     }
 
     /// Bytes that stand for a value known before a run.

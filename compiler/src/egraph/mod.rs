@@ -20,9 +20,10 @@ mod saturate;
 mod tests;
 
 use crate::graph::Graph;
-use cost::{Costs, Network};
+use cost::Costs;
 use extract::{Choice, Problem};
 use language::{EGraph, Expr, Head};
+use ombra_ir::network::Network;
 use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 use region::{Outside, Region, Solution};

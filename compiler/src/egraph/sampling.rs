@@ -4,7 +4,9 @@ use super::language::Tree;
 use super::region::{Outside, region, terms};
 use super::rules::{Finding, RULES, View};
 use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, TensorOp, ValueId, eval};
+use core::time::Duration;
 use egg::Id;
+use ombra_ir::network::Network;
 use ombra_ir::plain::{DType, Tensor, Type};
 use ombra_ir::settings::Setting;
 use ombra_ir::{Dim, Result};
@@ -380,10 +382,10 @@ fn rules_find_nothing_in_each_others_refusals_that_is_wrong() {
 /// Whole graphs: rewritten programs have the values of what they replace, for networks that change what is chosen.
 #[test]
 fn rewritten_graphs_have_the_same_values() {
-    let free = super::cost::Network { bytes_per_s: 1e6, latency_s: 0.0 };
+    let free = Network { bandwidth_bits_per_s: 8_000_000, rtt: Duration::ZERO };
     for case in CASES {
         for build in case.found {
-            for network in [free, super::cost::Network::WAN] {
+            for network in [free, Network::WAN] {
                 let mut draw = Draw::new(3);
                 build(&mut draw);
                 let before = draw.evaluate(&draw.graph);

@@ -16,7 +16,7 @@ use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::network::Network;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
-use ombra_ir::plan::{AssumedRange, InputRole, Part, Plan, Saving};
+use ombra_ir::plan::{AssumedRange, Part, Plan, Saving};
 use ombra_ir::profile::{Profile, Time, predict};
 use ombra_ir::schedule::{Cost, Schedule, schedule, setup_cost};
 use ombra_ir::ty::{BoundFrom, Sharing};
@@ -149,20 +149,18 @@ impl OpCost {
 /// A symbol without a value.
 pub fn default_public_inputs(plan: &Plan, sizes: &[(&str, u64)]) -> Result<Vec<(String, Tensor)>> {
     let bindings = plan.module.dims.bind(sizes)?;
-    let past = plan.past.as_ref().and_then(|p| sizes.iter().find(|(n, _)| n == p)).map_or(0, |s| s.1 as i64);
+    let past = plan.past.as_ref().and_then(|p| sizes.iter().find(|(n, _)| n == p)).map_or(0, |s| s.1);
     let mut inputs = Vec::new();
     for input in &plan.module.public.inputs {
         let shape = bind::concrete(&input.shape, &bindings)?;
         let n: usize = shape.iter().product();
         let role = plan.graph_inputs.iter().find(|g| g.name == input.name).map(|g| g.role);
-        let tensor = match (role, input.dtype) {
-            (Some(InputRole::PositionIds), DType::I64) => {
-                let columns = shape.last().copied().unwrap_or(1).max(1);
-                Tensor::i64(&shape, (0..n).map(|i| past + (i % columns) as i64).collect())?
-            }
-            (_, DType::I64) => Tensor::i64(&shape, vec![1; n])?,
-            (_, DType::Bool) => Tensor::bool(&shape, vec![true; n])?,
-            (_, DType::F32) => Tensor::f32(&shape, vec![0.0; n])?,
+        let default = role.map_or(Ok(None), |role| role.default_of(input.dtype, &shape, past, &[]))?;
+        let tensor = match (default, input.dtype) {
+            (Some(tensor), _) => tensor,
+            (None, DType::I64) => Tensor::i64(&shape, vec![1; n])?,
+            (None, DType::Bool) => Tensor::bool(&shape, vec![true; n])?,
+            (None, DType::F32) => Tensor::f32(&shape, vec![0.0; n])?,
         };
         inputs.push((input.name.clone(), tensor));
     }

@@ -1,9 +1,9 @@
 //! Lowering of what takes the place of softmax, activations and norms in models trained for MPC.
 
 use super::{Assumed, Lower};
-use crate::bounds::{MARGIN, divisor_end};
 use crate::expand::{FINE, WIDEST};
 use crate::graph::{Numerator, ValueId};
+use crate::ranges::bounds::{MARGIN, divisor_end};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 use ombra_ir::plan::Quantity;

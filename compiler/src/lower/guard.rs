@@ -27,9 +27,9 @@
 //! **Exponents and divisors** are compared element by element: the sizes of their neighbours say nothing of them.
 
 use super::{Lower, RING};
-use crate::bounds::guards_scores;
-use crate::bounds::spread::size_of;
 use crate::graph::{Numerator, Op, Owner, TensorOp, ValueId};
+use crate::ranges::bounds::guards_scores;
+use crate::ranges::bounds::spread::size_of;
 use ombra_ir::module::{Id, OutputKind, OutputSlot, Party};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{DType, Reduce};

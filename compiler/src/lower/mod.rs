@@ -19,11 +19,11 @@ mod scales;
 mod tensor;
 mod weights;
 
-use crate::bounds::Ranges;
 use crate::client_region;
 use crate::graph::eval::static_values;
 use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId};
-use crate::statics::Statics;
+use crate::ranges::bounds::Ranges;
+use crate::weights::statics::Statics;
 use ombra_ir::infer::{push, push_within, tighten};
 use ombra_ir::module::{
     Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,

@@ -2,10 +2,10 @@
 
 use super::weights::largest_of;
 use super::{Lower, RING, magnitude_bits};
-use crate::bounds::GIVEN;
 use crate::graph::{Op, Owner, ValueId};
 use crate::onnx::ABSENT;
-use crate::statics::key_of;
+use crate::ranges::bounds::GIVEN;
+use crate::weights::statics::key_of;
 use ombra_ir::module::Id;
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op as M;

@@ -7,8 +7,8 @@
 //! drop more than [`DROPPED`] bits, which cost by the byte.
 
 use super::RING;
-use crate::bounds::Ranges;
 use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
+use crate::ranges::bounds::Ranges;
 use ombra_ir::plain::{Binary, DType, Unary};
 use std::collections::BTreeMap;
 

@@ -10,9 +10,9 @@ use ombra_ir::Result;
 use ombra_ir::plain::Tensor;
 
 use crate::attention::Attention;
-use crate::calibrate::Inputs;
 use crate::graph::eval::{Weights, visit};
 use crate::graph::{Graph, ValueId};
+use crate::ranges::calibrate::Inputs;
 
 /// What calibration says about the heads of one attention.
 #[derive(Clone, Debug)]

@@ -18,11 +18,11 @@ use onnx_protobuf::ModelProto;
 use serde::Serialize;
 
 use crate::attention::{Attention, place};
-use crate::calibrate::{complete_inputs, drawn_inputs};
 use crate::graph::Graph;
 use crate::import::load_weight;
 use crate::onnx::{Model, each_tensor, write_model};
 use crate::pipeline::{self, Errors};
+use crate::ranges::calibrate::{complete_inputs, drawn_inputs};
 use distance::{Heads, compare_heads};
 use find::{Mergeable, mergeable};
 use rewrite::{Merge, rewrite};

@@ -11,8 +11,8 @@
 
 use crate::graph::{Graph, Op, Origin, Owner, TensorOp, ValueId};
 use crate::onnx::ABSENT;
-use crate::statics::{Known, Statics, key_of};
-use crate::stream::Elements;
+use crate::weights::statics::{Known, Statics, key_of};
+use crate::weights::stream::Elements;
 use ombra_ir::plain::{self, Reduce, Tensor};
 use ombra_ir::{Bindings, Dim, Result};
 

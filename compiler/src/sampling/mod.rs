@@ -26,8 +26,8 @@
 mod draw;
 mod search;
 
-use crate::assign_rotations::{Spread, assign_rotations};
 use crate::expand::{Emit, comparison};
+use crate::passes::assign_rotations::{Spread, assign_rotations};
 use draw::{Blocks, draw};
 use ombra_ir::draw::{
     Drawing, Filter, INVERSE_TEMPERATURE, KEPT, MOST_CANDIDATES, PENALTIES, PENALTY_BITS, TOP_K, TOP_P, Way,

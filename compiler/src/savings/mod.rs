@@ -10,13 +10,14 @@ mod pass;
 pub use naive::{unpack_masks, widen};
 pub use pass::{NAIVE, Pass, Passes};
 
-use crate::assign_rotations::Spread;
-use crate::egraph::cost::{MACS_PER_S, Network};
+use crate::egraph::cost::MACS_PER_S;
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
+use crate::passes::assign_rotations::Spread;
 use crate::pipeline::{Errors, Options, plan_knowing, rewritten};
-use crate::statics::Known;
+use crate::weights::statics::Known;
 use ombra_ir::module::Setting;
+use ombra_ir::network::Network;
 use ombra_ir::plan::{Plan, Saving, StepCost};
 use ombra_ir::{Diagnostic, Result};
 use std::collections::BTreeMap;
@@ -37,9 +38,9 @@ pub fn session_price(plan: &Plan, network: Network) -> Result<f64> {
         let shared = if step == 0 { report.setup_bytes } else { 0 };
         bytes += shared + report.bytes.values().sum::<u64>();
         let macs = report.macs.secret + report.macs.public;
-        seconds += f64::from(report.rounds) * network.latency_s + macs as f64 / MACS_PER_S;
+        seconds += f64::from(report.rounds) * network.latency_s() + macs as f64 / MACS_PER_S;
     }
-    Ok(bytes as f64 + seconds * network.bytes_per_s)
+    Ok(bytes as f64 + seconds * network.bytes_per_s())
 }
 
 /// Costs before all passes and after each of them; the last entry is that of `plan`, which was compiled from `model`

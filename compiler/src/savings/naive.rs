@@ -1,8 +1,8 @@
 //! Programs without what a pass would have saved. They compute the same as those of the compiler.
 
-use crate::bounds::Ranges;
 use crate::graph::{Graph, Op, Origin};
 use crate::lower::RING;
+use crate::ranges::bounds::Ranges;
 use ombra_ir::Result;
 use ombra_ir::infer::push_like;
 use ombra_ir::module::{Id, Module};

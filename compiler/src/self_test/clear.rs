@@ -4,7 +4,7 @@ use crate::graph::{ValueId, eval};
 use crate::import::load_weight;
 use crate::onnx::Model;
 use crate::pipeline::Compiled;
-use crate::statics::{Key, Known, Statics};
+use crate::weights::statics::{Key, Known, Statics};
 use ombra_ir::bind::{Bound, bind};
 use ombra_ir::module::{Id, Module, Node};
 use ombra_ir::norms::Measure;

@@ -1,7 +1,7 @@
 //! The inputs of a self-test: what prompts begin with, special tokens, a chat, drawn tokens, one long row.
 
-use crate::calibrate::{Inputs, positions, vocabulary, xorshift};
 use crate::graph::{Graph, InputRole, Op};
+use crate::ranges::calibrate::{Inputs, positions, vocabulary, xorshift};
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::{Bindings, Diagnostic, Result, Sym, files};
 use serde_json::Value;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use ombra_compiler::graph::Owner;
 use ombra_compiler::inspect::{self, By};
-use ombra_compiler::labels;
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output;
 use ombra_compiler::pipeline::{Compiled, Options, compile};
+use ombra_compiler::secrecy::labels;
 use ombra_ir::Diagnostic;
 use ombra_ir::draw::Choosing;
 use ombra_ir::folder;

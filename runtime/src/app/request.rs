@@ -2,7 +2,7 @@
 
 use ombra_ir::bind::check_bytes;
 use ombra_ir::draw::{Choice, Way};
-use ombra_ir::plain::{DType, Data, Tensor, tensor::volume};
+use ombra_ir::plain::{Tensor, tensor::volume};
 use ombra_ir::plan::{InputRole, Plan};
 use ombra_ir::{Bindings, Diagnostic, Result};
 use serde::{Deserialize, Serialize};
@@ -295,27 +295,10 @@ pub fn public_inputs(
         if elements > MAX_PUBLIC {
             return Err(Diagnostic::input("E1006", format!("the input `{}` is too large", input.name.escape_debug())));
         }
-        let length = shape.last().copied().unwrap_or(1).max(1) as u64;
-        let padding_of = |index: u64| match shape.len() {
-            2 => padding.get((index / length) as usize).copied().unwrap_or(0),
-            _ => 0,
-        };
-        let numbers: Vec<u64> = if input.role == InputRole::AttentionMask {
-            (0..elements as u64).map(|index| u64::from(index % length >= padding_of(index))).collect()
-        } else {
-            let past = plan.sym(&plan.past).and_then(|past| bindings.get(past)).unwrap_or(0);
-            let position = |index: u64| past.saturating_add(index % length).saturating_sub(padding_of(index));
-            (0..elements as u64).map(position).collect()
-        };
-        let data = match (input.dtype, input.role) {
-            (DType::I64, _) => Data::I64(numbers.into_iter().map(|number| number as i64).collect()),
-            (DType::F32, _) => Data::F32(numbers.into_iter().map(|number| number as f32).collect()),
-            (DType::Bool, InputRole::AttentionMask) => {
-                Data::Bool(numbers.into_iter().map(|number| number == 1).collect())
-            }
-            (DType::Bool, _) => return Err(Diagnostic::input("E1004", "the plan's positions are booleans")),
-        };
-        all.push((input.name.clone(), Tensor::new(shape, data)?));
+        let past = plan.sym(&plan.past).and_then(|past| bindings.get(past)).unwrap_or(0);
+        let default = input.role.default_of(input.dtype, &shape, past, padding)?;
+        let tensor = default.ok_or_else(|| Diagnostic::input("E1004", "the plan's positions are booleans"))?;
+        all.push((input.name.clone(), tensor));
     }
     Ok(all)
 }

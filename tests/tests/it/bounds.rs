@@ -1,12 +1,12 @@
 //! Proven bounds: that they hold, that nothing is assumed beside them, and what they say about private weights.
 
-use ombra_compiler::calibrate::{Inputs, complete_inputs};
 use ombra_compiler::graph::ValueId;
 use ombra_compiler::graph::eval::visit;
 use ombra_compiler::import;
 use ombra_compiler::onnx::Model;
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Compiled, Errors, Options, bounded, compile};
-use ombra_compiler::reveal::Reveal;
+use ombra_compiler::ranges::calibrate::{Inputs, complete_inputs};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::plan::BoundsOf;
@@ -47,7 +47,8 @@ fn with_other_private_weights(name: &str, base: &Model) -> Model {
     let labels = compiled(&model, base, &on_the_base()).labels;
     let mut proto = model.proto.clone();
     for tensor in &mut proto.graph.as_mut().expect("it has a graph").initializer {
-        let private = labels.get(&tensor.name).is_some_and(|l| l.owner == ombra_compiler::labels::Owner::Private);
+        let private =
+            labels.get(&tensor.name).is_some_and(|l| l.owner == ombra_compiler::secrecy::labels::Owner::Private);
         if private && tensor.dims.len() == 2 {
             let data = model.floats(tensor).expect("floats").iter().flat_map(|x| (x * 1.7).to_le_bytes()).collect();
             tensor.raw_data = data;

@@ -2,8 +2,8 @@
 //! activations that are made of them.
 
 use ombra_compiler::graph::Owner;
-use ombra_compiler::labels::Overrides;
 use ombra_compiler::pipeline::{Options, analyse};
+use ombra_compiler::secrecy::labels::Overrides;
 use onnx_protobuf::AttributeProto;
 use onnx_protobuf::attribute_proto::AttributeType;
 

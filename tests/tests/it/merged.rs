@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use ombra_compiler::attention::{Attention, attentions, describe};
-use ombra_compiler::calibrate::drawn_inputs;
 use ombra_compiler::graph::{Graph, eval};
 use ombra_compiler::import::load_weight;
 use ombra_compiler::inspect::{Report, inspect};
@@ -11,6 +10,7 @@ use ombra_compiler::merge_heads::find::mergeable;
 use ombra_compiler::merge_heads::{Grouping, Merged, Options, merge_heads, write};
 use ombra_compiler::onnx::{ExternalWriter, Model, write_model};
 use ombra_compiler::pipeline::{self, analyse};
+use ombra_compiler::ranges::calibrate::drawn_inputs;
 use ombra_ir::module::Id;
 use ombra_ir::plain::Tensor;
 use ombra_runtime::app::inputs::{find, infer_request};

@@ -1,7 +1,7 @@
 //! Compiled models in the clear against ONNX Runtime.
 
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Options, compile};
-use ombra_compiler::reveal::Reveal;
 use ombra_ir::op::Op;
 use ombra_tests::corpus::{self, selected};
 use ombra_tests::logits::{greatest, max_error};

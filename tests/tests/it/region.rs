@@ -8,7 +8,7 @@ use ombra_compiler::graph::eval::evaluate;
 use ombra_compiler::graph::{
     Graph, InputRole, Numerator, Op, Origin, Output, OutputRole, Owner, TensorOp, propagate_owners,
 };
-use ombra_compiler::labels::{self, Label, Labels};
+use ombra_compiler::secrecy::labels::{self, Label, Labels};
 use ombra_ir::plain::{self, Binary, DType, Data, Reduce, Tensor, Type, Unary};
 use ombra_ir::plan::SIZE;
 use ombra_ir::{Diagnostic, Dim};

@@ -1,15 +1,15 @@
 //! Rewriting on whole models: the same values, adapters taken apart, nothing costlier.
 
 use ombra_compiler::egraph::Rewrite;
-use ombra_compiler::egraph::cost::Network;
 use ombra_compiler::graph::eval::evaluate;
 use ombra_compiler::import::load_weight;
 use ombra_compiler::inspect::{Report, inspect};
 use ombra_compiler::onnx::Model;
+use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Compiled, Options, compile, plan_of, rewritten};
-use ombra_compiler::reveal::Reveal;
 use ombra_compiler::savings::{Passes, session_price};
 use ombra_ir::Diagnostic;
+use ombra_ir::network::Network;
 use ombra_ir::op::Op;
 use ombra_ir::plan::Plan;
 use ombra_ir::settings::Setting;
@@ -19,9 +19,10 @@ use ombra_tests::plain;
 use onnx_protobuf::NodeProto;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A network on which rounds cost nothing: what is thin is taken apart however small the model is.
-const IMMEDIATE: Network = Network { bytes_per_s: 25e6, latency_s: 0.0 };
+const IMMEDIATE: Network = Network { bandwidth_bits_per_s: 200_000_000, rtt: Duration::ZERO };
 
 fn show(errors: Vec<Diagnostic>) -> String {
     errors.iter().map(|e| format!("{e}\n")).collect()

@@ -1,8 +1,8 @@
 //! What the compiler publishes holds nothing of a private weight: no 16 bytes in a row of any private tensor, as it is
 //! stored or transposed, stand in any public file.
 
-use ombra_compiler::labels::Owner;
 use ombra_compiler::onnx::Model;
+use ombra_compiler::secrecy::labels::Owner;
 use ombra_tests::built::{Built, build};
 use ombra_tests::corpus;
 use std::collections::{BTreeSet, HashSet};

@@ -9,9 +9,9 @@
 //!
 //! It finds copies, not values that were computed from a weight.
 
-use crate::labels::{Labels, Owner, tensors_of};
 use crate::onnx::{Model, element_size, element_type, is_floating, shape};
 use crate::pipeline::f32_bytes;
+use crate::secrecy::labels::{Labels, Owner, tensors_of};
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 use onnx_protobuf::TensorProto;

@@ -8,7 +8,7 @@ use super::proof::{
 use super::spread::{Spread, size_of};
 use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId};
 use crate::import::recognise::{Rotation, rotated};
-use crate::statics::{Statics, key_of};
+use crate::weights::statics::{Statics, key_of};
 use ombra_ir::plain::{self, Binary, DType, Reduce, Unary};
 use ombra_ir::{Dim, Result};
 use std::collections::{BTreeMap, BTreeSet};

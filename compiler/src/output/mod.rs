@@ -4,12 +4,16 @@
 //! Before anything is written, every tensor that would go to `public/` is checked against the owners: nothing that
 //! depends on a private weight leaves. What was written is then searched for pieces of private tensors.
 
+pub mod model_folder;
+pub mod partition;
+pub mod reveal;
+
 use crate::graph::Owner;
-use crate::labels::Labels;
-use crate::leak::Pieces;
 use crate::onnx::{Model, blocks};
 use crate::pipeline::Compiled;
-use crate::stream::each_block;
+use crate::secrecy::labels::Labels;
+use crate::secrecy::leak::Pieces;
+use crate::weights::stream::each_block;
 use ombra_ir::folder::{CLIENT_DATA, CLIENT_MODEL, CONFIGURATION, PLAN, TOKENIZER, WEIGHTS};
 use ombra_ir::plain::DType;
 use ombra_ir::plan::{self, FileDigest};

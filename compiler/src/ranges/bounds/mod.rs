@@ -15,11 +15,11 @@ mod proof;
 mod rules;
 pub mod spread;
 
-use crate::calibrate::{Rows, Seen, divisors};
 use crate::graph::eval::static_values;
 use crate::graph::{Graph, InputRole, Numerator, Op, OutputRole, Owner, TensorOp, ValueId};
 use crate::lower::{Assumed, RING};
-use crate::statics::Statics;
+use crate::ranges::calibrate::{Rows, Seen, divisors};
+use crate::weights::statics::Statics;
 use ombra_ir::norms::{Norms, quarters};
 use ombra_ir::plain::{Binary, DType, Unary};
 use ombra_ir::plan::AssumedRange;

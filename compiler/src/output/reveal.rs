@@ -1,8 +1,8 @@
 //! What the client learns, and which outputs stay for it.
 
-use crate::calibrate::vocabulary;
 use crate::graph::{Graph, Output, OutputRole};
 use crate::pipeline::Errors;
+use crate::ranges::calibrate::vocabulary;
 use ombra_ir::Diagnostic;
 use ombra_ir::module::OutputKind;
 use ombra_ir::plain::DType;

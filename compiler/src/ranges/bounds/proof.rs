@@ -3,7 +3,7 @@
 use super::Longest;
 use super::spread::{Spread, groups, size_of};
 use crate::graph::ValueId;
-use crate::statics::Statics;
+use crate::weights::statics::Statics;
 use ombra_ir::norms::Measure;
 use ombra_ir::plain::{DType, Data, Tensor};
 use ombra_ir::{Dim, Result};

@@ -3,9 +3,9 @@
 //! Bounds decide the widths of comparisons and the rings of functions, so they have a part in costs, if a small one. The
 //! defaults are those of trained decoders of common sizes. A plan with assumed ranges never runs.
 
-use crate::bounds::{Range, Ranges};
-use crate::calibrate::{Moments, Rows};
 use crate::graph::{Graph, Op, Owner, TensorOp};
+use crate::ranges::bounds::{Range, Ranges};
+use crate::ranges::calibrate::{Moments, Rows};
 use ombra_ir::plain::DType;
 use ombra_ir::ty::BoundFrom;
 

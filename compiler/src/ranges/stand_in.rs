@@ -7,10 +7,10 @@
 //! program. What the base lacks, such as adapters, is drawn by a fixed generator, uniform with variance `1 / rows`, which is
 //! how such layers are initialised.
 
-use crate::calibrate::xorshift;
 use crate::import::load_weight;
-use crate::labels::{Labels, Owner, places};
 use crate::onnx::Model;
+use crate::ranges::calibrate::xorshift;
+use crate::secrecy::labels::{Labels, Owner, places};
 use ombra_ir::Result;
 use ombra_ir::plain::Tensor;
 use std::collections::BTreeMap;

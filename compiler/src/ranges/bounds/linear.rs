@@ -8,7 +8,7 @@
 use super::proof::{Ends, Lengths, Linear, Proof, Unit, size};
 use super::spread::{Spread, size_of};
 use crate::graph::ValueId;
-use crate::statics::{Statics, key_of};
+use crate::weights::statics::{Statics, key_of};
 use ombra_ir::{Diagnostic, Result};
 use ombra_kernels::float::matmul_acc;
 use rayon::prelude::*;

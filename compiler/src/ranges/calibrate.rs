@@ -3,10 +3,10 @@
 //! The graph is evaluated in single precision on given inputs, or on token sequences drawn by a fixed generator. Bounds
 //! from measurement are assumptions: they get a margin and are listed in the plan.
 
-use crate::bounds::MARGIN;
 use crate::expand::FINE;
 use crate::graph::eval::{Weights, visit_each};
 use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId, ratio};
+use crate::ranges::bounds::MARGIN;
 use crate::self_test::rows::{longest, rows_of_tokens};
 use ombra_ir::plain::{Binary, DType, Data, Tensor, Unary};
 use ombra_ir::{Bindings, Diagnostic, Result};

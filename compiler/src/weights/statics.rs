@@ -13,9 +13,9 @@ use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::{Diagnostic, Result};
 use sha2::{Digest, Sha256};
 
-use crate::bounds::{Look, Product};
 use crate::graph::{Graph, Op, TensorOp, ValueId, eval};
-use crate::stream::{Elements, each_block};
+use crate::ranges::bounds::{Look, Product};
+use crate::weights::stream::{Elements, each_block};
 
 /// Digest of a static value, or of it and of other numbers that decide what is found.
 pub type Key = [u8; 32];
@@ -54,7 +54,7 @@ pub struct Known {
     pub looks: Table<Look>,
     /// Bounds of products with them.
     pub products: Table<Option<Product>>,
-    /// Bounds of products of two maps of one row, see [`crate::bounds`].
+    /// Bounds of products of two maps of one row, see [`crate::ranges::bounds`].
     pub pairs: Table<Option<Vec<f64>>>,
     /// Maximum elements, and norms at a scale.
     pub encoded: Table<(f64, Norms)>,

@@ -4,9 +4,9 @@ use crate::graph::eval::Weights;
 use crate::graph::{Graph, Node, Op};
 use crate::import::Published;
 use crate::import::ops::attention::ROTARY;
-use crate::labels::{self, Labels};
 use crate::onnx::ABSENT;
 use crate::pipeline::Errors;
+use crate::secrecy::labels::{self, Labels};
 use ombra_ir::{Diagnostic, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
