@@ -10,6 +10,7 @@ mod recommend;
 mod report;
 mod variant;
 
+use recommend::NONLINEAR;
 pub use recommend::{Advice, Rule, recommend};
 pub use variant::{Place, Variant, layers, places, vary};
 
@@ -19,7 +20,7 @@ use crate::onnx::Model;
 use crate::passes::approximate::{Activation, Approximations, Choice as Approximation, Softmax};
 use crate::pipeline::{Analysed, Errors, Options, analyse, plan_of_analysed};
 use crate::ranges::assume;
-use ombra_ir::module::Id;
+use ombra_ir::module::{Id, Node};
 use ombra_ir::network::Network;
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
@@ -153,12 +154,12 @@ fn step_cost(plan: &Plan, report: &Report, request: &Request) -> Result<StepCost
     let mut product_seconds = 0.0;
     if let Some(machine) = &request.machine {
         for (id, node) in (0u32..).map(Id).zip(&plan.module.ops) {
-            if is_product(&node.op) {
+            if is_product(node) {
                 product_seconds += machine.seconds(&profile::work_of(&plan.module, &bound, id)?);
             }
         }
     }
-    let of_products = plan.module.ops.iter().zip(&schedule.traffic).filter(|(node, _)| is_product(&node.op));
+    let of_products = plan.module.ops.iter().zip(&schedule.traffic).filter(|(node, _)| is_product(node));
     Ok(StepCost {
         rounds: report.rounds,
         bytes: report.total_bytes(),
@@ -171,9 +172,9 @@ fn step_cost(plan: &Plan, report: &Report, request: &Request) -> Result<StepCost
     })
 }
 
-/// Whether an op multiplies, and does nothing else.
-fn is_product(op: &Op) -> bool {
-    matches!(op, Op::Mul | Op::MatMul { .. })
+/// Whether an op is a product of the model's own, and no part of a nonlinear function.
+fn is_product(node: &Node) -> bool {
+    matches!(node.op, Op::Mul | Op::MatMul { .. }) && !NONLINEAR.contains(&node.origin.kind.as_str())
 }
 
 /// The forms that are worth comparing for a model of `layers` layers: each technique alone and their combinations.

@@ -15,7 +15,7 @@ pub const WORTHWHILE: f64 = 1.1;
 /// The same for techniques that compute other functions, since they cost quality too.
 pub const WORTH_QUALITY: f64 = 1.25;
 /// Kinds of ops whose cost does not follow from products with weights.
-const NONLINEAR: [&str; 12] = [
+pub(super) const NONLINEAR: [&str; 12] = [
     "softmax",
     "masked_softmax",
     "ratio_softmax",
