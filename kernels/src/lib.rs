@@ -2,6 +2,7 @@
 //!
 //! Every kernel has one meaning: all instruction sets and all numbers of threads give the same bits.
 
+pub mod entries;
 mod error;
 pub mod float;
 pub mod gemm;

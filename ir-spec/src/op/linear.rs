@@ -156,12 +156,15 @@ pub(super) static SET_SCALE: Description = Description {
 
 pub(super) static MUL: Description = Description {
     name: "mul",
-    result: "scales add; shared · shared is sum3, secret · public keeps its form",
+    result: "scales add; the form that the setting gives a product (`3pc`: shared · shared is sum3, secret · public keeps its form)",
     bound: "a + b",
     norms: ["a · b", "the lesser of row a · size b and size a · row b", ""],
     constraints: &[
         c(RING, "the operands are ring tensors of equal ring bits"),
-        c(SHARING, "both operands are shared, or one of them is public"),
+        c(
+            SHARING,
+            "the setting has a product of operands in these forms: both are shared, or masked, or one is public",
+        ),
         c(SHAPE, "the shapes broadcast"),
     ],
     infer: |_, t| {
@@ -187,7 +190,7 @@ pub(super) static MUL: Description = Description {
 
 pub(super) static MATMUL: Description = Description {
     name: "matmul",
-    result: "scales add; shared · shared is sum3, shared · public is sum2",
+    result: "scales add; the form that the setting gives a product (`3pc`: shared · shared is sum3, shared · public is sum2)",
     bound: "a + b + lg inner",
     norms: [
         "the lesser of row a · column b (row b with `trans_b`), which is Cauchy–Schwarz, and size a · size b · inner",
@@ -196,7 +199,7 @@ pub(super) static MATMUL: Description = Description {
     ],
     constraints: &[
         c(RING, "the operands are ring tensors of equal ring bits"),
-        c(SHARING, "every operand is shared or public"),
+        c(SHARING, "the setting has a product of operands in these forms: each is shared, masked or public"),
         c(SHAPE, "every operand has two axes or more"),
         c(SHAPE, "the inner sizes are equal, and have a maximum"),
         c(SHAPE, "the batch axes broadcast"),

@@ -27,7 +27,8 @@
 
 use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::{Diagnostic, Result};
-use ombra_kernels::each_isa;
+use ombra_kernels::entries::{Tables, sums_of_entries};
+use ombra_kernels::isa::Isa;
 
 use super::products::{Operand, begin_mask, end_mask, plus, ready};
 use super::share::Share;
@@ -35,8 +36,6 @@ use super::{Cx, Purpose};
 
 /// Fraction bits of `P_1` and `P_2` beside half of those of the result: what is left of them are the mask's powers'.
 const MORE: [u8; 2] = [2, 4];
-/// Cells that are read at once.
-const LANES: usize = 8;
 
 /// `f(x)` of `n` elements in a ring of `bits`.
 pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cells, bits: u8) -> Result<Share> {
@@ -93,8 +92,7 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
     let m = ready(&ended, &x)?.words()?;
     let vector = if role == 0 { vectors()? } else { cx.take(2, per * n, vector_bits)? };
     let at: Vec<usize> = m.iter().map(|m| index(*m)).collect();
-    let mut sums = vec![[0u64; 3]; n];
-    add_entries(&mut sums, &vector, &at, &Tables::new(&cells.parabolas(curve)?));
+    let sums = sums_of_entries(Isa::best(), &vector, &at, &Tables::new(&cells.parabolas(curve)?));
     let mut own = [Vec::with_capacity(n), Vec::with_capacity(n), Vec::with_capacity(n)];
     for ([a0, a1, a2], m) in sums.into_iter().zip(m) {
         let u = m & low;
@@ -129,52 +127,4 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
 fn power_of(lambda: u64, power: u32, cell: u8, scale: u8) -> u64 {
     let (whole, by) = (u128::from(lambda).pow(power) << scale, power * u32::from(cell));
     ((whole + (1u128 << by >> 1)) >> by) as u64
-}
-
-/// The entries of three tables, so that those for one index stand one after another.
-struct Tables {
-    count: usize,
-    /// Of every table entry `−j` at place `j`, twice, and zeros behind them.
-    entries: [Vec<u64>; 3],
-}
-
-impl Tables {
-    fn new(tables: &[Vec<i64>; 3]) -> Tables {
-        let count = tables[0].len();
-        let entries = tables.each_ref().map(|table| {
-            let twice = (0..2 * count).map(|j| table[(2 * count - j) % count] as u64);
-            twice.chain([0; LANES]).collect()
-        });
-        Tables { count, entries }
-    }
-}
-
-each_isa! {
-    /// Adds to every element's sums the entries `at − j` of the tables where bit `j` of its vector is 1. Every entry is
-    /// read.
-    fn add_entries(sums: &mut [[u64; 3]], vectors: &[u64], at: &[usize], tables: &Tables) {
-        let count = tables.count;
-        let per = count.div_ceil(64);
-        let used = if count < LANES { (1 << count) - 1 } else { u64::MAX };
-        for ((sums, vector), at) in sums.iter_mut().zip(vectors.chunks_exact(per)).zip(at) {
-            let first = (count - at) % count;
-            let width = count.next_multiple_of(LANES);
-            let [t0, t1, t2] = tables.entries.each_ref().map(|table| table.get(first..first + width).unwrap_or(&[]));
-            let mut lanes = [[0u64; LANES]; 3];
-            let groups = t0.chunks_exact(LANES).zip(t1.chunks_exact(LANES)).zip(t2.chunks_exact(LANES));
-            for (group, ((t0, t1), t2)) in groups.enumerate() {
-                let bits = vector[group * LANES / 64] >> (group * LANES % 64) & used;
-                for lane in 0..LANES {
-                    let is_set = bits & 1 << lane != 0;
-                    for (lanes, entries) in lanes.iter_mut().zip([t0, t1, t2]) {
-                        let sum = lanes[lane].wrapping_add(entries[lane]);
-                        lanes[lane] = if is_set { sum } else { lanes[lane] };
-                    }
-                }
-            }
-            for (sum, lanes) in sums.iter_mut().zip(&lanes) {
-                *sum = lanes.iter().fold(0, |sum, lane| sum.wrapping_add(*lane));
-            }
-        }
-    }
 }
