@@ -466,10 +466,8 @@ fn finish(
         },
     )?;
     let mut module = expand(&lowered.module).map_err(one)?;
-    if !has(Pass::Widths) {
-        module = widen(&module).map_err(one)?;
-    }
-    module = narrow_rings(module).and_then(assign_masks).map_err(one)?;
+    module = if has(Pass::Widths) { narrow_rings(module) } else { widen(&module) }.map_err(one)?;
+    module = assign_masks(module).map_err(one)?;
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
         assumed: listed(&graph, &lowered.assumed).map_err(one)?,

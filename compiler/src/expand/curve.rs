@@ -5,14 +5,14 @@
 //! rounding. A value beyond the table would give any element: so a table alone serves where the value's bound is proven to
 //! lie a cell inside it, and otherwise the whole value is compared with both ends, two cells inside them.
 //!
-//! | | whole range | middle | inside | tail |
-//! |---|---|---|---|---|
-//! | GELU | 32, w = 1/4 | 8, w = 1/8 | 7e-4, 9e-5 | 1e-14 |
-//! | SiLU | 16, w = 1/8 | 16, w = 1/8 | 3e-5 | 2.6e-6 |
-//! | softplus | 32, w = 1/4 | 16, w = 1/4 | 7e-5 | 1.9e-7 |
-//! | tanh | 16, w = 1/8 | 8, w = 1/8 | 1.7e-4 | 3.8e-7 |
-//! | sigmoid | 32, w = 1/4 | 16, w = 1/4 | 9e-5 | 1.9e-7 |
-//! | erf | 4, w = 1/16 | 4, w = 1/16 | 5e-5 | 3e-8 |
+//! | | whole range | middle | parabolas | with rounding | tail |
+//! |---|---|---|---|---|---|
+//! | GELU | 32, w = 1/4 | 8, w = 1/8 | 7e-4, 9e-5 | 7e-4, 2e-4 | 1e-14 |
+//! | SiLU | 16, w = 1/8 | 16, w = 1/8 | 3e-5 | 1.5e-4 | 2.6e-6 |
+//! | softplus | 32, w = 1/4 | 16, w = 1/4 | 7e-5 | 2e-4 | 1.9e-7 |
+//! | tanh | 16, w = 1/8 | 8, w = 1/8 | 1.7e-4 | 2.3e-4 | 3.8e-7 |
+//! | sigmoid | 32, w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
+//! | erf | 4, w = 1/16 | 4, w = 1/16 | 5e-5 | 9e-5 | 3e-8 |
 
 use super::{Emit, fixed};
 use ombra_ir::Result;
@@ -21,8 +21,10 @@ use ombra_ir::module::Id;
 use ombra_ir::norms::BIT;
 use ombra_ir::op::Op;
 use ombra_ir::ty::BoundFrom;
+use std::cmp::Ordering;
 
-/// Fraction bits of an operand at most.
+/// Fraction bits of an operand at least, so that cells have some units, and at most.
+const COARSEST: u8 = 8;
 const FINEST: u8 = 16;
 /// Fraction bits that decide whether a value is in the middle: the function is straight around the ends.
 const BRANCH_FRACTION: u8 = 6;
@@ -72,7 +74,7 @@ fn form(curve: Curve) -> Form {
 pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve, result: (u8, BoundFrom)) -> Result<Id> {
     let (outer, scale, _) = e.ring(x)?;
     let Form { whole, middle, beyond } = form(curve);
-    let from = scale.min(FINEST);
+    let from = scale.clamp(COARSEST, FINEST);
     let bound = (result.0, if result.1 == BoundFrom::Proven { BoundFrom::Guarded } else { result.1 });
     let y = if most(e, x)? <= libm::exp2(f64::from(whole.range)) - libm::exp2(f64::from(whole.cell)) {
         let x = brought_to(e, x, from, ring_of(whole.range + 1 + from))?;
@@ -98,7 +100,11 @@ fn most(e: &Emit, x: Id) -> Result<f64> {
 /// The value with so many fraction bits in a ring of `bits`, whatever lies above it.
 fn brought_to(e: &mut Emit, x: Id, scale: u8, bits: u8) -> Result<Id> {
     let (_, own, bound) = e.ring(x)?;
-    let x = if own > scale { e.truncate_to(x, scale, (bound - (own - scale)).saturating_add(1))? } else { x };
+    let x = match own.cmp(&scale) {
+        Ordering::Greater => e.truncate_to(x, scale, bound.saturating_sub(own - scale).saturating_add(1))?,
+        Ordering::Less => e.op(Op::Upscale { by: scale - own }, &[x])?,
+        Ordering::Equal => x,
+    };
     e.narrow(x, bits)
 }
 
@@ -110,7 +116,7 @@ fn entry(e: &mut Emit, x: Id, curve: Curve, table: Table, beyond: Beyond) -> Res
     let op = Op::Lookup {
         curve,
         window: table.range + 1 + from,
-        cell: from.saturating_add_signed(table.cell).max(1),
+        cell: from.saturating_add_signed(table.cell),
         bits: RING,
         scale,
     };
@@ -120,7 +126,11 @@ fn entry(e: &mut Emit, x: Id, curve: Curve, table: Table, beyond: Beyond) -> Res
 /// The entry in the middle, and what the function is beyond.
 fn in_parts(e: &mut Emit, x: Id, from: u8, curve: Curve, table: Table, beyond: Beyond) -> Result<Id> {
     let (outer, scale, bound) = e.ring(x)?;
-    let whole = bound.saturating_sub(scale - from).max(from + table.range).saturating_add(3);
+    let whole = bound
+        .saturating_sub(scale.saturating_sub(from))
+        .saturating_add(from.saturating_sub(scale))
+        .max(from + table.range)
+        .saturating_add(3);
     let bits = ring_of(whole).min(outer);
     let x = brought_to(e, x, from, bits)?;
     let (_, _, bound) = e.ring(x)?;

@@ -103,6 +103,8 @@ fn passes_units_on(op: &Op) -> bool {
             | Op::Truncate { .. }
             | Op::Narrow { .. }
             | Op::Reshare
+            | Op::Select
+            | Op::Lookup { .. }
             | Op::SetScale { .. }
             | Op::Upscale { .. }
             | Op::Neg

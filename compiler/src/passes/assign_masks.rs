@@ -32,11 +32,22 @@ pub fn assign_masks(module: Module) -> Result<Module> {
         return Ok(module);
     }
     let users = users(&module);
-    let wanted = wanted(&module, &users);
+    let (wanted, held) = wanted(&module, &users);
+    let covered_or_held = covered(&module, &wanted.union(&held).copied().collect());
+    let covered = covered(&module, &wanted);
     let out = Module { ops: Vec::with_capacity(module.ops.len() * 2), ..module.without_ops() };
     let n = module.ops.len();
-    let mut pass =
-        Pass { users, old: &module, out, wanted, shares: vec![None; n], masked: vec![None; n], held: vec![None; n] };
+    let mut pass = Pass {
+        users,
+        old: &module,
+        out,
+        wanted,
+        covered,
+        covered_or_held,
+        shares: vec![None; n],
+        masked: vec![None; n],
+        held: vec![None; n],
+    };
     for i in 0..n {
         pass.node(Id(i as u32))?;
     }
@@ -99,41 +110,43 @@ fn takes_masked(op: &Op) -> bool {
     matches!(op, Op::Msb { .. } | Op::ExpDigits { .. })
 }
 
-/// The bit and the value of a product with a bit of which nothing else is asked as a number.
+/// The bit as a number and the value of a product with a bit of which nothing else is asked as a number.
 fn selection(module: &Module, users: &[Vec<Id>], node: &Node) -> Option<[Id; 2]> {
     let (Op::Mul, &[a, b]) = (&node.op, &*node.args) else { return None };
     let is_bit = |id: Id| matches!(module.node(id).op, Op::BitToRing { .. }) && users[id.index()].len() == 1;
     let (bit, x) = [(a, b), (b, a)].into_iter().find(|&(bit, x)| is_bit(bit) && bit != x)?;
     let fits = module.ty(x).sharing.is_secret() && !of_server(module, x);
-    fits.then(|| [module.node(bit).args[0], x])
+    fits.then_some([bit, x])
 }
 
-/// Values that are masked where they are made.
-fn wanted(module: &Module, users: &[Vec<Id>]) -> BTreeSet<Id> {
-    let mut found = BTreeSet::new();
+/// Values that are masked where they are made, and those that are held.
+fn wanted(module: &Module, users: &[Vec<Id>]) -> (BTreeSet<Id>, BTreeSet<Id>) {
+    let (mut masked, mut held, cached) = (BTreeSet::new(), BTreeSet::new(), cached(module));
     for node in &module.ops {
         if let Some([_, x]) = selection(module, users, node) {
-            origins(module, x, &mut found);
+            origins(module, x, &cached, &mut masked);
             continue;
         }
         for (i, &arg) in node.args.iter().enumerate() {
-            if want(module, node, i) == Some(Want::Masked) {
-                origins(module, arg, &mut found);
+            match want(module, node, i) {
+                Some(Want::Masked) => origins(module, arg, &cached, &mut masked),
+                Some(Want::Held) => origins(module, arg, &cached, &mut held),
+                None => {}
             }
         }
     }
-    found
+    (masked, held)
 }
 
 /// The values that have to be masked so that `id` is.
-fn origins(module: &Module, id: Id, found: &mut BTreeSet<Id>) {
+fn origins(module: &Module, id: Id, cached: &[bool], found: &mut BTreeSet<Id>) {
     let mut left = vec![id];
     while let Some(id) = left.pop() {
         let node = module.node(id);
         match carried(&node.op) {
             Carried::Always => left.extend(secrets(module, node)),
             // Of a cache only what is new is masked, and what is kept is masked whole.
-            Carried::WhereMasked if is_cached(module, id) => left.extend(secrets(module, node)),
+            Carried::WhereMasked if cached[id.index()] => left.extend(secrets(module, node)),
             Carried::WhereMasked | Carried::Never => {
                 found.insert(id);
             }
@@ -141,18 +154,32 @@ fn origins(module: &Module, id: Id, found: &mut BTreeSet<Id>) {
     }
 }
 
-/// Whether a value is moved from a state.
-fn is_cached(module: &Module, id: Id) -> bool {
-    let mut left = vec![id];
-    while let Some(id) = left.pop() {
-        let node = module.node(id);
-        match (&node.op, carried(&node.op)) {
-            (Op::State { .. }, _) => return true,
-            (Op::Add | Op::Sub, _) | (_, Carried::Never) => {}
-            _ => left.extend(secrets(module, node)),
-        }
+/// Values that are moved from a state.
+fn cached(module: &Module) -> Vec<bool> {
+    let mut cached = vec![false; module.ops.len()];
+    for (i, node) in module.ops.iter().enumerate() {
+        cached[i] = match (&node.op, carried(&node.op)) {
+            (Op::State { .. }, _) => true,
+            (Op::Add | Op::Sub, _) | (_, Carried::Never) => false,
+            _ => secrets(module, node).any(|arg| cached[arg.index()]),
+        };
     }
-    false
+    cached
+}
+
+/// Values that are masked by masks of `wanted` alone.
+fn covered(module: &Module, wanted: &BTreeSet<Id>) -> Vec<bool> {
+    let mut covered = vec![false; module.ops.len()];
+    for (i, node) in module.ops.iter().enumerate() {
+        covered[i] = wanted.contains(&Id(i as u32)) || is_carried(module, node, &covered);
+    }
+    covered
+}
+
+/// Whether a value is masked by masking its operands, all of which are `covered`.
+fn is_carried(module: &Module, node: &Node, covered: &[bool]) -> bool {
+    let mut args = secrets(module, node).peekable();
+    !matches!(carried(&node.op), Carried::Never) && args.peek().is_some() && args.all(|arg| covered[arg.index()])
 }
 
 fn secrets<'a>(module: &'a Module, node: &'a Node) -> impl Iterator<Item = Id> + 'a {
@@ -192,6 +219,9 @@ struct Pass<'a> {
     out: Module,
     users: Vec<Vec<Id>>,
     wanted: BTreeSet<Id>,
+    covered: Vec<bool>,
+    /// The same, or what is held where it is made.
+    covered_or_held: Vec<bool>,
     shares: Vec<Option<Id>>,
     masked: Vec<Option<Id>>,
     held: Vec<Option<Id>>,
@@ -215,10 +245,10 @@ impl Pass<'_> {
             // A bit as a number is made in what it selects.
             Op::BitToRing { .. } if self.is_selecting(id) => return Ok(()),
             Op::Mul if let Some([bit, x]) = selection(old, &self.users, node) => {
-                let args = [self.share(bit)?, self.masked(x)?];
+                let args = [self.share(old.node(bit).args[0])?, self.masked(x)?];
                 push_like(&mut self.out, node, Op::Select, &args)?
             }
-            op if takes_masked(op) && self.is_wanted(node.args[0]) => {
+            op if takes_masked(op) && self.covered[node.args[0].index()] => {
                 let arg = self.masked(node.args[0])?;
                 push_like(&mut self.out, node, node.op.clone(), &[arg])?
             }
@@ -236,6 +266,10 @@ impl Pass<'_> {
             }
         };
         self.shares[id.index()] = Some(new);
+        // At once, so that a long chain of movements takes no stack; what nothing takes is left out in the end.
+        if self.covered[id.index()] && node.ty.as_ring().is_some() {
+            self.masked(id)?;
+        }
         Ok(())
     }
 
@@ -248,7 +282,7 @@ impl Pass<'_> {
     fn is_selecting(&self, id: Id) -> bool {
         let [user] = self.users[id.index()][..] else { return false };
         let selects = selection(self.old, &self.users, self.old.node(user));
-        selects.is_some_and(|[bit, _]| self.old.node(id).args == [bit])
+        selects.is_some_and(|[bit, _]| bit == id)
     }
 
     /// The value as it was, in the new module.
@@ -271,12 +305,7 @@ impl Pass<'_> {
             return Ok(new);
         }
         let node = self.old.node(id);
-        let is_carried = match carried(&node.op) {
-            Carried::Always => true,
-            Carried::WhereMasked => secrets(self.old, node).all(|arg| self.is_wanted(arg)),
-            Carried::Never => false,
-        };
-        let new = if is_carried {
+        let new = if is_carried(self.old, node, &self.covered) {
             let args = node.args.iter().map(|&arg| self.masked(arg)).collect::<Result<Vec<_>>>()?;
             push_like(&mut self.out, node, node.op.clone(), &args)?
         } else {
@@ -287,34 +316,38 @@ impl Pass<'_> {
         Ok(new)
     }
 
-    /// Whether all that a value is masked by is masked for another use.
-    fn is_wanted(&self, id: Id) -> bool {
-        let mut found = BTreeSet::new();
-        origins(self.old, id, &mut found);
-        found.is_subset(&self.wanted)
-    }
-
     /// The value held by the server: as it is masked, where it is.
     fn held(&mut self, id: Id) -> Result<Id> {
-        if self.is_wanted(id) {
-            return self.masked(id);
-        }
-        if let Some(new) = self.held[id.index()] {
-            return Ok(new);
-        }
-        let node = self.old.node(id);
-        let new = if matches!(carried(&node.op), Carried::Always) && secrets(self.old, node).count() == 1 {
-            let args = node
-                .args
-                .iter()
-                .map(|&arg| if self.old.ty(arg).sharing.is_secret() { self.held(arg) } else { self.share(arg) });
-            let args = args.collect::<Result<Vec<_>>>()?;
-            push_like(&mut self.out, node, node.op.clone(), &args)?
-        } else {
-            let share = self.share(id)?;
-            push_like(&mut self.out, node, Op::Hold, &[share])?
+        let (old, mut moves, mut at) = (self.old, Vec::new(), id);
+        let mut new = loop {
+            if self.covered[at.index()] {
+                break self.masked(at)?;
+            }
+            if let Some(held) = self.held[at.index()] {
+                break held;
+            }
+            let mut args = secrets(old, old.node(at));
+            match (carried(&old.node(at).op), args.next(), args.next()) {
+                (Carried::Always, Some(arg), None) => moves.push(std::mem::replace(&mut at, arg)),
+                (Carried::WhereMasked, Some(arg), None) if self.covered_or_held[arg.index()] => {
+                    moves.push(std::mem::replace(&mut at, arg));
+                }
+                _ => {
+                    let share = self.share(at)?;
+                    let held = push_like(&mut self.out, old.node(at), Op::Hold, &[share])?;
+                    self.held[at.index()] = Some(held);
+                    break held;
+                }
+            }
         };
-        self.held[id.index()] = Some(new);
+        for moved in moves.into_iter().rev() {
+            let node = old.node(moved);
+            let args =
+                node.args.iter().map(|&arg| if old.ty(arg).sharing.is_secret() { Ok(new) } else { self.share(arg) });
+            let args = args.collect::<Result<Vec<_>>>()?;
+            new = push_like(&mut self.out, node, node.op.clone(), &args)?;
+            self.held[moved.index()] = Some(new);
+        }
         Ok(new)
     }
 
@@ -325,6 +358,7 @@ impl Pass<'_> {
         let summed =
             |user: Id| matches!(self.old.node(user).op, Op::ReduceSum { axis } if Some(usize::from(axis)) == last);
         want(self.old, node, 0) == Some(Want::Masked)
+            && selection(self.old, &self.users, node).is_none()
             && matches!(node.op, Op::Mul)
             && node.args.iter().all(|&arg| self.old.ty(arg).shape == node.ty.shape)
             && matches!(self.users[id.index()][..], [user] if summed(user))

@@ -14,7 +14,7 @@ use ombra_ir::Result;
 use ombra_ir::infer::{push, push_like, push_source};
 use ombra_ir::module::{Id, Module, Node};
 use ombra_ir::op::{Class, EXP_WINDOW, Op};
-use ombra_ir::ty::{Elem, Ty};
+use ombra_ir::ty::{BoundFrom, Elem, Ty};
 use std::collections::BTreeMap;
 
 /// The module in narrower rings, if its setting pays for bits.
@@ -25,7 +25,7 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
     if !module.setting.protocol().dealer.is_some() {
         return Ok(module);
     }
-    let rings = rings(&module, &states(&module));
+    let (rings, assumed) = (rings(&module, &states(&module)), assumed(&module));
     let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
     let mut ids: Vec<Id> = Vec::with_capacity(module.ops.len());
     let mut narrowed: BTreeMap<(Id, u8), Id> = BTreeMap::new();
@@ -44,7 +44,9 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
         let op = with_ring(&node.op, rings[i]);
         let args = (0..node.args.len()).map(|slot| {
             let arg = node.args[slot];
-            let bits = operand_bits(&module, node, slot, rings[i]).max(needed_by_bound(&module, arg));
+            // A division of what is assumed takes it whole.
+            let is_whole = assumed[arg.index()] && matches!(node.op, Op::Truncate { .. });
+            let bits = if is_whole { 64 } else { operand_bits(&module, node, slot, rings[i]) };
             taken(&mut out, ids[arg.index()], bits)
         });
         let args = args.collect::<Result<Vec<_>>>()?;
@@ -80,45 +82,76 @@ fn needed_by_bound(module: &Module, id: Id) -> u8 {
     ring_of(module.ty(id).bound.saturating_add(1))
 }
 
-/// The ring of every state: as many bits as what reads it takes, and as what it is set to has.
+/// The ring of every state: as many bits as what reads it takes, and as the states that it is kept in.
 fn states(module: &Module) -> Vec<u8> {
     let mut states = vec![0u8; module.states.len()];
-    let rings = rings(module, &states);
-    for (node, &bits) in module.ops.iter().zip(&rings) {
-        let slot = match node.op {
-            Op::State { slot } => slot,
-            // Its bound is no larger than that of what is read.
-            _ => continue,
-        };
-        if let Some(state) = states.get_mut(slot as usize) {
-            *state = bits.max(*state);
+    // Rings grow, up to 64 bits.
+    for _ in 0..=8 {
+        let rings = rings(module, &states);
+        let mut next = states.clone();
+        for (node, &bits) in module.ops.iter().zip(&rings) {
+            // What a state is set to has a bound no larger than that of what is read.
+            if let Op::State { slot } = node.op
+                && let Some(state) = next.get_mut(slot as usize)
+            {
+                *state = bits.max(*state);
+            }
         }
+        if next == states {
+            break;
+        }
+        states = next;
     }
     states
 }
 
 /// The ring of every result: as many bits as what it goes into takes. `states` are what states have at least.
 fn rings(module: &Module, states: &[u8]) -> Vec<u8> {
-    let kept = kept_weights(module);
+    let (kept, assumed) = (kept_weights(module), assumed(module));
     let mut rings = vec![0u8; module.ops.len()];
     for (i, node) in module.ops.iter().enumerate().rev() {
         if let Some((own, _)) = node.ty.as_ring() {
-            let compared =
-                if let Op::RowMax { width, .. } | Op::ArgMax { width } = node.op { ring_of(width) } else { 0 };
-            let state = match node.op {
+            let of_op = match node.op {
+                Op::RowMax { width, .. } | Op::ArgMax { width } => ring_of(width),
                 Op::State { slot } | Op::SetState { slot } => states.get(slot as usize).copied().unwrap_or(own),
                 _ => 0,
             };
-            let needed = rings[i].max(compared).max(state).max(needed_by_bound(module, Id(i as u32)));
-            let is_kept = is_fixed(&node.op) || node.args.iter().any(|arg| kept[arg.index()]);
-            rings[i] = if is_kept || kept[i] { own } else { needed.min(own) };
+            // Operands that an op takes in its own ring fit it with their bounds.
+            let of_operands = node.args.iter().enumerate().filter(|(slot, _)| takes_own_ring(&node.op, *slot));
+            let of_operands = of_operands.map(|(_, &arg)| needed_by_bound(module, arg)).max().unwrap_or(0);
+            let needed = rings[i].max(of_op).max(of_operands).max(needed_by_bound(module, Id(i as u32)));
+            let is_kept = is_fixed(&node.op) || assumed[i] || kept[i] || node.args.iter().any(|arg| kept[arg.index()]);
+            rings[i] = if is_kept { own } else { needed.min(own) };
         }
         for (slot, arg) in node.args.iter().enumerate() {
-            let bits = operand_bits(module, node, slot, rings[i]);
+            let bits =
+                if assumed[arg.index()] { ring_bits(module, *arg) } else { operand_bits(module, node, slot, rings[i]) };
             rings[arg.index()] = rings[arg.index()].max(bits);
         }
     }
     rings
+}
+
+/// Values whose bound is assumed, and what is made of them before a division says anew what it is: they keep their rings,
+/// since whoever compares them with their bound needs them whole where it does not hold.
+fn assumed(module: &Module) -> Vec<bool> {
+    let mut assumed = vec![false; module.ops.len()];
+    for (i, node) in module.ops.iter().enumerate() {
+        let follows = !matches!(
+            node.op,
+            Op::Truncate { .. }
+                | Op::Cut { .. }
+                | Op::ExpDigits { .. }
+                | Op::Lookup { .. }
+                | Op::RowMax { .. }
+                | Op::ArgMax { .. }
+                | Op::BitToRing { .. }
+        );
+        assumed[i] = node.ty.as_ring().is_some()
+            && (node.ty.bound_from == BoundFrom::Calibrated
+                || follows && node.args.iter().any(|arg| assumed[arg.index()]));
+    }
+    assumed
 }
 
 /// Weights that more than one op takes, which keep their ring: each is shared and stored once.
@@ -146,19 +179,36 @@ fn is_fixed(op: &Op) -> bool {
         )
 }
 
+/// Whether an op takes an operand in the ring of its result.
+fn takes_own_ring(op: &Op, slot: usize) -> bool {
+    match op {
+        Op::Truncate { .. }
+        | Op::Msb { .. }
+        | Op::ExpDigits { .. }
+        | Op::Lookup { .. }
+        | Op::Narrow { .. }
+        | Op::Cut { .. }
+        | Op::Reveal { .. }
+        | Op::Embed
+        | Op::Encode { .. } => false,
+        Op::Select => slot == 1,
+        _ => true,
+    }
+}
+
 /// The bits that an op takes of an operand, where its result has a ring of `bits`.
 fn operand_bits(module: &Module, node: &Node, slot: usize, bits: u8) -> u8 {
     let ty = module.ty(node.args[slot]);
     let Some((own, scale)) = ty.as_ring() else { return 0 };
     let taken = match node.op {
-        Op::Truncate { .. } => ring_of(ty.bound.saturating_add(2)),
+        Op::Truncate { by, .. } => ring_of(ty.bound.max(by).saturating_add(2)),
         Op::Msb { width, .. } => ring_of(width),
         Op::ExpDigits { .. } => ring_of(scale.saturating_add(EXP_WINDOW)),
         Op::Lookup { window, .. } => ring_of(window),
         Op::Cut { .. } | Op::Reveal { .. } | Op::Embed | Op::Encode { .. } => own,
         _ => bits,
     };
-    taken.min(own)
+    taken.max(needed_by_bound(module, node.args[slot])).min(own)
 }
 
 /// The op with a result of a ring of `bits`.

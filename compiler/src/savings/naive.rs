@@ -74,7 +74,7 @@ pub fn widen(expanded: &Module) -> Result<Module> {
 /// Values in rings that an op itself makes, and what meets them there: these rings are part of what is computed.
 fn limbs(module: &Module) -> Vec<bool> {
     let ring = |id: usize| module.ops[id].ty.as_ring().map(|(bits, _)| bits);
-    let makes_ring = |op: &M| matches!(op, M::Cut { .. } | M::ExpDigits { .. });
+    let makes_ring = |op: &M| matches!(op, M::Cut { .. } | M::ExpDigits { .. } | M::Lookup { .. });
     let mut found: Vec<bool> = module.ops.iter().map(|n| makes_ring(&n.op)).collect();
     loop {
         let before = found.iter().filter(|f| **f).count();

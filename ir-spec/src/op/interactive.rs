@@ -90,12 +90,12 @@ pub(super) static EXP_DIGITS: Description = Description {
     bound: "31",
     constraints: &[
         c(SHARING, "the operand is a shared or a masked ring tensor"),
-        c(ATTRIBUTE, "scale is the operand's, and at most its ring bits less 6"),
+        c(ATTRIBUTE, "scale is the operand's, and at most 56 and its ring bits less 6"),
     ],
     infer: |op, t| {
         let (&Op::ExpDigits { scale, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
         let (bits, found) = t.kept_ring(1, &x)?;
-        if found != scale || u32::from(scale) + u32::from(EXP_WINDOW) > u32::from(bits) {
+        if found != scale || u32::from(scale) + u32::from(EXP_WINDOW) > u32::from(bits.min(62)) {
             return Err(t.fails(2, format!("scale {scale} of {}", describe(x.ty))));
         }
         Ok(ring(EXP_RING, EXP_SCALE.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(EXP_RING) - 1))

@@ -40,7 +40,10 @@ pub async fn msb(cx: &Cx, x: Operand<'_>, n: usize, width: u8, drop: u8) -> Resu
     let x = match x {
         Operand::Share(x) => x,
         Operand::Ready(x) if cx.role() == 2 => {
-            deal_chunks(cx, &planes_of(&x.lambda()?, width, drop), n, rest)?;
+            // What is left out of the mask is rounded up, so that a difference is never greater than it was.
+            let mut lambda = x.lambda()?;
+            lambda.iter_mut().for_each(|lambda| *lambda = lambda.wrapping_add((1 << drop) - 1));
+            deal_chunks(cx, &planes_of(&lambda, width, drop), n, rest)?;
             cx.round().await;
             return sign_of_masked(cx, &[], n, rest).await;
         }
