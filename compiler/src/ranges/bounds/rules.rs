@@ -169,11 +169,7 @@ impl Prover<'_> {
             Op::Tensor(T::Unary(Unary::Sqrt)) => {
                 each(&|(a, b)| (libm::sqrt(a.max(0.0)) / LOOSE, libm::sqrt(b.max(0.0)) * LOOSE))
             }
-            Op::Tensor(T::Unary(Unary::Reciprocal)) => {
-                let away = self.away.get(&ids[0]).copied().unwrap_or(0.0);
-                let least = if graph.is_count(ids[0]) { 1.0 } else { f64::NEG_INFINITY };
-                each(&|(a, b)| inverse((a.max(least), b.max(least)), away))
-            }
+            Op::Tensor(T::Unary(Unary::Reciprocal)) => each(&|e| self.inverse_of(ids[0], e)),
             Op::Pow(p) => each(&|e| power(e, f64::from(*p))),
             Op::Clamp { low, high } => {
                 let (low, high) = (f64::from(*low), f64::from(*high));
@@ -589,7 +585,7 @@ impl Prover<'_> {
                     each(&|e| (if e.0 <= 0.0 && e.1 >= 0.0 { 0.0 } else { e.0.abs().min(e.1.abs()) }, size(e)))
                 }
                 Unary::Sqrt => each(&|(a, b)| (libm::sqrt(a.max(0.0)), libm::sqrt(b.max(0.0)))),
-                Unary::Reciprocal => each(&|e| inverse(e, 0.0)),
+                Unary::Reciprocal => each(&|e| self.inverse_of(ids[0], e)),
                 Unary::Exp => each(&|(a, b)| (libm::exp(a), libm::exp(b))),
                 Unary::Floor | Unary::Ceil | Unary::Round => each(&|(a, b)| (a.floor(), b.ceil())),
                 Unary::Sign => each(&|(a, b)| (a.clamp(-1.0, 0.0).floor(), b.clamp(0.0, 1.0).ceil())),
@@ -602,6 +598,7 @@ impl Prover<'_> {
                 Binary::Add => both(&|p, q| (p.0 + q.0, p.1 + q.1)),
                 Binary::Sub => both(&|p, q| (p.0 - q.1, p.1 - q.0)),
                 Binary::Mul => both(&times),
+                Binary::Div if graph.node(v)?.dtype == DType::F32 => both(&|p, q| times(p, inverse(q, 0.0))),
                 // Integers truncate.
                 Binary::Div => both(&|p, q| times(p, inverse(q, 0.0)))
                     .map(|p| Proof::of(p.range.map(|(a, b)| (a.min(0.0), b.max(0.0))))),
