@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 /// # Errors
 /// None that a legal module has.
 pub fn assign_masks(module: Module) -> Result<Module> {
-    if !module.setting.protocol().dealer.is_some() {
+    if module.setting.protocol().dealer.is_none() {
         return Ok(module);
     }
     let users = users(&module);
@@ -275,7 +275,7 @@ impl Pass<'_> {
 
     fn is_masked_state(&self, slot: u32) -> bool {
         let reads = |id: &Id| matches!(self.old.node(*id).op, Op::State { slot: read } if read == slot);
-        self.wanted.iter().any(|id| reads(id))
+        self.wanted.iter().any(reads)
     }
 
     /// Whether a bit as a number is the one that its only user selects by.

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 /// # Errors
 /// None that a legal module has.
 pub fn narrow_rings(module: Module) -> Result<Module> {
-    if !module.setting.protocol().dealer.is_some() {
+    if module.setting.protocol().dealer.is_none() {
         return Ok(module);
     }
     let (rings, assumed) = (rings(&module, &states(&module)), assumed(&module));

@@ -68,7 +68,7 @@ const MASKING: Description = Description {
     infer: |op, t| {
         let [x] = t.operands()?;
         t.shared_ring(1, &x)?;
-        if !t.cx.setting.protocol().dealer.is_some() {
+        if t.cx.setting.protocol().dealer.is_none() {
             return Err(t.fails(2, t.cx.setting.name()));
         }
         let sharing = if matches!(op, Op::Hold) { Sharing::Held } else { Sharing::Masked };
