@@ -10,7 +10,6 @@ use crate::network::{Network, step_seconds};
 use crate::op::Op;
 use crate::schedule::Schedule;
 use crate::settings::Setting;
-use crate::ty::Sharing;
 use crate::{Diagnostic, Result};
 use core::time::Duration;
 use serde::{Deserialize, Serialize};
@@ -182,7 +181,7 @@ pub type Work = BTreeMap<Unit, f64>;
 pub fn work_of(module: &Module, bound: &Bound, id: Id) -> Result<Work> {
     let node = module.node(id);
     let n = bound.len(id) as f64;
-    let shared = |i: usize| node.args.get(i).is_some_and(|&a| module.ty(a).sharing == Sharing::Shared);
+    let shared = |i: usize| node.args.get(i).is_some_and(|&a| module.ty(a).sharing.is_secret());
     let elements = |i: usize| node.args.get(i).map_or(0.0, |&a| bound.len(a) as f64);
     let mut work = Work::new();
     let mut add = |unit: Unit, count: f64| *work.entry(unit).or_default() += count;

@@ -19,7 +19,7 @@ use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::{AssumedRange, Part, Plan, Saving};
 use ombra_ir::profile::{Profile, Time, predict};
 use ombra_ir::schedule::{Cost, Schedule, schedule, setup_cost};
-use ombra_ir::ty::{BoundFrom, Sharing};
+use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result, Sym};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -330,7 +330,7 @@ fn path(module: &Module, schedule: &Schedule) -> Vec<bool> {
 /// Multiply-accumulates of an op, and whether both factors are secret.
 fn macs_of(module: &Module, bound: &Bound, id: Id) -> (u64, bool) {
     let node = module.node(id);
-    let secret = node.args.len() == 2 && node.args.iter().all(|&a| module.ty(a).sharing == Sharing::Shared);
+    let secret = node.args.len() == 2 && node.args.iter().all(|&a| module.ty(a).sharing.is_secret());
     match &node.op {
         Op::MatMul { .. } => {
             let inner = bound.shapes[node.args[0].index()].last().copied().unwrap_or(0);
