@@ -4,13 +4,14 @@
 use super::expand;
 use fastrand::Rng;
 use ombra_ir::bind::bind;
+use ombra_ir::curve::Curve;
 use ombra_ir::dim::{Dim, Dims};
 use ombra_ir::infer::{push, push_source};
-use ombra_ir::module::{Count, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage};
+use ombra_ir::module::{Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage};
 use ombra_ir::op::Op;
 use ombra_ir::plain::{self, DType, Program, Tensor};
 use ombra_ir::reference::{RefValue, eval, mask, signed};
-use ombra_ir::ty::{Sharing, Ty};
+use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::verify;
 
 /// Near to a normal variable of deviation 1.
@@ -452,4 +453,35 @@ fn comparisons_make_room_for_what_they_drop() {
     assert_eq!(comparison(7, 11, 64), Some((13, 11)));
     assert_eq!(comparison(63, 8, 64), Some((64, 0)));
     assert_eq!(comparison(64, 0, 64), None);
+}
+
+/// What is revealed behind a selection or a lookup is rounded down as what is revealed behind a product is: no output
+/// depends on how shares round.
+#[test]
+fn no_output_behind_a_selection_or_a_lookup_depends_on_shares() {
+    let of = |op: Op, bits: u8| {
+        let mut module = module(Op::Neg, (1, 60), 16, 30);
+        module.setting = Setting::Dealer;
+        module.ops.truncate(1);
+        let (m, x) = (&mut module, Id(0));
+        let origin = Origin::default;
+        let quotient = push(m, Op::Truncate { by: 6, bits: 64 }, &[x], None, origin()).unwrap();
+        let y = if let Op::Select = op {
+            let negative = push(m, Op::Msb { width: 30, drop: 0 }, &[quotient], None, origin()).unwrap();
+            let keep = push(m, Op::Not, &[negative], None, origin()).unwrap();
+            push(m, op, &[keep, quotient], None, origin()).unwrap()
+        } else {
+            push(m, op, &[quotient], Some((bits - 2, BoundFrom::Guarded)), origin()).unwrap()
+        };
+        push(m, Op::Reveal { slot: 0 }, &[y], None, origin()).unwrap();
+        module
+    };
+    let lookup = Op::Lookup { curve: Curve::Tanh, window: 14, cell: 7, bits: 32, scale: 20 };
+    for module in [of(Op::Select, 64), of(lookup, 32)] {
+        let x: Vec<i64> = (0..60).map(|i| 1009 * i - 30_000).collect();
+        let (expected, _) = run(&module, &x, None);
+        for seed in 0..20 {
+            assert_eq!(run(&module, &x, Some(&mut Rng::with_seed(seed))).0, expected);
+        }
+    }
 }

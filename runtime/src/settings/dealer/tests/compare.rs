@@ -3,12 +3,30 @@
 use super::*;
 use crate::settings::dealer::bits::{and, bit_to_ring, select};
 use crate::settings::dealer::compare::msb;
-use crate::settings::dealer::products::{Operand, begin_mask, end_mask};
+use crate::settings::dealer::products::{Operand, begin_mask, end_mask, mask};
 
 fn signs_of(seed: u64, shares: [Rc<Share>; 3], n: usize, (width, drop): (u8, u8)) -> Vec<bool> {
     let bits = run(seed, &Op::Msb { width, drop }, &sizes(n, 64), |cx, role| {
         let share = shares[role].clone();
         async move { msb(&cx, Operand::Share(&share), n, width, drop).await }
+    });
+    open_bits(&bits)
+}
+
+/// The signs of values that were masked before.
+fn signs_of_masked(seed: u64, x: &[u64], (width, drop): (u8, u8)) -> Vec<bool> {
+    let (n, shares) = (x.len(), share(x, &mut Words(seed)));
+    let mut declared = traffic(&Op::Mask, &sizes(n, 64));
+    let forms = [Sharing::Masked, Sharing::Public];
+    let sign = traffic(&Op::Msb { width, drop }, &Sizes { forms, ..sizes(n, 64) });
+    declared.msgs.extend(sign.msgs.iter().map(|m| ombra_ir::settings::Msg { round: m.round + 1, ..*m }));
+    declared.rounds += sign.rounds;
+    let (bits, _) = run_declared(lockstep::keys(seed), &declared, |cx, role| {
+        let share = shares[role].clone();
+        async move {
+            let masked = mask(&cx.at_level(1), &share, n, 64).await?;
+            msb(&cx, Operand::Ready(&masked), n, width, drop).await
+        }
     });
     open_bits(&bits)
 }
@@ -80,6 +98,12 @@ fn signs_of_every_length() {
 
 #[test]
 fn dropped_bits_blur_the_sign_above_zero_only() {
+    for of in [signs, signs_of_masked] {
+        dropped_bits_blur_above_zero_only(of);
+    }
+}
+
+fn dropped_bits_blur_above_zero_only(signs: fn(u64, &[u64], (u8, u8)) -> Vec<bool>) {
     let mut blurred = 0;
     for (width, drop) in [(12, 4), (12, 1), (13, 11), (32, 20)] {
         // All values of one bit less than the width, or those near what is blurred.
