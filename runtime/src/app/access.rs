@@ -53,6 +53,8 @@ pub struct MaterialPaths {
 impl MaterialPaths {
     /// The material in `folder` with lists beside it, for parties that all run on this machine.
     pub fn local(folder: &Path) -> MaterialPaths {
+        // One folder has one list, however it is named.
+        let folder = &folder.canonicalize().unwrap_or_else(|_| folder.components().collect());
         let mut lists = folder.as_os_str().to_owned();
         lists.push("-spent");
         let lists = PathBuf::from(lists);

@@ -131,12 +131,18 @@ fn a_session_that_ended_early_is_spent_at_either_party() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(site.step(1).with_extension("used"), &bytes).unwrap();
     expect(&site.local(&PROMPT, 2), "E1052", &["list of those"]);
-    // The client lost its list.
+    // The client lost its list: its key has another name.
     fs::remove_file(site.spent("client")).unwrap();
+    let key = site.session("client").join("session.key");
+    expect(&site.local(&PROMPT, 2), "E1052", &["used before"]);
+    assert!(!key.exists() && !site.spent("client").exists());
+    // Somebody put that back as well.
+    fs::rename(key.with_extension("used"), &key).unwrap();
     expect(&site.local(&PROMPT, 2), "E1052", &["server aborted the run with E1052", "used before"]);
     // Both did, and somebody put the files back but for one.
     fs::remove_dir_all(site.plan.join("material-spent")).unwrap();
     fs::rename(site.step(0).with_extension("used"), site.step(0)).unwrap();
+    fs::rename(key.with_extension("used"), &key).unwrap();
     expect(&site.local(&PROMPT, 2), "E1052", &["used before"]);
 }
 

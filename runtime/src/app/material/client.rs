@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ombra_ir::{Diagnostic, Result};
 
+use super::chunks::sync_folder;
 use super::spent::Spent;
 use super::{SESSION_FILE, SessionFile, inputs_digest, shown, unreadable};
 use crate::app::folder::PlanFolder;
@@ -13,6 +14,8 @@ use crate::transport::{Party, SessionId, parse_session};
 
 /// Most sessions of a folder that are looked at.
 const MAX_SESSIONS: usize = 1 << 16;
+/// The extension of the file of a session that was taken.
+const USED: &str = "used";
 
 /// Where the client has its material, and what it has used of it.
 #[derive(Clone, Debug)]
@@ -59,6 +62,12 @@ impl ClientMaterial {
                 continue;
             }
             let folder = self.folder.join(id.to_string());
+            let path = folder.join(SESSION_FILE);
+            // Used with another list, or not dealt to its end.
+            if !path.try_exists().map_err(|error| unreadable(&path, &error.to_string()))? {
+                used = Some(id);
+                continue;
+            }
             let file = SessionFile::read(&folder, Party::Client, plan, id)?;
             let fits =
                 file.steps.len() >= wanted.len() && file.steps.iter().zip(&wanted).all(|(step, w)| step.inputs == *w);
@@ -66,8 +75,22 @@ impl ClientMaterial {
                 other = Some(file);
                 continue;
             }
-            let key = file.key(&folder.join(SESSION_FILE))?;
-            self.spent.add(id)?;
+            let key = file.key(&path)?;
+            match self.spent.add(id) {
+                Ok(()) => {}
+                // Another process was faster.
+                Err(error) if error.code == "E1052" => {
+                    used = Some(id);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            // The list may be another one where the configuration is: what has another name cannot be taken again.
+            if std::fs::rename(&path, path.with_extension(USED)).is_err() {
+                used = Some(id);
+                continue;
+            }
+            sync_folder(&path)?;
             return Ok(Choice { session: id, key });
         }
         let place = self.folder.display().to_string();

@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 use ombra_ir::{Diagnostic, Result};
 
 use super::chunks::{private_file, sync_folder, unwritable};
-use crate::transport::SessionId;
+use crate::transport::{SessionId, parse_session};
 
 /// The name of the list where none is given.
 pub const SPENT_FILE: &str = "spent-sessions";
+
+/// Bytes of a line that are looked at.
+const LONGEST_LINE: u64 = 256;
 
 /// A list of sessions on the disk.
 #[derive(Clone, Debug)]
@@ -72,13 +75,23 @@ impl Spent {
     fn find(&self, mut file: &File, id: SessionId) -> Result<bool> {
         let failed = |error: std::io::Error| unwritable(&self.path, &error.to_string());
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
-        let text = id.to_string();
-        for line in BufReader::new(file).split(b'\n') {
-            if line.map_err(failed)? == text.as_bytes() {
-                return Ok(true);
+        let (mut reader, length) = (BufReader::new(file), id.to_string().len());
+        loop {
+            let mut line = Vec::new();
+            if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(failed)? == 0 {
+                return Ok(false);
+            }
+            let text = line.trim_ascii();
+            // What a crash leaves of a line: its session has sent nothing.
+            let is_cut = text.len() < length && text.iter().all(|c| c.is_ascii_hexdigit() || *c == 0);
+            match std::str::from_utf8(text).ok().and_then(parse_session) {
+                Some(found) if found == id => return Ok(true),
+                Some(_) => {}
+                None if is_cut => {}
+                // It may have been a session, so none of this list's is known to be unused.
+                None => return Err(unwritable(&self.path, "a line that is no session")),
             }
         }
-        Ok(false)
     }
 }
 
@@ -86,7 +99,7 @@ impl Spent {
 pub(super) fn used(id: SessionId) -> Diagnostic {
     Diagnostic::input("E1052", "the material of this session was used before")
         .note("expected  a session that never began, even if the last one ended early")
-        .note(format!("found     {id} in the list of those that did"))
+        .note(format!("found     {id} in the list of those that did, or its key under another name"))
         .note("help      take another session of the material, or deal anew")
 }
 
@@ -123,6 +136,14 @@ mod tests {
             add.into_iter().map(|thread| thread.join().unwrap()).filter(|ok| *ok).count()
         });
         assert_eq!(added, 1);
+        // Lines that an editor ended otherwise are the same sessions; what is none is an error, for all sessions.
+        let text = fs::read_to_string(&list.path).unwrap();
+        fs::write(&list.path, text.replace('\n', " \r\n")).unwrap();
+        assert!(list.has(ids[0]).unwrap() && list.has(ids[3]).unwrap());
+        let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        fs::write(&list.path, wide).unwrap();
+        assert_eq!(list.has(ids[0]).map_err(|error| error.code), Err("E1054"));
+        assert_eq!(list.add(ids[0]).map_err(|error| error.code), Err("E1054"));
         fs::remove_dir_all(&folder).unwrap();
     }
 }
