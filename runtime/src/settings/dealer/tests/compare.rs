@@ -98,12 +98,15 @@ fn signs_of_every_length() {
 
 #[test]
 fn dropped_bits_blur_the_sign_above_zero_only() {
-    for of in [signs, signs_of_masked] {
+    for of in [signs as Signs, signs_of_masked] {
         dropped_bits_blur_above_zero_only(of);
     }
 }
 
-fn dropped_bits_blur_above_zero_only(signs: fn(u64, &[u64], (u8, u8)) -> Vec<bool>) {
+/// Signs of values by a seed, with the width that is compared and the bits of it that are dropped.
+type Signs = fn(u64, &[u64], (u8, u8)) -> Vec<bool>;
+
+fn dropped_bits_blur_above_zero_only(signs: Signs) {
     let mut blurred = 0;
     for (width, drop) in [(12, 4), (12, 1), (13, 11), (32, 20)] {
         // All values of one bit less than the width, or those near what is blurred.
