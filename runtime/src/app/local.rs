@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
 
@@ -25,6 +26,9 @@ pub struct LocalParties {
     pub client: PartyConfig,
     running: Running,
 }
+
+/// How long a party lives on when its parent is done with it: an error that its peers were told stands in its own output.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Processes, and the folder that holds their keys.
 struct Running {
@@ -108,6 +112,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // They end with their input, after what they say of a session that has just ended.
+        for child in &mut self.children {
+            drop(child.stdin.take());
+        }
+        let until = Instant::now() + 4 * LAST_WORDS;
+        while Instant::now() < until && self.children.iter_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
+            thread::sleep(LAST_WORDS / 20);
+        }
         for child in &mut self.children {
             // Both fail only for a process that has ended.
             let _ = child.kill();
@@ -126,6 +138,7 @@ pub fn end_with_input() -> Result<()> {
         let mut input = std::io::stdin().lock();
         let mut buffer = [0; 256];
         while input.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        thread::sleep(LAST_WORDS);
         std::process::exit(0);
     };
     let thread = thread::Builder::new().name("parent".to_owned()).spawn(watch);
