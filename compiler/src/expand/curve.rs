@@ -14,7 +14,7 @@
 //! | sigmoid | 32, w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
 //! | erf | 4, w = 1/16 | 4, w = 1/16 | 5e-5 | 9e-5 | 3e-8 |
 
-use super::{Emit, fixed};
+use super::{Emit, fixed, ring_of};
 use ombra_ir::Result;
 use ombra_ir::curve::Curve;
 use ombra_ir::module::Id;
@@ -70,28 +70,22 @@ fn form(curve: Curve) -> Form {
     }
 }
 
-/// The function in the ring and at the scale of `x`, within what types prove of it.
-pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve, result: (u8, BoundFrom)) -> Result<Id> {
+/// The function in the ring and at the scale of `x`.
+pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let (outer, scale, _) = e.ring(x)?;
     let Form { whole, middle, beyond } = form(curve);
     let from = scale.clamp(COARSEST, FINEST);
-    let bound = (result.0, if result.1 == BoundFrom::Proven { BoundFrom::Guarded } else { result.1 });
-    let y = if most(e, x)? <= libm::exp2(f64::from(whole.range)) - libm::exp2(f64::from(whole.cell)) {
+    let y = if max_size(e, x)? <= libm::exp2(f64::from(whole.range)) - libm::exp2(f64::from(whole.cell)) {
         let x = brought_to(e, x, from, ring_of(whole.range + 1 + from))?;
         entry(e, x, curve, whole, beyond)?
     } else {
         in_parts(e, x, from, curve, middle, beyond)?
     };
-    finished(e, y, (outer, scale), bound)
-}
-
-/// The smallest ring of so many bits.
-fn ring_of(bits: u8) -> u8 {
-    bits.div_ceil(8) * 8
+    finished(e, y, (outer, scale))
 }
 
 /// What the value's size is less than.
-fn most(e: &Emit, x: Id) -> Result<f64> {
+fn max_size(e: &Emit, x: Id) -> Result<f64> {
     let (_, scale, bound) = e.ring(x)?;
     let log = e.ty(x).norms.size.map_or(f64::from(bound), |size| f64::from(size) / f64::from(BIT));
     Ok(libm::exp2(log - f64::from(scale)))
@@ -168,7 +162,7 @@ fn in_parts(e: &mut Emit, x: Id, from: u8, curve: Curve, table: Table, beyond: B
 }
 
 /// The value in the ring and at the scale that were asked for.
-fn finished(e: &mut Emit, y: Id, (bits, scale): (u8, u8), bound: (u8, BoundFrom)) -> Result<Id> {
+fn finished(e: &mut Emit, y: Id, (bits, scale): (u8, u8)) -> Result<Id> {
     let (own, from, size) = e.ring(y)?;
     let by = from.saturating_sub(scale);
     let rounded = size.saturating_sub(by).saturating_add(u8::from(by > 0));
@@ -176,7 +170,5 @@ fn finished(e: &mut Emit, y: Id, (bits, scale): (u8, u8), bound: (u8, BoundFrom)
         0 if own >= bits => e.narrow(y, bits)?,
         _ => e.declared(Op::Truncate { by, bits }, &[y], (rounded, BoundFrom::Guarded))?,
     };
-    let y = if from < scale { e.op(Op::Upscale { by: scale - from }, &[y])? } else { y };
-    ombra_ir::infer::tighten(e.module, y, bound.0, bound.1, &ombra_ir::norms::Norms::default());
-    Ok(y)
+    if from < scale { e.op(Op::Upscale { by: scale - from }, &[y]) } else { Ok(y) }
 }

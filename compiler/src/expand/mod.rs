@@ -97,11 +97,9 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     let mut e = Emit { module, origin };
     let x = args[0];
     let result = (node.ty.bound, node.ty.bound_from);
-    let curve = node.op.curve().filter(|_| e.module.setting.protocol().dealer.is_some());
+    let has_dealer = e.module.setting.protocol().dealer.is_some();
     let id = match &node.op {
-        _ if curve.is_some() => {
-            curve.map_or_else(|| Err(no_room(0, 0)), |curve| curve::looked_up(&mut e, x, curve, result))
-        }
+        op if has_dealer && let Some(curve) = op.curve() => curve::looked_up(&mut e, x, curve),
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
             let form = softmax::Ratio {
@@ -276,10 +274,15 @@ fn no_room(bound: u8, bits: u8) -> Diagnostic {
         .note("use fewer fraction bits, or a model whose values are smaller there")
 }
 
+/// The smallest ring of whole bytes that has so many bits.
+pub(crate) fn ring_of(bits: u8) -> u8 {
+    bits.div_ceil(8) * 8
+}
+
 /// The smallest ring of whole bytes, from 32 bits up, that has room for values below `2^bound` and their sums and
 /// divisions.
 pub(crate) fn ring_for(bound: u8) -> u8 {
-    (bound.saturating_add(3).div_ceil(8) * 8).clamp(32, 64)
+    ring_of(bound.saturating_add(3)).clamp(32, 64)
 }
 
 /// A real constant in fixed point.

@@ -10,6 +10,7 @@
 //!   %6 = narrow %5 {bits = 24}
 //! ```
 
+use crate::expand::ring_of;
 use ombra_ir::Result;
 use ombra_ir::infer::{push, push_like, push_source};
 use ombra_ir::module::{Id, Module, Node};
@@ -25,7 +26,8 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
     if module.setting.protocol().dealer.is_none() {
         return Ok(module);
     }
-    let (rings, assumed) = (rings(&module, &states(&module)), assumed(&module));
+    let facts = Facts { kept: kept_weights(&module), assumed: assumed(&module) };
+    let rings = rings(&module, &facts);
     let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
     let mut ids: Vec<Id> = Vec::with_capacity(module.ops.len());
     let mut narrowed: BTreeMap<(Id, u8), Id> = BTreeMap::new();
@@ -43,11 +45,8 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
         };
         let op = with_ring(&node.op, rings[i]);
         let args = (0..node.args.len()).map(|slot| {
-            let arg = node.args[slot];
-            // A division of what is assumed takes it whole.
-            let is_whole = assumed[arg.index()] && matches!(node.op, Op::Truncate { .. });
-            let bits = if is_whole { 64 } else { operand_bits(&module, node, slot, rings[i]) };
-            taken(&mut out, ids[arg.index()], bits)
+            let bits = operand_bits(&module, &facts, node, slot, rings[i]);
+            taken(&mut out, ids[node.args[slot].index()], bits)
         });
         let args = args.collect::<Result<Vec<_>>>()?;
         let id = match (&op, &*args) {
@@ -72,25 +71,28 @@ fn ring_bits(module: &Module, id: Id) -> u8 {
     module.ty(id).as_ring().map_or(0, |(bits, _)| bits)
 }
 
-/// Whole bytes.
-fn ring_of(bits: u8) -> u8 {
-    bits.div_ceil(8) * 8
-}
-
 /// The least ring that holds a value's bound.
 fn needed_by_bound(module: &Module, id: Id) -> u8 {
     ring_of(module.ty(id).bound.saturating_add(1))
 }
 
-/// The ring of every state: as many bits as what reads it takes, and as the states that it is kept in.
-fn states(module: &Module) -> Vec<u8> {
+/// What keeps its ring, whatever it goes into.
+struct Facts {
+    /// Weights that more than one op takes.
+    kept: Vec<bool>,
+    /// Values whose bound is assumed, and what is made of them.
+    assumed: Vec<bool>,
+}
+
+/// The ring of every result: as many bits as what it goes into takes. What a state is set to has the ring that it is read
+/// in; a state that is kept in another one has that one's bits at least.
+fn rings(module: &Module, facts: &Facts) -> Vec<u8> {
     let mut states = vec![0u8; module.states.len()];
-    // Rings grow, up to 64 bits.
-    for _ in 0..=8 {
-        let rings = rings(module, &states);
+    // Rings of states only grow.
+    loop {
+        let rings = rings_for(module, facts, &states);
         let mut next = states.clone();
         for (node, &bits) in module.ops.iter().zip(&rings) {
-            // What a state is set to has a bound no larger than that of what is read.
             if let Op::State { slot } = node.op
                 && let Some(state) = next.get_mut(slot as usize)
             {
@@ -98,16 +100,14 @@ fn states(module: &Module) -> Vec<u8> {
             }
         }
         if next == states {
-            break;
+            return rings;
         }
         states = next;
     }
-    states
 }
 
-/// The ring of every result: as many bits as what it goes into takes. `states` are what states have at least.
-fn rings(module: &Module, states: &[u8]) -> Vec<u8> {
-    let (kept, assumed) = (kept_weights(module), assumed(module));
+/// The rings where states have at least these.
+fn rings_for(module: &Module, facts: &Facts, states: &[u8]) -> Vec<u8> {
     let mut rings = vec![0u8; module.ops.len()];
     for (i, node) in module.ops.iter().enumerate().rev() {
         if let Some((own, _)) = node.ty.as_ring() {
@@ -120,13 +120,11 @@ fn rings(module: &Module, states: &[u8]) -> Vec<u8> {
             let of_operands = node.args.iter().enumerate().filter(|(slot, _)| takes_own_ring(&node.op, *slot));
             let of_operands = of_operands.map(|(_, &arg)| needed_by_bound(module, arg)).max().unwrap_or(0);
             let needed = rings[i].max(of_op).max(of_operands).max(needed_by_bound(module, Id(i as u32)));
-            let is_kept = is_fixed(&node.op) || assumed[i] || kept[i] || node.args.iter().any(|arg| kept[arg.index()]);
-            rings[i] = if is_kept { own } else { needed.min(own) };
+            let is_kept = facts.kept[i] || node.args.iter().any(|arg| facts.kept[arg.index()]);
+            rings[i] = if is_kept || facts.assumed[i] || is_fixed(&node.op) { own } else { needed.min(own) };
         }
         for (slot, arg) in node.args.iter().enumerate() {
-            let bits =
-                if assumed[arg.index()] { ring_bits(module, *arg) } else { operand_bits(module, node, slot, rings[i]) };
-            rings[arg.index()] = rings[arg.index()].max(bits);
+            rings[arg.index()] = rings[arg.index()].max(operand_bits(module, facts, node, slot, rings[i]));
         }
     }
     rings
@@ -197,10 +195,13 @@ fn takes_own_ring(op: &Op, slot: usize) -> bool {
 }
 
 /// The bits that an op takes of an operand, where its result has a ring of `bits`.
-fn operand_bits(module: &Module, node: &Node, slot: usize, bits: u8) -> u8 {
-    let ty = module.ty(node.args[slot]);
+fn operand_bits(module: &Module, facts: &Facts, node: &Node, slot: usize, bits: u8) -> u8 {
+    let arg = node.args[slot];
+    let ty = module.ty(arg);
     let Some((own, scale)) = ty.as_ring() else { return 0 };
     let taken = match node.op {
+        // A division of what is assumed takes it whole.
+        Op::Truncate { .. } if facts.assumed[arg.index()] => own,
         Op::Truncate { by, .. } => ring_of(ty.bound.max(by).saturating_add(2)),
         Op::Msb { width, .. } => ring_of(width),
         Op::ExpDigits { .. } => ring_of(scale.saturating_add(EXP_WINDOW)),
@@ -208,7 +209,7 @@ fn operand_bits(module: &Module, node: &Node, slot: usize, bits: u8) -> u8 {
         Op::Cut { .. } | Op::Reveal { .. } | Op::Embed | Op::Encode { .. } => own,
         _ => bits,
     };
-    taken.max(needed_by_bound(module, node.args[slot])).min(own)
+    taken.max(needed_by_bound(module, arg)).min(own)
 }
 
 /// The op with a result of a ring of `bits`.

@@ -26,7 +26,7 @@
 mod draw;
 mod search;
 
-use crate::expand::{Emit, comparison};
+use crate::expand::{self, Emit, comparison};
 use crate::passes::assign_rotations::{Spread, assign_rotations};
 use draw::{Blocks, draw};
 use ombra_ir::draw::{
@@ -266,7 +266,7 @@ fn log2(e: &Emit, dim: &Dim) -> Result<u8> {
 
 /// The smallest ring of whole bytes for comparisons of values below `2^bound`.
 fn ring_of(bound: u8) -> u8 {
-    (bound + 2).div_ceil(8) * 8
+    expand::ring_of(bound + 2)
 }
 
 /// The value in another ring: extended, or its low bits.

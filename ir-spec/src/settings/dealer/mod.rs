@@ -69,8 +69,7 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
     match op {
         Op::Mul | Op::MatMul { .. } if s.forms.iter().all(|form| form.is_secret()) => multiply(&mut t, s, eb),
         Op::Mask => {
-            t.send(0, 0, 1, s.out * eb);
-            t.send(0, 1, 0, s.out * eb);
+            bits::exchange(&mut t, s.out * eb);
             t.rounds = 1;
         }
         Op::Hold => {
@@ -81,8 +80,7 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::ExpDigits { scale, .. } => exponential(&mut t, s.out, *scale, s.forms[0] == Sharing::Masked),
         Op::Select => {
             if s.forms[1] != Sharing::Masked {
-                t.send(0, 0, 1, s.elements[1] * eb);
-                t.send(0, 1, 0, s.elements[1] * eb);
+                bits::exchange(&mut t, s.elements[1] * eb);
                 t.rounds = 1;
             }
             bits::exchange(&mut t, plane_bytes(s.out));
@@ -123,11 +121,10 @@ fn multiply(t: &mut Traffic, s: &Sizes, eb: u64) {
             Sharing::Held => !is_product,
             _ => of_server[i] && !(i == 0 && of_server[1]),
         };
-        if !known {
-            t.send(0, 0, 1, s.elements[i] * eb);
-            if is_product {
-                t.send(0, 1, 0, s.elements[i] * eb);
-            }
+        match known {
+            true => {}
+            false if is_product => bits::exchange(t, s.elements[i] * eb),
+            false => t.send(0, 0, 1, s.elements[i] * eb),
         }
     }
     t.send(0, 2, 1, s.out * eb);

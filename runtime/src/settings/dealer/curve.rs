@@ -30,7 +30,7 @@ use ombra_ir::{Diagnostic, Result};
 use ombra_kernels::entries::{Tables, sums_of_entries};
 use ombra_kernels::isa::Isa;
 
-use super::products::{Operand, begin_mask, end_mask, plus, ready};
+use super::products::{Operand, end, minus, plus};
 use super::share::Share;
 use super::{Cx, Purpose};
 
@@ -45,10 +45,7 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
         return Err(Diagnostic::internal("E0803", "a lookup's window is out of range"));
     }
     let width = 8 * cells.window.div_ceil(8);
-    let begun = match &x {
-        Operand::Share(x) => Some(begin_mask(cx, x, n, width, 0)?),
-        Operand::Ready(_) => None,
-    };
+    let begun = x.begin(cx, n, width, 0)?;
     let (per, vector_bits) = (count.div_ceil(64), count.min(64) as u8);
     let vectors = || cx.draw(0, Purpose::OneHot, 0, per * n);
     let tau = |key: u8, part: u8| cx.draw(key, Purpose::LookupMask, part, n);
@@ -58,7 +55,7 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
     // Fraction bits of P_0, P_1 and P_2, and of the powers of the mask beside them.
     let scales = [scale, scale / 2 + MORE[0], scale / 2 + MORE[1]];
     if cx.role() == 2 {
-        let lambda = ready(&begun, &x)?.lambda()?;
+        let lambda = begun.lambda()?;
         let mut vector = vectors()?;
         let mut signs = Vec::with_capacity(n);
         for (vector, lambda) in vector.chunks_exact_mut(per).zip(&lambda) {
@@ -80,16 +77,14 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
             }
             cx.send(1, &factors, bits);
         }
-        let last = dealt(3)?;
-        sum.iter_mut().zip(&last).for_each(|(sum, last)| *sum = sum.wrapping_sub(*last));
-        cx.send(1, &sum, bits);
+        cx.send(1, &minus(sum, &dealt(3)?), bits);
         cx.round().await;
         return Ok(Share::nothing());
     }
     let (role, peer) = (cx.role(), 1 - cx.role());
     cx.round().await;
-    let ended = begun.map(|begun| end_mask(cx, begun, n, width)).transpose()?;
-    let m = ready(&ended, &x)?.words()?;
+    let ended = end(cx, begun, n, width)?;
+    let m = ended.words()?;
     let vector = if role == 0 { vectors()? } else { cx.take(2, per * n, vector_bits)? };
     let at: Vec<usize> = m.iter().map(|m| index(*m)).collect();
     let sums = sums_of_entries(Isa::best(), &vector, &at, &Tables::new(&cells.parabolas(curve)?));
@@ -104,14 +99,14 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
             own.push(if role == 0 { p >> by } else { (p >> by).wrapping_neg() });
         }
     }
-    for (own, part) in own.iter_mut().zip(0u8..) {
-        let tau = tau(2 * role, part)?;
-        own.iter_mut().zip(&tau).for_each(|(own, tau)| *own = own.wrapping_add(*tau));
-        cx.send(peer, own, bits);
+    let mut sent = Vec::with_capacity(own.len());
+    for (own, part) in own.into_iter().zip(0u8..) {
+        sent.push(plus(own, &tau(2 * role, part)?));
+        cx.send(peer, &sent[usize::from(part)], bits);
     }
     cx.round().await;
     let mut value = vec![0u64; n];
-    for (own, part) in own.into_iter().zip(0u8..) {
+    for (own, part) in sent.into_iter().zip(0u8..) {
         let v = plus(own, &cx.take(peer, n, bits)?);
         let factors = if role == 0 { dealt(part)? } else { cx.take(2, n, bits)? };
         for (value, (v, d)) in value.iter_mut().zip(v.iter().zip(&factors)) {
@@ -119,8 +114,7 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
         }
     }
     let last = if role == 0 { dealt(3)? } else { cx.take(2, n, bits)? };
-    value.iter_mut().zip(&last).for_each(|(value, last)| *value = value.wrapping_sub(*last));
-    Ok(Share::of(value))
+    Ok(Share::of(minus(value, &last)))
 }
 
 /// `(λ/2^cell)^power` with so many fraction bits, rounded to the nearest.

@@ -26,7 +26,7 @@ use ombra_ir::op::{EXP_SCALE, EXP_WINDOW};
 use ombra_ir::{Diagnostic, Result};
 
 use super::divide::local;
-use super::products::{Operand, begin_mask, end_mask, plus, ready};
+use super::products::{Operand, end, plus};
 use super::share::Share;
 use super::{Cx, Purpose};
 
@@ -46,16 +46,13 @@ pub async fn exp_digits(cx: &Cx, x: Operand<'_>, n: usize, scale: u8) -> Result<
         return Err(Diagnostic::internal("E0803", "an exponential's window is out of range"));
     }
     let width = 8 * window.div_ceil(8);
-    let begun = match &x {
-        Operand::Share(x) => Some(begin_mask(cx, x, n, width, 0)?),
-        Operand::Ready(_) => None,
-    };
+    let begun = x.begin(cx, n, width, 0)?;
     let tau = |key: u8| cx.draw(key, Purpose::LookupMask, 0, n);
     let dealt = |part: u8| cx.draw(0, Purpose::Dealt, part, n);
     let vectors = || cx.draw(0, Purpose::OneHot, 0, n);
     let low = (1u64 << window) - 1;
     if cx.role() == 2 {
-        let (lambda, tau) = (ready(&begun, &x)?.lambda()?, plus(tau(0)?, &tau(2)?));
+        let (lambda, tau) = (begun.lambda()?, plus(tau(0)?, &tau(2)?));
         let first = vectors()?;
         let at = |lambda: u64| ((lambda & low) >> cell) as u32;
         let second: Vec<u64> = first.iter().zip(&lambda).map(|(b, l)| b ^ 1 << at(*l)).collect();
@@ -77,8 +74,8 @@ pub async fn exp_digits(cx: &Cx, x: Operand<'_>, n: usize, scale: u8) -> Result<
     }
     let (role, peer) = (cx.role(), 1 - cx.role());
     cx.round().await;
-    let ended = begun.map(|begun| end_mask(cx, begun, n, width)).transpose()?;
-    let m = ready(&ended, &x)?.words()?;
+    let ended = end(cx, begun, n, width)?;
+    let m = ended.words()?;
     let vector = if role == 0 { vectors()? } else { cx.take(2, n, CELLS as u8)? };
     let table = table();
     let sums = m.iter().zip(&vector).map(|(m, vector)| {

@@ -21,6 +21,8 @@
 //! Simulator. What the server receives of the client, and what is dealt to it, is under masks from `k_0`; what the client
 //! receives is under a mask from `k_2`; the dealer receives nothing.
 
+use std::borrow::Cow;
+
 use ombra_ir::{Diagnostic, Result};
 use zeroize::Zeroizing;
 
@@ -105,40 +107,44 @@ pub enum Operand<'a> {
     Ready(&'a Masked),
 }
 
+impl<'a> Operand<'a> {
+    /// The operand of `n` elements under its mask, before the round; one that was not is masked in a ring of `bits`. The dealer
+    /// has its masks whole, client and server [`end`] it.
+    pub(super) fn begin(&self, cx: &Cx, n: usize, bits: u8, part: u8) -> Result<Cow<'a, Masked>> {
+        match self {
+            Operand::Share(x) => begin_mask(cx, x, n, bits, part).map(Cow::Owned),
+            Operand::Ready(masked) => Ok(Cow::Borrowed(masked)),
+        }
+    }
+}
+
+/// What [`Operand::begin`] began, after the round.
+pub(super) fn end<'a>(cx: &Cx, begun: Cow<'a, Masked>, n: usize, bits: u8) -> Result<Cow<'a, Masked>> {
+    match begun {
+        Cow::Owned(begun) => end_mask(cx, begun, n, bits).map(Cow::Owned),
+        ready => Ok(ready),
+    }
+}
+
 /// A product of two secrets in a ring of `bits`.
 pub async fn product(cx: &Cx, f: &Bilinear<'_>, x: Operand<'_>, y: Operand<'_>, bits: u8) -> Result<Share> {
-    let begin = |x: &Operand<'_>, n: usize, part: u8| match x {
-        Operand::Share(x) => begin_mask(cx, x, n, bits, part).map(Some),
-        Operand::Ready(_) => Ok(None),
-    };
     let [nx, ny] = f.operands;
-    let (begun_x, begun_y) = (begin(&x, nx, 0)?, begin(&y, ny, 1)?);
+    let (x, y) = (x.begin(cx, nx, bits, 0)?, y.begin(cx, ny, bits, 1)?);
     let dealt = |n| cx.draw(0, Purpose::Dealt, 0, n);
     if cx.role() == 2 {
-        let masks = |begun: &Option<Masked>, x: &Operand<'_>| -> Result<Vec<u64>> { ready(begun, x)?.lambda() };
-        let correlation = (f.apply)(&masks(&begun_x, &x)?, &masks(&begun_y, &y)?)?;
+        let correlation = (f.apply)(&x.lambda()?, &y.lambda()?)?;
         cx.send(1, &minus(correlation, &dealt(f.result)?), bits);
         cx.round().await;
         return Ok(Share::nothing());
     }
     cx.round().await;
     let own = usize::from(cx.role());
-    let end = |begun: Option<Masked>, n: usize| begun.map(|begun| end_mask(cx, begun, n, bits)).transpose();
-    let (ended_x, ended_y) = (end(begun_x, nx)?, end(begun_y, ny)?);
-    let (x, y) = (ready(&ended_x, &x)?, ready(&ended_y, &y)?);
+    let (x, y) = (end(cx, x, nx, bits)?, end(cx, y, ny, bits)?);
     let (first, summand) = match own {
         0 => ((f.apply)(x.words()?, &minus(y.words()?.to_vec(), y.mask(0)?))?, dealt(f.result)?),
         _ => (negative((f.apply)(x.words()?, y.mask(1)?)?), cx.take(2, f.result, bits)?),
     };
     Ok(Share::of(plus(minus(first, &(f.apply)(x.mask(own)?, y.words()?)?), &summand)))
-}
-
-pub(super) fn ready<'a>(ended: &'a Option<Masked>, x: &'a Operand<'a>) -> Result<&'a Masked> {
-    match (ended, x) {
-        (Some(masked), _) => Ok(masked),
-        (None, Operand::Ready(masked)) => Ok(masked),
-        (None, Operand::Share(_)) => Err(mismatch("a product's operand is not masked")),
-    }
 }
 
 /// One party's knowledge of a private weight: which of its two terms it can multiply with.
