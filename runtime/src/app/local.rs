@@ -27,8 +27,11 @@ pub struct LocalParties {
     running: Running,
 }
 
-/// How long a party lives on when its parent is done with it: an error that its peers were told stands in its own output.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long a party lives on at most when its parent is done with it: an error that its peers were told stands in its own
+/// output.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How often is looked whether it has said it.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Processes, and the folder that holds their keys.
 struct Running {
@@ -112,13 +115,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // They end with their input, after what they say of a session that has just ended.
+        // They end with their input, once they have said what they say of a session that has just ended.
         for child in &mut self.children {
             drop(child.stdin.take());
         }
-        let until = Instant::now() + 4 * LAST_WORDS;
+        let until = Instant::now() + 2 * LAST_WORDS;
         while Instant::now() < until && self.children.iter_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
-            thread::sleep(LAST_WORDS / 20);
+            thread::sleep(POLL);
         }
         for child in &mut self.children {
             // Both fail only for a process that has ended.
@@ -129,16 +132,20 @@ impl Drop for Running {
     }
 }
 
-/// Ends this process when its standard input does: a party that another process started dies with it.
+/// Ends this process when its standard input does: a party that another process started dies with it. It ends at once where
+/// it `is_idle`, else when it is, for a session that has just ended says why in its output.
 ///
 /// # Errors
 /// `E1011` when there is no thread to watch with.
-pub fn end_with_input() -> Result<()> {
-    let watch = || {
+pub fn end_with_input(is_idle: impl Fn() -> bool + Send + 'static) -> Result<()> {
+    let watch = move || {
         let mut input = std::io::stdin().lock();
         let mut buffer = [0; 256];
         while input.read(&mut buffer).is_ok_and(|count| count > 0) {}
-        thread::sleep(LAST_WORDS);
+        let until = Instant::now() + LAST_WORDS;
+        while Instant::now() < until && !is_idle() {
+            thread::sleep(POLL);
+        }
         std::process::exit(0);
     };
     let thread = thread::Builder::new().name("parent".to_owned()).spawn(watch);

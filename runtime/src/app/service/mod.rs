@@ -16,7 +16,7 @@ mod metrics;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -96,8 +96,10 @@ struct Service {
 /// # Errors
 /// What keeps it from serving at all; errors of one session go to the log.
 pub fn serve_party(options: &Options) -> Result<()> {
+    let serving = Arc::new(OnceLock::<Arc<Service>>::new());
     if options.with_input {
-        end_with_input()?;
+        let serving = Arc::clone(&serving);
+        end_with_input(move || serving.get().is_none_or(|service| lock(&service.sessions).is_empty()))?;
     }
     let (party, threads) = (options.party, options.threads);
     let config = PartyConfig::read(&options.config)?;
@@ -156,6 +158,8 @@ pub fn serve_party(options: &Options) -> Result<()> {
         metrics,
         log,
     });
+    // There is one.
+    let _ = serving.set(Arc::clone(&service));
     if let Some(metrics) = config.service.metrics {
         http::start(metrics, &config.service.metrics_hosts, Arc::clone(&service))?;
     }
