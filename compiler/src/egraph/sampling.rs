@@ -1,4 +1,4 @@
-//! Every rule on drawn graphs: both sides have one value, one shape, and no higher owner; what must be refused is.
+//! Every rule on sampled graphs: both sides have one value, one shape, and no higher owner; what must be refused is.
 
 use super::language::Tree;
 use super::region::{Outside, region, terms};
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 /// Draws of every case.
 const DRAWS: u64 = 12;
 
-/// A graph under construction with drawn sizes and values.
+/// A graph under construction with sampled sizes and values.
 pub(super) struct Draw {
     state: u64,
     pub(super) graph: Graph,
@@ -92,7 +92,7 @@ impl Draw {
         self.graph.outputs.push(Output { name, role: OutputRole::Other, value });
     }
 
-    /// Outputs of a graph on the drawn values.
+    /// Outputs of a graph on the sampled values.
     pub(super) fn evaluate(&self, graph: &Graph) -> Vec<Tensor> {
         let weights = |name: &str| -> Result<Tensor> { Ok(self.values[name].clone()) };
         eval::evaluate(graph, &weights, &self.values).unwrap()
@@ -142,7 +142,7 @@ fn build(graph: &mut Graph, tree: &Tree, values: &BTreeMap<Id, ValueId>) -> Valu
     }
 }
 
-/// Checks every equation that a rule finds in a drawn graph; returns how many.
+/// Checks every equation that a rule finds in a sampled graph; returns how many.
 fn check(draw: &Draw, rule: usize) -> usize {
     let name = RULES[rule].name;
     let (found, values) = findings(&draw.graph, rule);
@@ -160,9 +160,9 @@ fn check(draw: &Draw, rule: usize) -> usize {
         }
         let sides = draw.evaluate(&graph);
         let (a, b) = (sides[0].as_f32().unwrap(), sides[1].as_f32().unwrap());
-        let greatest = a.iter().chain(b).fold(1e-3f32, |m, x| m.max(x.abs()));
+        let largest = a.iter().chain(b).fold(1e-3f32, |m, x| m.max(x.abs()));
         for (x, y) in a.iter().zip(b) {
-            assert!((x - y).abs() <= RULES[rule].tolerance * greatest, "{name}: {x} and {y} of {greatest}");
+            assert!((x - y).abs() <= RULES[rule].tolerance * largest, "{name}: {x} and {y} of {largest}");
         }
         checked += 1;
     }
@@ -395,8 +395,8 @@ fn rewritten_graphs_have_the_same_values() {
                 }
                 for (a, b) in before.iter().zip(draw.evaluate(&graph)) {
                     let (a, b) = (a.as_f32().unwrap(), b.as_f32().unwrap());
-                    let greatest = a.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-                    assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-4 * greatest), "{}", case.rule);
+                    let largest = a.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+                    assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-4 * largest), "{}", case.rule);
                 }
             }
         }

@@ -137,8 +137,8 @@ fn limits_end_what_does_not_saturate() {
     assert_ne!(reports[0].stop, "saturated");
     for (a, b) in d.evaluate(&d.graph).iter().zip(d.evaluate(&graph)) {
         let (a, b) = (a.as_f32().unwrap(), b.as_f32().unwrap());
-        let greatest = a.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-        assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-3 * greatest));
+        let largest = a.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+        assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() <= 1e-3 * largest));
     }
 }
 
