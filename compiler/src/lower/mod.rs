@@ -28,7 +28,7 @@ use ombra_ir::infer::{push, push_within, tighten};
 use ombra_ir::module::{
     Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
 };
-use ombra_ir::norms::Norms;
+use ombra_ir::norms::{Norms, hundredths};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, Binary, DType, Reduce};
 use ombra_ir::plan::Quantity;
@@ -223,7 +223,9 @@ impl Lower<'_> {
         let bound = self.result_scale(&op, args).and_then(|scale| self.bound_at(v, scale));
         let Some(bound) = bound else { return self.push(v, op, args) };
         let origin = self.origin(v);
-        push_within(&mut self.module, op, args, bound, origin)
+        let id = push_within(&mut self.module, op, args, bound, origin)?;
+        self.tighten(v, id);
+        Ok(id)
     }
 
     /// The scale of an op's result, for ops that make a graph value.
@@ -243,11 +245,14 @@ impl Lower<'_> {
         }
     }
 
-    /// Tightens a value's bound to that of its range.
+    /// Tightens a value's bound to that of its range, in hundredths of a bit where the range is proven: what guards compare
+    /// is in whole bits.
     fn tighten(&mut self, v: ValueId, id: Id) {
         let Some((_, scale)) = self.module.ty(id).as_ring() else { return };
         let Some((bound, from)) = self.bound_at(v, scale) else { return };
-        tighten(&mut self.module, id, bound, from, &Norms::default());
+        let size = self.options.ranges.size(v).filter(|_| from == BoundFrom::Weights);
+        let size = size.and_then(|size| hundredths(largest_integer(size, scale)));
+        tighten(&mut self.module, id, bound, from, &Norms { size, ..Norms::default() });
     }
 
     fn ring(&self, id: Id) -> Result<(u8, u8)> {
@@ -594,10 +599,15 @@ impl Lower<'_> {
     }
 }
 
-/// Bits of the integer that stands for a real of at most this size: `|x| < 2^bits`. There is room for the rounding of
-/// fixed point: 2^−8 of the size, and some units.
+/// The largest integer that stands for a real of at most this size. There is room for the rounding of fixed point: 2^−8 of
+/// the size, and some units.
+fn largest_integer(max: f64, scale: u8) -> f64 {
+    libm::ldexp(max.max(0.0), i32::from(scale)) * (1.0 + 1.0 / 256.0) + 16.0
+}
+
+/// Bits of the integer that stands for a real of at most this size: `|x| < 2^bits`, with room for rounding.
 pub fn magnitude_bits(max: f64, scale: u8) -> u8 {
-    let units = libm::ldexp(max.max(0.0), i32::from(scale)) * (1.0 + 1.0 / 256.0) + 16.0;
+    let units = largest_integer(max, scale);
     if !units.is_finite() {
         return 120;
     }
