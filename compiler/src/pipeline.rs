@@ -17,6 +17,7 @@ use crate::passes::assign_masks::assign_masks;
 use crate::passes::assign_owners::{assign_owners, client_states, secret_states};
 use crate::passes::assign_rotations::{Spread, assign_rotations};
 use crate::passes::decompose::decompose;
+use crate::passes::delay_normalisation::delay_normalisation;
 use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
@@ -466,6 +467,7 @@ fn finish(
         },
     )?;
     let mut module = expand(&lowered.module).map_err(one)?;
+    module = delay_normalisation(module).map_err(one)?;
     module = if has(Pass::Widths) { narrow_rings(module) } else { widen(&module) }.map_err(one)?;
     module = assign_masks(module).map_err(one)?;
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });

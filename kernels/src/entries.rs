@@ -6,15 +6,15 @@ use crate::isa::{Isa, Level};
 /// Entries that are read at once.
 pub const LANES: usize = 8;
 
-/// Three tables with one index: of every table the entry `−j` at place `j`, twice, and [`LANES`] zeros behind them.
-pub struct Tables {
+/// `K` tables with one index: of every table the entry `−j` at place `j`, twice, and [`LANES`] zeros behind them.
+pub struct Tables<const K: usize> {
     count: usize,
-    entries: [Vec<u64>; 3],
+    entries: [Vec<u64>; K],
 }
 
-impl Tables {
+impl<const K: usize> Tables<K> {
     /// Tables of as many entries each, one at least.
-    pub fn new(tables: &[Vec<i64>; 3]) -> Tables {
+    pub fn new(tables: &[Vec<i64>; K]) -> Self {
         let count = tables.iter().map(Vec::len).min().unwrap_or(0);
         let entries = tables.each_ref().map(|table| {
             let twice = (0..2 * count).map(|j| table[(2 * count - j) % count] as u64);
@@ -29,7 +29,7 @@ impl Tables {
     }
 
     /// The entries in the order of the bits of a vector, for the index `at`; whole groups of [`LANES`].
-    fn window(&self, at: usize) -> [&[u64]; 3] {
+    fn window(&self, at: usize) -> [&[u64]; K] {
         let first = (self.count - at % self.count) % self.count;
         let width = self.count.next_multiple_of(LANES);
         self.entries.each_ref().map(|table| table.get(first..first + width).unwrap_or(&[]))
@@ -46,7 +46,7 @@ impl Tables {
 ///
 /// # Panics
 /// When there are not as many vectors as elements.
-pub fn sums_of_entries(isa: Isa, vectors: &[u64], at: &[usize], tables: &Tables) -> Vec<[u64; 3]> {
+pub fn sums_of_entries<const K: usize>(isa: Isa, vectors: &[u64], at: &[usize], tables: &Tables<K>) -> Vec<[u64; K]> {
     assert_eq!(vectors.len(), at.len() * tables.words(), "a vector for every element");
     let elements = vectors.chunks_exact(tables.words().max(1)).zip(at);
     match isa.level() {
@@ -57,7 +57,7 @@ pub fn sums_of_entries(isa: Isa, vectors: &[u64], at: &[usize], tables: &Tables)
     }
 }
 
-fn portable(vector: &[u64], at: usize, tables: &Tables) -> [u64; 3] {
+fn portable<const K: usize>(vector: &[u64], at: usize, tables: &Tables<K>) -> [u64; K] {
     tables.window(at).map(|entries| {
         let groups = entries.chunks_exact(LANES).enumerate();
         groups.fold(0u64, |sum, (group, entries)| {
@@ -71,15 +71,15 @@ fn portable(vector: &[u64], at: usize, tables: &Tables) -> [u64; 3] {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn avx512(vector: &[u64], at: usize, tables: &Tables) -> [u64; 3] {
+fn avx512<const K: usize>(vector: &[u64], at: usize, tables: &Tables<K>) -> [u64; K] {
     use std::arch::x86_64::{_mm512_loadu_si512, _mm512_mask_add_epi64, _mm512_reduce_add_epi64, _mm512_setzero_si512};
-    let [t0, t1, t2] = tables.window(at);
-    let mut sums = [_mm512_setzero_si512(); 3];
-    let groups = t0.chunks_exact(LANES).zip(t1.chunks_exact(LANES)).zip(t2.chunks_exact(LANES));
-    for (group, ((t0, t1), t2)) in groups.enumerate() {
+    let window = tables.window(at);
+    let mut sums = [_mm512_setzero_si512(); K];
+    for group in 0..tables.count.div_ceil(LANES) {
         let bits = tables.bits(vector, group);
-        for (sum, entries) in sums.iter_mut().zip([t0, t1, t2]) {
-            // SAFETY: a chunk has 8 words, which are 64 bytes; the load takes any address.
+        for (sum, entries) in sums.iter_mut().zip(window) {
+            let entries = &entries[group * LANES..(group + 1) * LANES];
+            // SAFETY: a group has 8 words, which are 64 bytes; the load takes any address.
             let entries = unsafe { _mm512_loadu_si512(entries.as_ptr().cast()) };
             *sum = _mm512_mask_add_epi64(*sum, bits, *sum, entries);
         }
@@ -114,8 +114,11 @@ mod tests {
                         .map(|list| (0..count).filter(set).fold(0u64, |sum, j| sum.wrapping_add(entry(list, j))))
                 })
                 .collect();
+            let first = Tables::new(&[lists[0].clone()]);
             for isa in Isa::available() {
                 assert_eq!(sums_of_entries(isa, &vectors, &at, &tables), expected, "{count} entries, {}", isa.name());
+                let alone = sums_of_entries(isa, &vectors, &at, &first);
+                assert!(alone.iter().zip(&expected).all(|(a, b)| a[0] == b[0]), "{count} entries, {}", isa.name());
             }
         }
     }

@@ -18,7 +18,6 @@ use super::{Emit, fixed, ring_of};
 use ombra_ir::Result;
 use ombra_ir::curve::Curve;
 use ombra_ir::module::Id;
-use ombra_ir::norms::BIT;
 use ombra_ir::op::Op;
 use ombra_ir::ty::BoundFrom;
 use std::cmp::Ordering;
@@ -75,20 +74,13 @@ pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let (outer, scale, _) = e.ring(x)?;
     let Form { whole, middle, beyond } = form(curve);
     let from = scale.clamp(COARSEST, FINEST);
-    let y = if max_size(e, x)? <= libm::exp2(f64::from(whole.range)) - libm::exp2(f64::from(whole.cell)) {
+    let y = if e.max_size(x)? <= libm::exp2(f64::from(whole.range)) - libm::exp2(f64::from(whole.cell)) {
         let x = brought_to(e, x, from, ring_of(whole.range + 1 + from))?;
         entry(e, x, curve, whole, beyond)?
     } else {
         in_parts(e, x, from, curve, middle, beyond)?
     };
     finished(e, y, (outer, scale))
-}
-
-/// What the value's size is less than.
-fn max_size(e: &Emit, x: Id) -> Result<f64> {
-    let (_, scale, bound) = e.ring(x)?;
-    let log = e.ty(x).norms.size.map_or(f64::from(bound), |size| f64::from(size) / f64::from(BIT));
-    Ok(libm::exp2(log - f64::from(scale)))
 }
 
 /// The value with so many fraction bits in a ring of `bits`, whatever lies above it.

@@ -27,9 +27,9 @@ pub(crate) use reciprocal::WIDEST;
 use quotient::Range2;
 
 use ombra_ir::diag::Kind;
-use ombra_ir::infer::{push, push_like, push_within, tighten};
+use ombra_ir::infer::{push, push_like, push_within, sign_width, size, tighten};
 use ombra_ir::module::{Id, Module, Node, Origin, OutputKind, Stage};
-use ombra_ir::norms::Norms;
+use ombra_ir::norms::{BIT, Norms};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::{BoundFrom, Ty};
 use ombra_ir::{Diagnostic, Result};
@@ -216,6 +216,12 @@ impl Emit<'_> {
         self.op(Op::AddInt { k: fixed(k, scale)? }, &[x])
     }
 
+    /// What the size of a value is less than, or equal to.
+    pub(crate) fn max_size(&self, x: Id) -> Result<f64> {
+        let (_, scale, _) = self.ring(x)?;
+        Ok(libm::exp2(f64::from(size(self.ty(x))) / f64::from(BIT) - f64::from(scale)))
+    }
+
     /// The bit 1{x ≥ threshold} as an element of scale 0 of a ring of `bits`, blurred below `2^drop` units above the
     /// threshold.
     pub(crate) fn at_least(&mut self, x: Id, threshold: f64, drop: u8, bits: u8) -> Result<Id> {
@@ -236,7 +242,7 @@ impl Emit<'_> {
     /// `E0510` where the ring has no room for the sign of what its bound allows.
     pub(crate) fn sign(&mut self, x: Id, drop: u8) -> Result<Id> {
         let (bits, _, bound) = self.ring(x)?;
-        let (width, drop) = comparison(bound, drop, bits).ok_or_else(|| no_room(bound, bits))?;
+        let (width, drop) = comparison(size(self.ty(x)), drop, bits).ok_or_else(|| no_room(bound, bits))?;
         self.op(Op::Msb { width, drop }, &[x])
     }
 
@@ -261,11 +267,10 @@ impl Emit<'_> {
     }
 }
 
-/// Width and dropped bits of a comparison of values below `2^bound` in a ring of `bits`: wide enough for what is dropped
-/// too, and without dropping where that takes the one bit that is missing. None where there is no room.
-pub(crate) fn comparison(bound: u8, drop: u8, bits: u8) -> Option<(u8, u8)> {
-    let width = |drop: u8| bound.saturating_add(1 + u8::from(drop > 0)).max(drop.saturating_add(2));
-    [drop, 0].into_iter().map(|drop| (width(drop), drop)).find(|(width, _)| *width <= bits)
+/// Width and dropped bits of a comparison of values below `2^(size / 100)` in a ring of `bits`: without dropping where that
+/// takes the one bit that is missing. None where there is no room.
+pub(crate) fn comparison(size: u32, drop: u8, bits: u8) -> Option<(u8, u8)> {
+    [drop, 0].into_iter().map(|drop| (sign_width(size, drop), drop)).find(|(width, _)| *width <= bits)
 }
 
 fn no_room(bound: u8, bits: u8) -> Diagnostic {

@@ -1,6 +1,6 @@
 //! `exp` and `softmax`.
 //!
-//! The exponential is one op of the IR, [`Op::ExpDigits`], which holds from −32 on: what may lie below is compared, and 0.
+//! The exponential is one op of the IR, [`Op::ExpDigits`], which holds from some −2^n on: what may lie below is compared, and 0.
 //! Below −16 an exponential is less than a unit of the scores' scale, so that the comparison may leave out all bits up to
 //! there. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared, exponentiated
 //! and summed, so nothing depends on what a mask hides.
@@ -14,8 +14,10 @@
 //! scores below `2^−12` for 0.
 
 use super::{Emit, POSITIVE_FRACTION, comparison, fixed, no_room, reciprocal, ring_for};
+use ombra_ir::infer::size;
 use ombra_ir::module::Id;
-use ombra_ir::op::{EXP_LOWEST, EXP_RING, EXP_SCALE, EXP_WINDOW, Op};
+use ombra_ir::norms::BIT;
+use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op, exp_lowest};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
@@ -23,20 +25,25 @@ use ombra_ir::{Diagnostic, Result};
 const MAX_FRACTION: u8 = 5;
 /// Levels of a row's maximum: what each falls short by leaves the maximum exponential below 2.
 const LONGEST: u8 = 20;
-/// Where exponentials may begin to count as 0, above [`EXP_LOWEST`], as a power of two.
+/// Where exponentials may begin to count as 0, above [`exp_lowest`], as a power of two.
 const BLUR: u8 = 4;
 
-/// `e^x` at scale [`EXP_SCALE`] for `x ≤ 1/2`, in the ring of `x`; 0 below −32, and perhaps from there to −16.
+/// `e^x` at scale [`EXP_SCALE`] for `x ≤ 1/2`, in the ring of `x`: of all that its bound allows where the setting has a
+/// window for that, else 0 below −32, and perhaps from there to −16.
 pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
-    let (bits, scale, bound) = e.ring(x)?;
-    if scale.saturating_add(EXP_WINDOW) > bits {
+    let (bits, scale, _) = e.ring(x)?;
+    let holding = e.module.setting.protocol().exp_windows.clone();
+    let size = e.max_size(x)?;
+    let holding = holding.into_iter().find(|&window| size <= -exp_lowest(window));
+    let window = holding.unwrap_or(EXP_WINDOW);
+    if scale.saturating_add(window) > bits {
         return Err(too_fine(scale, bits));
     }
-    let y = e.guarded(Op::ExpDigits { scale, tail: false }, &[x], EXP_SCALE + 1)?;
+    let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], EXP_SCALE + 1)?;
     // Shares may take two units off: nothing is to be negative.
     let mut y = e.guarded(Op::AddInt { k: 2 }, &[y], EXP_SCALE + 1)?;
-    if bound >= scale + EXP_WINDOW {
-        let keep = e.at_least(x, EXP_LOWEST, scale + BLUR, EXP_RING)?;
+    if holding.is_none() {
+        let keep = e.at_least(x, exp_lowest(window), scale + BLUR, EXP_RING)?;
         y = e.guarded(Op::Mul, &[y, keep], EXP_SCALE + 1)?;
     }
     e.widen(y, bits, (EXP_SCALE + 1, BoundFrom::Guarded))
@@ -69,7 +76,7 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let (bits, _, _) = e.ring(x)?;
     // A difference of two scores has a bit more than they have.
     let drop = scale.saturating_sub(MAX_FRACTION);
-    let (width, drop) = comparison(bound.saturating_add(1), drop, bits).ok_or_else(|| no_room(bound, bits))?;
+    let (width, drop) = comparison(size(e.ty(x)) + BIT, drop, bits).ok_or_else(|| no_room(bound, bits))?;
     let small = e.narrow(packed, ring_for(width.saturating_sub(3)).min(bits))?;
     let max = e.op(Op::RowMax { shape: shape.clone(), width, drop }, &[small, mask])?;
     let (max_bits, _, max_bound) = e.ring(max)?;

@@ -448,11 +448,15 @@ fn positive_parts_over_sums_of_any_size() {
 #[test]
 fn comparisons_make_room_for_what_they_drop() {
     use super::comparison;
-    assert_eq!(comparison(20, 0, 64), Some((21, 0)));
-    assert_eq!(comparison(20, 8, 64), Some((22, 8)));
-    assert_eq!(comparison(7, 11, 64), Some((13, 11)));
-    assert_eq!(comparison(63, 8, 64), Some((64, 0)));
-    assert_eq!(comparison(64, 0, 64), None);
+    assert_eq!(comparison(2000, 0, 64), Some((21, 0)));
+    assert_eq!(comparison(2000, 8, 64), Some((22, 8)));
+    assert_eq!(comparison(1950, 0, 64), Some((21, 0)));
+    assert_eq!(comparison(1999, 8, 64), Some((21, 8)));
+    assert_eq!(comparison(1999, 14, 64), Some((22, 14)));
+    assert_eq!(comparison(700, 11, 64), Some((13, 11)));
+    assert_eq!(comparison(6300, 8, 64), Some((64, 0)));
+    assert_eq!(comparison(6350, 8, 64), None);
+    assert_eq!(comparison(6400, 0, 64), None);
 }
 
 /// What is revealed behind a selection or a lookup is rounded down as what is revealed behind a product is: no output

@@ -11,6 +11,7 @@
 use super::{Lower, RING};
 use crate::expand::{POSITIVE_FRACTION, comparison, ring_for};
 use crate::graph::{Op, Owner, TensorOp, ValueId};
+use ombra_ir::infer::size;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{Binary, DType, Unary};
@@ -69,7 +70,7 @@ impl Lower<'_> {
         let x = self.at_f(operand)?;
         let (scale, bound) = self.ring(x)?;
         let bits = ring_for(bound);
-        let Some((width, drop)) = comparison(bound, scale.saturating_sub(POSITIVE_FRACTION), bits)
+        let Some((width, drop)) = comparison(size(self.module.ty(x)), scale.saturating_sub(POSITIVE_FRACTION), bits)
             .filter(|_| is_alone && bits < RING && !self.signs.contains_key(&x))
         else {
             let product = self.positive_part(v, x)?;

@@ -15,9 +15,9 @@
 //! A sum of products over the last axis becomes a matrix product: the dealer deals one element for each sum.
 
 use ombra_ir::dim::Dim;
-use ombra_ir::infer::{has_result, push, push_like, push_within};
+use ombra_ir::infer::{push, push_like, push_within};
 use ombra_ir::module::{Id, Module, Node};
-use ombra_ir::op::{Class, Op};
+use ombra_ir::op::Op;
 use ombra_ir::schedule::of_server;
 use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Diagnostic, Result};
@@ -51,25 +51,7 @@ pub fn assign_masks(module: Module) -> Result<Module> {
     for i in 0..n {
         pass.node(Id(i as u32))?;
     }
-    without_unused(&pass.out)
-}
-
-/// The module without values that nothing takes: shares of what only masks are taken of.
-fn without_unused(module: &Module) -> Result<Module> {
-    let mut is_used = vec![false; module.ops.len()];
-    for (i, node) in module.ops.iter().enumerate().rev() {
-        is_used[i] |= node.op.class() == Class::Source || !has_result(&node.op);
-        if is_used[i] {
-            node.args.iter().for_each(|arg| is_used[arg.index()] = true);
-        }
-    }
-    let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
-    let mut ids = vec![Id(0); module.ops.len()];
-    for (i, node) in module.ops.iter().enumerate().filter(|(i, _)| is_used[*i]) {
-        let args: Vec<_> = node.args.iter().map(|arg| ids[arg.index()]).collect();
-        ids[i] = push_like(&mut out, node, node.op.clone(), &args)?;
-    }
-    Ok(out)
+    super::without_unused(&pass.out)
 }
 
 /// The ops that take every value.
@@ -209,7 +191,7 @@ fn carried(op: &Op) -> Carried {
         | Op::Neg
         | Op::MulInt { .. }
         | Op::AddInt { .. } => Carried::Always,
-        Op::Slice { .. } | Op::Narrow { .. } | Op::Pack | Op::Add | Op::Sub => Carried::WhereMasked,
+        Op::Slice { .. } | Op::Narrow { .. } | Op::Cut { .. } | Op::Pack | Op::Add | Op::Sub => Carried::WhereMasked,
         _ => Carried::Never,
     }
 }
@@ -241,6 +223,11 @@ impl Pass<'_> {
             Op::SetState { slot } if self.is_masked_state(*slot) => {
                 let arg = self.masked(node.args[0])?;
                 push_like(&mut self.out, node, node.op.clone(), &[arg])?
+            }
+            // One cut of a value: what is taken of it as a share is that of the masked one.
+            Op::Cut { .. } if self.covered[id.index()] => {
+                self.masked(id)?;
+                return Ok(());
             }
             // A bit as a number is made in what it selects.
             Op::BitToRing { .. } if self.is_selecting(id) => return Ok(()),

@@ -14,7 +14,7 @@ use crate::expand::ring_of;
 use ombra_ir::Result;
 use ombra_ir::infer::{push, push_like, push_source};
 use ombra_ir::module::{Id, Module, Node};
-use ombra_ir::op::{Class, EXP_WINDOW, Op};
+use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::{BoundFrom, Elem, Ty};
 use std::collections::BTreeMap;
 
@@ -204,7 +204,7 @@ fn operand_bits(module: &Module, facts: &Facts, node: &Node, slot: usize, bits: 
         Op::Truncate { .. } if facts.assumed[arg.index()] => own,
         Op::Truncate { by, .. } => ring_of(ty.bound.max(by).saturating_add(2)),
         Op::Msb { width, .. } => ring_of(width),
-        Op::ExpDigits { .. } => ring_of(scale.saturating_add(EXP_WINDOW)),
+        Op::ExpDigits { window, .. } => ring_of(scale.saturating_add(window)),
         Op::Lookup { window, .. } => ring_of(window),
         Op::Cut { .. } | Op::Reveal { .. } | Op::Embed | Op::Encode { .. } => own,
         _ => bits,

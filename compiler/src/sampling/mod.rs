@@ -32,9 +32,10 @@ use draw::{Blocks, draw};
 use ombra_ir::draw::{
     Drawing, Filter, INVERSE_TEMPERATURE, KEPT, MOST_CANDIDATES, PENALTIES, PENALTY_BITS, TOP_K, TOP_P, Way,
 };
-use ombra_ir::infer::{push_source, push_within};
+use ombra_ir::infer::{self, push_source, push_within};
 use ombra_ir::module::{Count, Id, InputSlot, Module, Node, Origin, OutputKind};
-use ombra_ir::op::{EXP_RING, EXP_SCALE, Op};
+use ombra_ir::norms::BIT;
+use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op};
 use ombra_ir::plain::{self, Tensor};
 use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Diagnostic, Dim, Result};
@@ -203,7 +204,7 @@ fn penalize(e: &mut Emit, logits: &Logits) -> Result<Option<Logits>> {
 /// The index of the maximum, of shape `[rows]`.
 fn best(e: &mut Emit, logits: &Logits) -> Result<Id> {
     let (bits, _, bound) = e.ring(logits.id)?;
-    let (width, _) = comparison(bound + 1, 0, bits).ok_or_else(|| no_room(bound))?;
+    let (width, _) = comparison(infer::size(e.ty(logits.id)) + BIT, 0, bits).ok_or_else(|| no_room(bound))?;
     let small = e.narrow(logits.id, ring_of(bound).max(EXP_RING))?;
     e.op(Op::ArgMax { width }, &[small])
 }
@@ -310,7 +311,7 @@ fn row_max(e: &mut Emit, x: Id, drop: u8) -> Result<Id> {
     e.module.counts.push(Count { sym, mask: value, shape: shape.clone() });
     let packed = e.op(Op::Pack, &[x, mask])?;
     let (bits, _, bound) = e.ring(x)?;
-    let (width, drop) = comparison(bound + 1, drop, bits).ok_or_else(|| no_room(bound))?;
+    let (width, drop) = comparison(infer::size(e.ty(x)) + BIT, drop, bits).ok_or_else(|| no_room(bound))?;
     e.op(Op::RowMax { shape, width, drop }, &[packed, mask])
 }
 
@@ -321,7 +322,7 @@ fn no_room(bound: u8) -> Diagnostic {
 /// `e^x` of scores `x ≤ 1/2` less their maximum, where `keep` is 1; in a ring of `bits`, in units of 2^-29, never negative.
 fn masses(e: &mut Emit, x: Id, keep: Id, bits: u8) -> Result<Id> {
     let (_, scale, _) = e.ring(x)?;
-    let y = e.guarded(Op::ExpDigits { scale, tail: true }, &[x], MASS_BOUND)?;
+    let y = e.guarded(Op::ExpDigits { scale, window: EXP_WINDOW, tail: true }, &[x], MASS_BOUND)?;
     // Shares may take two units off: nothing is to be negative.
     let y = e.guarded(Op::AddInt { k: 2 }, &[y], MASS_BOUND)?;
     let kept = e.guarded(Op::Mul, &[y, keep], MASS_BOUND)?;

@@ -9,6 +9,7 @@ mod build;
 pub(crate) mod norms;
 
 pub use build::{push, push_like, push_source, push_within, tighten};
+pub use norms::{sign_width, size};
 
 use crate::diag::Diagnostic;
 use crate::dim::{Dim, Dims};

@@ -72,10 +72,21 @@ pub(crate) fn ends(shape: &[Dim]) -> Option<&[Dim]> {
     shape.get(shape.len().checked_sub(2)?..)
 }
 
-/// A bound of every element.
-pub(crate) fn size(ty: &Ty) -> u32 {
+/// A bound of every element, as a logarithm.
+pub fn size(ty: &Ty) -> u32 {
     let whole = BIT * u32::from(ty.bound);
     ty.norms.size.map_or(whole, |n| whole.min(n.into()))
+}
+
+/// The least width of a comparison of values below `2^(size / 100)` whose lowest `drop` bits are left out, which may move
+/// a value down by as much; two bits at least are compared.
+pub fn sign_width(size: u32, drop: u8) -> u8 {
+    let (whole, part) = (size / BIT, size % BIT);
+    let dropped = if drop > 0 { libm::exp2(f64::from(drop) - f64::from(whole)) } else { 0.0 };
+    let fits = |bits: u32| power(part, BIT * bits) * (1.0 + 1e-9) + libm::exp2(-f64::from(bits)) * dropped <= 1.0;
+    // Whole bits are exact: a value is below them.
+    let bits = if part == 0 { u32::from(drop > 0) } else { (1..=2).find(|&bits| fits(bits)).unwrap_or(2) };
+    u8::try_from(whole + bits + 1).unwrap_or(u8::MAX).max(drop.saturating_add(2))
 }
 
 /// A bound of every row along the last axis.

@@ -1,7 +1,7 @@
 //! Comparisons and bits.
 
 use super::*;
-use crate::infer::{Typing, ring};
+use crate::infer::{Typing, ring, sign_width, size};
 use crate::reference::interactive::{self, zip};
 use crate::reference::map_elements;
 use crate::ty::Sharing;
@@ -30,7 +30,7 @@ pub(super) static MSB: Description = Description {
     constraints: &[
         c(SHARING, "the operand is a shared or a masked ring tensor"),
         c(ATTRIBUTE, "the width is at most the ring bits, and at least 2 bits of it are not dropped"),
-        c(LIMIT, "the operand's bound is at most the width less 1, or less 2 where bits are dropped"),
+        c(LIMIT, "the width holds the operand's size, and what dropped bits move it by, and a sign"),
     ],
     infer: |op, t| {
         let (&Op::Msb { width, drop }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
@@ -38,8 +38,8 @@ pub(super) static MSB: Description = Description {
         if width > bits || u32::from(drop) + 2 > u32::from(width) {
             return Err(t.fails(2, format!("width {width}, {drop} dropped, in {bits} bits")));
         }
-        if x.ty.bound.saturating_add(u8::from(drop > 0)) >= width {
-            return Err(t.fails(3, format!("a bound of {} and width {width}", x.ty.bound)));
+        if width < sign_width(size(x.ty), drop) {
+            return Err(t.fails(3, format!("a bound of {} and width {width}, {drop} dropped", x.ty.bound)));
         }
         Ok(Ty::bit(x.ty.shape.clone()))
     },

@@ -4,7 +4,8 @@ use super::linear::shifted;
 use super::ragged::{packed, rows};
 use super::*;
 use crate::curve::{Cells, MOST_CELLS};
-use crate::infer::{Typing, describe, moved, ring, with};
+use crate::infer::{Typing, describe, moved, ring, sign_width, size, with};
+use crate::norms::BIT;
 use crate::plain::DType;
 use crate::reference::{RefValue, interactive, linear, movement, ragged};
 use crate::ty::{Elem, Sharing};
@@ -90,19 +91,20 @@ pub(super) static EXP_DIGITS: Description = Description {
     bound: "31",
     constraints: &[
         c(SHARING, "the operand is a shared or a masked ring tensor"),
-        c(ATTRIBUTE, "scale is the operand's, and at most 56 and its ring bits less 6"),
+        c(ATTRIBUTE, "scale is the operand's, window from 5 to 10, their sum at most 62 and the ring bits"),
     ],
     infer: |op, t| {
-        let (&Op::ExpDigits { scale, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (&Op::ExpDigits { scale, window, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
         let (bits, found) = t.kept_ring(1, &x)?;
-        if found != scale || u32::from(scale) + u32::from(EXP_WINDOW) > u32::from(bits.min(62)) {
-            return Err(t.fails(2, format!("scale {scale} of {}", describe(x.ty))));
+        let fits = u32::from(scale) + u32::from(window) <= u32::from(bits.min(62));
+        if found != scale || !EXP_WINDOWS.contains(&window) || !fits {
+            return Err(t.fails(2, format!("scale {scale} and window {window} of {}", describe(x.ty))));
         }
         Ok(ring(EXP_RING, EXP_SCALE.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(EXP_RING) - 1))
     },
     meaning: Some(|op, e| {
-        let Op::ExpDigits { scale, .. } = *op else { return Err(e.other()) };
-        interactive::exp_digits(e.operand()?, scale)
+        let Op::ExpDigits { scale, window, .. } = *op else { return Err(e.other()) };
+        interactive::exp_digits(e.operand()?, scale, window)
     }),
     ..INTERACTIVE
 };
@@ -177,8 +179,8 @@ pub(super) static ROW_MAX: Description = Description {
         c(SHAPE, "operand 0 has one axis, of the count's size"),
         c(
             LIMIT,
-            "the width is at most the ring bits and at least the operand's bound plus 2, or plus 3 where bits are \
-             dropped, and at least 2 bits of it are not dropped",
+            "the width is at most the ring bits, and holds twice the operand's size, what dropped bits move it by, and a \
+             sign",
         ),
     ],
     infer: |op, t| {
@@ -203,7 +205,7 @@ pub(super) static ARG_MAX: Description = Description {
     constraints: &[
         IS_SHARED,
         c(SHAPE, "the last axis has at least one element, and a maximum"),
-        c(LIMIT, "the width is from the operand's bound plus 2 to the ring bits"),
+        c(LIMIT, "the width is at most the ring bits, and holds twice the operand's size and a sign"),
     ],
     infer: |op, t| {
         let (&Op::ArgMax { width }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
@@ -221,11 +223,9 @@ pub(super) static ARG_MAX: Description = Description {
     ..INTERACTIVE
 };
 
-/// The difference of two values below `2^bound` is below `2^(bound + 1)`. Dropped bits take one bit more, since what is
-/// left of both terms may add up to one less, and leave at least two to compare.
+/// The difference of two values is up to twice their size.
 fn holds_difference(t: &Typing, number: usize, ty: &Ty, (width, drop): (u8, u8), bits: u8) -> Rule<()> {
-    let least = (u32::from(ty.bound) + 2 + u32::from(drop > 0)).max(u32::from(drop) + 2);
-    if u32::from(width) < least || width > bits {
+    if width < sign_width(size(ty) + BIT, drop) || width > bits {
         let found = format!("a bound of {} and width {width}, {drop} dropped, in {bits} bits", ty.bound);
         return Err(t.fails(number, found));
     }

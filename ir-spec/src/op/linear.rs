@@ -309,22 +309,22 @@ pub(super) static NARROW: Description = Description {
 /// Of `|x| < 2^b` the floor is at least `−2^(b − by)`, and the result up to 2 less.
 pub(super) static CUT: Description = Description {
     name: "cut",
-    result: "shared, ring bits − by, scale − by",
+    result: "in the operand's form, ring bits − by, scale − by",
     bound: "max(max(x − by, 0) + 1, min(max(x − by, 0), 1) + 2)",
     norms: ["x / 2^by + 3", "x / 2^by + 3 √n", ""],
     constraints: &[
-        c(SHARING, "the operand is a shared ring tensor"),
+        c(SHARING, "the operand is a shared or a masked ring tensor"),
         c(ATTRIBUTE, "by is a multiple of 8 from 8 to the scale, and below the ring bits"),
     ],
     infer: |op, t| {
         let (&Op::Cut { by }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, scale) = t.shared_ring(1, &x)?;
+        let (bits, scale) = t.kept_ring(1, &x)?;
         if by == 0 || !by.is_multiple_of(8) || by > scale || by >= bits {
             return Err(t.fails(2, format!("by {by}, scale {scale}, {bits} bits")));
         }
         let left = u32::from(x.ty.bound.saturating_sub(by));
         let bound = (left + 1).max(left.min(1) + 2);
-        Ok(ring(bits - by, u32::from(scale - by), Sharing::Shared, x.ty.shape.clone(), bound))
+        Ok(ring(bits - by, u32::from(scale - by), x.ty.sharing, x.ty.shape.clone(), bound))
     },
     derive_norms: NormRule::OfOperands(|op, t, ty| match *op {
         Op::Cut { by } => shifted(t, ty, by, log(3)),

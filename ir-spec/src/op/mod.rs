@@ -27,10 +27,15 @@ use serde::{Deserialize, Serialize};
 pub const EXP_RING: u8 = 32;
 /// Fraction bits of the result of `exp_digits`.
 pub const EXP_SCALE: u8 = 29;
-/// Bits above the fraction that `exp_digits` looks at: it takes its operand modulo `2^6`.
+/// Bits above the fraction that `exp_digits` looks at where a setting has no choice: it takes its operand modulo `2^6`.
 pub const EXP_WINDOW: u8 = 6;
-/// `exp_digits` holds from `−2^5` on.
-pub const EXP_LOWEST: f64 = -32.0;
+/// Bits above the fraction that it may look at.
+pub const EXP_WINDOWS: std::ops::RangeInclusive<u8> = 5..=10;
+
+/// `exp_digits` with a window holds from here on: −32 of 64.
+pub fn exp_lowest(window: u8) -> f64 {
+    -libm::exp2(f64::from(window) - 1.0)
+}
 
 /// What the IR says of an op.
 ///
@@ -328,6 +333,9 @@ ops! {
     /// modulo the smaller one. No wrap matters, and so no bound. Uniform components give `x / 2^by − c/2` on average with a
     /// variance of `c/12`, where there are `c`. No rounds, no bits; semi-honest: nobody sees more than the shares that he had, which his own view
     /// simulates.
+    ///
+    /// A masked `x = m − λ^0 − λ^1` is cut likewise: `⌊m / 2^by + 1/2⌋ − 2` under masks `⌊λ^i / 2^by⌋` is `x / 2^by − 1` on
+    /// average, with a variance of 1/4, and 3/2 of a unit from that at most.
     Cut {
         /// Dropped fraction bits, a multiple of 8.
         by: u8,
@@ -423,12 +431,14 @@ ops! {
         /// Ring bits.
         bits: u8,
     } => bits::BIT_TO_RING;
-    /// e^x for −32 ≤ x ≤ 1/2, 4e-6 at most from it; elsewhere any element of the ring. With `tail` 1.3e-4 of e^x and 4
-    /// units at most from it for −18 ≤ x, and without a bias but for units. The reference gives what x modulo 64, from −48
-    /// to 16, has.
+    /// e^x for x from [`exp_lowest`] to 1/2, 4e-6 at most from it; elsewhere any element of the ring. With `tail` 1.3e-4 of
+    /// e^x and 4 units at most from it for −18 ≤ x, and without a bias but for units. The reference gives what x modulo
+    /// 2^window has, of which three quarters are below zero.
     ExpDigits {
         /// Fraction bits of the operand.
         scale: u8,
+        /// Bits above the fraction that are looked at.
+        window: u8,
         /// Within 1.3e-4 of the result's own size in place of 4e-6 of 1, and right on average down to −18: for sums of many
         /// small ones.
         tail: bool,

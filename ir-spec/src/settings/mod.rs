@@ -13,6 +13,7 @@ use crate::module::Party;
 use crate::op::Op;
 use crate::ty::Sharing;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// Who takes part and what they are trusted with.
@@ -40,6 +41,8 @@ pub struct Protocol {
     pub product: fn(Sharing, Sharing) -> Option<Sharing>,
     /// The form of a matrix product.
     pub matrix_product: fn(Sharing, Sharing) -> Option<Sharing>,
+    /// The windows of `exp_digits`.
+    pub exp_windows: RangeInclusive<u8>,
     /// Numbers that add up to a secret. What a `cut` of `x` by `2^k` loses follows: of `c` uniform ones, `c/2` of a unit on
     /// average, with a variance of `c/12`.
     pub components: u8,

@@ -2,6 +2,7 @@
 
 use super::{Protocol, Traffic};
 use crate::module::Party;
+use crate::op::EXP_WINDOW;
 use crate::ty::Sharing;
 
 /// The setting's facts. A product is finished: one party has it whole.
@@ -11,6 +12,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     dealer: None,
     product: one_form,
     matrix_product: one_form,
+    exp_windows: EXP_WINDOW..=EXP_WINDOW,
     components: 1,
     rotations: 1,
     traffic: |_, _| Traffic::default(),

@@ -8,7 +8,7 @@
 
 use super::{Protocol, Sizes, Traffic, plane_bytes};
 use crate::module::Party;
-use crate::op::Op;
+use crate::op::{EXP_WINDOW, Op};
 use crate::ty::Sharing;
 
 /// The setting's facts.
@@ -27,6 +27,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
         (Sharing::Shared, Sharing::Shared) => Some(Sharing::Sum3),
         _ => None,
     },
+    exp_windows: EXP_WINDOW..=EXP_WINDOW,
     components: 3,
     rotations: 3,
     traffic,
@@ -94,19 +95,21 @@ pub fn dpf_key_bytes(domain: u64) -> u64 {
 
 /// Whether parties take part in an op together: they send messages, or take rounds.
 pub fn is_interactive(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Truncate { .. }
-            | Op::Reshare
-            | Op::Msb { .. }
-            | Op::And
-            | Op::BitToRing { .. }
-            | Op::ExpDigits { .. }
-            | Op::RowMax { .. }
-            | Op::ArgMax { .. }
-            | Op::Embed
-            | Op::Reveal { .. }
-    )
+    match op {
+        Op::ExpDigits { window, .. } => *window == EXP_WINDOW,
+        _ => matches!(
+            op,
+            Op::Truncate { .. }
+                | Op::Reshare
+                | Op::Msb { .. }
+                | Op::And
+                | Op::BitToRing { .. }
+                | Op::RowMax { .. }
+                | Op::ArgMax { .. }
+                | Op::Embed
+                | Op::Reveal { .. }
+        ),
+    }
 }
 
 /// What `op` sends. Ops that are local, sources without messages, or composite send nothing.
@@ -310,8 +313,14 @@ mod tests {
         assert_eq!(per_element(&Op::Reshare, 800, true), (3 * 64, 1));
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (4 * 64, 1));
-        assert_eq!(per_element(&Op::ExpDigits { scale: 16, tail: false }, 800, false), (8 * 64 + 2 * 64, 1));
-        assert_eq!(per_element(&Op::ExpDigits { scale: 16, tail: true }, 1 << 20, false), (4 * 64 + 2 * 32, 2));
+        assert_eq!(
+            per_element(&Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false }, 800, false),
+            (8 * 64 + 2 * 64, 1)
+        );
+        assert_eq!(
+            per_element(&Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: true }, 1 << 20, false),
+            (4 * 64 + 2 * 32, 2)
+        );
         // Few elements take few rounds, many take few bits.
         assert_eq!(per_element(&Op::Truncate { by: 16, bits: 64 }, 800_000, true), (3 * 64 + 16 + 2, 3));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800_000, false), (3 * 64, 2));

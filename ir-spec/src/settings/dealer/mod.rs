@@ -10,7 +10,7 @@ pub use bits::{Join, LARGEST_CHUNK, chunk_planes, chunks, joins};
 
 use super::{Protocol, Sizes, Traffic, plane_bytes};
 use crate::module::Party;
-use crate::op::{EXP_WINDOW, Op};
+use crate::op::{EXP_RING, EXP_SCALE, EXP_WINDOWS, Op};
 use crate::ty::Sharing;
 
 /// The setting's facts. A product is finished: each of two parties holds a share of it.
@@ -20,6 +20,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     dealer: Some(Party::Dealer),
     product,
     matrix_product: product,
+    exp_windows: EXP_WINDOWS,
     components: 2,
     rotations: 1,
     traffic,
@@ -77,7 +78,10 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.rounds = 1;
         }
         Op::Truncate { by, bits } => divide(&mut t, s.out, dealt_bytes(s.from_bits, *bits, *by)),
-        Op::ExpDigits { scale, .. } => exponential(&mut t, s.out, *scale, s.forms[0] == Sharing::Masked),
+        Op::ExpDigits { scale, window, tail } => {
+            let window_bytes = if s.forms[0] == Sharing::Masked { 0 } else { u64::from((window + scale).div_ceil(8)) };
+            exponential(&mut t, s.out, window_bytes, exp_table(*window, *tail));
+        }
         Op::Select => {
             if s.forms[1] != Sharing::Masked {
                 bits::exchange(&mut t, s.elements[1] * eb);
@@ -142,15 +146,48 @@ fn divide(t: &mut Traffic, n: u64, dealt: u8) {
     t.rounds += 1;
 }
 
+/// How an exponential is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpTable {
+    /// Cells are `2^cell` wide.
+    pub cell: u8,
+    /// Number of cells.
+    pub count: usize,
+    /// Ring of what is looked up: the result has three bits less for its fraction.
+    pub ring: u8,
+    /// Fraction bits of an entry; the factor that the dealer knows has the others.
+    pub entry_scale: u8,
+}
+
+/// The table of a window. Wide cells are few, and their entries many bits larger than the result, which the ring holds.
+pub fn exp_table(window: u8, tail: bool) -> ExpTable {
+    let (cell, ring, entry_scale) = match window {
+        _ if tail => (2, 64, 30),
+        ..=8 => (2, 48, 20),
+        _ => (3, 56, 22),
+    };
+    ExpTable { cell, count: 1 << (window - cell), ring, entry_scale }
+}
+
+/// Fraction bits that a looked-up exponential has beyond those of the result. As many bits are what its ring has beyond the
+/// result's: the division sends nothing.
+pub fn exp_shift(table: ExpTable) -> u8 {
+    let shift = table.ring - 3 - EXP_SCALE;
+    debug_assert_eq!(shift, table.ring - EXP_RING);
+    shift
+}
+
 /// The masked window and a vector of cells; then the masked entry, a factor and its product with the mask.
-fn exponential(t: &mut Traffic, n: u64, scale: u8, is_masked: bool) {
-    if !is_masked {
-        bits::exchange(t, n * u64::from((EXP_WINDOW + scale).div_ceil(8)));
+fn exponential(t: &mut Traffic, n: u64, window_bytes: u64, table: ExpTable) {
+    if window_bytes > 0 {
+        bits::exchange(t, n * window_bytes);
     }
-    t.send(0, 2, 1, 4 * n);
-    t.send(1, 0, 1, 8 * n);
-    t.send(1, 1, 0, 8 * n);
-    t.send(1, 2, 1, 16 * n);
+    let eb = u64::from(table.ring) / 8;
+    t.send(0, 2, 1, n * plane_bytes(table.count as u64));
+    for party in [0, 1] {
+        t.send(1, party, 1 - party, n * eb);
+    }
+    t.send(1, 2, 1, 2 * n * eb);
     t.rounds += 2;
 }
 

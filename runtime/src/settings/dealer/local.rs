@@ -51,9 +51,11 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         (Op::Cut { by }, x) => {
             let arg = node.args.first().ok_or_else(missing)?;
             let (bits, _) = site.module.ty(*arg).as_ring().ok_or_else(missing)?;
-            let mask = ring_mask(bits);
-            let share = x.to_share(role, site.bound.len(site.id))?;
-            Value::Share(share.map(|words| words.iter().map(|w| (w & mask) >> (*by).min(63)).collect()))
+            let cut = |words: &[u64]| shifted(words, bits, *by);
+            match x {
+                Value::Masked(x) => Value::Masked(cut_masked(x, bits, *by)?),
+                x => Value::Share(x.to_share(role, site.bound.len(site.id))?.map(cut)),
+            }
         }
         (Op::Mul, _) => product(site, args, |x, y| zip(x, y, site.shape(), u64::wrapping_mul))?,
         (Op::MatMul { trans_b }, _) => {
@@ -82,6 +84,22 @@ fn each(x: &Value, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Value> {
         Value::Held(held) => Value::Held(held.map(f)?),
         _ => return Err(unexpected("ring elements")),
     })
+}
+
+/// What elements of a ring of `bits` have above their lowest `by` bits.
+fn shifted(words: &[u64], bits: u8, by: u8) -> Vec<u64> {
+    words.iter().map(|w| (w & ring_mask(bits)) >> by.min(63)).collect()
+}
+
+/// A masked value cut: `⌊m / 2^by + 1/2⌋ − 2` under both masks cut.
+pub(super) fn cut_masked(x: &Masked, bits: u8, by: u8) -> Result<Masked> {
+    let half = 1u64.checked_shl(u32::from(by).saturating_sub(1)).unwrap_or(0);
+    let whole = |words: &[u64]| {
+        let raised: Vec<u64> = words.iter().map(|w| w.wrapping_add(half)).collect();
+        shifted(&raised, bits, by).into_iter().map(|w| w.wrapping_sub(2)).collect()
+    };
+    let cut = x.map(|words| Ok(shifted(words, bits, by)))?;
+    Ok(Masked { words: x.words.as_ref().map(|words| Zeroizing::new(whole(words))), ..cut })
 }
 
 fn scaled(words: &[u64], k: u64) -> Vec<u64> {

@@ -66,7 +66,7 @@ pub(super) fn start(
             }
             Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
             Op::BitToRing { bits } => bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
-            Op::ExpDigits { scale, tail } => exp_digits(cx, arg(0)?.shared()?, n, *scale, *tail).await?,
+            Op::ExpDigits { scale, tail, .. } => exp_digits(cx, arg(0)?.shared()?, n, *scale, *tail).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
                 row_max(cx, arg(0)?.shared()?, lens, bits, (*width, *drop)).await?

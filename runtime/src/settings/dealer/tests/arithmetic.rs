@@ -1,6 +1,6 @@
 //! Products, divisions, exponentials and lookups: against plain arithmetic, and every received bit under a mask.
 
-use ombra_ir::op::{EXP_RING, EXP_SCALE};
+use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, EXP_WINDOWS, exp_lowest};
 use ombra_ir::settings::Msg;
 
 use super::rank::assert_full_rank;
@@ -212,21 +212,48 @@ fn quotients_are_floors_or_one_more() {
 
 #[test]
 fn exponentials_are_right() {
-    for (bits, scale) in [(32, 16), (64, 20), (24, 12), (48, 29)] {
-        let n = 4000;
-        let x: Vec<i64> =
-            (0..n).map(|i| ((0.5 - 32.5 * i as f64 / n as f64) * f64::from(scale).exp2()) as i64).collect();
+    let windows = EXP_WINDOWS.map(|window| (window, false)).chain([(EXP_WINDOW, true)]);
+    for ((window, tail), (bits, scale)) in
+        windows.flat_map(|of| [(32, 16), (64, 20), (24, 12), (48, 29)].map(|x| (of, x)))
+    {
+        let (n, unit) = (4000, f64::from(scale).exp2());
+        let real = |i: i64| 0.5 + (exp_lowest(window) - 0.5) * (i as f64 / (n - 1) as f64).powi(2);
+        let x: Vec<i64> = (0..n as i64).map(|i| (real(i) * unit) as i64).collect();
         let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut Words(4));
-        let result = held(11, &traffic(&Op::ExpDigits { scale, tail: false }, &sizes(n, bits)), |cx, role| {
+        let op = Op::ExpDigits { scale, window, tail };
+        if window + scale > bits {
+            continue;
+        }
+        let result = held(11, &traffic(&op, &sizes(n, bits)), |cx, role| {
             let x = Rc::clone(&shares[role]);
-            async move { exp_digits(&cx, Operand::Share(&x), n, scale).await }
+            async move { exp_digits(&cx, Operand::Share(&x), n, scale, (window, tail)).await }
         });
-        let unit = f64::from(EXP_SCALE).exp2();
+        let result_unit = f64::from(EXP_SCALE).exp2();
         for (x, y) in x.iter().zip(open(&result, n, EXP_RING)) {
-            let exact = (*x as f64 / f64::from(scale).exp2()).exp();
-            let found = signed(y, EXP_RING) as f64 / unit;
-            assert!((found - exact).abs() < 4e-6, "e^{} at {scale}: {found}", *x as f64 / f64::from(scale).exp2());
-            assert!((found - exact).abs() < 1.3e-4 * exact + 4.0 / unit, "{found} for {exact}");
+            let exact = (*x as f64 / unit).exp();
+            let found = signed(y, EXP_RING) as f64 / result_unit;
+            let off = (found - exact).abs();
+            assert!(off < 4e-6, "e^{} at {scale}, window {window}: {found}", *x as f64 / unit);
+            assert!(!tail || off < 1.3e-4 * exact + 4.0 / result_unit, "{found} for {exact}");
+        }
+    }
+}
+
+/// Every cell of the mask and of the value: cells may be the value's own or the next one.
+#[test]
+fn exponentials_are_right_under_every_mask() {
+    for window in [5u8, 9] {
+        let x: Vec<i64> = (exp_lowest(window) as i64..=0).flat_map(|x| std::iter::repeat_n(2 * x, 256)).collect();
+        let n = x.len();
+        let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut Words(4));
+        let op = Op::ExpDigits { scale: 1, window, tail: false };
+        let result = held(12, &traffic(&op, &sizes(n, 16)), |cx, role| {
+            let x = Rc::clone(&shares[role]);
+            async move { exp_digits(&cx, Operand::Share(&x), n, 1, (window, false)).await }
+        });
+        for (x, y) in x.iter().zip(open(&result, n, EXP_RING)) {
+            let off = signed(y, EXP_RING) as f64 / f64::from(EXP_SCALE).exp2() - (*x as f64 / 2.0).exp();
+            assert!(off.abs() < 4e-6, "e^{} in a window of {window}: off by {off:.2e}", *x as f64 / 2.0);
         }
     }
 }
@@ -326,11 +353,11 @@ fn what_is_received_is_masked() {
             async move { divide(&cx, &x, N, (bits, bits), 12).await }
         });
     }
-    for scale in [10, 16] {
-        let op = Op::ExpDigits { scale, tail: false };
+    for (scale, window) in [(10, 5), (16, 6), (16, 10)] {
+        let op = Op::ExpDigits { scale, window, tail: false };
         assert_full_rank("exponential", &traffic(&op, &sizes(N, 64)), |cx, role| {
             let x = Rc::clone(&x[role]);
-            async move { exp_digits(&cx, Operand::Share(&x), N, scale).await }
+            async move { exp_digits(&cx, Operand::Share(&x), N, scale, (window, false)).await }
         });
     }
     let table = Table { rows: 16, columns: 1, tokens: N, bits: 64 };

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::settings::rep3::exp::{exp_digits, many};
-use ombra_ir::op::{EXP_RING, EXP_SCALE};
+use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
 
 /// Maximum error that the op's description states.
 const ERROR: f64 = 4e-6;
@@ -11,7 +11,7 @@ const ROUNDS_OF_MANY: u32 = 2;
 
 /// `e^x` of integers of `scale`, in a ring of `bits`, from given sharings.
 fn exps(shares: &[Rc<Shared>; 3], n: usize, (scale, tail): (u8, bool), rot: u8) -> Vec<u64> {
-    let op = Op::ExpDigits { scale, tail };
+    let op = Op::ExpDigits { scale, window: EXP_WINDOW, tail };
     let results = run(9, rot, &op, &sizes(n, EXP_RING, false), |cx, role| {
         let x = shares[role].clone();
         async move { exp_digits(&cx, &x, n, scale, tail).await }
@@ -32,7 +32,10 @@ fn assert_close(found: &[u64], x: &[i64], (scale, tail): (u8, bool)) {
 #[test]
 fn results_are_close_to_the_exponential() {
     for (n, rounds) in [(3000, ROUNDS_OF_FEW), (20_000, ROUNDS_OF_MANY)] {
-        assert_eq!(traffic(&Op::ExpDigits { scale: 16, tail: false }, &sizes(n, EXP_RING, false)).rounds, rounds);
+        assert_eq!(
+            traffic(&Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false }, &sizes(n, EXP_RING, false)).rounds,
+            rounds
+        );
         for (scale, rot) in [(16u8, 0u8), (14, 1), (20, 2)] {
             let mut words = Words(4);
             let (low, high) = (-(32i64 << scale), 1i64 << (scale - 1));

@@ -14,6 +14,7 @@ use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::{Division, truncate};
 use crate::settings::testing::{EXTRA, affine_rank};
+use ombra_ir::op::EXP_WINDOW;
 
 /// Elements of a run: planes of bits fill whole bytes, so that all bits that are sent are random.
 const N: usize = 8;
@@ -106,7 +107,7 @@ fn exponentials() {
     let shares = share(&words.take(N), &mut words);
     assert_full_rank(
         "exponential",
-        &traffic(&Op::ExpDigits { scale: 16, tail: false }, &sizes(N, 32, false)),
+        &traffic(&Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false }, &sizes(N, 32, false)),
         |cx, role| {
             let x = shares[role].clone();
             async move { exp_digits(&cx, &x, N, 16, false).await }

@@ -13,6 +13,7 @@ use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::truncate;
 use crate::settings::testing::deviation;
+use ombra_ir::op::EXP_WINDOW;
 
 const N: usize = 512;
 /// Ring of values that are extended.
@@ -60,7 +61,7 @@ fn cases() -> Vec<Case> {
     }
     for op in [
         Op::Msb { width: 40, drop: 6 },
-        Op::ExpDigits { scale: 16, tail: false },
+        Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false },
         Op::RowMax { shape: Vec::new(), width: 30, drop: 2 },
         Op::ArgMax { width: 30 },
     ] {
@@ -137,7 +138,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                 }
                 Op::Reshare => reshare(&cx, operand, N, 64).await.map(drop),
                 Op::Msb { width, drop: low } => msb(&cx, &shared, N, width, low).await.map(drop),
-                Op::ExpDigits { scale, tail } => exp_digits(&cx, &shared, N, scale, tail).await.map(drop),
+                Op::ExpDigits { scale, tail, .. } => exp_digits(&cx, &shared, N, scale, tail).await.map(drop),
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {

@@ -1,0 +1,153 @@
+//! Softmax divided after the product with the values, in settings where a product of two secrets costs bytes an element: a
+//! row's reciprocal then multiplies as many elements as a value has, in place of one for every key.
+//!
+//! `softmax(x) · V = (e · V) / Σ e` with `e = exp(x − max)`: exponentials are divided to the scale of weights, the sums of
+//! their products with the values to one fraction, and multiplied with the reciprocal, which then lies beside the product
+//! instead of before it. Done where the longest row has at least [`FACTOR`] times as many keys as a value has elements.
+//!
+//! ```text
+//!   before                                    after
+//!   %3 = row_expand %2                        %3 = truncate %1
+//!   %4 = mul %1 %3                            %4 = unpack %3
+//!   %5 = truncate %4                          %5 = matmul %4 %9
+//!   %6 = unpack %5                            %6 = truncate %5
+//!   %7 = matmul %6 %9                         %7 = mul %6 %2, %8 = truncate %7
+//! ```
+//!
+//! Bounds: a quotient's product with the values is at most as large as these, whatever the exponentials, as before; the
+//! sums before the division have the bound that follows from their factors.
+
+use ombra_ir::Result;
+use ombra_ir::infer::{push, push_like};
+use ombra_ir::module::{Id, Module, Node};
+use ombra_ir::op::Op;
+use ombra_ir::schedule::of_server;
+use ombra_ir::ty::{BoundFrom, Ty};
+use std::collections::BTreeMap;
+
+/// Keys an element of a value from which the division is delayed.
+const FACTOR: i64 = 2;
+/// Significant bits of the reciprocal of the longest row's sum.
+const SIGNIFICANT: u8 = 13;
+/// Bits that products of the reciprocal may have: those of rings of whole bytes, less a sign.
+const ROOMS: [u8; 4] = [39, 47, 55, 62];
+
+/// The module with the division behind the products, if its setting deals products.
+///
+/// # Errors
+/// None that a legal module has.
+pub fn delay_normalisation(module: Module) -> Result<Module> {
+    if module.setting.protocol().dealer.is_none() {
+        return Ok(module);
+    }
+    let quotients = quotients(&module);
+    let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
+    let mut ids: Vec<Id> = Vec::with_capacity(module.ops.len());
+    for (i, node) in module.ops.iter().enumerate() {
+        let args: Vec<Id> = node.args.iter().map(|arg| ids[arg.index()]).collect();
+        let id = match (quotients.get(&Id(i as u32)), node.args.first().and_then(|arg| quotients.get(arg))) {
+            (Some(quotient), _) => exponentials(&mut out, &module, node, quotient, (ids[quotient.e.index()], args[1]))?,
+            (_, Some(quotient)) => {
+                let reciprocal = ids[quotient.reciprocal.index()];
+                divided(&mut out, node, quotient, [args[0], args[1], reciprocal])?
+            }
+            _ => push_like(&mut out, node, node.op.clone(), &args)?,
+        };
+        ids.push(id);
+    }
+    super::without_unused(&out)
+}
+
+/// A softmax whose division is delayed.
+struct Quotient {
+    /// The exponentials, packed.
+    e: Id,
+    /// The reciprocals of their sums, one a row.
+    reciprocal: Id,
+    /// Fraction bits of the reciprocal that the division takes.
+    precision: u8,
+}
+
+/// Softmaxes that only products with values take, by their unpacked result.
+fn quotients(module: &Module) -> BTreeMap<Id, Quotient> {
+    let mut users: Vec<Vec<&Node>> = vec![Vec::new(); module.ops.len()];
+    for node in &module.ops {
+        node.args.iter().for_each(|arg| users[arg.index()].push(node));
+    }
+    let alone = |id: Id| users[id.index()].len() == 1;
+    let quotient = |id: Id| {
+        let [quotient, mask] = args(module, id, |op| matches!(op, Op::Unpack { .. }))?;
+        let [product] = args(module, quotient, |op| matches!(op, Op::Truncate { .. }))?;
+        let [e, each] = args(module, product, |op| matches!(op, Op::Mul))?;
+        let [reciprocal, of] = args(module, each, |op| matches!(op, Op::RowExpand { .. }))?;
+        let products = &users[id.index()];
+        let fits = alone(quotient) && alone(product) && alone(each) && of == mask && !products.is_empty();
+        let precisions = products.iter().map(|node| precision(module, id, node)).collect::<Option<Vec<_>>>()?;
+        let (_, most) = module.ty(reciprocal).as_ring()?;
+        let precision = precisions.into_iter().min()?.min(most);
+        fits.then_some((id, Quotient { e, reciprocal, precision }))
+    };
+    (0..module.ops.len()).filter_map(|i| quotient(Id(i as u32))).collect()
+}
+
+/// The operands of an op of one kind.
+fn args<const N: usize>(module: &Module, id: Id, is_kind: impl Fn(&Op) -> bool) -> Option<[Id; N]> {
+    let node = module.node(id);
+    is_kind(&node.op).then(|| <[Id; N]>::try_from(&*node.args).ok()).flatten()
+}
+
+/// Fraction bits of the reciprocal where a product of a softmax's result with secret values is divided late, if it is.
+fn precision(module: &Module, weights: Id, node: &Node) -> Option<u8> {
+    let (Op::MatMul { .. }, &[left, values]) = (&node.op, &*node.args) else { return None };
+    let is_product = left == weights && values != weights && module.ty(values).sharing.is_secret();
+    let largest = |id: Id| module.dims.upper(module.ty(id).shape.last()?).and_then(|n| i64::try_from(n).ok());
+    let keys = largest(weights)?;
+    let elements = module.dims.upper(node.ty.shape.last()?).and_then(|n| i64::try_from(n).ok())?;
+    if !is_product || of_server(module, values) || keys < FACTOR.checked_mul(elements)? {
+        return None;
+    }
+    let (_, scale) = node.ty.as_ring()?;
+    let (_, kept) = module.ty(weights).as_ring()?;
+    let least = u8::try_from(keys.max(1).ilog2()).ok()?.saturating_add(1 + SIGNIFICANT);
+    // A unit of the result less its scale, the sum's fraction, and one bit for rounding.
+    let whole = node.ty.bound.saturating_sub(scale).saturating_add(kept + 1);
+    ROOMS.into_iter().filter_map(|room| room.checked_sub(whole)).find(|&precision| precision >= least)
+}
+
+/// The exponentials at the scale of weights, unpacked.
+fn exponentials(out: &mut Module, old: &Module, node: &Node, quotient: &Quotient, (e, mask): (Id, Id)) -> Result<Id> {
+    let (ty, origin) = (out.ty(e), node.origin.clone());
+    let (bits, from) = ty.as_ring().unwrap_or_default();
+    let (_, scale) = node.ty.as_ring().unwrap_or_default();
+    let (by, bound) = (from.saturating_sub(scale), old.ty(quotient.e).bound);
+    let e = match by {
+        0 => e,
+        _ => {
+            let bound = (bound.saturating_sub(by) + 1, BoundFrom::Guarded);
+            push(out, Op::Truncate { by, bits }, &[e], Some(bound), origin.clone())?
+        }
+    };
+    push(out, node.op.clone(), &[e, mask], None, origin)
+}
+
+/// The product of exponentials with values over the sum of the exponentials, as `node` has it.
+fn divided(out: &mut Module, node: &Node, quotient: &Quotient, [e, values, reciprocal]: [Id; 3]) -> Result<Id> {
+    let origin = || node.origin.clone();
+    let scale_of = |out: &Module, id: Id| out.ty(id).as_ring().unwrap_or_default().1;
+    let (kept, scale) = (scale_of(out, e), node.ty.as_ring().unwrap_or_default().1);
+    let sum = push(out, node.op.clone(), &[e, values], None, origin())?;
+    let by = scale.saturating_sub(kept);
+    let sum = if by > 0 { push(out, Op::Truncate { by, bits: 64 }, &[sum], None, origin())? } else { sum };
+    let by = scale_of(out, reciprocal).saturating_sub(quotient.precision);
+    let reciprocal = match by {
+        0 => reciprocal,
+        _ => push(out, Op::Truncate { by, bits: 64 }, &[reciprocal], None, origin())?,
+    };
+    let fraction = kept + quotient.precision;
+    let bound = (node.ty.bound + fraction).saturating_sub(scale) + 1;
+    let product = push(out, Op::Mul, &[sum, reciprocal], Some((bound, BoundFrom::Guarded)), origin())?;
+    let by = fraction.saturating_sub(scale);
+    let op = if by > 0 { Op::Truncate { by, bits: 64 } } else { Op::Reshare };
+    let bounded = Node { ty: Ty { bound_from: BoundFrom::Guarded, ..node.ty.clone() }, ..node.clone() };
+    push_like(out, &bounded, op, &[product])
+}
