@@ -26,8 +26,8 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
     if module.setting.protocol().dealer.is_none() {
         return Ok(module);
     }
-    let facts = Facts { kept: kept_weights(&module), assumed: assumed(&module) };
-    let rings = rings(&module, &facts);
+    let assumed = assumed(&module);
+    let rings = rings(&module, &assumed);
     let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
     let mut ids: Vec<Id> = Vec::with_capacity(module.ops.len());
     let mut narrowed: BTreeMap<(Id, u8), Id> = BTreeMap::new();
@@ -45,7 +45,7 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
         };
         let op = with_ring(&node.op, rings[i]);
         let args = (0..node.args.len()).map(|slot| {
-            let bits = operand_bits(&module, &facts, node, slot, rings[i]);
+            let bits = operand_bits(&module, &assumed, node, slot, rings[i]);
             taken(&mut out, ids[node.args[slot].index()], bits)
         });
         let args = args.collect::<Result<Vec<_>>>()?;
@@ -76,21 +76,13 @@ fn needed_by_bound(module: &Module, id: Id) -> u8 {
     ring_of(module.ty(id).bound.saturating_add(1))
 }
 
-/// What keeps its ring, whatever it goes into.
-struct Facts {
-    /// Weights that more than one op takes.
-    kept: Vec<bool>,
-    /// Values whose bound is assumed, and what is made of them.
-    assumed: Vec<bool>,
-}
-
 /// The ring of every result: as many bits as what it goes into takes. What a state is set to has the ring that it is read
 /// in; a state that is kept in another one has that one's bits at least.
-fn rings(module: &Module, facts: &Facts) -> Vec<u8> {
+fn rings(module: &Module, assumed: &[bool]) -> Vec<u8> {
     let mut states = vec![0u8; module.states.len()];
     // Rings of states only grow.
     loop {
-        let rings = rings_for(module, facts, &states);
+        let rings = rings_for(module, assumed, &states);
         let mut next = states.clone();
         for (node, &bits) in module.ops.iter().zip(&rings) {
             if let Op::State { slot } = node.op
@@ -107,7 +99,7 @@ fn rings(module: &Module, facts: &Facts) -> Vec<u8> {
 }
 
 /// The rings where states have at least these.
-fn rings_for(module: &Module, facts: &Facts, states: &[u8]) -> Vec<u8> {
+fn rings_for(module: &Module, assumed: &[bool], states: &[u8]) -> Vec<u8> {
     let mut rings = vec![0u8; module.ops.len()];
     for (i, node) in module.ops.iter().enumerate().rev() {
         if let Some((own, _)) = node.ty.as_ring() {
@@ -120,11 +112,10 @@ fn rings_for(module: &Module, facts: &Facts, states: &[u8]) -> Vec<u8> {
             let of_operands = node.args.iter().enumerate().filter(|(slot, _)| takes_own_ring(&node.op, *slot));
             let of_operands = of_operands.map(|(_, &arg)| needed_by_bound(module, arg)).max().unwrap_or(0);
             let needed = rings[i].max(of_op).max(of_operands).max(needed_by_bound(module, Id(i as u32)));
-            let is_kept = facts.kept[i] || node.args.iter().any(|arg| facts.kept[arg.index()]);
-            rings[i] = if is_kept || facts.assumed[i] || is_fixed(&node.op) { own } else { needed.min(own) };
+            rings[i] = if assumed[i] || is_fixed(&node.op) { own } else { needed.min(own) };
         }
         for (slot, arg) in node.args.iter().enumerate() {
-            rings[arg.index()] = rings[arg.index()].max(operand_bits(module, facts, node, slot, rings[i]));
+            rings[arg.index()] = rings[arg.index()].max(operand_bits(module, assumed, node, slot, rings[i]));
         }
     }
     rings
@@ -150,13 +141,6 @@ fn assumed(module: &Module) -> Vec<bool> {
                 || follows && node.args.iter().any(|arg| assumed[arg.index()]));
     }
     assumed
-}
-
-/// Weights that more than one op takes, which keep their ring: each is shared and stored once.
-fn kept_weights(module: &Module) -> Vec<bool> {
-    let mut users = vec![0u32; module.ops.len()];
-    module.ops.iter().flat_map(|node| &node.args).for_each(|arg| users[arg.index()] += 1);
-    module.ops.iter().zip(users).map(|(node, users)| is_weight(&node.op) && users > 1).collect()
 }
 
 fn is_weight(op: &Op) -> bool {
@@ -195,13 +179,13 @@ fn takes_own_ring(op: &Op, slot: usize) -> bool {
 }
 
 /// The bits that an op takes of an operand, where its result has a ring of `bits`.
-fn operand_bits(module: &Module, facts: &Facts, node: &Node, slot: usize, bits: u8) -> u8 {
+fn operand_bits(module: &Module, assumed: &[bool], node: &Node, slot: usize, bits: u8) -> u8 {
     let arg = node.args[slot];
     let ty = module.ty(arg);
     let Some((own, scale)) = ty.as_ring() else { return 0 };
     let taken = match node.op {
         // A division of what is assumed takes it whole.
-        Op::Truncate { .. } if facts.assumed[arg.index()] => own,
+        Op::Truncate { .. } if assumed[arg.index()] => own,
         Op::Truncate { by, .. } => ring_of(ty.bound.max(by).saturating_add(2)),
         Op::Msb { width, .. } => ring_of(width),
         Op::ExpDigits { window, .. } => ring_of(scale.saturating_add(window)),
