@@ -7,6 +7,7 @@ use super::rank::assert_full_rank;
 use super::*;
 use crate::settings::dealer::divide::divide;
 use crate::settings::dealer::embed::{Sums, embed};
+use crate::settings::dealer::local::cut_masked;
 use crate::settings::dealer::lookup::exp_digits;
 use crate::settings::dealer::products::{Bilinear, Factor, Operand, hold, mask, product, times_weight};
 use crate::settings::dealer::reveal;
@@ -207,6 +208,32 @@ fn quotients_are_floors_or_one_more() {
             let over = signed(y.wrapping_sub((x >> by) as u64), to);
             assert!(over == 0 || over == 1 && by > 0, "{x} of {from} bits by 2^{by} in {to}: {over}");
         }
+    }
+}
+
+/// What is masked is cut where it is: right to 3/2 of a unit around the quotient less 1, which it is on average.
+#[test]
+fn masked_values_are_cut() {
+    let mut words = Words(6);
+    for (bits, by) in [(24u8, 8u8), (64, 16), (32, 24)] {
+        let n = 20_000;
+        let x: Vec<u64> = words.take(n).iter().map(|w| (w & 0xffff).wrapping_sub(0x8000)).collect();
+        let shares = share(&x, &mut words);
+        let masked = held(9, &traffic(&Op::Mask, &sizes(n, bits)), |cx, role| {
+            let x = Rc::clone(&shares[role]);
+            async move { mask(&cx, &x, n, bits).await.and_then(|masked| cut_masked(&masked, bits, by)) }
+        });
+        let cut = [0u8, 1, 2].map(|role| masked[usize::from(role)].share(role));
+        let unit = f64::from(by).exp2();
+        let off = x.iter().zip(open(&cut, n, bits - by)).map(|(x, y)| {
+            let off = signed(y, bits - by) as f64 - *x as i64 as f64 / unit;
+            assert!((-2.5..=0.5).contains(&off), "{} of {bits} bits cut by {by}: off by {off}", *x as i64);
+            off
+        });
+        let off: Vec<f64> = off.collect();
+        let mean = off.iter().sum::<f64>() / n as f64;
+        let variance = off.iter().map(|off| (off - mean).powi(2)).sum::<f64>() / n as f64;
+        assert!((mean + 1.0).abs() < 0.02 && (variance - 0.25).abs() < 0.01, "mean {mean}, variance {variance}");
     }
 }
 

@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::settings::dealer::bits::{and, bit_to_ring};
+use ombra_ir::curve::{Cells, Curve};
+
+use crate::settings::dealer::bits::{and, bit_to_ring, select};
 use crate::settings::dealer::compare::msb;
-use crate::settings::dealer::products::Operand;
+use crate::settings::dealer::curve::look_up;
+use crate::settings::dealer::divide::divide;
+use crate::settings::dealer::lookup::exp_digits;
+use crate::settings::dealer::products::{Bilinear, Operand, hold, mask, product};
 use crate::settings::dealer::tree::{arg_max, row_max};
 use crate::settings::testing::deviation;
 
@@ -13,6 +18,9 @@ const N: usize = 512;
 /// Rows of the ops on rows, and elements of each.
 const ROWS: usize = 64;
 const LEN: usize = N / ROWS;
+/// What is looked up.
+const CURVE: Curve = Curve::Gelu;
+const CELLS: Cells = Cells { window: 20, from: 16, cell: 13, scale: 24 };
 /// Secrets of opposite extremes.
 const SECRETS: [u64; 2] = [0, (1 << 62) - 1];
 
@@ -24,6 +32,14 @@ fn cases() -> Vec<Op> {
         Op::BitToRing { bits: 64 },
         Op::RowMax { shape: Vec::new(), width: 30, drop: 2 },
         Op::ArgMax { width: 30 },
+        Op::Mask,
+        Op::Hold,
+        Op::Mul,
+        Op::Select,
+        Op::Truncate { by: 12, bits: 64 },
+        Op::ExpDigits { scale: 16, window: 6, tail: false },
+        Op::ExpDigits { scale: 16, window: 10, tail: false },
+        Op::Lookup { curve: CURVE, window: CELLS.window, cell: CELLS.cell, bits: 32, scale: CELLS.scale },
     ]
 }
 
@@ -42,7 +58,9 @@ fn messages(op: &Op, x: u64, holder: usize, seed: u64) -> Vec<Sent> {
     };
     let on_rows = matches!(op, Op::RowMax { .. } | Op::ArgMax { .. });
     let rows = RowLens::Equal { count: ROWS as u64, len: LEN as u64 };
-    let declared = traffic(op, &Sizes { rows, ..sizes(if on_rows { ROWS } else { N }, 64) });
+    let (out, bits_out) = (if on_rows { ROWS } else { N }, if let Op::Lookup { bits, .. } = op { *bits } else { 64 });
+    let forms = [Sharing::Shared; 2];
+    let declared = traffic(op, &Sizes { rows, forms, from_bits: 64, elements: [N as u64; 2], ..sizes(out, bits_out) });
     let (_, sent) = run_declared(lockstep::keys(seed), &declared, |cx, role| {
         let (op, share, bits) = (op.clone(), shares[role].clone(), bits[role].clone());
         async move {
@@ -54,6 +72,24 @@ fn messages(op: &Op, x: u64, holder: usize, seed: u64) -> Vec<Sent> {
                     row_max(&cx, &share, &[LEN as u32; ROWS], 64, (width, low)).await.map(drop)
                 }
                 Op::ArgMax { width } => arg_max(&cx, &share, ROWS, LEN, 64, width).await.map(drop),
+                Op::Mask => mask(&cx, &share, N, 64).await.map(drop),
+                Op::Hold => hold(&cx, &share, N, 64).await.map(drop),
+                Op::Mul => {
+                    let f = |x: &[u64], y: &[u64]| Ok(x.iter().zip(y).map(|(x, y)| x.wrapping_mul(*y)).collect());
+                    let of_elements = Bilinear { apply: &f, operands: [N; 2], result: N };
+                    product(&cx, &of_elements, Operand::Share(&share), Operand::Share(&share), 64).await.map(drop)
+                }
+                Op::Select => {
+                    let masked = vec![mask(&cx, &share, N, 64).await?];
+                    select(&cx, &bits, &masked, 64).await.map(drop)
+                }
+                Op::Truncate { by, bits } => divide(&cx, &share, N, (64, bits), by).await.map(drop),
+                Op::ExpDigits { scale, window, tail } => {
+                    exp_digits(&cx, Operand::Share(&share), N, scale, (window, tail)).await.map(drop)
+                }
+                Op::Lookup { curve, bits, .. } => {
+                    look_up(&cx, Operand::Share(&share), N, curve, CELLS, bits).await.map(drop)
+                }
                 other => panic!("no kernel for {other:?}"),
             }
         }
