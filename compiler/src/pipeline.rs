@@ -4,10 +4,11 @@ use crate::client_region;
 use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId, eval};
+use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval, propagate_owners};
 use crate::import::ops::attention::ROTARY;
 use crate::import::positions::DEFAULT_LENGTH;
 use crate::import::{self, Published, load_weight};
+use crate::inspect::session::{SessionCost, session_cost};
 use crate::lower::{self, Lowered, lower};
 use crate::onnx::{ABSENT, Model};
 use crate::output::partition::partition;
@@ -26,18 +27,18 @@ use crate::ranges::bounds::{self, Ranges, listed};
 use crate::ranges::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs, token_rows};
 use crate::ranges::stand_in::StandIns;
 use crate::sampling;
-use crate::savings::{Pass, Passes, session_price, unpack_masks, widen};
+use crate::savings::{Pass, Passes, unpack_masks, widen};
 use crate::secrecy::labels::{self, Labels, Overrides, label};
-use crate::secrecy::published::{MASK, check_published, linear_biases, structure, weights_of};
+use crate::secrecy::published::{MASK, check_inputs, check_published, linear_biases, structure, weights_of};
 use crate::weights::statics::{Known, Statics};
 use crate::weights::stream::Elements;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::network::Network;
-use ombra_ir::plain::{DType, Data, Tensor};
+use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::{BoundsOf, ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Dim, Result, plan};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Diagnostics of one attempt.
 pub type Errors = Vec<Diagnostic>;
@@ -281,7 +282,7 @@ pub fn plan_of_analysed(
 }
 
 /// Where weights are read, and what was found of them before.
-type Read<'a> = (&'a dyn Elements, &'a Known);
+pub type Read<'a> = (&'a dyn Elements, &'a Known);
 
 /// What the passes made of a model: its plan is verified.
 struct Program {
@@ -346,8 +347,8 @@ fn rewritten_analysed(
     if has(Pass::Rewrites) { rewritten_where_cheaper(model, whole, weights, options) } else { Ok(whole) }
 }
 
-/// Rewrites, and takes it back if the whole program would cost more than before, to the byte. Both are priced with
-/// assumed ranges: nothing is measured twice.
+/// Rewrites, and takes it back if the whole program would cost more than before. All is priced with assumed ranges: nothing
+/// is measured twice.
 fn rewritten_where_cheaper(
     model: &Model,
     before: Rewritten,
@@ -355,7 +356,8 @@ fn rewritten_where_cheaper(
     options: &Options,
 ) -> std::result::Result<Rewritten, Errors> {
     let mut after = before.clone();
-    after.rewrites = rewrite(&mut after.graph, options.setting, options.network, options.f).map_err(one)?;
+    let cost = |region: Graph| cost_alone(region, weights, options).ok();
+    after.rewrites = rewrite(&mut after.graph, options.network, &cost).map_err(one)?;
     assign_owners(&mut after.graph, |name| weight_owner(&before.labels, name));
     if after.rewrites.iter().all(|r| r.applied.is_empty()) || options.keep_rewrites == Some(true) {
         return Ok(after);
@@ -367,7 +369,7 @@ fn rewritten_where_cheaper(
         let options = Options { assume: true, ..options.clone() };
         // What does not compile is worth nothing; the program that is kept says why it does not.
         let plan = finish(model, None, rewritten.clone(), weights, &options).map(|program| program.plan);
-        plan.ok().and_then(|plan| session_price(&plan, options.network).ok()).unwrap_or(f64::INFINITY)
+        plan.ok().and_then(|plan| session_cost(&plan).ok()).map_or(f64::INFINITY, |cost| cost.price(options.network))
     };
     let (old, new) = (quote(&before), quote(&after));
     if new <= old {
@@ -375,6 +377,36 @@ fn rewritten_where_cheaper(
     }
     let rewrites = after.rewrites.into_iter().map(|r| r.taken_back(old, new)).collect();
     Ok(Rewritten { rewrites, ..before })
+}
+
+/// What a part of a graph costs as a program of its own, by lowering it. The owners of its inputs and weights are those
+/// that they have, all outputs are opened, and ranges are assumed.
+///
+/// # Errors
+/// What has no lowering.
+pub fn cost_alone(
+    mut graph: Graph,
+    (elements, known): Read,
+    options: &Options,
+) -> std::result::Result<SessionCost, Errors> {
+    let owners: BTreeMap<String, Owner> =
+        graph.iter().filter_map(|(_, n)| Some((n.op.given()?.to_owned(), n.owner))).collect();
+    let owner = |name: &str| owners.get(name).copied().unwrap_or(Owner::Secret);
+    propagate_owners(&mut graph, |name, _, _| owner(name), owner);
+    if options.passes.has(Pass::Norms) {
+        fold_norms(&mut graph, elements, known).map_err(one)?;
+        propagate_owners(&mut graph, |name, _, _| owner(name), owner);
+    }
+    decompose(&mut graph).map_err(one)?;
+    let parts = Parts {
+        name: String::new(),
+        reveal: (0..graph.outputs.len()).map(|i| (i, OutputKind::Tensor)).collect(),
+        changes: Vec::new(),
+        absent: true,
+        assumed: true,
+    };
+    let (_, plan) = scheduled(&graph, &assume(&graph), parts, (elements, known), options)?;
+    session_cost(&plan).map_err(one)
 }
 
 fn program(
@@ -448,19 +480,42 @@ fn finish(
     let (rewritten, ranges) = bounded_analysed(model, base, rewritten, weights, options)?;
     let Rewritten { graph, labels, reveal, rewrites, changes, absent } = rewritten;
     let assumed = options.assume || !model.absent().is_empty();
+    let parts = Parts { name: model.graph().name.clone(), reveal, changes, absent, assumed };
+    let (lowered, plan) = scheduled(&graph, &ranges, parts, weights, options)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    Ok(Program { plan, lowered, graph, labels, rewrites })
+}
+
+/// What of a plan does not follow from its graph.
+struct Parts {
+    name: String,
+    reveal: Vec<(usize, OutputKind)>,
+    changes: Vec<String>,
+    absent: bool,
+    /// Ranges are assumed and not measured.
+    assumed: bool,
+}
+
+/// The plan of a graph as it is lowered. Nothing is verified yet.
+fn scheduled(
+    graph: &Graph,
+    ranges: &Ranges,
+    Parts { name, reveal, changes, absent, assumed }: Parts,
+    weights: Read,
+    options: &Options,
+) -> std::result::Result<(Lowered, Plan), Errors> {
     let has = |pass: Pass| options.passes.has(pass);
-    let statics = Statics::new(&graph, weights.0, weights.1);
-    let states = secret_states(&graph);
+    let statics = Statics::new(graph, weights.0, weights.1);
     let lowered = lower(
-        &graph,
+        graph,
         lower::Options {
             setting: options.setting,
-            name: model.graph().name.clone(),
+            name,
             f: options.f,
-            ranges: &ranges,
+            ranges,
             statics: &statics,
             reveal,
-            states,
+            states: secret_states(graph),
             guard: !assumed,
             defer: has(Pass::Sums),
         },
@@ -470,27 +525,26 @@ fn finish(
     module = assign_masks(module).map_err(one)?;
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
-        assumed: listed(&graph, &lowered.assumed).map_err(one)?,
+        assumed: listed(graph, &lowered.assumed).map_err(one)?,
         bounds_of: options.bounds_of,
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
         files: Vec::new(),
-        client_states: client_states_of(&graph).map_err(one)?,
-        graph_inputs: graph_inputs(&graph).map_err(one)?,
+        client_states: client_states_of(graph).map_err(one)?,
+        graph_inputs: graph_inputs(graph).map_err(one)?,
         batch: symbol(&module, "batch"),
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
-        limits: limits(&graph).map_err(one)?,
+        limits: limits(graph).map_err(one)?,
         fixed: graph.fixed.iter().map(|(name, value)| (name.clone(), *value)).collect(),
         changes,
         costs_only: absent || assumed,
-        parts: partition(&graph),
+        parts: partition(graph),
         savings: Vec::new(),
         drawings: Vec::new(),
         module,
     };
-    ombra_ir::verify::verify(&plan.module)?;
-    Ok(Program { plan, lowered, graph, labels, rewrites })
+    Ok((lowered, plan))
 }
 
 /// Proven ranges of a graph's values, from the model's own weights or from those of its base.
@@ -567,36 +621,6 @@ fn one(d: Diagnostic) -> Errors {
 
 fn symbol(module: &Module, name: &str) -> Option<String> {
     module.dims.find(name).map(|_| name.to_string())
-}
-
-/// Refuses inputs of the client's that decide what happens under MPC, such as masks: the program's course is public.
-/// Integers that look up rows are no such thing.
-fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
-    let mut names = BTreeSet::new();
-    for (id, node) in graph.iter().filter(|(_, node)| node.owner == Owner::Secret) {
-        for (slot, operand) in graph.operands(id).into_iter().enumerate() {
-            let found = graph.node(operand).map_err(one)?;
-            let looks_up = slot == 1 && matches!(node.op, Op::Tensor(TensorOp::Gather { .. }));
-            if found.dtype == DType::F32 || found.owner != Owner::Client || looks_up {
-                continue;
-            }
-            for a in graph.ancestors(operand) {
-                if let Some(Op::Input { name, role: InputRole::Other }) = graph.op(a) {
-                    names.insert(name.clone());
-                }
-            }
-        }
-    }
-    if names.is_empty() {
-        return Ok(());
-    }
-    let error = |name: String| {
-        let message = format!("input `{name}` is the client's, but decides what happens under MPC");
-        Diagnostic::unsupported("E0259", message)
-            .note("expected a mask or positions whose contents server and helper may learn")
-            .note(format!("if they may learn them, say so with --public-input {name}"))
-    };
-    Err(names.into_iter().map(error).collect())
 }
 
 /// What inputs were taken to be without being told, in words.

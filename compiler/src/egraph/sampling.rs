@@ -4,11 +4,13 @@ use super::language::Tree;
 use super::region::{Outside, region, terms};
 use super::rules::{Finding, RULES, View};
 use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, TensorOp, ValueId, eval};
+use crate::inspect::session::SessionCost;
+use crate::pipeline::{Options, cost_alone};
+use crate::weights::statics::Known;
 use core::time::Duration;
 use egg::Id;
 use ombra_ir::network::Network;
 use ombra_ir::plain::{DType, Tensor, Type};
-use ombra_ir::settings::Setting;
 use ombra_ir::{Dim, Result};
 use std::collections::BTreeMap;
 
@@ -90,6 +92,12 @@ impl Draw {
     pub(super) fn output(&mut self, value: ValueId) {
         let name = format!("y{}", self.graph.outputs.len());
         self.graph.outputs.push(Output { name, role: OutputRole::Other, value });
+    }
+
+    /// What a part of the graph costs alone, in `3pc`.
+    pub(super) fn cost(&self, part: Graph) -> Option<SessionCost> {
+        let weights = |name: &str| -> Result<Tensor> { Ok(self.values[name].clone()) };
+        cost_alone(part, (&weights, &Known::default()), &Options::default()).ok()
     }
 
     /// Outputs of a graph on the sampled values.
@@ -390,7 +398,7 @@ fn rewritten_graphs_have_the_same_values() {
                 build(&mut draw);
                 let before = draw.evaluate(&draw.graph);
                 let mut graph = draw.graph.clone();
-                for report in super::rewrite(&mut graph, Setting::ThreeParty, network, 16).unwrap() {
+                for report in super::rewrite(&mut graph, network, &|region| draw.cost(region)).unwrap() {
                     assert!(report.after <= report.before, "{}: {report:?}", case.rule);
                 }
                 for (a, b) in before.iter().zip(draw.evaluate(&graph)) {

@@ -5,7 +5,6 @@ use super::{Rewrite, rewrite};
 use crate::graph::{Graph, Op, Owner, ValueId, print};
 use core::time::Duration;
 use ombra_ir::network::Network;
-use ombra_ir::settings::Setting;
 use std::collections::BTreeMap;
 
 /// Rounds cost nothing.
@@ -13,7 +12,7 @@ const IMMEDIATE: Network = Network { bandwidth_bits_per_s: 200_000_000, rtt: Dur
 
 fn rewritten(draw: &Draw, network: Network) -> (Graph, Vec<Rewrite>) {
     let mut graph = draw.graph.clone();
-    let reports = rewrite(&mut graph, Setting::ThreeParty, network, 16).unwrap();
+    let reports = rewrite(&mut graph, network, &|region| draw.cost(region)).unwrap();
     assert!(reports.iter().all(|r| r.after <= r.before), "{reports:?}");
     (graph, reports)
 }

@@ -240,6 +240,14 @@ impl Op {
         }
     }
 
+    /// The name of an input or of a weight: a value that no operator makes.
+    pub fn given(&self) -> Option<&str> {
+        match self {
+            Op::Input { name, .. } | Op::Weight { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
     /// Whether every element of the result is one of operand 0, in another place, and none of it is left out.
     pub fn moves_all(&self) -> bool {
         use TensorOp as T;

@@ -3,11 +3,12 @@
 use ombra_compiler::egraph::Rewrite;
 use ombra_compiler::graph::eval::evaluate;
 use ombra_compiler::import::load_weight;
+use ombra_compiler::inspect::session::session_cost;
 use ombra_compiler::inspect::{Report, inspect};
 use ombra_compiler::onnx::Model;
 use ombra_compiler::output::reveal::Reveal;
 use ombra_compiler::pipeline::{Compiled, Options, compile, plan_of, rewritten};
-use ombra_compiler::savings::{Passes, session_price};
+use ombra_compiler::savings::Passes;
 use ombra_ir::Diagnostic;
 use ombra_ir::network::Network;
 use ombra_ir::op::Op;
@@ -220,7 +221,7 @@ fn no_rewritten_program_costs_more_as_a_whole() {
             let price = |passes: &Passes| {
                 let options = Options { passes: passes.clone(), network, ..Options::default() };
                 let plan = plan_of(&model, Some(&base), &options).map_err(show).unwrap_or_else(|e| panic!("{e}"));
-                session_price(&plan, network).expect("the sizes are the plan's")
+                session_cost(&plan).expect("the sizes are the plan's").price(network)
             };
             let (old, new) = (price(&before), price(&after));
             println!("{name}: {old:.0} bytes become {new:.0}");
