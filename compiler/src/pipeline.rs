@@ -347,7 +347,7 @@ fn rewritten_analysed(
     if has(Pass::Rewrites) { rewritten_where_cheaper(model, whole, weights, options) } else { Ok(whole) }
 }
 
-/// Rewrites, and takes it back if the whole program would cost more than before. All is priced with assumed ranges: nothing
+/// Rewrites, and takes it back unless the whole program costs less than before. All is priced with assumed ranges: nothing
 /// is measured twice.
 fn rewritten_where_cheaper(
     model: &Model,
@@ -372,7 +372,7 @@ fn rewritten_where_cheaper(
         plan.ok().and_then(|plan| session_cost(&plan).ok()).map_or(f64::INFINITY, |cost| cost.price(options.network))
     };
     let (old, new) = (quote(&before), quote(&after));
-    if new <= old {
+    if new < old {
         return Ok(after);
     }
     let rewrites = after.rewrites.into_iter().map(|r| r.taken_back(old, new)).collect();

@@ -15,8 +15,6 @@ use std::ops::AddAssign;
 const PROMPT: u64 = 64;
 /// Multiply-accumulates of one core in a second.
 const MACS_PER_S: f64 = 1e10;
-/// An element of an op's result takes as long as so many multiply-accumulates: it waits for memory.
-const MACS_PER_ELEMENT: u64 = 5;
 
 /// Costs of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -27,12 +25,13 @@ pub struct SessionCost {
     pub bytes: u64,
     /// Rounds of all steps.
     pub rounds: u64,
-    /// Local work of all steps, in multiply-accumulates.
+    /// Multiply-accumulates of all steps; other local work is next to nothing.
     pub macs: u64,
 }
 
 impl SessionCost {
-    /// All of it in bytes: rounds count as what a link carries in half a round trip, local work as what it carries meanwhile.
+    /// All of it in bytes: rounds count as what a link carries in half a round trip, multiply-accumulates as what
+    /// it carries meanwhile.
     #[must_use]
     pub fn price(&self, network: Network) -> f64 {
         let seconds = self.rounds as f64 * network.latency_s() + self.macs as f64 / MACS_PER_S;
@@ -44,9 +43,7 @@ impl AddAssign<&Report> for SessionCost {
     fn add_assign(&mut self, step: &Report) {
         self.bytes += step.total_bytes();
         self.rounds += u64::from(step.rounds);
-        let elements = |dims: &[usize]| dims.iter().fold(MACS_PER_ELEMENT, |n, &d| n.saturating_mul(d as u64));
         self.macs += step.macs.secret + step.macs.public;
-        self.macs += step.ops.iter().map(|op| elements(&op.dims)).sum::<u64>();
     }
 }
 
