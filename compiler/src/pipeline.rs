@@ -4,7 +4,7 @@ use crate::client_region;
 use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, InputRole, Op, Owner, ValueId, eval, propagate_owners};
+use crate::graph::{Graph, Op, Owner, ValueId, propagate_owners};
 use crate::import::ops::attention::ROTARY;
 use crate::import::positions::DEFAULT_LENGTH;
 use crate::import::{self, Published, load_weight};
@@ -22,12 +22,12 @@ use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::passes::narrow_rings::narrow_rings;
+use crate::ranges;
 use crate::ranges::assume::assume;
-use crate::ranges::bounds::{self, Ranges, listed};
-use crate::ranges::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs, token_rows};
-use crate::ranges::stand_in::StandIns;
+use crate::ranges::bounds::{Ranges, listed};
+use crate::ranges::calibrate::Inputs;
 use crate::sampling;
-use crate::savings::{Pass, Passes, unpack_masks, widen};
+use crate::savings::{Passes, unpack_masks, widen};
 use crate::secrecy::labels::{self, Labels, Overrides, label};
 use crate::secrecy::published::{MASK, check_inputs, check_published, linear_biases, structure, weights_of};
 use crate::weights::statics::{Known, Statics};
@@ -37,11 +37,54 @@ use ombra_ir::network::Network;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::{BoundsOf, ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::settings::Setting;
-use ombra_ir::{Diagnostic, Dim, Result, plan};
+use ombra_ir::{Diagnostic, Dim, Result};
 use std::collections::BTreeMap;
 
 /// Diagnostics of one attempt.
 pub type Errors = Vec<Diagnostic>;
+
+/// Makes the list of passes that may be left out: the enum, all of them in order, and their names.
+macro_rules! passes {
+    ($( $(#[doc = $doc:literal])* $pass:ident = $name:literal, )*) => {
+        /// A pass that lowers costs and may be left out.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Pass {
+            $( $(#[doc = $doc])* $pass, )*
+        }
+
+        impl Pass {
+            /// All passes, in the order in which they are counted, which is that of this file.
+            pub const ALL: &'static [Pass] = &[$( Pass::$pass, )*];
+
+            /// Name in reports.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $( Pass::$pass => $name, )*
+                }
+            }
+        }
+    };
+}
+
+passes! {
+    /// Weights are public where their content occurs in the base model, and what follows from public values and the
+    /// client's alone leaves MPC.
+    Owners = "owners by content",
+    /// Only the last position goes through what the next token alone needs.
+    Demand = "demand narrowed",
+    /// Scores that the mask removes are packed away before the softmax.
+    Packing = "causal packing",
+    /// Sums of products are divided once, not every product.
+    Sums = "one truncation a sum",
+    /// Values are computed in the way that is cheapest among equal ones.
+    Rewrites = "algebra rewritten",
+    /// Scales and shifts of norms are folded into the weights that follow.
+    Norms = "norms folded",
+    /// Comparisons are as wide and rings as large as bounds demand.
+    Widths = "narrow rings and comparisons",
+    /// Parties take turns in the roles of protocols.
+    Rotations = "rotated roles",
+}
 
 /// What the user asks for.
 #[derive(Clone, Debug)]
@@ -102,13 +145,6 @@ impl Default for Options {
 
 /// Maximum batch where the user gives none.
 const DEFAULT_BATCH: u64 = 8;
-/// How much larger than the base's a private weight may be, and what follows from it, where bounds are the base's.
-const BASE_ROOM: f64 = 8.0;
-/// Tokens of drawn calibration prompts.
-const DRAWN: &[u64] = &[32, 32];
-/// Tokens of those that only show divisors of short rows: of the last layer a prompt shows its last position alone, whose
-/// row is as long as the prompt, and a single token says little.
-const DRAWN_SHORT: &[u64] = &[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 5, 5, 8, 12, 16, 24];
 
 /// A model with owners, before anything is decided about how it runs.
 pub struct Analysed {
@@ -392,10 +428,10 @@ pub fn cost_alone(
     let owners: BTreeMap<String, Owner> =
         graph.iter().filter_map(|(_, n)| Some((n.op.given()?.to_owned(), n.owner))).collect();
     let owner = |name: &str| owners.get(name).copied().unwrap_or(Owner::Secret);
-    propagate_owners(&mut graph, |name, _, _| owner(name), owner);
+    propagate_owners(&mut graph, |name, _| owner(name), owner);
     if options.passes.has(Pass::Norms) {
         fold_norms(&mut graph, elements, known).map_err(one)?;
-        propagate_owners(&mut graph, |name, _, _| owner(name), owner);
+        propagate_owners(&mut graph, |name, _| owner(name), owner);
     }
     decompose(&mut graph).map_err(one)?;
     let parts = Parts {
@@ -451,7 +487,7 @@ fn bounded_analysed(
     check_inputs(&graph)?;
     import::recognise::check_masks(&graph)?;
     let assumed = options.assume || !model.absent().is_empty();
-    let ranges = if assumed { assume(&graph) } else { ranges(&graph, (model, base, labels), weights, options)? };
+    let ranges = if assumed { assume(&graph) } else { ranges::prove(&graph, (model, base, labels), weights, options)? };
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
@@ -547,74 +583,6 @@ fn scheduled(
     Ok((lowered, plan))
 }
 
-/// Proven ranges of a graph's values, from the model's own weights or from those of its base.
-fn ranges(
-    graph: &Graph,
-    (model, base, labels): (&Model, Option<&Model>, &Labels),
-    weights: Read,
-    options: &Options,
-) -> std::result::Result<Ranges, Errors> {
-    // Inputs that do not fit are errors, whether anything is measured or not.
-    let mut given = Vec::new();
-    for set in &options.calibration {
-        let set = complete_inputs(graph, set).map_err(one)?;
-        eval::bind_inputs(graph, &set).map_err(one)?;
-        given.push(set);
-    }
-    given.extend(token_rows(graph, &options.calibration_rows).map_err(one)?);
-    let largest = given_sizes(&options.calibration);
-    let prove = |(elements, known): Read| {
-        let statics = Statics::new(graph, elements, known);
-        let measure = || {
-            let of = |sets: &[Inputs]| calibrate(graph, &|name: &str| elements.tensor(name), sets);
-            if !given.is_empty() {
-                return of(&given);
-            }
-            let mut seen = of(&drawn_inputs(graph, DRAWN)?)?;
-            if !seen.rows.is_empty() {
-                seen.see_short_rows(graph, &of(&drawn_inputs(graph, DRAWN_SHORT)?)?);
-            }
-            Ok(seen)
-        };
-        bounds::prove(&statics, options.f, &largest, &measure)
-    };
-    let own = prove(weights).map_err(one)?;
-    if options.bounds_of == BoundsOf::Model {
-        return Ok(own);
-    }
-    let Some(base) = base else {
-        return Err(one(Diagnostic::input("E0573", "there is no base model to take bounds from")
-            .note("expected --base with --bounds-from-base")));
-    };
-    let stand_ins = StandIns::new(model, base, labels);
-    let stand_ins = |name: &str| stand_ins.load(name);
-    let mut others = prove((&stand_ins, &Known::default())).map_err(one)?;
-    others.scale(BASE_ROOM);
-    match own.beyond(&others) {
-        None => Ok(others),
-        Some(v) => {
-            let node = graph.node(v).map_err(one)?;
-            let message = "the private weights make larger values than the base's allow";
-            Err(one(Diagnostic::input("E0574", message)
-                .at(node.origin.node.clone())
-                .note(format!("expected at most {BASE_ROOM} times what follows from the base"))
-                .note("leave out --bounds-from-base")))
-        }
-    }
-}
-
-/// Maximum sizes of floats that a client may give: the margin above those of calibration inputs.
-fn given_sizes(sets: &[Inputs]) -> BTreeMap<String, f64> {
-    let mut most: BTreeMap<String, f64> = BTreeMap::new();
-    for (name, tensor) in sets.iter().flatten() {
-        let Data::F32(values) = tensor.data() else { continue };
-        let largest = values.iter().map(|x| f64::from(x.abs())).filter(|x| x.is_finite()).fold(0.0, f64::max);
-        let entry = most.entry(name.clone()).or_insert(f64::MIN_POSITIVE);
-        *entry = entry.max(largest * libm::ldexp(1.0, i32::from(bounds::MARGIN)));
-    }
-    most
-}
-
 fn one(d: Diagnostic) -> Errors {
     vec![d]
 }
@@ -660,14 +628,7 @@ fn graph_inputs(graph: &Graph) -> Result<Vec<GraphInput>> {
     for &id in &graph.inputs {
         let node = graph.node(id)?;
         let Op::Input { name, role } = &node.op else { continue };
-        let role = match role {
-            InputRole::TokenIds => plan::InputRole::TokenIds,
-            InputRole::AttentionMask => plan::InputRole::AttentionMask,
-            InputRole::PositionIds => plan::InputRole::PositionIds,
-            InputRole::PastKey { .. } | InputRole::PastValue { .. } => plan::InputRole::Past,
-            InputRole::Embeddings | InputRole::Public | InputRole::Other => plan::InputRole::Other,
-        };
-        inputs.push(GraphInput { name: name.clone(), role, dtype: node.dtype, shape: node.shape.clone() });
+        inputs.push(GraphInput { name: name.clone(), role: *role, dtype: node.dtype, shape: node.shape.clone() });
     }
     Ok(inputs)
 }

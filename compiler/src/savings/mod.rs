@@ -8,13 +8,13 @@ mod naive;
 mod pass;
 
 pub use naive::{unpack_masks, widen};
-pub use pass::{NAIVE, Pass, Passes};
+pub use pass::{NAIVE, Passes};
 
 use crate::inspect::session::steps;
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
 use crate::passes::assign_rotations::Spread;
-use crate::pipeline::{Errors, Options, plan_knowing, rewritten};
+use crate::pipeline::{Errors, Options, Pass, plan_knowing, rewritten};
 use crate::weights::statics::Known;
 use ombra_ir::module::Setting;
 use ombra_ir::plan::{Plan, Saving, StepCost};
@@ -35,7 +35,7 @@ pub fn savings(
     let one = |d| vec![d];
     let steps = steps(plan);
     let passes: Vec<Pass> =
-        Pass::ALL.into_iter().filter(|&p| p != Pass::Rotations || options.spread != Spread::Fixed).collect();
+        Pass::ALL.iter().copied().filter(|&p| p != Pass::Rotations || options.spread != Spread::Fixed).collect();
     // One decision for all prefixes: a program without the passes after rewriting may be cheaper the other way round, and
     // a later pass would seem to undo what rewriting saved.
     let rewrites = rewritten(model, base, options)?.rewrites;

@@ -32,7 +32,7 @@ fn show(errors: Vec<Diagnostic>) -> String {
 
 /// Passes up to rewriting, and with it.
 fn before_and_after() -> [Passes; 2] {
-    let count = (0..).find(|&n| Passes::first(n).has(ombra_compiler::savings::Pass::Rewrites)).expect("it is a pass");
+    let count = (0..).find(|&n| Passes::first(n).has(ombra_compiler::pipeline::Pass::Rewrites)).expect("it is a pass");
     [Passes::first(count - 1), Passes::first(count)]
 }
 
