@@ -2,7 +2,7 @@
 
 use super::sampling::Draw;
 use super::{Rewrite, rewrite};
-use crate::graph::{Graph, Op, Owner, TensorOp, ValueId, print};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId, text};
 use core::time::Duration;
 use ombra_ir::network::Network;
 use std::collections::BTreeMap;
@@ -127,7 +127,7 @@ fn the_same_graph_gives_the_same_program() {
         }
         d.output(x);
         let (graph, reports) = rewritten(&d, IMMEDIATE);
-        (print::print(&graph), format!("{reports:?}"))
+        (text::print(&graph), format!("{reports:?}"))
     };
     let first = once();
     for _ in 0..3 {

@@ -8,8 +8,8 @@ pub mod eval;
 pub mod infer;
 pub mod op;
 pub mod owners;
-pub mod print;
 pub mod ratio;
+pub mod text;
 pub mod whole;
 
 use std::cmp::Reverse;

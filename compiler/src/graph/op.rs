@@ -28,6 +28,18 @@ pub enum OutputRole {
     Other,
 }
 
+impl OutputRole {
+    /// Name as printed, without the layer and what it continues.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OutputRole::Logits => "logits",
+            OutputRole::PresentKey { .. } => "present_key",
+            OutputRole::PresentValue { .. } => "present_value",
+            OutputRole::Other => "other",
+        }
+    }
+}
+
 /// What takes the place of the exponential in [`Op::RatioSoftmax`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Numerator {
