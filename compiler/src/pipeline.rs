@@ -4,10 +4,11 @@ use crate::client_region;
 use crate::egraph::{Rewrite, rewrite};
 use crate::expand::expand;
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, InputRole, Op, Owner, TensorOp, ValueId, eval};
+use crate::graph::{Graph, Op, Owner, ValueId, propagate_owners};
 use crate::import::ops::attention::ROTARY;
 use crate::import::positions::DEFAULT_LENGTH;
 use crate::import::{self, Published, load_weight};
+use crate::inspect::session::{SessionCost, session_cost};
 use crate::lower::{self, Lowered, lower};
 use crate::onnx::{ABSENT, Model};
 use crate::output::partition::partition;
@@ -22,26 +23,69 @@ use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::passes::narrow_rings::narrow_rings;
+use crate::ranges;
 use crate::ranges::assume::assume;
-use crate::ranges::bounds::{self, Ranges, listed};
-use crate::ranges::calibrate::{Inputs, calibrate, complete_inputs, drawn_inputs, token_rows};
-use crate::ranges::stand_in::StandIns;
+use crate::ranges::bounds::{Ranges, listed};
+use crate::ranges::calibrate::Inputs;
 use crate::sampling;
-use crate::savings::{Pass, Passes, session_price, unpack_masks, widen};
+use crate::savings::{Passes, unpack_masks, widen};
 use crate::secrecy::labels::{self, Labels, Overrides, label};
-use crate::secrecy::published::{MASK, check_published, linear_biases, structure, weights_of};
+use crate::secrecy::published::{MASK, check_inputs, check_published, linear_biases, structure, weights_of};
 use crate::weights::statics::{Known, Statics};
 use crate::weights::stream::Elements;
 use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::network::Network;
-use ombra_ir::plain::{DType, Data, Tensor};
+use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::{BoundsOf, ClientState, FileDigest, GraphInput, Plan};
 use ombra_ir::settings::Setting;
-use ombra_ir::{Diagnostic, Dim, Result, plan};
-use std::collections::{BTreeMap, BTreeSet};
+use ombra_ir::{Diagnostic, Dim, Result};
+use std::collections::BTreeMap;
 
 /// Diagnostics of one attempt.
 pub type Errors = Vec<Diagnostic>;
+
+/// Makes the list of passes that may be left out: the enum, all of them in order, and their names.
+macro_rules! passes {
+    ($( $(#[doc = $doc:literal])* $pass:ident = $name:literal, )*) => {
+        /// A pass that lowers costs and may be left out.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Pass {
+            $( $(#[doc = $doc])* $pass, )*
+        }
+
+        impl Pass {
+            /// All passes, in the order in which they are counted, which is that of this file.
+            pub const ALL: &'static [Pass] = &[$( Pass::$pass, )*];
+
+            /// Name in reports.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $( Pass::$pass => $name, )*
+                }
+            }
+        }
+    };
+}
+
+passes! {
+    /// Weights are public where their content occurs in the base model, and what follows from public values and the
+    /// client's alone leaves MPC.
+    Owners = "owners by content",
+    /// Only the last position goes through what the next token alone needs.
+    Demand = "demand narrowed",
+    /// Scores that the mask removes are packed away before the softmax.
+    Packing = "causal packing",
+    /// Sums of products are divided once, not every product.
+    Sums = "one truncation a sum",
+    /// Values are computed in the way that is cheapest among equal ones.
+    Rewrites = "algebra rewritten",
+    /// Scales and shifts of norms are folded into the weights that follow.
+    Norms = "norms folded",
+    /// Comparisons are as wide and rings as large as bounds demand.
+    Widths = "narrow rings and comparisons",
+    /// Parties take turns in the roles of protocols.
+    Rotations = "rotated roles",
+}
 
 /// What the user asks for.
 #[derive(Clone, Debug)]
@@ -102,13 +146,6 @@ impl Default for Options {
 
 /// Maximum batch where the user gives none.
 const DEFAULT_BATCH: u64 = 8;
-/// How much larger than the base's a private weight may be, and what follows from it, where bounds are the base's.
-const BASE_ROOM: f64 = 8.0;
-/// Tokens of drawn calibration prompts.
-const DRAWN: &[u64] = &[32, 32];
-/// Tokens of those that only show divisors of short rows: of the last layer a prompt shows its last position alone, whose
-/// row is as long as the prompt, and a single token says little.
-const DRAWN_SHORT: &[u64] = &[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 5, 5, 8, 12, 16, 24];
 
 /// A model with owners, before anything is decided about how it runs.
 pub struct Analysed {
@@ -282,7 +319,7 @@ pub fn plan_of_analysed(
 }
 
 /// Where weights are read, and what was found of them before.
-type Read<'a> = (&'a dyn Elements, &'a Known);
+pub type Read<'a> = (&'a dyn Elements, &'a Known);
 
 /// What the passes made of a model: its plan is verified.
 struct Program {
@@ -347,8 +384,8 @@ fn rewritten_analysed(
     if has(Pass::Rewrites) { rewritten_where_cheaper(model, whole, weights, options) } else { Ok(whole) }
 }
 
-/// Rewrites, and takes it back if the whole program would cost more than before, to the byte. Both are priced with
-/// assumed ranges: nothing is measured twice.
+/// Rewrites, and takes it back unless the whole program costs less than before. All is priced with assumed ranges: nothing
+/// is measured twice.
 fn rewritten_where_cheaper(
     model: &Model,
     before: Rewritten,
@@ -356,7 +393,8 @@ fn rewritten_where_cheaper(
     options: &Options,
 ) -> std::result::Result<Rewritten, Errors> {
     let mut after = before.clone();
-    after.rewrites = rewrite(&mut after.graph, options.setting, options.network, options.f).map_err(one)?;
+    let cost = |region: Graph| cost_alone(region, weights, options).ok();
+    after.rewrites = rewrite(&mut after.graph, options.network, &cost).map_err(one)?;
     assign_owners(&mut after.graph, |name| weight_owner(&before.labels, name));
     if after.rewrites.iter().all(|r| r.applied.is_empty()) || options.keep_rewrites == Some(true) {
         return Ok(after);
@@ -368,14 +406,44 @@ fn rewritten_where_cheaper(
         let options = Options { assume: true, ..options.clone() };
         // What does not compile is worth nothing; the program that is kept says why it does not.
         let plan = finish(model, None, rewritten.clone(), weights, &options).map(|program| program.plan);
-        plan.ok().and_then(|plan| session_price(&plan, options.network).ok()).unwrap_or(f64::INFINITY)
+        plan.ok().and_then(|plan| session_cost(&plan).ok()).map_or(f64::INFINITY, |cost| cost.price(options.network))
     };
     let (old, new) = (quote(&before), quote(&after));
-    if new <= old {
+    if new < old {
         return Ok(after);
     }
     let rewrites = after.rewrites.into_iter().map(|r| r.taken_back(old, new)).collect();
     Ok(Rewritten { rewrites, ..before })
+}
+
+/// What a part of a graph costs as a program of its own, by lowering it. The owners of its inputs and weights are those
+/// that they have, all outputs are opened, and ranges are assumed.
+///
+/// # Errors
+/// What has no lowering.
+pub fn cost_alone(
+    mut graph: Graph,
+    (elements, known): Read,
+    options: &Options,
+) -> std::result::Result<SessionCost, Errors> {
+    let owners: BTreeMap<String, Owner> =
+        graph.iter().filter_map(|(_, n)| Some((n.op.given()?.to_owned(), n.owner))).collect();
+    let owner = |name: &str| owners.get(name).copied().unwrap_or(Owner::Secret);
+    propagate_owners(&mut graph, |name, _| owner(name), owner);
+    if options.passes.has(Pass::Norms) {
+        fold_norms(&mut graph, elements, known).map_err(one)?;
+        propagate_owners(&mut graph, |name, _| owner(name), owner);
+    }
+    decompose(&mut graph).map_err(one)?;
+    let parts = Parts {
+        name: String::new(),
+        reveal: (0..graph.outputs.len()).map(|i| (i, OutputKind::Tensor)).collect(),
+        changes: Vec::new(),
+        absent: true,
+        assumed: true,
+    };
+    let (_, plan) = scheduled(&graph, &assume(&graph), parts, (elements, known), options)?;
+    session_cost(&plan).map_err(one)
 }
 
 fn program(
@@ -420,7 +488,7 @@ fn bounded_analysed(
     check_inputs(&graph)?;
     import::recognise::check_masks(&graph)?;
     let assumed = options.assume || !model.absent().is_empty();
-    let ranges = if assumed { assume(&graph) } else { ranges(&graph, (model, base, labels), weights, options)? };
+    let ranges = if assumed { assume(&graph) } else { ranges::prove(&graph, (model, base, labels), weights, options)? };
     if !has(Pass::Packing) {
         unpack_masks(&mut graph, &ranges).map_err(one)?;
         assign_owners(&mut graph, owner);
@@ -449,19 +517,42 @@ fn finish(
     let (rewritten, ranges) = bounded_analysed(model, base, rewritten, weights, options)?;
     let Rewritten { graph, labels, reveal, rewrites, changes, absent } = rewritten;
     let assumed = options.assume || !model.absent().is_empty();
+    let parts = Parts { name: model.graph().name.clone(), reveal, changes, absent, assumed };
+    let (lowered, plan) = scheduled(&graph, &ranges, parts, weights, options)?;
+    ombra_ir::verify::verify(&plan.module)?;
+    Ok(Program { plan, lowered, graph, labels, rewrites })
+}
+
+/// What of a plan does not follow from its graph.
+struct Parts {
+    name: String,
+    reveal: Vec<(usize, OutputKind)>,
+    changes: Vec<String>,
+    absent: bool,
+    /// Ranges are assumed and not measured.
+    assumed: bool,
+}
+
+/// The plan of a graph as it is lowered. Nothing is verified yet.
+fn scheduled(
+    graph: &Graph,
+    ranges: &Ranges,
+    Parts { name, reveal, changes, absent, assumed }: Parts,
+    weights: Read,
+    options: &Options,
+) -> std::result::Result<(Lowered, Plan), Errors> {
     let has = |pass: Pass| options.passes.has(pass);
-    let statics = Statics::new(&graph, weights.0, weights.1);
-    let states = secret_states(&graph);
+    let statics = Statics::new(graph, weights.0, weights.1);
     let lowered = lower(
-        &graph,
+        graph,
         lower::Options {
             setting: options.setting,
-            name: model.graph().name.clone(),
+            name,
             f: options.f,
-            ranges: &ranges,
+            ranges,
             statics: &statics,
             reveal,
-            states,
+            states: secret_states(graph),
             guard: !assumed,
             defer: has(Pass::Sums),
         },
@@ -472,95 +563,26 @@ fn finish(
     module = assign_masks(module).map_err(one)?;
     assign_rotations(&mut module, if has(Pass::Rotations) { options.spread } else { Spread::Fixed });
     let plan = Plan {
-        assumed: listed(&graph, &lowered.assumed).map_err(one)?,
+        assumed: listed(graph, &lowered.assumed).map_err(one)?,
         bounds_of: options.bounds_of,
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
         files: Vec::new(),
-        client_states: client_states_of(&graph).map_err(one)?,
-        graph_inputs: graph_inputs(&graph).map_err(one)?,
+        client_states: client_states_of(graph).map_err(one)?,
+        graph_inputs: graph_inputs(graph).map_err(one)?,
         batch: symbol(&module, "batch"),
         seq: symbol(&module, "seq"),
         past: symbol(&module, "past"),
-        limits: limits(&graph).map_err(one)?,
+        limits: limits(graph).map_err(one)?,
         fixed: graph.fixed.iter().map(|(name, value)| (name.clone(), *value)).collect(),
         changes,
         costs_only: absent || assumed,
-        parts: partition(&graph),
+        parts: partition(graph),
         savings: Vec::new(),
         drawings: Vec::new(),
         module,
     };
-    ombra_ir::verify::verify(&plan.module)?;
-    Ok(Program { plan, lowered, graph, labels, rewrites })
-}
-
-/// Proven ranges of a graph's values, from the model's own weights or from those of its base.
-fn ranges(
-    graph: &Graph,
-    (model, base, labels): (&Model, Option<&Model>, &Labels),
-    weights: Read,
-    options: &Options,
-) -> std::result::Result<Ranges, Errors> {
-    // Inputs that do not fit are errors, whether anything is measured or not.
-    let mut given = Vec::new();
-    for set in &options.calibration {
-        let set = complete_inputs(graph, set).map_err(one)?;
-        eval::bind_inputs(graph, &set).map_err(one)?;
-        given.push(set);
-    }
-    given.extend(token_rows(graph, &options.calibration_rows).map_err(one)?);
-    let largest = given_sizes(&options.calibration);
-    let prove = |(elements, known): Read| {
-        let statics = Statics::new(graph, elements, known);
-        let measure = || {
-            let of = |sets: &[Inputs]| calibrate(graph, &|name: &str| elements.tensor(name), sets);
-            if !given.is_empty() {
-                return of(&given);
-            }
-            let mut seen = of(&drawn_inputs(graph, DRAWN)?)?;
-            if !seen.rows.is_empty() {
-                seen.see_short_rows(graph, &of(&drawn_inputs(graph, DRAWN_SHORT)?)?);
-            }
-            Ok(seen)
-        };
-        bounds::prove(&statics, options.f, &largest, &measure)
-    };
-    let own = prove(weights).map_err(one)?;
-    if options.bounds_of == BoundsOf::Model {
-        return Ok(own);
-    }
-    let Some(base) = base else {
-        return Err(one(Diagnostic::input("E0573", "there is no base model to take bounds from")
-            .note("expected --base with --bounds-from-base")));
-    };
-    let stand_ins = StandIns::new(model, base, labels);
-    let stand_ins = |name: &str| stand_ins.load(name);
-    let mut others = prove((&stand_ins, &Known::default())).map_err(one)?;
-    others.scale(BASE_ROOM);
-    match own.beyond(&others) {
-        None => Ok(others),
-        Some(v) => {
-            let node = graph.node(v).map_err(one)?;
-            let message = "the private weights make larger values than the base's allow";
-            Err(one(Diagnostic::input("E0574", message)
-                .at(node.origin.node.clone())
-                .note(format!("expected at most {BASE_ROOM} times what follows from the base"))
-                .note("leave out --bounds-from-base")))
-        }
-    }
-}
-
-/// Maximum sizes of floats that a client may give: the margin above those of calibration inputs.
-fn given_sizes(sets: &[Inputs]) -> BTreeMap<String, f64> {
-    let mut most: BTreeMap<String, f64> = BTreeMap::new();
-    for (name, tensor) in sets.iter().flatten() {
-        let Data::F32(values) = tensor.data() else { continue };
-        let largest = values.iter().map(|x| f64::from(x.abs())).filter(|x| x.is_finite()).fold(0.0, f64::max);
-        let entry = most.entry(name.clone()).or_insert(f64::MIN_POSITIVE);
-        *entry = entry.max(largest * libm::ldexp(1.0, i32::from(bounds::MARGIN)));
-    }
-    most
+    Ok((lowered, plan))
 }
 
 fn one(d: Diagnostic) -> Errors {
@@ -569,36 +591,6 @@ fn one(d: Diagnostic) -> Errors {
 
 fn symbol(module: &Module, name: &str) -> Option<String> {
     module.dims.find(name).map(|_| name.to_string())
-}
-
-/// Refuses inputs of the client's that decide what happens under MPC, such as masks: the program's course is public.
-/// Integers that look up rows are no such thing.
-fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
-    let mut names = BTreeSet::new();
-    for (id, node) in graph.iter().filter(|(_, node)| node.owner == Owner::Secret) {
-        for (slot, operand) in graph.operands(id).into_iter().enumerate() {
-            let found = graph.node(operand).map_err(one)?;
-            let looks_up = slot == 1 && matches!(node.op, Op::Tensor(TensorOp::Gather { .. }));
-            if found.dtype == DType::F32 || found.owner != Owner::Client || looks_up {
-                continue;
-            }
-            for a in graph.ancestors(operand) {
-                if let Some(Op::Input { name, role: InputRole::Other }) = graph.op(a) {
-                    names.insert(name.clone());
-                }
-            }
-        }
-    }
-    if names.is_empty() {
-        return Ok(());
-    }
-    let error = |name: String| {
-        let message = format!("input `{name}` is the client's, but decides what happens under MPC");
-        Diagnostic::unsupported("E0259", message)
-            .note("expected a mask or positions whose contents server and helper may learn")
-            .note(format!("if they may learn them, say so with --public-input {name}"))
-    };
-    Err(names.into_iter().map(error).collect())
 }
 
 /// What inputs were taken to be without being told, in words.
@@ -638,14 +630,7 @@ fn graph_inputs(graph: &Graph) -> Result<Vec<GraphInput>> {
     for &id in &graph.inputs {
         let node = graph.node(id)?;
         let Op::Input { name, role } = &node.op else { continue };
-        let role = match role {
-            InputRole::TokenIds => plan::InputRole::TokenIds,
-            InputRole::AttentionMask => plan::InputRole::AttentionMask,
-            InputRole::PositionIds => plan::InputRole::PositionIds,
-            InputRole::PastKey { .. } | InputRole::PastValue { .. } => plan::InputRole::Past,
-            InputRole::Embeddings | InputRole::Public | InputRole::Other => plan::InputRole::Other,
-        };
-        inputs.push(GraphInput { name: name.clone(), role, dtype: node.dtype, shape: node.shape.clone() });
+        inputs.push(GraphInput { name: name.clone(), role: *role, dtype: node.dtype, shape: node.shape.clone() });
     }
     Ok(inputs)
 }

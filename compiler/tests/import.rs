@@ -202,7 +202,7 @@ fn owners_follow_labels() {
     recognise(&mut graph, &|name| load_weight(&model, name)).unwrap();
     propagate_owners(
         &mut graph,
-        |_, role, dtype| role.owner(dtype),
+        |_, role| Owner::of_input(role),
         |name| if public.contains(&name) { Owner::Public } else { Owner::Server },
     );
     let mut seen = BTreeMap::new();

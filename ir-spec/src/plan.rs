@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 /// First bytes of every plan file.
 pub const MAGIC: &[u8; 8] = b"OMBRAPLN";
 /// Version of the format and of what its ops send; a runtime reads its own version only.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 /// Bytes before the body: magic, version, digest.
 pub const HEADER: usize = 44;
 /// Largest plan file that is read.
@@ -342,22 +342,60 @@ pub struct ClientState {
     pub shape: Vec<Dim>,
 }
 
-/// What an input of the ONNX graph is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What an input of the ONNX graph is. Sizes are those that exporters give it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum InputRole {
-    /// Token ids: the client's.
+    /// The prompt's tokens, `[batch, seq]`: the client's.
     TokenIds,
-    /// 1 for a real token, 0 for padding: public.
+    /// Which positions count, `[batch, past + seq]`: public.
     AttentionMask,
-    /// Positions: public.
+    /// Positions of the tokens, `[batch, seq]`: public.
     PositionIds,
-    /// A key or value cache.
-    Past,
-    /// Any other tensor of the client's.
+    /// Keys of earlier tokens, `[batch, heads, past, head size]`: the client's, or state.
+    PastKey {
+        /// Number of the layer.
+        layer: u32,
+    },
+    /// Values of earlier tokens, `[batch, heads, past, head size]`: the client's, or state.
+    PastValue {
+        /// Number of the layer.
+        layer: u32,
+    },
+    /// Embeddings in place of tokens: the client's.
+    Embeddings,
+    /// Declared public by the user: everybody learns its contents.
+    Public,
+    /// Any other, whatever its element type: the client's.
     Other,
 }
 
 impl InputRole {
+    /// All of them, caches of layer 0.
+    pub const ALL: [InputRole; 8] = [
+        InputRole::TokenIds,
+        InputRole::AttentionMask,
+        InputRole::PositionIds,
+        InputRole::PastKey { layer: 0 },
+        InputRole::PastValue { layer: 0 },
+        InputRole::Embeddings,
+        InputRole::Public,
+        InputRole::Other,
+    ];
+
+    /// Name as printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            InputRole::TokenIds => "token_ids",
+            InputRole::AttentionMask => "attention_mask",
+            InputRole::PositionIds => "position_ids",
+            InputRole::PastKey { .. } => "past_key",
+            InputRole::PastValue { .. } => "past_value",
+            InputRole::Embeddings => "embeddings",
+            InputRole::Public => "public",
+            InputRole::Other => "other",
+        }
+    }
+
     /// What a mask or positions of a shape hold where nobody gives them: every position counts but the first `padding` ones
     /// of each text, and tokens are counted from there on, after `past` cached ones. None of other roles, and of positions
     /// that are booleans.

@@ -105,12 +105,12 @@ impl Real {
                 InputRole::TokenIds => Tensor::i64(&shape, rows.concat())?,
                 InputRole::AttentionMask => Tensor::i64(&shape, vec![1; batch * length])?,
                 InputRole::PositionIds => Tensor::i64(&shape, (0..length as i64).collect::<Vec<_>>().repeat(batch))?,
-                InputRole::Past => {
+                InputRole::PastKey { .. } | InputRole::PastValue { .. } => {
                     let fixed = |axis: usize| input.shape.get(axis).and_then(|dim| dim.as_constant());
                     let fixed = |axis: usize| fixed(axis).map_or(0, |size| size as usize);
                     Tensor::f32(&[batch, fixed(1), 0, fixed(3)], Vec::new())?
                 }
-                InputRole::Other => {
+                InputRole::Embeddings | InputRole::Public | InputRole::Other => {
                     return Err(Diagnostic::input("E0000", format!("`{}` has no default", input.name)));
                 }
             };

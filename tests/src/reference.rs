@@ -38,14 +38,14 @@ impl Reference {
                 InputRole::TokenIds => Tensor::i64(&[1, n], tokens.to_vec())?,
                 InputRole::AttentionMask => Tensor::i64(&[1, n], vec![1; n])?,
                 InputRole::PositionIds => Tensor::i64(&[1, n], (0..n as i64).collect())?,
-                InputRole::Past => {
+                InputRole::PastKey { .. } | InputRole::PastValue { .. } => {
                     let fixed = |axis: usize| {
                         let size = input.shape.get(axis).and_then(|dim| dim.as_constant());
                         size.map_or(1, |size| size as usize)
                     };
                     Tensor::f32(&[1, fixed(1), 0, fixed(3)], Vec::new())?
                 }
-                InputRole::Other => {
+                InputRole::Embeddings | InputRole::Public | InputRole::Other => {
                     return Err(Diagnostic::input("E0000", format!("`{}` has no default", input.name)));
                 }
             };

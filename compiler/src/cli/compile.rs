@@ -104,16 +104,16 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
         let stage = emit.split('=').next().unwrap_or_default();
         if matches!(stage, "graph" | "owners") {
             let analysed = pipeline::analyse(&model, base.as_ref(), &options)?;
-            print_to(emit, &crate::graph::print::print(&analysed.graph))?;
+            print_to(emit, &crate::graph::text::print(&analysed.graph))?;
         }
         if stage == "bounds" {
             let (bounded, ranges) = pipeline::bounded(&model, base.as_ref(), &options)?;
             let note = |v| ranges.values.get(&v).map(ToString::to_string);
-            print_to(emit, &crate::graph::print::print_with(&bounded.graph, &note))?;
+            print_to(emit, &crate::graph::text::print_with(&bounded.graph, &note))?;
         }
         if stage == "rewritten" {
             let rewritten = pipeline::rewritten(&model, base.as_ref(), &options)?;
-            print_to(emit, &crate::graph::print::print(&rewritten.graph))?;
+            print_to(emit, &crate::graph::text::print(&rewritten.graph))?;
         }
     }
     let mut compiled = pipeline::compile(&model, base.as_ref(), &options)?;

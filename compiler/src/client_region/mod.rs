@@ -154,7 +154,7 @@ mod tests {
         let x = g.add_input("x", InputRole::Other, Type::new(DType::F32, vec![seq, four()]), Origin::default());
         let w = g.add_weight("w", true, vec![four(), four()], Origin::default());
         let y = g.add(Op::MATMUL, &[x, w], Origin { value: "y".into(), ..Origin::default() }).unwrap();
-        propagate_owners(&mut g, |_, _, _| Owner::Client, |_| Owner::Public);
+        propagate_owners(&mut g, |_, _| Owner::Client, |_| Owner::Public);
         let label = Label { name: "w".into(), owner, ..Label::default() };
         (g, y, Labels { tensors: vec![label], ..Labels::default() })
     }

@@ -4,10 +4,9 @@
 //! from outside: inputs, weights, constants, public and the client's values, and those of other layers. Regions with
 //! equal signatures differ in the names of their leaves only, so one solution serves all of them.
 
-use super::cost::wants_rescaled;
 use super::extract::{Choice, Class, Problem, Term};
 use super::language::{EGraph, Expr, Facts, Head};
-use crate::graph::{Graph, Op, Origin, Owner, TensorOp, ValueId};
+use crate::graph::{Graph, InputRole, Op, Origin, Output, OutputRole, Owner, TensorOp, ValueId};
 use egg::Id;
 use ombra_ir::plain::DType;
 use ombra_ir::{Diagnostic, Dim, Result};
@@ -25,8 +24,8 @@ pub struct Region {
     pub nodes: Vec<ValueId>,
     /// Values from outside, by first use.
     pub leaves: Vec<ValueId>,
-    /// Places among the nodes of those that are used outside, and whether as shares at the common scale.
-    pub roots: Vec<(u32, bool)>,
+    /// Places among the nodes of those that are used outside.
+    pub roots: Vec<u32>,
 }
 
 /// What regions need to know of the whole graph.
@@ -125,18 +124,9 @@ pub fn region(graph: &Graph, layer: Option<u32>, nodes: &[ValueId]) -> Result<Re
                 leaves.push(operand);
             }
         }
-        let outside: Vec<ValueId> = graph.users(id).into_iter().filter(|u| !inside.contains(u)).collect();
-        let output = graph.is_output(id);
-        if outside.is_empty() && !output {
-            continue;
+        if graph.is_output(id) || graph.users(id).iter().any(|u| !inside.contains(u)) {
+            roots.push(place);
         }
-        let mut rescaled = output;
-        for user in outside {
-            let operands = graph.operands(user);
-            let private = operands.iter().all(|&o| graph.node(o).is_ok_and(|n| n.owner != Owner::Public));
-            rescaled |= graph.op(user).is_some_and(|op| wants_rescaled(op, private));
-        }
-        roots.push((place, rescaled));
     }
     Ok(Region { layer, nodes: nodes.to_vec(), leaves, roots })
 }
@@ -226,11 +216,7 @@ pub fn problem<'a>(
     });
     let problem = Problem {
         classes: list.collect(),
-        roots: region
-            .roots
-            .iter()
-            .filter_map(|&(place, rescaled)| Some((find(classes.get(place as usize)?), rescaled)))
-            .collect(),
+        roots: region.roots.iter().filter_map(|&place| Some(find(classes.get(place as usize)?))).collect(),
         analysis: &egraph.analysis,
     };
     (problem, numbers)
@@ -286,7 +272,7 @@ pub fn solution(problem: &Problem, choice: &Choice, region: &Region, class_of: &
         at.insert(class, solution.values.len());
         solution.values.push(source);
     }
-    for &(place, _) in &region.roots {
+    for &place in &region.roots {
         solution.roots.push((place, *at.get(class_of.get(place as usize)?)?));
     }
     Some(solution)
@@ -319,6 +305,60 @@ pub fn apply(graph: &mut Graph, region: &Region, solution: &Solution, replaced: 
         }
     }
     Ok(())
+}
+
+/// A region as a program of its own, in which solutions are tried.
+pub struct Alone {
+    graph: Graph,
+    replaced: Replaced,
+}
+
+impl Alone {
+    /// Cuts a region out of a graph: secret values from outside become inputs of the owner that they have, and roots
+    /// outputs. What its public, client's and server's leaves are computed from goes with it. Values keep their ids.
+    ///
+    /// # Errors
+    /// Internal ones of the graph.
+    pub fn new(graph: &Graph, region: &Region, replaced: &Replaced) -> Result<Self> {
+        let (mut graph, mut replaced) = (graph.clone(), replaced.clone());
+        let output = |&place: &u32| Output {
+            name: format!("root {place}"),
+            role: OutputRole::Other,
+            value: resolve(region.nodes[place as usize], &replaced),
+        };
+        graph.outputs = region.roots.iter().map(output).collect();
+        let mut inputs = Vec::new();
+        for (n, &leaf) in region.leaves.iter().enumerate() {
+            let leaf = resolve(leaf, &replaced);
+            let node = graph.node(leaf)?;
+            if node.owner == Owner::Secret && !inputs.contains(&leaf) {
+                let (ty, origin) = (node.ty(), node.origin.clone());
+                let input = graph.add_input(&format!("leaf {n}"), InputRole::Other, ty, origin);
+                graph.node_mut(input)?.owner = Owner::Secret;
+                graph.replace_all_uses(leaf, input)?;
+                replaced.insert(leaf, input);
+                inputs.push(input);
+            }
+        }
+        let mut needed: BTreeSet<ValueId> = BTreeSet::new();
+        for output in &graph.outputs {
+            needed.extend(graph.ancestors(output.value));
+        }
+        graph.inputs.retain(|input| needed.contains(input));
+        graph.remove_dead();
+        Ok(Alone { graph, replaced })
+    }
+
+    /// The program with a solution in the place of the region.
+    ///
+    /// # Errors
+    /// Internal ones of the graph.
+    pub fn with(&self, region: &Region, solution: &Solution) -> Result<Graph> {
+        let mut graph = self.graph.clone();
+        apply(&mut graph, region, solution, &mut self.replaced.clone())?;
+        graph.remove_dead();
+        Ok(graph)
+    }
 }
 
 /// Adds a node; the transpose of a weight is that weight, turned.

@@ -1,11 +1,10 @@
-//! What is chosen: adapters apart, public parts out of MPC, equal layers once, the same program every time.
+//! What is chosen: adapters apart, known parts out of MPC, equal layers once, the same program every time.
 
 use super::sampling::Draw;
 use super::{Rewrite, rewrite};
-use crate::graph::{Graph, Op, Owner, ValueId, print};
+use crate::graph::{Graph, Op, Owner, TensorOp, ValueId, text};
 use core::time::Duration;
 use ombra_ir::network::Network;
-use ombra_ir::settings::Setting;
 use std::collections::BTreeMap;
 
 /// Rounds cost nothing.
@@ -13,7 +12,7 @@ const IMMEDIATE: Network = Network { bandwidth_bits_per_s: 200_000_000, rtt: Dur
 
 fn rewritten(draw: &Draw, network: Network) -> (Graph, Vec<Rewrite>) {
     let mut graph = draw.graph.clone();
-    let reports = rewrite(&mut graph, Setting::ThreeParty, network, 16).unwrap();
+    let reports = rewrite(&mut graph, network, &|region| draw.cost(region)).unwrap();
     assert!(reports.iter().all(|r| r.after <= r.before), "{reports:?}");
     (graph, reports)
 }
@@ -23,10 +22,10 @@ fn applied(reports: &[Rewrite], rule: &str) -> usize {
 }
 
 #[test]
-fn what_is_public_leaves_the_sum() {
+fn what_the_server_knows_is_shared_as_one_sum() {
     let mut d = Draw::new(3);
     let x = d.secret(&[40, 8]);
-    let (p, q) = (d.weight(Owner::Public, &[40, 8]), d.weight(Owner::Public, &[8]));
+    let (p, q) = (d.weight(Owner::Server, &[40, 8]), d.weight(Owner::Server, &[8]));
     let y = d.op(Op::ADD, &[x, p]);
     let y = d.op(Op::ADD, &[q, y]);
     d.output(y);
@@ -88,6 +87,32 @@ fn wide_matrices_are_worth_their_adapters_rounds() {
     assert_eq!(applied(&rewritten(&d, Network::WAN).1, "product of a sum"), 1);
 }
 
+/// (Q·Kᵀ)·V, and Q·(Kᵀ·V) where `right`, of `tokens` rows in two heads of width `width`.
+fn product_chain(tokens: i64, width: i64, right: bool) -> Vec<Rewrite> {
+    let mut d = Draw::new(9);
+    let [q, k, v] = [[2, tokens, width]; 3].map(|shape| d.secret(&shape));
+    let turned = d.op(Op::Tensor(TensorOp::Transpose { perm: vec![0, 2, 1] }), &[k]);
+    let y = if right {
+        let kv = d.op(Op::MATMUL, &[turned, v]);
+        d.op(Op::MATMUL, &[q, kv])
+    } else {
+        let scores = d.op(Op::MATMUL, &[q, turned]);
+        d.op(Op::MATMUL, &[scores, v])
+    };
+    d.output(y);
+    rewritten(&d, Network::WAN).1
+}
+
+#[test]
+fn product_chains_are_multiplied_so_that_the_middle_is_small() {
+    for (tokens, width, right, changes) in
+        [(64, 8, false, true), (64, 8, true, false), (8, 64, false, false), (8, 64, true, true)]
+    {
+        let reports = product_chain(tokens, width, right);
+        assert_eq!(applied(&reports, "product chain"), usize::from(changes), "{tokens} {width} {right}: {reports:?}");
+    }
+}
+
 #[test]
 fn the_same_graph_gives_the_same_program() {
     let once = || {
@@ -102,7 +127,7 @@ fn the_same_graph_gives_the_same_program() {
         }
         d.output(x);
         let (graph, reports) = rewritten(&d, IMMEDIATE);
-        (print::print(&graph), format!("{reports:?}"))
+        (text::print(&graph), format!("{reports:?}"))
     };
     let first = once();
     for _ in 0..3 {

@@ -8,8 +8,8 @@ pub mod eval;
 pub mod infer;
 pub mod op;
 pub mod owners;
-pub mod print;
 pub mod ratio;
+pub mod text;
 pub mod whole;
 
 use std::cmp::Reverse;
@@ -135,7 +135,7 @@ impl Graph {
 
     /// Adds an input of a declared type.
     pub fn add_input(&mut self, name: &str, role: InputRole, ty: Type, origin: Origin) -> ValueId {
-        let owner = role.owner(ty.dtype);
+        let owner = Owner::of_input(role);
         let op = Op::Input { name: name.into(), role };
         let id = self.insert(Node { op, dtype: ty.dtype, shape: ty.shape, owner, origin }, &[]);
         self.inputs.push(id);

@@ -1,65 +1,9 @@
 //! Operators of the typed graph, and the roles of inputs and outputs.
 
-use ombra_ir::plain::{Binary, DType, Reduce, Unary};
+use ombra_ir::plain::{Binary, Reduce, Unary};
 
 pub use ombra_ir::plain::Op as TensorOp;
-
-use super::Owner;
-
-/// What an input of the model is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum InputRole {
-    /// The prompt's tokens, `[batch, seq]`: the client's.
-    TokenIds,
-    /// Which positions count, `[batch, past + seq]`: public.
-    AttentionMask,
-    /// Positions of the tokens, `[batch, seq]`: public.
-    PositionIds,
-    /// Keys of earlier tokens, `[batch, heads, past, head size]`: the client's, or state.
-    PastKey {
-        /// Number of the layer.
-        layer: u32,
-    },
-    /// Values of earlier tokens, `[batch, heads, past, head size]`: the client's, or state.
-    PastValue {
-        /// Number of the layer.
-        layer: u32,
-    },
-    /// Embeddings in place of tokens: the client's.
-    Embeddings,
-    /// Declared public by the user: everybody learns its contents.
-    Public,
-    /// Any other, whatever its element type: the client's.
-    Other,
-}
-
-impl InputRole {
-    /// Who knows an input of this role; the element type says nothing about that.
-    pub fn owner(self, _: DType) -> Owner {
-        match self {
-            InputRole::AttentionMask | InputRole::PositionIds | InputRole::Public => Owner::Public,
-            InputRole::TokenIds
-            | InputRole::PastKey { .. }
-            | InputRole::PastValue { .. }
-            | InputRole::Embeddings
-            | InputRole::Other => Owner::Client,
-        }
-    }
-
-    /// Name as printed.
-    pub fn name(self) -> &'static str {
-        match self {
-            InputRole::TokenIds => "token_ids",
-            InputRole::AttentionMask => "attention_mask",
-            InputRole::PositionIds => "position_ids",
-            InputRole::PastKey { .. } => "past_key",
-            InputRole::PastValue { .. } => "past_value",
-            InputRole::Embeddings => "embeddings",
-            InputRole::Public => "public",
-            InputRole::Other => "other",
-        }
-    }
-}
+pub use ombra_ir::plan::InputRole;
 
 /// What an output of the model is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +26,18 @@ pub enum OutputRole {
     },
     /// Any other.
     Other,
+}
+
+impl OutputRole {
+    /// Name as printed, without the layer and what it continues.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OutputRole::Logits => "logits",
+            OutputRole::PresentKey { .. } => "present_key",
+            OutputRole::PresentValue { .. } => "present_value",
+            OutputRole::Other => "other",
+        }
+    }
 }
 
 /// What takes the place of the exponential in [`Op::RatioSoftmax`].
@@ -237,6 +193,14 @@ impl Op {
             Op::AffineNorm { .. } => "affine_norm",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
+        }
+    }
+
+    /// The name of an input or of a weight: a value that no operator makes.
+    pub fn given(&self) -> Option<&str> {
+        match self {
+            Op::Input { name, .. } | Op::Weight { name, .. } => Some(name),
+            _ => None,
         }
     }
 

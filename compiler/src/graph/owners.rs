@@ -32,6 +32,18 @@ impl Owner {
         }
     }
 
+    /// Who knows an input of a role.
+    pub fn of_input(role: InputRole) -> Owner {
+        match role {
+            InputRole::AttentionMask | InputRole::PositionIds | InputRole::Public => Owner::Public,
+            InputRole::TokenIds
+            | InputRole::PastKey { .. }
+            | InputRole::PastValue { .. }
+            | InputRole::Embeddings
+            | InputRole::Other => Owner::Client,
+        }
+    }
+
     /// Name as printed.
     pub fn name(self) -> &'static str {
         match self {
@@ -43,11 +55,11 @@ impl Owner {
     }
 }
 
-/// Sets the owner of every value: inputs by `input_owner` of name, role and element type, weights by `weight_owner` of
+/// Sets the owner of every value: inputs by `input_owner` of name and role, weights by `weight_owner` of
 /// the initializer's name, constants public, all else the join of its operands.
 pub fn propagate_owners(
     graph: &mut Graph,
-    input_owner: impl Fn(&str, InputRole, DType) -> Owner,
+    input_owner: impl Fn(&str, InputRole) -> Owner,
     weight_owner: impl Fn(&str) -> Owner,
 ) {
     let mut fixed: BTreeSet<ValueId> = BTreeSet::new();
@@ -62,7 +74,7 @@ pub fn propagate_owners(
             fixed.insert(id);
         }
         node.owner = match &node.op {
-            Op::Input { name, role } => input_owner(name, *role, node.dtype),
+            Op::Input { name, role } => input_owner(name, *role),
             Op::Weight { name, .. } => weight_owner(name),
             // The server computes its values once, before inputs and sizes are known.
             _ if joined == Owner::Server && !fixed.contains(&id) => Owner::Secret,
@@ -170,7 +182,7 @@ mod tests {
         }
         g.outputs =
             outputs.into_iter().map(|value| Output { name: "y".into(), role: OutputRole::Other, value }).collect();
-        propagate_owners(&mut g, |_, role, dtype| role.owner(dtype), |_| Owner::Server);
+        propagate_owners(&mut g, |_, role| Owner::of_input(role), |_| Owner::Server);
         g.node(less).expect("it is there").owner
     }
 

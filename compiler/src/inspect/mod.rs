@@ -5,6 +5,7 @@
 
 mod html;
 mod picture;
+pub mod session;
 mod text;
 
 pub use html::page;

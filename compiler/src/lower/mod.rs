@@ -453,6 +453,8 @@ impl Lower<'_> {
             Op::Input { name, role: InputRole::PastKey { .. } | InputRole::PastValue { .. } } => {
                 self.state(v, name.clone())?
             }
+            // What a program is given of another one's values, as its parties hold them.
+            Op::Input { .. } => self.client_value(v)?,
             Op::Tensor(op) => self.tensor(v, op, &args)?,
             Op::Pow(p) if *p == 2.0 => self.mul(v, args[0], args[0])?,
             Op::Pow(p) if *p == -0.5 => self.rsqrt(v, args[0])?,

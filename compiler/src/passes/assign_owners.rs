@@ -5,15 +5,14 @@
 //! the client's and becomes secret when the values that continue it are.
 
 use crate::graph::{Graph, InputRole, Op, OutputRole, Owner, propagate_owners};
-use ombra_ir::plain::DType;
 use std::collections::BTreeSet;
 
 /// Sets the owner of every value. `weight_owner` says who owns an initializer.
 pub fn assign_owners(graph: &mut Graph, weight_owner: impl Fn(&str) -> Owner) {
     let mut secret: BTreeSet<String> = BTreeSet::new();
     loop {
-        let input_owner = |name: &str, role: InputRole, dtype: DType| {
-            if secret.contains(name) { Owner::Secret } else { role.owner(dtype) }
+        let input_owner = |name: &str, role: InputRole| {
+            if secret.contains(name) { Owner::Secret } else { Owner::of_input(role) }
         };
         propagate_owners(graph, input_owner, &weight_owner);
         let before = secret.len();

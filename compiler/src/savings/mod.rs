@@ -8,40 +8,18 @@ mod naive;
 mod pass;
 
 pub use naive::{unpack_masks, widen};
-pub use pass::{NAIVE, Pass, Passes};
+pub use pass::{NAIVE, Passes};
 
-use crate::egraph::cost::MACS_PER_S;
+use crate::inspect::session::steps;
 use crate::inspect::{Report, inspect};
 use crate::onnx::Model;
 use crate::passes::assign_rotations::Spread;
-use crate::pipeline::{Errors, Options, plan_knowing, rewritten};
+use crate::pipeline::{Errors, Options, Pass, plan_knowing, rewritten};
 use crate::weights::statics::Known;
 use ombra_ir::module::Setting;
-use ombra_ir::network::Network;
 use ombra_ir::plan::{Plan, Saving, StepCost};
 use ombra_ir::{Diagnostic, Result};
 use std::collections::BTreeMap;
-
-/// New tokens of the prompt at which savings are counted, and cached tokens of the step after it; fewer where the model's
-/// tables are shorter.
-const PROMPT: u64 = 64;
-
-/// What a short session costs in bytes: private weights are shared, a prompt is read and a token made. Rounds count as
-/// what a link carries meanwhile, and so do multiply-accumulates; see `egraph/cost.rs`.
-///
-/// # Errors
-/// A plan without costs at such sizes.
-pub fn session_price(plan: &Plan, network: Network) -> Result<f64> {
-    let (mut bytes, mut seconds) = (0u64, 0.0);
-    for (step, (_, sizes)) in steps(plan).iter().enumerate() {
-        let report = inspect(plan, sizes)?;
-        let shared = if step == 0 { report.setup_bytes } else { 0 };
-        bytes += shared + report.bytes.values().sum::<u64>();
-        let macs = report.macs.secret + report.macs.public;
-        seconds += f64::from(report.rounds) * network.latency_s() + macs as f64 / MACS_PER_S;
-    }
-    Ok(bytes as f64 + seconds * network.bytes_per_s())
-}
 
 /// Costs before all passes and after each of them; the last entry is that of `plan`, which was compiled from `model`
 /// with `options`.
@@ -57,7 +35,7 @@ pub fn savings(
     let one = |d| vec![d];
     let steps = steps(plan);
     let passes: Vec<Pass> =
-        Pass::ALL.into_iter().filter(|&p| p != Pass::Rotations || options.spread != Spread::Fixed).collect();
+        Pass::ALL.iter().copied().filter(|&p| p != Pass::Rotations || options.spread != Spread::Fixed).collect();
     // One decision for all prefixes: a program without the passes after rewriting may be cheaper the other way round, and
     // a later pass would seem to undo what rewriting saved.
     let rewrites = rewritten(model, base, options)?.rewrites;
@@ -75,28 +53,6 @@ pub fn savings(
     found.push(saving(last, plan, &steps).map_err(one)?);
     check(&found).map_err(one)?;
     Ok(found)
-}
-
-/// Names and sizes of the steps that are counted: a prompt, and a token after it where the model has a cache.
-fn steps(plan: &Plan) -> Vec<(&'static str, BTreeMap<String, u64>)> {
-    let fits = |sizes: &BTreeMap<String, u64>| inspect(plan, sizes).is_ok();
-    let at = |seq: u64, past: u64| {
-        let seq = plan.seq.iter().map(move |name| (name.clone(), seq));
-        let past = plan.past.iter().map(move |name| (name.clone(), past));
-        seq.chain(past).collect::<BTreeMap<_, _>>()
-    };
-    if plan.seq.is_none() {
-        return vec![("infer", BTreeMap::new())];
-    }
-    let mut prompt = PROMPT;
-    while prompt > 1 && !(fits(&at(prompt, 0)) && fits(&at(1, prompt))) {
-        prompt /= 2;
-    }
-    let mut steps = vec![("prefill", at(prompt, 0))];
-    if plan.past.is_some() {
-        steps.push(("decode", at(1, prompt)));
-    }
-    steps
 }
 
 fn saving(pass: &str, plan: &Plan, steps: &[(&str, BTreeMap<String, u64>)]) -> Result<Saving> {
@@ -131,7 +87,7 @@ fn step_cost(name: &str, setting: Setting, report: &Report) -> StepCost {
 /// No pass may make a step costlier.
 fn check(savings: &[Saving]) -> Result<()> {
     for (before, after) in savings.iter().zip(savings.iter().skip(1)) {
-        // Rewriting weighs bytes against rounds and the sharing of weights: every compilation checks `session_price`.
+        // Rewriting weighs bytes against rounds and the sharing of weights: every compilation checks what a session costs.
         if after.pass == Pass::Rewrites.name() {
             continue;
         }

@@ -1,12 +1,13 @@
-//! Weights that end in the plan in the clear: allowed for public ones only.
+//! What ends in the plan in the clear, weights, or decides its course, inputs: allowed for public ones only.
 
 use crate::graph::eval::Weights;
-use crate::graph::{Graph, Node, Op};
+use crate::graph::{Graph, InputRole, Node, Op, Owner, TensorOp};
 use crate::import::Published;
 use crate::import::ops::attention::ROTARY;
 use crate::onnx::ABSENT;
 use crate::pipeline::Errors;
 use crate::secrecy::labels::{self, Labels};
+use ombra_ir::plain::DType;
 use ombra_ir::{Diagnostic, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,6 +108,39 @@ pub fn check_published(published: &BTreeSet<Published>, labels: &Labels) -> std:
         errors.entry(&p.tensor).or_insert(error.note(help));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors.into_values().collect()) }
+}
+
+/// Refuses inputs of the client's that decide what happens under MPC, such as masks: the program's course is public.
+/// Integers that look up rows are no such thing.
+///
+/// # Errors
+/// `E0259` for every such input.
+pub fn check_inputs(graph: &Graph) -> std::result::Result<(), Errors> {
+    let mut names = BTreeSet::new();
+    for (id, node) in graph.iter().filter(|(_, node)| node.owner == Owner::Secret) {
+        for (slot, operand) in graph.operands(id).into_iter().enumerate() {
+            let found = graph.node(operand).map_err(|d| vec![d])?;
+            let looks_up = slot == 1 && matches!(node.op, Op::Tensor(TensorOp::Gather { .. }));
+            if found.dtype == DType::F32 || found.owner != Owner::Client || looks_up {
+                continue;
+            }
+            for a in graph.ancestors(operand) {
+                if let Some(Op::Input { name, role: InputRole::Other }) = graph.op(a) {
+                    names.insert(name.clone());
+                }
+            }
+        }
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let error = |name: String| {
+        let message = format!("input `{name}` is the client's, but decides what happens under MPC");
+        Diagnostic::unsupported("E0259", message)
+            .note("expected a mask or positions whose contents server and helper may learn")
+            .note(format!("if they may learn them, say so with --public-input {name}"))
+    };
+    Err(names.into_iter().map(error).collect())
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use ombra_compiler::onnx::Model;
+use ombra_compiler::pipeline::Pass;
 use ombra_compiler::pipeline::{self, Options};
-use ombra_compiler::savings::{Pass, savings};
+use ombra_compiler::savings::savings;
 use ombra_compiler::secrecy::labels::{Overrides, Owner, label};
 use ombra_runtime::plaintext::{PlainElements, PlainInput, PlaintextModel};
 use onnx_protobuf::{Message, TensorProto};

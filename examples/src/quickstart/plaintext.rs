@@ -37,11 +37,11 @@ fn inputs(plan: &Plan, tokens: &[i64]) -> Result<Vec<(String, Tensor)>> {
         let shape = concrete(&input.shape, &bindings)?;
         match input.role {
             InputRole::TokenIds => all.push((input.name.clone(), Tensor::i64(&shape, tokens.to_vec())?)),
-            InputRole::Past | InputRole::Other => {
+            InputRole::PastKey { .. } | InputRole::PastValue { .. } | InputRole::Embeddings | InputRole::Other => {
                 let zeros = vec![0.0; shape.iter().product()];
                 all.push((input.name.clone(), Tensor::f32(&shape, zeros)?));
             }
-            InputRole::AttentionMask | InputRole::PositionIds => {}
+            InputRole::AttentionMask | InputRole::PositionIds | InputRole::Public => {}
         }
     }
     Ok(all)

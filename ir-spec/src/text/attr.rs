@@ -8,7 +8,7 @@ use crate::op::F32Bits;
 use crate::plain::{DType, Data, Tensor};
 
 /// An attribute's value to be printed.
-pub(crate) enum Attr<'a> {
+pub enum Attr<'a> {
     /// An integer.
     Int(i64),
     /// An axis or a number of axes.
@@ -17,6 +17,8 @@ pub(crate) enum Attr<'a> {
     Word(&'static str),
     /// The bits of a float, in hexadecimal.
     Bits(u32),
+    /// A float as the shortest decimal.
+    Float(f32),
     /// A string.
     Text(&'a str),
     /// A size.
@@ -53,7 +55,7 @@ integers!(u8, u32, i8, i64);
 
 impl Attribute for bool {
     fn show(&self) -> Attr<'_> {
-        word(*self)
+        flag(*self)
     }
     fn read(attrs: &mut Attrs, key: &str) -> Result<Self> {
         attrs.flag(key)
@@ -126,12 +128,13 @@ pub(super) enum Raw {
     Tensor(Tensor),
 }
 
-pub(super) fn word(flag: bool) -> Attr<'static> {
+/// `true` or `false` to be printed.
+pub fn flag(flag: bool) -> Attr<'static> {
     Attr::Word(if flag { "true" } else { "false" })
 }
 
 /// Appends ` {key = value, …}`, or nothing when there is no attribute.
-pub(super) fn print(out: &mut String, dims: &Dims, attrs: &[(&str, Attr)]) {
+pub fn print_attrs(out: &mut String, dims: &Dims, attrs: &[(&str, Attr)]) {
     for (i, (key, value)) in attrs.iter().enumerate() {
         out.push_str(if i == 0 { " {" } else { ", " });
         out.push_str(key);
@@ -141,6 +144,7 @@ pub(super) fn print(out: &mut String, dims: &Dims, attrs: &[(&str, Attr)]) {
             Attr::Index(n) => out.push_str(&n.to_string()),
             Attr::Word(w) => out.push_str(w),
             Attr::Bits(b) => out.push_str(&format!("0x{b:08x}")),
+            Attr::Float(x) => out.push_str(&float(*x)),
             Attr::Text(t) => quote(out, t),
             Attr::Size(d) => out.push_str(&dims.show(d)),
             Attr::Shape(s) => out.push_str(&dims.show_shape(s)),
@@ -154,7 +158,7 @@ pub(super) fn print(out: &mut String, dims: &Dims, attrs: &[(&str, Attr)]) {
 }
 
 /// Appends a string in quotes.
-pub(super) fn quote(out: &mut String, text: &str) {
+pub fn quote(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
         match c {
@@ -203,8 +207,18 @@ fn parse_float(text: &str) -> Option<f32> {
     }
 }
 
-/// Reads a tensor after the name of its element type.
-pub(super) fn parse_tensor(c: &mut Cursor, dtype: DType) -> Result<Tensor> {
+/// Reads a tensor such as `f32[2](0.5, 1.0)`.
+///
+/// # Errors
+/// `E0370` for another form.
+pub fn parse_tensor(c: &mut Cursor) -> Result<Tensor> {
+    let pos = c.pos();
+    let word = c.word()?;
+    let dtype = dtype(&word).ok_or_else(|| c.error_at(pos, format!("expected an element type, found `{word}`")))?;
+    elements(c, dtype)
+}
+
+fn elements(c: &mut Cursor, dtype: DType) -> Result<Tensor> {
     let at = c.pos();
     let sizes = c.list('[', ']')?;
     let shape = sizes.iter().map(|s| s.parse().ok()).collect::<Option<Vec<usize>>>();
@@ -221,7 +235,7 @@ pub(super) fn parse_tensor(c: &mut Cursor, dtype: DType) -> Result<Tensor> {
 }
 
 /// The attributes that were read for one op; every one is taken once.
-pub(crate) struct Attrs<'a> {
+pub struct Attrs<'a> {
     op: String,
     dims: &'a Dims,
     raw: Vec<(String, Raw)>,
@@ -229,7 +243,10 @@ pub(crate) struct Attrs<'a> {
 
 impl<'a> Attrs<'a> {
     /// Reads `{key = value, …}` if it is there.
-    pub(super) fn read(c: &mut Cursor, op: &str, dims: &'a Dims) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `E0370` for another form.
+    pub fn read(c: &mut Cursor, op: &str, dims: &'a Dims) -> Result<Self> {
         let mut raw = Vec::new();
         if c.eat('{') {
             loop {
@@ -265,41 +282,73 @@ impl<'a> Attrs<'a> {
     }
 
     /// An integer in the range of its type.
-    pub(super) fn int<T: TryFrom<i64>>(&mut self, key: &str) -> Result<T> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn int<T: TryFrom<i64>>(&mut self, key: &str) -> Result<T> {
         let text = self.scalar(key)?;
         let value = text.parse::<i64>().ok().and_then(|n| T::try_from(n).ok());
         value.ok_or_else(|| wrong(&self.op, format!("`{key}` is out of range")))
     }
 
     /// `true` or `false`.
-    pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn flag(&mut self, key: &str) -> Result<bool> {
         let text = self.scalar(key)?;
         text.parse().map_err(|_| wrong(&self.op, format!("expected true or false for `{key}`")))
     }
 
     /// One of the words that stand for some values.
-    pub(super) fn word<T: Copy>(&mut self, key: &str, all: &[T], name: fn(T) -> &'static str) -> Result<T> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn word<T: Copy>(&mut self, key: &str, all: &[T], name: fn(T) -> &'static str) -> Result<T> {
         let text = self.scalar(key)?;
         let known = || all.iter().map(|x| name(*x)).collect::<Vec<_>>().join(", ");
         let found = all.iter().copied().find(|x| name(*x) == text);
         found.ok_or_else(|| wrong(&self.op, format!("expected one of {} for `{key}`", known())))
     }
 
+    /// Whether an attribute is there and not taken yet.
+    pub fn has(&self, key: &str) -> bool {
+        self.raw.iter().any(|(k, _)| k == key)
+    }
+
+    /// A float.
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn float(&mut self, key: &str) -> Result<f32> {
+        let text = self.scalar(key)?;
+        parse_float(&text).ok_or_else(|| wrong(&self.op, format!("expected a number for `{key}`")))
+    }
+
     /// The bits of a float.
-    pub(super) fn bits(&mut self, key: &str) -> Result<u32> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn bits(&mut self, key: &str) -> Result<u32> {
         let text = self.scalar(key)?;
         let bits = text.strip_prefix("0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
         bits.ok_or_else(|| wrong(&self.op, format!("expected the bits of `{key}` in hexadecimal")))
     }
 
     /// An element type.
-    pub(super) fn dtype(&mut self, key: &str) -> Result<DType> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn dtype(&mut self, key: &str) -> Result<DType> {
         let text = self.scalar(key)?;
         dtype(&text).ok_or_else(|| wrong(&self.op, format!("expected an element type for `{key}`")))
     }
 
     /// A string.
-    pub(super) fn text(&mut self, key: &str) -> Result<String> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn text(&mut self, key: &str) -> Result<String> {
         match self.take(key)? {
             Raw::Text(t) => Ok(t),
             _ => Err(wrong(&self.op, format!("expected a string for `{key}`"))),
@@ -307,26 +356,38 @@ impl<'a> Attrs<'a> {
     }
 
     /// A size.
-    pub(super) fn size(&mut self, key: &str) -> Result<Dim> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn size(&mut self, key: &str) -> Result<Dim> {
         let text = self.scalar(key)?;
         self.dims.parse(&text).map_err(|d| wrong(&self.op, d.message))
     }
 
     /// Sizes.
-    pub(super) fn shape(&mut self, key: &str) -> Result<Vec<Dim>> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn shape(&mut self, key: &str) -> Result<Vec<Dim>> {
         let texts = self.list(key)?;
         texts.iter().map(|t| self.dims.parse(t).map_err(|d| wrong(&self.op, d.message))).collect()
     }
 
     /// Integers in the range of their type.
-    pub(super) fn ints<T: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<T>> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn ints<T: std::str::FromStr>(&mut self, key: &str) -> Result<Vec<T>> {
         let texts = self.list(key)?;
         let ints = texts.iter().map(|t| t.parse().ok()).collect::<Option<_>>();
         ints.ok_or_else(|| wrong(&self.op, format!("`{key}` is out of range")))
     }
 
     /// A tensor of constants.
-    pub(super) fn tensor(&mut self, key: &str) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// `E0371` where it is missing or something else.
+    pub fn tensor(&mut self, key: &str) -> Result<Tensor> {
         match self.take(key)? {
             Raw::Tensor(t) => Ok(t),
             _ => Err(wrong(&self.op, format!("expected a tensor for `{key}`"))),
@@ -334,7 +395,10 @@ impl<'a> Attrs<'a> {
     }
 
     /// Checks that every attribute has been taken.
-    pub(super) fn end(self) -> Result<()> {
+    ///
+    /// # Errors
+    /// `E0371` for an attribute that is left.
+    pub fn end(self) -> Result<()> {
         match self.raw.first() {
             Some((key, _)) => Err(wrong(&self.op, format!("there is no attribute `{}`", key.escape_debug()))),
             None => Ok(()),
@@ -349,7 +413,7 @@ fn value(c: &mut Cursor) -> Result<Raw> {
         _ => {
             let text = c.until(&[',', '}', '[', '(']);
             match dtype(&text) {
-                Some(dtype) if c.peek() == Some('[') => Ok(Raw::Tensor(parse_tensor(c, dtype)?)),
+                Some(dtype) if c.peek() == Some('[') => Ok(Raw::Tensor(elements(c, dtype)?)),
                 _ => Ok(Raw::Scalar(text)),
             }
         }

@@ -3,13 +3,14 @@
 use crate::diag::{Diagnostic, Result};
 
 /// A place in a text.
-pub(super) struct Cursor<'a> {
+pub struct Cursor<'a> {
     text: &'a str,
     pos: usize,
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
+    /// At the beginning of a text.
+    pub fn new(text: &'a str) -> Self {
         Cursor { text, pos: 0 }
     }
 
@@ -31,29 +32,30 @@ impl<'a> Cursor<'a> {
     }
 
     /// The byte offset of the next word.
-    pub(super) fn pos(&mut self) -> usize {
+    pub fn pos(&mut self) -> usize {
         self.skip();
         self.pos
     }
 
     /// Line (from 1) of a byte offset.
-    pub(super) fn line_of(&self, pos: usize) -> usize {
+    pub fn line_of(&self, pos: usize) -> usize {
         1 + self.text.get(..pos).unwrap_or("").matches('\n').count()
     }
 
     /// The place of a byte offset, in lines and columns from 1.
-    pub(super) fn place(&self, pos: usize) -> String {
+    pub fn place(&self, pos: usize) -> String {
         let before = self.text.get(..pos).unwrap_or("");
         let column = 1 + before.rsplit('\n').next().unwrap_or("").chars().count();
         format!("line {} column {column}", self.line_of(pos))
     }
 
     /// An error in the form of the text.
-    pub(super) fn error_at(&self, pos: usize, what: impl Into<String>) -> Diagnostic {
+    pub fn error_at(&self, pos: usize, what: impl Into<String>) -> Diagnostic {
         Diagnostic::input("E0370", what).at(self.place(pos))
     }
 
-    pub(super) fn peek(&mut self) -> Option<char> {
+    /// The next character that is no blank and in no comment.
+    pub fn peek(&mut self) -> Option<char> {
         self.skip();
         self.rest().chars().next()
     }
@@ -69,7 +71,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes a punctuation mark if it is next.
-    pub(super) fn eat(&mut self, mark: char) -> bool {
+    pub fn eat(&mut self, mark: char) -> bool {
         let there = self.peek() == Some(mark);
         if there {
             self.pos += mark.len_utf8();
@@ -77,7 +79,11 @@ impl<'a> Cursor<'a> {
         there
     }
 
-    pub(super) fn expect(&mut self, mark: char) -> Result<()> {
+    /// Takes a punctuation mark.
+    ///
+    /// # Errors
+    /// `E0370` where something else is next.
+    pub fn expect(&mut self, mark: char) -> Result<()> {
         if self.eat(mark) {
             return Ok(());
         }
@@ -87,7 +93,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes a keyword if it is next.
-    pub(super) fn eat_word(&mut self, word: &str) -> bool {
+    pub fn eat_word(&mut self, word: &str) -> bool {
         self.skip();
         let there = self.rest().strip_prefix(word).is_some_and(|tail| !tail.starts_with(is_word));
         if there {
@@ -96,7 +102,11 @@ impl<'a> Cursor<'a> {
         there
     }
 
-    pub(super) fn expect_word(&mut self, word: &str) -> Result<()> {
+    /// Takes a keyword.
+    ///
+    /// # Errors
+    /// `E0370` where something else is next.
+    pub fn expect_word(&mut self, word: &str) -> Result<()> {
         if self.eat_word(word) {
             return Ok(());
         }
@@ -106,7 +116,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// A word of letters, digits, `_` and `.`.
-    pub(super) fn word(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// `E0370` where something else is next.
+    pub fn word(&mut self) -> Result<String> {
         self.skip();
         let rest = self.rest();
         let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
@@ -119,7 +132,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// A number without sign.
-    pub(super) fn number<T: std::str::FromStr>(&mut self) -> Result<T> {
+    ///
+    /// # Errors
+    /// `E0370` where something else is next.
+    pub fn number<T: std::str::FromStr>(&mut self) -> Result<T> {
         let pos = self.pos();
         let rest = self.rest();
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -133,7 +149,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// A string in quotes.
-    pub(super) fn quoted(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// `E0370` where something else is next.
+    pub fn quoted(&mut self) -> Result<String> {
         self.expect('"')?;
         let start = self.pos;
         let mut out = String::new();
@@ -170,7 +189,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Text up to one of `marks` or the end of the line, without blanks around it.
-    pub(super) fn until(&mut self, marks: &[char]) -> String {
+    pub fn until(&mut self, marks: &[char]) -> String {
         self.skip();
         let rest = self.rest();
         let end = rest.find(|c| marks.contains(&c) || c == '\n' || c == ';').unwrap_or(rest.len());
@@ -179,7 +198,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// A list with commas, its items as text.
-    pub(super) fn list(&mut self, open: char, close: char) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// `E0370` where something else is next.
+    pub fn list(&mut self, open: char, close: char) -> Result<Vec<String>> {
         self.expect(open)?;
         let mut out = Vec::new();
         if self.eat(close) {

@@ -28,6 +28,10 @@ mod parse;
 mod print;
 mod public;
 
-pub(crate) use attr::{Attr, Attribute, Attrs, no_such_op};
-pub use parse::{parse, parse_with_lines};
-pub use print::print;
+pub(crate) use attr::{Attribute, no_such_op};
+// The parts that the text of other programs is made of.
+pub use attr::{Attr, Attrs, flag, parse_tensor, print_attrs, quote};
+pub use cursor::Cursor;
+pub use parse::{parse, parse_size, parse_type, parse_with_lines};
+pub use print::{print, print_sizes};
+pub use public::{tensor_attrs, tensor_op};

@@ -3,7 +3,7 @@
 use super::attr::{Attrs, dtype};
 use super::cursor::Cursor;
 use super::print::kind_name;
-use super::public;
+use super::public::tensor_op;
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Dim, Dims};
 use crate::module::{
@@ -35,7 +35,7 @@ pub fn parse_with_lines(text: &str) -> Result<(Module, Vec<usize>)> {
     let c = &mut Cursor::new(text);
     let mut module = header(c)?;
     while c.eat_word("size") {
-        size(c, &mut module.dims)?;
+        parse_size(c, &mut module.dims)?;
     }
     if c.eat_word("public") {
         module.public = program(c, &module.dims)?;
@@ -120,7 +120,11 @@ fn one_of<T: Copy, const N: usize>(c: &mut Cursor, all: [T; N], name: impl Fn(T)
     })
 }
 
-fn size(c: &mut Cursor, dims: &mut Dims) -> Result<()> {
+/// Reads a symbol with its range after the word `size`.
+///
+/// # Errors
+/// `E0370` for another form, and for a symbol that is there.
+pub fn parse_size(c: &mut Cursor, dims: &mut Dims) -> Result<()> {
     let pos = c.pos();
     let name = c.word()?;
     let known = dims.find(&name).is_some();
@@ -158,11 +162,15 @@ fn count(c: &mut Cursor, dims: &Dims) -> Result<Count> {
 
 fn input(c: &mut Cursor, dims: &Dims) -> Result<InputSlot> {
     let name = c.quoted()?;
-    let (dtype, shape) = plain_type(c, dims)?;
+    let (dtype, shape) = parse_type(c, dims)?;
     Ok(InputSlot { name, dtype, shape })
 }
 
-fn plain_type(c: &mut Cursor, dims: &Dims) -> Result<(plain::DType, Vec<Dim>)> {
+/// Reads the type of a public tensor, such as `: f32[seq, 4]`.
+///
+/// # Errors
+/// `E0370` for another form.
+pub fn parse_type(c: &mut Cursor, dims: &Dims) -> Result<(plain::DType, Vec<Dim>)> {
     c.expect(':')?;
     let pos = c.pos();
     let word = c.word()?;
@@ -281,7 +289,7 @@ fn program(c: &mut Cursor, dims: &Dims) -> Result<plain::Program> {
         if input {
             c.expect_word("input")?;
             let name = c.quoted()?;
-            let (dtype, shape) = plain_type(c, dims)?;
+            let (dtype, shape) = parse_type(c, dims)?;
             program.inputs.push(plain::Input { name, dtype, shape });
             continue;
         }
@@ -289,9 +297,9 @@ fn program(c: &mut Cursor, dims: &Dims) -> Result<plain::Program> {
         let name = c.word()?;
         let inputs = values(c)?;
         let mut attrs = Attrs::read(c, &name, dims)?;
-        let made = public::make(&name, &mut attrs).and_then(|op| attrs.end().map(|()| op));
+        let made = tensor_op(&name, &mut attrs).and_then(|op| attrs.end().map(|()| op));
         let op = made.map_err(|d| d.at(c.place(pos)))?;
-        let (dtype, shape) = plain_type(c, dims)?;
+        let (dtype, shape) = parse_type(c, dims)?;
         program.nodes.push(plain::Node { op, inputs, dtype, shape });
     }
     if c.eat_word("return") {

@@ -1,7 +1,7 @@
 //! The canonical printer.
 
-use super::attr::quote;
-use super::{attr, public};
+use super::attr::{print_attrs, quote};
+use super::public::tensor_attrs;
 use crate::dim::Dims;
 use crate::module::{Module, Node, Origin, OutputKind};
 use crate::plain::{Program, ValueRef};
@@ -12,10 +12,7 @@ pub fn print(module: &Module) -> String {
     let mut out = String::from("module ");
     quote(&mut out, &module.name);
     out += &format!(" stage({}) setting({}) {{\n", module.stage.name(), module.setting.name());
-    for info in &dims.syms {
-        let max = info.max.map_or("*".into(), |m| m.to_string());
-        out += &format!("  size {} {}..{max}\n", info.name, info.min);
-    }
+    print_sizes(&mut out, dims);
     program(&mut out, dims, &module.public);
     for count in &module.counts {
         let name = dims.info(count.sym).map_or("?", |i| i.name.as_str());
@@ -46,6 +43,14 @@ pub fn print(module: &Module) -> String {
     out
 }
 
+/// Appends every symbol with its range, one a line.
+pub fn print_sizes(out: &mut String, dims: &Dims) {
+    for info in &dims.syms {
+        let max = info.max.map_or("*".into(), |m| m.to_string());
+        *out += &format!("  size {} {}..{max}\n", info.name, info.min);
+    }
+}
+
 /// The word that stands for a kind of output.
 pub(super) fn kind_name(kind: OutputKind) -> &'static str {
     match kind {
@@ -61,7 +66,7 @@ fn op(out: &mut String, dims: &Dims, id: usize, node: &Node) {
     for (i, arg) in node.args.iter().enumerate() {
         *out += &format!("{} %{}", if i == 0 { "" } else { "," }, arg.0);
     }
-    attr::print(out, dims, &node.op.attributes());
+    print_attrs(out, dims, &node.op.attributes());
     *out += " : ";
     *out += &node.ty.show(dims);
     origin(out, &node.origin);
@@ -99,7 +104,7 @@ fn program(out: &mut String, dims: &Dims, program: &Program) {
     for (i, node) in program.nodes.iter().enumerate() {
         *out += &format!("    ${i} = {}", node.op.name());
         values(out, &node.inputs);
-        attr::print(out, dims, &public::attrs(&node.op));
+        print_attrs(out, dims, &tensor_attrs(&node.op));
         *out += &format!(" : {}{}\n", node.dtype.name(), dims.show_shape(&node.shape));
     }
     if !program.outputs.is_empty() {

@@ -1,6 +1,6 @@
-//! Attributes of the public program's operators, both ways.
+//! Attributes of operators on tensors, of the public program and elsewhere, both ways.
 
-use super::attr::{Attr, Attrs, word, wrong};
+use super::attr::{Attr, Attrs, flag, wrong};
 use crate::diag::Result;
 use crate::plain::{Binary, Op, Reduce, Unary};
 
@@ -25,7 +25,7 @@ const BINARY: [Binary; 15] = [
 const REDUCE: [Reduce; 5] = [Reduce::Sum, Reduce::Mean, Reduce::Max, Reduce::Min, Reduce::Prod];
 
 /// The attributes of an operator in the order of the text form.
-pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
+pub fn tensor_attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
     let int = |n: usize| Attr::Index(n);
     match op {
         Op::Constant(value) => vec![("value", Attr::Tensor(value))],
@@ -44,13 +44,13 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
             ("step", Attr::Int(*step)),
         ],
         Op::Tile { repeats } => vec![("repeats", Attr::Shape(repeats))],
-        Op::Trilu { upper, k } => vec![("upper", word(*upper)), ("k", Attr::Int(*k))],
+        Op::Trilu { upper, k } => vec![("upper", flag(*upper)), ("k", Attr::Int(*k))],
         Op::ConstantOfShape { shape, value } => vec![("shape", Attr::Shape(shape)), ("value", Attr::Tensor(value))],
         Op::GatherNd { batch_dims } => vec![("batch_dims", int(*batch_dims))],
         Op::CumSum { axis, exclusive, reverse } => {
-            vec![("axis", int(*axis)), ("exclusive", word(*exclusive)), ("reverse", word(*reverse))]
+            vec![("axis", int(*axis)), ("exclusive", flag(*exclusive)), ("reverse", flag(*reverse))]
         }
-        Op::Reduce { axes, keepdims, .. } => vec![("axes", Attr::Ints(axes.clone())), ("keepdims", word(*keepdims))],
+        Op::Reduce { axes, keepdims, .. } => vec![("axes", Attr::Ints(axes.clone())), ("keepdims", flag(*keepdims))],
         Op::Range
         | Op::Identity
         | Op::ScatterNd
@@ -64,7 +64,10 @@ pub(super) fn attrs(op: &Op) -> Vec<(&'static str, Attr<'_>)> {
 }
 
 /// The operator of a name, with its attributes.
-pub(super) fn make(name: &str, a: &mut Attrs) -> Result<Op> {
+///
+/// # Errors
+/// `E0371` for a name that is none, and for wrong attributes.
+pub fn tensor_op(name: &str, a: &mut Attrs) -> Result<Op> {
     Ok(match name {
         "constant" => Op::Constant(a.tensor("value")?),
         "sizes" => Op::Sizes { shape: a.ints("shape")?, values: a.shape("values")? },

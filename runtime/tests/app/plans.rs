@@ -201,7 +201,7 @@ pub fn cached_in(setting: Setting) -> Folder {
     next(&mut build, sum);
     let graph = vec![
         graph_input("input_ids", InputRole::TokenIds, DType::I64, &ids),
-        graph_input("past.rows", InputRole::Past, DType::F32, &cache),
+        graph_input("past.rows", InputRole::PastKey { layer: 0 }, DType::F32, &cache),
     ];
     let weights = [
         ("table", vec![VOCABULARY, WIDTH], weights(VOCABULARY, WIDTH, table)),
@@ -221,7 +221,7 @@ pub fn client_cached() -> Folder {
     next(&mut build, sum);
     let graph = vec![
         graph_input("input_ids", InputRole::TokenIds, DType::I64, &ids),
-        graph_input("past.rows", InputRole::Past, DType::F32, &cache),
+        graph_input("past.rows", InputRole::PastKey { layer: 0 }, DType::F32, &cache),
     ];
     let mut rows = TensorProto::new();
     (rows.name, rows.dims) = ("table".to_owned(), vec![VOCABULARY as i64, WIDTH as i64]);

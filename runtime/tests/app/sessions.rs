@@ -434,7 +434,10 @@ fn contents_prove_what_a_plan_says_of_a_public_input() {
     graph.push(input("ids", plan::InputRole::AttentionMask, plain::DType::I64));
     graph.push(input("position_ids", plan::InputRole::PositionIds, plain::DType::F32));
     let cache = vec![Dim::from(past), Dim::from(1)];
-    graph.push(plan::GraphInput { shape: cache, ..input("rows", plan::InputRole::Past, plain::DType::F32) });
+    graph.push(plan::GraphInput {
+        shape: cache,
+        ..input("rows", plan::InputRole::PastKey { layer: 0 }, plain::DType::F32)
+    });
     let public = |name: &str| open.plan.graph_inputs.iter().find(|input| input.name == name).unwrap().clone();
     let public = ["attention_mask", "input_ids", "ids", "position_ids"].map(public);
     let public = public.map(|i| plain::program::Input { name: i.name, dtype: i.dtype, shape: i.shape });

@@ -69,7 +69,7 @@ fn both(case: &Case) -> Result<(Vec<usize>, Vec<f32>, Tensor), Diagnostic> {
     }
     let y = graph.add(case.op.clone(), &operands, Origin { node: "the_node".into(), ..Origin::default() })?;
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
-    propagate_owners(&mut graph, |_, _, _| Owner::Client, |_| Owner::Public);
+    propagate_owners(&mut graph, |_, _| Owner::Client, |_| Owner::Public);
     let want = evaluate(&graph, &weight, &given)?.remove(0);
     let label = Label { name: "w".into(), owner: labels::Owner::Public, ..Label::default() };
     let labels = Labels { tensors: vec![label], ..Labels::default() };
@@ -289,7 +289,7 @@ fn created(made: plain::Op, input: &Tensor) {
     let op = Op::Tensor(TensorOp::Binary(Binary::Add));
     let y = graph.add(op, &[x, made], Origin::default()).expect("it has a type");
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
-    propagate_owners(&mut graph, |_, _, _| Owner::Client, |_| Owner::Public);
+    propagate_owners(&mut graph, |_, _| Owner::Client, |_| Owner::Public);
     let given = BTreeMap::from([("x".to_owned(), input.clone())]);
     let want = evaluate(&graph, &weight, &given).expect("it evaluates").remove(0);
     let wanted = BTreeMap::from([("y".to_owned(), y)]);
@@ -338,7 +338,7 @@ fn weights_and_large_constants_stand_in_the_file() {
     let y = graph.add(Op::MATMUL, &[x, w], Origin::default()).expect("it has a type");
     let y = graph.add(Op::MATMUL, &[y, table], Origin::default()).expect("it has a type");
     graph.outputs.push(Output { name: "y".into(), role: OutputRole::Other, value: y });
-    propagate_owners(&mut graph, |_, _, _| Owner::Client, |_| Owner::Public);
+    propagate_owners(&mut graph, |_, _| Owner::Client, |_| Owner::Public);
     let label = Label { name: "w".into(), owner: labels::Owner::Public, ..Label::default() };
     let labels = Labels { tensors: vec![label], ..Labels::default() };
     let region = build(&graph, &BTreeMap::from([("y".to_owned(), y)]), &labels).expect("it is written");

@@ -8,10 +8,13 @@ mod scales;
 mod sums;
 
 use super::language::{EGraph, Facts, Tree};
+#[cfg(test)]
+use super::sampling::Draw;
 use crate::graph::{Op, Owner, TensorOp};
 use egg::Id;
 use ombra_ir::Dim;
 use ombra_ir::plain::Binary;
+use std::sync::LazyLock;
 
 /// What a rule says of a class.
 #[derive(Clone, Debug)]
@@ -34,19 +37,17 @@ pub struct Rule {
     pub reported: bool,
     /// What it says of a class.
     pub find: fn(&View, Id) -> Vec<Finding>,
+    /// Graphs in which it must find something, however they are sampled.
+    #[cfg(test)]
+    pub(super) found: &'static [fn(&mut Draw)],
+    /// Graphs in which it must find nothing.
+    #[cfg(test)]
+    pub(super) refused: &'static [fn(&mut Draw)],
 }
 
-/// All rules. Their order has no effect but on names in reports: of two rules that make a term, the first is named.
-pub const RULES: &[Rule] = &[
-    products::SUM,
-    products::NEST,
-    products::TURNED,
-    products::SCALED,
-    scales::COLUMNS,
-    scales::FACTORS,
-    movement::TURNED,
-    sums::KNOWN,
-];
+/// All rules, by theme. Their order has no effect but on names in reports: of two rules that make a term, the first is named.
+pub static RULES: LazyLock<Vec<&Rule>> =
+    LazyLock::new(|| [products::RULES, scales::RULES, movement::RULES, sums::RULES].into_iter().flatten().collect());
 
 /// An e-graph as rules see it.
 pub struct View<'a> {

@@ -2,68 +2,55 @@
 
 use super::{Finding, Rule, View, is_matmul, is_mul};
 use crate::egraph::language::Tree;
+#[cfg(test)]
+use crate::egraph::sampling::Draw;
 use crate::graph::{Op, Owner, TensorOp};
 use egg::Id;
 use ombra_ir::Dim;
 
-/// (X·W) ∘ v = X·(W ∘ v), where whoever knows W knows v.
-pub const COLUMNS: Rule = Rule {
-    name: "scaled columns",
-    equation: "(X·W) ∘ v = X·(W ∘ v)",
-    tolerance: 1e-4,
-    reported: true,
-    find: |view, class| {
-        let mut found = Vec::new();
-        if view.owner(class) != Owner::Secret {
-            return found;
-        }
-        for (y, v) in view.unordered(class, is_mul) {
-            let Some(width) = vector(view, v) else { continue };
-            if view.shape(y) != view.shape(class) {
-                continue;
+/// The rules of this theme.
+pub const RULES: &[Rule] = &[
+    // (X·W) ∘ v = X·(W ∘ v), where whoever knows W knows v.
+    Rule {
+        name: "scaled columns",
+        equation: "(X·W) ∘ v = X·(W ∘ v)",
+        tolerance: 1e-4,
+        reported: true,
+        find: |view, class| {
+            let mut found = Vec::new();
+            if view.owner(class) != Owner::Secret {
+                return found;
             }
-            for (_, x, w) in view.pairs(y, is_matmul) {
-                if !view.is_known_matrix(w) || view.shape(w).last() != Some(&width) {
+            for (y, v) in view.unordered(class, is_mul) {
+                let Some(width) = vector(view, v) else { continue };
+                if view.shape(y) != view.shape(class) {
                     continue;
                 }
-                match takes(view, w, v) {
-                    Ok(()) => {
-                        let row = Tree::unary(Op::Tensor(TensorOp::Reshape { shape: vec![width.clone()] }), v);
-                        let scaled = Tree::binary(Op::MUL, w, row);
-                        found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, scaled)));
+                for (_, x, w) in view.pairs(y, is_matmul) {
+                    if !view.is_known_matrix(w) || view.shape(w).last() != Some(&width) {
+                        continue;
                     }
-                    Err(why) => found.push(Finding::Near(why)),
+                    match takes(view, w, v) {
+                        Ok(()) => {
+                            let row = Tree::unary(Op::Tensor(TensorOp::Reshape { shape: vec![width.clone()] }), v);
+                            let scaled = Tree::binary(Op::MUL, w, row);
+                            found.push(Finding::Equal(Tree::binary(Op::MATMUL, x, scaled)));
+                        }
+                        Err(why) => found.push(Finding::Near(why)),
+                    }
                 }
             }
-        }
-        found
+            found
+        },
+        #[cfg(test)]
+        found: &[
+            |d| scaled_columns(d, [Owner::Server, Owner::Server]),
+            |d| scaled_columns(d, [Owner::Public, Owner::Public]),
+        ],
+        #[cfg(test)]
+        refused: &[|d| scaled_columns(d, [Owner::Server, Owner::Public])],
     },
-};
-
-/// (x ∘ c) ∘ d = x ∘ (c ∘ d), where c and d are both public, or both the server's.
-pub const FACTORS: Rule = Rule {
-    name: "factors of one owner",
-    equation: "(x ∘ c) ∘ d = x ∘ (c ∘ d)",
-    tolerance: 1e-5,
-    reported: false,
-    find: |view, class| {
-        let mut found = Vec::new();
-        if view.owner(class) != Owner::Secret {
-            return found;
-        }
-        for (y, d) in view.unordered(class, is_mul) {
-            for (x, c) in view.unordered(y, is_mul) {
-                let both = match (view.scalar(c), view.scalar(d)) {
-                    (Some(c), Some(d)) => Tree::scalar(c * d),
-                    _ if one_owner(view, c, d) => Tree::binary(Op::MUL, c, d),
-                    _ => continue,
-                };
-                found.push(Finding::Equal(Tree::binary(Op::MUL, x, both)));
-            }
-        }
-        found
-    },
-};
+];
 
 /// The size of a vector along the last axis, of two elements or more, known before a run.
 fn vector(view: &View, class: Id) -> Option<Dim> {
@@ -83,7 +70,12 @@ fn takes(view: &View, w: Id, v: Id) -> Result<(), String> {
     Ok(())
 }
 
-fn one_owner(view: &View, c: Id, d: Id) -> bool {
-    let (a, b) = (view.facts(c), view.facts(d));
-    a.owner == b.owner && (a.owner == Owner::Public || a.owner == Owner::Server && a.fixed && b.fixed)
+/// (X·W) ∘ v, with the owners of v and W.
+#[cfg(test)]
+fn scaled_columns(d: &mut Draw, [v, w]: [Owner; 2]) {
+    let (m, k, n) = (d.size(1, 4), d.size(1, 5), d.size(2, 5));
+    let (x, v, w) = (d.secret(&[m, k]), d.weight(v, &[1, n]), d.weight(w, &[k, n]));
+    let y = d.op(Op::MATMUL, &[x, w]);
+    let y = d.either(Op::MUL, y, v);
+    d.output(y);
 }

@@ -1,8 +1,7 @@
-//! Passes over core ops, before and after: `tests/filetests/<pass>` holds modules, and beside each what the pass makes of it.
-//!
-//! What a pass makes is legal, and means the same: revealed values in the clear are equal on drawn inputs.
-//! `OMBRA_BLESS=1` writes the expectations.
+//! Passes over core ops. What a pass makes is legal, and means the same: revealed values in the clear are equal on drawn
+//! inputs.
 
+use super::files;
 use ombra_compiler::passes::assign_masks::assign_masks;
 use ombra_compiler::passes::narrow_rings::narrow_rings;
 use ombra_ir::module::{Id, Module};
@@ -11,25 +10,14 @@ use ombra_ir::reference::{RefValue, Rounding, eval_rounded};
 use ombra_ir::verify::verify;
 use ombra_ir::{Bindings, Result, text};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 fn check(pass: &str, run: fn(Module) -> Result<Module>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/filetests").join(pass);
-    let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let inputs: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|e| e == "mpcir")).collect();
-    assert!(!inputs.is_empty(), "{} holds modules", folder.display());
-    for path in inputs {
-        let before = text::parse(&std::fs::read_to_string(path).unwrap()).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    for path in files(pass, "mpcir") {
+        let before = text::parse(&std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{path:?}: {e}"));
         assert_eq!(verify(&before).err(), None, "{path:?}");
         let after = run(before.clone()).unwrap_or_else(|e| panic!("{path:?}: {e}"));
         assert_eq!(verify(&after).err(), None, "{path:?}:\n{}", text::print(&after));
-        let printed = text::print(&after);
-        let expected = path.with_extension("after");
-        if std::env::var_os("OMBRA_BLESS").is_some() {
-            std::fs::write(&expected, &printed).unwrap();
-        }
-        assert_eq!(printed, std::fs::read_to_string(&expected).unwrap(), "{path:?}");
+        super::after(&path, &text::print(&after));
         assert_eq!(revealed(&after), revealed(&before), "{path:?}");
     }
 }
