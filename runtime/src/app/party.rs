@@ -14,7 +14,7 @@ use super::request::{Advance, Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
 use super::sharing::give_key;
-use crate::transport::{Party, Purpose, Session};
+use crate::transport::{Link, Party, Purpose, Session, abort_code};
 
 /// What a client may have queued that nobody has asked for: a request, and a word or two ahead. In a step it is more by the
 /// longest frame that the client sends in it.
@@ -129,27 +129,39 @@ impl Serving<'_> {
     }
 }
 
-/// What the client says is next, once `take` allows it. The helper compares it with what the client says to the server: parties that ran different
-/// steps would fail somewhere in them.
+/// What the client says is next, once `take` allows it. The third party compares it with what the client says to the server:
+/// parties that ran different steps would fail somewhere in them.
+///
+/// The third party hears the server first, which may be in the last step yet: a dealer has done its part of that long
+/// before. So it has no time of its own for what the client says; the server has, and speaks now and then until it knows.
 fn next(session: &Session, third: Party, take: &mut dyn FnMut(Advance) -> Result<()>) -> Result<Next> {
     let limits = session.limits();
     let soon = limits.idle.max(limits.receive);
+    let of_server: Option<Next> = match session.party().is_third() {
+        true => {
+            let heard = session.link(Party::Server)?.recv_control_within(CONTROL, soon);
+            Some(heard.map_err(|error| cause(session, error))?)
+        }
+        false => None,
+    };
     let next: Next = session.link(Party::Client)?.recv_control_soon(CONTROL, soon)?;
     if let Next::Step(advance) = next {
         take(advance)?;
     }
-    match session.party() {
-        Party::Server if session.purpose() == Purpose::Prepared => {}
-        Party::Server => session.link(third)?.send_control(&next)?,
-        _ => {
-            // The server waits for the client as long, and began before.
-            let other: Next = session.link(Party::Server)?.recv_control_soon(CONTROL, soon)?;
-            if other != next {
-                return Err(senseless(Party::Client, "different steps to server and helper"));
-            }
-        }
+    match of_server {
+        None if session.purpose() == Purpose::Prepared => {}
+        None => session.link(third)?.send_control(&next)?,
+        Some(other) if other == next => {}
+        Some(_) => return Err(senseless(Party::Client, &format!("different steps to server and {third}"))),
     }
     Ok(next)
+}
+
+/// What ended a session of which the server says `error`: the client, if it has ended and the server tells of a peer's end.
+fn cause(session: &Session, error: Diagnostic) -> Diagnostic {
+    let of_peer = abort_code(&error).is_some_and(|code| ["E0701", "E0705"].contains(&code));
+    let of_client = || session.link(Party::Client).ok().and_then(Link::end_reason);
+    of_peer.then(of_client).flatten().unwrap_or(error)
 }
 
 /// Begins a session with material, before anything is sent in it.

@@ -57,16 +57,21 @@ struct Site {
     configs: [PathBuf; 3],
     running: BTreeMap<Party, Running>,
     options: Vec<String>,
+    network: &'static str,
 }
 
 impl Site {
     fn new(options: &[String]) -> Site {
+        Site::over(SLOW, LIMITS, options)
+    }
+
+    fn over(network: &'static str, limits: &str, options: &[String]) -> Site {
         let (plan, keys) = (plans::cached_in(Setting::Dealer), Folder::new());
         let configs = write_local_set(&keys.join("keys"), Party::Dealer).unwrap();
         for config in &configs {
-            fs::write(config, fs::read_to_string(config).unwrap() + LIMITS).unwrap();
+            fs::write(config, fs::read_to_string(config).unwrap() + limits).unwrap();
         }
-        Site { plan, keys, configs, running: BTreeMap::new(), options: options.to_vec() }
+        Site { plan, keys, configs, running: BTreeMap::new(), options: options.to_vec(), network }
     }
 
     fn start(&mut self, party: Party) {
@@ -75,7 +80,7 @@ impl Site {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ombra-run"))
             .arg("serve")
             .arg(&self.plan.0)
-            .args(["--party", party.name(), "--threads", "1", "--log", "json", "--network", SLOW])
+            .args(["--party", party.name(), "--threads", "1", "--log", "json", "--network", self.network])
             .args(options)
             .arg("--config")
             .arg(&self.configs[party.index()])
@@ -111,7 +116,7 @@ impl Site {
 
     fn endpoint(&self) -> Endpoint {
         let digest = PlanFolder::open(&self.plan.0).unwrap().digest;
-        let network = Network::parse(SLOW).unwrap();
+        let network = Network::parse(self.network).unwrap();
         Endpoint::new(&PartyConfig::read(&self.configs[0]).unwrap(), &digest, network).unwrap()
     }
 
@@ -124,7 +129,7 @@ impl Site {
     fn client(&self, count: &str, more: &[String]) -> Command {
         let mut command = ombra_run();
         command.arg("generate").arg(self.plan.join("public")).arg("--config").arg(&self.configs[0]);
-        command.args(["--tokens", "3,1,4", "--threads", "1", "--network", SLOW, "-n", count]).args(more);
+        command.args(["--tokens", "3,1,4", "--threads", "1", "--network", self.network, "-n", count]).args(more);
         command
     }
 
@@ -256,6 +261,20 @@ fn a_party_that_dies_in_a_step() {
 #[test]
 fn a_party_that_dies_between_steps() {
     deaths_in(Phase::Between);
+}
+
+/// A dealer has done its part of a step long before the others, and then waits for as long as the step lasts.
+#[test]
+fn a_dealer_waits_for_the_end_of_a_step() {
+    let mut site = Site::over("100Mbps,200ms", "\n[limits]\nconnect_s = 9\nreceive_s = 1\nidle_s = 1\n", &[]);
+    for party in [Party::Dealer, Party::Server] {
+        site.start(party);
+    }
+    let start = Instant::now();
+    let output = site.client("1", &[]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), continuation(&PROMPT, 1)[0].to_string(), "{errors}");
+    assert!(start.elapsed() > Duration::from_secs(2), "the step lasts longer than a client may think");
 }
 
 /// A session with material whose server, or client, is killed in a step is spent for both, whoever lost its list.
