@@ -117,7 +117,7 @@ impl Serving<'_> {
             let step = program::prepare(&module, &inputs.sizes, &inputs.public, limit)?;
             program::check_traffic(&step, limits.max_traffic_bytes)?;
             let mut dealt =
-                prepared.as_mut().map(|prepared| prepared.step(&inputs, advance.choice.way())).transpose()?;
+                prepared.as_mut().map(|prepared| prepared.step(&request, &inputs, advance.choice.way())).transpose()?;
             session.set_stepping(true);
             session.limit_queue(QUEUE.saturating_add(longest_frame(&module, &step, session.party())));
             phases.run(|| engine.step(advance, &step, &[], dealt.as_mut()))?;

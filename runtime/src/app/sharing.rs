@@ -223,9 +223,9 @@ impl ServerSide {
     ///
     /// # Errors
     /// `E1020`.
-    pub(super) fn file(&self) -> Result<Arc<dyn TensorSource>> {
+    pub(super) fn file(&self) -> Result<Arc<File>> {
         self.file.check_unchanged()?;
-        Ok(Arc::clone(&self.file) as Arc<dyn TensorSource>)
+        Ok(Arc::clone(&self.file))
     }
 
     /// Says that a thread will make sharings: sessions wait for it from now on.

@@ -11,7 +11,7 @@ use ombra_ir::{Diagnostic, Result};
 use super::chunks::{Reader, Writer};
 use super::{
     SESSION_FILE, SessionFile, ShareFile, SharingFile, StepFile, StepPlan, VERSION, foreign, inputs_digest, key_text,
-    make_folder, sharing_name, step_name, write_json,
+    make_folder, sharing_name, step_name, unreadable, write_json,
 };
 use crate::app::folder::PlanFolder;
 use crate::app::program;
@@ -160,7 +160,11 @@ pub fn deal(dealing: &Dealing<'_>, seeds: &Seeds) -> Result<Vec<String>> {
         run.step(&step.bound, &step.schedule, &[], &mut FileNet::To(&mut file))?;
         let file = Some(file.finish()?);
         names.push(path.display().to_string());
-        steps.push(StepPlan { inputs: inputs_digest(&inputs, advance.choice.way())?, sizes: inputs.sizes, file });
+        steps.push(StepPlan {
+            inputs: inputs_digest(&request, &inputs, advance.choice.way())?,
+            sizes: inputs.sizes,
+            file,
+        });
     }
     for (folder_of, party, key) in [(server, Party::Server, &seeds.server), (client, Party::Client, &seeds.client)] {
         let steps =
@@ -204,8 +208,8 @@ pub fn share_weights(folder: &PlanFolder, output: &Path, key: &Key) -> Result<(P
     own.check_unchanged()?;
     file.finish()?;
     let kept = server.join(sharing_name(&sharing));
-    let plan = folder.digest.clone();
-    write_json(&kept, &SharingFile { version: VERSION, plan, sharing, key: key_text(key).to_string() })?;
+    let (plan, weights) = (folder.digest.clone(), own.sha256().to_owned());
+    write_json(&kept, &SharingFile { version: VERSION, plan, sharing, weights, key: key_text(key).to_string() })?;
     let names = [&path, &kept].map(|path| path.display().to_string()).to_vec();
     Ok((path, names))
 }
@@ -220,7 +224,10 @@ fn read_share(folder: &PlanFolder, path: &Path) -> Result<(Arc<Weights>, String)
     let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
     let net = &mut FileNet::From(&mut file);
     let weights = Weights::share(&folder.plan.module, dealer_of(folder)?, None, public, None, net)?;
-    Ok((Arc::new(weights), sharing))
+    match file.rest() {
+        0 => Ok((Arc::new(weights), sharing)),
+        rest => Err(unreadable(path, &format!("{rest} bytes more than the weights of the plan have"))),
+    }
 }
 
 fn dealer_of(folder: &PlanFolder) -> Result<Party> {

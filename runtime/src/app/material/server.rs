@@ -14,7 +14,8 @@ use super::{
     shown, step_name, unreadable,
 };
 use crate::app::folder::PlanFolder;
-use crate::app::request::StepInputs;
+use crate::app::request::{Request, StepInputs};
+use crate::app::weights::Weights as File;
 use crate::exec::{LinkNet, Net, TensorSource};
 use crate::prg::Key;
 use crate::settings::weights::Weights;
@@ -56,7 +57,7 @@ impl ServerMaterial {
     ///
     /// # Errors
     /// `E1050` to `E1054`.
-    pub fn begin(&self, plan: &PlanFolder, id: SessionId, own: Arc<dyn TensorSource>) -> Result<Begun> {
+    pub fn begin(&self, plan: &PlanFolder, id: SessionId, own: Arc<File>) -> Result<Begun> {
         let folder = self.folder.join(id.to_string());
         // This says more than a file that is missing.
         if self.spent.has(id)? {
@@ -100,9 +101,13 @@ impl ServerMaterial {
         if sharing.plan != plan.digest {
             return Err(foreign(&path, "plan", &plan.digest, &sharing.plan));
         }
+        if sharing.weights != own.sha256() {
+            let [expected, found] = [own.sha256(), &sharing.weights].map(|digest| format!("SHA-256 {digest}"));
+            return Err(foreign(&path, "file of weights", &expected, &found));
+        }
         let (key, weights_key) = (file.key(&folder.join(SESSION_FILE))?, key_of(&sharing.key, &path)?);
         let public = Arc::clone(&plan.public_weights) as Arc<dyn TensorSource>;
-        let weights = Weights::of_server(&plan.plan.module, &weights_key, public, own)?;
+        let weights = Weights::of_server(&plan.plan.module, &weights_key, public, own as Arc<dyn TensorSource>)?;
         self.spent.add(id)?;
         Ok(Begun { id, folder, file, key, weights_key, weights: Arc::new(weights), next: 0 })
     }
@@ -124,7 +129,7 @@ impl Begun {
     ///
     /// # Errors
     /// `E1050`, `E1053` for other sizes or a step too many, `E1054`.
-    pub fn step(&mut self, inputs: &StepInputs, way: Way) -> Result<Dealt> {
+    pub fn step(&mut self, request: &Request, inputs: &StepInputs, way: Way) -> Result<Dealt> {
         let index = self.next;
         let place = self.folder.display().to_string();
         let Some(step) = self.file.steps.get(index) else {
@@ -133,7 +138,7 @@ impl Begun {
                 .note(format!("expected  at most {} steps", self.file.steps.len()))
                 .note("help      ask for fewer new tokens, or deal more steps"));
         };
-        if step.inputs != inputs_digest(inputs, way)? {
+        if step.inputs != inputs_digest(request, inputs, way)? {
             return Err(Diagnostic::input("E1053", format!("step {index} has other sizes than were dealt for it"))
                 .at(place)
                 .note(format!("expected  {}, without padding, drawing or other public inputs", shown(&step.sizes)))
