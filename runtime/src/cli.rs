@@ -94,7 +94,7 @@ enum Command {
         /// The id of the session, 32 hexadecimal digits; a fresh one by default.
         #[arg(long, value_name = "ID", value_parser = session_id)]
         session: Option<SessionId>,
-        /// The dealer's file of the weights that `share-weights` wrote; by default it is made from the folder's own.
+        /// The dealer's file that `share-weights` wrote, of its term of the weights or of its key; by default it is made from the folder's own.
         #[arg(long, value_name = "FILE")]
         weights: Option<PathBuf>,
         /// Where the parts of client and server are written.

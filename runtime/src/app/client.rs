@@ -339,7 +339,7 @@ impl<'a> Conversation<'a> {
         }
         peers.iter().try_for_each(|peer| session.link(*peer)?.send_control(&request))?;
         let mut phases = Phases::new(session, folder.plan.module.setting);
-        let (weights, sends) = phases.run(|| client_weights(folder, session))?;
+        let (weights, sends) = phases.run(|| client_weights(folder, session, dealt))?;
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
         let region = Region::open(folder, threads, isolation)?;
         let engine = Engine::new(session, folder, &request, keys, weights, threads)?;

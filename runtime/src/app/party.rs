@@ -13,7 +13,6 @@ use super::program::{self, Step};
 use super::request::{Advance, Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
-use super::sharing::give_key;
 use crate::transport::{Link, Party, Purpose, Session, abort_code};
 
 /// What a client may have queued that nobody has asked for: a request, and a word or two ahead. In a step it is more by the
@@ -91,8 +90,9 @@ impl Serving<'_> {
         let mut phases = Phases::new(session, plan.module.setting);
         let (weights, cost) = match &prepared {
             Some(prepared) => {
-                give_key(session, &prepared.weights_key)?;
-                (Arc::clone(&prepared.weights), Measured::default())
+                let Keep::Server(side) = keep else { return Err(no_material()) };
+                let cost = side.give(folder, session, (&prepared.sharing, &prepared.weights_key), false)?;
+                (Arc::clone(&prepared.weights), cost.unwrap_or_default())
             }
             None => keep.weights(folder, session, &request.digest()?)?,
         };
@@ -171,11 +171,13 @@ fn begin_prepared(
     material: Option<&ServerMaterial>,
     session: &Session,
 ) -> Result<Begun> {
-    let (Some(material), Keep::Server(side)) = (material, keep) else {
-        return Err(Diagnostic::peer("E1051", "this server has no material of a dealer")
-            .note("help      start it with --material, or open a session without"));
-    };
+    let (Some(material), Keep::Server(side)) = (material, keep) else { return Err(no_material()) };
     material.begin(folder, session.id(), side.file()?)
+}
+
+fn no_material() -> Diagnostic {
+    Diagnostic::peer("E1051", "this server has no material of a dealer")
+        .note("help      start it with --material, or open a session without")
 }
 
 /// Bytes of the longest frame that the client sends `to` another party in a step.

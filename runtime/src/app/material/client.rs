@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use ombra_ir::{Diagnostic, Result};
 
 use super::chunks::{sync_folder, unwritable};
+use super::shares::read_share;
 use super::spent::{Spent, used};
-use super::{SESSION_FILE, SessionFile, inputs_digest, shown, unreadable};
+use super::{SESSION_FILE, SessionFile, foreign, inputs_digest, share_name, shown, unreadable};
 use crate::app::folder::PlanFolder;
 use crate::app::request::{Advance, Request};
 use crate::prg::Key;
+use crate::settings::weights::Weights;
 use crate::transport::{Party, SessionId, abort_code, parse_session};
 
 /// Most sessions of a folder that are looked at.
@@ -53,6 +55,23 @@ impl Choice {
             _ => unwritable(&to, &error.to_string()),
         })?;
         sync_folder(&self.path)
+    }
+
+    /// The client's term of the weights in the sharing `sharing`, where the folder has its file.
+    ///
+    /// # Errors
+    /// `E1050`, `E1051`.
+    pub(in crate::app) fn weights(&self, plan: &PlanFolder, sharing: &str) -> Result<Option<Weights>> {
+        // The name is a peer's.
+        let is_name = parse_session(sharing).is_some();
+        let folder = self.path.parent().and_then(Path::parent).filter(|_| is_name);
+        let path = folder.map(|folder| folder.join(share_name(sharing))).filter(|path| path.is_file());
+        let Some(path) = path else { return Ok(None) };
+        let (weights, found) = read_share(plan, Party::Client, &path)?;
+        if found != sharing {
+            return Err(foreign(&path, "sharing of the weights", sharing, &found));
+        }
+        Ok(Some(weights))
     }
 
     /// Passes on how something ended that waited for the server to begin the session: one that the server has used before

@@ -10,6 +10,9 @@
 //! material/dealer/weights-SHARING.share       the dealer's alone: its term of them
 //! ```
 //!
+//! A strict dealer has `material/dealer/weights-SHARING.key`, from which its term follows, and the client has the file of
+//! the other term, `material/client/weights-SHARING.share`, or gets that from the server.
+//!
 //! A session runs between client and server. Its id is the one that the dealer gave it; its messages from the dealer come
 //! from the files. Both parties write the id to a list on the disk before they send anything that depends on an input, and
 //! refuse one that is in it: two inputs under the same masks would reveal their difference. The server does so when the
@@ -27,11 +30,13 @@ mod chunks;
 mod client;
 mod deal;
 mod server;
+mod shares;
 mod spent;
 
 pub use client::{Choice, ClientMaterial};
-pub use deal::{Dealing, Seeds, deal, share_weights};
+pub use deal::{Dealing, Seeds, deal};
 pub use server::{Begun, Dealt, ServerMaterial};
+pub use shares::share_weights;
 pub use spent::{SPENT_FILE, Spent};
 
 use std::io::Write;
@@ -65,7 +70,7 @@ struct StepFile {
     sizes: Vec<(String, u64)>,
 }
 
-/// What the dealer's term of the weights says of itself.
+/// What a term of the weights says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ShareFile {
@@ -99,16 +104,17 @@ struct StepPlan {
     file: Option<String>,
 }
 
-/// The key of a sharing of the weights, which the server keeps for itself, as it does the digest: by that somebody could
-/// check a guess of the weights.
+/// The key of a sharing of the weights, which the server keeps for itself, or shares with a strict dealer.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SharingFile {
     version: u32,
+    party: Party,
     plan: String,
     sharing: String,
-    /// SHA-256 of the file of the weights that were shared, in hexadecimal.
-    weights: String,
+    /// SHA-256 of the file of the weights that were shared, in hexadecimal. At the server alone: by it somebody could check
+    /// a guess of the weights.
+    weights: Option<String>,
     key: String,
 }
 
@@ -150,6 +156,23 @@ impl SessionFile {
     }
 }
 
+impl SharingFile {
+    /// The key of a sharing at the path `path`, of `party` and checked against the plan.
+    fn read(path: &Path, party: Party, plan: &PlanFolder) -> Result<SharingFile> {
+        let file: SharingFile = read_json(path)?;
+        if file.version != VERSION {
+            return Err(unreadable(path, &format!("version {}", file.version)));
+        }
+        if file.plan != plan.digest {
+            return Err(foreign(path, "plan", &plan.digest, &file.plan));
+        }
+        if file.party != party {
+            return Err(foreign(path, "party", party.name(), file.party.name()));
+        }
+        Ok(file)
+    }
+}
+
 /// The folder of a party's sessions: the one that has its name, where `folder` is that of all parties.
 pub fn part_of(folder: &Path, party: Party) -> PathBuf {
     let own = folder.join(party.name());
@@ -183,6 +206,10 @@ fn step_name(step: usize) -> String {
 
 fn sharing_name(sharing: &str) -> String {
     format!("weights-{sharing}.key")
+}
+
+fn share_name(sharing: &str) -> String {
+    format!("weights-{sharing}.share")
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {

@@ -10,8 +10,8 @@ use ombra_ir::{Diagnostic, Result};
 use super::chunks::{Reader, sync_folder, unwritable};
 use super::spent::{Spent, used};
 use super::{
-    SESSION_FILE, SessionFile, SharingFile, StepFile, VERSION, foreign, inputs_digest, key_of, read_json, sharing_name,
-    shown, step_name, unreadable,
+    SESSION_FILE, SessionFile, SharingFile, StepFile, foreign, inputs_digest, key_of, sharing_name, shown, step_name,
+    unreadable,
 };
 use crate::app::folder::PlanFolder;
 use crate::app::request::{Request, StepInputs};
@@ -35,6 +35,8 @@ pub struct Begun {
     file: SessionFile,
     /// The key of server and dealer.
     pub key: Key,
+    /// The name of the sharing of the weights.
+    pub sharing: String,
     /// The key of the weights.
     pub weights_key: Key,
     /// The server's part of the weights.
@@ -94,22 +96,22 @@ impl ServerMaterial {
             }
         }
         let path = self.folder.join(sharing_name(plain(&file.sharing, &folder)?));
-        let sharing: SharingFile = read_json(&path)?;
-        if sharing.version != VERSION || sharing.sharing != file.sharing {
+        let sharing = SharingFile::read(&path, Party::Server, plan)?;
+        if sharing.sharing != file.sharing {
             return Err(foreign(&path, "sharing of the weights", &file.sharing, &sharing.sharing));
         }
-        if sharing.plan != plan.digest {
-            return Err(foreign(&path, "plan", &plan.digest, &sharing.plan));
-        }
-        if sharing.weights != own.sha256() {
-            let [expected, found] = [own.sha256(), &sharing.weights].map(|digest| format!("SHA-256 {digest}"));
+        let found = sharing.weights.as_deref().unwrap_or_default();
+        if found != own.sha256() {
+            let [expected, found] = [own.sha256(), found].map(|digest| format!("SHA-256 {digest}"));
             return Err(foreign(&path, "file of weights", &expected, &found));
         }
         let (key, weights_key) = (file.key(&folder.join(SESSION_FILE))?, key_of(&sharing.key, &path)?);
         let public = Arc::clone(&plan.public_weights) as Arc<dyn TensorSource>;
-        let weights = Weights::of_server(&plan.plan.module, &weights_key, public, own as Arc<dyn TensorSource>)?;
+        let (parties, own) = ((plan.plan.derives()?, Party::Server), Some(own as Arc<dyn TensorSource>));
+        let weights = Weights::of_key(&plan.plan.module, parties, &weights_key, public, own)?;
         self.spent.add(id)?;
-        Ok(Begun { id, folder, file, key, weights_key, weights: Arc::new(weights), next: 0 })
+        let sharing = sharing.sharing.clone();
+        Ok(Begun { id, folder, file, key, sharing, weights_key, weights: Arc::new(weights), next: 0 })
     }
 }
 

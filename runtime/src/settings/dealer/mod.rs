@@ -37,9 +37,7 @@ use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::rep3::embed::Table;
-use super::rep3::local::linear::Ring;
-use super::rep3::value::Value as Stored;
-use super::weights::Weights;
+use super::weights::{Found, Weight, Weights};
 use super::words::broadcast::{expand, volume, zip};
 use super::words::movement::slice;
 use super::words::ops::{is_linear, missing, operand_shape};
@@ -51,7 +49,7 @@ use embed::{Sums, embed};
 use local::role;
 use products::{Bilinear, Factor, Operand, product, times_weight};
 use share::{BitShare, Share};
-use value::{Value, terms_of, unexpected};
+use value::{Value, part_of, unexpected};
 
 /// One party of the setting in a session: its keys, and what it holds of the weights.
 pub struct Dealer {
@@ -105,15 +103,16 @@ impl Side for Dealer {
 
     fn weight(&self, id: Id, user: &Op, slot: usize) -> Result<Arc<Value>> {
         let is_matrix = slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed);
-        let stored = self.weights.get(id, is_matrix)?;
-        let stored = match &*stored {
-            Stored::Matrix(matrix) if matrix.is_secret() => return Ok(Arc::new(Value::Matrix(stored))),
-            Stored::Matrix(_) => self.weights.get(id, false)?,
-            // What is stored is multiplied where it lies.
-            Stored::Ring(Ring::Shared(_)) if is_matrix => return Ok(Arc::new(Value::Matrix(stored))),
-            _ => stored,
+        let weight = match self.weights.get(id, is_matrix)? {
+            Found::Matrix(matrix) if matrix.is_secret() => return Ok(Arc::new(Value::Matrix(matrix))),
+            // What everybody knows is multiplied whole.
+            Found::Matrix(matrix) => Arc::new(matrix.block(0, matrix.rows)?),
+            Found::Whole(weight) => weight,
         };
-        terms_of(self.role, stored.ring()?).map(Arc::new)
+        Ok(Arc::new(match Arc::unwrap_or_clone(weight) {
+            Weight::Public(words) => Value::Public(words),
+            Weight::Private(terms) => Value::Weight(terms),
+        }))
     }
 
     fn settled(&self, value: &Arc<Value>) -> Result<Arc<Value>> {
@@ -290,23 +289,6 @@ enum Part {
     Whole,
 }
 
-/// The words of a part of a weight of two terms.
-fn part_of<'a>(part: Part, first: Option<&'a [u64]>, second: Option<&'a [u64]>) -> Result<Cow<'a, [u64]>> {
-    let none = || unexpected("a term of a weight");
-    Ok(match part {
-        Part::First => Cow::Borrowed(first.ok_or_else(none)?),
-        Part::Second => Cow::Borrowed(second.ok_or_else(none)?),
-        Part::Whole => Cow::Owned(products::plus(first.ok_or_else(none)?.to_vec(), second.ok_or_else(none)?)),
-    })
-}
-
-/// The same of a weight as it is stored or made.
-fn part_of_ring(role: u8, part: Part, ring: &Ring) -> Result<Cow<'_, [u64]>> {
-    let Ring::Shared(shared) = ring else { return Err(unexpected("a private weight")) };
-    let [first, second] = value::terms(role, shared);
-    part_of(part, first, second)
-}
-
 /// `x · W` of a part of a weight, which may be made block by block: blocks of `W`'s rows meet blocks of `x`'s columns, or
 /// give blocks of the result's columns where `W` is given with its axes exchanged.
 fn times(
@@ -322,11 +304,8 @@ fn times(
         Ok(Plan::new(xs, ws, trans_b)?.sum_of_products(&pair, threads)?.unwrap_or_default())
     };
     let matrix = match weight {
-        Value::Weight(terms) => return product(x, shape, &terms.part(part)?, weight_shape),
-        Value::Matrix(stored) => match &**stored {
-            Stored::Matrix(matrix) => matrix,
-            stored => return product(x, shape, &part_of_ring(role, part, stored.ring()?)?, weight_shape),
-        },
+        Value::Weight(terms) => return product(x, shape, &part_of(part, terms)?, weight_shape),
+        Value::Matrix(matrix) => matrix,
         _ => return Err(unexpected("a private weight")),
     };
     let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
@@ -334,12 +313,13 @@ fn times(
     let step = matrix.block_rows();
     for start in (0..matrix.rows).step_by(step) {
         let count = step.min(matrix.rows - start);
-        let ring;
+        let made;
         let block = match (role, part) {
             (1, Part::Whole) => Cow::Owned(matrix.whole(start, count)?),
             _ => {
-                ring = matrix.block(start, count)?;
-                part_of_ring(role, part, &ring)?
+                made = matrix.block(start, count)?;
+                let Weight::Private(terms) = &made else { return Err(unexpected("a private weight")) };
+                part_of(part, terms)?
             }
         };
         if trans_b || count == matrix.rows {
@@ -424,7 +404,7 @@ impl<'a> Operation<'a> {
                 }
                 _ => {
                     let Value::Weight(terms) = value else { return Err(unexpected("a private weight")) };
-                    let term = terms.part(part)?;
+                    let term = part_of(part, terms)?;
                     if weight == 1 { self.apply(x, &term) } else { self.apply(&term, x) }
                 }
             }
