@@ -18,6 +18,7 @@ pub mod lookup;
 mod planes;
 pub mod products;
 pub mod share;
+pub mod tables;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -49,19 +50,21 @@ use embed::{Sums, embed};
 use local::role;
 use products::{Bilinear, Factor, Operand, product, times_weight};
 use share::{BitShare, Share};
+use tables::CurveTables;
 use value::{Value, part_of, unexpected};
 
 /// One party of the setting in a session: its keys, and what it holds of the weights.
 pub struct Dealer {
     keys: Rc<Keys>,
     weights: Arc<Weights>,
+    tables: Rc<CurveTables>,
     role: u8,
 }
 
 impl Dealer {
     /// The side of a party with fresh keys.
     pub fn new(party: Party, keys: Keys, weights: Arc<Weights>) -> Self {
-        Dealer { keys: Rc::new(keys), weights, role: party.index() as u8 }
+        Dealer { keys: Rc::new(keys), weights, tables: Rc::default(), role: party.index() as u8 }
     }
 }
 
@@ -90,7 +93,7 @@ impl Side for Dealer {
                 if !is_interactive(op, [public(0), public(1)]) {
                     return local::run(site, &args).map(Begun::Value);
                 }
-                let mut task = start(site, cx, args)?;
+                let mut task = start(site, cx, args, Rc::clone(&self.tables))?;
                 return Ok(match task.poll()? {
                     Some(Ended::Value(value)) => Begun::Value(Arc::new(value)),
                     Some(Ended::Opened(words)) => Begun::Opened(words),
@@ -174,7 +177,7 @@ async fn reveal(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Option<Vec<u64
 }
 
 /// The task of an op that sends messages.
-fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Value>>> {
+fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>) -> Result<Task<Ended<Value>>> {
     let node = site.node();
     let (n, threads, role) = (site.bound.len(site.id), site.threads, role(site));
     let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
@@ -222,7 +225,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
             Op::ExpDigits { scale, .. } => lookup::exp_digits(cx, first, n, *scale).await?,
             Op::Lookup { curve, window, cell, bits, scale } => {
                 let cells = Cells { window: *window, from: from_scale, cell: *cell, scale: *scale };
-                curve::look_up(cx, first, n, *curve, cells, *bits).await?
+                curve::look_up(cx, &tables, first, n, *curve, cells, *bits).await?
             }
             Op::Select => {
                 let [b] = wide.as_slice() else { return Err(missing()) };
