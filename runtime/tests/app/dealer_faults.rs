@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use ombra_runtime::keygen::write_local_set;
 use ombra_runtime::transport::{Endpoint, Network, Party, Purpose, Session};
 
 use super::plans::{self, Folder, MAX, continuation};
-use super::processes::ombra_run;
+use super::processes::{Running, ombra_run};
 
 const PROMPT: [i64; 3] = [3, 1, 4];
 /// Limits of every party, and the time within which everybody has noticed.
@@ -39,16 +39,6 @@ enum Phase {
     Step,
     /// After one step and before the next.
     Between,
-}
-
-/// A process that is ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 struct Site {
@@ -77,22 +67,11 @@ impl Site {
     fn start(&mut self, party: Party) {
         let log = fs::File::options().create(true).append(true).open(self.log_path(party)).unwrap();
         let options = if party == Party::Server { self.options.as_slice() } else { &[] };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ombra-run"))
-            .arg("serve")
-            .arg(&self.plan.0)
-            .args(["--party", party.name(), "--threads", "1", "--log", "json", "--network", self.network])
-            .args(options)
-            .arg("--config")
-            .arg(&self.configs[party.index()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "{line} {}", self.log(party));
-        self.running.insert(party, Running(child));
+        let mut command = ombra_run();
+        command.arg("serve").arg(&self.plan.0).args(["--party", party.name(), "--threads", "1", "--log", "json"]);
+        command.args(["--network", self.network]).args(options).arg("--config").arg(&self.configs[party.index()]);
+        let running = Running::ready(command.stdin(Stdio::null()).stderr(log));
+        self.running.insert(party, running);
     }
 
     fn log_path(&self, party: Party) -> PathBuf {

@@ -9,10 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::plans::Folder;
-
-fn ombra_run() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_ombra-run"))
-}
+use super::processes::ombra_run;
 
 /// The settings, and the party beside the server in each.
 const SETTINGS: [(&str, &str); 2] = [("3pc", "helper"), ("2pc-dealer", "dealer")];
