@@ -120,6 +120,8 @@ pub struct Options {
     pub keep_rewrites: Option<bool>,
     /// Whether the client may take penalties off the logits.
     pub penalties: bool,
+    /// Whether the dealer gets nothing of the model, in a setting with one.
+    pub strict_dealer: bool,
 }
 
 impl Default for Options {
@@ -140,6 +142,7 @@ impl Default for Options {
             passes: Passes::default(),
             keep_rewrites: None,
             penalties: false,
+            strict_dealer: false,
         }
     }
 }
@@ -271,6 +274,9 @@ pub fn compile_knowing(
     known: &Known,
     options: &Options,
 ) -> std::result::Result<Compiled, Errors> {
+    if options.strict_dealer {
+        options.setting.dealer().map_err(one)?;
+    }
     let analysed = analyse(model, base, options)?;
     let Program { plan, lowered, graph, labels, rewrites } = program(model, base, analysed, (model, known), options)?;
     let plan = drawing(plan, options)?;
@@ -567,6 +573,7 @@ fn scheduled(
         bounds_of: options.bounds_of,
         client_model: None,
         public_weights: FileDigest { file: String::new(), sha256: String::new() },
+        strict_dealer: options.strict_dealer,
         files: Vec::new(),
         client_states: client_states_of(graph).map_err(one)?,
         graph_inputs: graph_inputs(graph).map_err(one)?,

@@ -105,6 +105,27 @@ fn what_is_dealt_stands_apart_from_what_is_sent() {
 }
 
 #[test]
+fn a_strict_dealer_is_part_of_a_plan_with_a_dealer() {
+    let compiled = |setting: Setting, strict_dealer: bool| {
+        let options = Options { setting, strict_dealer, ..Options::default() };
+        let (model, base) = (read("llama-pair/frozen"), read("llama-pair/base"));
+        compile(&model, Some(&base), &options).map(|compiled| compiled.plan)
+    };
+    let error = compiled(Setting::ThreeParty, true).err().unwrap().into_iter().next().unwrap();
+    assert!(error.code == "E0421" && error.message.contains("nobody deals in the setting 3pc"), "{error}");
+    let reports = [false, true].map(|strict| {
+        let plan = compiled(Setting::Dealer, strict).unwrap();
+        assert_eq!(plan.strict_dealer, strict);
+        inspect(&plan, &sizes(4)).unwrap()
+    });
+    let [ordinary, strict] = &reports;
+    assert_eq!((ordinary.setup_to, strict.setup_to), ("dealer", "client"));
+    assert!(strict.setup_bytes > 0 && strict.setup_bytes == ordinary.setup_bytes && strict.bytes == ordinary.bytes);
+    let text = reports.each_ref().map(|report| report.text(By::Kind));
+    assert!(text[1].contains("to every client: the dealer gets nothing") && !text[0].contains("every client"));
+}
+
+#[test]
 fn every_range_that_is_taken_for_granted_is_listed() {
     assert_eq!(plan(false).assumed, []);
     let softmax = vec!["2quad".parse().expect("a form")];
@@ -182,6 +203,7 @@ fn json_keeps_its_fields() {
         "ticks",
         "bytes",
         "setup_bytes",
+        "setup_to",
         "macs",
         "bounds",
         "network",

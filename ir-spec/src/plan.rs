@@ -6,7 +6,7 @@
 use crate::diag::{Diagnostic, Result};
 use crate::dim::{Bindings, Dim, Sym};
 use crate::draw::{Drawing, Way};
-use crate::module::Module;
+use crate::module::{Module, Party};
 use crate::plain::tensor::volume;
 use crate::plain::{DType, Data, Tensor};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub struct Plan {
     pub client_model: Option<FileDigest>,
     /// Digest of the public weights file.
     pub public_weights: FileDigest,
+    /// The dealer gets nothing of the model: its term of every private weight follows from its key with the server, and the
+    /// client gets the rest once. In settings with a dealer alone.
+    pub strict_dealer: bool,
     /// Other files of the public folder with their digests: the data of the client's plaintext region where they are not
     /// in its own file, the tokenizer, what a model's folder says about generating and chatting.
     pub files: Vec<FileDigest>,
@@ -229,6 +232,15 @@ impl Plan {
     /// The symbol of one of the plan's sizes, such as [`past`](Plan::past), where the model has it.
     pub fn sym(&self, size: &Option<String>) -> Option<Sym> {
         self.module.dims.find(size.as_ref()?)
+    }
+
+    /// The party beside the server whose term of the private weights follows from a key; the third of the three gets the
+    /// rest of every weight.
+    ///
+    /// # Errors
+    /// `E0421` for a strict dealer in a setting without one.
+    pub fn derives(&self) -> Result<Party> {
+        if self.strict_dealer { self.module.setting.dealer() } else { Ok(Party::Client) }
     }
 
     /// The largest value of one of the plan's sizes, where something limits it.

@@ -94,7 +94,7 @@ enum Command {
         /// The id of the session, 32 hexadecimal digits; a fresh one by default.
         #[arg(long, value_name = "ID", value_parser = session_id)]
         session: Option<SessionId>,
-        /// The dealer's file of the weights that `share-weights` wrote; by default it is made from the folder's own.
+        /// The dealer's file that `share-weights` wrote, of its term of the weights or of its key; by default it is made from the folder's own.
         #[arg(long, value_name = "FILE")]
         weights: Option<PathBuf>,
         /// Where the parts of client and server are written.
@@ -111,8 +111,11 @@ enum Command {
         #[arg(short, value_name = "FOLDER")]
         output: PathBuf,
     },
-    /// Write systemd units and Kubernetes manifests for server and helper.
+    /// Write systemd units and Kubernetes manifests for server and helper, or dealer.
     ServiceFiles {
+        /// The setting whose parties are to run: 3pc or 2pc-dealer.
+        #[arg(long, default_value = "3pc", value_name = "NAME")]
+        setting: String,
         /// Where they are written.
         #[arg(short, value_name = "FOLDER")]
         output: PathBuf,
@@ -433,7 +436,7 @@ fn command(command: Command) -> Result<()> {
             command::deal(&Deal { folder, sizes, steps, session, weights, output, threads })
         }
         Command::ShareWeights { dir, output } => command::share_weights(&dir, &output),
-        Command::ServiceFiles { output } => print_written(&service::files::write(&output)?),
+        Command::ServiceFiles { setting, output } => print_written(&service::files::write(&output, setting.parse()?)?),
         Command::Renew { config } => print_renewed(service::renew(&config)?),
         Command::Local { dir, mut prompt, tensors, mut comparing, material, common } => {
             let test_data = comparing.test_data.take();

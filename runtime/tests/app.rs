@@ -22,3 +22,5 @@ mod service;
 mod service_files;
 #[path = "app/sessions.rs"]
 mod sessions;
+#[path = "app/strict_dealer.rs"]
+mod strict_dealer;

@@ -143,13 +143,14 @@ fn party_run(
     let mut net = Recorded { links: LinkNet::new(session, 1), log };
     let module = folder.module(request, choice.way())?;
     let keys = agree_keys(folder.plan.module.setting, party, &mut net)?;
-    let key = agree_weight_key(party, &mut net)?;
+    let derives = folder.plan.derives()?;
+    let key = agree_weight_key(derives, party, &mut net)?;
     let own = match party {
         Party::Server => Some(Arc::new(folder.server_weights()?) as Arc<dyn TensorSource>),
         Party::Client | Party::Helper | Party::Dealer => None,
     };
     let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
-    let weights = Arc::new(Weights::share(&module, party, key.as_ref(), public, own, &mut net)?);
+    let weights = Arc::new(Weights::share(&module, (derives, party), key.as_ref(), public, own, &mut net)?);
     let mut run = settings::begin(Arc::clone(&module), party, keys, weights, 1)?;
     let mut region = Region::open(folder, 1, None)?;
     let slots: Vec<(&str, DType)> = module.inputs.iter().map(|input| (input.name.as_str(), input.dtype)).collect();

@@ -29,6 +29,10 @@ pub struct CompileArgs {
     /// Parties and trust: 3pc, or 2pc-dealer.
     #[arg(long, default_value = "3pc", value_parser = setting)]
     setting: Setting,
+    /// The dealer gets nothing of the model: every client downloads a term of the private weights once, which the dealer gets
+    /// otherwise.
+    #[arg(long)]
+    strict_dealer: bool,
     /// What the client learns: `next-token` or the name of an output; repeatable.
     #[arg(long)]
     reveal: Vec<String>,
@@ -83,6 +87,7 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
     let Models { model, base, found } = read_models(&args.model)?;
     let mut options = options(&args.model, &found);
     options.setting = args.setting;
+    options.strict_dealer = args.strict_dealer;
     options.f = args.fixed_point;
     options.penalties = args.penalties;
     options.approximations = args.approximations.parse()?;

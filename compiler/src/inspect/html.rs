@@ -129,7 +129,7 @@ fn tiles(report: &Report) -> Markup {
             @if let Some(time) = time {
                 (tile("predicted time", &seconds(time.total()), &made_of(report)))
             }
-            (tile("sent once", &size(report.setup_bytes), "to share the private weights"))
+            (tile("sent once", &size(report.setup_bytes), &format!("to share the private weights with the {}", report.setup_to)))
             (tile("products of secrets", &count(report.macs.secret), &format!("and {} by public factors", count(report.macs.public))))
             (tile("assumed bounds", &report.bounds.assumed.to_string(), "ranges of values that nothing proves"))
         }

@@ -13,7 +13,7 @@ pub use text::{By, compare, size};
 
 use ombra_ir::bind::{self, Bound};
 use ombra_ir::draw::TOP_K;
-use ombra_ir::module::{Id, Module, OutputKind};
+use ombra_ir::module::{Id, Module, OutputKind, Party};
 use ombra_ir::network::Network;
 use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
@@ -50,6 +50,8 @@ pub struct Report {
     pub offline_bytes: BTreeMap<&'static str, u64>,
     /// Bytes sent once to share the private weights.
     pub setup_bytes: u64,
+    /// Who gets them of the server.
+    pub setup_to: &'static str,
     /// Multiply-accumulates with both factors secret, and those with a public factor.
     pub macs: Macs,
     /// Bounds by origin.
@@ -297,6 +299,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             .collect(),
         offline_bytes: protocol.dealer.iter().map(|dealer| (dealer.name(), sent.dealt)).collect(),
         setup_bytes: setup_cost(module).bytes.iter().sum(),
+        setup_to: setup_to(plan),
         macs,
         bounds: Bounds {
             proven: count(BoundFrom::Proven),
@@ -314,6 +317,14 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
         assumed: plan.assumed.clone(),
         ops,
     })
+}
+
+/// Who gets what of the private weights follows from no key.
+fn setup_to(plan: &Plan) -> &'static str {
+    match plan.derives() {
+        Ok(Party::Client) | Err(_) => plan.module.setting.third().map_or("nobody", Party::name),
+        Ok(_) => Party::Client.name(),
+    }
 }
 
 /// The ops of one longest path: the last one to end, the operand that it waited for, and so on.

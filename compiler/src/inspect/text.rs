@@ -60,7 +60,11 @@ impl Report {
         if let Some(time) = &self.predicted_seconds {
             let _ = writeln!(out, "time    {}", self.time_line(time));
         }
-        let _ = writeln!(out, "set-up  {} sent once", size(self.setup_bytes));
+        let to = match self.setup_to {
+            "client" => ", to every client: the dealer gets nothing of the model",
+            _ => "",
+        };
+        let _ = writeln!(out, "set-up  {} sent once{to}", size(self.setup_bytes));
         let _ = writeln!(
             out,
             "work    {} secret by secret, {} by public factors",

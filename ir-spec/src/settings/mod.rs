@@ -81,6 +81,18 @@ impl Setting {
         third.ok_or_else(|| Diagnostic::input("E0421", format!("the setting {} has one party alone", self.name())))
     }
 
+    /// The party that deals.
+    ///
+    /// # Errors
+    /// `E0421` for a setting without one.
+    pub fn dealer(self) -> Result<Party> {
+        self.protocol().dealer.ok_or_else(|| {
+            Diagnostic::input("E0421", format!("nobody deals in the setting {}", self.name()))
+                .note("expected  a setting with a dealer")
+                .note("help      compile for 2pc-dealer")
+        })
+    }
+
     /// Checks that a party takes part.
     ///
     /// # Errors

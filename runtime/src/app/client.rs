@@ -17,6 +17,7 @@ use super::consent::check_shown;
 use super::folder::PlanFolder;
 use super::inputs::{Named, infer_request, token_ids};
 use super::isolation::Isolation;
+use super::material::Choice;
 use super::party::peer_stats;
 use super::program;
 use super::region::Region;
@@ -25,7 +26,6 @@ use super::request::{Advance, Course, MAX_STEPS, Request, StepInputs};
 use super::session::{Engine, Next, Phases, Stats, guarded, keys};
 use super::sharing::client_weights;
 use crate::exec::Opened;
-use crate::prg::Key;
 use crate::transport::{Party, Session};
 
 /// The token where a text has none; the mask leaves it out.
@@ -98,8 +98,8 @@ pub struct Options<'a> {
     /// How the plan's model in the clear is kept apart; nothing runs it in this process, which a model that is not to be
     /// trusted can end.
     pub isolation: Option<&'a Isolation>,
-    /// The key that the client shares with a dealer who is not there, for a session with material.
-    pub dealt: Option<&'a Key>,
+    /// What a dealer who is not there dealt for the session.
+    pub dealt: Option<&'a Choice>,
     /// Is told every generated token with the number of its prompt, and says whether that text goes on.
     pub on_token: &'a mut dyn FnMut(usize, i64) -> Result<ControlFlow<()>>,
 }
@@ -311,7 +311,8 @@ impl<'a> Conversation<'a> {
         Self::open_with(folder, session, request, threads, isolation, None)
     }
 
-    /// [`open`](Self::open), with the key that a dealer gave ahead of time, who is not there then.
+    /// [`open`](Self::open), with what a dealer gave ahead of time, who is not there then: it is spent once the server has
+    /// begun the session, before anything is sent to it.
     ///
     /// # Errors
     /// Whatever ended the session.
@@ -321,16 +322,24 @@ impl<'a> Conversation<'a> {
         request: Request,
         threads: usize,
         isolation: Option<&Isolation>,
-        dealt: Option<&Key>,
+        dealt: Option<&Choice>,
     ) -> Result<Self> {
-        let keys = keys(session, folder.plan.module.setting, dealt)?;
+        let keys = keys(session, folder.plan.module.setting, dealt.map(|choice| &choice.key));
+        let keys = match dealt {
+            None => keys?,
+            Some(choice) => {
+                let keys = choice.heed(keys)?;
+                choice.spend()?;
+                keys
+            }
+        };
         let mut peers = vec![Party::Server];
         if dealt.is_none() {
             peers.push(folder.plan.module.setting.third()?);
         }
         peers.iter().try_for_each(|peer| session.link(*peer)?.send_control(&request))?;
         let mut phases = Phases::new(session, folder.plan.module.setting);
-        let (weights, sends) = phases.run(|| client_weights(folder, session))?;
+        let (weights, sends) = phases.run(|| client_weights(folder, session, dealt))?;
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
         let region = Region::open(folder, threads, isolation)?;
         let engine = Engine::new(session, folder, &request, keys, weights, threads)?;

@@ -287,7 +287,7 @@ impl Client<'_> {
         let material = self.opened.access.material.as_ref();
         let taken = material.map(|paths| {
             let memory = endpoint.limits().max_memory_bytes;
-            paths.of_client().take(&self.opened.folder, task.request(), &task.advances(), memory)
+            paths.of_client().choose(&self.opened.folder, task.request(), &task.advances(), memory)
         });
         let taken = taken.transpose()?;
         let session = match &taken {
@@ -295,7 +295,11 @@ impl Client<'_> {
             None => endpoint.open(Purpose::Run)?,
         };
         let progress = Progress::new();
-        session.wait_for_turn(&mut |before| progress.waiting(before)).inspect_err(|_| progress.end())?;
+        let turn = session.wait_for_turn(&mut |before| progress.waiting(before)).inspect_err(|_| progress.end());
+        match &taken {
+            Some(choice) => choice.heed(turn)?,
+            None => turn?,
+        }
         let rows = task.prompts();
         let shows = rows == 1 && !matches!(self.run.given, Given::PromptsFile(_));
         let mut streams: Vec<Option<TextStream>> =
@@ -323,7 +327,7 @@ impl Client<'_> {
             Ok(if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
         let (threads, isolation) = (self.opened.access.threads, self.opened.isolation.as_ref());
-        let (keep_steps, dealt) = (self.run.verify, taken.as_ref().map(|choice| &choice.key));
+        let (keep_steps, dealt) = (self.run.verify, taken.as_ref());
         let options = client::Options { threads, keep_steps, isolation, dealt, on_token: &mut on_token };
         let outcome = client::run(&self.opened.folder, &session, task, options);
         progress.end();

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::held_file::HeldFile;
 use super::program::Programs;
 use super::request::Request;
+use super::sharing::ClientSide;
 use super::weights::{Wanted, Weights, private_weights, public_weights};
 use crate::settings;
 
@@ -30,6 +31,8 @@ pub struct PlanFolder {
     /// The module's private weights.
     pub private: Vec<Wanted>,
     programs: Programs,
+    /// What the client got of the weights, for a strict dealer.
+    pub(super) held: ClientSide,
 }
 
 impl PlanFolder {
@@ -58,7 +61,8 @@ impl PlanFolder {
         public_weights(&plan.module)?.iter().try_for_each(|wanted| weights.check(wanted))?;
         let private = private_weights(&plan.module)?;
         let public_weights = Arc::new(weights);
-        Ok(PlanFolder { root, public, plan, digest, public_weights, private, programs: Programs::default() })
+        let (programs, held) = Default::default();
+        Ok(PlanFolder { root, public, plan, digest, public_weights, private, programs, held })
     }
 
     /// The module that a step of a session with `request` runs to choose tokens in a `way`.
@@ -147,6 +151,7 @@ fn check_module(plan: &Plan) -> Result<()> {
         if more > 0 { first.note(format!("and {more} more findings of the verifier")) } else { first }
     })?;
     settings::check(&plan.module)?;
+    plan.derives()?;
     let ways = plan.ways();
     if ways.iter().enumerate().any(|(at, way)| ways.iter().take(at).any(|other| other == way)) {
         return Err(Diagnostic::input("E1004", "the plan chooses tokens in one way twice"));

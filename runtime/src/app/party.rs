@@ -13,8 +13,7 @@ use super::program::{self, Step};
 use super::request::{Advance, Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
-use super::sharing::give_key;
-use crate::transport::{Party, Purpose, Session};
+use crate::transport::{Link, Party, Purpose, Session, abort_code};
 
 /// What a client may have queued that nobody has asked for: a request, and a word or two ahead. In a step it is more by the
 /// longest frame that the client sends in it.
@@ -91,8 +90,9 @@ impl Serving<'_> {
         let mut phases = Phases::new(session, plan.module.setting);
         let (weights, cost) = match &prepared {
             Some(prepared) => {
-                give_key(session, &prepared.weights_key)?;
-                (Arc::clone(&prepared.weights), Measured::default())
+                let Keep::Server(side) = keep else { return Err(no_material()) };
+                let cost = side.give(folder, session, (&prepared.sharing, &prepared.weights_key), false)?;
+                (Arc::clone(&prepared.weights), cost.unwrap_or_default())
             }
             None => keep.weights(folder, session, &request.digest()?)?,
         };
@@ -117,7 +117,7 @@ impl Serving<'_> {
             let step = program::prepare(&module, &inputs.sizes, &inputs.public, limit)?;
             program::check_traffic(&step, limits.max_traffic_bytes)?;
             let mut dealt =
-                prepared.as_mut().map(|prepared| prepared.step(&inputs, advance.choice.way())).transpose()?;
+                prepared.as_mut().map(|prepared| prepared.step(&request, &inputs, advance.choice.way())).transpose()?;
             session.set_stepping(true);
             session.limit_queue(QUEUE.saturating_add(longest_frame(&module, &step, session.party())));
             phases.run(|| engine.step(advance, &step, &[], dealt.as_mut()))?;
@@ -129,27 +129,39 @@ impl Serving<'_> {
     }
 }
 
-/// What the client says is next, once `take` allows it. The helper compares it with what the client says to the server: parties that ran different
-/// steps would fail somewhere in them.
+/// What the client says is next, once `take` allows it. The third party compares it with what the client says to the server:
+/// parties that ran different steps would fail somewhere in them.
+///
+/// The third party hears the server first, which may be in the last step yet: a dealer has done its part of that long
+/// before. So it has no time of its own for what the client says; the server has, and speaks now and then until it knows.
 fn next(session: &Session, third: Party, take: &mut dyn FnMut(Advance) -> Result<()>) -> Result<Next> {
     let limits = session.limits();
     let soon = limits.idle.max(limits.receive);
+    let of_server: Option<Next> = match session.party().is_third() {
+        true => {
+            let heard = session.link(Party::Server)?.recv_control_within(CONTROL, soon);
+            Some(heard.map_err(|error| cause(session, error))?)
+        }
+        false => None,
+    };
     let next: Next = session.link(Party::Client)?.recv_control_soon(CONTROL, soon)?;
     if let Next::Step(advance) = next {
         take(advance)?;
     }
-    match session.party() {
-        Party::Server if session.purpose() == Purpose::Prepared => {}
-        Party::Server => session.link(third)?.send_control(&next)?,
-        _ => {
-            // The server waits for the client as long, and began before.
-            let other: Next = session.link(Party::Server)?.recv_control_soon(CONTROL, soon)?;
-            if other != next {
-                return Err(senseless(Party::Client, "different steps to server and helper"));
-            }
-        }
+    match of_server {
+        None if session.purpose() == Purpose::Prepared => {}
+        None => session.link(third)?.send_control(&next)?,
+        Some(other) if other == next => {}
+        Some(_) => return Err(senseless(Party::Client, &format!("different steps to server and {third}"))),
     }
     Ok(next)
+}
+
+/// What ended a session of which the server says `error`: the client, if it has ended and the server tells of a peer's end.
+fn cause(session: &Session, error: Diagnostic) -> Diagnostic {
+    let of_peer = abort_code(&error).is_some_and(|code| ["E0701", "E0705"].contains(&code));
+    let of_client = || session.link(Party::Client).ok().and_then(Link::end_reason);
+    of_peer.then(of_client).flatten().unwrap_or(error)
 }
 
 /// Begins a session with material, before anything is sent in it.
@@ -159,11 +171,13 @@ fn begin_prepared(
     material: Option<&ServerMaterial>,
     session: &Session,
 ) -> Result<Begun> {
-    let (Some(material), Keep::Server(side)) = (material, keep) else {
-        return Err(Diagnostic::peer("E1051", "this server has no material of a dealer")
-            .note("help      start it with --material, or open a session without"));
-    };
+    let (Some(material), Keep::Server(side)) = (material, keep) else { return Err(no_material()) };
     material.begin(folder, session.id(), side.file()?)
+}
+
+fn no_material() -> Diagnostic {
+    Diagnostic::peer("E1051", "this server has no material of a dealer")
+        .note("help      start it with --material, or open a session without")
 }
 
 /// Bytes of the longest frame that the client sends `to` another party in a step.

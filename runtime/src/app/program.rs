@@ -113,10 +113,11 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         else {
             continue;
         };
-        add(start, start.saturating_add(traffic.rounds), traffic.bytes());
+        let elements = bound.shapes.get(i).map_or(&[][..], Vec::as_slice);
+        let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
+        let temporary = elements.saturating_mul(temporary_bytes(module, &node.op));
+        add(start, start.saturating_add(traffic.rounds), traffic.bytes().saturating_add(temporary));
         if owner.get(i) == Some(&i) && !matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. }) {
-            let elements = bound.shapes.get(i).map_or(&[][..], Vec::as_slice);
-            let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
             let bytes = match (node.ty.elem, node.ty.sharing) {
                 (Elem::Bit, _) => elements.div_ceil(4),
                 (Elem::Ring { .. }, Sharing::Shared | Sharing::Masked) => elements.saturating_mul(16),
@@ -133,6 +134,21 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         most = most.max(live);
     }
     most
+}
+
+/// Most bytes that a party has of an element of a lookup while it is under way, beside its messages: a vector of bits of all
+/// cells, and words of the mask or the index, of sums, what is opened and its masks, and factors.
+fn temporary_bytes(module: &Module, op: &Op) -> u64 {
+    let has_dealer = module.setting.protocol().dealer.is_some();
+    let words = match op {
+        Op::Lookup { window, cell, .. } => {
+            let cells = 1u64.checked_shl(window.saturating_sub(*cell).into()).unwrap_or(u64::MAX);
+            cells.div_ceil(64).saturating_add(12)
+        }
+        Op::ExpDigits { .. } if has_dealer => 8,
+        _ => 0,
+    };
+    words.saturating_mul(8)
 }
 
 /// The programs of a plan by how they choose tokens, each made once, when it is first run.
@@ -240,4 +256,27 @@ pub fn with_given_states(module: &Module) -> Result<Arc<Module>> {
         }
     }
     Ok(Arc::new(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use ombra_ir::curve::Curve;
+    use ombra_ir::dim::Dims;
+    use ombra_ir::module::Stage;
+    use ombra_ir::settings::Setting;
+
+    use super::*;
+
+    /// As many words as the kernels of the parties have of an element at once.
+    #[test]
+    fn lookups_are_counted_by_their_cells() {
+        let module = |setting| Module::empty("m".to_owned(), setting, Stage::Scheduled, Dims::default());
+        let dealer = module(Setting::Dealer);
+        let lookup = |cells: u8| Op::Lookup { curve: Curve::Gelu, window: 10 + cells, cell: 10, bits: 32, scale: 20 };
+        assert_eq!(temporary_bytes(&dealer, &lookup(10)), 8 * (16 + 12));
+        assert_eq!(temporary_bytes(&dealer, &lookup(3)), 8 * (1 + 12), "a vector is of whole words");
+        let exponential = Op::ExpDigits { scale: 20, tail: false };
+        assert!(temporary_bytes(&dealer, &exponential) > temporary_bytes(&module(Setting::ThreeParty), &exponential));
+        assert_eq!(temporary_bytes(&dealer, &Op::Add), 0);
+    }
 }

@@ -2,10 +2,13 @@
 //!
 //! The helper here is the third party of the setting, whatever that calls it.
 //!
-//! Component 1 of every weight follows from a key of client and server, component 2 is the weight minus that and goes to
+//! One term of every weight follows from a key of client and server, the other one is the weight minus that and goes to
 //! the helper. One key makes one sharing: from two under one key the helper would learn the difference of the weights.
 //! Every client that is served gets the key: together with the helper it could put the weights together, alone it has
 //! random numbers.
+//!
+//! For a strict dealer the two change places: it gets the key and nothing else, and every client the rest of the weights,
+//! once for a sharing as long as its process lives.
 //!
 //! A sharing is made between server and helper alone, in a session of its own without a client, so that no client can end
 //! it. A thread of the server makes the first one as soon as the helper can be reached, and another one when the helper has
@@ -15,11 +18,13 @@
 //!
 //! Parties without such a thread, in one process, share in the session that needs it first.
 //!
-//! In a session, the server offers a sharing by its name until the helper holds it, then gives the client the key.
+//! In a session, the server offers a sharing by its name until the helper holds it, then gives the client its part.
 //! 1. server to helper: [`Offer`]; helper to server: [`Held`]. Both say what the client asked of them.
-//! 2. server to client: [`Given`], then the key.
+//! 2. server to client: [`Given`], then the key; for a strict dealer the client says [`Holds`], and if it does not, the rest
+//!    of the weights follows.
 //!
-//! The first session that uses a sharing counts what it cost.
+//! The first session that uses a sharing counts what it cost; for a strict dealer, every session in which the client gets
+//! its part.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -30,13 +35,14 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::folder::PlanFolder;
+use super::material::Choice;
 use super::session::{CONTROL, Measured, guarded, net, senseless};
 use super::uses::Uses;
 use super::weights::Weights as File;
 use crate::exec::TensorSource;
 use crate::prg::Key;
 use crate::settings::weights::Weights;
-use crate::transport::{Endpoint, Frame, Party, Purpose, Session, SessionId};
+use crate::transport::{Endpoint, Frame, Link, Party, Purpose, Session, SessionId};
 
 /// Number of the run, and the place among its frames, of the key of the weights.
 const KEY_FRAME: (u64, u32, u32) = (1, u32::MAX - 2, 0);
@@ -72,12 +78,25 @@ struct Held {
     request: String,
 }
 
-/// Whether this session counts the cost of the sharing; said to the client before the key.
+/// Said to the client before it gets its part: the name of the sharing, and whether this session counts what it cost to give
+/// the other part to the helper.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Given {
+    epoch: String,
     counts: bool,
 }
+
+/// Whether the client has its part of the sharing, where that is sent and follows from no key.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Holds {
+    holds: bool,
+}
+
+/// The last sharing of which this process, as a client, got its part.
+#[derive(Default)]
+pub struct ClientSide(Mutex<Option<(String, Arc<Weights>)>>);
 
 /// A sharing that follows between server and helper.
 #[derive(Serialize, Deserialize)]
@@ -223,9 +242,9 @@ impl ServerSide {
     ///
     /// # Errors
     /// `E1020`.
-    pub(super) fn file(&self) -> Result<Arc<dyn TensorSource>> {
+    pub(super) fn file(&self) -> Result<Arc<File>> {
         self.file.check_unchanged()?;
-        Ok(Arc::clone(&self.file) as Arc<dyn TensorSource>)
+        Ok(Arc::clone(&self.file))
     }
 
     /// Says that a thread will make sharings: sessions wait for it from now on.
@@ -386,8 +405,9 @@ impl ServerSide {
                 }
             };
             let key = sharing.key.as_ref().ok_or_else(|| Diagnostic::internal("E1004", "a sharing has no key"))?;
-            give(session, key, counts)?;
-            return Ok((Arc::clone(&sharing.weights), if counts { sharing.cost } else { Measured::default() }));
+            let given = self.give(folder, session, (&sharing.epoch, key), counts)?;
+            let cost = given.unwrap_or(if counts { sharing.cost } else { Measured::default() });
+            return Ok((Arc::clone(&sharing.weights), cost));
         }
         Err(senseless(third, "again and again that it does not hold what it has just got"))
     }
@@ -408,17 +428,56 @@ impl ServerSide {
         made.inspect(|_| session.finish())
     }
 
-    /// Shares the weights in `session`, under a new key.
+    /// Shares the weights with the third party in `session`, under a new key.
     fn share(&self, folder: &PlanFolder, session: &Session, epoch: String) -> Result<Sharing> {
         let key = Key::random()?;
-        let own = Arc::clone(&self.file) as Arc<dyn TensorSource>;
-        let (module, mut net) = (&folder.plan.module, net(session));
+        let link = session.link(folder.plan.module.setting.third()?)?;
+        let derives = folder.plan.derives()?;
+        if derives == link.peer() {
+            send_key(link, &key)?;
+        }
         session.meter().reset();
         let start = Instant::now();
-        let weights = Weights::share(module, Party::Server, Some(&key), public(folder), Some(own), &mut net)?;
-        let link = session.link(folder.plan.module.setting.third()?)?;
+        let weights = if derives == link.peer() {
+            let own = Some(Arc::clone(&self.file) as Arc<dyn TensorSource>);
+            Weights::of_key(&folder.plan.module, (derives, Party::Server), &key, public(folder), own)?
+        } else {
+            self.send_terms(folder, session, &key)?
+        };
         let Received::Weights = link.recv_control_within(CONTROL, session.limits().setup)?;
         Ok(Sharing::new(epoch, Some(key), weights, session, start))
+    }
+}
+
+impl ServerSide {
+    /// Sends what of the weights does not follow from their key to the party that does not get that.
+    fn send_terms(&self, folder: &PlanFolder, session: &Session, key: &Key) -> Result<Weights> {
+        let own = Some(Arc::clone(&self.file) as Arc<dyn TensorSource>);
+        let parties = (folder.plan.derives()?, Party::Server);
+        Weights::share(&folder.plan.module, parties, Some(key), public(folder), own, &mut net(session))
+    }
+
+    /// Gives the client its part of a sharing: the key, or what does not follow from it. What that cost, where it was sent.
+    pub(super) fn give(
+        &self,
+        folder: &PlanFolder,
+        session: &Session,
+        (epoch, key): (&str, &Key),
+        counts: bool,
+    ) -> Result<Option<Measured>> {
+        let client = session.link(Party::Client)?;
+        client.send_control(&Given { epoch: epoch.to_owned(), counts })?;
+        if folder.plan.derives()? == Party::Client {
+            return send_key(client, key).map(|()| None);
+        }
+        let Holds { holds } = client.recv_control(CONTROL)?;
+        if holds {
+            return Ok(None);
+        }
+        session.meter().reset();
+        let start = Instant::now();
+        self.send_terms(folder, session, key)?;
+        Ok(Some(measured(session, start)))
     }
 }
 
@@ -471,10 +530,12 @@ impl HelperSide {
             if useless(&kept) { kept.take() } else { None }
         };
         self.replaced(old);
+        let parties = (folder.plan.derives()?, session.party());
+        let key = if parties.0 == parties.1 { Some(receive_key(session)?) } else { None };
         session.meter().reset();
         let start = Instant::now();
-        let (module, mut net) = (&folder.plan.module, net(session));
-        let weights = Weights::share(module, session.party(), None, public(folder), None, &mut net)?;
+        let module = &folder.plan.module;
+        let weights = Weights::share(module, parties, key.as_ref(), public(folder), None, &mut net(session))?;
         let sharing = Arc::new(Sharing::new(epoch, None, weights, session, start));
         let old = lock(&self.kept).replace(Arc::clone(&sharing));
         self.replaced(old);
@@ -485,38 +546,60 @@ impl HelperSide {
 
 impl Sharing {
     fn new(epoch: String, key: Option<Key>, weights: Weights, session: &Session, start: Instant) -> Sharing {
-        let seen = session.meter().snapshot();
-        let seconds = start.elapsed().as_secs_f64();
-        let cost = Measured { depth: seen.depth, bytes: seen.sent_bytes(), dealt: 0, seconds };
+        let cost = measured(session, start);
         Sharing { epoch, key, weights: Arc::new(weights), cost, uncounted: Mutex::new(true) }
     }
 }
 
-/// Gives the client the key of a sharing whose cost no session counts.
-pub(super) fn give_key(session: &Session, key: &Key) -> Result<()> {
-    give(session, key, false)
+/// What the session has sent since its meter was reset at `start`.
+fn measured(session: &Session, start: Instant) -> Measured {
+    let seen = session.meter().snapshot();
+    Measured { depth: seen.depth, bytes: seen.sent_bytes(), dealt: 0, seconds: start.elapsed().as_secs_f64() }
 }
 
-fn give(session: &Session, key: &Key, counts: bool) -> Result<()> {
-    let client = session.link(Party::Client)?;
-    client.send_control(&Given { counts })?;
+fn send_key(link: &Link, key: &Key) -> Result<()> {
     let (run, op, round) = KEY_FRAME;
-    client.send(Frame::new(run, op, round, key.bytes().to_vec()))
+    link.send(Frame::new(run, op, round, key.bytes().to_vec()))
 }
 
-/// The client's components of the weights, and whether this session counts the cost of sharing them.
-pub(super) fn client_weights(folder: &PlanFolder, session: &Session) -> Result<(Arc<Weights>, bool)> {
+fn receive_key(session: &Session) -> Result<Key> {
+    let (run, op, round) = KEY_FRAME;
+    let key = Zeroizing::new(session.link(Party::Server)?.recv(run, op, round, 16)?.0);
+    let key = <[u8; 16]>::try_from(key.as_slice());
+    key.map(Key::from_bytes).map_err(|_| senseless(Party::Server, "a key of another length"))
+}
+
+/// The client's part of the weights, and whether this session counts the cost of sharing them. What was `dealt` may have it,
+/// where it is sent and follows from no key.
+pub(super) fn client_weights(
+    folder: &PlanFolder,
+    session: &Session,
+    dealt: Option<&Choice>,
+) -> Result<(Arc<Weights>, bool)> {
     let server = session.link(Party::Server)?;
-    let Given { counts } = server.recv_control(CONTROL)?;
-    let (run, op, round) = KEY_FRAME;
-    let key = Zeroizing::new(server.recv(run, op, round, 16)?.0);
-    let key = <[u8; 16]>::try_from(key.as_slice()).map_err(|_| senseless(Party::Server, "a key of another length"))?;
-    // The key is not part of the cost of the weights.
+    let Given { epoch, counts } = server.recv_control(CONTROL)?;
+    let (module, parties) = (&folder.plan.module, (folder.plan.derives()?, Party::Client));
+    if parties.0 == Party::Client {
+        let key = receive_key(session)?;
+        // The key is not part of the cost of the weights.
+        session.meter().reset();
+        let weights = Weights::share(module, parties, Some(&key), public(folder), None, &mut net(session))?;
+        return Ok((Arc::new(weights), counts));
+    }
+    let kept = lock(&folder.held.0).as_ref().filter(|(held, _)| *held == epoch).map(|(_, weights)| Arc::clone(weights));
+    let held = match (kept, dealt) {
+        (None, Some(choice)) => choice.weights(folder, &epoch)?.map(Arc::new),
+        (kept, _) => kept,
+    };
+    server.send_control(&Holds { holds: held.is_some() })?;
+    let sends = held.is_none();
     session.meter().reset();
-    let key = Key::from_bytes(key);
-    let module = &folder.plan.module;
-    let weights = Weights::share(module, Party::Client, Some(&key), public(folder), None, &mut net(session))?;
-    Ok((Arc::new(weights), counts))
+    let weights = match held {
+        Some(weights) => weights,
+        None => Arc::new(Weights::share(module, parties, None, public(folder), None, &mut net(session))?),
+    };
+    *lock(&folder.held.0) = Some((epoch, Arc::clone(&weights)));
+    Ok((weights, sends))
 }
 
 /// Compares the digests of what the client asked of server and helper.

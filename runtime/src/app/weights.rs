@@ -82,6 +82,11 @@ impl Weights {
         self.file.check()
     }
 
+    /// SHA-256 of the file, in hexadecimal.
+    pub fn sha256(&self) -> &str {
+        self.file.sha256()
+    }
+
     /// Checks that the file holds a weight with its name and sizes, as single-precision numbers.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! How a run's messages reach the peers.
 
+use std::time::Instant;
+
 use ombra_ir::Result;
 use ombra_ir::module::Party;
 
@@ -31,12 +33,24 @@ const DEALT_FRAME: usize = 1 << 20;
 pub struct LinkNet<'a> {
     session: &'a Session,
     run: u64,
+    /// When the third party has heard that the server is at work.
+    said: Instant,
 }
 
 impl<'a> LinkNet<'a> {
     /// Messages of run `run` over the links of `session`.
     pub fn new(session: &'a Session, run: u64) -> Self {
-        LinkNet { session, run }
+        LinkNet { session, run, said: Instant::now() }
+    }
+
+    /// Has the third party hear from the server while it has nothing to receive from it: a dealer is ahead of it, and waits
+    /// for what is next, or for room.
+    fn say_at_work(&mut self) {
+        let every = self.session.limits().receive / 4;
+        if self.session.party() == Party::Server && self.said.elapsed() >= every {
+            self.said = Instant::now();
+            self.session.say_at_work();
+        }
     }
 }
 
@@ -65,13 +79,16 @@ impl Net for LinkNet<'_> {
     }
 
     fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>> {
-        let link = self.session.link(from)?;
+        self.say_at_work();
+        let session = self.session;
+        let link = session.link(from)?;
         if !is_dealt(epoch, from) || len <= DEALT_FRAME as u64 {
             return Ok(link.recv(self.run, epoch, tick, len)?.0);
         }
         let mut payload = Vec::new();
         let mut left = len;
         while left > 0 {
+            self.say_at_work();
             let piece = left.min(DEALT_FRAME as u64);
             payload.extend_from_slice(&link.recv(self.run, epoch, tick, piece)?.0);
             left -= piece;

@@ -153,7 +153,7 @@ impl Net for Faulty<'_> {
 
 /// Runs the steps at three threads; by party and step.
 fn run_parties(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors) -> Vec<Result<Vec<Seen>>> {
-    run_faulty(module, steps, public, own, Fault::None)
+    run_with(module, steps, public, own, (Party::Client, Fault::None))
 }
 
 /// Runs the steps at three threads of which the server has a fault.
@@ -164,6 +164,17 @@ fn run_faulty(
     own: &Tensors,
     fault: Fault,
 ) -> Vec<Result<Vec<Seen>>> {
+    run_with(module, steps, public, own, (Party::Client, fault))
+}
+
+/// Runs the steps at three threads: whose term of the weights follows from a key, and the server's fault.
+fn run_with(
+    module: &Module,
+    steps: &[Given],
+    public: &Tensors,
+    own: &Tensors,
+    how: (Party, Fault),
+) -> Vec<Result<Vec<Seen>>> {
     let parties = module.setting.protocol().parties;
     let sessions = Session::in_memory(parties).unwrap();
     std::thread::scope(|scope| {
@@ -173,7 +184,7 @@ fn run_faulty(
             .zip(sessions)
             .map(|(party, session)| {
                 scope.spawn(move || {
-                    let result = run_party(module, steps, public, own, (party, fault), &session);
+                    let result = run_party(module, steps, public, own, (party, how), &session);
                     match &result {
                         Ok(_) => session.finish(),
                         Err(error) => session.abort(error),
@@ -191,16 +202,20 @@ fn run_party(
     steps: &[Given],
     public: &Tensors,
     own: &Tensors,
-    (party, fault): (Party, Fault),
+    (party, (derives, fault)): (Party, (Party, Fault)),
     session: &Session,
 ) -> Result<Vec<Seen>> {
     let fault = if party == Party::Server { fault } else { Fault::None };
     let mut net = Faulty { links: LinkNet::new(session, 5), fault };
     let keys = agree_keys(module.setting, party, &mut net)?;
-    let key = agree_weight_key(party, &mut net)?;
+    let key = agree_weight_key(derives, party, &mut net)?;
     let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
-    let weights = Arc::new(Weights::share(module, party, key.as_ref(), Arc::new(public.clone()), own, &mut net)?);
+    let weights =
+        Arc::new(Weights::share(module, (derives, party), key.as_ref(), Arc::new(public.clone()), own, &mut net)?);
     let mut run = settings::begin(Arc::new(module.clone()), party, keys, weights, 1).unwrap();
+    if party.is_third() && derives == party {
+        assert_eq!(received(&session.meter().snapshot()), 32, "two keys and nothing of the model");
+    }
     let mut seen = Vec::new();
     for given in steps {
         session.meter().reset();
@@ -245,10 +260,27 @@ fn run_plain(module: &Module, steps: &[Given], weights: &Tensors) -> Vec<Vec<(u3
     steps.iter().map(step).collect()
 }
 
+fn received(meter: &transport::Snapshot) -> u64 {
+    meter.peers.iter().map(|peer| peer.received_bytes).sum()
+}
+
 /// Runs the steps, compares what the client learns with the setting `plain` to `tolerance`, and bytes and rounds with the
-/// declared ones.
+/// declared ones; where there is a dealer, also with one that gets nothing of the model.
 fn check(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors, tolerance: f64) {
-    let parties: Vec<Vec<Seen>> = run_parties(module, steps, public, own).into_iter().map(|r| r.unwrap()).collect();
+    for derives in [Some(Party::Client), module.setting.protocol().dealer].into_iter().flatten() {
+        check_deriving(module, steps, (public, own), derives, tolerance);
+    }
+}
+
+fn check_deriving(
+    module: &Module,
+    steps: &[Given],
+    (public, own): (&Tensors, &Tensors),
+    derives: Party,
+    tolerance: f64,
+) {
+    let runs = run_with(module, steps, public, own, (derives, Fault::None));
+    let parties: Vec<Vec<Seen>> = runs.into_iter().map(|r| r.unwrap()).collect();
     let mut weights = public.clone();
     weights.0.extend(own.0.clone());
     for (step, expected) in run_plain(module, steps, &weights).iter().enumerate() {
@@ -261,6 +293,7 @@ fn check(module: &Module, steps: &[Given], public: &Tensors, own: &Tensors, tole
             }
         }
         assert!(parties[1][step].opened.is_empty() && parties[2][step].opened.is_empty());
+        assert!(module.setting.protocol().dealer.is_none() || received(&parties[2][step].meter) == 0);
 
         let bound = bind(module, &steps[step].sizes, &steps[step].public).unwrap();
         let schedule = schedule(module, &bound).unwrap();

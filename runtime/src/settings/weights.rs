@@ -1,8 +1,9 @@
 //! What the parties of a setting agree on before the first step: pair keys, and the sharing of the server's weights.
 //!
-//! Key `k_i` is drawn by party `i` and sent to party `i − 1`. The key of the weights is drawn by the server and sent to
-//! the client: the client's part of every weight follows from it, and the helper, which does not know it, gets the rest.
-//! Keys travel over links that are encrypted and authenticated. Messages that held a key or a component of a weight are wiped
+//! Key `k_i` is drawn by party `i` and sent to party `i − 1`. A weight is the sum of two terms: client and server know the
+//! first, server and third party the second. One of them follows from a key that the server draws and sends to who *derives*
+//! its term, and the other party, which does not know the key, gets the rest. The client derives, or a dealer that is to
+//! get nothing of the model; how a setting multiplies with the terms does not depend on it. Keys travel over links that are encrypted and authenticated. Messages that held a key or a component of a weight are wiped
 //! when they are dropped, and what is made of them is never copied to grow.
 
 use std::collections::BTreeMap;
@@ -17,9 +18,6 @@ use ombra_ir::{Bindings, Diagnostic, Result};
 use zeroize::Zeroizing;
 
 use super::cx::{Keys, Purpose};
-use super::rep3::local::linear::Ring;
-use super::rep3::share::{Component, Shared};
-use super::rep3::value::Value;
 use super::words::broadcast::volume;
 use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
@@ -55,18 +53,18 @@ pub fn agree_keys_of_two(party: Party, dealt: &Key, net: &mut dyn Net) -> Result
     Ok(Keys::new(&own, dealt, &private))
 }
 
-/// A fresh key of the weights, drawn by the server, which client and server know and the helper does not.
+/// A fresh key of the weights, drawn by the server, which it and the party that `derives` its term know and nobody else.
 ///
-/// A key is for one sharing: under the same key, the helper would learn the difference of two.
-pub fn agree_weight_key(party: Party, net: &mut dyn Net) -> Result<Option<Key>> {
+/// A key is for one sharing: under the same key, who gets the rest would learn the difference of two.
+pub fn agree_weight_key(derives: Party, party: Party, net: &mut dyn Net) -> Result<Option<Key>> {
     match party {
-        Party::Client => receive_key(Party::Server, 1, net).map(Some),
         Party::Server => {
             let key = Key::random()?;
-            net.send(KEYS_EPOCH, 1, Party::Client, key.bytes().to_vec())?;
+            net.send(KEYS_EPOCH, 1, derives, key.bytes().to_vec())?;
             Ok(Some(key))
         }
-        Party::Helper | Party::Dealer => Ok(None),
+        _ if party == derives => receive_key(Party::Server, 1, net).map(Some),
+        _ => Ok(None),
     }
 }
 
@@ -86,9 +84,12 @@ fn neighbours(setting: Setting, party: Party) -> Result<[Party; 2]> {
 /// The weights of a module at one party, by op. They serve any number of sessions: with the same key, a new client
 /// makes its part alone, without a message.
 ///
-/// Only what cannot be made again is stored: the helper's terms, and small weights. The client's terms come from the
+/// Only what cannot be made again is stored: terms that were received, and small weights. Derived terms come from the
 /// key and the server's from the key and its file whenever an op needs them, so that memory holds one weight at a time.
 pub struct Weights {
+    party: Party,
+    /// Whose term follows from the key.
+    derives: Party,
     held: BTreeMap<Id, Held>,
     prg: Option<Prg>,
     public: Arc<dyn TensorSource>,
@@ -98,10 +99,54 @@ pub struct Weights {
 /// What tells weights apart: name, whether it is secret, ring bits and scale, and what is checked of it.
 type Source<'a> = (&'a str, bool, Option<(u8, u8)>, u8, Norms);
 
+/// Words of a weight, which sessions share. They are wiped with the last of them.
+pub type Words = Arc<Zeroizing<Vec<u64>>>;
+
+/// What one party has of a weight. It has no `Debug`.
+#[derive(Clone)]
+pub enum Weight {
+    /// Known to every party.
+    Public(Vec<u64>),
+    /// Private to the server.
+    Private(Terms),
+}
+
+/// What one party knows of a private weight `W = first + second`.
+#[derive(Clone, Default)]
+pub struct Terms {
+    /// The term of client and server.
+    pub first: Option<Words>,
+    /// The term of server and third party.
+    pub second: Option<Words>,
+}
+
+impl Terms {
+    /// The terms with `f` applied to each: a linear map.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn map(&self, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Terms> {
+        let of = |term: &Option<Words>| term.as_ref().map(|t| f(t).map(words)).transpose();
+        Ok(Terms { first: of(&self.first)?, second: of(&self.second)? })
+    }
+}
+
+fn words(words: Vec<u64>) -> Words {
+    Arc::new(Zeroizing::new(words))
+}
+
+/// A weight as an op gets it.
+pub enum Found {
+    /// All of it.
+    Whole(Arc<Weight>),
+    /// A matrix that is made block by block.
+    Matrix(Matrix),
+}
+
 /// How one weight is held.
 #[derive(Clone)]
 enum Held {
-    Stored(Arc<Value>),
+    Stored(Arc<Weight>),
     Made(Recipe),
 }
 
@@ -120,57 +165,57 @@ struct Recipe {
 }
 
 impl Weights {
-    /// Shares the server's weights, `w = 0 + F(k) + (w − F(k))`: the server sends the last term to the helper; the
-    /// client neither sends nor receives. `own` is the server's file, `key` the key of client and server.
+    /// Shares the server's weights, `w = F(k) + (w − F(k))`: the first is the term of the party that `derives` it, the client
+    /// or the third party, and the server sends the other one to the other. `own` is the server's file, `key` the key of the
+    /// server and the party that derives, which neither sends nor receives.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape than the plan says, or beyond its bound; a peer that fails.
     pub fn share(
         module: &Module,
-        party: Party,
+        (derives, party): (Party, Party),
         key: Option<&Key>,
         public: Arc<dyn TensorSource>,
         own: Option<Arc<dyn TensorSource>>,
         net: &mut dyn Net,
     ) -> Result<Weights> {
-        Weights::make_all(module, party, key, public, own, Some(net))
+        Weights::make_all(module, (derives, party), key, public, own, Some(net))
     }
 
-    /// The server's part of weights that were shared with `key` before, by whatever way.
+    /// The part of the server, or of the party that derives its own, of weights that were shared with `key` before, by
+    /// whatever way.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape than the plan says, or beyond its bound.
-    pub fn of_server(
+    pub fn of_key(
         module: &Module,
+        (derives, party): (Party, Party),
         key: &Key,
         public: Arc<dyn TensorSource>,
-        own: Arc<dyn TensorSource>,
+        own: Option<Arc<dyn TensorSource>>,
     ) -> Result<Weights> {
-        Weights::make_all(module, Party::Server, Some(key), public, Some(own), None)
+        Weights::make_all(module, (derives, party), Some(key), public, own, None)
     }
 
     /// The weights of a party, which sends or receives over `net` where there is one.
     fn make_all(
         module: &Module,
-        party: Party,
+        (derives, party): (Party, Party),
         key: Option<&Key>,
         public: Arc<dyn TensorSource>,
         own: Option<Arc<dyn TensorSource>>,
         mut net: Option<&mut dyn Net>,
     ) -> Result<Weights> {
-        let consistent = match party {
-            Party::Client => key.is_some(),
-            Party::Server => key.is_some() && own.is_some(),
-            Party::Helper | Party::Dealer => key.is_none(),
-        };
-        if !consistent {
+        let is_server = party == Party::Server;
+        if key.is_some() != (is_server || party == derives) || own.is_some() != is_server {
             return Err(Diagnostic::internal(
                 "E0814",
-                "client and server share weights with a key, the server with its own weights file",
+                "the server and who derives its term share weights with a key, the server with its own weights file",
             ));
         }
-        let third = module.setting.third()?;
-        let mut weights = Weights { held: BTreeMap::new(), prg: key.map(Prg::new), public, own };
+        let receives = if derives == Party::Client { module.setting.third()? } else { Party::Client };
+        let (held, prg) = (BTreeMap::new(), key.map(Prg::new));
+        let mut weights = Weights { party, derives, held, prg, public, own };
         let mut known: BTreeMap<Source<'_>, Held> = BTreeMap::new();
         let mut tick = 0;
         for (i, node) in module.ops.iter().enumerate() {
@@ -185,10 +230,10 @@ impl Weights {
                 Some(held) => held.clone(),
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
-                    weights.check(party, &recipe).map_err(|error| error.at(place(module, id)))?;
+                    weights.check(&recipe).map_err(|error| error.at(place(module, id)))?;
                     // As long as this call and no longer.
                     let link = net.as_mut().map(|net| &mut **net as &mut dyn Net);
-                    let held = weights.hold((party, third), recipe, &mut tick, link);
+                    let held = weights.hold(receives, recipe, &mut tick, link);
                     held.map_err(|error| error.at(place(module, id)))?
                 }
             };
@@ -199,11 +244,11 @@ impl Weights {
     }
 
     /// Checks the shape of a tensor that this party has a file for, and the norms of its rows and columns.
-    fn check(&self, party: Party, recipe: &Recipe) -> Result<()> {
-        let source = match recipe.secret {
-            false => &self.public,
-            true if party == Party::Server => self.own.as_ref().unwrap_or(&self.public),
-            true => return Ok(()),
+    fn check(&self, recipe: &Recipe) -> Result<()> {
+        let source = match (recipe.secret, &self.own) {
+            (false, _) => &self.public,
+            (true, Some(own)) => own,
+            (true, None) => return Ok(()),
         };
         let found = source.shape(&recipe.name)?;
         if found != recipe.shape {
@@ -222,36 +267,30 @@ impl Weights {
     }
 
     /// Sends or receives what a weight needs, and stores it where it must be.
-    fn hold(
-        &self,
-        (party, third): (Party, Party),
-        recipe: Recipe,
-        tick: &mut u32,
-        mut net: Option<&mut dyn Net>,
-    ) -> Result<Held> {
+    fn hold(&self, receives: Party, recipe: Recipe, tick: &mut u32, mut net: Option<&mut dyn Net>) -> Result<Held> {
         let width = usize::from(recipe.bits / 8);
-        if let (true, true, Some(net)) = (party.is_third(), recipe.secret, net.as_deref_mut()) {
-            let mut w2 = Zeroizing::new(Vec::new());
+        if let (true, true, Some(net)) = (self.party == receives, recipe.secret, net.as_deref_mut()) {
+            let mut rest = Zeroizing::new(Vec::new());
             // It is touched as data arrives.
-            w2.try_reserve_exact(recipe.n).map_err(|_| no_memory(&recipe))?;
-            while w2.len() < recipe.n {
-                let bytes = CHUNK.min(recipe.n - w2.len()) * width;
+            rest.try_reserve_exact(recipe.n).map_err(|_| no_memory(&recipe))?;
+            while rest.len() < recipe.n {
+                let bytes = CHUNK.min(recipe.n - rest.len()) * width;
                 let payload = Zeroizing::new(net.recv(WEIGHTS_EPOCH, *tick, Party::Server, bytes as u64)?);
-                let start = w2.len();
-                w2.resize(start + payload.len() / width, 0);
-                unpack_ring(&payload, recipe.bits.into(), &mut w2[start..])?;
+                let start = rest.len();
+                rest.resize(start + payload.len() / width, 0);
+                unpack_ring(&payload, recipe.bits.into(), &mut rest[start..])?;
                 *tick += 1;
             }
-            let shared = Shared { a: Component::Data(w2), b: Component::Zero };
-            return Ok(Held::Stored(Arc::new(Value::Ring(Ring::Shared(shared)))));
+            return Ok(Held::Stored(Arc::new(Weight::Private(self.terms(None, Some(Arc::new(rest)))))));
         }
-        let sends = party == Party::Server && recipe.secret && net.is_some();
-        let made = (sends || recipe.n <= SMALL).then(|| self.make(&recipe)).transpose()?;
-        if let (true, Some(net), Some(Value::Ring(Ring::Shared(shared)))) = (sends, net, &made) {
-            for chunk in shared.b.data().unwrap_or(&[]).chunks(CHUNK) {
+        let sends = self.own.is_some() && recipe.secret && net.is_some();
+        let made = (sends || recipe.n <= SMALL).then(|| self.block(&recipe, 0, recipe.n)).transpose()?;
+        if let (true, Some(net), Some(Weight::Private(terms))) = (sends, net, &made) {
+            let rest = if self.derives == Party::Client { &terms.second } else { &terms.first };
+            for chunk in rest.as_ref().map_or(&[][..], |rest| rest.as_slice()).chunks(CHUNK) {
                 let mut payload = Vec::new();
                 pack_ring(chunk, recipe.bits.into(), &mut payload);
-                net.send(WEIGHTS_EPOCH, *tick, third, payload)?;
+                net.send(WEIGHTS_EPOCH, *tick, receives, payload)?;
                 *tick += 1;
             }
         }
@@ -261,43 +300,53 @@ impl Weights {
         })
     }
 
-    fn make(&self, recipe: &Recipe) -> Result<Value> {
-        self.block(recipe, 0, recipe.n).map(Value::Ring)
+    /// Terms of which one follows from the key, and the other is the rest.
+    fn terms(&self, derived: Option<Words>, rest: Option<Words>) -> Terms {
+        if self.derives == Party::Client {
+            Terms { first: derived, second: rest }
+        } else {
+            Terms { first: rest, second: derived }
+        }
     }
 
     /// Elements `start..start + len` of a weight.
-    fn block(&self, recipe: &Recipe, start: usize, len: usize) -> Result<Ring> {
+    fn block(&self, recipe: &Recipe, start: usize, len: usize) -> Result<Weight> {
         if !recipe.secret {
-            return Ok(Ring::Public(read(&self.public, recipe, start, len)?));
+            return Ok(Weight::Public(read(&self.public, recipe, start, len)?));
         }
         let prg = self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"))?;
-        let mut w1 = Zeroizing::new(vec![0; len]);
-        prg.fill_u64_at(recipe.label, start as u64, &mut w1);
-        let shared = match &self.own {
-            None => Shared { a: Component::Zero, b: Component::Data(w1) },
+        let mut derived = Zeroizing::new(vec![0; len]);
+        prg.fill_u64_at(recipe.label, start as u64, &mut derived);
+        let rest = match &self.own {
+            None => None,
             Some(own) => {
-                let mut w2 = Zeroizing::new(read(own, recipe, start, len)?);
-                crate::backend::elementwise::sub_assign(&mut w2, &w1);
-                Shared { a: Component::Data(w1), b: Component::Data(w2) }
+                let mut rest = Zeroizing::new(read(own, recipe, start, len)?);
+                crate::backend::elementwise::sub_assign(&mut rest, &derived);
+                Some(Arc::new(rest))
             }
         };
-        Ok(Ring::Shared(shared))
+        Ok(Weight::Private(self.terms(Some(Arc::new(derived)), rest)))
     }
 
-    /// The value of a weight op; a matrix that is not stored stays to be made in blocks if `in_blocks` says that the op
-    /// that takes it can do with that. E0814 when it was not shared.
-    pub(crate) fn get(self: &Arc<Self>, id: Id, in_blocks: bool) -> Result<Arc<Value>> {
+    /// The weight of an op; a matrix that is not stored stays to be made in blocks if `in_blocks` says that the op that
+    /// takes it can do with that. E0814 when it was not shared.
+    pub(crate) fn get(self: &Arc<Self>, id: Id, in_blocks: bool) -> Result<Found> {
         match self.held.get(&id) {
-            Some(Held::Stored(value)) => Ok(Arc::clone(value)),
+            Some(Held::Stored(weight)) => Ok(Found::Whole(Arc::clone(weight))),
             Some(Held::Made(recipe)) => match (in_blocks, recipe.shape.as_slice()) {
                 (true, &[rows, columns]) => {
                     let (weights, recipe) = (Arc::clone(self), recipe.clone());
-                    Ok(Arc::new(Value::Matrix(Matrix { weights, recipe, rows, columns })))
+                    Ok(Found::Matrix(Matrix { weights, recipe, rows, columns }))
                 }
-                _ => self.make(recipe).map(Arc::new),
+                _ => self.block(recipe, 0, recipe.n).map(|weight| Found::Whole(Arc::new(weight))),
             },
             None => Err(Diagnostic::internal("E0814", "a weight was not shared before the run")),
         }
+    }
+
+    /// The party that has them.
+    pub(crate) fn party(&self) -> Party {
+        self.party
     }
 }
 
@@ -312,6 +361,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// The party that makes it.
+    pub fn party(&self) -> Party {
+        self.weights.party
+    }
+
     /// Whether the weight is private.
     pub fn is_secret(&self) -> bool {
         self.recipe.secret
@@ -326,7 +380,7 @@ impl Matrix {
     ///
     /// # Errors
     /// The weights file has become unreadable.
-    pub fn block(&self, start: usize, count: usize) -> Result<Ring> {
+    pub fn block(&self, start: usize, count: usize) -> Result<Weight> {
         self.weights.block(&self.recipe, start * self.columns, count * self.columns)
     }
 

@@ -296,12 +296,20 @@ pub(super) fn gone(peer: Party) -> Diagnostic {
         .note(format!("help      see the output of {peer}"))
 }
 
+/// What stands between a peer and the code with which it aborted a run.
+const ABORTED: &str = " aborted the run with ";
+
+/// The code with which a peer aborted the run, where the error is that it did.
+pub fn abort_code(error: &Diagnostic) -> Option<&str> {
+    error.message.split_once(ABORTED).map(|(_, code)| code).filter(|_| error.code == "E0705")
+}
+
 /// The error of a run that `peer` aborted with the payload of `message`.
 pub(super) fn aborted(peer: Party, message: &Message) -> Diagnostic {
     let Ok(abort) = serde_json::from_slice::<Abort>(&message.frame.payload) else {
         return Diagnostic::peer("E0705", format!("{peer} aborted the run without a readable reason"));
     };
-    let error = Diagnostic::peer("E0705", format!("{peer} aborted the run with {}", printable(&abort.code, 16)))
+    let error = Diagnostic::peer("E0705", format!("{peer}{ABORTED}{}", printable(&abort.code, 16)))
         .note(format!("help      the whole message is in the output of {peer}"));
     match abort.place {
         Some(place) => error.at(format!("{peer}: {}", printable(&place, 400))),

@@ -1,5 +1,6 @@
 //! A link to one peer: two simplex connections with a thread each, or two queues in memory.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::meter::Meter;
 use super::network::{Network, Pacer};
 use super::party::Party;
 use super::queue::{Inbox, Outbox, Patience};
-use super::tls::{Channel, Reader, Writer};
+use super::tls::{Channel, Reader, Writer, is_timeout};
 use super::watch::Watch;
 
 /// Payload handed to TLS, and to the emulated pipe, in one piece.
@@ -26,6 +27,8 @@ const INBOX_BYTES: u64 = 256 << 20;
 const LINGER: Duration = Duration::from_secs(2);
 /// After a failed write, time for the reader to learn why.
 const REASON: Duration = Duration::from_millis(500);
+/// Time for the cause of an end to arrive over another link.
+const SAME_CAUSE: Duration = Duration::from_millis(100);
 /// The slowest that a frame may arrive, in bytes a second, once the limit of silence is over.
 const SLOWEST: u64 = 64 << 10;
 /// Limits of links in memory.
@@ -111,12 +114,13 @@ impl Link {
             watch,
             output: Output::Tls { outbox: Arc::clone(&outbox), sockets: [reading, writing], threads: Vec::new() },
         };
+        let heard = Arc::clone(&inbox);
         let read = thread::Builder::new()
             .name(format!("from {peer}"))
             .spawn(move || read_loop(reader, &inbox, peer, (receive, max_frame_bytes)))
             .map_err(refused)?;
         let write = thread::Builder::new().name(format!("to {peer}")).spawn(move || {
-            let outcome = write_loop(writer, &outbox, network.map(Pacer::new));
+            let outcome = write_loop(writer, &outbox, network.map(Pacer::new), || heard.has_heard(receive));
             outbox.finish(outcome.err().map(|error| write_error(peer, receive, &error)));
         });
         if let Output::Tls { threads, outbox, .. } = &mut link.output {
@@ -233,6 +237,11 @@ impl Link {
         }
     }
 
+    /// How the link has ended, or ends at once: a peer whose end is the cause of what another one says may be told of last.
+    pub(crate) fn end_reason(&self) -> Option<Diagnostic> {
+        self.inbox.end_reason(SAME_CAUSE)
+    }
+
     /// The queue of what has arrived.
     pub(super) fn inbox(&self) -> &Inbox {
         &self.inbox
@@ -303,6 +312,8 @@ struct Noted<'a, R> {
     /// When the first bytes of this frame came.
     since: Option<Instant>,
     bytes: u64,
+    /// For how long this party had no room for it.
+    waited: &'a Cell<Duration>,
 }
 
 impl<R: Read> Read for Noted<'_, R> {
@@ -313,17 +324,26 @@ impl<R: Read> Read for Noted<'_, R> {
         if self.bytes > HEADER_BYTES as u64 {
             self.inbox.note_activity();
         }
-        let allowed = self.limit.saturating_add(Duration::from_micros(self.bytes.saturating_mul(1_000_000) / SLOWEST));
+        let slowest = Duration::from_micros(self.bytes.saturating_mul(1_000_000) / SLOWEST);
+        let allowed = self.limit.saturating_add(slowest).saturating_add(self.waited.get());
         if since.elapsed() > allowed { Err(std::io::ErrorKind::TimedOut.into()) } else { Ok(count) }
     }
 }
 
 /// Moves messages of `peer` into `inbox` until the stream ends or the link is dropped.
 fn read_loop(reader: Reader, inbox: &Inbox, peer: Party, (limit, max_frame_bytes): (Duration, u64)) {
-    let mut source = Noted { reader, inbox, limit, since: None, bytes: 0 };
+    let waited = Cell::default();
+    let mut source = Noted { reader, inbox, limit, since: None, bytes: 0, waited: &waited };
+    let room = |length| {
+        let begin = Instant::now();
+        let has_room = inbox.wait_for_room(length);
+        waited.set(begin.elapsed());
+        has_room
+    };
     let end = loop {
         (source.since, source.bytes) = (None, 0);
-        match read_message(&mut source, peer, max_frame_bytes, |length| inbox.wait_for_room(length)) {
+        waited.set(Duration::ZERO);
+        match read_message(&mut source, peer, max_frame_bytes, room) {
             Ok(Some(message)) => match message.kind {
                 Kind::Abort => break aborted(peer, &message),
                 Kind::Finished => {
@@ -352,8 +372,14 @@ fn party(number: u32) -> Option<Party> {
     usize::try_from(number).ok().and_then(|place| Party::ALL.get(place)).copied()
 }
 
-/// Sends the messages of `outbox`, at the pace of the emulated network if there is one.
-fn write_loop(mut writer: Writer, outbox: &Outbox, mut pacer: Option<Pacer>) -> std::io::Result<()> {
+/// Sends the messages of `outbox`, at the pace of the emulated network if there is one. A peer that takes nothing for the
+/// limit may have a reason, such as the client that it waits for, as long as it `is_alive`.
+fn write_loop(
+    mut writer: Writer,
+    outbox: &Outbox,
+    mut pacer: Option<Pacer>,
+    is_alive: impl Fn() -> bool,
+) -> std::io::Result<()> {
     while let Some((enqueued, message)) = outbox.pop() {
         let header = message.header();
         let mut head: &[u8] = &header;
@@ -366,7 +392,7 @@ fn write_loop(mut writer: Writer, outbox: &Outbox, mut pacer: Option<Pacer>) -> 
             {
                 return Ok(());
             }
-            writer.write([head, chunk])?;
+            writer.write([head, chunk], &is_alive)?;
             outbox.note_written(bytes);
             (head, rest) = (&[], after);
             if rest.is_empty() {
@@ -390,13 +416,11 @@ fn dripping(peer: Party, limit: Duration) -> Diagnostic {
 }
 
 fn write_error(peer: Party, limit: Duration, error: &std::io::Error) -> Diagnostic {
-    match error.kind() {
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
-            Diagnostic::peer("E0702", format!("{peer} took no data for {} s", limit.as_secs_f64()))
-                .note("help      raise limits.receive_s in this party's configuration if the network is slow")
-        }
-        _ => gone(peer).note(format!("found     {error}")),
+    if !is_timeout(error) {
+        return gone(peer).note(format!("found     {error}"));
     }
+    Diagnostic::peer("E0702", format!("{peer} took no data for {} s, and said nothing", limit.as_secs_f64()))
+        .note("help      raise limits.receive_s in this party's configuration if the network is slow")
 }
 
 #[cfg(test)]
@@ -420,7 +444,8 @@ mod tests {
         let bytes = [&message.header()[..], &message.frame.payload].concat();
         let inbox = Inbox::new(u64::MAX, false, Arc::default());
         let code = |rest: Duration, limit: Duration| {
-            let mut source = Noted { reader: Drip(&bytes, rest), inbox: &inbox, limit, since: None, bytes: 0 };
+            let reader = Drip(&bytes, rest);
+            let mut source = Noted { reader, inbox: &inbox, limit, since: None, bytes: 0, waited: &Cell::default() };
             read_message(&mut source, Party::Client, 1 << 20, |_| true).err().map(|error| error.code)
         };
         let (short, long) = (Duration::from_millis(1), Duration::from_secs(600));

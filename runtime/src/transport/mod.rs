@@ -66,7 +66,7 @@ mod watch;
 pub use acceptor::Acceptor;
 pub use admission::Limiter;
 pub use endpoint::Endpoint;
-pub use frame::{Frame, MAX_CONTROL_BYTES};
+pub use frame::{Frame, MAX_CONTROL_BYTES, abort_code};
 pub use link::Link;
 pub use meter::{Meter, Snapshot, Traffic};
 pub use network::Network;

@@ -100,6 +100,15 @@ impl Inbox {
         self.last_byte_ms.store(elapsed, Ordering::Relaxed);
     }
 
+    /// Whether bytes have arrived in the last `time`.
+    pub(super) fn has_heard(&self, time: Duration) -> bool {
+        self.last_byte().elapsed() < time
+    }
+
+    fn last_byte(&self) -> Instant {
+        self.opened + Duration::from_millis(self.last_byte_ms.load(Ordering::Relaxed))
+    }
+
     /// Waits for room for a message of `length` bytes. False once the queue has ended or nobody will read it.
     pub(super) fn wait_for_room(&self, length: u64) -> bool {
         let bytes = counted(length);
@@ -231,9 +240,8 @@ impl Inbox {
 
     /// When a peer that says nothing more has been silent for too long.
     fn deadline(&self, state: &Arrived, called: Instant, limit: Duration) -> Instant {
-        let last_byte = self.opened + Duration::from_millis(self.last_byte_ms.load(Ordering::Relaxed));
         let limit = if state.turn.is_some_and(|before| before > 0) { limit.max(ANNOUNCED) } else { limit };
-        called.max(last_byte) + limit
+        called.max(self.last_byte()) + limit
     }
 
     /// Tells the producer that nobody reads any more, and drops what was queued.
@@ -260,7 +268,8 @@ impl Inbox {
         let (Patience::Silence(limit) | Patience::Time(limit)) = patience;
         let called = Instant::now();
         let mut grace = None;
-        let mut told = false;
+        // As long as the wait lasts, the others hear of it again and again.
+        let mut tell = called + limit / 2;
         let mut state = lock(&self.state);
         loop {
             if let Some(message) = state.messages.pop_front() {
@@ -294,15 +303,14 @@ impl Inbox {
                     Patience::Time(_) => too_late(peer, limit),
                 });
             }
-            let tell = called + limit / 2;
-            if !told && now >= tell {
-                told = true;
+            if now >= tell {
+                tell = now + limit / 2;
                 drop(state);
                 self.watch.tell_waiting(peer);
                 state = lock(&self.state);
                 continue;
             }
-            state = wait(&self.changed, state, Some(if told { deadline } else { deadline.min(tell) }));
+            state = wait(&self.changed, state, Some(deadline.min(tell)));
         }
     }
 }

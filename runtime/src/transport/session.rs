@@ -396,6 +396,13 @@ impl Session {
         self.links.values().for_each(|link| self.tell_turn(link, u32::from(at_work)));
     }
 
+    /// Tells the third party that this one is at work in a step, in which it may have nothing to say to it, nor take what
+    /// it sends, for long.
+    pub(crate) fn say_at_work(&self) {
+        // It waits for nobody.
+        self.links.values().filter(|link| link.peer().is_third()).for_each(|link| link.say(Kind::Waiting, u32::MAX));
+    }
+
     /// Lets the client have at most `bytes` queued here from now on, and no longer frame: what is more waits at the client,
     /// and is an error where this party waits for a frame.
     pub fn limit_queue(&self, bytes: u64) {

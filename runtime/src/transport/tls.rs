@@ -432,14 +432,19 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Sends `parts` as one piece.
-    pub(super) fn write(&mut self, parts: [&[u8]; 2]) -> io::Result<()> {
+    /// Sends `parts` as one piece. When nothing was taken of it for the limit, `goes_on` says whether it is tried again.
+    pub(super) fn write(&mut self, parts: [&[u8]; 2], goes_on: impl Fn() -> bool) -> io::Result<()> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let accepted = self.tls.writer().write_vectored(&parts.map(IoSlice::new))?;
         if accepted != total {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        flush(&mut self.tls, &mut self.socket)
+        loop {
+            match flush(&mut self.tls, &mut self.socket) {
+                Err(error) if is_timeout(&error) && goes_on() => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Tells the peer that nothing follows.
@@ -473,9 +478,14 @@ pub(super) fn tls_error(peer: Option<Party>, error: &io::Error) -> Diagnostic {
                 .note("help      the peer's configuration must list the fingerprint of this party's certificate")
         }
         Some(cause) => Diagnostic::peer("E0706", format!("TLS with {name} failed: {cause}")),
-        None if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => late(name),
+        None if is_timeout(error) => late(name),
         None => Diagnostic::peer("E0706", format!("TLS with {name} failed: {error}")),
     }
+}
+
+/// Whether a socket did nothing for as long as it may.
+pub(super) fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }
 
 /// The error of a peer that is too slow while the connection is set up.

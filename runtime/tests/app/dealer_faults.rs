@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use ombra_runtime::keygen::write_local_set;
 use ombra_runtime::transport::{Endpoint, Network, Party, Purpose, Session};
 
 use super::plans::{self, Folder, MAX, continuation};
-use super::processes::ombra_run;
+use super::processes::{Running, ombra_run};
 
 const PROMPT: [i64; 3] = [3, 1, 4];
 /// Limits of every party, and the time within which everybody has noticed.
@@ -41,53 +41,37 @@ enum Phase {
     Between,
 }
 
-/// A process that is ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 struct Site {
     plan: Folder,
     keys: Folder,
     configs: [PathBuf; 3],
     running: BTreeMap<Party, Running>,
     options: Vec<String>,
+    network: &'static str,
 }
 
 impl Site {
     fn new(options: &[String]) -> Site {
+        Site::over(SLOW, LIMITS, options)
+    }
+
+    fn over(network: &'static str, limits: &str, options: &[String]) -> Site {
         let (plan, keys) = (plans::cached_in(Setting::Dealer), Folder::new());
         let configs = write_local_set(&keys.join("keys"), Party::Dealer).unwrap();
         for config in &configs {
-            fs::write(config, fs::read_to_string(config).unwrap() + LIMITS).unwrap();
+            fs::write(config, fs::read_to_string(config).unwrap() + limits).unwrap();
         }
-        Site { plan, keys, configs, running: BTreeMap::new(), options: options.to_vec() }
+        Site { plan, keys, configs, running: BTreeMap::new(), options: options.to_vec(), network }
     }
 
     fn start(&mut self, party: Party) {
         let log = fs::File::options().create(true).append(true).open(self.log_path(party)).unwrap();
         let options = if party == Party::Server { self.options.as_slice() } else { &[] };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ombra-run"))
-            .arg("serve")
-            .arg(&self.plan.0)
-            .args(["--party", party.name(), "--threads", "1", "--log", "json", "--network", SLOW])
-            .args(options)
-            .arg("--config")
-            .arg(&self.configs[party.index()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "{line} {}", self.log(party));
-        self.running.insert(party, Running(child));
+        let mut command = ombra_run();
+        command.arg("serve").arg(&self.plan.0).args(["--party", party.name(), "--threads", "1", "--log", "json"]);
+        command.args(["--network", self.network]).args(options).arg("--config").arg(&self.configs[party.index()]);
+        let running = Running::ready(command.stdin(Stdio::null()).stderr(log));
+        self.running.insert(party, running);
     }
 
     fn log_path(&self, party: Party) -> PathBuf {
@@ -111,7 +95,7 @@ impl Site {
 
     fn endpoint(&self) -> Endpoint {
         let digest = PlanFolder::open(&self.plan.0).unwrap().digest;
-        let network = Network::parse(SLOW).unwrap();
+        let network = Network::parse(self.network).unwrap();
         Endpoint::new(&PartyConfig::read(&self.configs[0]).unwrap(), &digest, network).unwrap()
     }
 
@@ -124,7 +108,7 @@ impl Site {
     fn client(&self, count: &str, more: &[String]) -> Command {
         let mut command = ombra_run();
         command.arg("generate").arg(self.plan.join("public")).arg("--config").arg(&self.configs[0]);
-        command.args(["--tokens", "3,1,4", "--threads", "1", "--network", SLOW, "-n", count]).args(more);
+        command.args(["--tokens", "3,1,4", "--threads", "1", "--network", self.network, "-n", count]).args(more);
         command
     }
 
@@ -256,6 +240,20 @@ fn a_party_that_dies_in_a_step() {
 #[test]
 fn a_party_that_dies_between_steps() {
     deaths_in(Phase::Between);
+}
+
+/// A dealer has done its part of a step long before the others, and then waits for as long as the step lasts.
+#[test]
+fn a_dealer_waits_for_the_end_of_a_step() {
+    let mut site = Site::over("100Mbps,200ms", "\n[limits]\nconnect_s = 9\nreceive_s = 1\nidle_s = 1\n", &[]);
+    for party in [Party::Dealer, Party::Server] {
+        site.start(party);
+    }
+    let start = Instant::now();
+    let output = site.client("1", &[]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), continuation(&PROMPT, 1)[0].to_string(), "{errors}");
+    assert!(start.elapsed() > Duration::from_secs(2), "the step lasts longer than a client may think");
 }
 
 /// A session with material whose server, or client, is killed in a step is spent for both, whoever lost its list.

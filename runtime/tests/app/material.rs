@@ -6,11 +6,14 @@ use std::process::Output;
 
 use ombra_ir::module::Setting;
 use ombra_runtime::app::PlanFolder;
-use ombra_runtime::app::material::{Dealing, Seeds, deal, share_weights};
+use ombra_runtime::app::Request;
+use ombra_runtime::app::material::{ClientMaterial, Dealing, Seeds, Spent, deal, share_weights};
 use ombra_runtime::app::report::Report;
+use ombra_runtime::app::request::Advance;
 use ombra_runtime::keygen::write_local_set;
 use ombra_runtime::prg::Key;
 use ombra_runtime::transport::{Party, SessionId, parse_session};
+use sha2::{Digest, Sha256};
 
 use super::plans::{self, Folder, continuation};
 use super::processes::{Serving, ombra_run};
@@ -185,6 +188,12 @@ fn what_is_damaged_or_foreign_is_refused_with_one_error() {
         }),
         ("E1050", "makes no sense", |site| fs::write(site.session("server").join("session.key"), "{}").unwrap()),
         ("E1051", "no material of this session", |site| fs::remove_dir_all(site.session("server")).unwrap()),
+        ("E1051", "for another file of weights", |site| {
+            let path = site.plan.join("server/weights.safetensors");
+            let mut bytes = fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(path, bytes).unwrap();
+        }),
         ("E1051", "for another plan", |site| {
             plans::change(&site.plan, |plan| plan.module.name = "third".to_owned());
         }),
@@ -293,6 +302,51 @@ fn only_what_fits_the_plan_is_dealt() {
     refused(&plan, &["--dim", "seq=3", "--steps", "0"], "E1007");
     refused(&plan, &["--dim", "seq=3", "--steps", "100"], "E1007");
     refused(&plan, &["--dim", "seq=3", "--weights", "nowhere"], "E1050");
+    // A file of weights with a byte too many, whose digest is right.
+    let (path, _) =
+        share_weights(&PlanFolder::open(&plan.0).unwrap(), &plan.join("shared"), &Key::random().unwrap()).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let header = 16 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let payload = [&bytes[header..], &[0]].concat();
+    let mut text: serde_json::Value = serde_json::from_slice(&bytes[16..header]).unwrap();
+    text["bytes"] = payload.len().into();
+    text["chunks"] = vec![Sha256::digest(&payload).iter().map(|byte| format!("{byte:02x}")).collect::<String>()].into();
+    let text = serde_json::to_vec(&text).unwrap();
+    let forged = [&bytes[..12], &(text.len() as u32).to_le_bytes(), &text, &payload].concat();
+    fs::write(&path, forged).unwrap();
+    refused(&plan, &["--dim", "seq=3", "--weights", path.to_str().unwrap()], "E1050");
+}
+
+#[test]
+fn a_client_passes_over_what_is_of_other_plans_or_taken() {
+    let site = Site::new(&[2]);
+    let folder = PlanFolder::open(&site.plan.0).unwrap();
+    // A session of another plan, first by name.
+    let own = site.session("client");
+    let key = fs::read_to_string(own.join("session.key")).unwrap();
+    let id = own.file_name().unwrap().to_str().unwrap();
+    let foreign = own.with_file_name("0".repeat(32));
+    fs::create_dir(&foreign).unwrap();
+    let text = key.replace(id, &"0".repeat(32)).replace(&folder.digest, &"7".repeat(64));
+    fs::write(foreign.join("session.key"), text).unwrap();
+
+    let list = site.plan.join("list");
+    let mine = ClientMaterial::at(&site.material.join("client"), Spent::at(&list));
+    let request = Request::text(LENGTH + 1);
+    let steps = [Advance { keep: 0, new: LENGTH, ..Advance::default() }];
+    let choose = || mine.choose(&folder, &request, &steps, 1 << 30).map_err(|error| error.code);
+    let chosen = choose().expect("the session of this plan");
+    assert_eq!(chosen.session.to_string(), id);
+    assert_eq!(choose().err(), Some("E1052"), "somebody has it");
+    drop(chosen);
+    let chosen = choose().expect("nobody has it any more");
+    assert!(!list.exists(), "what was only chosen is not spent");
+    chosen.spend().unwrap();
+    assert_eq!(chosen.spend().map_err(|error| error.code), Err("E1052"));
+    drop(chosen);
+    assert_eq!(choose().err(), Some("E1052"));
+    fs::remove_dir_all(own).unwrap();
+    assert_eq!(choose().err(), Some("E1051"), "there is but one of another plan");
 }
 
 /// Client and server as processes of their own, the dealer's term of the weights as a file, and a dealer who is not there.
@@ -327,6 +381,14 @@ fn parties_apart_take_their_own_parts() {
     for (path, bytes) in files(&shared.join("server")) {
         fs::write(site.material.join("server").join(path), bytes).unwrap();
     }
+    // A server that cannot be reached, or has no material, spends none of the client's.
+    let spent = client.with_file_name("spent-sessions");
+    expect(&run(&site.material.join("client")), "E0707", &["server"]);
+    {
+        let _server = Serving::start(&site.plan.0, Party::Server, &server);
+        expect(&run(&site.material.join("client")), "E0705", &["E1051"]);
+    }
+    assert!(!spent.exists());
     let more = ["--material".into(), site.material.join("server").into_os_string()];
     let _server = Serving::start_with(&site.plan.0, Party::Server, &server, &more);
     let output = run(&site.material.join("client"));

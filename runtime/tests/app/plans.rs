@@ -326,6 +326,7 @@ fn write(
         bounds_of: ombra_ir::plan::BoundsOf::Model,
         changes: vec![],
         costs_only: false,
+        strict_dealer: false,
         parts: vec![],
         savings: vec![],
         drawings: vec![],

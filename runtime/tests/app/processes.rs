@@ -257,12 +257,12 @@ fn a_serving_process_ends_with_its_standard_input() {
     let plan = plans::cached();
     let (_keys, [_, _, helper]) = configurations();
     let mut serving = Serving::start(&plan.0, Party::Helper, &helper);
-    drop(serving.0.stdin.take());
-    assert!(serving.0.wait().unwrap().success());
+    drop(serving.0.0.stdin.take());
+    assert!(serving.0.0.wait().unwrap().success());
 }
 
 /// A serving process, ended with the test.
-pub struct Serving(Child);
+pub struct Serving(Running);
 
 impl Serving {
     pub fn start(plan: &Path, party: Party, config: &Path) -> Serving {
@@ -275,26 +275,28 @@ impl Serving {
 
     /// A party with further options.
     pub fn start_with(plan: &Path, party: Party, config: &Path, options: &[std::ffi::OsString]) -> Serving {
-        let mut child = ombra_run()
-            .arg("serve")
-            .arg(plan)
-            .args(["--party", party.name(), "--threads", "1", "--end-with-input"])
-            .args(options)
-            .arg("--config")
-            .arg(config)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "{line}");
-        Serving(child)
+        let mut command = ombra_run();
+        command.arg("serve").arg(plan).args(["--party", party.name(), "--threads", "1", "--end-with-input"]);
+        command.args(options).arg("--config").arg(config).stdin(Stdio::piped()).stderr(Stdio::null());
+        Serving(Running::ready(&mut command))
     }
 }
 
-impl Drop for Serving {
+/// A process that is ended with the test.
+pub struct Running(pub Child);
+
+impl Running {
+    /// Starts a party that serves, and waits until it does.
+    pub fn ready(command: &mut Command) -> Running {
+        let mut running = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+        let mut line = String::new();
+        BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ready"), "{line}");
+        running
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

@@ -1,10 +1,10 @@
 //! Server and helper as processes that serve many clients: side by side, with certificates of their own, to an orderly end.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use ombra_runtime::keygen::{self, write_local_set};
 use ombra_runtime::transport::{Endpoint, Party, Purpose, Session};
 
 use super::plans::{self, Folder, MAX, VOCABULARY, WIDTH, continuation};
+use super::processes::{Running, ombra_run};
 
 /// Time within which everything here happens.
 const SOON: Duration = Duration::from_secs(60);
@@ -30,20 +31,6 @@ struct Service {
     keys: Folder,
     metrics: u16,
     running: Vec<(Party, Running)>,
-}
-
-/// A process that is ended at the end of a test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn ombra_run() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_ombra-run"))
 }
 
 impl Service {
@@ -79,20 +66,11 @@ impl Service {
     fn launch(&mut self, party: Party) {
         let log = fs::File::options().create(true).append(true).open(self.log(party)).unwrap();
         // With few open files, as many systems have it.
-        let mut child = Command::new("sh")
-            .args(["-c", "ulimit -S -n 256 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ombra-run"), "serve"])
-            .arg(&self.plan.0)
-            .args(["--party", party.name(), "--threads", "1", "--log", "json", "--config"])
-            .arg(self.config(party.name()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        self.running.push((party, Running(child)));
-        assert!(line.starts_with("ready"), "{line} {}", fs::read_to_string(self.log(party)).unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -S -n 256 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ombra-run"), "serve"]);
+        command.arg(&self.plan.0).args(["--party", party.name(), "--threads", "1", "--log", "json", "--config"]);
+        let running = Running::ready(command.arg(self.config(party.name())).stdin(Stdio::null()).stderr(log));
+        self.running.push((party, running));
     }
 
     fn log(&self, party: Party) -> PathBuf {

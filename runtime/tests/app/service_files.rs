@@ -9,15 +9,17 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::plans::Folder;
+use super::processes::ombra_run;
 
-fn ombra_run() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_ombra-run"))
-}
+/// The settings, and the party beside the server in each.
+const SETTINGS: [(&str, &str); 2] = [("3pc", "helper"), ("2pc-dealer", "dealer")];
+/// Where a server keeps a dealer's material.
+const STATE: &str = "/var/lib/ombra-server";
 
 /// The folder with what the command writes.
-fn written() -> Folder {
+fn written(setting: &str) -> Folder {
     let folder = Folder::new();
-    let output = ombra_run().args(["service-files", "-o"]).arg(&folder.0).output().unwrap();
+    let output = ombra_run().args(["service-files", "--setting", setting, "-o"]).arg(&folder.0).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 4);
     let again = ombra_run().args(["service-files", "-o"]).arg(&folder.0).output().unwrap();
@@ -27,8 +29,14 @@ fn written() -> Folder {
 }
 
 /// That a command line is one that the program understands, though there is no such configuration here.
-fn check_command(arguments: &[&str], party: &str) {
+///
+/// A server that may get material of a dealer, and no other party, has a place to write.
+fn check_command(arguments: &[&str], party: &str, setting: &str) {
     assert_eq!((arguments[0], arguments[2], arguments[3]), ("serve", "--party", party));
+    let after = |option: &str| arguments.iter().skip_while(|argument| **argument != option).nth(1).copied();
+    let spent = format!("{STATE}/spent-sessions");
+    let expected = (setting == "2pc-dealer" && party == "server").then_some((STATE, spent.as_str()));
+    assert_eq!(after("--material").zip(after("--spent")), expected);
     let output = ombra_run().args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("error[E0711]: the configuration cannot be read"), "{arguments:?}: {errors}");
@@ -40,8 +48,12 @@ fn drain() -> u64 {
 
 #[test]
 fn units_are_hardened_and_start_the_program() {
-    let folder = written();
-    for party in ["server", "helper"] {
+    SETTINGS.into_iter().for_each(|(setting, third)| check_units(setting, third));
+}
+
+fn check_units(setting: &str, third: &str) {
+    let folder = written(setting);
+    for party in ["server", third] {
         let path = folder.join(&format!("systemd/ombra-{party}.service"));
         let text = fs::read_to_string(&path).unwrap();
         let mut section = "";
@@ -61,7 +73,11 @@ fn units_are_hardened_and_start_the_program() {
         assert_eq!(sections, BTreeSet::from(["Install", "Service", "Unit"]));
         let (_, command) = get("ExecStart").unwrap();
         let arguments: Vec<&str> = command.split(' ').skip(1).collect();
-        check_command(&arguments, party);
+        check_command(&arguments, party, setting);
+        let keeps = arguments.contains(&"--material");
+        assert_eq!(get("StateDirectory"), keeps.then_some(("Service", "ombra-server")));
+        assert_eq!(get("StateDirectoryMode"), keeps.then_some(("Service", "0700")));
+        assert_eq!(text.contains(STATE), keeps);
         assert!(get("TimeoutStopSec").unwrap().1.parse::<u64>().unwrap() > drain());
         for (key, value) in [
             ("User", "ombra"),
@@ -88,8 +104,12 @@ fn units_are_hardened_and_start_the_program() {
 
 #[test]
 fn manifests_name_what_they_have() {
-    let folder = written();
-    for (party, port) in [("server", 7001), ("helper", 7002)] {
+    SETTINGS.into_iter().for_each(|(setting, third)| check_manifests(setting, third));
+}
+
+fn check_manifests(setting: &str, third: &str) {
+    let folder = written(setting);
+    for (party, port) in [("server", 7001), (third, 7002)] {
         let text = fs::read_to_string(folder.join(&format!("kubernetes/ombra-{party}.yaml"))).unwrap();
         let documents: Vec<Value> =
             serde_norway::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect();
@@ -128,7 +148,7 @@ fn manifests_name_what_they_have() {
         let container = &pod["containers"][0];
         let arguments: Vec<&str> =
             container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
-        check_command(&arguments, party);
+        check_command(&arguments, party, setting);
         let own = &container["securityContext"];
         assert_eq!((&own["allowPrivilegeEscalation"], &own["readOnlyRootFilesystem"]), (&false.into(), &true.into()));
         assert_eq!(own["capabilities"]["drop"][0], "ALL");
@@ -136,6 +156,11 @@ fn manifests_name_what_they_have() {
             list.as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap().to_owned()).collect()
         };
         assert_eq!(names(&container["volumeMounts"]), names(&pod["volumes"]));
+        let keeps = arguments.contains(&"--material");
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let state = mounts.iter().find(|mount| mount["mountPath"] == STATE);
+        assert_eq!(state.map(|mount| mount["readOnly"].clone()), keeps.then_some(Value::Null), "it can be written to");
+        assert_eq!(text.contains("ombra-state-server"), keeps);
         let ports = names(&container["ports"]);
         for probe in ["livenessProbe", "readinessProbe"] {
             assert!(ports.contains(container[probe]["httpGet"]["port"].as_str().unwrap()));
@@ -149,7 +174,7 @@ fn manifests_name_what_they_have() {
         assert_eq!(policy["spec"]["ingress"][0]["ports"][0]["port"], port);
         assert_eq!(policy["spec"]["ingress"][1]["ports"][0]["port"], listed("metrics"));
         let reaches = policy["spec"]["egress"].as_array().unwrap().len();
-        assert_eq!(reaches, if party == "server" { 2 } else { 0 }, "the helper connects to nobody");
+        assert_eq!(reaches, if party == "server" { 2 } else { 0 }, "the {third} connects to nobody");
         let secret = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "party").unwrap();
         assert_eq!(secret["secret"]["secretName"], format!("ombra-{party}"));
         assert_eq!(secret["secret"]["defaultMode"], 0o440);

@@ -13,7 +13,7 @@ use ombra_ir::{Diagnostic, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::super::folder::hexadecimal;
 
@@ -245,7 +245,8 @@ impl<T> Reader<T> {
                 .note(format!("found     {}", self.rest()))
                 .note("help      deal for this plan and these sizes"));
         }
-        let mut bytes = Vec::with_capacity(len as usize);
+        // Wiped where an error ends it.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(len as usize));
         while (bytes.len() as u64) < len {
             if self.taken == self.chunk.len() {
                 self.next_chunk()?;
@@ -254,13 +255,22 @@ impl<T> Reader<T> {
             bytes.extend_from_slice(&self.chunk[self.taken..self.taken + wanted]);
             self.taken += wanted;
         }
-        Ok(bytes)
+        Ok(std::mem::take(&mut *bytes))
     }
 
     fn next_chunk(&mut self) -> Result<()> {
         let left = self.header.bytes.saturating_sub(self.read as u64 * CHUNK as u64);
         self.chunk.resize(left.min(CHUNK as u64) as usize, 0);
         self.taken = 0;
+        // After an error nothing of it is there to be given away.
+        self.check_chunk().inspect_err(|_| {
+            self.chunk.zeroize();
+        })?;
+        self.read += 1;
+        Ok(())
+    }
+
+    fn check_chunk(&mut self) -> Result<()> {
         self.file
             .read_exact(&mut self.chunk)
             .map_err(|error| damaged(&self.name, &format!("it cannot be read: {error}"), "all of its chunks"))?;
@@ -270,7 +280,6 @@ impl<T> Reader<T> {
             let what = format!("its part {} was changed: it has SHA-256 {found}", self.read);
             return Err(damaged(&self.name, &what, &format!("SHA-256 {}", expected.escape_debug())));
         }
-        self.read += 1;
         Ok(())
     }
 }
@@ -316,4 +325,29 @@ fn undeclared(expected: u64, found: u64) -> Diagnostic {
     Diagnostic::internal("E0805", "the dealer's side of a step deals another number of bytes than declared")
         .note(format!("expected  {expected}"))
         .note(format!("found     {found}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_changed_chunk_is_given_away_whoever_asks_again() {
+        let path = std::env::temp_dir().join(format!("ombra-chunks-{}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let payload: Vec<u8> = (0..CHUNK + 100).map(|at| at as u8).collect();
+        let mut file = Writer::create(&path, (), payload.len() as u64).unwrap();
+        file.write(&payload).unwrap();
+        file.finish().unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let mut file = Reader::<()>::open(&path).unwrap();
+        assert!(file.read(CHUNK as u64).unwrap() == payload[..CHUNK]);
+        for _ in 0..2 {
+            assert_eq!(file.read(10).map_err(|error| error.code), Err("E1050"));
+            assert_eq!(file.rest(), 100, "none of it was given away");
+        }
+        fs::remove_file(&path).unwrap();
+    }
 }

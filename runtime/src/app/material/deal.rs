@@ -1,26 +1,22 @@
 //! The dealer's side of a session, run ahead of time: its messages go to files instead of a link.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use ombra_ir::draw::Way;
 use ombra_ir::module::OutputKind;
-use ombra_ir::schedule::setup_cost;
 use ombra_ir::{Diagnostic, Result};
 
-use super::chunks::{Reader, Writer};
+use super::chunks::Writer;
+use super::shares::{FileNet, weights_of_dealer};
 use super::{
-    SESSION_FILE, SessionFile, ShareFile, SharingFile, StepFile, StepPlan, VERSION, foreign, inputs_digest, key_text,
-    make_folder, sharing_name, step_name, write_json,
+    SESSION_FILE, SessionFile, StepFile, StepPlan, VERSION, inputs_digest, key_text, make_folder, step_name, write_json,
 };
 use crate::app::folder::PlanFolder;
 use crate::app::program;
 use crate::app::request::{Advance, MAX_STEPS, Request};
-use crate::exec::{Net, TensorSource};
 use crate::prg::Key;
 use crate::settings;
 use crate::settings::cx::Keys;
-use crate::settings::weights::Weights;
 use crate::transport::{Party, SessionId};
 
 /// What is to be dealt, and where.
@@ -31,7 +27,7 @@ pub struct Dealing<'a> {
     pub sizes: &'a [(String, u64)],
     /// Steps of the session: the prompt, then one for every further token.
     pub steps: u64,
-    /// The dealer's term of the weights, as a file.
+    /// The dealer's term of the weights, as a file, or for a strict dealer that of its key.
     pub weights: &'a Path,
     /// Where the session is written.
     pub output: &'a Path,
@@ -59,32 +55,6 @@ impl Seeds {
     pub fn random() -> Result<Seeds> {
         Ok(Seeds { session: SessionId::random()?, client: Key::random()?, server: Key::random()? })
     }
-}
-
-/// Messages that go to a file, or come from one.
-enum FileNet<'a, T> {
-    To(&'a mut Writer<T>),
-    From(&'a mut Reader<T>),
-}
-
-impl<T: serde::Serialize> Net for FileNet<'_, T> {
-    fn send(&mut self, _: u32, _: u32, _: Party, payload: Vec<u8>) -> Result<()> {
-        match self {
-            FileNet::To(file) => file.write(&payload),
-            FileNet::From(_) => Err(one_way()),
-        }
-    }
-
-    fn recv(&mut self, _: u32, _: u32, _: Party, len: u64) -> Result<Vec<u8>> {
-        match self {
-            FileNet::From(file) => file.read(len),
-            FileNet::To(_) => Err(one_way()),
-        }
-    }
-}
-
-fn one_way() -> Diagnostic {
-    Diagnostic::internal("E0805", "a message goes the wrong way: a dealer waits for nobody")
 }
 
 /// The request and the steps that sizes stand for.
@@ -132,9 +102,9 @@ fn course(dealing: &Dealing<'_>) -> Result<(Request, Vec<Advance>)> {
 pub fn deal(dealing: &Dealing<'_>, seeds: &Seeds) -> Result<Vec<String>> {
     let Dealing { folder, output, threads, memory, .. } = *dealing;
     let plan = &folder.plan;
-    let dealer = dealer_of(folder)?;
+    let dealer = plan.module.setting.dealer()?;
     let (request, advances) = course(dealing)?;
-    let (weights, sharing) = read_share(folder, dealing.weights)?;
+    let (weights, sharing) = weights_of_dealer(folder, dealing.weights)?;
     let session = seeds.session.to_string();
     let folders = ["client", "server"].map(|party| output.join(party).join(&session));
     folders.iter().try_for_each(|folder| make_folder(folder))?;
@@ -160,7 +130,11 @@ pub fn deal(dealing: &Dealing<'_>, seeds: &Seeds) -> Result<Vec<String>> {
         run.step(&step.bound, &step.schedule, &[], &mut FileNet::To(&mut file))?;
         let file = Some(file.finish()?);
         names.push(path.display().to_string());
-        steps.push(StepPlan { inputs: inputs_digest(&inputs, advance.choice.way())?, sizes: inputs.sizes, file });
+        steps.push(StepPlan {
+            inputs: inputs_digest(&request, &inputs, advance.choice.way())?,
+            sizes: inputs.sizes,
+            file,
+        });
     }
     for (folder_of, party, key) in [(server, Party::Server, &seeds.server), (client, Party::Client, &seeds.client)] {
         let steps =
@@ -180,53 +154,4 @@ pub fn deal(dealing: &Dealing<'_>, seeds: &Seeds) -> Result<Vec<String>> {
         names.push(path.display().to_string());
     }
     Ok(names)
-}
-
-/// Shares the server's weights with a dealer through files: its term of them, in `output/dealer`, and the key that the server
-/// keeps, in `output/server`. The first is the path of the dealer's file, which is a part of the names of both.
-///
-/// # Errors
-/// `E0421`, `E1001` and `E1003` for the weights of the plan folder, `E1054`.
-pub fn share_weights(folder: &PlanFolder, output: &Path, key: &Key) -> Result<(PathBuf, Vec<String>)> {
-    dealer_of(folder)?;
-    let module = &folder.plan.module;
-    let own = Arc::new(folder.server_weights()?);
-    let sharing = SessionId::random()?.to_string();
-    let folders = ["dealer", "server"].map(|party| output.join(party));
-    folders.iter().try_for_each(|folder| make_folder(folder))?;
-    let [dealer, server] = &folders;
-    let path = dealer.join(format!("weights-{sharing}.share"));
-    let content = ShareFile { plan: folder.digest.clone(), sharing: sharing.clone() };
-    let mut file = Writer::create(&path, content, setup_cost(module).bytes[Party::Server.index()])?;
-    let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
-    let source = Some(Arc::clone(&own) as Arc<dyn TensorSource>);
-    Weights::share(module, Party::Server, Some(key), public, source, &mut FileNet::To(&mut file))?;
-    own.check_unchanged()?;
-    file.finish()?;
-    let kept = server.join(sharing_name(&sharing));
-    let plan = folder.digest.clone();
-    write_json(&kept, &SharingFile { version: VERSION, plan, sharing, key: key_text(key).to_string() })?;
-    let names = [&path, &kept].map(|path| path.display().to_string()).to_vec();
-    Ok((path, names))
-}
-
-/// The dealer's term of the weights, and the name of the sharing.
-fn read_share(folder: &PlanFolder, path: &Path) -> Result<(Arc<Weights>, String)> {
-    let mut file = Reader::<ShareFile>::open(path)?;
-    let ShareFile { plan, sharing } = file.content().clone();
-    if plan != folder.digest {
-        return Err(foreign(path, "plan", &folder.digest, &plan));
-    }
-    let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
-    let net = &mut FileNet::From(&mut file);
-    let weights = Weights::share(&folder.plan.module, dealer_of(folder)?, None, public, None, net)?;
-    Ok((Arc::new(weights), sharing))
-}
-
-fn dealer_of(folder: &PlanFolder) -> Result<Party> {
-    let setting = folder.plan.module.setting;
-    setting.protocol().dealer.ok_or_else(|| {
-        Diagnostic::input("E0421", format!("nobody deals in the setting {}", setting.name()))
-            .note("help      compile for 2pc-dealer")
-    })
 }

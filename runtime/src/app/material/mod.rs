@@ -10,14 +10,18 @@
 //! material/dealer/weights-SHARING.share       the dealer's alone: its term of them
 //! ```
 //!
+//! A strict dealer has `material/dealer/weights-SHARING.key`, from which its term follows, and the client has the file of
+//! the other term, `material/client/weights-SHARING.share`, or gets that from the server.
+//!
 //! A session runs between client and server. Its id is the one that the dealer gave it; its messages from the dealer come
-//! from the files. Both parties write the id to a list on the disk before they send anything, and refuse one that is in it:
-//! two inputs under the same masks would reveal their difference. A file is renamed when its step begins.
+//! from the files. Both parties write the id to a list on the disk before they send anything that depends on an input, and
+//! refuse one that is in it: two inputs under the same masks would reveal their difference. The server does so when the
+//! session begins, the client once it has heard from the server. A file is renamed when its step begins.
 //!
 //! | what is wrong | code |
 //! |---|---|
 //! | a file was cut or changed, or is another kind of file | E1050 |
-//! | it was made for another plan, session, party or sharing | E1051 |
+//! | it was made for another plan, session, party, sharing or weights | E1051 |
 //! | it was used before | E1052 |
 //! | it was made for other sizes, or for fewer steps | E1053 |
 //! | a file or the list cannot be written | E1054 |
@@ -26,11 +30,13 @@ mod chunks;
 mod client;
 mod deal;
 mod server;
+mod shares;
 mod spent;
 
 pub use client::{Choice, ClientMaterial};
-pub use deal::{Dealing, Seeds, deal, share_weights};
+pub use deal::{Dealing, Seeds, deal};
 pub use server::{Begun, Dealt, ServerMaterial};
+pub use shares::share_weights;
 pub use spent::{SPENT_FILE, Spent};
 
 use std::io::Write;
@@ -43,7 +49,7 @@ use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::folder::{PlanFolder, hexadecimal};
-use super::request::StepInputs;
+use super::request::{Request, StepInputs};
 use crate::prg::Key;
 use crate::transport::{Party, SessionId, parse_hex};
 
@@ -52,7 +58,7 @@ const SESSION_FILE: &str = "session.key";
 /// Largest such file.
 const MAX_SESSION_BYTES: u64 = 16 << 20;
 /// Version of the files in JSON.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What the file of a step says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,7 +70,7 @@ struct StepFile {
     sizes: Vec<(String, u64)>,
 }
 
-/// What the dealer's term of the weights says of itself.
+/// What a term of the weights says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ShareFile {
@@ -98,13 +104,17 @@ struct StepPlan {
     file: Option<String>,
 }
 
-/// The key of a sharing of the weights, which the server keeps for itself.
+/// The key of a sharing of the weights, which the server keeps for itself, or shares with a strict dealer.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SharingFile {
     version: u32,
+    party: Party,
     plan: String,
     sharing: String,
+    /// SHA-256 of the file of the weights that were shared, in hexadecimal. At the server alone: by it somebody could check
+    /// a guess of the weights.
+    weights: Option<String>,
     key: String,
 }
 
@@ -146,16 +156,33 @@ impl SessionFile {
     }
 }
 
+impl SharingFile {
+    /// The key of a sharing at the path `path`, of `party` and checked against the plan.
+    fn read(path: &Path, party: Party, plan: &PlanFolder) -> Result<SharingFile> {
+        let file: SharingFile = read_json(path)?;
+        if file.version != VERSION {
+            return Err(unreadable(path, &format!("version {}", file.version)));
+        }
+        if file.plan != plan.digest {
+            return Err(foreign(path, "plan", &plan.digest, &file.plan));
+        }
+        if file.party != party {
+            return Err(foreign(path, "party", party.name(), file.party.name()));
+        }
+        Ok(file)
+    }
+}
+
 /// The folder of a party's sessions: the one that has its name, where `folder` is that of all parties.
 pub fn part_of(folder: &Path, party: Party) -> PathBuf {
     let own = folder.join(party.name());
     if own.is_dir() { own } else { folder.to_path_buf() }
 }
 
-/// Digest of the sizes and public inputs of a step, and of how its tokens are chosen: what the dealer bound it with, and
-/// what its parties must.
-fn inputs_digest(inputs: &StepInputs, way: Way) -> Result<String> {
-    let text = serde_json::to_vec(&(&inputs.sizes, &inputs.public, way))
+/// Digest of what the dealer bound a step with, and its parties must: sizes and public inputs, how tokens are chosen, and
+/// whether the client gives the cache.
+fn inputs_digest(request: &Request, inputs: &StepInputs, way: Way) -> Result<String> {
+    let text = serde_json::to_vec(&(&inputs.sizes, &inputs.public, way, request.gives_states()))
         .map_err(|error| Diagnostic::input("E1006", format!("a public input cannot be written: {error}")))?;
     Ok(hexadecimal(&Sha256::digest(&text)))
 }
@@ -179,6 +206,10 @@ fn step_name(step: usize) -> String {
 
 fn sharing_name(sharing: &str) -> String {
     format!("weights-{sharing}.key")
+}
+
+fn share_name(sharing: &str) -> String {
+    format!("weights-{sharing}.share")
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
@@ -214,4 +245,20 @@ fn foreign(path: &Path, what: &str, expected: &str, found: &str) -> Diagnostic {
         .note(format!("expected  {}", expected.escape_debug()))
         .note(format!("found     {}", found.escape_debug()))
         .note("help      take the material that was dealt for this one, or deal anew")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_bound_to_who_gives_its_cache() {
+        let digest = |states: bool| {
+            let request = Request::Infer { sizes: Vec::new(), public: Vec::new(), states };
+            let inputs = StepInputs { name: "infer", sizes: vec![("past".to_owned(), 3)], public: Vec::new() };
+            inputs_digest(&request, &inputs, Way::default()).unwrap()
+        };
+        assert_eq!(digest(false), digest(false));
+        assert_ne!(digest(false), digest(true));
+    }
 }

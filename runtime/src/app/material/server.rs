@@ -10,11 +10,12 @@ use ombra_ir::{Diagnostic, Result};
 use super::chunks::{Reader, sync_folder, unwritable};
 use super::spent::{Spent, used};
 use super::{
-    SESSION_FILE, SessionFile, SharingFile, StepFile, VERSION, foreign, inputs_digest, key_of, read_json, sharing_name,
-    shown, step_name, unreadable,
+    SESSION_FILE, SessionFile, SharingFile, StepFile, foreign, inputs_digest, key_of, sharing_name, shown, step_name,
+    unreadable,
 };
 use crate::app::folder::PlanFolder;
-use crate::app::request::StepInputs;
+use crate::app::request::{Request, StepInputs};
+use crate::app::weights::Weights as File;
 use crate::exec::{LinkNet, Net, TensorSource};
 use crate::prg::Key;
 use crate::settings::weights::Weights;
@@ -34,6 +35,8 @@ pub struct Begun {
     file: SessionFile,
     /// The key of server and dealer.
     pub key: Key,
+    /// The name of the sharing of the weights.
+    pub sharing: String,
     /// The key of the weights.
     pub weights_key: Key,
     /// The server's part of the weights.
@@ -56,7 +59,7 @@ impl ServerMaterial {
     ///
     /// # Errors
     /// `E1050` to `E1054`.
-    pub fn begin(&self, plan: &PlanFolder, id: SessionId, own: Arc<dyn TensorSource>) -> Result<Begun> {
+    pub fn begin(&self, plan: &PlanFolder, id: SessionId, own: Arc<File>) -> Result<Begun> {
         let folder = self.folder.join(id.to_string());
         // This says more than a file that is missing.
         if self.spent.has(id)? {
@@ -93,18 +96,22 @@ impl ServerMaterial {
             }
         }
         let path = self.folder.join(sharing_name(plain(&file.sharing, &folder)?));
-        let sharing: SharingFile = read_json(&path)?;
-        if sharing.version != VERSION || sharing.sharing != file.sharing {
+        let sharing = SharingFile::read(&path, Party::Server, plan)?;
+        if sharing.sharing != file.sharing {
             return Err(foreign(&path, "sharing of the weights", &file.sharing, &sharing.sharing));
         }
-        if sharing.plan != plan.digest {
-            return Err(foreign(&path, "plan", &plan.digest, &sharing.plan));
+        let found = sharing.weights.as_deref().unwrap_or_default();
+        if found != own.sha256() {
+            let [expected, found] = [own.sha256(), found].map(|digest| format!("SHA-256 {digest}"));
+            return Err(foreign(&path, "file of weights", &expected, &found));
         }
         let (key, weights_key) = (file.key(&folder.join(SESSION_FILE))?, key_of(&sharing.key, &path)?);
         let public = Arc::clone(&plan.public_weights) as Arc<dyn TensorSource>;
-        let weights = Weights::of_server(&plan.plan.module, &weights_key, public, own)?;
+        let (parties, own) = ((plan.plan.derives()?, Party::Server), Some(own as Arc<dyn TensorSource>));
+        let weights = Weights::of_key(&plan.plan.module, parties, &weights_key, public, own)?;
         self.spent.add(id)?;
-        Ok(Begun { id, folder, file, key, weights_key, weights: Arc::new(weights), next: 0 })
+        let sharing = sharing.sharing.clone();
+        Ok(Begun { id, folder, file, key, sharing, weights_key, weights: Arc::new(weights), next: 0 })
     }
 }
 
@@ -124,7 +131,7 @@ impl Begun {
     ///
     /// # Errors
     /// `E1050`, `E1053` for other sizes or a step too many, `E1054`.
-    pub fn step(&mut self, inputs: &StepInputs, way: Way) -> Result<Dealt> {
+    pub fn step(&mut self, request: &Request, inputs: &StepInputs, way: Way) -> Result<Dealt> {
         let index = self.next;
         let place = self.folder.display().to_string();
         let Some(step) = self.file.steps.get(index) else {
@@ -133,7 +140,7 @@ impl Begun {
                 .note(format!("expected  at most {} steps", self.file.steps.len()))
                 .note("help      ask for fewer new tokens, or deal more steps"));
         };
-        if step.inputs != inputs_digest(inputs, way)? {
+        if step.inputs != inputs_digest(request, inputs, way)? {
             return Err(Diagnostic::input("E1053", format!("step {index} has other sizes than were dealt for it"))
                 .at(place)
                 .note(format!("expected  {}, without padding, drawing or other public inputs", shown(&step.sizes)))

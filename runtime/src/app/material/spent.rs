@@ -3,8 +3,10 @@
 //! Two inputs under one mask reveal their difference. So a session is in the list before anything of it is sent, and one
 //! that is in the list never begins again, whatever became of it. Processes that share a list take turns.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use ombra_ir::{Diagnostic, Result};
@@ -15,6 +17,8 @@ use crate::transport::{SessionId, parse_session};
 /// The name of the list where none is given.
 pub const SPENT_FILE: &str = "spent-sessions";
 
+/// Digits of a session's name.
+const ID_DIGITS: usize = 32;
 /// Bytes of a line that are looked at.
 const LONGEST_LINE: u64 = 256;
 
@@ -35,11 +39,30 @@ impl Spent {
     /// # Errors
     /// `E1054` for a list that cannot be read.
     pub fn has(&self, id: SessionId) -> Result<bool> {
+        self.open()?.map_or(Ok(false), |file| self.find(&file, id))
+    }
+
+    fn open(&self) -> Result<Option<File>> {
         match File::open(&self.path) {
-            Ok(file) => self.find(&file, id),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unwritable(&self.path, &error.to_string())),
         }
+    }
+
+    /// All sessions of the list: one reading of it, for whoever asks about many.
+    ///
+    /// # Errors
+    /// `E1054` for a list that cannot be read.
+    pub(super) fn all(&self) -> Result<BTreeSet<SessionId>> {
+        let mut all = BTreeSet::new();
+        if let Some(file) = self.open()? {
+            self.read(&file, |id| {
+                all.insert(id);
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(all)
     }
 
     /// Adds the session. It is on the disk when this returns.
@@ -72,21 +95,34 @@ impl Spent {
         sync_folder(&self.path)
     }
 
-    fn find(&self, mut file: &File, id: SessionId) -> Result<bool> {
+    fn find(&self, file: &File, id: SessionId) -> Result<bool> {
+        let mut has = false;
+        self.read(file, |found| {
+            has = found == id;
+            if has { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(has)
+    }
+
+    /// Reads the list from its beginning, until `each` has enough.
+    fn read(&self, mut file: &File, mut each: impl FnMut(SessionId) -> ControlFlow<()>) -> Result<()> {
         let failed = |error: std::io::Error| unwritable(&self.path, &error.to_string());
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
-        let (mut reader, length) = (BufReader::new(file), id.to_string().len());
+        let (mut reader, mut line) = (BufReader::new(file), Vec::new());
         loop {
-            let mut line = Vec::new();
+            line.clear();
             if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(failed)? == 0 {
-                return Ok(false);
+                return Ok(());
             }
             let text = line.trim_ascii();
             // What a crash leaves of a line: its session has sent nothing.
-            let is_cut = text.len() < length && text.iter().all(|c| c.is_ascii_hexdigit() || *c == 0);
+            let is_cut = text.len() < ID_DIGITS && text.iter().all(|c| c.is_ascii_hexdigit() || *c == 0);
             match std::str::from_utf8(text).ok().and_then(parse_session) {
-                Some(found) if found == id => return Ok(true),
-                Some(_) => {}
+                Some(found) => {
+                    if each(found).is_break() {
+                        return Ok(());
+                    }
+                }
                 None if is_cut => {}
                 // It may have been a session, so none of this list's is known to be unused.
                 None => return Err(unwritable(&self.path, "a line that is no session")),
@@ -116,6 +152,7 @@ mod tests {
         assert!(!list.has(ids[0]).unwrap());
         list.add(ids[0]).unwrap();
         assert!(list.has(ids[0]).unwrap() && !list.has(ids[1]).unwrap());
+        assert!(list.all().unwrap() == BTreeSet::from([ids[0]]));
         assert_eq!(list.add(ids[0]).map_err(|error| error.code), Err("E1052"));
         // A crash in the middle of a line loses that line alone.
         let half = ids[1].to_string();
@@ -136,6 +173,7 @@ mod tests {
             add.into_iter().map(|thread| thread.join().unwrap()).filter(|ok| *ok).count()
         });
         assert_eq!(added, 1);
+        assert!(list.all().unwrap() == ids.iter().copied().collect());
         // Lines that an editor ended otherwise are the same sessions; what is none is an error, for all sessions.
         let text = fs::read_to_string(&list.path).unwrap();
         fs::write(&list.path, text.replace('\n', " \r\n")).unwrap();

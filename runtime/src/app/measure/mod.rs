@@ -231,10 +231,10 @@ fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Resu
     let own = session.party();
     let mut net = LinkNet::new(session, run);
     let keys = agree_keys(program.module.setting, own, &mut net)?;
-    let key = agree_weight_key(own, &mut net)?;
+    let key = agree_weight_key(Party::Client, own, &mut net)?;
     let zeros: Arc<dyn TensorSource> = Arc::new(Zeros::of(&program.module, &program.bound));
     let server = (own == Party::Server).then(|| Arc::clone(&zeros));
-    let weights = Weights::share(&program.module, own, key.as_ref(), zeros, server, &mut net)?;
+    let weights = Weights::share(&program.module, (Party::Client, own), key.as_ref(), zeros, server, &mut net)?;
     settings::begin(Arc::clone(&program.module), own, keys, Arc::new(weights), threads)
 }
 

@@ -27,18 +27,27 @@
 
 use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::{Diagnostic, Result};
-use ombra_kernels::entries::{Tables, sums_of_entries};
+use ombra_kernels::entries::sums_of_entries;
 use ombra_kernels::isa::Isa;
 
 use super::products::{Operand, end, minus, plus};
 use super::share::Share;
+use super::tables::CurveTables;
 use super::{Cx, Purpose};
 
 /// Fraction bits of `P_1` and `P_2` beside half of those of the result: what is left of them are the mask's powers'.
 const MORE: [u8; 2] = [2, 4];
 
-/// `f(x)` of `n` elements in a ring of `bits`.
-pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cells, bits: u8) -> Result<Share> {
+/// `f(x)` of `n` elements in a ring of `bits`; `tables` are those that the run keeps.
+pub async fn look_up(
+    cx: &Cx,
+    tables: &CurveTables,
+    x: Operand<'_>,
+    n: usize,
+    curve: Curve,
+    cells: Cells,
+    bits: u8,
+) -> Result<Share> {
     let (count, cell, scale) = (cells.count(), cells.cell, cells.scale);
     let shift = (2 * u32::from(cell)).max(u32::from(cell) + u32::from(scale / 2));
     if cells.window > 62 || cell == 0 || u32::from(bits) + shift > 64 || scale < 2 * MORE[1] {
@@ -87,7 +96,7 @@ pub async fn look_up(cx: &Cx, x: Operand<'_>, n: usize, curve: Curve, cells: Cel
     let m = ended.words()?;
     let vector = if role == 0 { vectors()? } else { cx.take(2, per * n, vector_bits)? };
     let at: Vec<usize> = m.iter().map(|m| index(*m)).collect();
-    let sums = sums_of_entries(Isa::best(), &vector, &at, &Tables::new(&cells.parabolas(curve)?));
+    let sums = sums_of_entries(Isa::best(), &vector, &at, &*tables.of(curve, cells)?);
     let mut own = [Vec::with_capacity(n), Vec::with_capacity(n), Vec::with_capacity(n)];
     for ([a0, a1, a2], m) in sums.into_iter().zip(m) {
         let u = m & low;

@@ -18,6 +18,7 @@ pub mod lookup;
 mod planes;
 pub mod products;
 pub mod share;
+pub mod tables;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -37,9 +38,7 @@ use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::rep3::embed::Table;
-use super::rep3::local::linear::Ring;
-use super::rep3::value::Value as Stored;
-use super::weights::Weights;
+use super::weights::{Found, Weight, Weights};
 use super::words::broadcast::{expand, volume, zip};
 use super::words::movement::slice;
 use super::words::ops::{is_linear, missing, operand_shape};
@@ -51,19 +50,21 @@ use embed::{Sums, embed};
 use local::role;
 use products::{Bilinear, Factor, Operand, product, times_weight};
 use share::{BitShare, Share};
-use value::{Value, terms_of, unexpected};
+use tables::CurveTables;
+use value::{Value, part_of, unexpected};
 
 /// One party of the setting in a session: its keys, and what it holds of the weights.
 pub struct Dealer {
     keys: Rc<Keys>,
     weights: Arc<Weights>,
+    tables: Rc<CurveTables>,
     role: u8,
 }
 
 impl Dealer {
     /// The side of a party with fresh keys.
     pub fn new(party: Party, keys: Keys, weights: Arc<Weights>) -> Self {
-        Dealer { keys: Rc::new(keys), weights, role: party.index() as u8 }
+        Dealer { keys: Rc::new(keys), weights, tables: Rc::default(), role: party.index() as u8 }
     }
 }
 
@@ -92,7 +93,7 @@ impl Side for Dealer {
                 if !is_interactive(op, [public(0), public(1)]) {
                     return local::run(site, &args).map(Begun::Value);
                 }
-                let mut task = start(site, cx, args)?;
+                let mut task = start(site, cx, args, Rc::clone(&self.tables))?;
                 return Ok(match task.poll()? {
                     Some(Ended::Value(value)) => Begun::Value(Arc::new(value)),
                     Some(Ended::Opened(words)) => Begun::Opened(words),
@@ -105,15 +106,16 @@ impl Side for Dealer {
 
     fn weight(&self, id: Id, user: &Op, slot: usize) -> Result<Arc<Value>> {
         let is_matrix = slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed);
-        let stored = self.weights.get(id, is_matrix)?;
-        let stored = match &*stored {
-            Stored::Matrix(matrix) if matrix.is_secret() => return Ok(Arc::new(Value::Matrix(stored))),
-            Stored::Matrix(_) => self.weights.get(id, false)?,
-            // What is stored is multiplied where it lies.
-            Stored::Ring(Ring::Shared(_)) if is_matrix => return Ok(Arc::new(Value::Matrix(stored))),
-            _ => stored,
+        let weight = match self.weights.get(id, is_matrix)? {
+            Found::Matrix(matrix) if matrix.is_secret() => return Ok(Arc::new(Value::Matrix(matrix))),
+            // What everybody knows is multiplied whole.
+            Found::Matrix(matrix) => Arc::new(matrix.block(0, matrix.rows)?),
+            Found::Whole(weight) => weight,
         };
-        terms_of(self.role, stored.ring()?).map(Arc::new)
+        Ok(Arc::new(match Arc::unwrap_or_clone(weight) {
+            Weight::Public(words) => Value::Public(words),
+            Weight::Private(terms) => Value::Weight(terms),
+        }))
     }
 
     fn settled(&self, value: &Arc<Value>) -> Result<Arc<Value>> {
@@ -175,7 +177,7 @@ async fn reveal(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Option<Vec<u64
 }
 
 /// The task of an op that sends messages.
-fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Value>>> {
+fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>) -> Result<Task<Ended<Value>>> {
     let node = site.node();
     let (n, threads, role) = (site.bound.len(site.id), site.threads, role(site));
     let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
@@ -223,7 +225,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>) -> Result<Task<Ended<Val
             Op::ExpDigits { scale, window, tail } => lookup::exp_digits(cx, first, n, *scale, (*window, *tail)).await?,
             Op::Lookup { curve, window, cell, bits, scale } => {
                 let cells = Cells { window: *window, from: from_scale, cell: *cell, scale: *scale };
-                curve::look_up(cx, first, n, *curve, cells, *bits).await?
+                curve::look_up(cx, &tables, first, n, *curve, cells, *bits).await?
             }
             Op::Select => {
                 let [b] = wide.as_slice() else { return Err(missing()) };
@@ -290,23 +292,6 @@ enum Part {
     Whole,
 }
 
-/// The words of a part of a weight of two terms.
-fn part_of<'a>(part: Part, first: Option<&'a [u64]>, second: Option<&'a [u64]>) -> Result<Cow<'a, [u64]>> {
-    let none = || unexpected("a term of a weight");
-    Ok(match part {
-        Part::First => Cow::Borrowed(first.ok_or_else(none)?),
-        Part::Second => Cow::Borrowed(second.ok_or_else(none)?),
-        Part::Whole => Cow::Owned(products::plus(first.ok_or_else(none)?.to_vec(), second.ok_or_else(none)?)),
-    })
-}
-
-/// The same of a weight as it is stored or made.
-fn part_of_ring(role: u8, part: Part, ring: &Ring) -> Result<Cow<'_, [u64]>> {
-    let Ring::Shared(shared) = ring else { return Err(unexpected("a private weight")) };
-    let [first, second] = value::terms(role, shared);
-    part_of(part, first, second)
-}
-
 /// `x · W` of a part of a weight, which may be made block by block: blocks of `W`'s rows meet blocks of `x`'s columns, or
 /// give blocks of the result's columns where `W` is given with its axes exchanged.
 fn times(
@@ -322,11 +307,8 @@ fn times(
         Ok(Plan::new(xs, ws, trans_b)?.sum_of_products(&pair, threads)?.unwrap_or_default())
     };
     let matrix = match weight {
-        Value::Weight(terms) => return product(x, shape, &terms.part(part)?, weight_shape),
-        Value::Matrix(stored) => match &**stored {
-            Stored::Matrix(matrix) => matrix,
-            stored => return product(x, shape, &part_of_ring(role, part, stored.ring()?)?, weight_shape),
-        },
+        Value::Weight(terms) => return product(x, shape, &part_of(part, terms)?, weight_shape),
+        Value::Matrix(matrix) => matrix,
         _ => return Err(unexpected("a private weight")),
     };
     let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
@@ -334,12 +316,13 @@ fn times(
     let step = matrix.block_rows();
     for start in (0..matrix.rows).step_by(step) {
         let count = step.min(matrix.rows - start);
-        let ring;
+        let made;
         let block = match (role, part) {
             (1, Part::Whole) => Cow::Owned(matrix.whole(start, count)?),
             _ => {
-                ring = matrix.block(start, count)?;
-                part_of_ring(role, part, &ring)?
+                made = matrix.block(start, count)?;
+                let Weight::Private(terms) = &made else { return Err(unexpected("a private weight")) };
+                part_of(part, terms)?
             }
         };
         if trans_b || count == matrix.rows {
@@ -424,7 +407,7 @@ impl<'a> Operation<'a> {
                 }
                 _ => {
                     let Value::Weight(terms) = value else { return Err(unexpected("a private weight")) };
-                    let term = terms.part(part)?;
+                    let term = part_of(part, terms)?;
                     if weight == 1 { self.apply(x, &term) } else { self.apply(&term, x) }
                 }
             }

@@ -1,17 +1,15 @@
 //! What one party holds of the result of an op.
 
-use std::sync::Arc;
-
 use ombra_ir::bind::Bound;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 use std::borrow::Cow;
 use zeroize::Zeroizing;
 
+use super::Part;
+use super::products::plus;
 use super::share::{BitShare, Masked, Share};
-use super::{Part, part_of};
-use crate::settings::rep3::local::linear::Ring;
-use crate::settings::rep3::share::Shared;
+use crate::settings::weights::{Matrix, Terms};
 
 /// The result of an op at one party. Its shape is in [`Bound`]; it has no `Debug`.
 pub enum Value {
@@ -31,58 +29,25 @@ pub enum Value {
     Bits(BitShare),
     /// A private weight, or what was moved from one.
     Weight(Terms),
-    /// A matrix of weights that is made block by block, or multiplied where it is stored.
-    Matrix(Arc<crate::settings::rep3::value::Value>),
+    /// A matrix of a private weight that is made block by block.
+    Matrix(Matrix),
 }
 
-/// The two terms of a private weight, `W = first + second`: the first at client and server, the second at server and dealer.
-pub struct Terms {
-    /// The term of client and server.
-    pub first: Option<Zeroizing<Vec<u64>>>,
-    /// The term of server and dealer.
-    pub second: Option<Zeroizing<Vec<u64>>>,
+/// The words of a part of a weight.
+pub(super) fn part_of(part: Part, terms: &Terms) -> Result<Cow<'_, [u64]>> {
+    let none = || unexpected("a term of a weight");
+    let [first, second] = [&terms.first, &terms.second].map(|term| term.as_ref().map(|words| words.as_slice()));
+    Ok(match part {
+        Part::First => Cow::Borrowed(first.ok_or_else(none)?),
+        Part::Second => Cow::Borrowed(second.ok_or_else(none)?),
+        Part::Whole => Cow::Owned(plus(first.ok_or_else(none)?.to_vec(), second.ok_or_else(none)?)),
+    })
 }
 
-impl Terms {
-    /// The terms with `f` applied to each: a linear map.
-    pub fn map(&self, f: impl Fn(&[u64]) -> Result<Vec<u64>>) -> Result<Terms> {
-        let of = |term: &Option<Zeroizing<Vec<u64>>>| term.as_ref().map(|t| f(t).map(Zeroizing::new)).transpose();
-        Ok(Terms { first: of(&self.first)?, second: of(&self.second)? })
-    }
-
-    /// The words of a part.
-    pub(super) fn part(&self, part: Part) -> Result<Cow<'_, [u64]>> {
-        let [first, second] = [&self.first, &self.second].map(|term| term.as_ref().map(|term| term.as_slice()));
-        part_of(part, first, second)
-    }
-
-    /// This party's share of the weight: the first term at the client, the second at the server.
-    pub fn share(&self, role: u8) -> Option<&[u64]> {
-        let term = if role == 0 { &self.first } else { &self.second };
-        term.as_ref().map(|term| term.as_slice()).filter(|_| role < 2)
-    }
-}
-
-/// The two terms of a weight as the shared set-up holds them.
-pub(super) fn terms(role: u8, shared: &Shared) -> [Option<&[u64]>; 2] {
-    let (a, b) = (shared.a.data(), shared.b.data());
-    match role {
-        0 => [b, None],
-        1 => [a, b],
-        _ => [None, a],
-    }
-}
-
-/// A weight as the shared set-up holds it.
-pub(super) fn terms_of(role: u8, ring: &Ring) -> Result<Value> {
-    match ring {
-        Ring::Public(words) => Ok(Value::Public(words.clone())),
-        Ring::Shared(shared) => {
-            let [first, second] = terms(role, shared).map(|term| term.map(|words| Zeroizing::new(words.to_vec())));
-            Ok(Value::Weight(Terms { first, second }))
-        }
-        Ring::Two(_) | Ring::Three(_) => Err(unexpected("a weight")),
-    }
+/// A party's share of a weight: the first term at the client, the second at the server.
+fn share_of(role: u8, terms: &Terms) -> Option<&[u64]> {
+    let term = if role == 0 { &terms.first } else { &terms.second };
+    term.as_ref().map(|words| words.as_slice()).filter(|_| role < 2)
 }
 
 impl Value {
@@ -107,7 +72,7 @@ impl Value {
     pub(super) fn share(&self, role: u8) -> Result<Option<Cow<'_, [u64]>>> {
         match self {
             Value::Share(share) => Ok(share.words().map(Cow::Borrowed)),
-            Value::Weight(terms) => Ok(terms.share(role).map(Cow::Borrowed)),
+            Value::Weight(terms) => Ok(share_of(role, terms).map(Cow::Borrowed)),
             Value::Public(words) => Ok(Some(Cow::Borrowed(words.as_slice())).filter(|_| role == 0)),
             Value::Masked(masked) | Value::Held(masked) => {
                 Ok(masked.share(role).words().map(|words| Cow::Owned(words.to_vec())))

@@ -24,7 +24,7 @@ use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::share::Shared;
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::truncate;
-use crate::settings::weights::Matrix;
+use crate::settings::weights::{Matrix, Weight};
 
 /// Whether an op has a kernel here: it sends messages, or may.
 pub(super) fn has_kernel(op: &Op) -> bool {
@@ -126,8 +126,8 @@ fn too_few() -> Diagnostic {
 
 fn shared_block(matrix: &Matrix, start: usize, count: usize) -> Result<Shared> {
     match matrix.block(start, count)? {
-        Ring::Shared(shared) => Ok(shared),
-        _ => Err(Diagnostic::internal("E0811", "a lookup in a table that is not secret")),
+        Weight::Private(terms) => Ok(Shared::weight(matrix.party(), terms)),
+        Weight::Public(_) => Err(Diagnostic::internal("E0811", "a lookup in a table that is not secret")),
     }
 }
 

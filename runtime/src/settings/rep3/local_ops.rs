@@ -83,7 +83,7 @@ fn matmul_in_blocks(site: Site<'_>, x: &Ring, w: &Matrix, trans_b: bool) -> Resu
     // One empty block at least, which gives the form of the result.
     for start in (0..w.rows.max(1)).step_by(step) {
         let count = step.min(w.rows - start);
-        let block = w.block(start, count)?;
+        let block = Ring::weight(w.party(), w.block(start, count)?);
         let right = View { value: &block, shape: &[count, w.columns] };
         let product = if trans_b || count == w.rows {
             matmul(role_of(&site), View { value: x, shape }, right, trans_b, site.threads)?

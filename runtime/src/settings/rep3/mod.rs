@@ -35,7 +35,7 @@ use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::Ty;
 
 pub use super::cx::{Cx, Keys, Purpose};
-use super::weights::Weights;
+use super::weights::{Found, Weights};
 use super::words::movement::slice;
 use super::words::ops::is_linear;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
@@ -94,7 +94,11 @@ impl Side for Rep3 {
     }
 
     fn weight(&self, id: Id, user: &Op, slot: usize) -> Result<Arc<Value>> {
-        self.weights.get(id, slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed))
+        let found = self.weights.get(id, slot == 1 && matches!(user, Op::MatMul { .. } | Op::Embed))?;
+        Ok(Arc::new(match found {
+            Found::Whole(weight) => Value::Ring(Ring::weight(self.weights.party(), Arc::unwrap_or_clone(weight))),
+            Found::Matrix(matrix) => Value::Matrix(matrix),
+        }))
     }
 
     fn settled(&self, value: &Arc<Value>) -> Result<Arc<Value>> {

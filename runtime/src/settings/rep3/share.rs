@@ -6,7 +6,10 @@
 //!
 //! No type here has `Debug` or `PartialEq`. Shares are wiped when they are dropped; temporaries inside a kernel are not.
 
+use ombra_ir::module::Party;
 use zeroize::Zeroizing;
+
+use crate::settings::weights::{Terms, Words};
 
 /// One component `x_i` of a sharing.
 pub enum Component {
@@ -15,6 +18,8 @@ pub enum Component {
     Zero,
     /// One word an element, row-major.
     Data(Zeroizing<Vec<u64>>),
+    /// The same, of a weight that sessions share.
+    Weight(Words),
 }
 
 impl Component {
@@ -23,6 +28,7 @@ impl Component {
         match self {
             Component::Zero => None,
             Component::Data(words) => Some(words),
+            Component::Weight(words) => Some(words),
         }
     }
 
@@ -52,6 +58,17 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// A private weight: its first term is component 1, its second one component 2, and component 0 is zero.
+    pub fn weight(party: Party, terms: Terms) -> Self {
+        let component = |term: Option<Words>| term.map_or(Component::Zero, Component::Weight);
+        let (first, second) = (component(terms.first), component(terms.second));
+        match party {
+            Party::Client => Shared { a: Component::Zero, b: first },
+            Party::Server => Shared { a: first, b: second },
+            Party::Helper | Party::Dealer => Shared { a: second, b: Component::Zero },
+        }
+    }
+
     /// A sharing of public zeros.
     pub fn zero() -> Self {
         Shared { a: Component::Zero, b: Component::Zero }

@@ -6,6 +6,7 @@ use super::rank::assert_full_rank;
 use super::*;
 use crate::settings::dealer::curve::look_up;
 use crate::settings::dealer::products::{Operand, mask};
+use crate::settings::dealer::tables::CurveTables;
 
 /// `f(x)` of integers at `cells.from` in a ring of `from` bits, as reals.
 fn looked_up(seed: u64, x: &[i64], from: u8, curve: Curve, cells: Cells, bits: u8) -> Vec<f64> {
@@ -16,7 +17,7 @@ fn looked_up(seed: u64, x: &[i64], from: u8, curve: Curve, cells: Cells, bits: u
     let sizes = Sizes { from_bits: from, ..sizes(n, bits) };
     let result = run(seed, &op, &sizes, |cx, role| {
         let x = Rc::clone(&shares[role]);
-        async move { look_up(&cx, Operand::Share(&x), n, curve, cells, bits).await }
+        async move { look_up(&cx, &CurveTables::default(), Operand::Share(&x), n, curve, cells, bits).await }
     });
     let real = |x: u64| signed(x, bits) as f64 * (-f64::from(scale)).exp2();
     open(&result, n, bits).into_iter().map(real).collect()
@@ -106,7 +107,7 @@ fn what_is_received_is_masked() {
         let declared = traffic(&op, &sizes(N, bits));
         assert_full_rank(&format!("{op:?}"), &declared, |cx, role| {
             let x = Rc::clone(&x[role]);
-            async move { look_up(&cx, Operand::Share(&x), N, Curve::Gelu, cells, bits).await }
+            async move { look_up(&cx, &CurveTables::default(), Operand::Share(&x), N, Curve::Gelu, cells, bits).await }
         });
         let masked = traffic(&op, &Sizes { forms: [Sharing::Masked, Sharing::Public], ..sizes(N, bits) });
         let mut both = traffic(&Op::Mask, &sizes(N, 16));
@@ -116,7 +117,7 @@ fn what_is_received_is_masked() {
             let x = Rc::clone(&x[role]);
             async move {
                 let x = mask(&cx.at_level(1), &x, N, 16).await?;
-                look_up(&cx, Operand::Ready(&x), N, Curve::Gelu, cells, bits).await
+                look_up(&cx, &CurveTables::default(), Operand::Ready(&x), N, Curve::Gelu, cells, bits).await
             }
         });
     }

@@ -5,9 +5,11 @@
 
 use std::borrow::Cow;
 
+use ombra_ir::module::Party;
 use ombra_ir::{Diagnostic, Result};
 
 use crate::settings::rep3::share::{Component, Shared, Sum, ring_mask};
+use crate::settings::weights::Weight;
 use crate::settings::words::broadcast::{expand, volume, zip};
 use crate::settings::words::movement;
 
@@ -55,6 +57,14 @@ impl Term {
 }
 
 impl Ring {
+    /// A weight as a party has it.
+    pub fn weight(party: Party, weight: Weight) -> Ring {
+        match weight {
+            Weight::Public(words) => Ring::Public(words),
+            Weight::Private(terms) => Ring::Shared(Shared::weight(party, terms)),
+        }
+    }
+
     /// The form and the words of a product. A sharing, which no product is, counts as a sum without words.
     pub fn into_term(self) -> (Term, Option<Vec<u64>>) {
         match self {
