@@ -7,6 +7,7 @@
 use super::files;
 use ombra_compiler::expand::expand;
 use ombra_compiler::passes::assign_masks::assign_masks;
+use ombra_compiler::passes::delay_normalisation::delay_normalisation;
 use ombra_compiler::passes::narrow_rings::narrow_rings;
 use ombra_ir::bind::bind;
 use ombra_ir::module::{Module, Setting};
@@ -91,7 +92,8 @@ fn composites() {
         check(&lowered, "as it is", Some(UNIT));
         for setting in Setting::ALL {
             let expanded = expand(&Module { setting, ..lowered.clone() }).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-            let expanded = assign_masks(narrow_rings(expanded).unwrap()).unwrap();
+            let delayed = delay_normalisation(expanded).unwrap();
+            let expanded = assign_masks(narrow_rings(delayed).unwrap()).unwrap();
             assert_eq!(verify(&expanded).err(), None, "{path:?} in {}", setting.name());
             check(&expanded, setting.name(), None);
         }

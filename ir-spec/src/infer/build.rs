@@ -52,12 +52,12 @@ pub fn push_like(module: &mut Module, node: &Node, op: Op, args: &[Id]) -> Resul
 pub fn tighten(module: &mut Module, id: Id, bound: u8, from: BoundFrom, finer: &Norms) {
     let Some(node) = module.ops.get(id.index()) else { return };
     let norms = node.ty.norms.finer(finer);
-    if bound >= node.ty.bound && norms == node.ty.norms {
-        return;
-    }
     let mut ty = Ty { bound: bound.min(node.ty.bound), bound_from: from, norms, ..node.ty.clone() };
     if !node.op.description().declares_bound {
         ty.norms = norms::concise(&ty, &TypeCx::of(module));
+    }
+    if (ty.bound, ty.norms) == (node.ty.bound, node.ty.norms) {
+        return;
     }
     if let Some(node) = module.ops.get_mut(id.index()) {
         node.ty = ty;

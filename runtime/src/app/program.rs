@@ -11,6 +11,7 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::Plan;
 use ombra_ir::schedule::{Cost, Schedule, schedule};
+use ombra_ir::settings::dealer::exp_table;
 use ombra_ir::ty::{Elem, Sharing};
 use ombra_ir::{Diagnostic, Result, verify};
 
@@ -140,12 +141,14 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
 /// cells, and words of the mask or the index, of sums, what is opened and its masks, and factors.
 fn temporary_bytes(module: &Module, op: &Op) -> u64 {
     let has_dealer = module.setting.protocol().dealer.is_some();
-    let words = match op {
+    let words = match *op {
         Op::Lookup { window, cell, .. } => {
-            let cells = 1u64.checked_shl(window.saturating_sub(*cell).into()).unwrap_or(u64::MAX);
+            let cells = 1u64.checked_shl(window.saturating_sub(cell).into()).unwrap_or(u64::MAX);
             cells.div_ceil(64).saturating_add(12)
         }
-        Op::ExpDigits { .. } if has_dealer => 8,
+        Op::ExpDigits { window, tail, .. } if has_dealer => {
+            (exp_table(window, tail).count as u64).div_ceil(64).saturating_add(8)
+        }
         _ => 0,
     };
     words.saturating_mul(8)
@@ -263,6 +266,7 @@ mod tests {
     use ombra_ir::curve::Curve;
     use ombra_ir::dim::Dims;
     use ombra_ir::module::Stage;
+    use ombra_ir::op::EXP_WINDOW;
     use ombra_ir::settings::Setting;
 
     use super::*;
@@ -275,7 +279,7 @@ mod tests {
         let lookup = |cells: u8| Op::Lookup { curve: Curve::Gelu, window: 10 + cells, cell: 10, bits: 32, scale: 20 };
         assert_eq!(temporary_bytes(&dealer, &lookup(10)), 8 * (16 + 12));
         assert_eq!(temporary_bytes(&dealer, &lookup(3)), 8 * (1 + 12), "a vector is of whole words");
-        let exponential = Op::ExpDigits { scale: 20, tail: false };
+        let exponential = Op::ExpDigits { scale: 20, window: EXP_WINDOW, tail: false };
         assert!(temporary_bytes(&dealer, &exponential) > temporary_bytes(&module(Setting::ThreeParty), &exponential));
         assert_eq!(temporary_bytes(&dealer, &Op::Add), 0);
     }

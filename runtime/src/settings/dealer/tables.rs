@@ -15,14 +15,14 @@ const MOST: usize = 64;
 pub struct CurveTables(RefCell<Vec<Made>>);
 
 /// Tables, and what they were made from.
-type Made = ((Curve, Cells), Rc<Tables>);
+type Made = ((Curve, Cells), Rc<Tables<3>>);
 
 impl CurveTables {
     /// The tables of `curve` in `cells`.
     ///
     /// # Errors
     /// Those of [`Cells::parabolas`].
-    pub fn of(&self, curve: Curve, cells: Cells) -> Result<Rc<Tables>> {
+    pub fn of(&self, curve: Curve, cells: Cells) -> Result<Rc<Tables<3>>> {
         let mut kept = self.0.borrow_mut();
         if let Some((_, tables)) = kept.iter().find(|(of, _)| *of == (curve, cells)) {
             return Ok(Rc::clone(tables));

@@ -11,6 +11,7 @@ use crate::settings::dealer::curve::look_up;
 use crate::settings::dealer::divide::divide;
 use crate::settings::dealer::lookup::exp_digits;
 use crate::settings::dealer::products::{Bilinear, Operand, hold, mask, product};
+use crate::settings::dealer::tables::CurveTables;
 use crate::settings::dealer::tree::{arg_max, row_max};
 use crate::settings::testing::deviation;
 
@@ -88,7 +89,7 @@ fn messages(op: &Op, x: u64, holder: usize, seed: u64) -> Vec<Sent> {
                     exp_digits(&cx, Operand::Share(&share), N, scale, (window, tail)).await.map(drop)
                 }
                 Op::Lookup { curve, bits, .. } => {
-                    look_up(&cx, Operand::Share(&share), N, curve, CELLS, bits).await.map(drop)
+                    look_up(&cx, &CurveTables::default(), Operand::Share(&share), N, curve, CELLS, bits).await.map(drop)
                 }
                 other => panic!("no kernel for {other:?}"),
             }
