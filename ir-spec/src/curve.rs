@@ -24,12 +24,28 @@ pub enum Curve {
     Sigmoid,
     /// The error function.
     Erf,
+    /// `1 / x` from 0.3 on, 10/3 below; cells count from 0, none is below.
+    Reciprocal,
+    /// `1 / √x` from 0.3 on, and 1.83 below; likewise.
+    Rsqrt,
 }
+
+/// Below it, functions that have a pole at 0 stay as they are.
+const POLE: f64 = 0.3;
 
 impl Curve {
     /// All of them.
-    pub const ALL: [Curve; 7] =
-        [Curve::Gelu, Curve::GeluTanh, Curve::Silu, Curve::Softplus, Curve::Tanh, Curve::Sigmoid, Curve::Erf];
+    pub const ALL: [Curve; 9] = [
+        Curve::Gelu,
+        Curve::GeluTanh,
+        Curve::Silu,
+        Curve::Softplus,
+        Curve::Tanh,
+        Curve::Sigmoid,
+        Curve::Erf,
+        Curve::Reciprocal,
+        Curve::Rsqrt,
+    ];
 
     /// The word that stands for it in the text form.
     pub fn name(self) -> &'static str {
@@ -41,6 +57,8 @@ impl Curve {
             Curve::Tanh => "tanh",
             Curve::Sigmoid => "sigmoid",
             Curve::Erf => "erf",
+            Curve::Reciprocal => "reciprocal",
+            Curve::Rsqrt => "rsqrt",
         }
     }
 
@@ -57,7 +75,14 @@ impl Curve {
             Curve::Tanh => libm::tanh(x),
             Curve::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
             Curve::Erf => libm::erf(x),
+            Curve::Reciprocal => 1.0 / x.max(POLE),
+            Curve::Rsqrt => 1.0 / libm::sqrt(x.max(POLE)),
         }
+    }
+
+    /// Whether all cells of a table are from 0 on; half of them are below otherwise.
+    fn is_of_positive(self) -> bool {
+        matches!(self, Curve::Reciprocal | Curve::Rsqrt)
     }
 }
 
@@ -94,7 +119,7 @@ impl Cells {
         let node = libm::sqrt(3.0) / 2.0;
         let mut table = [Vec::new(), Vec::new(), Vec::new()];
         for cell in 0..n {
-            let middle = width * (if cell < n / 2 { cell } else { cell - n }) as f64;
+            let middle = width * (if cell < n / 2 || curve.is_of_positive() { cell } else { cell - n }) as f64;
             let [low, at, high] = [-node, 0.0, node].map(|u| curve.at(middle + width * u));
             let parabola = [at, (high - low) / (2.0 * node), (high + low - 2.0 * at) / (2.0 * node * node)];
             for (list, coefficient) in table.iter_mut().zip(parabola) {
@@ -131,6 +156,24 @@ mod tests {
             }
         }
         worst
+    }
+
+    /// Of positive values from 0.4 to 1.9, relative.
+    #[test]
+    fn parabolas_of_inverses_are_as_close_as_stated() {
+        for (curve, most) in [(Curve::Reciprocal, 1.6e-5), (Curve::Rsqrt, 5e-6)] {
+            let table = Cells { window: 17, from: 16, cell: 10, scale: 40 }.parabolas(curve).unwrap();
+            let mut worst = 0.0f64;
+            for step in 0..20_000 {
+                let x = 0.4 + 1.5 * f64::from(step) / 20_000.0;
+                for cell in [0, 1].map(|next| (x * 64.0) as usize + next) {
+                    let u = x * 64.0 - cell as f64;
+                    let at = |k: usize| libm::ldexp(table[k][cell] as f64, -40);
+                    worst = worst.max(((at(0) + u * (at(1) + u * at(2))) / curve.at(x) - 1.0).abs());
+                }
+            }
+            assert!(worst < most, "{}: {worst:.2e}", curve.name());
+        }
     }
 
     #[test]

@@ -13,13 +13,15 @@
 //! | tanh | 16, w = 1/8 | 8, w = 1/8 | 1.7e-4 | 2.3e-4 | 3.8e-7 |
 //! | sigmoid | 32, w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
 //! | erf | 4, w = 1/16 | 4, w = 1/16 | 5e-5 | 9e-5 | 3e-8 |
+//!
+//! Inverses are looked up where a value was brought near 1 by a factor, [`inverse`].
 
 use super::{Emit, fixed, ring_of};
-use ombra_ir::Result;
 use ombra_ir::curve::Curve;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::ty::BoundFrom;
+use ombra_ir::{Diagnostic, Result};
 use std::cmp::Ordering;
 
 /// Fraction bits of an operand at least, so that cells have some units, and at most.
@@ -56,23 +58,40 @@ struct Form {
     beyond: Beyond,
 }
 
-fn form(curve: Curve) -> Form {
+fn form(curve: Curve) -> Option<Form> {
     let table = |range, cell| Table { range, cell };
     let of = |whole, middle, beyond| Form { whole, middle, beyond };
-    match curve {
+    Some(match curve {
         Curve::Gelu | Curve::GeluTanh => of(table(5, -2), table(3, -3), Beyond::Line),
         Curve::Silu => of(table(4, -3), table(4, -3), Beyond::Line),
         Curve::Softplus => of(table(5, -2), table(4, -2), Beyond::Line),
         Curve::Tanh => of(table(4, -3), table(3, -3), Beyond::Ends(-1, 1)),
         Curve::Sigmoid => of(table(5, -2), table(4, -2), Beyond::Ends(0, 1)),
         Curve::Erf => of(table(2, -4), table(2, -4), Beyond::Ends(-1, 1)),
-    }
+        Curve::Reciprocal | Curve::Rsqrt => return None,
+    })
+}
+
+/// Fraction bits of the operand of an inverse, and the logarithm of its cells' width.
+const INVERSE_FROM: u8 = 20;
+const INVERSE_CELL: u8 = 6;
+/// Fraction bits of an inverse.
+pub(super) const INVERSE_SCALE: u8 = 28;
+
+/// `1/x` or `1/√x` of `x` from 0.4 to 1.95 with [`INVERSE_SCALE`] fraction bits, in the smallest ring; error 3e-5 relative
+/// for `1/x` below 1/2, else 1.5e-5.
+pub(super) fn inverse(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
+    let x = brought_to(e, x, INVERSE_FROM, ring_of(INVERSE_FROM + 1))?;
+    let cell = INVERSE_FROM - INVERSE_CELL;
+    let op = Op::Lookup { curve, window: INVERSE_FROM + 1, cell, bits: RING, scale: INVERSE_SCALE };
+    e.guarded(op, &[x], INVERSE_SCALE + 2)
 }
 
 /// The function in the ring and at the scale of `x`.
 pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let (outer, scale, _) = e.ring(x)?;
-    let Form { whole, middle, beyond } = form(curve);
+    let none = || Diagnostic::internal("E0505", format!("no table of {} for all values", curve.name()));
+    let Form { whole, middle, beyond } = form(curve).ok_or_else(none)?;
     let from = scale.clamp(COARSEST, FINEST);
     let y = if e.max_size(x)? <= libm::exp2(f64::from(whole.range)) - libm::exp2(f64::from(whole.cell)) {
         let x = brought_to(e, x, from, ring_of(whole.range + 1 + from))?;

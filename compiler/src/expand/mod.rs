@@ -97,7 +97,7 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     let mut e = Emit { module, origin };
     let x = args[0];
     let result = (node.ty.bound, node.ty.bound_from);
-    let has_dealer = e.module.setting.protocol().dealer.is_some();
+    let has_dealer = e.has_dealer();
     let id = match &node.op {
         op if has_dealer && let Some(curve) = op.curve() => curve::looked_up(&mut e, x, curve),
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
@@ -214,6 +214,11 @@ impl Emit<'_> {
     pub(crate) fn add_real(&mut self, x: Id, k: f64) -> Result<Id> {
         let (_, scale, _) = self.ring(x)?;
         self.op(Op::AddInt { k: fixed(k, scale)? }, &[x])
+    }
+
+    /// Whether functions are looked up.
+    pub(crate) fn has_dealer(&self) -> bool {
+        self.module.setting.protocol().dealer.is_some()
     }
 
     /// What the size of a value is less than, or equal to.

@@ -11,22 +11,26 @@
 //!
 //! **Table.** As in [`inverse`](super::inverse), all comparisons are made at once, [`PER_OCTAVE`] to a power of two of `S`,
 //! and their bits choose a factor `F` with `|1 − S·F| ≤ ρ`. With `r = 1 − S·F`, the factor of the row is a cubic in `r`
-//! times a mantissa times a power of two, so that it has its precision for short rows and for long ones.
+//! times a mantissa times a power of two, so that it has its precision for short rows and for long ones. With a dealer,
+//! `1/√(S·F)` is one lookup in place of the cubic, and a step is two powers of two: `S·F` from 0.4 to 1.6.
 //!
 //! Errors relative to the row's maximum entry: 2e-5 below `2^30` units, where a row has one level, and 6e-5 within a
 //! factor of 16 of the longest row that is allowed; 1e-4 up to `2^42`;
 //! 2e-3 up to `2^46`; 5e-2 up to `2^50`. Rounds: 1 for the statistic, the comparisons of as many bits as lie between
 //! `n·eps` and the longest row, 1 for their bits, 7 for the cubic, 2 an element; one or two more where there are levels.
 
+use super::curve::{self, INVERSE_SCALE};
 use super::inverse::{choose_part, coefficients, constant};
 use super::{Emit, fixed};
+use ombra_ir::curve::Curve;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
-/// Steps of the table in a power of two of the statistic.
+/// Steps of the table in a power of two of the statistic: for a cubic, and for a lookup.
 const PER_OCTAVE: f64 = 3.0;
+const PER_OCTAVE_LOOKED_UP: f64 = 0.5;
 /// Low bits left out of comparisons: so many powers of two below the least threshold.
 const BLUR: i32 = 4;
 /// Where a row's level begins, it is enough to know so many powers of two of the statistic.
@@ -52,6 +56,8 @@ const FINE: u8 = 24;
 const COEFFICIENT: u8 = 11;
 /// Fraction bits of the cubic beside a power of two: the most that leave that a whole number.
 const PRECISIONS: [u8; 4] = [22, 18, 15, 11];
+/// The same beside what is looked up, whose steps are wider.
+const PRECISIONS_LOOKED_UP: [u8; 5] = [22, 18, 15, 13, 11];
 /// Bits of the factor of the longest row, where there is room: rows as long as that are hardly seen.
 const LEAST_FACTOR: f64 = 15.0;
 /// Bits of a product of an element and its row's factor.
@@ -147,9 +153,9 @@ struct Steps {
 }
 
 /// Steps of one ratio from the least statistic that is taken for one of a step to the maximum.
-fn steps_of(level: &Level) -> Steps {
+fn steps_of(level: &Level, per_octave: f64) -> Steps {
     let own = |log: f64| libm::exp2(log - 2.0 * f64::from(level.cut));
-    let ratio = libm::exp2(1.0 / PER_OCTAVE);
+    let ratio = libm::exp2(1.0 / per_octave);
     let (begin, end) = (own(level.from), own(level.to));
     let drop = dropped(libm::log2(begin * ratio), BLUR);
     let blur = if drop > 0 { libm::ldexp(1.0, drop.into()) } else { 0.0 };
@@ -172,7 +178,7 @@ fn dropped(least: f64, blur: i32) -> u8 {
 }
 
 /// The table of every level, and the maximum `|1 − S·F|` in it. `gain / √S` is what the row's factor is.
-fn table(levels: &[Level], gain: f64) -> (Vec<Vec<Step>>, f64) {
+fn table(levels: &[Level], per_octave: f64, gain: f64) -> (Vec<Vec<Step>>, f64) {
     let mut rho = 0.0f64;
     let mut step = |level: &Level, [_, least, most]: [f64; 3]| {
         let coarse = level.cut == 0 && most > libm::exp2(COARSE);
@@ -191,7 +197,8 @@ fn table(levels: &[Level], gain: f64) -> (Vec<Vec<Step>>, f64) {
             exponent,
         }
     };
-    let steps = levels.iter().map(|level| steps_of(level).ends.into_iter().map(|ends| step(level, ends)).collect());
+    let steps =
+        levels.iter().map(|level| steps_of(level, per_octave).ends.into_iter().map(|ends| step(level, ends)).collect());
     let steps = steps.collect();
     (steps, rho)
 }
@@ -200,7 +207,8 @@ fn table(levels: &[Level], gain: f64) -> (Vec<Vec<Step>>, f64) {
 fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8) -> Result<Id> {
     let whole_eps = libm::round(eps);
     let least = libm::log2(whole_eps.max(1.0));
-    let most = libm::log2(libm::exp2(2.0 * f64::from(form.length)) + whole_eps).max(least + 1.0 / PER_OCTAVE);
+    let per_octave = if e.has_dealer() { PER_OCTAVE_LOOKED_UP } else { PER_OCTAVE };
+    let most = libm::log2(libm::exp2(2.0 * f64::from(form.length)) + whole_eps).max(least + 1.0 / per_octave);
     let levels = levels(least, most)?;
     // x · gain / √S has its point so far to the left that the longest row's factor has some bits, and no further than any
     // row's maximum entry allows. Divisions by whole bytes cost the same.
@@ -210,9 +218,9 @@ fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8)
     let by = libm::floor(wanted.max(8.0).min(f64::from(ROOM) - 0.5 - point)) as i32;
     let by = u8::try_from(by).ok().filter(|&by| by > 0).ok_or_else(too_long)?;
     let gain = root * libm::exp2(f64::from(form.scale) + f64::from(by));
-    let (table, rho) = table(&levels, gain);
+    let (table, rho) = table(&levels, per_octave, gain);
     let statistics = levels.iter().map(|level| statistic(e, x, level, columns, eps)).collect::<Result<Vec<_>>>()?;
-    let bits = chosen(e, &levels, &statistics)?;
+    let bits = chosen(e, &levels, per_octave, &statistics)?;
     let steps: Vec<&Step> = table.iter().flatten().collect();
     // Entries of a table for every bit: within a level, bits add steps to the level's first entry.
     let starts: Vec<usize> = table.iter().scan(0, |at, steps| Some(std::mem::replace(at, *at + steps.len()))).collect();
@@ -236,17 +244,25 @@ fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8)
         });
     }
     let product = product.ok_or_else(too_long)?;
-    let minus = e.op(Op::Neg, &[product])?;
-    let rest = e.guarded(Op::AddInt { k: 1 << PRODUCT }, &[minus], PRODUCT + 1)?;
-    let r = e.truncate_to(rest, REST, REST + 1)?;
-    let [b0, b1, b2, b3] = coefficients(rho);
-    let mantissa = choose(e, &|s| fixed(s.mantissa * b0, FINE), FINE, FINE + 2)?;
-    let cubic = cubic(e, mantissa, r, [b1 / b0, b2 / b0, b3 / b0])?;
+    let mantissas = if e.has_dealer() {
+        let y = curve::inverse(e, product, Curve::Rsqrt)?;
+        let y = e.widen(y, 64, (INVERSE_SCALE + 1, BoundFrom::Guarded))?;
+        let mantissa = choose(e, &|s| fixed(s.mantissa, FINE), FINE, FINE + 1)?;
+        e.guarded(Op::Mul, &[mantissa, y], INVERSE_SCALE + FINE + 2)?
+    } else {
+        let minus = e.op(Op::Neg, &[product])?;
+        let rest = e.guarded(Op::AddInt { k: 1 << PRODUCT }, &[minus], PRODUCT + 1)?;
+        let r = e.truncate_to(rest, REST, REST + 1)?;
+        let [b0, b1, b2, b3] = coefficients(rho);
+        let mantissa = choose(e, &|s| fixed(s.mantissa * b0, FINE), FINE, FINE + 2)?;
+        cubic(e, mantissa, r, [b1 / b0, b2 / b0, b3 / b0])?
+    };
     // The mantissa with as many bits as the power of two beside it has zeros.
-    let precision = |s: &Step| PRECISIONS.into_iter().find(|&p| i32::from(p) <= s.exponent).unwrap_or(0);
+    let precisions = if e.has_dealer() { &PRECISIONS_LOOKED_UP[..] } else { &PRECISIONS };
+    let precision = |s: &Step| precisions.iter().copied().find(|&p| i32::from(p) <= s.exponent).unwrap_or(0);
     let mut factor: Option<Id> = None;
-    for p in PRECISIONS.into_iter().chain([0]).filter(|&p| steps.iter().any(|s| precision(s) == p)) {
-        let part = e.truncate_to(cubic, p, p + 2)?;
+    for p in precisions.iter().copied().chain([0]).filter(|&p| steps.iter().any(|s| precision(s) == p)) {
+        let part = e.truncate_to(mantissas, p, p + 2)?;
         let power = |s: &Step| if precision(s) == p { fixed(1.0, small(s.exponent - i32::from(p))?) } else { Ok(0) };
         let power = choose(e, &power, 0, ROOM - 1)?;
         let term = e.guarded(Op::Mul, &[part, power], ROOM)?;
@@ -308,7 +324,7 @@ fn scaled(e: &mut Emit, statistic: Id, coarse: bool) -> Result<Id> {
 
 /// The bits that choose a step, as ring elements along the last axis: of every level whether it is the row's, and where
 /// the row has passed its thresholds. The first bit is left out where there is one level. Nothing where there is one step.
-fn chosen(e: &mut Emit, levels: &[Level], statistics: &[Id]) -> Result<Option<Id>> {
+fn chosen(e: &mut Emit, levels: &[Level], per_octave: f64, statistics: &[Id]) -> Result<Option<Id>> {
     let begun = levels.iter().zip(statistics).skip(1).map(|(level, &s)| {
         let begin = level.from - 2.0 * f64::from(level.cut);
         passed(e, s, &[libm::exp2(begin)], dropped(begin, LEVEL_BLUR))
@@ -318,7 +334,7 @@ fn chosen(e: &mut Emit, levels: &[Level], statistics: &[Id]) -> Result<Option<Id
     let mut none_above: Option<Id> = None;
     let mut parts = Vec::new();
     for (j, (level, &s)) in levels.iter().zip(statistics).enumerate().rev() {
-        let steps = steps_of(level);
+        let steps = steps_of(level, per_octave);
         let thresholds: Vec<f64> = steps.ends.iter().skip(1).map(|[threshold, ..]| *threshold).collect();
         let mut bits = Vec::new();
         if let Some(&first) = j.checked_sub(1).and_then(|j| begun.get(j)) {

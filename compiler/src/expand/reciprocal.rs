@@ -11,10 +11,13 @@
 //! bucket may be taken for one of it, but none of a bucket for one below. What is normalised may then begin a little
 //! below 1, where the first approximation still holds.
 
+use super::curve::{self, INVERSE_SCALE};
 use super::{Emit, FINE, fixed};
+use ombra_ir::curve::Curve;
 use ombra_ir::dim::Dim;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
+use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
 /// Blur of a reciprocal's buckets: this many powers of two below the least threshold.
@@ -38,7 +41,7 @@ pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
 }
 
 /// `1/x` for `1 ≤ x < 2^max_log2`, with at most `finest` fraction bits: as many as come without a division, if they are
-/// not more; error 2e-5 relative.
+/// not more; error 2e-5 relative. With a dealer, one lookup takes the place of the series.
 ///
 /// Below 1 the factor is 1 and the result too small, by 3 percent at one half; at 0 it stays below 8.
 pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Result<Id> {
@@ -53,6 +56,16 @@ pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Re
     let product = e.guarded(Op::Mul, &[x, factor], scale + factor_scale + 1)?;
     let product = if scale + factor_scale < FINE { raise(e, product, FINE)? } else { product };
     let (_, product_scale, _) = e.ring(product)?;
+    let out = finest.min(FINE + factor_scale);
+    if e.has_dealer() {
+        // Half of it is from 1/2 to 1.
+        let half = e.op(Op::SetScale { scale: product_scale + 1 }, &[product])?;
+        let y = curve::inverse(e, half, Curve::Reciprocal)?;
+        let y = e.widen(y, 64, (INVERSE_SCALE + 2, BoundFrom::Guarded))?;
+        // Of twice the value, so half of the result.
+        let y = e.op(Op::SetScale { scale: INVERSE_SCALE + 1 }, &[y])?;
+        return e.product(y, factor, out, out + 1);
+    }
     let v = e.truncate_to(product, FINE, FINE + 1)?;
     // y = 24/17 − (15/32) v, within 6 % of 1/v on [1, 2).
     let scaled = e.op(Op::MulInt { k: -15 }, &[product])?;
@@ -66,7 +79,6 @@ pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Re
     let rest = e.guarded(Op::AddInt { k: 1 << FINE }, &[minus], FINE + 1)?;
     let square = e.product(rest, rest, FINE, FINE + 1)?;
     let last = e.guarded(Op::AddInt { k: 1 << FINE }, &[square], FINE + 1)?;
-    let out = finest.min(FINE + factor_scale);
     if max_log2 > LONG {
         let better = e.product(start, twice, FINE, FINE + 1)?;
         let y = e.product(better, last, FINE, FINE + 1)?;
