@@ -326,7 +326,7 @@ mod tests {
             ("%3 = matmul %0", "%3 = matmul %9", "line 9 column 16"),
             ("f32[batch, seq, 2] secret\n  %6", "f32[batch, seq, 3] secret\n  %6", "line 11 column 8"),
             ("%7 = clamp", "%7 = clasp", "line 13 column 8"),
-            ("server", "nobody", "line 8 column 63"),
+            ("server", "nobody", "line 8 column 59"),
         ] {
             let error = parse(&TEXT.replacen(from, to, 1)).expect_err(from);
             assert!(format!("{error}").contains(place), "{error}");
