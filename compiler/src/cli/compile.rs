@@ -288,6 +288,7 @@ fn write_report(
             "public": public, "private": compiled.labels.tensors.len() - public, "guessed": compiled.labels.guessed
         },
         "costs_only": compiled.plan.costs_only,
+        "strict_dealer": compiled.plan.strict_dealer,
         "changes": compiled.plan.changes,
         "bounds": {
             "of": compiled.plan.bounds_of.name(),

@@ -604,6 +604,7 @@ pub fn report(folder: &PlanFolder, threads: usize, network: String) -> Report {
     Report {
         ombra: env!("CARGO_PKG_VERSION").to_owned(),
         setting: folder.plan.module.setting.name().to_owned(),
+        strict_dealer: folder.plan.strict_dealer,
         plan_digest: folder.digest.clone(),
         backend: "cpu".to_owned(),
         threads,

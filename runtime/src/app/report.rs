@@ -19,6 +19,9 @@ pub struct Report {
     pub ombra: String,
     /// Name of the setting.
     pub setting: String,
+    /// The dealer got nothing of the private weights, and the client what the dealer gets otherwise.
+    #[serde(default)]
+    pub strict_dealer: bool,
     /// Digest of the plan.
     pub plan_digest: String,
     /// Where the client's kernels ran.

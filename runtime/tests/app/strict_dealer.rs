@@ -131,6 +131,7 @@ fn local(plan: &Folder, material: Option<&Path>) -> Pair {
     assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{one} {two}\n"), "{errors}");
     let report: Report = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
     report.check_costs().unwrap();
+    assert!(report.strict_dealer);
     report.phases[0].bytes["server"]
 }
 
