@@ -188,23 +188,13 @@ fn greater(a: f64, b: f64) -> f64 {
     if b.is_nan() { f64::INFINITY } else { a.max(b) }
 }
 
-/// The number that stands for a norm, up to quarters of a bit; `None` where it is not finite.
+/// The number that stands for a size or a norm, up to quarters of a bit; `None` where it is not finite.
 pub fn quarters(norm: f64) -> Option<u16> {
-    in_steps(norm, QUARTER)
-}
-
-/// The number that stands for a size or a norm; `None` where it is not finite.
-pub fn hundredths(norm: f64) -> Option<u16> {
-    in_steps(norm, 1)
-}
-
-/// Rounded up to a multiple of so many hundredths, beyond what double precision is off by.
-fn in_steps(norm: f64, step: u32) -> Option<u16> {
     if !norm.is_finite() {
         return None;
     }
-    let steps = libm::ceil(libm::log2(norm.max(1.0)) * f64::from(BIT / step) + 1e-9);
-    u16::try_from(steps as u32 * step).ok()
+    let quarters = libm::ceil(libm::log2(norm.max(1.0)) * 4.0 + 1e-9);
+    u16::try_from(quarters as u32 * QUARTER).ok()
 }
 
 #[cfg(test)]

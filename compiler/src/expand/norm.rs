@@ -6,7 +6,7 @@
 //! **Levels.** `S` of long rows does not fit the ring. Level `k` has `y = x / 2^k` from shares that are cut, in a ring of
 //! `64 − k` bits without a message, and holds rows up to `2^(31 + k/2)` units. Each of a secret's
 //! uniform components cuts off half a unit on average with a variance of 1/12: of three, `Σ c² + 3 Σ c + 2n` of the cut
-//! values `c` is `Σ y²` on average, off by one part in `‖y‖`; of two, `Σ c² + 2 Σ c + 5n/6`. A row belongs to the highest level whose statistic reaches where the level begins; what lower levels have of it
+//! values `c` is `Σ y²` on average, off by one part in `‖y‖`. A row belongs to the highest level whose statistic reaches where the level begins; what lower levels have of it
 //! may have wrapped and is multiplied by 0.
 //!
 //! **Table.** As in [`inverse`](super::inverse), all comparisons are made at once, [`PER_OCTAVE`] to a power of two of `S`,

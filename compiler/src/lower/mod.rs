@@ -28,7 +28,7 @@ use ombra_ir::infer::{push, push_within, tighten};
 use ombra_ir::module::{
     Count, Id, InputSlot, Module, Origin, OutputKind, OutputSlot, Party, Setting, Stage, StateSlot,
 };
-use ombra_ir::norms::{Norms, hundredths};
+use ombra_ir::norms::{Norms, quarters};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::{self, Binary, DType, Reduce};
 use ombra_ir::plan::Quantity;
@@ -245,13 +245,13 @@ impl Lower<'_> {
         }
     }
 
-    /// Tightens a value's bound to that of its range, in hundredths of a bit where the range is proven: what guards compare
-    /// is in whole bits.
+    /// Tightens a value's bound to that of its range: in quarters of a bit where the range is proven, which says little
+    /// more of the weights that it follows from.
     fn tighten(&mut self, v: ValueId, id: Id) {
         let Some((_, scale)) = self.module.ty(id).as_ring() else { return };
         let Some((bound, from)) = self.bound_at(v, scale) else { return };
         let size = self.options.ranges.size(v).filter(|_| from == BoundFrom::Weights);
-        let size = size.and_then(|size| hundredths(largest_integer(size, scale)));
+        let size = size.and_then(|size| quarters(largest_integer(size, scale)));
         tighten(&mut self.module, id, bound, from, &Norms { size, ..Norms::default() });
     }
 

@@ -31,6 +31,8 @@ const FACTOR: i64 = 2;
 const SIGNIFICANT: u8 = 13;
 /// Bits that products of the reciprocal may have: those of rings of whole bytes, less a sign.
 const ROOMS: [u8; 4] = [39, 47, 55, 62];
+/// Bits that a division takes.
+const LARGEST: u8 = 62;
 
 /// The module with the division behind the products, if its setting deals products.
 ///
@@ -82,10 +84,12 @@ fn quotients(module: &Module) -> BTreeMap<Id, Quotient> {
         let [reciprocal, of] = args(module, each, |op| matches!(op, Op::RowExpand { .. }))?;
         let products = &users[id.index()];
         let fits = alone(quotient) && alone(product) && alone(each) && of == mask && !products.is_empty();
-        let precisions = products.iter().map(|node| precision(module, id, node)).collect::<Option<Vec<_>>>()?;
+        let precisions = products.iter().map(|node| precision(module, (id, e), node)).collect::<Option<Vec<_>>>()?;
         let (_, most) = module.ty(reciprocal).as_ring()?;
         let precision = precisions.into_iter().min()?.min(most);
-        fits.then_some((id, Quotient { e, reciprocal, precision }))
+        let (_, from) = module.ty(e).as_ring()?;
+        let (_, kept) = module.ty(id).as_ring()?;
+        (fits && from >= kept).then_some((id, Quotient { e, reciprocal, precision }))
     };
     (0..module.ops.len()).filter_map(|i| quotient(Id(i as u32))).collect()
 }
@@ -97,7 +101,10 @@ fn args<const N: usize>(module: &Module, id: Id, is_kind: impl Fn(&Op) -> bool) 
 }
 
 /// Fraction bits of the reciprocal where a product of a softmax's result with secret values is divided late, if it is.
-fn precision(module: &Module, weights: Id, node: &Node) -> Option<u8> {
+///
+/// Nothing is delayed where the sums before the division would not fit the ring, or where the result's own range is assumed,
+/// of which whoever guards it needs every bit.
+fn precision(module: &Module, (weights, e): (Id, Id), node: &Node) -> Option<u8> {
     let (Op::MatMul { .. }, &[left, values]) = (&node.op, &*node.args) else { return None };
     let is_product = left == weights && values != weights && module.ty(values).sharing.is_secret();
     let largest = |id: Id| module.dims.upper(module.ty(id).shape.last()?).and_then(|n| i64::try_from(n).ok());
@@ -108,7 +115,14 @@ fn precision(module: &Module, weights: Id, node: &Node) -> Option<u8> {
     }
     let (_, scale) = node.ty.as_ring()?;
     let (_, kept) = module.ty(weights).as_ring()?;
-    let least = u8::try_from(keys.max(1).ilog2()).ok()?.saturating_add(1 + SIGNIFICANT);
+    let (_, from) = module.ty(e).as_ring()?;
+    let log_keys = u8::try_from(keys.max(1).ilog2()).ok()?.saturating_add(1);
+    let largest_sum = (module.ty(e).bound + 1 + log_keys).saturating_sub(from.saturating_sub(kept));
+    if largest_sum.saturating_add(module.ty(values).bound) > LARGEST || node.ty.bound_from == BoundFrom::Calibrated {
+        return None;
+    }
+    // The product is divided to the result's scale, never raised.
+    let least = (log_keys + SIGNIFICANT).max(scale.saturating_sub(kept));
     // A unit of the result less its scale, the sum's fraction, and one bit for rounding.
     let whole = node.ty.bound.saturating_sub(scale).saturating_add(kept + 1);
     ROOMS.into_iter().filter_map(|room| room.checked_sub(whole)).find(|&precision| precision >= least)

@@ -325,7 +325,7 @@ ops! {
         /// The new ring bits.
         bits: u8,
     } => linear::NARROW;
-    /// ⌊x / 2^by⌋ less a number from 0 to one less than a secret has components (3 in `3pc`, 2 in `2pc-dealer`), as the
+    /// ⌊x / 2^by⌋ less a number from 0 to one less than a secret has components (3 in `3pc`, and masked in `2pc-dealer`, 2 in shares there), as the
     /// shares decide, modulo the smaller ring; the reference takes half of that number on average. Every component is
     /// shifted where it is, and nothing is sent.
     ///
@@ -334,8 +334,7 @@ ops! {
     /// variance of `c/12`, where there are `c`. No rounds, no bits; semi-honest: nobody sees more than the shares that he had, which his own view
     /// simulates.
     ///
-    /// A masked `x = m − λ^0 − λ^1` is cut likewise: `⌊m / 2^by + 1/2⌋ − 2` under masks `⌊λ^i / 2^by⌋` is `x / 2^by − 1` on
-    /// average, with a variance of 1/4, and 3/2 of a unit from that at most.
+    /// A masked `x = m − λ^0 − λ^1` has three such numbers, `m`, `−λ^0` and `−λ^1`.
     Cut {
         /// Dropped fraction bits, a multiple of 8.
         by: u8,

@@ -21,7 +21,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     product,
     matrix_product: product,
     exp_windows: EXP_WINDOWS,
-    components: 2,
+    // Of a masked number: what norms cut is masked.
+    components: 3,
     rotations: 1,
     traffic,
     // The server sends the dealer what its key with the client does not make.

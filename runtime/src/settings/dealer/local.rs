@@ -91,15 +91,10 @@ fn shifted(words: &[u64], bits: u8, by: u8) -> Vec<u64> {
     words.iter().map(|w| (w & ring_mask(bits)) >> by.min(63)).collect()
 }
 
-/// A masked value cut: `⌊m / 2^by + 1/2⌋ − 2` under both masks cut.
+/// A masked value `x = m − λ^0 − λ^1` cut: `m`, `−λ^0` and `−λ^1` are three numbers that add up to it, and each is shifted.
 pub(super) fn cut_masked(x: &Masked, bits: u8, by: u8) -> Result<Masked> {
-    let half = 1u64.checked_shl(u32::from(by).saturating_sub(1)).unwrap_or(0);
-    let whole = |words: &[u64]| {
-        let raised: Vec<u64> = words.iter().map(|w| w.wrapping_add(half)).collect();
-        shifted(&raised, bits, by).into_iter().map(|w| w.wrapping_sub(2)).collect()
-    };
-    let cut = x.map(|words| Ok(shifted(words, bits, by)))?;
-    Ok(Masked { words: x.words.as_ref().map(|words| Zeroizing::new(whole(words))), ..cut })
+    let cut = x.map(|words| Ok(negative(shifted(&negative(words.to_vec()), bits, by))))?;
+    Ok(Masked { words: x.words.as_ref().map(|words| Zeroizing::new(shifted(words, bits, by))), ..cut })
 }
 
 fn scaled(words: &[u64], k: u64) -> Vec<u64> {

@@ -211,7 +211,7 @@ fn quotients_are_floors_or_one_more() {
     }
 }
 
-/// What is masked is cut where it is: right to 3/2 of a unit around the quotient less 1, which it is on average.
+/// What is masked is cut where it is: by less than three units too small, and 3/2 on average.
 #[test]
 fn masked_values_are_cut() {
     let mut words = Words(6);
@@ -227,13 +227,13 @@ fn masked_values_are_cut() {
         let unit = f64::from(by).exp2();
         let off = x.iter().zip(open(&cut, n, bits - by)).map(|(x, y)| {
             let off = signed(y, bits - by) as f64 - *x as i64 as f64 / unit;
-            assert!((-2.5..=0.5).contains(&off), "{} of {bits} bits cut by {by}: off by {off}", *x as i64);
+            assert!(off > -3.0 && off <= 0.0, "{} of {bits} bits cut by {by}: off by {off}", *x as i64);
             off
         });
         let off: Vec<f64> = off.collect();
         let mean = off.iter().sum::<f64>() / n as f64;
         let variance = off.iter().map(|off| (off - mean).powi(2)).sum::<f64>() / n as f64;
-        assert!((mean + 1.0).abs() < 0.02 && (variance - 0.25).abs() < 0.01, "mean {mean}, variance {variance}");
+        assert!((mean + 1.5).abs() < 0.02 && (variance - 0.25).abs() < 0.01, "mean {mean}, variance {variance}");
     }
 }
 
