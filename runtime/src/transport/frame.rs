@@ -95,6 +95,8 @@ pub(super) struct Message {
 pub(super) struct Abort {
     pub code: String,
     pub place: Option<String>,
+    /// Who aborted first, where this party only passes on that somebody did: whose word comes first at a third one is chance.
+    pub first: Option<Party>,
 }
 
 impl Message {
@@ -118,8 +120,11 @@ impl Message {
 
     /// The abort message for `cause`: its code and place, nothing else.
     pub(super) fn abort(cause: &Diagnostic) -> Self {
-        let place = cause.place.as_ref().map(|place| place.chars().take(400).collect());
-        let abort = Abort { code: cause.code.to_owned(), place };
+        let first = aborted_by(cause);
+        let place = cause.place.as_ref().filter(|_| first.is_none());
+        let place = place.map(|place| place.chars().take(400).collect());
+        let code = abort_code(cause).filter(|_| first.is_some()).unwrap_or(cause.code);
+        let abort = Abort { code: code.to_owned(), place, first };
         let payload = serde_json::to_vec(&abort).unwrap_or_default();
         Message { kind: Kind::Abort, frame: Frame::new(0, 0, 0, payload) }
     }
@@ -304,11 +309,19 @@ pub fn abort_code(error: &Diagnostic) -> Option<&str> {
     error.message.split_once(ABORTED).map(|(_, code)| code).filter(|_| error.code == "E0705")
 }
 
-/// The error of a run that `peer` aborted with the payload of `message`.
+/// The peer that aborted a run with a code, where the error is that it did.
+fn aborted_by(error: &Diagnostic) -> Option<Party> {
+    abort_code(error)?;
+    let (peer, _) = error.message.split_once(ABORTED)?;
+    Party::ALL.into_iter().find(|party| party.name() == peer)
+}
+
+/// The error of a run that `peer` aborted with the payload of `message`, or of which it says who did.
 pub(super) fn aborted(peer: Party, message: &Message) -> Diagnostic {
     let Ok(abort) = serde_json::from_slice::<Abort>(&message.frame.payload) else {
         return Diagnostic::peer("E0705", format!("{peer} aborted the run without a readable reason"));
     };
+    let peer = abort.first.unwrap_or(peer);
     let error = Diagnostic::peer("E0705", format!("{peer}{ABORTED}{}", printable(&abort.code, 16)))
         .note(format!("help      the whole message is in the output of {peer}"));
     match abort.place {
@@ -320,6 +333,18 @@ pub(super) fn aborted(peer: Party, message: &Message) -> Diagnostic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whoever is told of an abort by one that did not begin it hears who did, and why.
+    #[test]
+    fn aborts_are_passed_on_with_their_first_cause() {
+        let cause = Diagnostic::input("E0405", "too much").at("/here");
+        let first = aborted(Party::Server, &Message::abort(&cause));
+        assert_eq!(first.message, "server aborted the run with E0405");
+        assert_eq!(first.place.as_deref(), Some("server: /here"));
+        let second = aborted(Party::Helper, &Message::abort(&first));
+        assert_eq!((second.code, abort_code(&second)), ("E0705", Some("E0405")));
+        assert_eq!(second.message, first.message);
+    }
 
     fn bytes_of(message: &Message) -> Vec<u8> {
         let mut bytes = message.header().to_vec();
