@@ -32,7 +32,7 @@ use draw::{Blocks, draw};
 use ombra_ir::draw::{
     Drawing, Filter, INVERSE_TEMPERATURE, KEPT, MOST_CANDIDATES, PENALTIES, PENALTY_BITS, TOP_K, TOP_P, Way,
 };
-use ombra_ir::infer::{self, push_source, push_within};
+use ombra_ir::infer::{self, push, push_source, push_within};
 use ombra_ir::module::{Count, Id, InputSlot, Module, Node, Origin, OutputKind};
 use ombra_ir::norms::BIT;
 use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op};
@@ -47,6 +47,8 @@ const FACTOR_BITS: u8 = 5;
 const CUT: u8 = 24;
 /// Bound of a mass: `e^x` at scale [`EXP_SCALE`] for `x ≤ 1/2`.
 const MASS_BOUND: u8 = EXP_SCALE + 1;
+/// The ring in which logits become scores.
+const LOGITS_RING: u8 = 64;
 /// Tokens of a block at most, of which the maximum stands for all.
 const LONGEST_BLOCK: u64 = 32;
 
@@ -154,7 +156,7 @@ fn find(module: &Module) -> Result<Option<Found>> {
         ends.push(at);
     }
     let ty = &module.ops[at].ty;
-    let (Some((64, scale)), true, Some((columns, leading))) = (ty.as_ring(), chosen, ty.shape.split_last()) else {
+    let (Some((bits, scale)), true, Some((columns, leading))) = (ty.as_ring(), chosen, ty.shape.split_last()) else {
         return Ok(None);
     };
     let tokens = columns.as_constant().and_then(|n| u64::try_from(n).ok()).filter(|n| (4..=1 << 20).contains(n));
@@ -174,7 +176,12 @@ fn find(module: &Module) -> Result<Option<Found>> {
         new_ids.push(Some(Id(rest.ops.len() as u32)));
         rest.ops.push(Node { args, ..node.clone() });
     }
-    let Some(Some(id)) = new_ids.get(at).copied() else { return Ok(None) };
+    let Some(Some(mut id)) = new_ids.get(at).copied() else { return Ok(None) };
+    if bits < LOGITS_RING {
+        // The choice of the most probable one needs fewer bits than a draw.
+        let (bound, origin) = ((ty.bound, BoundFrom::Guarded), module.ops[at].origin.clone());
+        id = push(&mut rest, Op::Truncate { by: 0, bits: LOGITS_RING }, &[id], Some(bound), origin)?;
+    }
     let rows = leading.iter().try_fold(Dim::constant(1), |rows, dim| rows.mul(dim))?;
     Ok(Some(Found {
         rest,

@@ -187,6 +187,14 @@ fn what_is_damaged_or_foreign_is_refused_with_one_error() {
             assert!(fs::copy(from, to).is_ok());
         }),
         ("E1050", "makes no sense", |site| fs::write(site.session("server").join("session.key"), "{}").unwrap()),
+        ("E1050", "another digest", |site| changed_digit(&site.session("client").join("session.key"))),
+        ("E1050", "another digest", |site| changed_digit(&site.session("server").join("session.key"))),
+        ("E1050", "another digest", |site| {
+            let parts =
+                fs::read_dir(site.session("server").parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+            let of_weights = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "key");
+            parts.filter(of_weights).for_each(|path| changed_digit(&path));
+        }),
         ("E1051", "no material of this session", |site| fs::remove_dir_all(site.session("server")).unwrap()),
         ("E1051", "for another file of weights", |site| {
             let path = site.plan.join("server/weights.safetensors");
@@ -227,6 +235,15 @@ fn what_is_damaged_or_foreign_is_refused_with_one_error() {
 }
 
 /// Everything that a dealer writes, by name within the folder.
+/// One digit of the key in a file is another one.
+fn changed_digit(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let name = b"\"key\": \"";
+    let at = bytes.windows(name.len()).position(|window| window == name).expect("a file of a key") + name.len();
+    bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+    fs::write(path, bytes).unwrap();
+}
+
 fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -328,7 +345,11 @@ fn a_client_passes_over_what_is_of_other_plans_or_taken() {
     let foreign = own.with_file_name("0".repeat(32));
     fs::create_dir(&foreign).unwrap();
     let text = key.replace(id, &"0".repeat(32)).replace(&folder.digest, &"7".repeat(64));
-    fs::write(foreign.join("session.key"), text).unwrap();
+    // With the digest of what it says now, as it is written without spaces.
+    let (content, _) = text.split_once("\"content\": ").unwrap().1.rsplit_once(",\n  \"sha256\"").unwrap();
+    let compact = content.lines().map(str::trim).collect::<String>().replace("\": ", "\":");
+    let sha256: String = Sha256::digest(&compact).iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(foreign.join("session.key"), format!("{{\"content\":{compact},\"sha256\":\"{sha256}\"}}")).unwrap();
 
     let list = site.plan.join("list");
     let mine = ClientMaterial::at(&site.material.join("client"), Spent::at(&list));

@@ -100,6 +100,7 @@ impl ClientMaterial {
     /// `E1050`, `E1051` when there is none but of other plans, `E1052` when all of it was used, `E1053` when it is for other
     /// sizes or fewer steps, `E1054`.
     pub fn choose(&self, plan: &PlanFolder, request: &Request, steps: &[Advance], memory: u64) -> Result<Choice> {
+        plan.plan.module.setting.dealer()?;
         let mut sizes = String::new();
         let mut wanted = Vec::with_capacity(steps.len());
         for advance in steps {

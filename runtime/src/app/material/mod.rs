@@ -39,6 +39,7 @@ pub use server::{Begun, Dealt, ServerMaterial};
 pub use shares::share_weights;
 pub use spent::{SPENT_FILE, Spent};
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -58,7 +59,7 @@ const SESSION_FILE: &str = "session.key";
 /// Largest such file.
 const MAX_SESSION_BYTES: u64 = 16 << 20;
 /// Version of the files in JSON.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What the file of a step says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -182,7 +183,9 @@ pub fn part_of(folder: &Path, party: Party) -> PathBuf {
 /// Digest of what the dealer bound a step with, and its parties must: sizes and public inputs, how tokens are chosen, and
 /// whether the client gives the cache.
 fn inputs_digest(request: &Request, inputs: &StepInputs, way: Way) -> Result<String> {
-    let text = serde_json::to_vec(&(&inputs.sizes, &inputs.public, way, request.gives_states()))
+    // Sizes have no order.
+    let sizes: BTreeMap<_, _> = inputs.sizes.iter().map(|(name, size)| (name, size)).collect();
+    let text = serde_json::to_vec(&(sizes, &inputs.public, way, request.gives_states()))
         .map_err(|error| Diagnostic::input("E1006", format!("a public input cannot be written: {error}")))?;
     Ok(hexadecimal(&Sha256::digest(&text)))
 }
@@ -212,16 +215,35 @@ fn share_name(sharing: &str) -> String {
     format!("weights-{sharing}.share")
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+/// What a file in JSON holds, with its SHA-256 as it is written here: a key with a changed digit would give wrong answers.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed<T> {
+    content: T,
+    sha256: String,
+}
+
+fn digest_of<T: Serialize>(content: &T) -> serde_json::Result<String> {
+    let text = serde_json::to_vec(content).map(Zeroizing::new)?;
+    Ok(hexadecimal(&Sha256::digest(&*text)))
+}
+
+fn read_json<T: Serialize + serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = files::read_bounded(path, MAX_SESSION_BYTES).map(Zeroizing::new);
     let bytes = bytes.map_err(|error| unreadable(path, &format!("it cannot be read: {error}")))?;
-    serde_json::from_slice(&bytes).map_err(|_| unreadable(path, "what makes no sense"))
+    let sealed: Sealed<T> = serde_json::from_slice(&bytes).map_err(|_| unreadable(path, "what makes no sense"))?;
+    match digest_of(&sealed.content) {
+        Ok(digest) if digest == sealed.sha256 => Ok(sealed.content),
+        _ => Err(unreadable(path, "what has another digest than it says")),
+    }
 }
 
 /// Writes a new file in JSON that its owner alone may read.
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let failed = |why: String| chunks::unwritable(path, &why);
-    let text = serde_json::to_vec_pretty(value).map(Zeroizing::new).map_err(|error| failed(error.to_string()))?;
+    let sha256 = digest_of(value).map_err(|error| failed(error.to_string()))?;
+    let sealed = Sealed { content: value, sha256 };
+    let text = serde_json::to_vec_pretty(&sealed).map(Zeroizing::new).map_err(|error| failed(error.to_string()))?;
     let mut file = chunks::private_file(path, true).map_err(|error| failed(error.to_string()))?;
     file.write_all(&text).and_then(|()| file.sync_all()).map_err(|error| failed(error.to_string()))?;
     chunks::sync_folder(path)

@@ -116,6 +116,9 @@ pub fn serve_party(options: &Options) -> Result<()> {
     config.check_setting(folder.plan.module.setting)?;
     let keep = Keep::new(party, &folder)?;
     let material = server_material(options)?;
+    if material.is_some() {
+        folder.plan.module.setting.dealer()?;
+    }
     let endpoint = Endpoint::new(&config, &folder.digest, network)?;
     let total = config.limits.total_memory_bytes.unwrap_or_else(|| machine_bytes() / 2);
     let limit = config.limits.max_memory_bytes.min(total);
