@@ -16,7 +16,7 @@ use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::Report;
 use ombra_runtime::app::request::{Advance, Course};
 use ombra_runtime::transport::Session;
-use ombra_tests::built::{Built, build, build_with};
+use ombra_tests::built::{Built, build, build_in, build_with};
 use ombra_tests::corpus;
 use ombra_tests::parties::{self, Side};
 use std::collections::BTreeMap;
@@ -25,6 +25,9 @@ const NAME: &str = "llama-optimum-1.10";
 const PROMPT: [i64; 3] = [3, 1, 4];
 /// Rows of a step.
 const ROWS: usize = 256;
+
+/// Settings that draw.
+const SETTINGS: [Setting; 2] = [Setting::ThreeParty, Setting::Dealer];
 
 fn sampling(temperature: f32, top_k: Option<u64>, top_p: Option<f32>) -> Sampling {
     Sampling { temperature, top_k, top_p }
@@ -118,8 +121,12 @@ fn chi_square(draws: &[i64], p: &[f64]) -> (f64, f64) {
 /// x = 21.
 #[test]
 fn draws_follow_the_model_in_floats() {
+    SETTINGS.into_iter().for_each(draws_follow);
+}
+
+fn draws_follow(setting: Setting) {
     let model = corpus::model(NAME).expect("it is bundled");
-    let mut options = Options::default();
+    let mut options = Options { setting, ..Options::default() };
     options.sizes.max.insert("batch".into(), ROWS as u64);
     let built = build_with(model, None, &options).expect("it compiles");
     let logits = logits(&built);
@@ -142,7 +149,11 @@ fn draws_follow_the_model_in_floats() {
 /// Bytes and rounds are those declared, op by op, in batches too; frames depend on sizes alone.
 #[test]
 fn drawing_costs_what_is_declared_whatever_is_drawn() {
-    let built = build(NAME, None, Vec::new()).expect("it compiles");
+    SETTINGS.into_iter().for_each(drawing_costs);
+}
+
+fn drawing_costs(setting: Setting) {
+    let built = build_in(setting, NAME, None, Vec::new()).expect("it compiles");
     let greedy = Request::text(3);
     let ids = |prompt: &[i64]| vec![token_ids(&built.plan.plan, &[prompt.to_vec()]).expect("the model takes tokens")];
     let chosen = parties::run(&built.plan, &greedy, &[ids(&PROMPT)]).expect("it runs");
@@ -168,7 +179,11 @@ fn drawing_costs_what_is_declared_whatever_is_drawn() {
 /// round, and a plan that was not asked for them has none.
 #[test]
 fn penalties_are_taken_off_the_logits() {
-    let options = Options { penalties: true, ..Options::default() };
+    SETTINGS.into_iter().for_each(penalties_are_taken);
+}
+
+fn penalties_are_taken(setting: Setting) {
+    let options = Options { setting, penalties: true, ..Options::default() };
     let built = build_with(corpus::model(NAME).expect("it is bundled"), None, &options).expect("it compiles");
     let plan = &built.plan.plan;
     assert_eq!(plan.ways().len(), 8);
