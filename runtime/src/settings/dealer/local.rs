@@ -12,11 +12,12 @@ use zeroize::Zeroizing;
 
 use super::products::{mismatch, negative};
 use super::share::{BitShare, Masked, Share};
+use super::times;
 use super::value::{Value, unexpected};
-use super::{Part, times};
 use crate::backend::bits as planes;
 use crate::exec::side::Site;
 use crate::settings::rep3::share::ring_mask;
+use crate::settings::weights::Part;
 use crate::settings::words::broadcast::{expand, volume, zip};
 use crate::settings::words::movement;
 use crate::settings::words::ops::{missing, moved, operand_shape, packed, unpacked};
@@ -156,7 +157,7 @@ fn product(
                 1 => Part::Second,
                 _ => return Ok(Value::Share(Share::nothing())),
             };
-            let words = times(role(site), part, (x, xs), (matrix, ys), trans_b, site.threads)?;
+            let words = times(part, (x, xs), (matrix, ys), trans_b, site.threads)?;
             Ok(Value::Share(Share::of(words)))
         }
         (Value::Public(x), Value::Public(y)) => f((x, xs), (y, ys)).map(Value::Public),
