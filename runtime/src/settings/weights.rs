@@ -15,7 +15,6 @@ use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode_into;
 use ombra_ir::{Bindings, Diagnostic, Result};
-use zeroize::Zeroizing;
 
 use super::cx::{Keys, Purpose};
 use super::words::broadcast::volume;
@@ -24,6 +23,7 @@ use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
 use crate::prg::{Key, Label, Prg};
+use crate::wiped::Zeroizing;
 
 /// Elements of a weight in one message.
 const CHUNK: usize = 1 << 20;

@@ -8,7 +8,6 @@ use ombra_ir::Result;
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode_as;
 use ombra_ir::ty::Sharing;
-use zeroize::Zeroizing;
 
 use super::products::{mismatch, negative};
 use super::share::{BitShare, Masked, Share};
@@ -22,6 +21,7 @@ use crate::settings::words::broadcast::{expand, volume, zip};
 use crate::settings::words::movement;
 use crate::settings::words::ops::{missing, moved, operand_shape, packed, unpacked};
 use crate::settings::words::product::Plan;
+use crate::wiped::Zeroizing;
 
 /// This party's role in every op.
 pub(super) fn role(site: Site<'_>) -> u8 {
