@@ -67,6 +67,19 @@ pub fn bind_within(module: &Module, sizes: &[(&str, u64)], inputs: &[(String, Te
     bind_as(module, sizes, inputs, limit, true)
 }
 
+/// [`bind_lengths`], where more than `limit` bytes are refused as [`bind_within`] does.
+///
+/// # Errors
+/// Those of [`bind_within`].
+pub fn bind_lengths_within(
+    module: &Module,
+    sizes: &[(&str, u64)],
+    inputs: &[(String, Tensor)],
+    limit: u64,
+) -> Result<Bound> {
+    bind_as(module, sizes, inputs, limit, false)
+}
+
 fn bind_as(
     module: &Module,
     sizes: &[(&str, u64)],

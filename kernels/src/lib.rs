@@ -8,5 +8,6 @@ pub mod float;
 pub mod gemm;
 mod gemm_kernels;
 pub mod isa;
+pub mod round;
 
 pub use error::Error;

@@ -13,3 +13,4 @@ pub mod plaintext;
 pub mod prg;
 pub mod settings;
 pub mod transport;
+mod wiped;

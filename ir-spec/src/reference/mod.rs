@@ -118,22 +118,30 @@ impl RefValue {
 ///
 /// Errors: `E0381` when a value is no number, or the integer is not in (−2^bound, 2^bound).
 pub fn encode(values: &[f32], bits: u8, scale: u8, bound: u8) -> Result<Vec<u64>> {
-    let unit = f64::from(scale).exp2();
-    let limit = f64::from(bound.min(63)).exp2();
-    let mask = mask(bits);
-    // Two passes without branches, which vectorise. The sum with 1/2 is exact for what decides the rounding: a float has
-    // 24 significant bits.
-    let scaled = |x: f32| f64::from(x) * unit;
-    let inside = |part: &[f32]| part.iter().fold(true, |fits, &x| fits & (scaled(x).abs() + 0.5 < limit));
-    if !values.par_chunks(PARALLEL).all(inside) {
-        return Err(Diagnostic::input("E0381", "a value does not fit its declared bound")
-            .note(format!("expected less than 2^{bound} at scale {scale}"))
-            .note("calibrate on inputs like these, or give the value more bits"));
+    let mut out: Vec<u64> = reserve(values.len())?;
+    out.resize(values.len(), 0);
+    if values.len() <= PARALLEL {
+        return encode_into(values, (bits, scale, bound), &mut out).map(|()| out);
     }
-    map_elements(values, |&x| {
-        let v = scaled(x);
-        (v + 0.5f64.copysign(v)) as i64 as u64 & mask
-    })
+    let (parts, words) = (values.par_chunks(PARALLEL), out.par_chunks_mut(PARALLEL));
+    parts.zip(words).try_for_each(|(values, words)| encode_into(values, (bits, scale, bound), words))?;
+    Ok(out)
+}
+
+/// [`encode`] into as many words, by the calling thread. Where there is an error their content is of no use.
+///
+/// # Errors
+/// Those of [`encode`].
+///
+/// # Panics
+/// When the lengths differ.
+pub fn encode_into(values: &[f32], (bits, scale, bound): (u8, u8, u8), words: &mut [u64]) -> Result<()> {
+    if ombra_kernels::round::to_fixed(values, scale, bound, mask(bits), words) {
+        return Ok(());
+    }
+    Err(Diagnostic::input("E0381", "a value does not fit its declared bound")
+        .note(format!("expected less than 2^{bound} at scale {scale}"))
+        .note("calibrate on inputs like these, or give the value more bits"))
 }
 
 /// Rounds floats of a shape to ring elements of a type, within its bound and its norms of rows and columns.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ombra_ir::bind::{Bound, bind_within, check_bytes};
+use ombra_ir::bind::{Bound, bind_lengths_within, bind_within, check_bytes};
 use ombra_ir::draw::Way;
 use ombra_ir::infer::push_like;
 use ombra_ir::module::{InputSlot, Module, OutputKind};
@@ -42,12 +42,21 @@ pub struct Step {
 /// # Errors
 /// Those of [`bind_within`] and [`schedule`], `E0405` above the limit, `E0816` for too many rounds.
 pub fn prepare(module: &Module, sizes: &[(String, u64)], public: &[(String, Tensor)], limit: u64) -> Result<Step> {
-    let named: Vec<(&str, u64)> = sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
+    let bound = bind_within(module, &named(sizes), public, limit);
+    scheduled(module, bound, limit)
+}
+
+fn named(sizes: &[(String, u64)]) -> Vec<(&str, u64)> {
+    sizes.iter().map(|(name, size)| (name.as_str(), *size)).collect()
+}
+
+/// The step of a `bound` module.
+fn scheduled(module: &Module, bound: Result<Bound>, limit: u64) -> Result<Step> {
     let more = |error: Diagnostic| match error.code {
         "E0405" => error.note("help      the limit is limits.max_memory_bytes of the configuration"),
         _ => error,
     };
-    let bound = bind_within(module, &named, public, limit).map_err(more)?;
+    let bound = bound.map_err(more)?;
     let schedule = schedule(module, &bound)?;
     check_ticks(&schedule)?;
     let public = bound.public.iter().fold(0u64, |sum, tensor| sum.saturating_add(8 * tensor.len() as u64));
@@ -200,7 +209,9 @@ pub fn most_bytes(folder: &PlanFolder, request: &Request, limit: u64) -> u64 {
     let bytes = |advance: Advance| {
         let module = folder.module(request, advance.choice.way())?;
         let inputs = request.step(plan, advance, limit)?;
-        prepare(&module, &inputs.sizes, &inputs.public, limit).map(|step| step.memory)
+        // It is not run: which entries a mask keeps does not matter.
+        let bound = bind_lengths_within(&module, &named(&inputs.sizes), &inputs.public, limit);
+        scheduled(&module, bound, limit).map(|step| step.memory)
     };
     let most = request.largest(plan).into_iter().map(|advance| bytes(advance).unwrap_or(limit)).max().unwrap_or(limit);
     // Steps between these may take a little more.

@@ -135,16 +135,28 @@ impl TensorSource for Weights {
     }
 
     fn elements(&self, name: &str, start: usize, len: usize) -> Result<Vec<f32>> {
+        let mut floats = Vec::new();
+        let mut take = |part: &[f32]| {
+            // Not before the length was checked.
+            floats.reserve_exact(len - floats.len());
+            floats.extend_from_slice(part);
+        };
+        self.parts(name, start, len, &mut take)?;
+        Ok(floats)
+    }
+
+    fn parts(&self, name: &str, start: usize, len: usize, take: &mut dyn FnMut(&[f32])) -> Result<()> {
         let (shape, place) = self.place(name)?;
         let elements: usize = shape.iter().product();
         if start.checked_add(len).is_none_or(|end| end > elements) {
             return Err(self.wrong(name, "has fewer elements than its sizes say"));
         }
-        let mut floats = Vec::with_capacity(len);
+        let mut floats = Vec::new();
         self.file.blocks(place + 4 * start as u64, 4 * len, |bytes| {
+            floats.clear();
             floats.extend(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-        })?;
-        Ok(floats)
+            take(&floats);
+        })
     }
 }
 

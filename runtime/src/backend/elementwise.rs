@@ -111,19 +111,23 @@ pub fn run_chain(first: &[u64], inputs: &[&[u64]], steps: &[Step], out: &mut [u6
 /// # Panics
 /// When `bits` is not a multiple of 8 from 8 to 64.
 pub fn pack_ring(x: &[u64], bits: u32, out: &mut Vec<u8>) {
-    let start = out.len();
     let width = ring_bytes(bits);
-    out.resize(start + x.len() * width, 0);
-    let out = &mut out[start..];
-    match width {
-        1 => pack::<1>(x, out),
-        2 => pack::<2>(x, out),
-        3 => pack::<3>(x, out),
-        4 => pack::<4>(x, out),
-        5 => pack::<5>(x, out),
-        6 => pack::<6>(x, out),
-        7 => pack::<7>(x, out),
-        _ => pack::<8>(x, out),
+    out.reserve(x.len() * width);
+    // What a tile grows by is still in the first cache when it is written.
+    for x in x.chunks(TILE) {
+        let start = out.len();
+        out.resize(start + x.len() * width, 0);
+        let out = &mut out[start..];
+        match width {
+            1 => pack::<1>(x, out),
+            2 => pack::<2>(x, out),
+            3 => pack_whole::<3>(x, out),
+            4 => pack::<4>(x, out),
+            5 => pack_whole::<5>(x, out),
+            6 => pack_whole::<6>(x, out),
+            7 => pack_whole::<7>(x, out),
+            _ => pack::<8>(x, out),
+        }
     }
 }
 
@@ -144,11 +148,11 @@ pub fn unpack_ring(bytes: &[u8], bits: u32, out: &mut [u64]) -> Result<()> {
     match width {
         1 => unpack::<1>(bytes, out),
         2 => unpack::<2>(bytes, out),
-        3 => unpack::<3>(bytes, out),
+        3 => unpack_whole::<3>(bytes, out),
         4 => unpack::<4>(bytes, out),
-        5 => unpack::<5>(bytes, out),
-        6 => unpack::<6>(bytes, out),
-        7 => unpack::<7>(bytes, out),
+        5 => unpack_whole::<5>(bytes, out),
+        6 => unpack_whole::<6>(bytes, out),
+        7 => unpack_whole::<7>(bytes, out),
         _ => unpack::<8>(bytes, out),
     }
     Ok(())
@@ -164,6 +168,26 @@ fn pack<const B: usize>(x: &[u64], out: &mut [u8]) {
     for (out, x) in out.as_chunks_mut::<B>().0.iter_mut().zip(x) {
         out.copy_from_slice(&x.to_le_bytes()[..B]);
     }
+}
+
+/// [`pack`] by stores of whole words, each of which covers what the one before wrote too much; the last ones by bytes.
+fn pack_whole<const B: usize>(x: &[u64], out: &mut [u8]) {
+    let whole = x.len().saturating_sub(8);
+    for (i, x) in x[..whole].iter().enumerate() {
+        out[i * B..i * B + 8].copy_from_slice(&x.to_le_bytes());
+    }
+    pack::<B>(&x[whole..], &mut out[whole * B..]);
+}
+
+/// [`unpack`] by loads of whole words; the last ones by bytes.
+fn unpack_whole<const B: usize>(bytes: &[u8], out: &mut [u64]) {
+    let whole = out.len().saturating_sub(8);
+    for (i, out) in out[..whole].iter_mut().enumerate() {
+        let mut le = [0; 8];
+        le.copy_from_slice(&bytes[i * B..i * B + 8]);
+        *out = u64::from_le_bytes(le) & (u64::MAX >> (64 - 8 * B));
+    }
+    unpack::<B>(&bytes[whole * B..], &mut out[whole..]);
 }
 
 fn unpack<const B: usize>(bytes: &[u8], out: &mut [u64]) {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use ombra_ir::Result;
 use ombra_ir::settings::Traffic;
 
+use super::port::Part;
 use super::task::Task;
 use crate::prg::Key;
 use crate::settings::rep3::{Cx, Keys};
@@ -79,7 +80,7 @@ where
             }
         }
         for (task, inbox) in tasks.iter_mut().zip(inboxes) {
-            task.deliver(inbox)?;
+            task.deliver(inbox.map(Part::from))?;
         }
     }
     unreachable!("the loop ends with the tasks")

@@ -6,6 +6,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ombra_ir::bind::{Bound, concrete, place};
@@ -18,6 +19,7 @@ use ombra_ir::ty::axis_of;
 use ombra_ir::{Diagnostic, Result, Sym};
 
 use super::net::Net;
+use super::port::Part;
 use super::side::{Begun, Ended, Given, Side, Site, row_index};
 use super::task::Task;
 
@@ -438,31 +440,39 @@ impl<V> Step<'_, V> {
         let parties = self.module.setting.protocol().parties;
         let peers = parties.iter().copied().filter(|peer| *peer != party);
         for peer in peers.clone() {
+            let total: usize = self.tasks.values().map(|task| task.sends(peer.index())).sum();
             let mut frame = Vec::new();
             for (&id, task) in &mut self.tasks {
                 let bytes = task.outgoing(peer.index()).map_err(|error| error.at(place(self.module, id)))?;
                 self.result.sent[id.index()] += bytes.len() as u64;
-                if frame.is_empty() { frame = bytes } else { frame.extend_from_slice(&bytes) }
+                if bytes.len() == total {
+                    frame = bytes;
+                } else {
+                    frame.reserve_exact(total.saturating_sub(frame.len()));
+                    frame.extend_from_slice(&bytes);
+                }
             }
             if !frame.is_empty() {
                 net.send(epoch, tick, peer, frame).map_err(|error| self.waiting(error, peer))?;
             }
         }
-        let mut frames: [Vec<u8>; 3] = Default::default();
+        let mut frames: [Option<Rc<Vec<u8>>>; 3] = Default::default();
         for peer in peers {
             let from = peer.index();
             let expected: usize = self.tasks.values().map(|task| task.expected(from)).sum();
             if expected > 0 {
-                frames[from] =
-                    net.recv(epoch, tick, peer, expected as u64).map_err(|error| self.waiting(error, peer))?;
+                let frame = net.recv(epoch, tick, peer, expected as u64);
+                frames[from] = Some(Rc::new(frame.map_err(|error| self.waiting(error, peer))?));
             }
         }
         let mut taken = [0; 3];
         for (&id, task) in &mut self.tasks {
-            let mut messages: [Vec<u8>; 3] = Default::default();
+            let mut messages: [Part; 3] = Default::default();
             for from in (0..3).filter(|from| *from != own) {
                 let end = taken[from] + task.expected(from);
-                messages[from] = frames[from].get(taken[from]..end).unwrap_or(&[]).to_vec();
+                if let Some(frame) = &frames[from] {
+                    messages[from] = Part::new(frame, taken[from]..end);
+                }
                 taken[from] = end;
             }
             task.deliver(messages).map_err(|error| error.at(place(self.module, id)))?;

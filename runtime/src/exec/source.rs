@@ -18,6 +18,12 @@ pub trait TensorSource: Send + Sync {
         let end = start.saturating_add(len);
         elements.get(start..end).map(<[f32]>::to_vec).ok_or_else(|| short(name))
     }
+
+    /// [`elements`](Self::elements) part by part, in order, as far as there are such: `take` gets the next ones. What it got
+    /// is void when there is an error.
+    fn parts(&self, name: &str, start: usize, len: usize, take: &mut dyn FnMut(&[f32])) -> Result<()> {
+        self.elements(name, start, len).map(|elements| take(&elements))
+    }
 }
 
 /// A tensor that ends too early.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use ombra_ir::settings::Traffic;
 use ombra_ir::{Diagnostic, Result};
 
-use super::port::Port;
+use super::port::{Part, Port};
 
 /// A kernel that runs from round to round, held to its declared messages.
 ///
@@ -45,7 +45,9 @@ impl<T> Task<T> {
                 None => return Err(Diagnostic::internal("E0805", "a declared message is out of range")),
             }
         }
-        Ok(Task { kernel: Box::pin(kernel), port, sizes, round: 0, party: usize::from(party % 3) })
+        let task = Task { kernel: Box::pin(kernel), port, sizes, round: 0, party: usize::from(party % 3) };
+        task.reserve();
+        Ok(task)
     }
 
     /// Runs to the end of the present round, or to the result.
@@ -82,15 +84,26 @@ impl<T> Task<T> {
     }
 
     /// Puts what the peers sent in this round, in order of parties, before the kernel, and ends the round.
-    pub fn deliver(&mut self, messages: [Vec<u8>; 3]) -> Result<()> {
+    pub(crate) fn deliver(&mut self, messages: [Part; 3]) -> Result<()> {
         if self.port.untaken() > 0 {
             return Err(self.undeclared("a message that was not read"));
         }
-        for (from, bytes) in messages.into_iter().enumerate() {
-            self.port.deliver(from, bytes);
+        for (from, part) in messages.into_iter().enumerate() {
+            self.port.deliver(from, part);
         }
         self.round += 1;
+        self.reserve();
         Ok(())
+    }
+
+    /// Bytes that go to party `to` in this round.
+    pub fn sends(&self, to: usize) -> usize {
+        self.size(self.party, to)
+    }
+
+    /// Makes room for this round's messages, so that they do not grow part by part.
+    fn reserve(&self) {
+        (0..3).for_each(|to| self.port.reserve(to, self.sends(to)));
     }
 
     fn size(&self, from: usize, to: usize) -> usize {

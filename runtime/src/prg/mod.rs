@@ -114,6 +114,14 @@ impl Prg {
         self.apply::<SUB>(label, 0, out);
     }
 
+    /// Subtracts the elements of `label` from `word_offset` on from `out`.
+    ///
+    /// # Panics
+    /// When the range reaches beyond [`LABEL_WORDS`].
+    pub fn sub_assign_u64_at(&self, label: Label, word_offset: u64, out: &mut [u64]) {
+        self.apply::<SUB>(label, word_offset, out);
+    }
+
     /// Combines the first words of `label` into `out` by exclusive or.
     ///
     /// # Panics
@@ -241,6 +249,8 @@ mod tests {
                 let mut out = vec![0; n];
                 prg.fill_u64_at(LABEL, offset, &mut out);
                 assert!(out == expected(&key, LABEL, offset, n), "{} {offset} {n}", isa.name());
+                prg.sub_assign_u64_at(LABEL, offset, &mut out);
+                assert!(out.iter().all(|word| *word == 0), "{} {offset} {n}", isa.name());
             }
             let beyond = std::panic::catch_unwind(|| prg.fill_u64_at(LABEL, LABEL_WORDS - 1, &mut [0; 2]));
             assert!(beyond.is_err());

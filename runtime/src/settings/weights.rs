@@ -13,20 +13,21 @@ use ombra_ir::bind::{concrete, place};
 use ombra_ir::module::{Id, Module, Node, Party, Setting};
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
-use ombra_ir::reference::encode;
+use ombra_ir::reference::encode_into;
 use ombra_ir::{Bindings, Diagnostic, Result};
-use zeroize::Zeroizing;
 
 use super::cx::{Keys, Purpose};
 use super::words::broadcast::volume;
 use crate::backend::elementwise::{pack_ring, unpack_ring};
+use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
 use crate::prg::{Key, Label, Prg};
+use crate::wiped::Zeroizing;
 
 /// Elements of a weight in one message.
 const CHUNK: usize = 1 << 20;
-/// Elements of a weight that are made at once: two components of them stay in the second cache.
+/// Elements of a weight that are made at once: they stay in the second cache.
 const BLOCK: usize = 1 << 17;
 /// Weights of at most this many elements are stored by every party.
 const SMALL: usize = 1 << 14;
@@ -133,6 +134,17 @@ impl Terms {
 
 fn words(words: Vec<u64>) -> Words {
     Arc::new(Zeroizing::new(words))
+}
+
+/// Which part of a private weight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The term of client and server.
+    First,
+    /// The term of server and third party.
+    Second,
+    /// The weight as it is, at the server.
+    Whole,
 }
 
 /// A weight as an op gets it.
@@ -283,21 +295,22 @@ impl Weights {
             }
             return Ok(Held::Stored(Arc::new(Weight::Private(self.terms(None, Some(Arc::new(rest)))))));
         }
-        let sends = self.own.is_some() && recipe.secret && net.is_some();
-        let made = (sends || recipe.n <= SMALL).then(|| self.block(&recipe, 0, recipe.n)).transpose()?;
-        if let (true, Some(net), Some(Weight::Private(terms))) = (sends, net, &made) {
-            let rest = if self.derives == Party::Client { &terms.second } else { &terms.first };
-            for chunk in rest.as_ref().map_or(&[][..], |rest| rest.as_slice()).chunks(CHUNK) {
+        if let (true, true, Some(net)) = (self.own.is_some(), recipe.secret, net) {
+            let rest = if self.derives == Party::Client { Part::Second } else { Part::First };
+            let mut chunk = Zeroizing::new(vec![0; CHUNK.min(recipe.n)]);
+            for start in (0..recipe.n).step_by(CHUNK) {
+                let words = &mut chunk[..CHUNK.min(recipe.n - start)];
+                self.fill(&recipe, rest, start, words)?;
                 let mut payload = Vec::new();
-                pack_ring(chunk, recipe.bits.into(), &mut payload);
+                pack_ring(words, recipe.bits.into(), &mut payload);
                 net.send(WEIGHTS_EPOCH, *tick, receives, payload)?;
                 *tick += 1;
             }
         }
-        Ok(match made {
-            Some(value) if recipe.n <= SMALL => Held::Stored(Arc::new(value)),
-            _ => Held::Made(recipe),
-        })
+        if recipe.n > SMALL {
+            return Ok(Held::Made(recipe));
+        }
+        self.block(&recipe, 0, recipe.n).map(|weight| Held::Stored(Arc::new(weight)))
     }
 
     /// Terms of which one follows from the key, and the other is the rest.
@@ -311,21 +324,40 @@ impl Weights {
 
     /// Elements `start..start + len` of a weight.
     fn block(&self, recipe: &Recipe, start: usize, len: usize) -> Result<Weight> {
-        if !recipe.secret {
-            return Ok(Weight::Public(read(&self.public, recipe, start, len)?));
-        }
-        let prg = self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"))?;
-        let mut derived = Zeroizing::new(vec![0; len]);
-        prg.fill_u64_at(recipe.label, start as u64, &mut derived);
-        let rest = match &self.own {
-            None => None,
-            Some(own) => {
-                let mut rest = Zeroizing::new(read(own, recipe, start, len)?);
-                crate::backend::elementwise::sub_assign(&mut rest, &derived);
-                Some(Arc::new(rest))
-            }
+        let part = |part: Part| -> Result<Words> {
+            let mut made = Zeroizing::new(vec![0; len]);
+            self.fill(recipe, part, start, &mut made)?;
+            Ok(Arc::new(made))
         };
-        Ok(Weight::Private(self.terms(Some(Arc::new(derived)), rest)))
+        if !recipe.secret {
+            let mut made = vec![0; len];
+            self.fill(recipe, Part::Whole, start, &mut made)?;
+            return Ok(Weight::Public(made));
+        }
+        let has = |term: Part| self.own.is_some() || term == self.derived();
+        let term = |term: Part| has(term).then(|| part(term)).transpose();
+        Ok(Weight::Private(Terms { first: term(Part::First)?, second: term(Part::Second)? }))
+    }
+
+    /// The term that follows from the key.
+    fn derived(&self) -> Part {
+        if self.derives == Party::Client { Part::First } else { Part::Second }
+    }
+
+    /// Sets `words` to a part of a weight from element `start` on. Of a weight that everybody knows there is the whole.
+    fn fill(&self, recipe: &Recipe, part: Part, start: usize, words: &mut [u64]) -> Result<()> {
+        let key = || self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"));
+        if recipe.secret && part == self.derived() {
+            key()?.fill_u64_at(recipe.label, start as u64, words);
+            return Ok(());
+        }
+        let own = if recipe.secret { self.own.as_ref() } else { Some(&self.public) };
+        let own = own.ok_or_else(|| Diagnostic::internal("E0814", "a party has no weights file"))?;
+        read(own, recipe, start, words)?;
+        if recipe.secret && part != Part::Whole {
+            key()?.sub_assign_u64_at(recipe.label, start as u64, words);
+        }
+        Ok(())
     }
 
     /// The weight of an op; a matrix that is not stored stays to be made in blocks if `in_blocks` says that the op that
@@ -384,24 +416,63 @@ impl Matrix {
         self.weights.block(&self.recipe, start * self.columns, count * self.columns)
     }
 
-    /// `count` rows from `start` on as they are, at the server.
+    /// The product of a part with `x`, whose last axis meets the weight's rows, or its columns where `trans_b` says that it is
+    /// given with its axes exchanged; row-major. Blocks of the weight are made, multiplied and overwritten one after another.
     ///
     /// # Errors
-    /// The weights file has become unreadable; E0814 at another party.
-    pub fn whole(&self, start: usize, count: usize) -> Result<Vec<u64>> {
-        let own =
-            self.weights.own.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a party has no weights file"))?;
-        read(own, &self.recipe, start * self.columns, count * self.columns)
+    /// The weights file has become unreadable; E0814 at a party that does not know the part, E0804 for an `x` of no whole rows.
+    pub fn product(&self, part: Part, x: &[u64], trans_b: bool, threads: usize) -> Result<Vec<u64>> {
+        let (rows, columns) = (self.rows, self.columns);
+        let (inner, width) = if trans_b { (columns, rows) } else { (rows, columns) };
+        let m = x.len().checked_div(inner).unwrap_or(0);
+        if m * inner != x.len() {
+            return Err(Diagnostic::internal("E0804", "a product with a weight of other sizes"));
+        }
+        let mut out = vec![0; volume(&[m, width])?];
+        let step = self.block_rows().min(rows);
+        let mut made = Zeroizing::new(vec![0; step * columns]);
+        let mut sums = vec![0; if trans_b && m > 1 { m * step } else { 0 }];
+        for start in (0..rows).step_by(step.max(1)) {
+            let count = step.min(rows - start);
+            let block = &mut made[..count * columns];
+            self.weights.fill(&self.recipe, part, start * columns, block)?;
+            let block = MatRef::row_major(block, count, columns)?;
+            if !trans_b {
+                let left = MatRef::new(x.get(start..).unwrap_or(&[]), m, count, inner, 1)?;
+                gemm_acc(left, block, &mut out, threads);
+                continue;
+            }
+            let left = MatRef::row_major(x, m, inner)?;
+            if m == 1 {
+                gemm_acc(left, block.transposed(), &mut out[start..start + count], threads);
+                continue;
+            }
+            let sums = &mut sums[..m * count];
+            sums.fill(0);
+            gemm_acc(left, block.transposed(), sums, threads);
+            for (out, row) in out.chunks_exact_mut(rows).zip(sums.chunks_exact(count)) {
+                out[start..start + count].copy_from_slice(row);
+            }
+        }
+        Ok(out)
     }
 }
 
-/// Elements `start..start + len` of a weight from a file.
-fn read(source: &Arc<dyn TensorSource>, recipe: &Recipe, start: usize, len: usize) -> Result<Vec<u64>> {
-    let elements = source.elements(&recipe.name, start, len)?;
-    if elements.len() != len {
-        return Err(short(&recipe.name));
-    }
-    encode(&elements, recipe.bits, recipe.scale, recipe.bound)
+/// Sets `words` to the elements of a weight in a file from `start` on.
+fn read(source: &Arc<dyn TensorSource>, recipe: &Recipe, start: usize, words: &mut [u64]) -> Result<()> {
+    let (mut done, mut outcome) = (0, Ok(()));
+    source.parts(&recipe.name, start, words.len(), &mut |part| {
+        let Some(words) = words.get_mut(done..done + part.len()) else {
+            outcome = Err(short(&recipe.name));
+            return;
+        };
+        done += part.len();
+        if let Err(error) = encode_into(part, (recipe.bits, recipe.scale, recipe.bound), words) {
+            outcome = Err(error);
+        }
+    })?;
+    outcome?;
+    if done == words.len() { Ok(()) } else { Err(short(&recipe.name)) }
 }
 
 fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {

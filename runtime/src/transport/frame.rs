@@ -22,10 +22,10 @@ use std::io::{self, Read};
 
 use ombra_ir::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, Zeroizing};
 
 use super::party::Party;
 use super::tls::{late, tls_error};
+use crate::wiped::{Wipe, Zeroizing};
 
 /// Bytes of a frame's header.
 pub(super) const HEADER_BYTES: usize = 32;
@@ -63,7 +63,7 @@ impl Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        self.payload.zeroize();
+        self.payload.wipe();
     }
 }
 

@@ -8,19 +8,20 @@ use ombra_ir::Result;
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode_as;
 use ombra_ir::ty::Sharing;
-use zeroize::Zeroizing;
 
 use super::products::{mismatch, negative};
 use super::share::{BitShare, Masked, Share};
+use super::times;
 use super::value::{Value, unexpected};
-use super::{Part, times};
 use crate::backend::bits as planes;
 use crate::exec::side::Site;
 use crate::settings::rep3::share::ring_mask;
+use crate::settings::weights::Part;
 use crate::settings::words::broadcast::{expand, volume, zip};
 use crate::settings::words::movement;
 use crate::settings::words::ops::{missing, moved, operand_shape, packed, unpacked};
 use crate::settings::words::product::Plan;
+use crate::wiped::Zeroizing;
 
 /// This party's role in every op.
 pub(super) fn role(site: Site<'_>) -> u8 {
@@ -156,7 +157,7 @@ fn product(
                 1 => Part::Second,
                 _ => return Ok(Value::Share(Share::nothing())),
             };
-            let words = times(role(site), part, (x, xs), (matrix, ys), trans_b, site.threads)?;
+            let words = times(part, (x, xs), (matrix, ys), trans_b, site.threads)?;
             Ok(Value::Share(Share::of(words)))
         }
         (Value::Public(x), Value::Public(y)) => f((x, xs), (y, ys)).map(Value::Public),

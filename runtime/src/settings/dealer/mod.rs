@@ -24,7 +24,6 @@ mod tests;
 pub mod tree;
 pub mod value;
 
-use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,7 +37,7 @@ use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::rep3::embed::Table;
-use super::weights::{Found, Weight, Weights};
+use super::weights::{Found, Part, Weight, Weights};
 use super::words::broadcast::{expand, volume, zip};
 use super::words::movement::slice;
 use super::words::ops::{is_linear, missing, operand_shape};
@@ -261,7 +260,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
                 let sum = |part: Part| {
                     move |vectors: &[u64]| {
                         let shape = [vectors.len() / sizes.rows.max(1), sizes.rows];
-                        times(role, part, (vectors, &shape), (table, table_shape), false, threads)
+                        times(part, (vectors, &shape), (table, table_shape), false, threads)
                     }
                 };
                 let (first, second, whole) = (sum(Part::First), sum(Part::Second), sum(Part::Whole));
@@ -284,64 +283,22 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
         .map_err(|error| error.at(bind::place(site.module, site.id)))
 }
 
-/// Which term of a weight.
-#[derive(Clone, Copy)]
-enum Part {
-    First,
-    Second,
-    Whole,
-}
-
-/// `x · W` of a part of a weight, which may be made block by block: blocks of `W`'s rows meet blocks of `x`'s columns, or
-/// give blocks of the result's columns where `W` is given with its axes exchanged.
+/// `x · W` of a part of a weight, which may be made block by block.
 fn times(
-    role: u8,
     part: Part,
     (x, shape): (&[u64], &[usize]),
     (weight, weight_shape): (&Value, &[usize]),
     trans_b: bool,
     threads: usize,
 ) -> Result<Vec<u64>> {
-    let product = |x: &[u64], xs: &[usize], w: &[u64], ws: &[usize]| -> Result<Vec<u64>> {
-        let pair = [(Some(x.into()), Some(w.into()))];
-        Ok(Plan::new(xs, ws, trans_b)?.sum_of_products(&pair, threads)?.unwrap_or_default())
-    };
-    let matrix = match weight {
-        Value::Weight(terms) => return product(x, shape, &part_of(part, terms)?, weight_shape),
-        Value::Matrix(matrix) => matrix,
-        _ => return Err(unexpected("a private weight")),
-    };
-    let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
-    let mut sum: Vec<u64> = Vec::new();
-    let step = matrix.block_rows();
-    for start in (0..matrix.rows).step_by(step) {
-        let count = step.min(matrix.rows - start);
-        let made;
-        let block = match (role, part) {
-            (1, Part::Whole) => Cow::Owned(matrix.whole(start, count)?),
-            _ => {
-                made = matrix.block(start, count)?;
-                let Weight::Private(terms) = &made else { return Err(unexpected("a private weight")) };
-                part_of(part, terms)?
-            }
-        };
-        if trans_b || count == matrix.rows {
-            let columns = product(x, shape, &block, &[count, matrix.columns])?;
-            if count == matrix.rows {
-                return Ok(columns);
-            }
-            sum.resize(columns.len() / count.max(1) * matrix.rows, 0);
-            for (out, row) in sum.chunks_exact_mut(matrix.rows).zip(columns.chunks_exact(count)) {
-                out[start..start + count].copy_from_slice(row);
-            }
-        } else {
-            let mut narrow = shape.to_vec();
-            narrow[axis] = count;
-            let part = product(&slice(x, shape, axis, start, count)?, &narrow, &block, &[count, matrix.columns])?;
-            sum = if sum.is_empty() { part } else { products::plus(sum, &part) };
+    match weight {
+        Value::Weight(terms) => {
+            let pair = [(Some(x.into()), Some(part_of(part, terms)?))];
+            Ok(Plan::new(shape, weight_shape, trans_b)?.sum_of_products(&pair, threads)?.unwrap_or_default())
         }
+        Value::Matrix(matrix) => matrix.product(part, x, trans_b, threads),
+        _ => Err(unexpected("a private weight")),
     }
-    Ok(sum)
 }
 
 /// A product of two secrets with its sizes.
@@ -402,9 +359,7 @@ impl<'a> Operation<'a> {
         let value = &**args.get(weight).ok_or_else(missing)?;
         let with = |part: Part| {
             move |x: &[u64]| match (self.trans_b, weight) {
-                (Some(trans_b), 1) => {
-                    times(cx.role(), part, (x, self.shapes[0]), (value, self.shapes[1]), trans_b, self.threads)
-                }
+                (Some(trans_b), 1) => times(part, (x, self.shapes[0]), (value, self.shapes[1]), trans_b, self.threads),
                 _ => {
                     let Value::Weight(terms) = value else { return Err(unexpected("a private weight")) };
                     let term = part_of(part, terms)?;

@@ -24,10 +24,10 @@
 use std::borrow::Cow;
 
 use ombra_ir::{Diagnostic, Result};
-use zeroize::Zeroizing;
 
 use super::share::{Masked, Share};
 use super::{Cx, Purpose};
+use crate::wiped::Zeroizing;
 
 /// A map of the words of two operands.
 pub type OfTwo<'a> = &'a dyn Fn(&[u64], &[u64]) -> Result<Vec<u64>>;

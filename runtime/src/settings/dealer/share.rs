@@ -4,7 +4,8 @@
 //! has `Debug` or `PartialEq`; shares are wiped when they are dropped.
 
 use ombra_ir::{Diagnostic, Result};
-use zeroize::Zeroizing;
+
+use crate::wiped::Zeroizing;
 
 /// One party's share of ring elements, `x = x^0 + x^1 mod 2^bits`: `x^0` at the client, `x^1` at the server.
 pub struct Share {

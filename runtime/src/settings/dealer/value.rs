@@ -4,12 +4,11 @@ use ombra_ir::bind::Bound;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
 use std::borrow::Cow;
-use zeroize::Zeroizing;
 
-use super::Part;
 use super::products::plus;
 use super::share::{BitShare, Masked, Share};
-use crate::settings::weights::{Matrix, Terms};
+use crate::settings::weights::{Matrix, Part, Terms};
+use crate::wiped::Zeroizing;
 
 /// The result of an op at one party. Its shape is in [`Bound`]; it has no `Debug`.
 pub enum Value {

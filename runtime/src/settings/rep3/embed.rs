@@ -42,8 +42,10 @@ pub struct Table {
     pub bits: u8,
 }
 
-/// A table that is made block by block.
+/// A table that is made block by block, or stored.
 pub struct Rows<'a> {
+    /// All of it, where this party has it stored: nothing is copied then.
+    pub stored: Option<&'a Shared>,
     /// The sharing of `count` rows from `start` on.
     pub block: &'a dyn Fn(usize, usize) -> Result<Shared>,
     /// Rows that one block should have.
@@ -119,10 +121,17 @@ fn multiply(role: u8, keys: &[DpfKey], table: &Rows<'_>, sizes: Table, out: &mut
         }
         for start in (0..rows).step_by(table.at_once) {
             let count = table.at_once.min(rows - start);
-            let block = (table.block)(start, count)?;
+            let made;
+            let (block, from) = match table.stored {
+                Some(all) => (all, start * columns),
+                None => {
+                    made = (table.block)(start, count)?;
+                    (&made, 0)
+                }
+            };
             let component = if role == 1 { &block.b } else { &block.a };
-            let words =
-                component.data().filter(|words| words.len() == count * columns).ok_or_else(|| not_a_table(sizes))?;
+            let words = component.data().and_then(|words| words.get(from..from + count * columns));
+            let words = words.ok_or_else(|| not_a_table(sizes))?;
             let left = MatRef::new(units.get(start..).unwrap_or(&[]), keys.len(), count, rows, 1)?;
             gemm_acc(left, MatRef::row_major(words, count, columns)?, out, threads);
         }

@@ -95,11 +95,11 @@ pub(super) fn start(
                     Value::Matrix(matrix) => shared_block(matrix, start, count),
                     value => rows_of(value.shared()?, start, count, sizes.columns),
                 };
-                let at_once = match &**table {
-                    Value::Matrix(matrix) => matrix.block_rows(),
-                    _ => rows.max(1),
+                let (stored, at_once) = match &**table {
+                    Value::Matrix(matrix) => (None, matrix.block_rows()),
+                    value => (Some(value.shared()?), rows.max(1)),
                 };
-                embed(cx, ids, &Rows { block: &block, at_once }, sizes, threads).await?
+                embed(cx, ids, &Rows { stored, block: &block, at_once }, sizes, threads).await?
             }
             Op::Msb { width, drop } => {
                 return msb(cx, arg(0)?.shared()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));

@@ -1,7 +1,9 @@
 //! Ops that send nothing, at one party.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use ombra_ir::module::Party;
 use ombra_ir::op::{Class, Op};
 use ombra_ir::reference::encode_as;
 use ombra_ir::{Diagnostic, Result};
@@ -11,13 +13,16 @@ use super::{chain, role_of};
 use crate::backend::bits as planes;
 use crate::backend::elementwise;
 use crate::exec::side::Site;
-use crate::settings::rep3::local::linear::{AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int};
+use crate::settings::rep3::local::linear::{
+    AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int, sum_of,
+};
 use crate::settings::rep3::local::matmul::matmul;
-use crate::settings::rep3::share::Bits;
-use crate::settings::weights::Matrix;
+use crate::settings::rep3::share::{Bits, Shared, Sum};
+use crate::settings::weights::{Matrix, Part};
 use crate::settings::words::broadcast::{expand, volume};
 use crate::settings::words::movement;
 use crate::settings::words::ops::{missing, moved, operand_shape, packed, unpacked};
+use crate::settings::words::product::Plan;
 
 /// Ring bits of an operand.
 fn operand_bits(site: Site<'_>, i: usize) -> Result<u8> {
@@ -41,6 +46,9 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
     let arg = |i: usize| args.get(i).ok_or_else(missing);
     if let Value::Bits(_) = &**arg(0)? {
         return run_on_bits(site, op, args).map(|bits| Arc::new(Value::Bits(bits)));
+    }
+    if let (Op::MatMul { trans_b }, Value::Ring(Ring::Shared(x)), Op::Weight { .. }) = (op, &**arg(0)?, second(site)) {
+        return times_weight(site, x, arg(1)?, *trans_b).map(|ring| Arc::new(Value::Ring(ring)));
     }
     if let (Op::MatMul { trans_b }, Some(Value::Matrix(matrix))) = (op, args.get(1).map(|v| &**v)) {
         return matmul_in_blocks(site, arg(0)?.ring()?, matrix, *trans_b).map(|ring| Arc::new(Value::Ring(ring)));
@@ -70,6 +78,35 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         }
     };
     Ok(Arc::new(Value::Ring(ring)))
+}
+
+/// The op that gives the second operand, or this one.
+fn second<'a>(site: Site<'a>) -> &'a Op {
+    site.node().args.get(1).map_or(&site.node().op, |&arg| &site.module.node(arg).op)
+}
+
+/// `x · w` for a private weight `w = w1 + w2`, of which the client knows `w1`, the helper `w2`, and the server both. Each
+/// multiplies once: with `x = x0 + x1 + x2` the client gives `x0·w1`, the helper `x0·w2`, and the server `(x1 + x2)·w`.
+fn times_weight(site: Site<'_>, x: &Shared, w: &Value, trans_b: bool) -> Result<Ring> {
+    let (own, part) = match site.party {
+        Party::Client => (x.a.data().map(Cow::Borrowed), Part::First),
+        Party::Server => (sum_of(&x.a, &x.b), Part::Whole),
+        Party::Helper | Party::Dealer => (x.b.data().map(Cow::Borrowed), Part::Second),
+    };
+    let words = match w {
+        Value::Matrix(matrix) => own.map(|own| matrix.product(part, &own, trans_b, site.threads)).transpose()?,
+        w => {
+            let w = w.shared()?;
+            let terms = match part {
+                Part::First => w.b.data().map(Cow::Borrowed),
+                Part::Second => w.a.data().map(Cow::Borrowed),
+                Part::Whole => sum_of(&w.a, &w.b),
+            };
+            let plan = Plan::new(operand_shape(site, 0)?, operand_shape(site, 1)?, trans_b)?;
+            plan.sum_of_products(&[(own, terms)], site.threads)?
+        }
+    };
+    Ok(Ring::Three(Sum::new(words)))
 }
 
 /// `x · w` for a weight that is made block by block: blocks of `w`'s rows meet blocks of `x`'s columns, or give blocks of

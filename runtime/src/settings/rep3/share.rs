@@ -7,9 +7,9 @@
 //! No type here has `Debug` or `PartialEq`. Shares are wiped when they are dropped; temporaries inside a kernel are not.
 
 use ombra_ir::module::Party;
-use zeroize::Zeroizing;
 
 use crate::settings::weights::{Terms, Words};
+use crate::wiped::Zeroizing;
 
 /// One component `x_i` of a sharing.
 pub enum Component {

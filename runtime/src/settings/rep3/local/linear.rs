@@ -215,7 +215,7 @@ pub fn mul(x: View<'_>, y: View<'_>, out: &[usize]) -> Result<Ring> {
 }
 
 /// `a + b` of components, copied only where both are there.
-pub(super) fn sum_of<'a>(a: &'a Component, b: &'a Component) -> Option<Cow<'a, [u64]>> {
+pub(in crate::settings::rep3) fn sum_of<'a>(a: &'a Component, b: &'a Component) -> Option<Cow<'a, [u64]>> {
     match (a.data(), b.data()) {
         (None, None) => None,
         (Some(x), None) | (None, Some(x)) => Some(Cow::Borrowed(x)),

@@ -94,7 +94,7 @@ fn rows_of_a_table_at_secret_ids() {
                     let block =
                         |start, count| Ok(shared.map(|w| w[start * columns..(start + count) * columns].to_vec()));
                     // Blocks of two rows.
-                    embed(&cx, ids.as_deref(), &Rows { block: &block, at_once: 2 }, sizes, 1).await
+                    embed(&cx, ids.as_deref(), &Rows { stored: None, block: &block, at_once: 2 }, sizes, 1).await
                 }
             });
             let expected: Vec<u64> = ids
@@ -116,7 +116,7 @@ fn ids_outside_the_table_and_broken_keys_are_refused() {
     for id in [4, -5, i64::MIN, i64::MAX] {
         let result = lockstep::run(1, 0, &Traffic::default(), |cx| async move {
             let block = |_, _| Ok(Shared::zero());
-            embed(&cx, Some(&[id]), &Rows { block: &block, at_once: 4 }, sizes, 1).await
+            embed(&cx, Some(&[id]), &Rows { stored: None, block: &block, at_once: 4 }, sizes, 1).await
         });
         assert_eq!(result.err().map(|e| e.code), Some("E0806"));
     }
@@ -131,7 +131,7 @@ fn ids_outside_the_table_and_broken_keys_are_refused() {
             return Ok(Shared::zero());
         }
         let block = |_, count| Ok(Shared::new(vec![0; count], vec![0; count]));
-        embed(&cx, None, &Rows { block: &block, at_once: 4 }, sizes, 1).await
+        embed(&cx, None, &Rows { stored: None, block: &block, at_once: 4 }, sizes, 1).await
     });
     assert_eq!(result.err().map(|e| e.code), Some("E0807"));
 }

@@ -152,7 +152,9 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                     };
                     let sizes = Table { rows: TABLE, columns: COLUMNS, tokens: ids.len(), bits: 64 };
                     let ids = (role == 0).then_some(&*ids);
-                    embed(&cx, ids, &Rows { block: &block, at_once: TABLE }, sizes, 1).await.map(drop)
+                    embed(&cx, ids, &Rows { stored: Some(&*table), block: &block, at_once: TABLE }, sizes, 1)
+                        .await
+                        .map(drop)
                 }
                 _ => input(&cx, (role == 0).then_some(x), N, 64).await.map(drop),
             }
