@@ -97,9 +97,12 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     let mut e = Emit { module, origin };
     let x = args[0];
     let result = (node.ty.bound, node.ty.bound_from);
-    let has_dealer = e.has_dealer();
+    let looked_up = match node.op.curve() {
+        Some(curve) => curve::looked_up(&mut e, x, curve)?,
+        None => None,
+    };
     let id = match &node.op {
-        op if has_dealer && let Some(curve) = op.curve() => curve::looked_up(&mut e, x, curve),
+        _ if let Some(y) = looked_up => Ok(y),
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
             let form = softmax::Ratio {

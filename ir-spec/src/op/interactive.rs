@@ -136,7 +136,7 @@ pub(super) static SELECT: Description = Description {
 
 pub(super) static LOOKUP: Description = Description {
     name: "lookup",
-    result: "ring `bits`, scale `scale`, shared",
+    result: "ring `bits`, scale `scale`, in the form that the setting gives a product of secrets",
     bound: "bits − 1",
     constraints: &[
         c(SHARING, "the operand is a shared or a masked ring tensor"),
@@ -157,7 +157,8 @@ pub(super) static LOOKUP: Description = Description {
         if cell == 0 || u32::from(bits) + shift > 64 || scale < 8 || scale.saturating_add(2) > bits {
             return Err(t.fails(3, format!("cells of {cell} bits, {scale} fraction bits in a ring of {bits}")));
         }
-        Ok(ring(bits, scale.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(bits.saturating_sub(1))))
+        let form = (t.cx.setting.protocol().product)(Sharing::Shared, Sharing::Shared).unwrap_or(Sharing::Shared);
+        Ok(ring(bits, scale.into(), form, x.ty.shape.clone(), u32::from(bits.saturating_sub(1))))
     },
     meaning: Some(|op, e| {
         let &Op::Lookup { curve, window, cell, bits, scale } = op else { return Err(e.other()) };

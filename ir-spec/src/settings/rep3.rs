@@ -106,6 +106,7 @@ pub fn is_interactive(op: &Op) -> bool {
                 | Op::BitToRing { .. }
                 | Op::RowMax { .. }
                 | Op::ArgMax { .. }
+                | Op::Lookup { .. }
                 | Op::Embed
                 | Op::Reveal { .. }
         ),
@@ -132,6 +133,7 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::And => t.and(plane_bytes(s.out)),
         Op::BitToRing { .. } => t.bit_to_ring(s.out, eb),
         Op::ExpDigits { .. } => t.exp_digits(s.out),
+        Op::Lookup { window, cell, .. } => t.lookup(s.out, 1 << (window - cell), eb),
         Op::RowMax { width, drop, .. } => {
             for pairs in s.rows.pairs_by_level() {
                 t.msb(pairs, width - drop);
@@ -237,6 +239,15 @@ impl Traffic {
         self.send(0, 2, 1, 4 * 8 * n);
         self.send(1, 0, 1, 4 * n);
         self.send(1, 1, 0, 4 * n);
+        self.rounds += 2;
+    }
+
+    /// Role 2 deals a vector of bits and three factors to role 1; then roles 0 and 1 exchange shares of three products with
+    /// them.
+    fn lookup(&mut self, n: u64, cells: u64, bytes: u64) {
+        self.send(0, 2, 1, n * (plane_bytes(cells) + 3 * bytes));
+        self.send(1, 0, 1, 3 * n * bytes);
+        self.send(1, 1, 0, 3 * n * bytes);
         self.rounds += 2;
     }
 

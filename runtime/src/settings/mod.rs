@@ -6,9 +6,11 @@
 
 pub mod cx;
 pub mod dealer;
+mod parabola;
 pub mod plain;
 pub mod rep3;
 mod rows;
+pub mod tables;
 #[cfg(test)]
 mod testing;
 pub mod weights;

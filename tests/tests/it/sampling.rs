@@ -222,10 +222,11 @@ fn penalties_are_taken(setting: Setting) {
         }
         assert!(sides[1..].iter().all(|side| side.steps[0].opened.is_empty()), "others learn nothing");
         if sampling.is_none() {
-            // The client sends a word of eight bytes for every logit; the comparisons may be a little wider.
+            // The client sends a word of eight bytes for every logit, where it does not share with itself; comparisons may be a
+            // little wider, and logits that have a narrow ring are brought into the large one.
             let more = costs.measured.bytes.iter().sum::<u64>() - plain.bytes.iter().sum::<u64>();
-            assert!((8 * added.len() as u64..32 * added.len() as u64).contains(&more), "{more} bytes more");
-            assert!(costs.measured.rounds <= plain.rounds + 2, "{} and {} rounds", costs.measured.rounds, plain.rounds);
+            assert!((4 * added.len() as u64..32 * added.len() as u64).contains(&more), "{more} bytes more");
+            assert!(costs.measured.rounds <= plain.rounds + 3, "{} and {} rounds", costs.measured.rounds, plain.rounds);
         }
         // Frames are the same whatever the penalties are.
         let nothing = vec![(PENALTIES.to_owned(), Tensor::f32(&[3, vocabulary], vec![0.0; added.len()]).unwrap())];

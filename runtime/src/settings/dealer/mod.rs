@@ -18,7 +18,6 @@ pub mod lookup;
 mod planes;
 pub mod products;
 pub mod share;
-pub mod tables;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -37,6 +36,7 @@ use ombra_ir::{Result, bind};
 
 pub use super::cx::{Cx, Keys, Purpose};
 use super::rep3::embed::Table;
+use super::tables::CurveTables;
 use super::weights::{Found, Part, Weight, Weights};
 use super::words::broadcast::{expand, volume, zip};
 use super::words::movement::slice;
@@ -49,7 +49,6 @@ use embed::{Sums, embed};
 use local::role;
 use products::{Bilinear, Factor, Operand, product, times_weight};
 use share::{BitShare, Share};
-use tables::CurveTables;
 use value::{Value, part_of, unexpected};
 
 /// One party of the setting in a session: its keys, and what it holds of the weights.

@@ -1,8 +1,10 @@
 //! Ops that send messages, at one party: each becomes a [`Task`].
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ombra_ir::Result;
+use ombra_ir::curve::Cells;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::settings::rep3::is_interactive;
@@ -15,6 +17,7 @@ use crate::exec::side::{Ended, Site};
 use crate::settings::rep3::Cx;
 use crate::settings::rep3::compare::{and, msb};
 use crate::settings::rep3::convert::bit_to_ring;
+use crate::settings::rep3::curve::look_up;
 use crate::settings::rep3::embed::{Rows, Table, embed};
 use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::input::input;
@@ -24,6 +27,7 @@ use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::share::Shared;
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::truncate;
+use crate::settings::tables::CurveTables;
 use crate::settings::weights::{Matrix, Weight};
 
 /// Whether an op has a kernel here: it sends messages, or may.
@@ -37,6 +41,7 @@ pub(super) fn start(
     cx: &Cx,
     args: Vec<Arc<Value>>,
     given: Option<Vec<u64>>,
+    tables: Rc<CurveTables>,
 ) -> Result<Task<Ended<Value>>> {
     let node = site.module.node(site.id);
     let shape_of = |id: Id| site.bound.shapes[id.index()].clone();
@@ -100,6 +105,12 @@ pub(super) fn start(
                     value => (Some(value.shared()?), rows.max(1)),
                 };
                 embed(cx, ids, &Rows { stored, block: &block, at_once }, sizes, threads).await?
+            }
+            Op::Lookup { curve, window, cell, bits, scale } => {
+                let from = operand_ring.map_or(0, |(_, scale)| scale);
+                let cells = Cells { window: *window, from, cell: *cell, scale: *scale };
+                let sum = look_up(cx, &tables, arg(0)?.shared()?, n, *curve, cells, *bits).await?;
+                return Ok(Ended::Value(Value::Ring(Ring::Three(sum))));
             }
             Op::Msb { width, drop } => {
                 return msb(cx, arg(0)?.shared()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));

@@ -7,6 +7,7 @@ mod chain;
 pub mod compare;
 pub mod convert;
 mod cross;
+pub mod curve;
 mod divide_many;
 pub mod embed;
 pub mod exp;
@@ -35,6 +36,7 @@ use ombra_ir::op::{Class, Op};
 use ombra_ir::ty::Ty;
 
 pub use super::cx::{Cx, Keys, Purpose};
+use super::tables::CurveTables;
 use super::weights::{Found, Weights};
 use super::words::movement::slice;
 use super::words::ops::is_linear;
@@ -47,12 +49,13 @@ use value::Value;
 pub struct Rep3 {
     keys: Rc<Keys>,
     weights: Arc<Weights>,
+    tables: Rc<CurveTables>,
 }
 
 impl Rep3 {
     /// The side of a party with fresh keys.
     pub fn new(keys: Keys, weights: Arc<Weights>) -> Self {
-        Rep3 { keys: Rc::new(keys), weights }
+        Rep3 { keys: Rc::new(keys), weights, tables: Rc::default() }
     }
 }
 
@@ -77,7 +80,7 @@ impl Side for Rep3 {
             (op, given) if interactive::has_kernel(op) => {
                 let args = args.iter().map(chain::settle).collect::<Result<_>>()?;
                 let given = if let Given::Words(words) = given { words } else { None };
-                let mut task = interactive::start(site, &cx(), args, given)?;
+                let mut task = interactive::start(site, &cx(), args, given, Rc::clone(&self.tables))?;
                 return Ok(match task.poll()? {
                     Some(Ended::Value(value)) => Begun::Value(Arc::new(value)),
                     Some(Ended::Opened(words)) => Begun::Opened(words),

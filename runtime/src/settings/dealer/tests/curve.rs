@@ -6,7 +6,7 @@ use super::rank::assert_full_rank;
 use super::*;
 use crate::settings::dealer::curve::look_up;
 use crate::settings::dealer::products::{Operand, mask};
-use crate::settings::dealer::tables::CurveTables;
+use crate::settings::tables::CurveTables;
 
 /// `f(x)` of integers at `cells.from` in a ring of `from` bits, as reals.
 fn looked_up(seed: u64, x: &[i64], from: u8, curve: Curve, cells: Cells, bits: u8) -> Vec<f64> {

@@ -11,8 +11,8 @@ use crate::settings::dealer::curve::look_up;
 use crate::settings::dealer::divide::divide;
 use crate::settings::dealer::lookup::exp_digits;
 use crate::settings::dealer::products::{Bilinear, Operand, hold, mask, product};
-use crate::settings::dealer::tables::CurveTables;
 use crate::settings::dealer::tree::{arg_max, row_max};
+use crate::settings::tables::CurveTables;
 use crate::settings::testing::deviation;
 
 const N: usize = 512;

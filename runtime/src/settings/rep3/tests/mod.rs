@@ -1,6 +1,7 @@
 //! Every kernel among three parties in one thread, against plain arithmetic and the declared messages.
 
 mod compare;
+mod curve;
 mod exp;
 mod linear;
 mod many;

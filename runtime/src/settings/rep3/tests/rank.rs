@@ -8,12 +8,15 @@
 use super::*;
 use crate::settings::rep3::compare::{and, msb_of_groups};
 use crate::settings::rep3::convert::{bit_to_ring, many_bits_to_ring, select};
+use crate::settings::rep3::curve::look_up;
 use crate::settings::rep3::divide_many;
 use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::{Division, truncate};
+use crate::settings::tables::CurveTables;
 use crate::settings::testing::{EXTRA, affine_rank};
+use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::op::EXP_WINDOW;
 
 /// Elements of a run: planes of bits fill whole bytes, so that all bits that are sent are random.
@@ -116,6 +119,21 @@ fn exponentials() {
     assert_full_rank("exponential of many", &exp::traffic_of_many(N as u64), |cx, role| {
         exp::many_exps(cx, shares[role].clone(), N)
     });
+}
+
+#[test]
+fn lookups() {
+    let mut words = Words(8);
+    let shares = share(&words.take(N), &mut words);
+    for (window, cell, bits, scale) in [(16, 11, 32, 24), (15, 8, 24, 18), (12, 2, 40, 30), (10, 8, 32, 24)] {
+        let cells = Cells { window, from: 8, cell, scale };
+        // A vector of fewer than 8 bits is a byte whose others are random as well.
+        let op = Op::Lookup { curve: Curve::Gelu, window, cell, bits, scale };
+        assert_full_rank(&format!("{op:?}"), &traffic(&op, &sizes(N, bits, false)), |cx, role| {
+            let x = shares[role].clone();
+            async move { look_up(&cx, &CurveTables::default(), &x, N, Curve::Gelu, cells, bits).await }
+        });
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::*;
 use crate::dpf;
 use crate::settings::rep3::compare::{and, msb};
 use crate::settings::rep3::convert::bit_to_ring;
+use crate::settings::rep3::curve::look_up;
 use crate::settings::rep3::embed::{Rows, Table, embed};
 use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::input::input;
@@ -12,7 +13,9 @@ use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::truncate;
+use crate::settings::tables::CurveTables;
 use crate::settings::testing::deviation;
+use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::op::EXP_WINDOW;
 
 const N: usize = 512;
@@ -24,6 +27,8 @@ const LEN: usize = N / ROWS;
 /// Rows and columns of the table of lookups, of which there are `N / COLUMNS`.
 const TABLE: usize = 16;
 const COLUMNS: usize = 8;
+/// How lookups of curves cut their operand.
+const CELLS: Cells = Cells { window: 20, from: 14, cell: 12, scale: 24 };
 
 /// How the secret operand is held.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,6 +67,7 @@ fn cases() -> Vec<Case> {
     for op in [
         Op::Msb { width: 40, drop: 6 },
         Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false },
+        Op::Lookup { curve: Curve::Gelu, window: CELLS.window, cell: CELLS.cell, bits: 32, scale: CELLS.scale },
         Op::RowMax { shape: Vec::new(), width: 30, drop: 2 },
         Op::ArgMax { width: 30 },
     ] {
@@ -115,7 +121,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
             from_bits: if matches!(op, Op::Truncate { by: 0, .. }) { SMALL } else { 64 },
             ..sizes(
                 if matches!(op, Op::RowMax { .. } | Op::ArgMax { .. }) { ROWS } else { N },
-                64,
+                if let Op::Lookup { bits, .. } = op { *bits } else { 64 },
                 *form == Form::Three,
             )
         },
@@ -139,6 +145,9 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                 Op::Reshare => reshare(&cx, operand, N, 64).await.map(drop),
                 Op::Msb { width, drop: low } => msb(&cx, &shared, N, width, low).await.map(drop),
                 Op::ExpDigits { scale, tail, .. } => exp_digits(&cx, &shared, N, scale, tail).await.map(drop),
+                Op::Lookup { curve, bits, .. } => {
+                    look_up(&cx, &CurveTables::default(), &shared, N, curve, CELLS, bits).await.map(drop)
+                }
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {
@@ -263,8 +272,9 @@ fn every_message_is_under_a_key_that_its_receiver_does_not_know() {
 /// Role 2 knows the masks of what the others send each other, so no message of a cross-term product may go to it.
 #[test]
 fn role_2_of_a_crossing_receives_nothing() {
-    let cross_term =
-        |case: &&Case| matches!(case.op, Op::Truncate { .. } | Op::BitToRing { .. } | Op::ExpDigits { .. });
+    let cross_term = |case: &&Case| {
+        matches!(case.op, Op::Truncate { .. } | Op::BitToRing { .. } | Op::ExpDigits { .. } | Op::Lookup { .. })
+    };
     for case in cases().iter().filter(cross_term) {
         let sent = messages(case, 5, 1, 0, lockstep::keys(1));
         assert!(!sent.is_empty() && sent.iter().all(|m| m.to != 2), "{case:?}");
