@@ -390,8 +390,12 @@ fn rewritten_analysed(
     if has(Pass::Rewrites) { rewritten_where_cheaper(model, whole, weights, options) } else { Ok(whole) }
 }
 
-/// Rewrites, and takes it back unless the whole program costs less than before. All is priced with assumed ranges: nothing
-/// is measured twice.
+/// Prices with assumed ranges that are as near as this say nothing of which program is cheaper: ranges decide how functions
+/// are computed.
+const NEAR: f64 = 1.0 / 16.0;
+
+/// Rewrites, and takes it back unless the whole program costs less than before. Both are priced with assumed ranges, and
+/// with their own where these leave it open.
 fn rewritten_where_cheaper(
     model: &Model,
     before: Rewritten,
@@ -408,13 +412,16 @@ fn rewritten_where_cheaper(
     if options.keep_rewrites == Some(false) {
         return Ok(before);
     }
-    let quote = |rewritten: &Rewritten| -> f64 {
-        let options = Options { assume: true, ..options.clone() };
+    let quote = |rewritten: &Rewritten, assume: bool| -> f64 {
+        let options = Options { assume: assume || options.assume, ..options.clone() };
         // What does not compile is worth nothing; the program that is kept says why it does not.
         let plan = finish(model, None, rewritten.clone(), weights, &options).map(|program| program.plan);
         plan.ok().and_then(|plan| session_cost(&plan).ok()).map_or(f64::INFINITY, |cost| cost.price(options.network))
     };
-    let (old, new) = (quote(&before), quote(&after));
+    let (mut old, mut new) = (quote(&before, true), quote(&after, true));
+    if (new - old).abs() < old * NEAR && options.bounds_of != BoundsOf::Base {
+        (old, new) = (quote(&before, false), quote(&after, false));
+    }
     if new < old {
         return Ok(after);
     }

@@ -226,7 +226,13 @@ fn penalties_are_taken(setting: Setting) {
             // little wider, and logits that have a narrow ring are brought into the large one.
             let more = costs.measured.bytes.iter().sum::<u64>() - plain.bytes.iter().sum::<u64>();
             assert!((4 * added.len() as u64..32 * added.len() as u64).contains(&more), "{more} bytes more");
-            assert!(costs.measured.rounds <= plain.rounds + 3, "{} and {} rounds", costs.measured.rounds, plain.rounds);
+            let wider = if setting == Setting::Dealer { 10 } else { 2 };
+            assert!(
+                costs.measured.rounds <= plain.rounds + wider,
+                "{} and {} rounds",
+                costs.measured.rounds,
+                plain.rounds
+            );
         }
         // Frames are the same whatever the penalties are.
         let nothing = vec![(PENALTIES.to_owned(), Tensor::f32(&[3, vocabulary], vec![0.0; added.len()]).unwrap())];
