@@ -420,7 +420,11 @@ fn rewritten_where_cheaper(
     };
     let (mut old, mut new) = (quote(&before, true), quote(&after, true));
     if (new - old).abs() < old * NEAR && options.bounds_of != BoundsOf::Base {
-        (old, new) = (quote(&before, false), quote(&after, false));
+        let own = (quote(&before, false), quote(&after, false));
+        // A program whose ranges cannot be measured alone keeps its assumed price.
+        if own.0.is_finite() && own.1.is_finite() {
+            (old, new) = own;
+        }
     }
     if new < old {
         return Ok(after);
