@@ -419,10 +419,10 @@ fn rewritten_where_cheaper(
         plan.ok().and_then(|plan| session_cost(&plan).ok()).map_or(f64::INFINITY, |cost| cost.price(options.network))
     };
     let (mut old, mut new) = (quote(&before, true), quote(&after, true));
-    if (new - old).abs() < old * NEAR && options.bounds_of != BoundsOf::Base {
+    if (new - old).abs() < old * NEAR && options.bounds_of != BoundsOf::Base && !options.assume {
         let own = (quote(&before, false), quote(&after, false));
-        // A program whose ranges cannot be measured alone keeps its assumed price.
-        if own.0.is_finite() && own.1.is_finite() {
+        // Where neither compiles, both keep their assumed prices.
+        if own.0.is_finite() || own.1.is_finite() {
             (old, new) = own;
         }
     }

@@ -179,7 +179,7 @@ fn find(module: &Module) -> Result<Option<Found>> {
     let Some(Some(mut id)) = new_ids.get(at).copied() else { return Ok(None) };
     if bits < LOGITS_RING {
         // The choice of the most probable one needs fewer bits than a draw.
-        let (bound, origin) = ((ty.bound, BoundFrom::Guarded), module.ops[at].origin.clone());
+        let (bound, origin) = ((ty.bound, ty.bound_from), module.ops[at].origin.clone());
         id = push(&mut rest, Op::Truncate { by: 0, bits: LOGITS_RING }, &[id], Some(bound), origin)?;
     }
     let rows = leading.iter().try_fold(Dim::constant(1), |rows, dim| rows.mul(dim))?;

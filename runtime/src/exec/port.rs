@@ -75,9 +75,9 @@ impl Port {
         self.outbox[to].take()
     }
 
-    /// Makes room for what goes to party `to` in a round.
+    /// Makes room for what goes to party `to` in a round, where there is as much.
     pub(crate) fn reserve(&self, to: usize, bytes: usize) {
-        self.outbox(to).reserve_exact(bytes);
+        drop(self.outbox(to).try_reserve_exact(bytes));
     }
 
     /// Puts what party `from` sent in this round before the kernel.

@@ -36,7 +36,7 @@ pub(super) const MAX_ABORT_BYTES: u64 = 4 << 10;
 
 const MAGIC: [u8; 2] = *b"Om";
 /// Grows with every change of what kernels send or of the labels of their randomness.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// Memory is taken for at most this much payload, or as much again as has arrived, ahead of the data.
 const READ_AHEAD: u64 = 1 << 20;
 
@@ -96,6 +96,7 @@ pub(super) struct Abort {
     pub code: String,
     pub place: Option<String>,
     /// Who aborted first, where this party only passes on that somebody did: whose word comes first at a third one is chance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first: Option<Party>,
 }
 

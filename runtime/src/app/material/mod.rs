@@ -224,8 +224,9 @@ struct Sealed<T> {
 }
 
 fn digest_of<T: Serialize>(content: &T) -> serde_json::Result<String> {
-    let text = serde_json::to_vec(content).map(Zeroizing::new)?;
-    Ok(hexadecimal(&Sha256::digest(&*text)))
+    let mut hasher = Sha256::new();
+    serde_json::to_writer(&mut hasher, content)?;
+    Ok(hexadecimal(&hasher.finalize()))
 }
 
 fn read_json<T: Serialize + serde::de::DeserializeOwned>(path: &Path) -> Result<T> {

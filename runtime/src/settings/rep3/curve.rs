@@ -8,7 +8,7 @@
 //! to role 1, `3ℓ` each way between roles 0 and 1. A division of the sum brings it into the ring and to the scale of what
 //! follows.
 //! Error: that of the parabola ([`ombra_ir::curve`]) and three units or less of its coefficients at `F/2 + 2` fraction bits or
-//! more. Side channels: every cell of the table is read; no branch or index on what roles 0 and 1 do not know together.
+//! more. Side channels: every cell of the table is read; role 2 writes one word of a vector of four or fewer, by its own λ.
 //!
 //! ```text
 //!   m = x1 at roles 0 and 1, λ = −(x0 + x2) at role 2, both mod 2^W; σ, t and P_k as `parabola` says
