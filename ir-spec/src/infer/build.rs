@@ -51,7 +51,9 @@ pub fn push_like(module: &mut Module, node: &Node, op: Op, args: &[Id]) -> Resul
 /// Types of later ops follow from this one, so it is as concise as if the op had been added with it.
 pub fn tighten(module: &mut Module, id: Id, bound: u8, from: BoundFrom, finer: &Norms) {
     let Some(node) = module.ops.get(id.index()) else { return };
-    let norms = node.ty.norms.finer(finer);
+    // Of a source nobody checks a size, and whoever makes it anew leaves it out.
+    let finer = if node.op.description().declares_bound { Norms::default() } else { *finer };
+    let norms = node.ty.norms.finer(&finer);
     let mut ty = Ty { bound: bound.min(node.ty.bound), bound_from: from, norms, ..node.ty.clone() };
     if !node.op.description().declares_bound {
         ty.norms = norms::concise(&ty, &TypeCx::of(module));
