@@ -49,7 +49,10 @@ pub(super) fn rounded_down(e: &mut Emit, revealed: Id) -> Result<Id> {
                     for a in &node.args {
                         args.push(now(e, &mut new, *a)?);
                     }
-                    Rounded::Now(e.declared(node.op, &args, (node.ty.bound, node.ty.bound_from))?)
+                    // What is proven of the value follows from norms that its new operands may lack.
+                    let from = node.ty.bound_from;
+                    let from = if from == BoundFrom::Proven { BoundFrom::Guarded } else { from };
+                    Rounded::Now(e.declared(node.op, &args, (node.ty.bound, from))?)
                 }
             };
             new.insert(id, rounded);
