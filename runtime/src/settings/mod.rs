@@ -6,6 +6,7 @@
 
 pub mod cx;
 pub mod dealer;
+mod one_hot;
 mod parabola;
 pub mod plain;
 pub mod rep3;

@@ -80,8 +80,8 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
         }
         Op::Truncate { by, bits } => divide(&mut t, s.out, dealt_bytes(s.from_bits, *bits, *by)),
         Op::ExpDigits { scale, window, tail } => {
-            let window_bytes = if s.forms[0] == Sharing::Masked { 0 } else { u64::from((window + scale).div_ceil(8)) };
-            exponential(&mut t, s.out, window_bytes, exp_table(*window, *tail));
+            let table = exp_table(*window, *tail);
+            look_up(&mut t, s, window + scale, table.count as u64, 1, u64::from(table.ring) / 8);
         }
         Op::Select => {
             if s.forms[1] != Sharing::Masked {
@@ -92,17 +92,8 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.send(0, 2, 1, 2 * s.out * eb);
             t.rounds += 1;
         }
-        Op::Lookup { window, cell, .. } => {
-            if s.forms[0] != Sharing::Masked {
-                bits::exchange(&mut t, s.out * u64::from(window.div_ceil(8)));
-            }
-            t.send(0, 2, 1, s.out * plane_bytes(1 << (window - cell)));
-            t.rounds = 1;
-            bits::exchange(&mut t, 3 * s.out * eb);
-            t.send(0, 2, 1, 4 * s.out * eb);
-            t.rounds = 2;
-        }
-        Op::Embed => lookup(&mut t, s, eb),
+        Op::Lookup { window, cell, .. } => look_up(&mut t, s, *window, 1 << (window - cell), 3, eb),
+        Op::Embed => embed(&mut t, s, eb),
         Op::Reveal { .. } => {
             t.send(0, 1, 0, s.out * eb);
             t.rounds = 1;
@@ -178,22 +169,21 @@ pub fn exp_shift(table: ExpTable) -> u8 {
     shift
 }
 
-/// The masked window and a vector of cells; then the masked entry, a factor and its product with the mask.
-fn exponential(t: &mut Traffic, n: u64, window_bytes: u64, table: ExpTable) {
-    if window_bytes > 0 {
-        bits::exchange(t, n * window_bytes);
+/// The masked window and a vector of cells; then `products` masked ones of `bytes`, their factors and a sum.
+fn look_up(t: &mut Traffic, s: &Sizes, window: u8, cells: u64, products: u64, bytes: u64) {
+    let n = s.out;
+    if s.forms[0] != Sharing::Masked {
+        bits::exchange(t, n * u64::from(window.div_ceil(8)));
     }
-    let eb = u64::from(table.ring) / 8;
-    t.send(0, 2, 1, n * plane_bytes(table.count as u64));
-    for party in [0, 1] {
-        t.send(1, party, 1 - party, n * eb);
-    }
-    t.send(1, 2, 1, 2 * n * eb);
-    t.rounds += 2;
+    t.send(0, 2, 1, n * plane_bytes(cells));
+    t.rounds += 1;
+    bits::exchange(t, products * n * bytes);
+    t.send(0, 2, 1, (products + 1) * n * bytes);
+    t.rounds += 1;
 }
 
 /// Vectors of bits and a masked sign, then the server's masked sum; the dealer's sum and a product.
-fn lookup(t: &mut Traffic, s: &Sizes, eb: u64) {
+fn embed(t: &mut Traffic, s: &Sizes, eb: u64) {
     t.send(0, 0, 1, s.tokens * plane_bytes(s.table_rows) + plane_bytes(s.tokens));
     t.send(0, 2, 1, 2 * s.out * eb);
     t.send(1, 1, 0, s.out * eb);

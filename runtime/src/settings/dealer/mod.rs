@@ -13,8 +13,9 @@ pub mod compare;
 pub mod curve;
 pub mod divide;
 pub mod embed;
+pub mod exp;
 mod local;
-pub mod lookup;
+mod lookup;
 mod planes;
 pub mod products;
 pub mod share;
@@ -220,7 +221,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
             Op::Hold => return products::hold(cx, &share(0)?, n, bits).await.map(|x| Ended::Value(Value::Held(x))),
             Op::Truncate { by, bits } => divide::divide(cx, &share(0)?, n, (from, *bits), *by).await?,
             Op::BitToRing { bits } => bits::bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
-            Op::ExpDigits { scale, window, tail } => lookup::exp_digits(cx, first, n, *scale, (*window, *tail)).await?,
+            Op::ExpDigits { scale, window, tail } => exp::exp_digits(cx, first, n, *scale, (*window, *tail)).await?,
             Op::Lookup { curve, window, cell, bits, scale } => {
                 let cells = Cells { window: *window, from: from_scale, cell: *cell, scale: *scale };
                 curve::look_up(cx, &tables, first, n, *curve, cells, *bits).await?

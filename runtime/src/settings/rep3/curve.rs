@@ -44,8 +44,8 @@ pub async fn look_up(
     bits: u8,
 ) -> Result<Sum> {
     let parabola = Parabola::new(cells, bits)?;
-    let (words, vector_bits) = parabola.vector();
-    let vectors = || cx.draw(0, Purpose::OneHot, 0, words * n);
+    let one_hot = parabola.one_hot;
+    let vectors = || cx.draw(0, Purpose::OneHot, 0, one_hot.words() * n);
     let tau = |key: u8, part: u8| cx.draw(key, Purpose::LookupMask, part, n);
     let dealt = |part: u8| cx.draw(0, Purpose::Dealt, part, n);
     let mut term = two_terms(cx, x, n);
@@ -54,8 +54,8 @@ pub async fn look_up(
         term.iter_mut().for_each(|x| *x = x.wrapping_neg());
         let lambda = term;
         let mut vector = vectors()?;
-        let signs = parabola.hide(&mut vector, &lambda);
-        cx.send(1, &vector, vector_bits);
+        let signs = one_hot.hide(&mut vector, &lambda);
+        cx.send(1, &vector, one_hot.word_bits());
         let mut own = vec![0u64; n];
         for part in 0..POWERS {
             let (mut factors, zeroth, second) = (dealt(part)?, tau(0, part)?, tau(2, part)?);
@@ -72,7 +72,7 @@ pub async fn look_up(
     }
     let (m, peer) = (term, 1 - role);
     cx.round().await;
-    let vector = if role == 0 { vectors()? } else { cx.take(2, words * n, vector_bits)? };
+    let vector = if role == 0 { vectors()? } else { cx.take(2, one_hot.words() * n, one_hot.word_bits())? };
     let mut sent = parabola.shares(&*tables.of(curve, cells)?, &vector, &m, role == 1);
     for (own, part) in sent.iter_mut().zip(0u8..) {
         own.iter_mut().zip(tau(2 * role, part)?).for_each(|(own, tau)| *own = own.wrapping_add(tau));

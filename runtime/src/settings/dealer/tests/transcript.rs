@@ -9,7 +9,7 @@ use crate::settings::dealer::bits::{and, bit_to_ring, select};
 use crate::settings::dealer::compare::msb;
 use crate::settings::dealer::curve::look_up;
 use crate::settings::dealer::divide::divide;
-use crate::settings::dealer::lookup::exp_digits;
+use crate::settings::dealer::exp::exp_digits;
 use crate::settings::dealer::products::{Bilinear, Operand, hold, mask, product};
 use crate::settings::dealer::tree::{arg_max, row_max};
 use crate::settings::tables::CurveTables;
