@@ -1,5 +1,6 @@
 //! What the tests of all settings' kernels share: words, declared messages, and statistics of what is received.
 
+use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::settings::Traffic;
 
 use crate::exec::lockstep::Sent;
@@ -23,6 +24,33 @@ impl Words {
 /// A signed value in a ring.
 pub fn signed(x: u64, bits: u8) -> i64 {
     (x << (64 - bits)) as i64 >> (64 - bits)
+}
+
+/// Integers from one end of a table to the other, without the highest cell.
+pub fn spread(n: i64, cells: Cells) -> Vec<i64> {
+    let (low, cell) = (-1i64 << (cells.window - 1), 1i64 << cells.cell);
+    let most = -low - cell - 1;
+    (0..=n).map(|i| low + cell + (most - low - cell) * i / n).chain([0, 1, -1, low + cell + 1]).collect()
+}
+
+/// How far what was found is from a function of integers with `from` fraction bits at most.
+pub fn worst_error(curve: Curve, from: u8, x: &[i64], found: &[f64]) -> f64 {
+    let error = |(x, y): (&i64, &f64)| (y - curve.at(*x as f64 * (-f64::from(from)).exp2())).abs();
+    x.iter().zip(found).map(error).fold(0.0, f64::max)
+}
+
+/// How far `y` is from the parabola of the cell of `x`, or of the next one, whichever is nearer.
+pub fn off_parabolas(curve: Curve, cells: Cells, x: i64, y: f64) -> f64 {
+    let (table, width) = (cells.parabolas(curve).unwrap(), 1i64 << cells.cell);
+    let at = |cell: i64| {
+        let u = (x - width * cell) as f64 / width as f64;
+        let of = |k: usize| {
+            table[k][cell.rem_euclid(cells.count() as i64) as usize] as f64 * (-f64::from(cells.scale)).exp2()
+        };
+        (of(0) + u * (of(1) + u * of(2)) - y).abs()
+    };
+    let below = x.div_euclid(width);
+    at(below).min(at(below + 1))
 }
 
 /// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;

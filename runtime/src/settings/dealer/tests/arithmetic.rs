@@ -29,7 +29,7 @@ where
 }
 
 /// The product of two vectors element by element.
-fn times(x: &[u64], y: &[u64]) -> ombra_ir::Result<Vec<u64>> {
+pub(super) fn times(x: &[u64], y: &[u64]) -> ombra_ir::Result<Vec<u64>> {
     Ok(x.iter().zip(y).map(|(x, y)| x.wrapping_mul(*y)).collect())
 }
 

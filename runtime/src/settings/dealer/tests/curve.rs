@@ -7,6 +7,7 @@ use super::*;
 use crate::settings::dealer::curve::look_up;
 use crate::settings::dealer::products::{Operand, mask};
 use crate::settings::tables::CurveTables;
+use crate::settings::testing::{off_parabolas, spread, worst_error};
 
 /// `f(x)` of integers at `cells.from` in a ring of `from` bits, as reals.
 fn looked_up(seed: u64, x: &[i64], from: u8, curve: Curve, cells: Cells, bits: u8) -> Vec<f64> {
@@ -21,17 +22,6 @@ fn looked_up(seed: u64, x: &[i64], from: u8, curve: Curve, cells: Cells, bits: u
     });
     let real = |x: u64| signed(x, bits) as f64 * (-f64::from(scale)).exp2();
     open(&result, n, bits).into_iter().map(real).collect()
-}
-
-/// Integers from one end of the window to the other, without the highest cell.
-fn spread(n: usize, cells: Cells) -> Vec<i64> {
-    let half = 1i64 << (cells.window - 1);
-    let most = half - (1 << cells.cell) - 1;
-    let step = (half + most) as f64 / (n - 1) as f64;
-    let mut x: Vec<i64> = (0..n).map(|i| -half + (1 << cells.cell) + (i as f64 * step) as i64).collect();
-    x.iter_mut().for_each(|x| *x = (*x).min(most));
-    x.extend([0, 1, -1, most, 1 - half + (1 << cells.cell)]);
-    x
 }
 
 #[test]
@@ -58,8 +48,7 @@ fn functions_are_as_close_as_stated() {
             };
             let x = spread(3000, cells);
             let found = looked_up(u64::from(from), &x, cells.window.div_ceil(8) * 8, curve, cells, bits);
-            let error = |(x, y): (&i64, &f64)| (y - curve.at(*x as f64 * (-f64::from(from)).exp2())).abs();
-            let worst = x.iter().zip(&found).map(error).fold(0.0, f64::max);
+            let worst = worst_error(curve, from, &x, &found);
             assert!(worst < most, "{} in cells of 2^{cell} of a ring of {bits}: {worst:.2e}", curve.name());
         }
     }
@@ -69,17 +58,10 @@ fn functions_are_as_close_as_stated() {
 #[test]
 fn every_value_under_every_mask() {
     let cells = Cells { window: 7, from: 4, cell: 3, scale: 24 };
-    let table = cells.parabolas(Curve::Tanh).unwrap();
     let x: Vec<i64> = (-56..56).flat_map(|x| std::iter::repeat_n(x, 128)).collect();
     let found = looked_up(3, &x, 8, Curve::Tanh, cells, 32);
-    let at = |cell: i64, x: i64| {
-        let u = (x - 8 * cell) as f64 / 8.0;
-        let of = |k: usize| table[k][cell.rem_euclid(16) as usize] as f64 / f64::from(1 << 24);
-        of(0) + u * (of(1) + u * of(2))
-    };
     for (x, y) in x.iter().zip(&found) {
-        let below = x.div_euclid(8);
-        let nearest = [below, below + 1].map(|cell| (at(cell, *x) - y).abs()).into_iter().fold(f64::MAX, f64::min);
+        let nearest = off_parabolas(Curve::Tanh, cells, *x, *y);
         assert!(nearest < 4e-4, "{x}: {y}, off by {nearest:.2e}");
     }
 }

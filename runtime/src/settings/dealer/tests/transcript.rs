@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::arithmetic::times;
 use super::*;
 use ombra_ir::curve::{Cells, Curve};
 
@@ -76,8 +77,7 @@ fn messages(op: &Op, x: u64, holder: usize, seed: u64) -> Vec<Sent> {
                 Op::Mask => mask(&cx, &share, N, 64).await.map(drop),
                 Op::Hold => hold(&cx, &share, N, 64).await.map(drop),
                 Op::Mul => {
-                    let f = |x: &[u64], y: &[u64]| Ok(x.iter().zip(y).map(|(x, y)| x.wrapping_mul(*y)).collect());
-                    let of_elements = Bilinear { apply: &f, operands: [N; 2], result: N };
+                    let of_elements = Bilinear { apply: &times, operands: [N; 2], result: N };
                     product(&cx, &of_elements, Operand::Share(&share), Operand::Share(&share), 64).await.map(drop)
                 }
                 Op::Select => {

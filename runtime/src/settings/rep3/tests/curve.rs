@@ -5,6 +5,7 @@ use ombra_ir::curve::{Cells, Curve};
 use super::*;
 use crate::settings::rep3::curve::look_up;
 use crate::settings::tables::CurveTables;
+use crate::settings::testing::{off_parabolas, spread, worst_error};
 
 /// `f(x)` of sharings of integers at `cells.from`, as reals.
 fn looked_up(shares: &[Rc<Shared>; 3], n: usize, curve: Curve, cells: Cells, (bits, rot): (u8, u8)) -> Vec<f64> {
@@ -20,13 +21,6 @@ fn looked_up(shares: &[Rc<Shared>; 3], n: usize, curve: Curve, cells: Cells, (bi
 
 fn shared(x: &[i64], seed: u64) -> [Rc<Shared>; 3] {
     share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut Words(seed))
-}
-
-/// Integers from one end of the window to the other, without the highest cell.
-fn spread(n: i64, cells: Cells) -> Vec<i64> {
-    let (low, cell) = (-1i64 << (cells.window - 1), 1i64 << cells.cell);
-    let most = -low - cell - 1;
-    (0..=n).map(|i| low + cell + (most - low - cell) * i / n).chain([0, 1, -1]).collect()
 }
 
 /// The tables that expansions use without masks, over their whole windows, in every rotation.
@@ -59,8 +53,7 @@ fn functions_are_as_close_as_stated() {
             }
             let x = spread(3000, cells);
             let found = looked_up(&shared(&x, from.into()), x.len(), curve, cells, (bits, rot));
-            let error = |(x, y): (&i64, &f64)| (y - curve.at(*x as f64 * (-f64::from(from)).exp2())).abs();
-            let worst = x.iter().zip(&found).map(error).fold(0.0, f64::max);
+            let worst = worst_error(curve, from, &x, &found);
             assert!(worst < most, "{} in cells of 2^{cell} of a ring of {bits}: {worst:.2e}", curve.name());
         }
     }
@@ -70,7 +63,6 @@ fn functions_are_as_close_as_stated() {
 #[test]
 fn every_value_with_every_joint_term() {
     let cells = Cells { window: 7, from: 4, cell: 3, scale: 24 };
-    let table = cells.parabolas(Curve::Tanh).unwrap();
     let pairs: Vec<(i64, u64)> = (-56..56).flat_map(|x| (0..128).map(move |m| (x, m))).collect();
     let (n, mut words) = (pairs.len(), Words(5));
     // Component 1 is the joint term, with other bits above the window.
@@ -79,14 +71,8 @@ fn every_value_with_every_joint_term() {
     let part = |a: &[u64], b: &[u64]| Rc::new(Shared::new(a.to_vec(), b.to_vec()));
     let shares = [part(&zeroth, &joint), part(&joint, &second), part(&second, &zeroth)];
     let found = looked_up(&shares, n, Curve::Tanh, cells, (32, 0));
-    let at = |cell: i64, x: i64| {
-        let u = (x - 8 * cell) as f64 / 8.0;
-        let of = |k: usize| table[k][cell.rem_euclid(16) as usize] as f64 / f64::from(1 << 24);
-        of(0) + u * (of(1) + u * of(2))
-    };
     for ((x, m), y) in pairs.iter().zip(&found) {
-        let below = x.div_euclid(8);
-        let nearest = [below, below + 1].map(|cell| (at(cell, *x) - y).abs()).into_iter().fold(f64::MAX, f64::min);
+        let nearest = off_parabolas(Curve::Tanh, cells, *x, *y);
         assert!(nearest < 4e-4, "{x} with {m}: {y}, off by {nearest:.2e}");
     }
 }
