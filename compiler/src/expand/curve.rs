@@ -60,7 +60,7 @@ struct Form {
     whole: Table,
     middle: Table,
     beyond: Beyond,
-    /// The logarithm of the greatest width of a cell.
+    /// The logarithm of the maximum width of a cell.
     coarsest: i8,
 }
 

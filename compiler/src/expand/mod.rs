@@ -219,7 +219,7 @@ impl Emit<'_> {
         self.op(Op::AddInt { k: fixed(k, scale)? }, &[x])
     }
 
-    /// Whether functions are looked up.
+    /// Whether a dealer gives masks, under which any value can be looked up.
     pub(crate) fn has_dealer(&self) -> bool {
         self.module.setting.protocol().dealer.is_some()
     }

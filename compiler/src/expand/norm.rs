@@ -4,10 +4,10 @@
 //! `x · √n / √S`. LayerNorm takes `n·x − Σ x` in place of `x`, which is exact, and `n³` in place of `n`.
 //!
 //! **Levels.** `S` of long rows does not fit the ring. Level `k` has `y = x / 2^k` from shares that are cut, in a ring of
-//! `64 − k` bits without a message, and holds rows up to `2^(31 + k/2)` units. Each of a secret's
-//! uniform components cuts off half a unit on average with a variance of 1/12: of three, `Σ c² + 3 Σ c + 2n` of the cut
-//! values `c` is `Σ y²` on average, off by one part in `‖y‖`. A row belongs to the highest level whose statistic reaches where the level begins; what lower levels have of it
-//! may have wrapped and is multiplied by 0.
+//! `64 − k` bits without a message, and holds rows up to `2^(31 + k/2)` units. Each of a secret's uniform components cuts off
+//! half a unit on average with a variance of 1/12: of three, `Σ c² + 3 Σ c + 2n` of the cut values `c` is `Σ y²` on average,
+//! off by one part in `‖y‖`. A row belongs to the highest level whose statistic reaches where the level begins; what lower
+//! levels have of it may have wrapped and is multiplied by 0.
 //!
 //! **Table.** As in [`inverse`](super::inverse), all comparisons are made at once, [`PER_OCTAVE`] to a power of two of `S`,
 //! and their bits choose a factor `F` with `|1 − S·F| ≤ ρ`. With `r = 1 − S·F`, the factor of the row is a cubic in `r`
@@ -207,7 +207,11 @@ fn table(levels: &[Level], per_octave: f64, gain: f64) -> (Vec<Vec<Step>>, f64) 
 fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8) -> Result<Id> {
     let whole_eps = libm::round(eps);
     let least = libm::log2(whole_eps.max(1.0));
-    let per_octave = if e.has_dealer() { PER_OCTAVE_LOOKED_UP } else { PER_OCTAVE };
+    let is_looked_up = e.has_dealer();
+    let (per_octave, precisions) = match is_looked_up {
+        true => (PER_OCTAVE_LOOKED_UP, &PRECISIONS_LOOKED_UP[..]),
+        false => (PER_OCTAVE, &PRECISIONS[..]),
+    };
     let most = libm::log2(libm::exp2(2.0 * f64::from(form.length)) + whole_eps).max(least + 1.0 / per_octave);
     let levels = levels(least, most)?;
     // x · gain / √S has its point so far to the left that the longest row's factor has some bits, and no further than any
@@ -244,7 +248,7 @@ fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8)
         });
     }
     let product = product.ok_or_else(too_long)?;
-    let mantissas = if e.has_dealer() {
+    let mantissas = if is_looked_up {
         let y = curve::inverse(e, product, Curve::Rsqrt)?;
         let y = e.widen(y, 64, (INVERSE_SCALE + 1, BoundFrom::Guarded))?;
         let mantissa = choose(e, &|s| fixed(s.mantissa, FINE), FINE, FINE + 1)?;
@@ -258,7 +262,6 @@ fn normalise(e: &mut Emit, x: Id, columns: u64, eps: f64, form: Form, bound: u8)
         cubic(e, mantissa, r, [b1 / b0, b2 / b0, b3 / b0])?
     };
     // The mantissa with as many bits as the power of two beside it has zeros.
-    let precisions = if e.has_dealer() { &PRECISIONS_LOOKED_UP[..] } else { &PRECISIONS };
     let precision = |s: &Step| precisions.iter().copied().find(|&p| i32::from(p) <= s.exponent).unwrap_or(0);
     let mut factor: Option<Id> = None;
     for p in precisions.iter().copied().chain([0]).filter(|&p| steps.iter().any(|s| precision(s) == p)) {

@@ -31,7 +31,7 @@ pub fn assign_masks(module: Module) -> Result<Module> {
     if module.setting.protocol().dealer.is_none() {
         return Ok(module);
     }
-    let users = users(&module);
+    let users = super::users(&module);
     let (wanted, held) = wanted(&module, &users);
     let covered_or_held = covered(&module, &wanted.union(&held).copied().collect());
     let covered = covered(&module, &wanted);
@@ -52,15 +52,6 @@ pub fn assign_masks(module: Module) -> Result<Module> {
         pass.node(Id(i as u32))?;
     }
     super::without_unused(&pass.out)
-}
-
-/// The ops that take every value.
-fn users(module: &Module) -> Vec<Vec<Id>> {
-    let mut users = vec![Vec::new(); module.ops.len()];
-    for (i, node) in module.ops.iter().enumerate() {
-        node.args.iter().for_each(|arg| users[arg.index()].push(Id(i as u32)));
-    }
-    users
 }
 
 /// What a product takes of an operand.

@@ -19,7 +19,7 @@
 
 use ombra_ir::Result;
 use ombra_ir::infer::{push, push_like};
-use ombra_ir::module::{Id, Module, Node};
+use ombra_ir::module::{Id, Module, Node, Origin};
 use ombra_ir::op::Op;
 use ombra_ir::schedule::of_server;
 use ombra_ir::ty::{BoundFrom, Ty};
@@ -48,7 +48,7 @@ pub fn delay_normalisation(module: Module) -> Result<Module> {
     for (i, node) in module.ops.iter().enumerate() {
         let args: Vec<Id> = node.args.iter().map(|arg| ids[arg.index()]).collect();
         let id = match (quotients.get(&Id(i as u32)), node.args.first().and_then(|arg| quotients.get(arg))) {
-            (Some(quotient), _) => exponentials(&mut out, &module, node, quotient, (ids[quotient.e.index()], args[1]))?,
+            (Some(quotient), _) => exponentials(&mut out, node, [ids[quotient.e.index()], args[1]])?,
             (_, Some(quotient)) => {
                 let reciprocal = ids[quotient.reciprocal.index()];
                 divided(&mut out, node, quotient, [args[0], args[1], reciprocal])?
@@ -72,10 +72,7 @@ struct Quotient {
 
 /// Softmaxes that only products with values take, by their unpacked result.
 fn quotients(module: &Module) -> BTreeMap<Id, Quotient> {
-    let mut users: Vec<Vec<&Node>> = vec![Vec::new(); module.ops.len()];
-    for node in &module.ops {
-        node.args.iter().for_each(|arg| users[arg.index()].push(node));
-    }
+    let users = super::users(module);
     let alone = |id: Id| users[id.index()].len() == 1;
     let quotient = |id: Id| {
         let [quotient, mask] = args(module, id, |op| matches!(op, Op::Unpack { .. }))?;
@@ -84,9 +81,11 @@ fn quotients(module: &Module) -> BTreeMap<Id, Quotient> {
         let [reciprocal, of] = args(module, each, |op| matches!(op, Op::RowExpand { .. }))?;
         let products = &users[id.index()];
         let fits = alone(quotient) && alone(product) && alone(each) && of == mask && !products.is_empty();
-        let precisions = products.iter().map(|node| precision(module, (id, e), node)).collect::<Option<Vec<_>>>()?;
-        let (_, most) = module.ty(reciprocal).as_ring()?;
-        let precision = precisions.into_iter().min()?.min(most);
+        let precisions = products
+            .iter()
+            .map(|&user| precision(module, [id, e, reciprocal], module.node(user)))
+            .collect::<Option<Vec<_>>>()?;
+        let precision = precisions.into_iter().min()?;
         let (_, from) = module.ty(e).as_ring()?;
         let (_, kept) = module.ty(id).as_ring()?;
         (fits && from >= kept).then_some((id, Quotient { e, reciprocal, precision }))
@@ -104,12 +103,11 @@ fn args<const N: usize>(module: &Module, id: Id, is_kind: impl Fn(&Op) -> bool) 
 ///
 /// Nothing is delayed where the sums before the division would not fit the ring, or where the result's own range is assumed,
 /// of which whoever guards it needs every bit.
-fn precision(module: &Module, (weights, e): (Id, Id), node: &Node) -> Option<u8> {
+fn precision(module: &Module, [weights, e, reciprocal]: [Id; 3], node: &Node) -> Option<u8> {
     let (Op::MatMul { .. }, &[left, values]) = (&node.op, &*node.args) else { return None };
     let is_product = left == weights && values != weights && module.ty(values).sharing.is_secret();
-    let largest = |id: Id| module.dims.upper(module.ty(id).shape.last()?).and_then(|n| i64::try_from(n).ok());
-    let keys = largest(weights)?;
-    let elements = module.dims.upper(node.ty.shape.last()?).and_then(|n| i64::try_from(n).ok())?;
+    let largest = |ty: &Ty| module.dims.upper(ty.shape.last()?).and_then(|n| i64::try_from(n).ok());
+    let (keys, elements) = (largest(module.ty(weights))?, largest(&node.ty)?);
     if !is_product || of_server(module, values) || keys < FACTOR.checked_mul(elements)? {
         return None;
     }
@@ -125,43 +123,42 @@ fn precision(module: &Module, (weights, e): (Id, Id), node: &Node) -> Option<u8>
     let least = (log_keys + SIGNIFICANT).max(scale.saturating_sub(kept));
     // A unit of the result less its scale, the sum's fraction, and one bit for rounding.
     let whole = node.ty.bound.saturating_sub(scale).saturating_add(kept + 1);
-    ROOMS.into_iter().filter_map(|room| room.checked_sub(whole)).find(|&precision| precision >= least)
+    let precision =
+        ROOMS.into_iter().filter_map(|room| room.checked_sub(whole)).find(|&precision| precision >= least)?;
+    let (_, most) = module.ty(reciprocal).as_ring()?;
+    Some(precision.min(most)).filter(|precision| kept + precision >= scale)
 }
 
 /// The exponentials at the scale of weights, unpacked.
-fn exponentials(out: &mut Module, old: &Module, node: &Node, quotient: &Quotient, (e, mask): (Id, Id)) -> Result<Id> {
-    let (ty, origin) = (out.ty(e), node.origin.clone());
-    let (bits, from) = ty.as_ring().unwrap_or_default();
-    let (_, scale) = node.ty.as_ring().unwrap_or_default();
-    let (by, bound) = (from.saturating_sub(scale), old.ty(quotient.e).bound);
-    let e = match by {
-        0 => e,
-        _ => {
-            let bound = (bound.saturating_sub(by) + 1, BoundFrom::Guarded);
-            push(out, Op::Truncate { by, bits }, &[e], Some(bound), origin.clone())?
-        }
-    };
-    push(out, node.op.clone(), &[e, mask], None, origin)
+fn exponentials(out: &mut Module, node: &Node, [e, mask]: [Id; 2]) -> Result<Id> {
+    let kept = divided_to(out, e, scale(&node.ty), &node.origin)?;
+    push(out, node.op.clone(), &[kept, mask], None, node.origin.clone())
 }
 
 /// The product of exponentials with values over the sum of the exponentials, as `node` has it.
 fn divided(out: &mut Module, node: &Node, quotient: &Quotient, [e, values, reciprocal]: [Id; 3]) -> Result<Id> {
-    let origin = || node.origin.clone();
-    let scale_of = |out: &Module, id: Id| out.ty(id).as_ring().unwrap_or_default().1;
-    let (kept, scale) = (scale_of(out, e), node.ty.as_ring().unwrap_or_default().1);
-    let sum = push(out, node.op.clone(), &[e, values], None, origin())?;
-    let by = scale.saturating_sub(kept);
-    let sum = if by > 0 { push(out, Op::Truncate { by, bits: 64 }, &[sum], None, origin())? } else { sum };
-    let by = scale_of(out, reciprocal).saturating_sub(quotient.precision);
-    let reciprocal = match by {
-        0 => reciprocal,
-        _ => push(out, Op::Truncate { by, bits: 64 }, &[reciprocal], None, origin())?,
-    };
-    let fraction = kept + quotient.precision;
-    let bound = (node.ty.bound + fraction).saturating_sub(scale) + 1;
-    let product = push(out, Op::Mul, &[sum, reciprocal], Some((bound, BoundFrom::Guarded)), origin())?;
-    let by = fraction.saturating_sub(scale);
+    let origin = &node.origin;
+    let (kept, result) = (scale(out.ty(e)), scale(&node.ty));
+    let sum = push(out, node.op.clone(), &[e, values], None, origin.clone())?;
+    let sum = divided_to(out, sum, kept, origin)?;
+    let reciprocal = divided_to(out, reciprocal, quotient.precision, origin)?;
+    let by = kept + quotient.precision - result;
+    let bound = (node.ty.bound + by + 1, BoundFrom::Guarded);
+    let product = push(out, Op::Mul, &[sum, reciprocal], Some(bound), origin.clone())?;
     let op = if by > 0 { Op::Truncate { by, bits: 64 } } else { Op::Reshare };
     let bounded = Node { ty: Ty { bound_from: BoundFrom::Guarded, ..node.ty.clone() }, ..node.clone() };
     push_like(out, &bounded, op, &[product])
+}
+
+/// The value with at most so many fraction bits, in its ring.
+fn divided_to(out: &mut Module, x: Id, at_most: u8, origin: &Origin) -> Result<Id> {
+    let (bits, from) = out.ty(x).as_ring().unwrap_or_default();
+    match from.saturating_sub(at_most) {
+        0 => Ok(x),
+        by => push(out, Op::Truncate { by, bits }, &[x], None, origin.clone()),
+    }
+}
+
+fn scale(ty: &Ty) -> u8 {
+    ty.as_ring().unwrap_or_default().1
 }

@@ -35,3 +35,12 @@ fn without_unused(module: &Module) -> Result<Module> {
     }
     Ok(out)
 }
+
+/// The ops that take every value.
+fn users(module: &Module) -> Vec<Vec<Id>> {
+    let mut users = vec![Vec::new(); module.ops.len()];
+    for (i, node) in module.ops.iter().enumerate() {
+        node.args.iter().for_each(|arg| users[arg.index()].push(Id(i as u32)));
+    }
+    users
+}

@@ -80,28 +80,28 @@ fn needed_by_bound(module: &Module, id: Id) -> u8 {
 /// in; a state that is kept in another one has that one's bits at least. A weight has one ring, and ops take it in that,
 /// so that it is never made whole to be narrowed.
 fn rings(module: &Module, assumed: &[bool]) -> Vec<u8> {
-    let (mut states, mut weights) = (vec![0u8; module.states.len()], vec![0u8; module.ops.len()]);
-    // Rings of states and weights only grow.
+    // Rings only grow.
+    let mut rings = vec![0u8; module.ops.len()];
     loop {
-        let rings = rings_for(module, assumed, &states, &weights);
-        let before = (states.clone(), weights.clone());
-        for ((node, &bits), weight) in module.ops.iter().zip(&rings).zip(&mut weights) {
-            match node.op {
-                Op::State { slot } => {
-                    states.get_mut(slot as usize).into_iter().for_each(|state| *state = bits.max(*state));
-                }
-                _ if is_weight(&node.op) => *weight = bits.max(*weight),
-                _ => {}
-            }
-        }
-        if before == (states.clone(), weights.clone()) {
+        let next = rings_for(module, assumed, &rings);
+        if next == rings {
             return rings;
         }
+        rings = next;
     }
 }
 
-/// The rings where states have at least these, and weights, by their ids.
-fn rings_for(module: &Module, assumed: &[bool], states: &[u8], weights: &[u8]) -> Vec<u8> {
+/// The rings where states and weights have at least those `before`.
+fn rings_for(module: &Module, assumed: &[bool], before: &[u8]) -> Vec<u8> {
+    let mut states = vec![0u8; module.states.len()];
+    for (node, &bits) in module.ops.iter().zip(before) {
+        if let Op::State { slot } = node.op
+            && let Some(state) = states.get_mut(slot as usize)
+        {
+            *state = bits.max(*state);
+        }
+    }
+    let of_weight = |id: Id| if is_weight(&module.node(id).op) { before[id.index()] } else { 0 };
     let mut rings = vec![0u8; module.ops.len()];
     for (i, node) in module.ops.iter().enumerate().rev() {
         if let Some((own, _)) = node.ty.as_ring() {
@@ -112,7 +112,7 @@ fn rings_for(module: &Module, assumed: &[bool], states: &[u8], weights: &[u8]) -
             };
             // Operands that an op takes in its own ring fit it with their bounds.
             let of_operands = node.args.iter().enumerate().filter(|(slot, _)| takes_own_ring(&node.op, *slot));
-            let of_operands = of_operands.map(|(_, &arg)| needed_by_bound(module, arg).max(weights[arg.index()]));
+            let of_operands = of_operands.map(|(_, &arg)| needed_by_bound(module, arg).max(of_weight(arg)));
             let of_operands = of_operands.max().unwrap_or(0);
             let needed = rings[i].max(of_op).max(of_operands).max(needed_by_bound(module, Id(i as u32)));
             rings[i] = if assumed[i] || is_fixed(&node.op) { own } else { needed.min(own) };

@@ -79,9 +79,10 @@ pub fn share_weights(folder: &PlanFolder, output: &Path, key: &Key) -> Result<(P
         };
         write_json(&path, &file).map(|()| path)
     };
-    let mut paths = vec![sent.clone(), write_key(Party::Server)?];
-    let of_dealer = if derives == dealer { write_key(dealer)? } else { sent };
-    if !paths.contains(&of_dealer) {
+    let mut paths = vec![sent, write_key(Party::Server)?];
+    let mut of_dealer = paths[0].clone();
+    if derives == dealer {
+        of_dealer = write_key(dealer)?;
         paths.push(of_dealer.clone());
     }
     Ok((of_dealer, paths.iter().map(|path| path.display().to_string()).collect()))
