@@ -67,7 +67,12 @@ fn files() -> Vec<String> {
 
 fn walk(folder: &Path, name: &str, found: &mut Vec<String>) {
     for entry in fs::read_dir(folder).expect("a folder of the repository can be listed").flatten() {
-        let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let name = format!("{name}/{file}");
+        if file == "__pycache__" || file.starts_with('.') && file.ends_with("_cache") {
+            // What Python's tools keep for themselves, with the paths of the machine.
+            continue;
+        }
         if entry.path().is_dir() {
             walk(&entry.path(), &name, found);
         } else {

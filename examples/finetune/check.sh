@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Installs the package into an environment of its own and runs its tests there, with the compiler from `target/debug` or from OMBRA.
+set -euo pipefail
+cd "$(dirname "$0")"
+root=$(cd ../.. && pwd)
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}
+environment=$CARGO_TARGET_DIR/finetune
+# PyTorch is large: the environment stays until the list changes.
+if ! cmp -s requirements.txt "$environment/installed"; then
+    rm -rf "$environment"
+    python3 -m venv "$environment"
+    "$environment/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
+    cp requirements.txt "$environment/installed"
+fi
+"$environment/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall "$root/examples/finetune"
+[ -n "${OMBRA:-}" ] || (cd "$root" && cargo build --locked --bin ombra)
+export OMBRA=${OMBRA:-$CARGO_TARGET_DIR/debug/ombra} PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+tests=$PWD/tests
+# From another folder, so that what was installed is tested.
+cd "$environment"
+"$environment/bin/python" -m pytest -q -p no:cacheprovider "$tests"
