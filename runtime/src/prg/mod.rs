@@ -3,14 +3,11 @@
 //! Parties that hold the same key and use the same labels draw the same elements without a message. A counter block
 //! is the label in its upper 96 bits and the block count in its lower 32 bits, so two labels never share a block.
 
-mod aes;
-
 use ombra_ir::{Diagnostic, Result};
+pub use ombra_kernels::aes::AesIsa;
+pub(crate) use ombra_kernels::aes::Cipher;
+use ombra_kernels::aes::{ADD, FILL, SUB, XOR};
 use zeroize::Zeroize;
-
-pub use self::aes::AesIsa;
-pub(crate) use self::aes::Cipher;
-use self::aes::{ADD, FILL, SUB, XOR};
 
 /// Elements under one label: 2^32 blocks of two words.
 pub const LABEL_WORDS: u64 = 1 << 33;

@@ -9,13 +9,13 @@ use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use zeroize::Zeroize;
 
 /// [`Cipher::keystream`] replaces the elements.
-pub(super) const FILL: u8 = 0;
+pub const FILL: u8 = 0;
 /// [`Cipher::keystream`] adds to the elements.
-pub(super) const ADD: u8 = 1;
+pub const ADD: u8 = 1;
 /// [`Cipher::keystream`] subtracts from the elements.
-pub(super) const SUB: u8 = 2;
+pub const SUB: u8 = 2;
 /// [`Cipher::keystream`] combines by exclusive or.
-pub(super) const XOR: u8 = 3;
+pub const XOR: u8 = 3;
 
 /// An implementation of AES this machine is known to support. A value can only be had from the functions below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +77,8 @@ impl Drop for RoundKeys {
     }
 }
 
-/// AES-128 with an expanded key.
-pub(crate) struct Cipher(Engine);
+/// AES-128 with an expanded key. Wiped on drop; it has no `Debug`.
+pub struct Cipher(Engine);
 
 enum Engine {
     Crate(aes::Aes128),
@@ -90,7 +90,7 @@ enum Engine {
 
 impl Cipher {
     /// Expands `key` for the implementation `isa`.
-    pub(crate) fn new(isa: AesIsa, key: &[u8; 16]) -> Cipher {
+    pub fn new(isa: AesIsa, key: &[u8; 16]) -> Cipher {
         Cipher(match isa.0 {
             // SAFETY: an `AesIsa` of this level exists only where the processor reports AES.
             #[cfg(target_arch = "x86_64")]
@@ -104,7 +104,7 @@ impl Cipher {
 
     /// Combines the encryptions of the counter blocks `first`, `first + 1`, ... into `out`, two words per block, low
     /// half first. The low 64 bits of the counter do not wrap within `out`.
-    pub(super) fn keystream<const OP: u8>(&self, first: u128, out: &mut [u64]) {
+    pub fn keystream<const OP: u8>(&self, first: u128, out: &mut [u64]) {
         match &self.0 {
             Engine::Crate(aes) => {
                 let mut blocks = [Block::default(); 32];
@@ -134,7 +134,7 @@ impl Cipher {
     ///
     /// # Panics
     /// When the lengths differ.
-    pub(crate) fn hash(&self, nodes: &[u128], out: &mut [u128]) {
+    pub fn hash(&self, nodes: &[u128], out: &mut [u128]) {
         assert_eq!(nodes.len(), out.len(), "one hash per node");
         match &self.0 {
             Engine::Crate(aes) => {
@@ -164,7 +164,7 @@ impl Cipher {
     ///
     /// # Panics
     /// When `out` is not twice as long as `nodes`.
-    pub(crate) fn expand_level(left: &Cipher, right: &Cipher, nodes: &[u128], correction: [u128; 2], out: &mut [u128]) {
+    pub fn expand_level(left: &Cipher, right: &Cipher, nodes: &[u128], correction: [u128; 2], out: &mut [u128]) {
         assert_eq!(Some(out.len()), nodes.len().checked_mul(2), "two children per node");
         #[cfg(target_arch = "x86_64")]
         if let (Engine::Vaes(left), Engine::Vaes(right)) = (&left.0, &right.0) {
