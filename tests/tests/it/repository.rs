@@ -13,12 +13,13 @@ const MAX_MAP_LINES: usize = 150;
 /// The crates, and which of the others each may use.
 const CRATES: &[(&str, &[&str])] = &[
     ("kernels", &[]),
+    ("lattice", &["ombra-kernels"]),
     ("ir-spec", &["ombra-kernels"]),
     ("compiler", &["ombra-ir", "ombra-kernels"]),
-    ("runtime", &["ombra-ir", "ombra-kernels"]),
+    ("runtime", &["ombra-ir", "ombra-kernels", "ombra-lattice"]),
     ("examples", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
     ("tests", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
-    ("benchmarks", &["ombra-ir", "ombra-compiler", "ombra-runtime", "ombra-examples", "ombra-tests"]),
+    ("benchmarks", &["ombra-ir", "ombra-lattice", "ombra-compiler", "ombra-runtime", "ombra-examples", "ombra-tests"]),
 ];
 /// Where `unsafe` may stand, each with its reason.
 const UNSAFE: &[(&str, &str)] = &[
@@ -27,6 +28,9 @@ const UNSAFE: &[(&str, &str)] = &[
     ("kernels/src/entries.rs", "vector instructions"),
     ("kernels/src/gemm_kernels.rs", "vector instructions"),
     ("kernels/src/isa.rs", "calls kernels after asking for their instructions"),
+    ("lattice/src/lanes/avx2.rs", "vector instructions"),
+    ("lattice/src/lanes/avx512.rs", "vector instructions"),
+    ("lattice/src/lanes/mod.rs", "calls kernels after asking for their instructions"),
     ("runtime/src/memory.rs", "tells the allocator which freed blocks to keep"),
 ];
 /// Hosts that files may name: standards, papers, the public index of crates, this machine, and no host at all.

@@ -1,0 +1,265 @@
+//! Products of a matrix of the client with one of the server, both secret, in tiles of coefficients.
+//!
+//! A product of two shared matrices is two of these, one of them transposed, and two that each party computes alone.
+//! A left tile (m × k) stands at `i k n + (k-1-j)`, a right one (k × n) at `c k + j`, turned back by `k - 1`, with
+//! m k n = N (Cheetah, eprint 2022/207): the results of their product are the coefficients at multiples of `k`.
+//! Up to `k` products are merged into one ciphertext by automorphisms (Chen, Dai, Kim, Song, eprint 2020/015), so that
+//! only full ciphertexts are sent:
+//!
+//! ```text
+//! client   Enc(left tiles), (b, a) with b + a s = ⌊q m/2^bits⌉ + e
+//! server   products with its tiles, times 1/r mod q for r merged ones;  pairs x, y: x + X^h y + auto(x - X^h y), where
+//!          auto: X → X^(N/h + 1), h = k/2, k/4 …, and a key switch with digits of 22 bits in each prime
+//!          A = a + pk_1 u + e',  B = b + pk_0 u + R,  u ternary, R uniform mod q
+//!          it sends A changed to 2^(bits+12), of B the results' coefficients changed to 2^(bits+4), keeps -⌊2^bits R/q⌉
+//! client   ⌊B + A s⌉
+//! ```
+//!
+//! One exchange; the two sum to the product, up to the error that [`noise`] bounds.
+//!
+//! *Server's view*: RLWE ciphertexts under the client's key, among them encryptions of `s(X^g)` for the automorphisms:
+//! circular security is assumed, as of every such key. *Client's view*: B is uniform, since R is; given that, A is
+//! masked by an RLWE sample for the server's fresh `u`, pseudorandom whoever knows `s`.
+
+mod client;
+mod merge;
+pub mod noise;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use self::client::{TileKey, decrypt_products, encrypt_left, tile_public_key};
+pub use self::server::{TilePublicKey, multiply_right, read_tile_public_key};
+use crate::bits::{Packer, Unpacker, packed_bytes};
+use crate::error::{Error, Result, check_length};
+use crate::exact::Exact;
+use crate::params::TileSet;
+use crate::rns::{Poly, Ring};
+
+/// Bits of a residue that is sent.
+const RESIDUE: u32 = 44;
+/// Bits of A and of B below a unit that are sent.
+const BELOW_A: u32 = 12;
+const BELOW_B: u32 = 4;
+/// Bits of a digit of a key switch, of which a residue has two.
+const DIGIT: u32 = 22;
+/// Levels of merging: up to 2^7 products become one.
+const LEVELS: usize = 7;
+/// Digits of a key switch.
+const DIGITS: usize = 4;
+
+/// What both parties compute once for a set.
+pub struct Tiles {
+    set: &'static TileSet,
+    ring: Ring<2>,
+    exact: Exact,
+}
+
+impl Tiles {
+    /// Tables of a set.
+    pub fn new(set: &'static TileSet) -> Tiles {
+        Tiles { set, ring: Ring::new(set.n, set.primes), exact: Exact::new(set.n, set.ring + BELOW_A) }
+    }
+
+    /// Bytes of the public key: one encryption of zero and the switching keys.
+    pub fn public_key_bytes(&self) -> usize {
+        (1 + LEVELS * DIGITS) * self.ciphertext_bytes()
+    }
+
+    /// Bytes of a ciphertext whose `a` is a seed.
+    fn ciphertext_bytes(&self) -> usize {
+        packed_bytes(2 * self.set.n, RESIDUE)
+    }
+
+    fn check_ring(&self, bits: u32) -> Result<()> {
+        if (1..=self.set.ring).contains(&bits) {
+            return Ok(());
+        }
+        Err(Error::new(format!("expected products mod 2^1 to 2^{}, found 2^{bits}", self.set.ring)))
+    }
+}
+
+/// How a batch of products of equal sizes is cut into tiles. Public: it follows from sizes alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Products of matrices.
+    pub batch: usize,
+    /// Rows of a left matrix, which the client has.
+    pub rows: usize,
+    /// Columns of a left matrix and rows of a right one.
+    pub inner: usize,
+    /// Columns of a right matrix, which the server has.
+    pub cols: usize,
+    n: usize,
+    /// Sizes of a tile.
+    tile: [usize; 3],
+}
+
+/// A product of tiles: which of the batch, and which rows and columns of tiles.
+#[derive(Clone, Copy)]
+struct Place {
+    batch: usize,
+    row: usize,
+    col: usize,
+}
+
+impl Tiling {
+    /// The tiling with the fewest products of tiles, among those the fewest ciphertexts, and among those the least noise,
+    /// which grows with a tile's columns. Refused are empty matrices.
+    pub fn new(set: &TileSet, batch: usize, rows: usize, inner: usize, cols: usize) -> Result<Tiling> {
+        if [batch, rows, inner, cols].iter().any(|size| !(1..=1 << 20).contains(size)) {
+            return Err(Error::new("expected matrices with 1 to 2^20 rows and columns"));
+        }
+        let k = inner.next_power_of_two().clamp(2, 1 << LEVELS);
+        let area = set.n / k;
+        let heights = (0..=area.trailing_zeros()).map(|e| 1 << e);
+        let cost = |m: &usize| (rows.div_ceil(*m) * cols.div_ceil(area / m), rows.div_ceil(*m), area / m);
+        let m = heights.min_by_key(cost).unwrap_or(area);
+        Ok(Tiling { batch, rows, inner, cols, n: set.n, tile: [m, k, area / m] })
+    }
+
+    /// Rows, inner sizes and columns of tiles of one product.
+    fn counts(&self) -> [usize; 3] {
+        [self.rows.div_ceil(self.tile[0]), self.inner.div_ceil(self.tile[1]), self.cols.div_ceil(self.tile[2])]
+    }
+
+    /// Ciphertexts that the client sends.
+    pub fn ciphertexts(&self) -> usize {
+        let [rows, inner, _] = self.counts();
+        self.batch * rows * inner
+    }
+
+    /// Products of tiles that are merged, each a sum over the inner size.
+    pub fn products(&self) -> usize {
+        let [rows, _, cols] = self.counts();
+        self.batch * rows * cols
+    }
+
+    /// Ciphertexts that the server sends.
+    pub fn answers(&self) -> usize {
+        self.products().div_ceil(self.tile[1])
+    }
+
+    /// Bytes of the client's message.
+    pub fn message_bytes(&self) -> usize {
+        self.ciphertexts() * packed_bytes(2 * self.n, RESIDUE)
+    }
+
+    /// Bytes of the server's answer for products mod 2^bits.
+    pub fn answer_bytes(&self, bits: u32) -> usize {
+        (0..self.answers()).map(|group| self.group_bytes(group, bits)).sum()
+    }
+
+    fn group_bytes(&self, group: usize, bits: u32) -> usize {
+        let results: usize = self.group(group).map(|place| self.results(place)).sum();
+        packed_bytes(self.n, bits + BELOW_A) + packed_bytes(results, bits + BELOW_B)
+    }
+
+    /// The products that one answer holds, in order.
+    fn group(&self, group: usize) -> impl ExactSizeIterator<Item = Place> + use<> {
+        let [rows, _, cols] = self.counts();
+        let k = self.tile[1];
+        (group * k..self.products().min((group + 1) * k)).map(move |i| Place {
+            batch: i / (rows * cols),
+            row: i / cols % rows,
+            col: i % cols,
+        })
+    }
+
+    /// How many products are merged as in this answer, rounded up to a power of two.
+    fn merged(&self, group: usize) -> usize {
+        self.group(group).len().next_power_of_two()
+    }
+
+    /// Rows and columns of results that a product of tiles holds.
+    fn sizes(&self, place: Place) -> [usize; 2] {
+        let [m, _, n] = self.tile;
+        [m.min(self.rows - place.row * m), n.min(self.cols - place.col * n)]
+    }
+
+    fn results(&self, place: Place) -> usize {
+        self.sizes(place).iter().product()
+    }
+
+    /// For every result of product number `at` of an answer that merges `merged`: its coefficient, and its element of the
+    /// batch's results.
+    fn positions(&self, place: Place, at: usize, merged: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let [m, k, n] = self.tile;
+        let [rows, cols] = self.sizes(place);
+        let (all_rows, all_cols) = (self.rows, self.cols);
+        (0..rows * cols).map(move |i| {
+            let (r, c) = (i / cols, i % cols);
+            let element = (place.batch * all_rows + place.row * m + r) * all_cols + place.col * n + c;
+            ((r * n + c) * k + at * (k / merged), element)
+        })
+    }
+
+    /// Coefficients of a left tile of a batch of matrices, row by row.
+    fn left(&self, batch: usize, row: usize, inner: usize, matrices: &[u64]) -> Vec<u64> {
+        let [m, k, n] = self.tile;
+        let mut out = vec![0; self.n];
+        for i in 0..m.min(self.rows - row * m) {
+            for j in 0..k.min(self.inner - inner * k) {
+                out[i * k * n + k - 1 - j] = matrices[(batch * self.rows + row * m + i) * self.inner + inner * k + j];
+            }
+        }
+        out
+    }
+
+    /// Coefficients of a right tile, mod 2^bits, turned back by k - 1.
+    fn right(&self, batch: usize, inner: usize, col: usize, matrices: &[u64], bits: u32) -> Vec<u64> {
+        let [_, k, n] = self.tile;
+        let mut out = vec![0; self.n];
+        for c in 0..n.min(self.cols - col * n) {
+            for j in 0..k.min(self.inner - inner * k) {
+                let x = matrices[(batch * self.inner + inner * k + j) * self.cols + col * n + c];
+                match (c * k + j).checked_sub(k - 1) {
+                    Some(at) => out[at] = x,
+                    None => out[self.n + c * k + j - (k - 1)] = x.wrapping_neg() & (u64::MAX >> (64 - bits)),
+                }
+            }
+        }
+        out
+    }
+
+    fn check(&self, what: &str, found: usize, rows: usize, cols: usize) -> Result<()> {
+        check_length(what, found, self.batch * rows * cols)
+    }
+}
+
+/// Residues of a polynomial, prime by prime.
+fn write_residues(poly: &Poly<2>, out: &mut [u8]) {
+    let mut packer = Packer::new(out);
+    poly.iter().for_each(|residues| residues.iter().for_each(|x| packer.push(u128::from(*x), RESIDUE)));
+    packer.finish();
+}
+
+/// The same read again. Refuses what is no residue.
+fn read_residues(ring: &Ring<2>, bytes: &[u8]) -> Result<Poly<2>> {
+    let mut unpacker = Unpacker::new(bytes);
+    let mut poly = ring.zero();
+    for (k, residues) in poly.iter_mut().enumerate() {
+        for out in residues.iter_mut() {
+            *out = unpacker.pull(RESIDUE) as u64;
+            if *out >= ring.prime(k) {
+                return Err(Error::new("a ciphertext holds a number above its modulus"));
+            }
+        }
+    }
+    Ok(poly)
+}
+
+/// Where the randomness of one call comes from.
+#[derive(Clone, Copy)]
+pub struct Labels<'a> {
+    /// The seed of public polynomials, known to both parties.
+    pub public_seed: &'a [u8; 16],
+    /// Number of the call's first ciphertext under the public seed. No number is used for two messages.
+    pub first_index: u32,
+    /// What the call draws in secret: fresh for every call and party.
+    pub seed: &'a [u8; 16],
+}
+
+/// Purposes of the public seed's streams: the encryption of zero is 0, switching keys follow, and from here on
+/// ciphertexts.
+const CIPHERTEXTS: u64 = 1 << 32;
