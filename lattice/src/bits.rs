@@ -5,6 +5,47 @@ pub fn packed_bytes(count: usize, bits: u32) -> usize {
     (count * bits as usize).div_ceil(8)
 }
 
+/// Widest words of [`pack`] and [`unpack`].
+const WIDEST: u32 = 56;
+
+/// Packs words of `bits` bits, at most 56, which have no others, into exactly as many bytes as they take.
+pub(crate) fn pack(words: &[u64], bits: u32, out: &mut [u8]) {
+    debug_assert!(bits <= WIDEST && out.len() == packed_bytes(words.len(), bits), "one width and its bytes");
+    let (mut at, mut waiting, mut filled) = (0, 0, 0);
+    for word in words {
+        // Fewer than eight bits wait, so that eight bytes hold them and the word.
+        waiting |= word << filled;
+        let bytes = waiting.to_le_bytes();
+        match out[at..].first_chunk_mut() {
+            Some(out) => *out = bytes,
+            None => {
+                let rest = out.len() - at;
+                out[at..].copy_from_slice(&bytes[..rest]);
+            }
+        }
+        filled += bits;
+        at += (filled / 8) as usize;
+        waiting = waiting.unbounded_shr(filled / 8 * 8);
+        filled %= 8;
+    }
+}
+
+/// The words of `bits` bits, at most 56, that [`pack`] made `bytes` of. Bytes beyond the end are zeros.
+pub(crate) fn unpack(bytes: &[u8], bits: u32, out: &mut [u64]) {
+    debug_assert!(bits <= WIDEST, "one width");
+    let mask = (1 << bits) - 1;
+    for (i, out) in out.iter_mut().enumerate() {
+        let at = i * bits as usize;
+        let rest = bytes.get(at / 8..).unwrap_or_default();
+        let word = rest.first_chunk().copied().unwrap_or_else(|| {
+            let mut word = [0; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            word
+        });
+        *out = u64::from_le_bytes(word) >> (at % 8) & mask;
+    }
+}
+
 /// Words on their way to bytes.
 pub(crate) struct Packer<'a> {
     out: &'a mut [u8],
@@ -100,8 +141,18 @@ mod tests {
                 let mut unpacker = Unpacker::new(&bytes);
                 assert!((0..count as u32).all(|i| unpacker.pull(bits) == word(i)), "{bits} {count}");
                 assert_eq!(bytes.len(), (count * bits as usize).div_ceil(8));
+                if bits <= WIDEST {
+                    let words: Vec<u64> = (0..count as u32).map(|i| word(i) as u64).collect();
+                    let (mut again, mut back) = (vec![7; bytes.len()], vec![0; count]);
+                    pack(&words, bits, &mut again);
+                    unpack(&again, bits, &mut back);
+                    assert!(again == bytes && back == words, "{bits} {count}");
+                }
             }
         }
         assert_eq!(Unpacker::new(&[5]).pull(70), 5);
+        let mut beyond = [1; 2];
+        unpack(&[5], 56, &mut beyond);
+        assert_eq!(beyond, [5, 0]);
     }
 }

@@ -90,6 +90,32 @@ impl Exact {
         Transformed(self.transforms.iter().map(each).collect())
     }
 
+    /// Transforms words below 2^60, without a sign.
+    pub(crate) fn transform_words(&self, words: &[u64]) -> Transformed {
+        let each = |t: &Ntt| {
+            let mut values = Secret(words.to_vec());
+            reduce_words(t.isa(), t.prime(), values.as_chunks_mut().0);
+            t.forward(&mut values);
+            values
+        };
+        Transformed(self.transforms.iter().map(each).collect())
+    }
+
+    /// The first prime, and a product mod two primes plus `offset` as its residue mod that prime and what is
+    /// left, divided by the prime: the sum is `residue + prime · rest`, if it is not negative and below their product.
+    pub(crate) fn product_digits(&self, x: &Transformed, s: &Ternary, offset: u128) -> (u64, [Secret; 2]) {
+        let mut digits: [Secret; 2] = std::array::from_fn(|k| Secret::zeros(x.0[k].len()));
+        for (((t, x), s), r) in self.transforms.iter().zip(&x.0).zip(&s.0).zip(&mut digits) {
+            t.dot([x], [s], r);
+            t.inverse(r);
+            let p = t.prime();
+            add_constant(t.isa(), p, (offset % u128::from(p)) as u64, r.as_chunks_mut().0);
+        }
+        let [r0, r1] = &mut digits;
+        second_digits(self.transforms[0].isa(), &self.joins, r0.as_chunks().0, r1.as_chunks_mut().0);
+        (PRIMES_50[0], digits)
+    }
+
     /// Sets `out` to the product mod 2^128.
     pub(crate) fn product(&self, x: &Transformed, s: &Ternary, out: &mut [u128]) {
         let n = out.len();
@@ -147,6 +173,25 @@ each_lanes! {
             let top = l.add_if_negative(l.load(&parts[2][i]), pv);
             let sum = l.add(l.mul_shoup(l.load(&parts[1][i]), middle, middle_ratio, m), l.load(&parts[0][i]));
             l.store(l.add(l.cut(sum, p2), l.mul_shoup(top, high, high_ratio, m)), out);
+        }
+    }
+
+    /// Words below 2^60 mod `p`, below `4p`.
+    fn reduce_words(isa, l; p: u64, words: &mut [[u64; 8]]) {
+        let (m, power, low) = (l.modulus(p), (1 << 30) % p, l.splat((1 << 30) - 1));
+        let (power, power_ratio) = (l.splat(power), l.splat(ratio(power, p)));
+        for word in words.iter_mut() {
+            let x = l.load(word);
+            let high = l.mul_shoup(l.shr(x, 30), power, power_ratio, m);
+            l.store(l.add(high, l.and(x, low)), word);
+        }
+    }
+
+    /// `x + constant mod p`, below `p`, for `x` and the constant below `p`.
+    fn add_constant(isa, l; p: u64, constant: u64, x: &mut [[u64; 8]]) {
+        let (p, constant) = (l.splat(p), l.splat(constant));
+        for x in x.iter_mut() {
+            l.store(l.cut(l.add(l.load(x), constant), p), x);
         }
     }
 

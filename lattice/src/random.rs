@@ -37,19 +37,25 @@ impl Stream {
     /// Numbers uniform below `p`, by rejection. How many words that takes says nothing of the numbers that are kept.
     pub fn uniform(&mut self, p: u64, out: &mut [u64]) {
         let mask = u64::MAX >> (p - 1).leading_zeros();
-        let mut words = [0; 64];
-        let mut filled = 0;
-        while filled < out.len() {
-            self.words(&mut words);
-            for word in words {
-                let number = word & mask;
-                if number < p && filled < out.len() {
-                    out[filled] = number;
-                    filled += 1;
+        let mut from = 0;
+        while from < out.len() {
+            let fresh = &mut out[from..];
+            self.words(fresh);
+            let mut above = 0;
+            cut(mask, p, fresh, &mut above);
+            // Primes just below a power of two hardly ever have one.
+            if above == 0 {
+                return;
+            }
+            let mut kept = from;
+            for i in from..out.len() {
+                if out[i] < p {
+                    out[kept] = out[i];
+                    kept += 1;
                 }
             }
+            from = kept;
         }
-        wipe(&mut words);
     }
 
     /// Errors: differences of two sums of 21 bits each.
@@ -66,6 +72,16 @@ impl Stream {
 }
 
 each_isa! {
+    /// Cuts words to the bits of `mask` and counts those that are not below `p`.
+    fn cut(mask: u64, p: u64, words: &mut [u64], above: &mut u64) {
+        let mut count = 0;
+        for word in words.iter_mut() {
+            *word &= mask;
+            count += u64::from(*word >= p);
+        }
+        *above = count;
+    }
+
     fn binomial(words: &mut [u64]) {
         const BITS: u64 = (1 << 21) - 1;
         for word in words.iter_mut() {

@@ -1,7 +1,7 @@
 //! The client's half: keys, encryption of its shares, decryption of answers.
 
-use super::{ANSWER, BELOW, Slots, write_residues};
-use crate::bits::{Unpacker, packed_bytes};
+use super::{ANSWER, BELOW, Slots, pick, write_residues};
+use crate::bits::{packed_bytes, unpack};
 use crate::error::{Error, Result, check_length};
 use crate::exact::{Ternary, draw_ternary};
 use crate::lanes::each_lanes;
@@ -64,49 +64,63 @@ pub fn encrypt_slots(
 pub fn decrypt_slots(slots: &Slots, key: &SlotKey, width: usize, answer: &[u8]) -> Result<Vec<u64>> {
     let transform = slots.transform(width)?;
     check_length("bytes of an answer", answer.len(), slots.answer_bytes(width))?;
-    let p = slots.set.prime;
-    let noisy = noisy_values(slots, key, width, answer)?;
+    let n = slots.set.n;
+    let [c1, c0] = read_answer(slots, width, answer)?;
+    // A multiple of the answer's modulus, above what the product can be below zero: 54 bits times ¾ N.
+    let offset = u128::from(slots.set.prime) << (BELOW + 14);
+    let (p0, [low, high]) = slots.exact.product_digits(&slots.exact.transform_words(&c1), &key.ternary, offset);
+    let (low, high) = (pick(&low, n / width), pick(&high, n / width));
     let mut out = vec![0; width];
-    // Above zero, by a multiple of p: the product has at most 67 bits before the shift.
-    let offset = i128::from(p) << 14;
-    for (out, v) in out.iter_mut().zip(&noisy) {
-        *out = (((v + (1 << (BELOW - 1))) >> BELOW) + offset) as u64;
-    }
-    reduce(transform.isa(), p, out.as_chunks_mut().0);
+    round(
+        transform.isa(),
+        slots.set.prime,
+        p0,
+        [c0.as_chunks().0, low.as_chunks().0, high.as_chunks().0],
+        out.as_chunks_mut().0,
+    );
     transform.forward(&mut out);
     Ok(out)
 }
 
-/// `c_0 + c_1 s`, not reduced, at the coefficients that hold values.
-pub(super) fn noisy_values(slots: &Slots, key: &SlotKey, width: usize, answer: &[u8]) -> Result<Vec<i128>> {
-    let n = slots.set.n;
-    let modulus = u128::from(slots.set.prime) << BELOW;
-    let (first, second) = answer.split_at(packed_bytes(n, ANSWER));
-    let mut unpacker = Unpacker::new(first);
-    let c1: Vec<u128> = (0..n).map(|_| unpacker.pull(ANSWER)).collect();
-    let mut unpacker = Unpacker::new(second);
-    let c0: Vec<u128> = (0..width).map(|_| unpacker.pull(ANSWER)).collect();
-    if c0.iter().chain(&c1).any(|c| *c >= modulus) {
-        return Err(Error::new("an answer holds a number above its modulus"));
+/// `c_1` and `c_0` of an answer. Refuses numbers above the modulus.
+fn read_answer(slots: &Slots, width: usize, answer: &[u8]) -> Result<[Vec<u64>; 2]> {
+    let modulus = slots.set.prime << BELOW;
+    let (first, second) = answer.split_at(packed_bytes(slots.set.n, ANSWER));
+    let mut parts = [vec![0; slots.set.n], vec![0; width]];
+    for (bytes, part) in [first, second].into_iter().zip(&mut parts) {
+        unpack(bytes, ANSWER, part);
+        if part.iter().fold(false, |above, c| above | (*c >= modulus)) {
+            return Err(Error::new("an answer holds a number above its modulus"));
+        }
     }
-    let mut product = vec![0; n];
-    // One bit more than the words have: none of them is negative.
-    slots.exact.product(&slots.exact.transform(&c1, ANSWER + 1), &key.ternary, &mut product);
-    let few = product.iter().step_by(n / width);
-    Ok(few.zip(&c0).map(|(product, c0)| product.wrapping_add(*c0).cast_signed()).collect())
+    Ok(parts)
+}
+
+/// `c_0 + c_1 s`, not reduced, at the coefficients that hold values.
+#[cfg(test)]
+pub(super) fn noisy_values(slots: &Slots, key: &SlotKey, width: usize, answer: &[u8]) -> Result<Vec<i128>> {
+    let [c1, c0] = read_answer(slots, width, answer)?;
+    let mut product = vec![0; slots.set.n];
+    slots.exact.product(&slots.exact.transform_words(&c1), &key.ternary, &mut product);
+    let few = product.iter().step_by(slots.set.n / width);
+    Ok(few.zip(&c0).map(|(product, c0)| product.wrapping_add(u128::from(*c0)).cast_signed()).collect())
 }
 
 each_lanes! {
-    /// Words below 2^58 mod `p`, below `4p`.
-    fn reduce(isa, l; p: u64, words: &mut [[u64; 8]]) {
-        let m = l.modulus(p);
+    /// `(c + low + p0 high) / 2^11`, rounded, mod `p`, below `4p`, for a sum below 2^69.
+    fn round(isa, l; p: u64, p0: u64, parts: [&[[u64; 8]]; 3], out: &mut [[u64; 8]]) {
+        let (m, p0) = (l.modulus(p), l.splat(p0));
         let factor = (1 << 26) % p;
         let (factor, ratio) = (l.splat(factor), l.splat(crate::arith::ratio(factor, p)));
-        let low = l.splat((1 << 26) - 1);
-        for word in words.iter_mut() {
-            let x = l.load(word);
+        let (mask, half) = (l.splat((1 << 26) - 1), l.splat(1 << (BELOW - 1)));
+        for (i, out) in out.iter_mut().enumerate() {
+            let [c, low, high] = [l.load(&parts[0][i]), l.load(&parts[1][i]), l.load(&parts[2][i])];
+            let below = l.madd_low(l.add(l.add(c, low), half), high, p0);
+            let above = l.madd_high(l.splat(0), high, p0);
+            // Below 2^58.
+            let x = l.add(l.shr(below, BELOW), l.shl(above, 52 - BELOW));
             let high = l.mul_shoup(l.shr(x, 26), factor, ratio, m);
-            l.store(l.add(high, l.and(x, low)), word);
+            l.store(l.add(high, l.and(x, mask)), out);
         }
     }
 }

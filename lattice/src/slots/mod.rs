@@ -33,11 +33,12 @@ mod tests;
 
 pub use self::client::{SlotKey, decrypt_slots, encrypt_slots, slot_public_key};
 pub use self::server::{SlotCiphertext, SlotPublicKey, multiply_slots, read_slot_ciphertext, read_slot_public_key};
-use crate::bits::{Packer, Unpacker, packed_bytes};
+use crate::bits::{pack, packed_bytes, unpack};
 use crate::error::{Error, Result, check_length};
 use crate::exact::Exact;
 use crate::ntt::Ntt;
 use crate::params::SlotSet;
+use crate::random::Secret;
 use crate::rns::{Encoding, Poly, Ring};
 
 /// Bits of a residue that is sent.
@@ -101,36 +102,43 @@ impl Slots {
     }
 
     /// Coefficients of the polynomial whose slots are `values`, in X^(N/width). Refuses values that are not below p.
-    fn polynomial(&self, width: usize, values: &[u64]) -> Result<crate::random::Secret> {
+    fn polynomial(&self, width: usize, values: &[u64]) -> Result<Secret> {
         let transform = self.transform(width)?;
         check_length("values in slots", values.len(), width)?;
         if values.iter().fold(false, |above, x| above | (*x >= self.set.prime)) {
             return Err(Error::new(format!("expected values below {}", self.set.prime)));
         }
-        let mut few = crate::random::Secret(values.to_vec());
+        let mut few = Secret(values.to_vec());
         transform.inverse(&mut few);
         Ok(self.spread(width, few))
     }
 
     /// A polynomial in X^(N/width) from its coefficients.
-    fn spread(&self, width: usize, few: crate::random::Secret) -> crate::random::Secret {
+    fn spread(&self, width: usize, few: Secret) -> Secret {
         if width == self.set.n {
             return few;
         }
-        let mut all = crate::random::Secret::zeros(self.set.n);
+        let mut all = Secret::zeros(self.set.n);
         few.iter().zip(all.chunks_exact_mut(self.set.n / width)).for_each(|(x, out)| out[0] = *x);
         all
     }
 }
 
+/// Every `step`-th word.
+fn pick(words: &[u64], step: usize) -> Secret {
+    if step == 1 {
+        return Secret(words.to_vec());
+    }
+    Secret(words.iter().step_by(step).copied().collect())
+}
+
 /// Residues of every `step`-th coefficient, or value, prime by prime.
 fn write_residues(poly: &Poly<3>, step: usize) -> Vec<u8> {
-    let mut out = vec![0; packed_bytes(3 * poly[0].len() / step, RESIDUE)];
-    let mut packer = Packer::new(&mut out);
-    for residues in poly {
-        residues.iter().step_by(step).for_each(|x| packer.push(u128::from(*x), RESIDUE));
+    let each = packed_bytes(poly[0].len() / step, RESIDUE);
+    let mut out = vec![0; 3 * each];
+    for (residues, out) in poly.iter().zip(out.chunks_exact_mut(each)) {
+        pack(&pick(residues, step), RESIDUE, out);
     }
-    packer.finish();
     out
 }
 
@@ -138,15 +146,15 @@ fn write_residues(poly: &Poly<3>, step: usize) -> Vec<u8> {
 fn read_residues(ring: &Ring<3>, step: usize, bytes: &[u8]) -> Result<Poly<3>> {
     let count = ring.len() / step;
     check_length("bytes of a ciphertext", bytes.len(), packed_bytes(3 * count, RESIDUE))?;
-    let mut unpacker = Unpacker::new(bytes);
     let mut poly = ring.zero();
-    for (k, residues) in poly.iter_mut().enumerate() {
-        for out in residues.iter_mut().step_by(step) {
-            *out = unpacker.pull(RESIDUE) as u64;
-            if *out >= ring.prime(k) {
-                return Err(Error::new("a ciphertext holds a number above its modulus"));
-            }
+    let mut few = vec![0; count];
+    for (k, (residues, bytes)) in poly.iter_mut().zip(bytes.chunks_exact(bytes.len() / 3)).enumerate() {
+        unpack(bytes, RESIDUE, &mut few);
+        let p = ring.prime(k);
+        if few.iter().fold(false, |above, x| above | (*x >= p)) {
+            return Err(Error::new("a ciphertext holds a number above its modulus"));
         }
+        residues.iter_mut().step_by(step).zip(&few).for_each(|(out, x)| *out = *x);
     }
     Ok(poly)
 }

@@ -2,9 +2,9 @@
 
 use std::array::from_fn;
 
-use super::{ANSWER, BELOW, FLOOD, Slots, read_residues};
+use super::{ANSWER, BELOW, FLOOD, Slots, pick, read_residues};
 use crate::arith::{pow_mod, ratio};
-use crate::bits::{Packer, packed_bytes};
+use crate::bits::{pack, packed_bytes};
 use crate::error::{Error, Result};
 use crate::lanes::each_lanes;
 use crate::random::{Secret, Stream};
@@ -71,10 +71,7 @@ pub fn multiply_slots(
     let mut message = vec![0; slots.answer_bytes(width)];
     let (to_c1, to_c0) = message.split_at_mut(packed_bytes(slots.set.n, ANSWER));
     for (poly, out, step) in [(&c1, to_c1, 1), (&c0, to_c0, slots.set.n / width)] {
-        let mut packer = Packer::new(out);
-        let words = slots.ring.rescale(poly, modulus);
-        words.iter().step_by(step).for_each(|x| packer.push(u128::from(*x), ANSWER));
-        packer.finish();
+        pack(&pick(&slots.ring.rescale(poly, modulus), step), ANSWER, out);
     }
     Ok((message, mask))
 }

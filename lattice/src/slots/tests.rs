@@ -154,8 +154,8 @@ fn a_client_that_guesses_the_servers_values_cannot_tell_and_could_without_the_ma
     let y = random(n, 17);
     let (answer, _) = multiply_slots(slots, public, &[(&cx, &y)], &[23; 16]).expect("sizes are right");
     let modulus = P << BELOW;
-    let mut unpacker = Unpacker::new(&answer);
-    let sent: Vec<u64> = (0..n).map(|_| unpacker.pull(ANSWER) as u64).collect();
+    let mut sent = vec![0; n];
+    unpack(&answer, ANSWER, &mut sent);
     // a y, as the client computes it for its guess, and the same with the server's encryption of zero.
     let guess = |with_zero: bool| {
         let plain = slots.ring.plain(P, &slots.polynomial(n, &y).expect("values are right"), [1; 3]);

@@ -30,7 +30,7 @@ mod tests;
 
 pub use self::client::{TileKey, decrypt_products, encrypt_left, tile_public_key};
 pub use self::server::{TilePublicKey, multiply_right, read_tile_public_key};
-use crate::bits::{Packer, Unpacker, packed_bytes};
+use crate::bits::{pack, packed_bytes, unpack};
 use crate::error::{Error, Result, check_length};
 use crate::exact::Exact;
 use crate::params::TileSet;
@@ -229,21 +229,18 @@ impl Tiling {
 
 /// Residues of a polynomial, prime by prime.
 fn write_residues(poly: &Poly<2>, out: &mut [u8]) {
-    let mut packer = Packer::new(out);
-    poly.iter().for_each(|residues| residues.iter().for_each(|x| packer.push(u128::from(*x), RESIDUE)));
-    packer.finish();
+    let each = out.len() / 2;
+    poly.iter().zip(out.chunks_exact_mut(each)).for_each(|(residues, out)| pack(residues, RESIDUE, out));
 }
 
 /// The same read again. Refuses what is no residue.
 fn read_residues(ring: &Ring<2>, bytes: &[u8]) -> Result<Poly<2>> {
-    let mut unpacker = Unpacker::new(bytes);
     let mut poly = ring.zero();
-    for (k, residues) in poly.iter_mut().enumerate() {
-        for out in residues.iter_mut() {
-            *out = unpacker.pull(RESIDUE) as u64;
-            if *out >= ring.prime(k) {
-                return Err(Error::new("a ciphertext holds a number above its modulus"));
-            }
+    for (k, (residues, bytes)) in poly.iter_mut().zip(bytes.chunks_exact(bytes.len() / 2)).enumerate() {
+        unpack(bytes, RESIDUE, residues);
+        let p = ring.prime(k);
+        if residues.iter().fold(false, |above, x| above | (*x >= p)) {
+            return Err(Error::new("a ciphertext holds a number above its modulus"));
         }
     }
     Ok(poly)

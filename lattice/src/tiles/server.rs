@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::merge::{Ciphertext, Room, SwitchKey, merge, turns};
 use super::{BELOW_A, BELOW_B, CIPHERTEXTS, LEVELS, Labels, Place, Tiles, Tiling, read_residues};
 use crate::arith::inverse_mod;
-use crate::bits::{Packer, packed_bytes};
+use crate::bits::{pack, packed_bytes};
 use crate::error::{Error, Result, check_length};
 use crate::random::{Secret, Stream};
 use crate::rns::{Poly, add};
@@ -179,19 +179,12 @@ pub(super) fn answer(
     }
     let mut message = vec![0; tiling.group_bytes(group, bits)];
     let (to_a, to_b) = message.split_at_mut(packed_bytes(n, bits + BELOW_A));
-    let mut packer = Packer::new(to_a);
-    for word in ring.rescale(&packed[1], 1 << (bits + BELOW_A)) {
-        packer.push(u128::from(word), bits + BELOW_A);
-    }
-    packer.finish();
+    pack(&ring.rescale(&packed[1], 1 << (bits + BELOW_A)), bits + BELOW_A, to_a);
     let b = ring.rescale(&packed[0], 1 << (bits + BELOW_B));
     let merged = tiling.merged(group);
-    let mut packer = Packer::new(to_b);
-    for (at, place) in tiling.group(group).enumerate() {
-        for (coefficient, _) in tiling.positions(place, at, merged) {
-            packer.push(u128::from(b[coefficient]), bits + BELOW_B);
-        }
-    }
-    packer.finish();
+    let places = tiling.group(group).enumerate();
+    let coefficients = places.flat_map(|(at, place)| tiling.positions(place, at, merged));
+    let results: Vec<u64> = coefficients.map(|(coefficient, _)| b[coefficient]).collect();
+    pack(&results, bits + BELOW_B, to_b);
     (message, ring.rescale(&mask, 1 << bits))
 }

@@ -189,8 +189,9 @@ fn a_client_that_guesses_the_servers_matrix_cannot_tell_and_could_without_the_ma
     let lefts = lefts(&tiles, &message);
     let guessed = || merged_products(&tiles, &public, &tiling, bits, &lefts, &right, 0);
     let a_of = |message: &[u8]| {
-        let mut unpacker = Unpacker::new(message);
-        (0..n).map(|_| unpacker.pull(bits + BELOW_A) as u64).collect::<Vec<u64>>()
+        let mut out = vec![0; n];
+        unpack(message, bits + BELOW_A, &mut out);
+        out
     };
     let served = multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(0, &[20; 16]));
     let (sent, _) = served.expect("sizes are right");
