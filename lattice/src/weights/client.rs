@@ -4,7 +4,7 @@ use ombra_kernels::aes::Cipher;
 use rayon::prelude::*;
 
 use super::encrypt::widen;
-use super::gemm::{Shares, Source, multiply_panel};
+use super::gemm::{Room, Shares, Source, multiply_panel};
 use super::words::PANEL;
 use super::{BELOW_A, BELOW_B, EncryptedMatrix, PublicKey, check_ring, message_bytes, stream_of};
 use crate::bits::{Packer, packed_bytes};
@@ -73,9 +73,9 @@ impl EncryptedMatrix<'_> {
 fn panels(key: &ClientKey, x: &Shares, source: &Source, rows: usize, cols: usize) -> Vec<u128> {
     let mut out = vec![0; cols.div_ceil(PANEL) * PANEL * rows];
     let isa = Isa::best();
-    out.par_chunks_mut(PANEL * rows)
-        .enumerate()
-        .for_each(|(panel, out)| multiply_panel(isa, x, key.set().word_bytes(), source, panel, out));
+    out.par_chunks_mut(PANEL * rows).enumerate().for_each_init(Room::new, |room, (panel, out)| {
+        multiply_panel(isa, x, key.set().word_bytes(), source, panel, room, out);
+    });
     out
 }
 

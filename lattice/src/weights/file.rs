@@ -231,6 +231,9 @@ impl Header {
     }
 
     /// Where a matrix stands in the body.
+    ///
+    /// # Panics
+    /// When there is no matrix of this number.
     pub fn matrix(&self, index: usize) -> Range<u64> {
         let bytes = |shapes: &[Shape]| shapes.iter().map(|s| s.bytes(self.key.set()) as u64).sum::<u64>();
         let start = bytes(&self.shapes[..index]);

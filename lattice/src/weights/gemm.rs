@@ -41,6 +41,25 @@ pub(crate) struct Shares {
     two: bool,
 }
 
+/// Room for one panel after another.
+pub(crate) struct Room {
+    opened: Vec<[u64; 8]>,
+    raw: Vec<u64>,
+    sum: Vec<[u64; 8]>,
+}
+
+impl Room {
+    pub(crate) fn new() -> Room {
+        Room { opened: vec![[0; 8]; OPENED * 6], raw: Vec::new(), sum: Vec::new() }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        crate::random::wipe(self.sum.as_flattened_mut());
+    }
+}
+
 impl Drop for Shares {
     fn drop(&mut self) {
         crate::random::wipe(&mut self.digits);
@@ -79,7 +98,15 @@ impl Shares {
 
 /// Sets `out`, one row of sixteen words for each row of shares, to the products with panel `panel` of `source`, mod
 /// 2^128.
-pub(crate) fn multiply_panel(isa: Isa, x: &Shares, word_bytes: usize, source: &Source, panel: usize, out: &mut [u128]) {
+pub(crate) fn multiply_panel(
+    isa: Isa,
+    x: &Shares,
+    word_bytes: usize,
+    source: &Source,
+    panel: usize,
+    room: &mut Room,
+    out: &mut [u128],
+) {
     out.fill(0);
     let run = match (word_bytes > 12, x.two, x.group) {
         (false, false, 1) => one_short,
@@ -90,32 +117,32 @@ pub(crate) fn multiply_panel(isa: Isa, x: &Shares, word_bytes: usize, source: &S
         (true, true, _) => two_wide,
         (false, true, _) => unreachable_width,
     };
-    run(isa, x, word_bytes, source, panel, out);
+    run(isa, x, word_bytes, source, panel, room, out);
 }
 
 /// A share of two digits has words above 96 bits.
-fn unreachable_width(_: Isa, _: &Shares, _: usize, _: &Source, _: usize, _: &mut [u128]) {
+fn unreachable_width(_: Isa, _: &Shares, _: usize, _: &Source, _: usize, _: &mut Room, _: &mut [u128]) {
     unreachable!("a share above 48 bits has words above 12 bytes")
 }
 
 each_lanes! {
-    fn one_short(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, out: &mut [u128]) {
-        multiply::<L, 1, 2, 1>(l, x, w, source, panel, out);
+    fn one_short(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, room: &mut Room, out: &mut [u128]) {
+        multiply::<L, 1, 2, 1>(l, x, w, source, panel, room, out);
     }
-    fn four_short(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, out: &mut [u128]) {
-        multiply::<L, 4, 2, 1>(l, x, w, source, panel, out);
+    fn four_short(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, room: &mut Room, out: &mut [u128]) {
+        multiply::<L, 4, 2, 1>(l, x, w, source, panel, room, out);
     }
-    fn one_long(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, out: &mut [u128]) {
-        multiply::<L, 1, 3, 1>(l, x, w, source, panel, out);
+    fn one_long(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, room: &mut Room, out: &mut [u128]) {
+        multiply::<L, 1, 3, 1>(l, x, w, source, panel, room, out);
     }
-    fn two_long(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, out: &mut [u128]) {
-        multiply::<L, 2, 3, 1>(l, x, w, source, panel, out);
+    fn two_long(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, room: &mut Room, out: &mut [u128]) {
+        multiply::<L, 2, 3, 1>(l, x, w, source, panel, room, out);
     }
-    fn one_wide(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, out: &mut [u128]) {
-        multiply::<L, 1, 3, 2>(l, x, w, source, panel, out);
+    fn one_wide(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, room: &mut Room, out: &mut [u128]) {
+        multiply::<L, 1, 3, 2>(l, x, w, source, panel, room, out);
     }
-    fn two_wide(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, out: &mut [u128]) {
-        multiply::<L, 2, 3, 2>(l, x, w, source, panel, out);
+    fn two_wide(isa, l; x: &Shares, w: usize, source: &Source, panel: usize, room: &mut Room, out: &mut [u128]) {
+        multiply::<L, 2, 3, 2>(l, x, w, source, panel, room, out);
     }
 }
 
@@ -126,14 +153,15 @@ fn multiply<L: Lanes, const ROWS: usize, const LIMBS: usize, const DIGITS: usize
     word_bytes: usize,
     source: &Source,
     panel: usize,
+    room: &mut Room,
     out: &mut [u128],
 ) {
     let sums = if LIMBS == 2 { 3 } else { SUMS };
     let row_bytes = PANEL * word_bytes;
     let group_sums = ROWS * 2 * sums;
-    let mut sum = vec![[0u64; 8]; x.rows.div_ceil(ROWS) * group_sums];
-    let mut opened = [[0u64; 8]; OPENED * 6];
-    let mut raw = Vec::new();
+    let Room { opened, raw, sum } = room;
+    // It is zero again after every panel.
+    sum.resize(x.rows.div_ceil(ROWS) * group_sums, [0; 8]);
     let mut k0 = 0;
     while k0 < x.k {
         let rows = OPENED.min(x.k - k0);
@@ -141,14 +169,14 @@ fn multiply<L: Lanes, const ROWS: usize, const LIMBS: usize, const DIGITS: usize
             Source::Memory(bytes) => &bytes[(panel * x.k + k0) * row_bytes..][..rows * row_bytes],
             Source::Stream(cipher, first) => {
                 raw.resize(rows * row_bytes / 8, 0);
-                cipher.keystream::<FILL>(first + ((panel * x.k + k0) * word_bytes) as u128, &mut raw);
-                bytes_of(&raw)
+                cipher.keystream::<FILL>(first + ((panel * x.k + k0) * word_bytes) as u128, raw);
+                bytes_of(raw)
             }
         };
-        open::<L, LIMBS>(l, bytes, word_bytes, &mut opened);
+        open::<L, LIMBS>(l, bytes, word_bytes, opened);
         for (g, sum) in sum.chunks_exact_mut(group_sums).enumerate() {
             let digits = &x.digits[(g * x.k + k0) * ROWS * DIGITS..][..rows * ROWS * DIGITS];
-            tile::<L, ROWS, LIMBS, DIGITS>(l, digits, &opened, sum);
+            tile::<L, ROWS, LIMBS, DIGITS>(l, digits, opened, sum);
         }
         k0 += rows;
         if k0 % SUMMED == 0 || k0 == x.k {
@@ -163,7 +191,6 @@ fn multiply<L: Lanes, const ROWS: usize, const LIMBS: usize, const DIGITS: usize
             }
         }
     }
-    crate::random::wipe(sum.as_flattened_mut());
 }
 
 /// Opens rows of a panel: for every row and half the limbs, eight words each.
@@ -302,13 +329,22 @@ mod tests {
                 }
                 let mask = u128::MAX >> (128 - 8 * word_bytes);
                 for isa in Isa::available() {
+                    let mut room = Room::new();
                     let mut out = vec![5; rows * PANEL];
-                    multiply_panel(isa, &shares, word_bytes, &Source::Memory(&bytes), panel, &mut out);
+                    multiply_panel(isa, &shares, word_bytes, &Source::Memory(&bytes), panel, &mut room, &mut out);
                     let equal = out.iter().zip(&want).all(|(found, want)| found & mask == want & mask);
                     assert!(equal, "{} {word_bytes} {ring} {rows} {k}", isa.name());
                     if k != 4097 {
                         let mut again = vec![5; rows * PANEL];
-                        multiply_panel(isa, &shares, word_bytes, &Source::Stream(&cipher, 77), panel, &mut again);
+                        multiply_panel(
+                            isa,
+                            &shares,
+                            word_bytes,
+                            &Source::Stream(&cipher, 77),
+                            panel,
+                            &mut room,
+                            &mut again,
+                        );
                         assert!(again == out, "stream {} {word_bytes} {ring} {rows} {k}", isa.name());
                     }
                 }

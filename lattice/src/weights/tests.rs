@@ -1,7 +1,7 @@
 //! The whole protocol at full dimension against integers, its noise against the formula, and its masks against a server
 //! that knows what to look for.
 
-use super::gemm::{Shares, Source, multiply_panel};
+use super::gemm::{Room, Shares, Source, multiply_panel};
 use super::words::PANEL;
 use super::*;
 use crate::bits::Unpacker;
@@ -179,7 +179,7 @@ fn differences(case: &Case, bits: u32, message: &[u8], guess: &[u64]) -> Vec<u64
     let mut out = Vec::new();
     let mut words = [0; PANEL];
     for panel in 0..set.n / PANEL {
-        multiply_panel(Isa::best(), &shares, set.word_bytes(), &source, panel, &mut words);
+        multiply_panel(Isa::best(), &shares, set.word_bytes(), &source, panel, &mut Room::new(), &mut words);
         for (c, word) in words.iter().enumerate() {
             let guessed = word.wrapping_sub(sums.a_of(PANEL * panel + c) << (bits - 1));
             let shift = set.log_q - set.ring - BELOW_A;
