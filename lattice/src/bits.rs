@@ -6,7 +6,7 @@ pub fn packed_bytes(count: usize, bits: u32) -> usize {
 }
 
 /// Widest words of [`pack`] and [`unpack`].
-const WIDEST: u32 = 56;
+pub(crate) const WIDEST: u32 = 56;
 
 /// Packs words of `bits` bits, at most 56, which have no others, into exactly as many bytes as they take.
 pub(crate) fn pack(words: &[u64], bits: u32, out: &mut [u8]) {

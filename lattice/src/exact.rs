@@ -1,6 +1,7 @@
 //! Products of polynomials mod a power of two with ternary ones, exact: in two or three primes of 50 bits.
 
 use crate::arith::{inverse_mod, pow_mod, ratio};
+use crate::bits::{Unpacker, WIDEST, unpack};
 use crate::lanes::each_lanes;
 use crate::ntt::Ntt;
 use crate::params::PRIMES_50;
@@ -99,6 +100,18 @@ impl Exact {
             values
         };
         Transformed(self.transforms.iter().map(each).collect())
+    }
+
+    /// Transforms `n` packed words mod 2^bits, up to a multiple of that: without a sign where they are short.
+    pub(crate) fn transform_packed(&self, bytes: &[u8], bits: u32, n: usize) -> Transformed {
+        if bits <= WIDEST {
+            let mut words = vec![0; n];
+            unpack(bytes, bits, &mut words);
+            return self.transform_words(&words);
+        }
+        let mut unpacker = Unpacker::new(bytes);
+        let words: Vec<u128> = (0..n).map(|_| unpacker.pull(bits)).collect();
+        self.transform(&words, bits)
     }
 
     /// The first prime, and a product mod two primes plus `offset` as its residue mod that prime and what is

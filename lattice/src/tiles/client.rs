@@ -104,9 +104,8 @@ pub fn decrypt_products(tiles: &Tiles, key: &TileKey, tiling: &Tiling, bits: u32
         let (own, next) = rest.split_at(tiling.group_bytes(group, bits));
         rest = next;
         let (a, b) = own.split_at(packed_bytes(n, bits + BELOW_A));
-        let mut unpacker = Unpacker::new(a);
-        let a: Vec<u128> = (0..n).map(|_| unpacker.pull(bits + BELOW_A)).collect();
-        tiles.exact.product(&tiles.exact.transform(&a, bits + BELOW_A), &key.ternary, &mut product);
+        let a = tiles.exact.transform_packed(a, bits + BELOW_A, n);
+        tiles.exact.product(&a, &key.ternary, &mut product);
         let mut unpacker = Unpacker::new(b);
         let merged = tiling.merged(group);
         for (at, place) in tiling.group(group).enumerate() {

@@ -23,9 +23,7 @@ pub fn server_finish(key: &ServerKey, bits: u32, cols: usize, rows: usize, messa
     let a_bytes = packed_bytes(set.n, bits + BELOW_A);
     let finish = |message: &[u8], out: &mut [u64]| {
         let (a, b) = message.split_at(a_bytes);
-        let mut unpacker = Unpacker::new(a);
-        let a: Vec<u128> = (0..set.n).map(|_| unpacker.pull(bits + BELOW_A)).collect();
-        let a = key.answers.transform(&a, bits + BELOW_A);
+        let a = key.answers.transform_packed(a, bits + BELOW_A, set.n);
         let mut unpacker = Unpacker::new(b);
         let mut product = vec![0u128; set.n];
         for (out, secret) in out.chunks_mut(set.n).zip(&key.secrets) {
