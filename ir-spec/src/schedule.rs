@@ -2,6 +2,11 @@
 //!
 //! Time is counted in ticks. In a tick every active interactive op does one of its rounds, and what goes from one party
 //! to another is one frame. An op starts in the tick in which its last operand is ready: independent ops share rounds.
+//!
+//! Parties are not equally far. A role that receives nothing in an op has its part of the result at once, so it deals what
+//! the others need for the next op before they are there ([`Dealt`](crate::settings::Dealt)). Every value is ready at every
+//! party in a tick of its own; a party runs a local op when its own operands are ready, and whoever deals does so in the
+//! last tick that keeps nobody waiting, so that little is held.
 //! The schedule follows from the module and its sizes alone, so compiler and parties agree on it.
 
 use crate::bind::Bound;
@@ -15,8 +20,11 @@ use std::collections::BTreeMap;
 /// When an op runs and what it sends, by op.
 #[derive(Debug)]
 pub struct Schedule {
-    /// First tick of every op. A local op runs at the beginning of its tick.
-    pub start: Vec<u32>,
+    /// First tick of every op at every party, by its number. A local op runs at the beginning of its tick; whoever deals
+    /// begins and ends an op in one tick.
+    pub start: Vec<[u32; 3]>,
+    /// The tick at whose beginning every party has its part of the result.
+    pub ready: Vec<[u32; 3]>,
     /// What every op sends, in logical roles.
     pub traffic: Vec<Traffic>,
     /// Number of ticks of the step.
@@ -37,15 +45,42 @@ pub struct Cost {
 /// # Errors
 /// The module's masks do not fit its sizes.
 pub fn schedule(module: &Module, bound: &Bound) -> Result<Schedule> {
-    let mut out = Schedule { start: Vec::new(), traffic: Vec::new(), ticks: 0 };
+    let mut out = Schedule { start: Vec::new(), ready: Vec::new(), traffic: Vec::new(), ticks: 0 };
     for (i, node) in module.ops.iter().enumerate() {
-        let ready = node.args.iter().map(|a| out.start[a.index()] + out.traffic[a.index()].rounds).max().unwrap_or(0);
+        let mut operands = [0; 3];
+        for arg in &node.args {
+            let ready = out.ready[arg.index()];
+            operands.iter_mut().zip(ready).for_each(|(latest, ready)| *latest = ready.max(*latest));
+        }
         let traffic = traffic_of(module, bound, Id(i as u32))?;
-        out.ticks = out.ticks.max(ready + traffic.rounds);
-        out.start.push(ready);
+        let (start, ready) = times(operands, &traffic, node.rot);
+        out.ticks = ready.into_iter().fold(out.ticks, u32::max);
+        out.start.push(start);
+        out.ready.push(ready);
         out.traffic.push(traffic);
     }
     Ok(out)
+}
+
+/// First tick and that of the result at every party, of an op whose operands are ready at `operands`.
+fn times(operands: [u32; 3], traffic: &Traffic, rot: u8) -> ([u32; 3], [u32; 3]) {
+    let all = |tick: u32| [tick; 3];
+    match traffic.dealt {
+        None if traffic.rounds == 0 => (operands, operands),
+        None => {
+            let start = operands.into_iter().fold(0, u32::max);
+            (all(start), all(start + traffic.rounds))
+        }
+        Some(dealt) => {
+            let dealer = party(2, rot);
+            let others = (0..3).filter(|&p| p != dealer).map(|p| operands[p]).fold(0, u32::max);
+            let start = others.max(operands[dealer] + dealt.lead);
+            let (mut starts, mut ready) = (all(start), all(start + traffic.rounds));
+            starts[dealer] = operands[dealer].max(start - dealt.lead);
+            ready[dealer] = starts[dealer];
+            (starts, ready)
+        }
+    }
 }
 
 /// What one op sends, in logical roles.
@@ -134,8 +169,14 @@ impl Schedule {
         for (i, traffic) in self.traffic.iter().enumerate() {
             let rot = module.ops[i].rot;
             for m in &traffic.msgs {
-                let tick = (self.start[i] + m.round) as usize;
-                frames[tick][party(m.from, rot)][party(m.to, rot)] += m.bytes;
+                let from = party(m.from, rot);
+                frames[(self.start[i][from] + m.round) as usize][from][party(m.to, rot)] += m.bytes;
+            }
+            for (to, bytes) in (0u8..).zip(traffic.dealt.map_or([0; 2], |dealt| dealt.bytes)) {
+                let from = party(2, rot);
+                if bytes > 0 {
+                    frames[self.start[i][from] as usize][from][party(to, rot)] += bytes;
+                }
             }
         }
         frames
@@ -163,8 +204,8 @@ impl Schedule {
     /// Payload bytes that every party sends in one op.
     pub fn op_bytes(&self, module: &Module, id: Id) -> [u64; 3] {
         let mut bytes = [0; 3];
-        for m in &self.traffic[id.index()].msgs {
-            bytes[party(m.from, module.node(id).rot)] += m.bytes;
+        for (from, _, sent) in self.traffic[id.index()].sent() {
+            bytes[party(from, module.node(id).rot)] += sent;
         }
         bytes
     }

@@ -265,7 +265,7 @@ pub fn inspect_under(plan: &Plan, given: &BTreeMap<String, u64>, conditions: &Co
             party: "mpc",
             dims: bound.shapes[i].clone(),
             rounds: traffic.rounds,
-            path_rounds: if on_path[i] { traffic.rounds } else { 0 },
+            path_rounds: on_path[i],
             bytes: op_sent.online_bytes(),
             offline_bytes: op_sent.dealt,
             macs: op_macs,
@@ -327,16 +327,25 @@ fn setup_to(plan: &Plan) -> &'static str {
     }
 }
 
-/// The ops of one longest path: the last one to end, the operand that it waited for, and so on.
-fn path(module: &Module, schedule: &Schedule) -> Vec<bool> {
-    let end = |i: usize| schedule.start[i] + schedule.traffic[i].rounds;
-    let mut on = vec![false; module.ops.len()];
-    let mut at = (0..module.ops.len()).find(|&i| end(i) == schedule.ticks);
-    while let Some(i) = at {
-        on[i] = true;
-        at = module.ops[i].args.iter().map(|a| a.index()).find(|&a| end(a) == schedule.start[i]);
+/// Ticks that each op has of one longest path: that of the last one to end, the operand that it waited for, and so on. Where
+/// an op waits for what is dealt in it, the tick of that is its own.
+fn path(module: &Module, schedule: &Schedule) -> Vec<u32> {
+    let mut ticks = vec![0; module.ops.len()];
+    let all = || (0..module.ops.len()).flat_map(|i| [0, 1, 2].map(|party| (i, party)));
+    let mut at = all().find(|&(i, party)| schedule.ready[i][party] == schedule.ticks);
+    while let Some((i, party)) = at {
+        // What a party has at the end of an op follows from what it, or another one, had at the beginning.
+        let (node, start) = (&module.ops[i], &schedule.start[i]);
+        let begun = |party: usize| {
+            let operands = || node.args.iter().map(|arg| arg.index());
+            operands().find(|&arg| schedule.ready[arg][party] == start[party]).map(|arg| (arg, party))
+        };
+        let before = begun(party).or_else(|| (0..3).find_map(begun));
+        let since = before.map_or(0, |(arg, party)| schedule.ready[arg][party]);
+        ticks[i] = schedule.ready[i][party].saturating_sub(since);
+        at = before;
     }
-    on
+    ticks
 }
 
 /// Multiply-accumulates of an op, and whether both factors are secret.

@@ -159,10 +159,23 @@ pub struct Msg {
 /// Messages of one op and the rounds it takes. An op may take a round in which nothing is sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Rounds from start to result.
+    /// Rounds from start to result; where role 2 deals, at the others.
     pub rounds: u32,
     /// Messages in order of rounds, one at most from one role to another in a round.
     pub msgs: Vec<Msg>,
+    /// What role 2 deals, where it receives nothing and its part of the result follows from keys and from its parts of the
+    /// operands. It takes part in no round, then: all that it sends leaves it at once.
+    pub dealt: Option<Dealt>,
+}
+
+/// What role 2 sends at once, without waiting for anybody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dealt {
+    /// Payload bytes to role 0 and to role 1.
+    pub bytes: [u64; 2],
+    /// Ticks before the first round of the others in which this leaves at the latest: 1 where they need it to begin, 0 where
+    /// they need it after that round.
+    pub lead: u32,
 }
 
 /// The concrete sizes an op's cost depends on.
@@ -203,6 +216,20 @@ pub enum RowLens<'a> {
 }
 
 impl RowLens<'_> {
+    /// Pairs of entries that are compared where of every row all pairs of `together` neighbours are, after so many levels of
+    /// a binary tree.
+    pub fn comparisons(&self, level: u8, together: u64) -> u64 {
+        let of_row = |len: u64| {
+            let len = len.div_ceil(1 << level.min(63));
+            let pairs = |n: u64| n * n.saturating_sub(1) / 2;
+            (len / together).saturating_mul(pairs(together)).saturating_add(pairs(len % together))
+        };
+        match self {
+            RowLens::Equal { count, len } => count.saturating_mul(of_row(*len)),
+            RowLens::Listed(lens) => lens.iter().map(|&len| of_row(len.into())).sum(),
+        }
+    }
+
     /// Number of pairs compared at every level of a binary tree over each row: rows halve, an odd one out moves up.
     pub fn pairs_by_level(&self) -> Vec<u64> {
         let mut lens: Vec<(u64, u64)> = match self {
@@ -234,7 +261,21 @@ pub fn plane_bytes(n: u64) -> u64 {
 impl Traffic {
     /// Payload bytes in all.
     pub fn bytes(&self) -> u64 {
-        self.msgs.iter().map(|m| m.bytes).sum()
+        self.sent().map(|(_, _, bytes)| bytes).sum()
+    }
+
+    /// Sender, receiver and bytes of every message, dealt ones last.
+    pub fn sent(&self) -> impl Iterator<Item = (u8, u8, u64)> {
+        let dealt = self.dealt.iter().flat_map(|dealt| (0u8..).zip(dealt.bytes)).map(|(to, bytes)| (2, to, bytes));
+        self.msgs.iter().map(|m| (m.from, m.to, m.bytes)).chain(dealt)
+    }
+
+    /// Adds what role 2 deals, which the others need so many rounds after those that there are.
+    fn deal(&mut self, offset: u32, to: u8, bytes: u64) {
+        let first = self.rounds + offset == 0;
+        let dealt = self.dealt.get_or_insert_default();
+        dealt.bytes[usize::from(to)] += bytes;
+        dealt.lead = dealt.lead.max(u32::from(first && bytes > 0));
     }
 
     /// Adds bytes that one role sends another, so many rounds after those that there are.
@@ -258,5 +299,17 @@ mod tests {
         assert_eq!(RowLens::Listed(&[1, 2, 3, 5, 0]).pairs_by_level(), vec![4, 2, 1]);
         assert_eq!(RowLens::Equal { count: 3, len: 4 }.pairs_by_level(), vec![6, 3]);
         assert!(RowLens::Listed(&[1, 0]).pairs_by_level().is_empty());
+    }
+
+    /// Two at a time are the pairs of a level.
+    #[test]
+    fn comparisons_of_ragged_rows() {
+        let rows = RowLens::Listed(&[1, 2, 3, 5, 0, 20]);
+        for (level, pairs) in (0u8..).zip(rows.pairs_by_level()) {
+            assert_eq!(rows.comparisons(level, 2), pairs);
+        }
+        assert_eq!(rows.comparisons(0, 4), 1 + 3 + 6 + 5 * 6);
+        assert_eq!(rows.comparisons(1, 4), 1 + 3 + (6 + 6 + 1));
+        assert_eq!(RowLens::Equal { count: 3, len: 11 }.comparisons(0, 8), 3 * (28 + 3));
     }
 }

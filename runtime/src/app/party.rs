@@ -3,13 +3,12 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
-use ombra_ir::module::Module;
 use ombra_ir::{Diagnostic, Result};
 
 use super::folder::PlanFolder;
 use super::material::{Begun, ServerMaterial};
 use super::measure::{BURST_BYTES, answer};
-use super::program::{self, Step};
+use super::program;
 use super::request::{Advance, Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
@@ -58,7 +57,7 @@ impl Serving<'_> {
             // What is kept is replaced as a whole, so that a panic leaves the old or the new.
             let served = panic::catch_unwind(AssertUnwindSafe(|| match (session.purpose(), self.keep) {
                 (Purpose::Measure, _) => {
-                    session.limit_queue(QUEUE + BURST_BYTES as u64);
+                    session.limit_queue(Party::Client, QUEUE + BURST_BYTES as u64);
                     answer(session)
                 }
                 (Purpose::Share, Keep::Helper(side)) => side.take(self.folder, session),
@@ -78,7 +77,7 @@ impl Serving<'_> {
         let client = session.link(Party::Client)?;
         let limits = session.limits();
         let plan = &folder.plan;
-        session.limit_queue(QUEUE);
+        session.limit_queue(Party::Client, QUEUE);
         let mut prepared = match session.purpose() {
             Purpose::Prepared => Some(begin_prepared(folder, keep, material, session)?),
             _ => None,
@@ -119,9 +118,10 @@ impl Serving<'_> {
             let mut dealt =
                 prepared.as_mut().map(|prepared| prepared.step(&request, &inputs, advance.choice.way())).transpose()?;
             session.set_stepping(true);
-            session.limit_queue(QUEUE.saturating_add(longest_frame(&module, &step, session.party())));
+            let longest = step.longest[Party::Client.index()][session.party().index()];
+            session.limit_queue(Party::Client, QUEUE.saturating_add(longest));
             phases.run(|| engine.step(advance, &step, &[], dealt.as_mut()))?;
-            session.limit_queue(QUEUE);
+            session.limit_queue(Party::Client, QUEUE);
             session.set_stepping(false);
             measured(1, phases.last());
         }
@@ -178,12 +178,6 @@ fn begin_prepared(
 fn no_material() -> Diagnostic {
     Diagnostic::peer("E1051", "this server has no material of a dealer")
         .note("help      start it with --material, or open a session without")
-}
-
-/// Bytes of the longest frame that the client sends `to` another party in a step.
-fn longest_frame(module: &Module, step: &Step, to: Party) -> u64 {
-    let frames = step.schedule.frames(module).into_iter();
-    frames.map(|bytes| bytes[Party::Client.index()][to.index()]).max().unwrap_or(0)
 }
 
 /// What the others measured, once they have ended.

@@ -34,6 +34,8 @@ pub struct Step {
     pub cost: Cost,
     /// Most bytes that it takes at once, weights aside.
     pub memory: u64,
+    /// Payload bytes of the longest message of a tick: `longest[from][to]`, by party.
+    pub longest: [[u64; 3]; 3],
 }
 
 /// Binds `module` to the sizes and public inputs of a step, and schedules it. A step that takes more than `limit` bytes
@@ -63,7 +65,15 @@ fn scheduled(module: &Module, bound: Result<Bound>, limit: u64) -> Result<Step> 
     let memory = live_bytes(module, &bound, &schedule).saturating_add(public);
     check_bytes(memory, limit).map_err(more)?;
     let cost = schedule.cost(module);
-    Ok(Step { bound, schedule, cost, memory })
+    let mut longest = [[0; 3]; 3];
+    for frame in schedule.frames(module) {
+        longest
+            .iter_mut()
+            .flatten()
+            .zip(frame.into_iter().flatten())
+            .for_each(|(most, bytes)| *most = bytes.max(*most));
+    }
+    Ok(Step { bound, schedule, cost, memory, longest })
 }
 
 /// Checks that all parties together send at most `limit` payload bytes in `step`: a plan of a few ops may ask for very
@@ -94,16 +104,19 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         let first = node.args.first().filter(|_| same).and_then(|arg| owner.get(arg.index()));
         owner.push(first.copied().unwrap_or(i));
     }
+    // Of the parties, that which begins first and that which begins last.
     let end = schedule.ticks;
-    let mut last = schedule.start.clone();
+    let first = |ticks: &[u32; 3]| ticks.iter().copied().fold(u32::MAX, u32::min);
+    let latest = |ticks: &[u32; 3]| ticks.iter().copied().fold(0, u32::max);
+    let mut last: Vec<u32> = schedule.start.iter().map(latest).collect();
     // A state stays until the step is over, whoever took it before.
     for (node, last) in module.ops.iter().zip(&mut last) {
         if matches!(node.op, Op::State { .. }) {
             *last = end;
         }
     }
-    for (node, &start) in module.ops.iter().zip(&schedule.start) {
-        let until = if matches!(node.op, Op::SetState { .. }) { end } else { start };
+    for (node, start) in module.ops.iter().zip(&schedule.start) {
+        let until = if matches!(node.op, Op::SetState { .. }) { end } else { latest(start) };
         for arg in &node.args {
             if let Some(last) = owner.get(arg.index()).and_then(|&owner| last.get_mut(owner)) {
                 *last = until.max(*last);
@@ -119,14 +132,15 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         *ends = ends.saturating_add(bytes);
     };
     for (i, node) in module.ops.iter().enumerate() {
-        let (Some(&start), Some(&last), Some(traffic)) = (schedule.start.get(i), last.get(i), schedule.traffic.get(i))
+        let (Some(starts), Some(&last), Some(traffic)) = (schedule.start.get(i), last.get(i), schedule.traffic.get(i))
         else {
             continue;
         };
+        let start = first(starts);
         let elements = bound.shapes.get(i).map_or(&[][..], Vec::as_slice);
         let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
         let temporary = elements.saturating_mul(temporary_bytes(module, &node.op));
-        add(start, start.saturating_add(traffic.rounds), traffic.bytes().saturating_add(temporary));
+        add(start, latest(starts).saturating_add(traffic.rounds), traffic.bytes().saturating_add(temporary));
         if owner.get(i) == Some(&i) && !matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. }) {
             let bytes = match (node.ty.elem, node.ty.sharing) {
                 (Elem::Bit, _) => elements.div_ceil(4),

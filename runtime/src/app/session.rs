@@ -164,6 +164,9 @@ impl<'a> Engine<'a> {
             self.run.keep(past, advance.keep)?;
         }
         self.held = advance.keep.saturating_add(advance.new);
+        // A helper deals ahead: as at a dealer's peer, half of the window waits here, or one frame.
+        let longest = step.longest[Party::Helper.index()][self.session.party().index()];
+        self.session.limit_queue(Party::Helper, longest.max(self.session.limits().dealt_window_bytes / 2));
         let mut links = LinkNet::new(self.session, RUN);
         let mut run = |net: &mut dyn Net| self.run.step(&step.bound, &step.schedule, inputs, net);
         let result = match dealt {

@@ -13,7 +13,8 @@ use crate::settings::rep3::{Cx, Keys};
 
 /// One message, between logical roles.
 pub(crate) struct Sent {
-    pub round: u32,
+    /// Its round; `None` of what is dealt.
+    pub round: Option<u32>,
     pub from: u8,
     pub to: u8,
     pub bytes: Vec<u8>,
@@ -56,31 +57,53 @@ where
         let cx = Cx::new(keys, party, rot, 7, 3);
         tasks.push(Task::new(cx.port(), party, rot, traffic, kernel(cx.clone()))?);
     }
-    let mut sent = Vec::new();
+    let (mut sent, mut results): (Vec<Sent>, [Option<T>; 3]) = (Vec::new(), [None, None, None]);
+    let role = |party: usize| (party as u8 + 3 - rot) % 3;
+    // Who deals is done before the others begin. They get it then, or with what comes in their first round.
+    let dealer = tasks.iter().position(Task::deals);
+    let mut dealt: [Option<Part>; 3] = Default::default();
+    if let Some(dealer) = dealer {
+        results[dealer] = tasks[dealer].poll()?;
+        assert!(results[dealer].is_some(), "who deals waits for nobody");
+        for to in (0..3).filter(|to| *to != dealer) {
+            let bytes = tasks[dealer].outgoing(to)?;
+            if !bytes.is_empty() {
+                sent.push(Sent { round: None, from: 2, to: role(to), bytes: bytes.clone() });
+            }
+            dealt[to] = Some(Part::from(bytes));
+        }
+    }
+    let lead = traffic.dealt.map_or(0, |dealt| dealt.lead);
     for round in 0.. {
-        let mut results = Vec::new();
-        for task in &mut tasks {
-            results.extend(task.poll()?);
+        if round == 1 - lead {
+            tasks
+                .iter()
+                .zip(&mut dealt)
+                .for_each(|(task, dealt)| dealt.take().into_iter().for_each(|part| task.deal(part)));
         }
-        if results.len() == 3 {
+        let others: Vec<usize> = (0..3).filter(|party| Some(*party) != dealer).collect();
+        for &party in &others {
+            results[party] = tasks[party].poll()?;
+        }
+        let done = others.iter().filter(|party| results[**party].is_some()).count();
+        if done == others.len() {
+            let mut results: Vec<T> = results.into_iter().flatten().collect();
             results.rotate_left(usize::from(rot));
-            let results = <[T; 3]>::try_from(results).ok().expect("there are three results");
-            return Ok((results, sent));
+            return Ok((<[T; 3]>::try_from(results).ok().expect("there are three results"), sent));
         }
-        assert!(results.is_empty(), "all parties end in the same round");
+        assert_eq!(done, 0, "all parties end in the same round");
         let mut inboxes: [[Vec<u8>; 3]; 3] = Default::default();
-        for (from, task) in tasks.iter_mut().enumerate() {
+        for &from in &others {
             for (to, inbox) in inboxes.iter_mut().enumerate() {
-                let bytes = task.outgoing(to)?;
+                let bytes = tasks[from].outgoing(to)?;
                 if !bytes.is_empty() {
-                    let role = |party: usize| (party as u8 + 3 - rot) % 3;
-                    sent.push(Sent { round, from: role(from), to: role(to), bytes: bytes.clone() });
+                    sent.push(Sent { round: Some(round), from: role(from), to: role(to), bytes: bytes.clone() });
                 }
                 inbox[from] = bytes;
             }
         }
-        for (task, inbox) in tasks.iter_mut().zip(inboxes) {
-            task.deliver(inbox.map(Part::from))?;
+        for (party, inbox) in inboxes.into_iter().enumerate().filter(|(party, _)| Some(*party) != dealer) {
+            tasks[party].deliver(inbox.map(Part::from))?;
         }
     }
     unreachable!("the loop ends with the tasks")

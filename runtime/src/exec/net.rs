@@ -14,6 +14,11 @@ pub trait Net {
     /// Sends `payload` to a party without waiting for it.
     fn send(&mut self, epoch: u32, tick: u32, to: Party, payload: Vec<u8>) -> Result<()>;
 
+    /// Waits until little is on its way to the peers, once all messages of a tick were sent: a party that receives nothing
+    /// would run far ahead of the others and keep what it sends in memory. Nobody waits for a message of this party then
+    /// but in a later tick, before which it has taken all earlier ones.
+    fn wait_for_room(&mut self) {}
+
     /// The payload of exactly `len` bytes that a party sends in that tick.
     fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>>;
 }
@@ -25,6 +30,8 @@ pub(crate) const WEIGHTS_EPOCH: u32 = u32::MAX - 1;
 
 /// Bytes of weights that wait to be sent, at most.
 const WEIGHTS_QUEUED: u64 = 32 << 20;
+/// Bytes of a step that wait to be sent to a peer when a party goes on to the next tick, at most.
+const STEP_QUEUED: u64 = 32 << 20;
 /// Bytes of a frame of what is dealt in a step, at most: the dealer waits for nobody, so that what it sends in a tick is cut
 /// into frames of this length, and both ends hold few of them.
 const DEALT_FRAME: usize = 1 << 20;
@@ -76,6 +83,10 @@ impl Net for LinkNet<'_> {
             link.wait_for_room(WEIGHTS_QUEUED);
         }
         Ok(())
+    }
+
+    fn wait_for_room(&mut self) {
+        self.session.links().for_each(|link| link.wait_for_room(STEP_QUEUED));
     }
 
     fn recv(&mut self, epoch: u32, tick: u32, from: Party, len: u64) -> Result<Vec<u8>> {

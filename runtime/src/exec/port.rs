@@ -85,8 +85,8 @@ impl Port {
         *self.inbox[from].borrow_mut() = Inbox { part, taken: 0 };
     }
 
-    /// Bytes that the kernel has not taken.
-    pub(crate) fn untaken(&self) -> usize {
-        self.inbox.iter().map(|inbox| inbox.borrow().rest().len()).sum()
+    /// Bytes of party `from` that the kernel has not taken.
+    pub(crate) fn untaken(&self, from: usize) -> usize {
+        self.inbox[from].borrow().rest().len()
     }
 }

@@ -1,8 +1,10 @@
 //! The steps of a session at one party.
 //!
 //! Time goes in ticks. At the beginning of a tick, ops whose last round has ended give their results, then the ops that
-//! the schedule starts in it run (local ones) or send their first messages (interactive ones). What all ops under way
-//! send to a peer is one frame. Values are freed at their last use; state slots and weights stay between steps.
+//! the schedule starts in it at this party run (local ones) or send their first messages (interactive ones). Whoever deals
+//! in an op ends it in the tick in which it begins; what it deals waits at the others for their tick, one later at most.
+//! What all ops send to a peer in a tick is one frame, in the order of ops. Values are freed at their last use; state slots
+//! and weights stay between steps.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -14,7 +16,7 @@ use ombra_ir::module::{Id, Module, Node, Party};
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::reference::{encode, signed};
-use ombra_ir::schedule::Schedule;
+use ombra_ir::schedule::{Schedule, party};
 use ombra_ir::ty::axis_of;
 use ombra_ir::{Diagnostic, Result, Sym};
 
@@ -149,6 +151,12 @@ struct Step<'a, V> {
     values: Vec<Option<Arc<V>>>,
     uses: Vec<u32>,
     tasks: BTreeMap<Id, Task<Ended<V>>>,
+    /// Ops in which role 2 deals, by its tick.
+    deals: BTreeMap<u32, Vec<Id>>,
+    /// Tasks of ops in which this party dealt in this tick.
+    dealing: BTreeMap<Id, Task<Ended<V>>>,
+    /// What was dealt to this party for ops that have not begun.
+    early: BTreeMap<Id, Part>,
     kept: Vec<(u32, Kept<V>)>,
     result: StepResult,
 }
@@ -195,12 +203,18 @@ impl<S: Side> Run<S> {
             values: (0..count).map(|_| None).collect(),
             uses,
             tasks: BTreeMap::new(),
+            deals: BTreeMap::new(),
+            dealing: BTreeMap::new(),
+            early: BTreeMap::new(),
             kept: Vec::new(),
             result: StepResult { opened: Vec::new(), sent: vec![0; count] },
         };
         let mut starts = vec![Vec::new(); schedule.ticks as usize + 1];
-        for (i, &tick) in schedule.start.iter().enumerate() {
-            starts[tick as usize].push(Id(i as u32));
+        for (id, ticks) in (0u32..).map(Id).zip(&schedule.start) {
+            starts[ticks[self.party.index()] as usize].push(id);
+            if let Some((dealer, _)) = step.dealt(id) {
+                step.deals.entry(ticks[dealer]).or_default().push(id);
+            }
         }
         for (tick, ids) in (0u32..).zip(starts) {
             step.end_rounds()?;
@@ -328,7 +342,18 @@ impl<S: Side> Run<S> {
         match self.side.begin(site, args, given)? {
             Begun::Value(value) => step.put(id, value),
             Begun::Opened(words) => step.opened(id, words),
-            Begun::Waits(task) => _ = step.tasks.insert(id, task),
+            Begun::Waits(mut task) => {
+                task.deal(step.early.remove(&id).unwrap_or_default());
+                match task.poll()? {
+                    None => _ = step.tasks.insert(id, task),
+                    Some(ended) => {
+                        step.end(id, ended);
+                        if task.deals() {
+                            step.dealing.insert(id, task);
+                        }
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -434,15 +459,27 @@ impl<V> Step<'_, V> {
         Ok(())
     }
 
+    /// Who deals in an op, and its bytes to every party, if it deals any.
+    fn dealt(&self, id: Id) -> Option<(usize, [u64; 3])> {
+        let dealt = self.schedule.traffic.get(id.index())?.dealt.filter(|dealt| dealt.bytes != [0; 2])?;
+        let mut bytes = [0; 3];
+        let rot = self.module.node(id).rot;
+        (0u8..).zip(dealt.bytes).for_each(|(to, size)| bytes[party(to, rot)] = size);
+        Some((party(2, rot), bytes))
+    }
+
     /// Sends one frame to every peer and gives what the peers sent to the ops.
     fn exchange(&mut self, party: Party, epoch: u32, tick: u32, net: &mut dyn Net) -> Result<()> {
         let own = party.index();
         let parties = self.module.setting.protocol().parties;
         let peers = parties.iter().copied().filter(|peer| *peer != party);
+        let mut dealing = std::mem::take(&mut self.dealing);
         for peer in peers.clone() {
-            let total: usize = self.tasks.values().map(|task| task.sends(peer.index())).sum();
+            let total: usize = self.tasks.values().chain(dealing.values()).map(|task| task.sends(peer.index())).sum();
             let mut frame = Vec::new();
-            for (&id, task) in &mut self.tasks {
+            let mut tasks: Vec<_> = self.tasks.iter_mut().chain(&mut dealing).collect();
+            tasks.sort_unstable_by_key(|(id, _)| **id);
+            for (&id, task) in tasks {
                 let bytes = task.outgoing(peer.index()).map_err(|error| error.at(place(self.module, id)))?;
                 self.result.sent[id.index()] += bytes.len() as u64;
                 if bytes.len() == total {
@@ -456,36 +493,65 @@ impl<V> Step<'_, V> {
                 net.send(epoch, tick, peer, frame).map_err(|error| self.waiting(error, peer))?;
             }
         }
+        drop(dealing);
+        net.wait_for_room();
+        // What comes from every party for every op, in the order of ops: of its round, and dealt.
+        let mut expected: BTreeMap<Id, [usize; 3]> = BTreeMap::new();
+        for (&id, task) in &self.tasks {
+            expected.insert(id, [0, 1, 2].map(|from| if from == own { 0 } else { task.expected(from) }));
+        }
+        for id in self.deals.remove(&tick).unwrap_or_default() {
+            if let Some((dealer, bytes)) = self.dealt(id).filter(|(dealer, _)| *dealer != own) {
+                let size = usize::try_from(bytes[own]).map_err(|_| missing())?;
+                expected.entry(id).or_default()[dealer] += size;
+            }
+        }
         let mut frames: [Option<Rc<Vec<u8>>>; 3] = Default::default();
         for peer in peers {
             let from = peer.index();
-            let expected: usize = self.tasks.values().map(|task| task.expected(from)).sum();
-            if expected > 0 {
-                let frame = net.recv(epoch, tick, peer, expected as u64);
-                frames[from] = Some(Rc::new(frame.map_err(|error| self.waiting(error, peer))?));
+            let total: usize = expected.values().map(|sizes| sizes[from]).sum();
+            if total > 0 {
+                let frame = net.recv(epoch, tick, peer, total as u64);
+                let waiting = || expected.iter().find(|(_, sizes)| sizes[from] > 0).map(|(id, _)| *id);
+                frames[from] = Some(Rc::new(frame.map_err(|error| self.at_peer(error, waiting(), peer))?));
             }
         }
         let mut taken = [0; 3];
-        for (&id, task) in &mut self.tasks {
+        for (id, sizes) in expected {
             let mut messages: [Part; 3] = Default::default();
-            for from in (0..3).filter(|from| *from != own) {
-                let end = taken[from] + task.expected(from);
-                if let Some(frame) = &frames[from] {
+            for (from, size) in sizes.into_iter().enumerate() {
+                let end = taken[from] + size;
+                if let Some(frame) = frames[from].as_ref().filter(|_| size > 0) {
                     messages[from] = Part::new(frame, taken[from]..end);
                 }
                 taken[from] = end;
             }
-            task.deliver(messages).map_err(|error| error.at(place(self.module, id)))?;
+            let dealer = self.dealt(id).map(|(dealer, _)| dealer).filter(|&dealer| sizes[dealer] > 0);
+            match (self.tasks.get_mut(&id), dealer) {
+                (Some(task), dealer) => {
+                    if let Some(dealer) = dealer {
+                        task.deal(std::mem::take(&mut messages[dealer]));
+                    }
+                    task.deliver(messages).map_err(|error| error.at(place(self.module, id)))?;
+                }
+                (None, Some(dealer)) => _ = self.early.insert(id, std::mem::take(&mut messages[dealer])),
+                (None, None) => {}
+            }
         }
         Ok(())
     }
 
-    /// An error of the link to `peer`, with the first op that waits for it.
+    /// An error of the link to `peer`, with the first op under way that waits for it.
     fn waiting(&self, error: Diagnostic, peer: Party) -> Diagnostic {
         let from = peer.index();
         let id = self.tasks.iter().find(|(_, task)| task.expected(from) > 0).or(self.tasks.iter().next());
+        self.at_peer(error, id.map(|(id, _)| *id), peer)
+    }
+
+    /// An error of the link to `peer`, at an op.
+    fn at_peer(&self, error: Diagnostic, id: Option<Id>, peer: Party) -> Diagnostic {
         match id {
-            Some((&id, _)) => error.at(format!("{}, with {}", place(self.module, id), peer.name())),
+            Some(id) => error.at(format!("{}, with {}", place(self.module, id), peer.name())),
             None => error,
         }
     }
@@ -505,7 +571,7 @@ mod tests {
 
     #[test]
     fn a_schedule_of_too_many_ticks_is_refused() {
-        let schedule = |ticks| Schedule { start: Vec::new(), traffic: Vec::new(), ticks };
+        let schedule = |ticks| Schedule { start: Vec::new(), ready: Vec::new(), traffic: Vec::new(), ticks };
         assert!(check_ticks(&schedule(MAX_TICKS)).is_ok());
         assert_eq!(check_ticks(&schedule(u32::MAX)).err().map(|error| error.code), Some("E0816"));
     }

@@ -58,7 +58,7 @@ pub enum Given {
 pub enum Begun<V> {
     /// Its result.
     Value(Arc<V>),
-    /// It waits for messages.
+    /// It sends messages, or may: it has not run yet.
     Waits(Task<Ended<V>>),
     /// An output, as [`Ended::Opened`], that needed no message.
     Opened(Option<Vec<u64>>),

@@ -250,9 +250,11 @@ fn run_plain(module: &Module, steps: &[Given], weights: &Tensors) -> Vec<Vec<(u3
     let (module, weights) = (Arc::new(module.clone()), Arc::new(weights.clone()));
     let side = Plain::new(Arc::clone(&module), weights.clone(), weights);
     let mut run = Run::new(Arc::clone(&module), Party::Client, side, 1).unwrap();
+    // Nobody deals to a party that is alone.
+    let alone = Module { setting: Setting::Plain, ..(*module).clone() };
     let step = |given: &Given| {
         let bound = bind(&module, &given.sizes, &given.public).unwrap();
-        let schedule = schedule(&module, &bound).unwrap();
+        let schedule = schedule(&alone, &bound).unwrap();
         let result = run.step(&bound, &schedule, &given.client, &mut Nobody).unwrap();
         assert!(result.sent.iter().all(|bytes| *bytes == 0));
         result.opened.iter().map(|opened| (opened.slot, opened.reals())).collect()

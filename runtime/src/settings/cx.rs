@@ -1,7 +1,8 @@
 //! What a kernel sees of the world: its role, the pair keys, and one outbox and inbox for each peer.
 //!
 //! A kernel is an `async fn` that sends, awaits [`Cx::round`], and takes what arrived in the round that just ended. All
-//! parties await the same number of rounds. Roles are logical: role `j` of an op with rotation `r` is party
+//! parties await the same number of rounds, but a role that deals awaits none: the others take what it sent when they need
+//! it, in the order in which it did. Roles are logical: role `j` of an op with rotation `r` is party
 //! `(j + r) mod 3`, and key and component `j` follow it. Key `k_j` is known to roles `j` and `j − 1`.
 
 use std::cell::RefCell;
@@ -54,28 +55,18 @@ impl Stream {
 pub enum Purpose {
     /// Component 0 of an input.
     Input = 1,
-    /// Zero sharing that masks the terms of a truncation.
-    TruncateTerm,
     /// Component 0 of the quotient of role 2's term.
-    TruncateQuotient,
-    /// Role 0's share of role 2's wrap bit.
-    TruncateBit,
-    /// Masks of both shares of the wrap, which are components 0 and 2 of it.
-    TruncateWrap,
-    /// What masks role 2's term where many are divided.
-    ManyTerm,
+    DivideQuotient,
+    /// What masks role 2's term where three are divided.
+    DivideTerm,
     /// Mask of role 0's wrap bit there.
-    ManyWrap0,
+    DivideWrap0,
     /// Mask of role 1's wrap bit there.
-    ManyWrap1,
+    DivideWrap1,
     /// Role 0's share of the product of the two masks.
-    ManyProduct,
-    /// Components 0 and 2 of what many are divided into.
-    ManyOut,
-    /// Component 0 of the bits of role 0's sum where many bits are converted.
-    ManyBit,
-    /// Masks of its product with the third component.
-    ManyBitProduct,
+    DivideProduct,
+    /// Components 0 and 2 of what three terms are divided into.
+    DivideOut,
     /// Zero sharing that masks resharing.
     Reshare,
     /// Component 0 of what role 2 deals.
@@ -90,11 +81,21 @@ pub enum Purpose {
     MsbOut,
     /// Component 0 of role 2's highest bit.
     MsbTop,
+    /// Masks of products of role 2's bits in a join of a carry's groups.
+    JoinFactor,
+    /// Components 0 and 2 of what is joined.
+    JoinOut,
+    /// Masks of products of role 2's bits where one of four bits is chosen.
+    ChoiceFactor,
+    /// Components 0 and 2 of the bit that is chosen.
+    ChoiceOut,
     /// Zero sharing that masks an `and`.
     And,
-    /// Masks of role 2's factors of many exponentials.
+    /// Component 0 of role 2's term of an `and`.
+    AndDeal,
+    /// Masks of role 2's factors of an exponential.
     ExpFactor,
-    /// Components 0 and 2 of many exponentials.
+    /// Components 0 and 2 of an exponential.
     ExpOut,
     /// Root seeds of point function keys, from the client's private key.
     EmbedSeed,
@@ -223,7 +224,14 @@ impl Cx {
         poll_fn(|_| if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
-    /// The next `n` words of `bits` that a role sent in the round that just ended. E0802 when there are fewer.
+    /// Ends a round of roles 0 and 1 in a kernel in which role 2 deals: that does not wait.
+    pub(super) async fn exchange(&self) {
+        if self.role() != 2 {
+            self.round().await;
+        }
+    }
+
+    /// The next `n` words of `bits` that a role sent in the round that just ended, or dealt. E0802 when there are fewer.
     pub(super) fn take(&self, from: u8, n: usize, bits: u8) -> Result<Vec<u64>> {
         let (width, mut words) = (width(bits), vec![0; n]);
         self.take_with(from, n * (width / 8) as usize, |bytes| unpack_ring(bytes, width, &mut words))??;

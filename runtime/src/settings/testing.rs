@@ -56,9 +56,10 @@ pub fn off_parabolas(curve: Curve, cells: Cells, x: i64, y: f64) -> f64 {
 /// Whether the messages are the declared ones: rounds, roles and bytes. The task has checked their sizes already;
 /// this is a check of its own.
 pub fn assert_declared(sent: &[Sent], declared: &Traffic) {
-    let key = |round: u32, from: u8, to: u8, bytes: u64| (round, from, to, bytes);
-    let mut found: Vec<_> = sent.iter().map(|m| key(m.round, m.from, m.to, m.bytes.len() as u64)).collect();
-    let mut expected: Vec<_> = declared.msgs.iter().map(|m| key(m.round, m.from, m.to, m.bytes)).collect();
+    let mut found: Vec<_> = sent.iter().map(|m| (m.round, m.from, m.to, m.bytes.len() as u64)).collect();
+    let mut expected: Vec<_> = declared.msgs.iter().map(|m| (Some(m.round), m.from, m.to, m.bytes)).collect();
+    let dealt = declared.dealt.map_or([0; 2], |dealt| dealt.bytes);
+    expected.extend((0u8..).zip(dealt).filter(|(_, bytes)| *bytes > 0).map(|(to, bytes)| (None, 2, to, bytes)));
     found.sort_unstable();
     expected.sort_unstable();
     assert_eq!(found, expected);

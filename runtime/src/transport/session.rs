@@ -403,10 +403,10 @@ impl Session {
         self.links.values().filter(|link| link.peer().is_third()).for_each(|link| link.say(Kind::Waiting, u32::MAX));
     }
 
-    /// Lets the client have at most `bytes` queued here from now on, and no longer frame: what is more waits at the client,
-    /// and is an error where this party waits for a frame.
-    pub fn limit_queue(&self, bytes: u64) {
-        self.links.get(&Party::Client).into_iter().for_each(|client| client.inbox().limit(bytes));
+    /// Lets a peer have at most `bytes` queued here from now on, and no longer frame: what is more waits at the peer, and is
+    /// an error where this party waits for a frame.
+    pub fn limit_queue(&self, peer: Party, bytes: u64) {
+        self.links.get(&peer).into_iter().for_each(|link| link.inbox().limit(bytes));
     }
 
     /// Notes whether a step is under way, in which a client may wait for another party.

@@ -190,13 +190,13 @@ fn a_client_sends_no_more_ahead_than_its_session_may_take() {
     }
     assert_eq!(from.recv_control::<u32>(10).unwrap(), 1);
     assert!(server.queued_bytes() == 0 && served.queued_bytes() <= 1 << 10);
-    served.limit_queue(3 << 20);
+    served.limit_queue(Party::Client, 3 << 20);
     for round in 0..99 {
         assert_eq!(from.recv(1, 0, round, 1 << 20).unwrap().0.len(), 1 << 20);
         assert!(served.queued_bytes() <= 3 << 20);
     }
     // Between two steps it is less again. What was sent ahead waits, until something else is waited for.
-    served.limit_queue(1 << 20);
+    served.limit_queue(Party::Client, 1 << 20);
     assert_eq!(from.recv(1, 0, 99, 1 << 20).unwrap().0.len(), 1 << 20);
     to.send(Frame::new(1, 0, 100, vec![7; (1 << 20) + 1])).unwrap();
     let error = from.recv(1, 0, 100, (1 << 20) + 1).expect_err("a frame that is too long");

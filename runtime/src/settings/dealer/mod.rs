@@ -92,12 +92,7 @@ impl Side for Dealer {
                 if !is_interactive(op, [public(0), public(1)]) {
                     return local::run(site, &args).map(Begun::Value);
                 }
-                let mut task = start(site, cx, args, Rc::clone(&self.tables))?;
-                return Ok(match task.poll()? {
-                    Some(Ended::Value(value)) => Begun::Value(Arc::new(value)),
-                    Some(Ended::Opened(words)) => Begun::Opened(words),
-                    None => Begun::Waits(task),
-                });
+                return start(site, cx, args, Rc::clone(&self.tables)).map(Begun::Waits);
             }
         };
         Ok(Begun::Value(Arc::new(value)))

@@ -1,32 +1,33 @@
-//! The sign bit of a shared value, and the and of shared bits.
+//! The sign bit of a shared value.
 //!
-//! Source: and after Araki et al., 2016/768, §2; carry of a two-term sum by a tree of generate and propagate bits
-//! (Brent and Kung, 1982), whose first step is a cross-term product of bits (see [`cross`](super::cross)): the terms are `x1` at
-//! roles 0 and 1 and `x0 + x2` at role 2.
+//! Source: carry of a two-term sum by a tree of generate and propagate bits (Brent and Kung, 1982), whose first step is a
+//! cross-term product of bits (see [`cross`](super::cross)): the terms are `x1` at roles 0 and 1 and `x0 + x2` at role 2. The
+//! further ones are [`join`](super::join).
 //! Parties and adversary: three, one semi-honest corruption. Correlation and error: none.
-//! Rounds: `⌈log2 g⌉ + 1` for `g` groups of the `w − 1` lower bits, 1 for `and`. `ombra_ir::settings::rep3::carry_groups` chooses
-//! the groups by their number: few values take large groups and few rounds.
-//! Bits per element: `4g − 1 + 2 Σ (2^k − 1)` over groups of `k` bits, and 3 for each and of the tree; 3 for `and`.
-//! Side channels: bit planes throughout; no branch or index on a secret.
+//! Rounds: 1, and 1 for every join; role 2 deals before, and is not waited for. `ombra_ir::settings::rep3::carry` chooses groups
+//! and joins by the number of elements: few values take large ones and few rounds.
+//! Bits per element: for `g` groups `Σ (2^k − 1)` over groups of `k` bits and `2 (2g − 1)`, those of the joins, and 1 where there
+//! is none. Side channels: bit planes throughout; no branch or index on a secret.
 //!
 //! ```text
 //!   A = x1 mod 2^w at roles 0 and 1, B = x0 + x2 mod 2^w at role 2
 //!   of a group of bits, carry G and propagate P are sums over its choices S:  α_S(A)·B^S,  B^S = ∧_{i∈S} B_i:
 //!     with a further bit i on top,  G' = A_i B_i ⊕ (A_i ⊕ B_i) G  and  P' = (A_i ⊕ B_i) P
-//!   role 2 sends B^S ⊕ F(k_2)_S to role 0, B^S ⊕ F(k_0)_S to role 1 for every S but the empty one
-//!   roles 1 and 0 send each other ⊕ α_S F(k_2)_S ⊕ t2 and ⊕ α_S F(k_0)_S ⊕ t0, with t2 = F(k_2)', t0 = F(k_0)'
-//!   components 0 and 2 of G and P are t0 and t2; the rest, component 1, is known to roles 0 and 1 as in every cross-term product
-//!   (g1, p1) ∘ (g0, p0) = (g1 ⊕ p1 g0, p1 p0) over the groups;  msb = A_{w−1} ⊕ B_{w−1} ⊕ G, where role 2 deals B_{w−1}
+//!   dealt: B^S ⊕ F(k_0)_S to role 1 for every S but the empty one;  t2 = F(k_2)', t0 = F(k_0)'
+//!   role 1 sends α_∅ ⊕ ⊕ α_S (B^S ⊕ F(k_0)_S) ⊕ t2 to role 0, role 0 sends ⊕ α_S F(k_0)_S ⊕ t0 to role 1
+//!   components 0 and 2 of G and P are t0 and t2, and component 1 is the sum of these two
+//!   joined to one group:  msb = A_{w−1} ⊕ B_{w−1} ⊕ G, where role 2 adds B_{w−1} in the last join; without one it deals that bit
 //! ```
 //!
-//! Simulator. Role 0 receives messages under masks from `k_2`, which it does not know, one mask for each: all are
-//! uniform. Role 1 likewise with `k_0`, and what is dealt under `F(k_0)''`. Role 2 receives nothing. An and's message
-//! from role `j` to role `j − 1` is under a mask from `k_{j+1}`, which the receiver does not know.
+//! Simulator. Role 1 receives what is dealt under masks from `k_0`, which it does not know, one mask for each, and role 0's
+//! message under others, `t0`. Role 0 receives a message under `t2`, from `k_2`, which it does not know. Role 2 receives
+//! nothing. The joins have their own.
 
-use ombra_ir::settings::rep3::{LARGEST_GROUP, carry_groups, group_products};
+use ombra_ir::settings::rep3::{Carry, LARGEST_GROUP, carry, group_products};
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::two_terms;
+use super::join::{deal_planes, joined};
 use super::planes::Planes;
 use super::{Cx, Purpose};
 use crate::backend::bits::{planes_of, words as plane_words};
@@ -38,59 +39,46 @@ pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8, drop: u8) -> Result<B
     if width > 64 || drop >= width {
         return Err(Diagnostic::internal("E0803", format!("sign of a value of {width} bits")));
     }
-    msb_of_groups(cx, x, n, (width, drop), &carry_groups(n as u64, width - drop - 1)).await
+    msb_by(cx, x, n, (width, drop), &carry(n as u64, width - drop - 1)).await
 }
 
-/// [`msb`] with the carry of the lower bits by the given groups, lowest first: of 1 to [`LARGEST_GROUP`] bits each,
-/// `width − drop − 1` together.
-pub(super) async fn msb_of_groups(
-    cx: &Cx,
-    x: &Shared,
-    n: usize,
-    (width, drop): (u8, u8),
-    groups: &[u8],
-) -> Result<Bits> {
+/// [`msb`] with the carry of the lower bits made so: its groups have 1 to [`LARGEST_GROUP`] bits each, `width − drop − 1`
+/// together.
+pub(super) async fn msb_by(cx: &Cx, x: &Shared, n: usize, (width, drop): (u8, u8), carry: &Carry) -> Result<Bits> {
+    let groups = &carry.groups;
     debug_assert_eq!(groups.iter().sum::<u8>(), width - drop - 1, "groups hold every bit but the highest");
     let own = planes_of(&two_terms(cx, x, n), width, drop);
-    let (mut top, generate, propagate) = match cx.role() {
+    let words = plane_words(n);
+    let highest = own.get(own.len().saturating_sub(words)..).unwrap_or(&[]);
+    let crossed = match cx.role() {
         2 => crossed_single(cx, &own, groups, n)?,
         _ => crossed_joint(cx, &own, groups, n).await?,
     };
-    if cx.role() == 2 {
-        cx.round().await;
-    }
-    if !groups.is_empty() {
-        top.xor(&carry(cx, generate, propagate, n).await?);
-    }
-    Ok(Bits::new(n, top.a, top.b))
-}
-
-/// The and of `n` shared bits.
-pub async fn and(cx: &Cx, x: &Bits, y: &Bits) -> Result<Bits> {
-    let words = plane_words(x.n);
-    let x_planes = Planes::new(x.a.to_vec(), x.b.to_vec(), 1, words);
-    let y_planes = Planes::new(y.a.to_vec(), y.b.to_vec(), 1, words);
-    let z = and_planes(cx, &x_planes, &y_planes, x.n, 0).await?;
-    Ok(Bits::new(x.n, z.a, z.b))
-}
-
-/// Sharings of the highest bit of A ⊕ B, and of the groups' generate and propagate bits; the lowest group's propagate
-/// bit is not made.
-type Crossed = (Planes, Planes, Planes);
-
-/// Masks of `count` products, and of `2g − 1` results.
-fn masks(cx: &Cx, key: u8, count: usize, groups: &[u8], words: usize) -> Result<(Vec<u64>, Vec<u64>)> {
-    let results = (2 * groups.len()).saturating_sub(1);
-    Ok((cx.draw(key, Purpose::MsbFactor, 0, count * words)?, cx.draw(key, Purpose::MsbOut, 0, results * words)?))
+    let mut sign = if carry.joins.is_empty() {
+        let mut top = deal_planes(cx, highest, (Purpose::MsbTop, 0), 1, n)?;
+        if !groups.is_empty() {
+            top.xor(&crossed);
+        }
+        top
+    } else {
+        joined(cx, crossed, &carry.joins, highest, n).await?
+    };
+    sign.add_joint(cx, highest);
+    Ok(Bits::new(n, sign.a, sign.b))
 }
 
 fn product_count(groups: &[u8]) -> usize {
     groups.iter().map(|&bits| group_products(bits) as usize).sum()
 }
 
-/// Role 2: `own` is the planes of B.
-fn crossed_single(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<Crossed> {
-    let (words, count) = (plane_words(n), product_count(groups));
+/// Generate and propagate bits that come of a crossing; the lowest group's propagate bit is not made.
+fn result_count(groups: &[u8]) -> usize {
+    (2 * groups.len()).saturating_sub(1)
+}
+
+/// Role 2 of the crossing: `own` is the planes of B.
+fn crossed_single(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<Planes> {
+    let (words, count, results) = (plane_words(n), product_count(groups), result_count(groups));
     let mut products = Vec::with_capacity(count * words);
     let mut bit = 0;
     for &bits in groups {
@@ -108,43 +96,31 @@ fn crossed_single(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<Cross
         }
         bit += usize::from(bits);
     }
-    let (masks_2, out_2) = masks(cx, 2, count, groups, words)?;
-    let (masks_0, out_0) = masks(cx, 0, count, groups, words)?;
-    let masked = |masks: Vec<u64>| -> Vec<u64> { masks.iter().zip(&products).map(|(m, p)| m ^ p).collect() };
-    cx.send_planes(0, &masked(masks_2), count, n);
-    cx.send_planes(1, &masked(masks_0), count, n);
-    let zeroth = cx.draw(0, Purpose::MsbTop, 0, words)?;
-    let top: Vec<u64> = own.iter().skip(bit * words).zip(&zeroth).map(|(b, z)| b ^ z).collect();
-    cx.send_planes(1, &top, 1, n);
-    let (generate, propagate) = split(Planes::new(out_2, out_0, (2 * groups.len()).saturating_sub(1), words));
-    Ok((Planes::new(top, zeroth, 1, words), generate, propagate))
+    let masks = cx.draw(0, Purpose::MsbFactor, 0, count * words)?;
+    products.iter_mut().zip(&masks).for_each(|(p, m)| *p ^= m);
+    cx.send_planes(1, &products, count, n);
+    let out = |key: u8| cx.draw(key, Purpose::MsbOut, 0, results * words);
+    Ok(Planes::new(out(2)?, out(0)?, results, words))
 }
 
-/// Roles 0 and 1: `own` is the planes of A.
-async fn crossed_joint(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<Crossed> {
-    let (role, words, count) = (cx.role(), plane_words(n), product_count(groups));
-    let results = (2 * groups.len()).saturating_sub(1);
-    let (peer, key) = (1 - role, 2 * role);
-    let (masks, out) = masks(cx, key, count, groups, words)?;
-    let mut correction = out.clone();
-    add_combined(own, groups, &masks, 0, words, &mut correction);
-    cx.send_planes(peer, &correction, results, n);
-    cx.round().await;
-
-    let products = cx.take_planes(2, count, n)?;
-    let mut joint = cx.take_planes(peer, results, n)?;
-    add_combined(own, groups, &products, u64::MAX, words, &mut joint);
-    joint.iter_mut().zip(&out).for_each(|(j, t)| *j ^= t);
-    let highest = own.get(own.len().saturating_sub(words)..).unwrap_or(&[]).to_vec();
-    let (crossed, top) = if role == 0 {
-        let zeroth = cx.draw(0, Purpose::MsbTop, 0, words)?;
-        (Planes::new(out, joint, results, words), Planes::new(zeroth, highest, 1, words))
+/// Roles 0 and 1 of the crossing: `own` is the planes of A.
+async fn crossed_joint(cx: &Cx, own: &[u64], groups: &[u8], n: usize) -> Result<Planes> {
+    let (role, words, count, results) = (cx.role(), plane_words(n), product_count(groups), result_count(groups));
+    let out = cx.draw(2 * role, Purpose::MsbOut, 0, results * words)?;
+    let mut joint = out.clone();
+    if role == 0 {
+        let masks = cx.draw(0, Purpose::MsbFactor, 0, count * words)?;
+        add_combined(own, groups, &masks, 0, words, &mut joint);
     } else {
-        let second = cx.take_planes(2, 1, n)?;
-        (Planes::new(joint, out, results, words), Planes::new(highest, second, 1, words))
-    };
-    let (generate, propagate) = split(crossed);
-    Ok((top, generate, propagate))
+        add_combined(own, groups, &cx.take_planes(2, count, n)?, u64::MAX, words, &mut joint);
+    }
+    if results == 0 {
+        return Ok(Planes::new(joint, out, results, words));
+    }
+    cx.send_planes(1 - role, &joint, results, n);
+    cx.exchange().await;
+    joint.iter_mut().zip(cx.take_planes(1 - role, results, n)?).for_each(|(j, other)| *j ^= other);
+    Ok(if role == 0 { Planes::new(out, joint, results, words) } else { Planes::new(joint, out, results, words) })
 }
 
 /// Adds the groups' `⊕ α_S(A)·X_S` to their generate and propagate bits in `out`, where `X_∅` is `empty` and the others
@@ -177,53 +153,4 @@ fn add_combined(own: &[u64], groups: &[u8], products: &[u64], empty: u64, words:
         first += choices - 1;
         result += if g > 0 { 2 } else { 1 };
     }
-}
-
-/// Generate and propagate bits from the results of a crossing: one plane for the lowest group, then two for each.
-fn split(results: Planes) -> (Planes, Planes) {
-    let (count, words) = (results.count(), results.words());
-    let mut propagate = Planes::new(vec![0; words], vec![0; words], 1, words);
-    propagate.append(results.pick((2..count).step_by(2)));
-    let generate = results.pick((0..count.min(1)).chain((1..count).step_by(2)));
-    (generate, propagate)
-}
-
-/// The carry out of the highest plane: a tree that joins neighbours; an odd highest group moves up. The lowest group
-/// of a level needs no propagate bit, because nothing is carried into it.
-async fn carry(cx: &Cx, mut g: Planes, mut p: Planes, n: usize) -> Result<Planes> {
-    let mut level = 0;
-    while g.count() > 1 {
-        let groups = g.count();
-        let pairs = groups / 2;
-        let high = (0..pairs).map(|q| 2 * q + 1);
-        let mut x = p.pick(high.clone());
-        x.append(p.pick(high.skip(1)));
-        let mut y = g.pick((0..pairs).map(|q| 2 * q));
-        y.append(p.pick((1..pairs).map(|q| 2 * q)));
-        let mut products = and_planes(cx, &x, &y, n, level).await?;
-
-        let mut next_p = Planes::new(vec![0; p.words()], vec![0; p.words()], 1, p.words());
-        next_p.append(products.split_off(pairs));
-        let mut next_g = g.pick((0..pairs).map(|q| 2 * q + 1));
-        next_g.xor(&products);
-        if groups % 2 == 1 {
-            next_g.append(g.pick(std::iter::once(groups - 1)));
-            next_p.append(p.pick(std::iter::once(groups - 1)));
-        }
-        (g, p) = (next_g, next_p);
-        level += 1;
-    }
-    Ok(g)
-}
-
-/// Plane by plane `x ∧ y`; `part` tells the calls of one op level apart.
-async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, n: usize, part: u8) -> Result<Planes> {
-    let terms = x.a.iter().zip(&x.b).zip(y.a.iter().zip(&y.b));
-    let mut z: Vec<u64> = terms.map(|((xa, xb), (ya, yb))| xa & (ya ^ yb) ^ xb & ya).collect();
-    cx.xor_zero_share(Purpose::And, part, &mut z);
-    let role = cx.role();
-    cx.send_planes((role + 2) % 3, &z, x.count(), n);
-    cx.round().await;
-    let next = cx.take_planes((role + 1) % 3, x.count(), n)?;
-    Ok(Planes::new(z, next, x.count(), x.words()))
 }

@@ -4,16 +4,16 @@
 //! the third knows is a replicated sharing itself (see [`cross`](super::cross)): nothing is masked before, and whoever deals
 //! keeps a term of its own.
 //! Parties and adversary: three, one semi-honest corruption. Correlation: none.
-//! Rounds: 2, in the first of which role 2 alone sends. Bits per element, of `N` cells in a ring of `ℓ`: `N + 3ℓ` from role 2
-//! to role 1, `3ℓ` each way between roles 0 and 1. A division of the sum brings it into the ring and to the scale of what
+//! Rounds: 1, before which role 2 has dealt. Bits per element, of `N` cells in a ring of `ℓ`: `N + 3ℓ` from role 2 to role 1,
+//! `3ℓ` each way between roles 0 and 1. A division of the sum brings it into the ring and to the scale of what
 //! follows.
 //! Error: that of the parabola ([`ombra_ir::curve`]) and three units or less of its coefficients at `F/2 + 2` fraction bits or
 //! more. Side channels: every cell of the table is read; role 2 writes one word of a vector of four or fewer, by its own λ.
 //!
 //! ```text
 //!   m = x1 at roles 0 and 1, λ = −(x0 + x2) at role 2, both mod 2^W; σ, t and P_k as `parabola` says
-//!   round 1: b^0 = F(k_0) at roles 0 and 2, b^1 = b^0 ⊕ e to role 1;  D_k = σ·t^k = F(k_0)_k + d_k, d_k to role 1
-//!   round 2: roles 0 and 1 exchange their shares of σ·P_k + τ_k, under τ_k^0 = F(k_0)' and τ_k^1 = F(k_2)': v_k is their sum
+//!   dealt: b^0 = F(k_0) at roles 0 and 2, b^1 = b^0 ⊕ e to role 1;  D_k = σ·t^k = F(k_0)_k + d_k, d_k to role 1
+//!   roles 0 and 1 exchange their shares of σ·P_k + τ_k, under τ_k^0 = F(k_0)' and τ_k^1 = F(k_2)': v_k is their sum
 //!   f(x) = Σ D_k v_k − Σ D_k τ_k:  Σ F(k_0)_k v_k at role 0, Σ d_k v_k at role 1, −Σ D_k τ_k at role 2
 //! ```
 //!
@@ -66,12 +66,9 @@ pub async fn look_up(
             }
             cx.send(1, &factors, bits);
         }
-        cx.round().await;
-        cx.round().await;
         return Ok(Sum::new(Some(own)));
     }
     let (m, peer) = (term, 1 - role);
-    cx.round().await;
     let vector = if role == 0 { vectors()? } else { cx.take(2, one_hot.words() * n, one_hot.word_bits())? };
     let mut sent = parabola.shares(&*tables.of(curve, cells)?, &vector, &m, role == 1);
     for (own, part) in sent.iter_mut().zip(0u8..) {
@@ -81,7 +78,7 @@ pub async fn look_up(
     let factors = (0..POWERS)
         .map(|part| if role == 0 { dealt(part) } else { cx.take(2, n, bits) })
         .collect::<Result<Vec<_>>>()?;
-    cx.round().await;
+    cx.exchange().await;
     let mut value = vec![0u64; n];
     for (own, factors) in sent.iter().zip(&factors) {
         let other = cx.take(peer, n, bits)?;

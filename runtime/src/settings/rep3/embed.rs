@@ -78,7 +78,11 @@ pub async fn embed(cx: &Cx, ids: Option<&[i64]>, table: &Rows<'_>, sizes: Table,
         }
         _ => return Err(not_a_table(sizes)),
     }
-    reshare_three(cx, term, bits).await
+    let shared = reshare_three(cx, term, bits).await?;
+    if cx.role() == 2 {
+        cx.round().await;
+    }
+    Ok(shared)
 }
 
 /// Sends a key of every id's point function to roles 1 and 2.

@@ -4,10 +4,9 @@
 //! difference, `e^(m−r) = e^m · e^(−r)`, every factor is known to one side. Two digits keep the factors small where the
 //! terms wrap.
 //! Parties and adversary: three, one semi-honest corruption. Correlation: none.
-//! Rounds and bits per element: 1 and 640, or 2 and 320 where elements are many: `ombra_ir::settings::rep3::is_round_cheaper`
-//! decides.
-//! Functionality: `round(2^18 e^(m_lo)) · round(2^43 e^(x − m_lo)) / 2^32`, rounded down, less 0, 1 or 2 units of `2^-29`
-//! as the shares decide: it depends on `m`, a component that two roles hold, by a part of `2e-6` at most, as a truncation's
+//! Rounds: 1, before which role 2 has dealt. Bits per element: 320.
+//! Functionality: `round(2^18 e^(m_lo)) · round(2^43 e^(x − m_lo)) / 2^32`, rounded down, less 0 or 1 unit of `2^-29` as the
+//! shares decide: it depends on `m`, a component that two roles hold, by a part of `2e-6` at most, as a truncation's
 //! last bit does. For the tail `2^12` and `2^49` take the place of `2^18` and `2^43`, and the part is `1.3e-4`.
 //! Error: at most 4e-6, for `−32 ≤ x ≤ 1/2`; elsewhere the result is any element of the ring. For the tail at most 1.3e-4 of
 //! the result and 4 units more, and for uniform shares less than a unit on average where `−18 ≤ x`: a small factor of role 2
@@ -20,25 +19,23 @@
 //!   x = 16 h + l with l = (m_lo − r_lo) / 2^s in (−16, 16), so h ≡ m_hi − r_hi mod 4 is −2, −1, 0 or 1, and
 //!   e^x = [T(m_hi − r_hi) e^(−r_lo)] · e^(m_lo),  T = 1, e^16, e^−32, e^−16
 //!   c_j = T(j − r_hi) e^(−r_lo) at scale 43 for j = 0..3 at role 2;  a = e^(m_lo) at scale 18 at roles 0 and 1
-//!   few:  a cross-term product of [m_hi = j]·a and c_j mod 2^64; every component is shifted right by 32 bits where it is
-//!   many: role 2 sends c_j + F(k_0)_j to role 1;  y1 = a·(c_j + F(k_0)_j) at role 1, y0 = −a·F(k_0)_j at role 0, j = m_hi
+//!   dealt: c_j + F(k_0)_j to role 1;  y1 = a·(c_j + F(k_0)_j) at role 1, y0 = −a·F(k_0)_j at role 0, j = m_hi
 //!         z = ⌊y / 2^32⌋ there; components 0 and 2 of the result are t0 = F(k_0)' and t2 = F(k_2) mod 2^32
 //!         role 0 sends z0 − t0 to role 1, role 1 sends z1 − t2 to role 0: component 1 is their sum
 //! ```
 //!
 //! The product has scale 61 and is below `2^62`, so its multiple of `2^64` is 0 for every choice but the one that counts,
-//! and of that one too. Shifting two terms loses at most one unit of `2^-29`, three at most two; rounding `c_j` costs
+//! and of that one too. Shifting two terms loses at most one unit of `2^-29`; rounding `c_j` costs
 //! `2^-44 e^16`, rounding `a` one part in `2^19`. Roles 0 and 1 need the same integer `a`, because it is multiplied by
 //! masks: it comes from doubles by the operations whose results IEEE 754 prescribes, which are the same on every machine.
 //!
-//! Simulator. Few: that of a crossing. Many: role 1 receives words under fresh `F(k_0)_j` and one under `t0`, role 0 one
+//! Simulator. Role 1 receives words under fresh `F(k_0)_j` and one under `t0`, role 0 one
 //! under `t2`; neither knows the key of what it receives. Role 2 receives nothing.
 
 use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
-use ombra_ir::settings::rep3::{EXP_ROUND_BITS, is_round_cheaper};
 use ombra_ir::{Diagnostic, Result};
 
-use super::cross::{Factors, begin, two_terms};
+use super::cross::two_terms;
 use super::{Cx, Purpose};
 use crate::settings::rep3::share::Shared;
 
@@ -65,29 +62,6 @@ pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) ->
     if scale > 64 - EXP_WINDOW {
         return Err(Diagnostic::internal("E0803", format!("an exponential of {scale} fraction bits")));
     }
-    if is_round_cheaper(n as u64, EXP_ROUND_BITS) {
-        few(cx, x, n, scale, tail).await
-    } else {
-        many(cx, x, n, scale, tail).await
-    }
-}
-
-async fn few(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Shared> {
-    let term = two_terms(cx, x, n);
-    let factors = if cx.role() == 2 {
-        let all = single(&term, scale, tail);
-        Factors::Single(all.chunks(n.max(1)).map(<[u64]>::to_vec).collect())
-    } else {
-        let (digits, factor) = joint(&term, scale, tail);
-        let chosen = |j: u64| factor.iter().zip(&digits).map(|(a, digit)| a & equal(*digit, j)).collect();
-        Factors::Joint((0..DIGITS as u64).map(chosen).collect())
-    };
-    let cross_term = begin(cx, factors, n, 64, 0)?;
-    cx.round().await;
-    Ok(cross_term.end(cx)?.map(|words| words.iter().map(|w| w >> SHIFT).collect()))
-}
-
-pub(super) async fn many(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Shared> {
     let term = two_terms(cx, x, n);
     let role = cx.role();
     let masks = |key: u8| cx.draw(key, Purpose::ExpFactor, 0, DIGITS * n);
@@ -96,12 +70,9 @@ pub(super) async fn many(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -
         let mut masked = masks(0)?;
         masked.iter_mut().zip(single(&term, scale, tail)).for_each(|(m, c)| *m = m.wrapping_add(c));
         cx.send(1, &masked, 64);
-        cx.round().await;
-        cx.round().await;
         return Ok(Shared::new(out(2)?, out(0)?));
     }
     let (digits, factor) = joint(&term, scale, tail);
-    cx.round().await;
     let (entries, own) = if role == 0 { (masks(0)?, out(0)?) } else { (cx.take(2, DIGITS * n, 64)?, out(2)?) };
     let sign = if role == 0 { u64::MAX } else { 1 };
     let share = |i: usize| {
@@ -110,7 +81,7 @@ pub(super) async fn many(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -
     };
     let mut sum: Vec<u64> = (0..n).map(share).collect();
     cx.send(1 - role, &sum, EXP_RING);
-    cx.round().await;
+    cx.exchange().await;
     sum.iter_mut().zip(cx.take(1 - role, n, EXP_RING)?).for_each(|(s, other)| *s = s.wrapping_add(other));
     Ok(if role == 0 { Shared::new(own, sum) } else { Shared::new(sum, own) })
 }

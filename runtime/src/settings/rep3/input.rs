@@ -28,10 +28,7 @@ pub async fn input(cx: &Cx, value: Option<Vec<u64>>, n: usize, bits: u8) -> Resu
             cx.round().await;
             Ok(Shared { a: cx.take(0, n, bits)?.into(), b: Component::Zero })
         }
-        (2, None) => {
-            cx.round().await;
-            Ok(Shared { a: Component::Zero, b: cx.draw(0, Purpose::Input, 0, n)?.into() })
-        }
+        (2, None) => Ok(Shared { a: Component::Zero, b: cx.draw(0, Purpose::Input, 0, n)?.into() }),
         _ => Err(Diagnostic::internal("E0804", "an input is given by role 0 alone, with the size of its type")
             .note(format!("expected  {n} elements"))),
     }

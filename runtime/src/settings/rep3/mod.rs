@@ -1,18 +1,21 @@
 //! `3pc`: replicated sharing among client, server and helper; one kernel for each op of the MPC IR.
 //!
-//! Interactive kernels are `async fn`s over a [`Cx`]; they send exactly what `ombra_ir::settings::rep3` says. Local
-//! kernels are in [`local`]. No kernel sees a socket, a clock or a thread.
+//! Interactive kernels are `async fn`s over a [`Cx`]; they send exactly what `ombra_ir::settings::rep3` says. Role 2 deals:
+//! in every kernel but [`embed`] it receives nothing and waits for no round. Local kernels are in [`local`]. No kernel sees
+//! a socket, a clock or a thread.
 
 mod chain;
+mod choice;
 pub mod compare;
 pub mod convert;
 mod cross;
 pub mod curve;
-mod divide_many;
+mod divide_three;
 pub mod embed;
 pub mod exp;
 pub mod input;
 mod interactive;
+mod join;
 pub mod local;
 mod local_ops;
 mod planes;
@@ -40,7 +43,7 @@ use super::tables::CurveTables;
 use super::weights::{Found, Weights};
 use super::words::movement::slice;
 use super::words::ops::is_linear;
-use crate::exec::side::{Begun, Ended, Given, Side, Site};
+use crate::exec::side::{Begun, Given, Side, Site};
 use local::linear::Ring;
 use share::{Component, Shared};
 use value::Value;
@@ -80,12 +83,7 @@ impl Side for Rep3 {
             (op, given) if interactive::has_kernel(op) => {
                 let args = args.iter().map(chain::settle).collect::<Result<_>>()?;
                 let given = if let Given::Words(words) = given { words } else { None };
-                let mut task = interactive::start(site, &cx(), args, given, Rc::clone(&self.tables))?;
-                return Ok(match task.poll()? {
-                    Some(Ended::Value(value)) => Begun::Value(Arc::new(value)),
-                    Some(Ended::Opened(words)) => Begun::Opened(words),
-                    None => Begun::Waits(task),
-                });
+                return interactive::start(site, &cx(), args, given, Rc::clone(&self.tables)).map(Begun::Waits);
             }
             _ => {
                 let value = local_ops::run(site, &args)?;

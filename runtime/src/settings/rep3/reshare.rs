@@ -1,11 +1,13 @@
 //! A sum of the parties' terms turned into a replicated sharing.
 //!
-//! Source: Araki et al., 2016/768, §3 (resharing after a product).
-//! Parties and adversary: three, one semi-honest corruption. Rounds: 1. Correlation and error: none.
-//! Bits per element: `3ℓ` for three terms, `ℓ` for two.
+//! Source: Araki et al., 2016/768, §3 (terms masked by a sharing of zero), with role 2's term dealt as two components.
+//! Parties and adversary: three, one semi-honest corruption. Rounds: 1 for three terms, none for two. Correlation and error:
+//! none. Bits per element: `3ℓ` for three terms, `ℓ` for two.
 //!
-//! Three terms: role `j` masks its term with `F(k_j) − F(k_{j+1})` and sends it to role `j − 1`, for which it is
-//! component `j`. Simulator: the receiver does not know `k_{j+1}`, so the message is uniform.
+//! Three terms: role `j` has `Z_j`, its term and `F(k_j) − F(k_{j+1})`. Roles 0 and 1 send each other theirs, and component 1
+//! is the sum; role 2 deals its own. Simulator: role 0 does not know `k_2`, which masks `Z_1`. Role 1 does not know `k_0`,
+//! which masks `Z_0`, nor the component 0 that what is dealt is under, which is from `k_0` too and independent. Role 2
+//! receives nothing, and need not: it knows the sum of components 0 and 2.
 //!
 //! Two terms: the one that roles 0 and 1 hold is component 1, and role 2 deals its own. Simulator: role 1 does not know
 //! `k_0`, so what it receives is uniform; the others receive nothing. Component 1 of the result is the operand's term and
@@ -13,7 +15,7 @@
 
 use ombra_ir::Result;
 
-use super::cross::{deal, two_terms};
+use super::cross::{add_words, deal, dealt_sharing, two_terms};
 use super::{Cx, Purpose};
 use crate::settings::rep3::share::{Shared, Sum};
 
@@ -46,28 +48,27 @@ pub(super) fn own_term(cx: &Cx, x: Operand<'_>, n: usize) -> Vec<u64> {
 /// The sharing of `n` elements of a ring of `bits`.
 pub async fn reshare(cx: &Cx, x: Operand<'_>, n: usize, bits: u8) -> Result<Shared> {
     let term = own_term(cx, x, n);
-    if x.has_three_terms() { reshare_three(cx, term, bits).await } else { reshare_two(cx, term, bits).await }
+    if x.has_three_terms() { reshare_three(cx, term, bits).await } else { reshare_two(cx, term, bits) }
 }
 
 /// The sharing of the sum of every role's `term`.
 pub(super) async fn reshare_three(cx: &Cx, mut term: Vec<u64>, bits: u8) -> Result<Shared> {
     cx.add_zero_share(Purpose::Reshare, &mut term);
-    let role = cx.role();
-    cx.send((role + 2) % 3, &term, bits);
-    cx.round().await;
-    let next = cx.take((role + 1) % 3, term.len(), bits)?;
-    Ok(Shared::new(term, next))
+    let (role, n) = (cx.role(), term.len());
+    if role == 2 {
+        let known = deal(cx, term, n, bits, Purpose::Deal)?;
+        return Ok(dealt_sharing(cx, Vec::new(), known));
+    }
+    cx.send(1 - role, &term, bits);
+    cx.exchange().await;
+    add_words(&mut term, cx.take(1 - role, n, bits)?);
+    let known = deal(cx, Vec::new(), n, bits, Purpose::Deal)?;
+    Ok(dealt_sharing(cx, term, known))
 }
 
-async fn reshare_two(cx: &Cx, term: Vec<u64>, bits: u8) -> Result<Shared> {
+fn reshare_two(cx: &Cx, term: Vec<u64>, bits: u8) -> Result<Shared> {
     let n = term.len();
     let (joint, single) = if cx.role() == 2 { (Vec::new(), term) } else { (term, Vec::new()) };
-    let dealt = deal(cx, single, n, bits, Purpose::Deal)?;
-    cx.round().await;
-    let [first, second] = dealt.end(cx)?;
-    Ok(match cx.role() {
-        0 => Shared::new(first, joint),
-        1 => Shared::new(joint, first),
-        _ => Shared::new(first, second),
-    })
+    let known = deal(cx, single, n, bits, Purpose::Deal)?;
+    Ok(dealt_sharing(cx, joint, known))
 }

@@ -15,7 +15,7 @@ pub async fn reveal(cx: &Cx, x: &Shared, n: usize, bits: u8) -> Result<Option<Ve
     if cx.role() == 1 {
         cx.send(0, &x.b.to_vec(n), bits);
     }
-    cx.round().await;
+    cx.exchange().await;
     if cx.role() != 0 {
         return Ok(None);
     }

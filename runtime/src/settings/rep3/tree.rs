@@ -1,19 +1,28 @@
 //! Maximum entries of rows, and where they are: binary trees of comparisons and selections.
 //!
-//! Source: comparison of [`compare`](super::compare), selection of [`convert`](super::convert). Parties and adversary:
-//! three, one semi-honest corruption.
-//! Rounds per level: those of a sign bit, 1 for the selection. Bits per pair of a level: the sum of both. Correlation and error: none. Side channels: pairs are fixed by the rows' lengths alone.
+//! Source: comparison of [`compare`](super::compare), selection of [`convert`](super::convert), and [`choice`](super::choice).
+//! Parties and adversary: three, one semi-honest corruption.
+//! Some levels are compared at once, as `ombra_ir::settings::rep3::tree_steps` says: all pairs of `2^q` neighbours in the rounds
+//! of one sign bit, then `q` rounds of a selection each. Bits: those of the signs, of a selection for each pair of a level,
+//! and 13 for each comparison of the level after it in the same step. Correlation and error: none. Side channels: pairs are
+//! fixed by the rows' lengths alone.
 //!
 //! A level joins neighbours; an odd last entry moves up. With `b = 1{x < y}` the greater of `x` and `y` is
-//! `x + b·(y − x)`. `x < y` is strict, so of equal entries the first wins.
+//! `x + b·(y − x)`. `x < y` is strict, so of equal entries the first wins. How the greater ones of two pairs compare is one of
+//! four comparisons that are known already, chosen by the bits of the pairs: so whatever the shares decide where low bits are
+//! left out, an entry is taken that is short of each other one by no more than it would be level by level.
 //!
 //! Simulator: the steps' simulators one after another; every level has its own randomness.
 
+use ombra_ir::settings::RowLens;
+use ombra_ir::settings::rep3::tree_steps;
 use ombra_ir::{Diagnostic, Result};
 
 use super::Cx;
+use super::choice::Choice;
 use super::compare::msb;
-use super::convert::{Conversion, Selection, select};
+use super::convert::{Conversion, Selection};
+use super::cross::bit;
 use crate::settings::rep3::share::{Bits, Component, Shared};
 use crate::settings::rows;
 
@@ -29,14 +38,20 @@ struct Rows {
 pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8)) -> Result<Shared> {
     let mut rows = rows_of(x, lens)?;
     let mut level = 0;
-    while rows.any_pair() {
-        let cx = cx.at_level(level);
-        let (low, high) = rows.pairs();
-        let difference = high.minus(&low);
-        let less = less_than(&cx, &difference, width).await?;
-        let chosen = select(&cx, &less, &difference.shared(), bits).await?;
-        rows = rows.next(&low, &chosen);
-        level += 1;
+    for step in tree_steps(&RowLens::Listed(lens), width.0 - width.1) {
+        let mut compared = Compared::new(&cx.at_level(level), &rows, step, width).await?;
+        for left in (0..step).rev() {
+            let cx = cx.at_level(level);
+            let (low, high) = rows.pairs();
+            let selection = Selection::begin(&cx, &compared.pairs(), 1, &high.minus(&low).shared(), bits)?;
+            let next = if left > 0 { Some(compared.next(&cx)?) } else { None };
+            cx.exchange().await;
+            rows = rows.next(&low, &selection.end(&cx)?);
+            if let Some(next) = next {
+                compared = next.end(&cx)?;
+            }
+            level += 1;
+        }
     }
     Ok(rows.result())
 }
@@ -49,33 +64,149 @@ pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, wi
     // Indices are public until the first selection.
     let mut indices: Option<Rows> = None;
     let mut level = 0;
-    while rows.any_pair() {
-        let cx = cx.at_level(level);
-        let last = rows.lens.iter().all(|&len| len <= 2);
-        let (low, high) = rows.pairs();
-        let difference = high.minus(&low);
-        let less = less_than(&cx, &difference, (width, 0)).await?;
-        let index_pairs = indices.as_ref().map(Rows::pairs);
-        let mut chosen_from = if last { rows.emptied() } else { difference };
-        let values = chosen_from.a.len();
-        if let Some((low, high)) = &index_pairs {
-            chosen_from.append(high.minus(low));
+    for step in tree_steps(&RowLens::Equal { count: count as u64, len: len as u64 }, width) {
+        let mut compared = Compared::new(&cx.at_level(level), &rows, step, (width, 0)).await?;
+        for left in (0..step).rev() {
+            let cx = cx.at_level(level);
+            let last = rows.lens.iter().all(|&len| len <= 2);
+            let (low, high) = rows.pairs();
+            let less = compared.pairs();
+            let index_pairs = indices.as_ref().map(Rows::pairs);
+            let mut chosen_from = if last { rows.emptied() } else { high.minus(&low) };
+            let values = chosen_from.a.len();
+            if let Some((low, high)) = &index_pairs {
+                chosen_from.append(high.minus(low));
+            }
+            let (times, from) = (chosen_from.a.len() / low.a.len().max(1), chosen_from.shared());
+            let selection = if times > 0 { Some(Selection::begin(&cx, &less, times, &from, bits)?) } else { None };
+            let conversion = if indices.is_none() { Some(Conversion::begin(&cx, &less, bits)?) } else { None };
+            let next = if left > 0 { Some(compared.next(&cx)?) } else { None };
+            cx.exchange().await;
+            let mut chosen = selection.map_or_else(|| Ok(Shared::zero()), |s| s.end(&cx))?;
+            let less = conversion.map_or_else(|| Ok(Shared::zero()), |c| c.end(&cx))?;
+            let chosen_indices = split_off(&mut chosen, values);
+            indices = Some(match (&indices, &index_pairs) {
+                (Some(indices), Some((low, _))) => indices.next(low, &chosen_indices),
+                _ => first_indices(&cx, &rows, &less),
+            });
+            rows = if last { rows.emptied() } else { rows.next(&low, &chosen) };
+            if let Some(next) = next {
+                compared = next.end(&cx)?;
+            }
+            level += 1;
         }
-        let (times, from) = (chosen_from.a.len() / low.a.len().max(1), chosen_from.shared());
-        let selection = if times > 0 { Some(Selection::begin(&cx, &less, times, &from, bits)?) } else { None };
-        let conversion = if indices.is_none() { Some(Conversion::begin(&cx, &less, bits)?) } else { None };
-        cx.round().await;
-        let mut chosen = selection.map_or_else(|| Ok(Shared::zero()), |s| s.end(&cx))?;
-        let less = conversion.map_or_else(|| Ok(Shared::zero()), |c| c.end(&cx))?;
-        let chosen_indices = split_off(&mut chosen, values);
-        indices = Some(match (&indices, &index_pairs) {
-            (Some(indices), Some((low, _))) => indices.next(low, &chosen_indices),
-            _ => first_indices(&cx, &rows, &less),
-        });
-        rows = if last { rows.emptied() } else { rows.next(&low, &chosen) };
-        level += 1;
     }
     Ok(indices.map_or_else(Shared::zero, |indices| indices.result()))
+}
+
+/// Comparisons of all pairs of neighbours: 1 where the first is less than the second. Of a group of `s` neighbours those of
+/// the first come first, with all later ones in turn, then those of the second, and so on.
+struct Compared {
+    /// Neighbours of every group.
+    groups: Vec<usize>,
+    bits: Bits,
+}
+
+impl Compared {
+    /// Compares all pairs of `2^step` neighbours.
+    async fn new(cx: &Cx, rows: &Rows, step: u8, width: (u8, u8)) -> Result<Compared> {
+        let together = 1usize << step;
+        let groups: Vec<usize> = rows
+            .lens
+            .iter()
+            .flat_map(|&len| (0..len).step_by(together).map(move |at| together.min(len - at)))
+            .collect();
+        let differences = |words: &[u64]| {
+            let (mut all, mut rest) = (Vec::new(), words);
+            for &size in &groups {
+                let (group, after) = rest.split_at(size);
+                for (i, low) in group.iter().enumerate() {
+                    all.extend(group[i + 1..].iter().map(|high| high.wrapping_sub(*low)));
+                }
+                rest = after;
+            }
+            all
+        };
+        let difference = Rows { lens: Vec::new(), a: differences(&rows.a), b: differences(&rows.b) };
+        let bits = less_than(cx, &difference, width).await?;
+        Ok(Compared { groups, bits })
+    }
+
+    /// Of every group the number of its first comparison, and its size.
+    fn starts(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let mut first = 0;
+        self.groups.iter().map(move |&size| {
+            let at = first;
+            first += size * size.saturating_sub(1) / 2;
+            (at, size)
+        })
+    }
+
+    /// The comparisons of the first with the second, the third with the fourth, and so on.
+    fn pairs(&self) -> Bits {
+        let of = |(at, size): (usize, usize)| (0..size / 2).map(move |i| Some(at + number(2 * i, 2 * i + 1, size)));
+        gathered(&self.bits, self.starts().flat_map(of))
+    }
+
+    /// The comparisons of the greater ones of these pairs, and of what is left over, on their way.
+    fn next(&self, cx: &Cx) -> Result<Next> {
+        // Of two pairs, the first has two entries, and the second perhaps one.
+        let chosen = |of: fn(usize, usize) -> (usize, usize)| {
+            let of_group = move |(at, size): (usize, usize)| {
+                let pairs = size.div_ceil(2);
+                let both = (0..pairs).flat_map(move |p| (p + 1..pairs).map(move |q| (p, q)));
+                both.map(move |(p, q)| {
+                    let (i, j) = of(p, q);
+                    (j < size).then(|| at + number(i, j, size))
+                })
+            };
+            gathered(&self.bits, self.starts().flat_map(of_group))
+        };
+        let by = [chosen(|p, _| (2 * p, 2 * p + 1)), chosen(|_, q| (2 * q, 2 * q + 1))];
+        let of = [
+            chosen(|p, q| (2 * p, 2 * q)),
+            chosen(|p, q| (2 * p, 2 * q + 1)),
+            chosen(|p, q| (2 * p + 1, 2 * q)),
+            chosen(|p, q| (2 * p + 1, 2 * q + 1)),
+        ];
+        let groups = self.groups.iter().map(|size| size.div_ceil(2)).collect();
+        Ok(Next { groups, choice: Choice::begin(cx, by, of)? })
+    }
+}
+
+/// Comparisons that are being chosen.
+struct Next {
+    groups: Vec<usize>,
+    choice: Choice,
+}
+
+impl Next {
+    /// The comparisons, after the exchange.
+    fn end(self, cx: &Cx) -> Result<Compared> {
+        Ok(Compared { groups: self.groups, bits: self.choice.end(cx)? })
+    }
+}
+
+/// The place of the comparison of `i < j` in a group of `size`.
+fn number(i: usize, j: usize, size: usize) -> usize {
+    i * (2 * size - i - 1) / 2 + j - i - 1
+}
+
+/// The bits at these places; 0 where there is none.
+fn gathered(bits: &Bits, places: impl Iterator<Item = Option<usize>>) -> Bits {
+    let (mut n, mut a, mut b) = (0, Vec::new(), Vec::new());
+    for place in places {
+        if n % 64 == 0 {
+            a.push(0);
+            b.push(0);
+        }
+        if let (Some(place), Some(a), Some(b)) = (place, a.last_mut(), b.last_mut()) {
+            *a |= bit(&bits.a, place) << (n % 64);
+            *b |= bit(&bits.b, place) << (n % 64);
+        }
+        n += 1;
+    }
+    Bits::new(n, a, b)
 }
 
 /// The bits 1 where `low < high`, from `high − low`.
@@ -116,10 +247,6 @@ fn rows_of(x: &Shared, lens: &[u32]) -> Result<Rows> {
 }
 
 impl Rows {
-    fn any_pair(&self) -> bool {
-        self.lens.iter().any(|&len| len > 1)
-    }
-
     /// The first and the second entries of all pairs; each as rows without lengths.
     fn pairs(&self) -> (Rows, Rows) {
         let ((low_a, high_a), (low_b, high_b)) = (rows::pairs(&self.lens, &self.a), rows::pairs(&self.lens, &self.b));

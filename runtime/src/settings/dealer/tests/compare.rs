@@ -177,7 +177,7 @@ fn elements_are_selected_by_one_opened_bit() {
             (1, 2, 1, 3 * element),
         ];
         let msgs = messages.map(|(round, from, to, bytes)| ombra_ir::settings::Msg { round, from, to, bytes }).to_vec();
-        let declared = Traffic { rounds: 2, msgs };
+        let declared = Traffic { rounds: 2, msgs, dealt: None };
         let (results, _) = run_declared(lockstep::keys(3), &declared, |cx, role| {
             let (b, x) = (bs[role].clone(), xs.each_ref().map(|x| x[role].clone()));
             async move {

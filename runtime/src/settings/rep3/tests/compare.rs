@@ -1,8 +1,9 @@
 //! Sign bits, and, bits as ring elements, and selection.
 
 use super::*;
-use crate::settings::rep3::compare::{and, msb, msb_of_groups};
+use crate::settings::rep3::compare::{msb, msb_by};
 use crate::settings::rep3::convert::{Selection, bit_to_ring};
+use crate::settings::rep3::join::and;
 
 fn signs(seed: u64, rot: u8, x: &[u64], width: u8) -> Vec<bool> {
     rough_signs(seed, rot, x, width, 0)
@@ -39,15 +40,32 @@ fn groupings(bits: u8) -> Vec<Vec<u8>> {
     (1..=bits.min(4)).flat_map(with_first).collect()
 }
 
+/// Every way to join so many groups, two to four at a time.
+fn joinings(groups: usize) -> Vec<Vec<u8>> {
+    if groups < 2 {
+        return vec![Vec::new()];
+    }
+    let with_first = |first: u8| {
+        let rest = joinings(groups.div_ceil(usize::from(first)));
+        rest.into_iter().map(move |rest| [&[first], &rest[..]].concat())
+    };
+    (2..=4).flat_map(with_first).collect()
+}
+
 #[test]
 fn exhaustive_signs_by_every_grouping() {
     assert_eq!([1, 2, 3, 4, 5, 6].map(|bits| groupings(bits).len()), [1, 2, 4, 8, 15, 29]);
+    assert_eq!([1, 2, 3, 5].map(|groups| joinings(groups).len()), [1, 3, 5, 11]);
     for width in 2..=7u8 {
         // All pairs of terms of the compared bits, and some more, so that the last word of a plane is not full.
         let mask = (1u64 << width) - 1;
         let n = (1usize << (2 * width)) + 21;
         let mut words = Words(width.into());
-        for (i, groups) in groupings(width - 1).iter().enumerate() {
+        let made = groupings(width - 1).into_iter().flat_map(|groups| {
+            let joinings = joinings(groups.len());
+            joinings.into_iter().map(move |joins| Carry { groups: groups.clone(), joins })
+        });
+        for (i, carry) in made.enumerate() {
             let (rot, drop) = ((i % 3) as u8, (i % 4) as u8);
             let shifted =
                 |term: u64, noise: u64| noise << (width + drop) | term << drop | noise >> 32 & ((1 << drop) - 1);
@@ -57,16 +75,16 @@ fn exhaustive_signs_by_every_grouping() {
             let x2: Vec<u64> = single.iter().zip(&x0).map(|(single, x0)| single.wrapping_sub(*x0)).collect();
             let part = |a: &[u64], b: &[u64]| Rc::new(Shared::new(a.to_vec(), b.to_vec()));
             let shared = [part(&x0, &joint), part(&joint, &x2), part(&x2, &x0)];
-            let declared = sign_traffic(n as u64, groups);
+            let declared = sign_traffic(n as u64, &carry);
             let (bits, sent) = lockstep::run(3, rot, &declared, |cx| {
-                let (shared, groups) = (shared[usize::from(cx.role())].clone(), groups.clone());
-                async move { msb_of_groups(&cx, &shared, n, (width + drop, drop), &groups).await }
+                let (shared, carry) = (shared[usize::from(cx.role())].clone(), carry.clone());
+                async move { msb_by(&cx, &shared, n, (width + drop, drop), &carry).await }
             })
             .expect("the kernel runs as declared");
             assert_declared(&sent, &declared);
             let sum = |i: u64| (i & mask) + (i >> width & mask);
             let expected: Vec<bool> = (0..n as u64).map(|i| sum(i) >> (width - 1) & 1 == 1).collect();
-            assert!(open_bits(&bits) == expected, "width {width} by {groups:?}, {drop} bits dropped");
+            assert!(open_bits(&bits) == expected, "width {width} by {carry:?}, {drop} bits dropped");
         }
     }
 }
@@ -158,7 +176,7 @@ fn elements_are_selected_in_small_rings() {
                 let (b, x) = (bs[role].clone(), xs[role].clone());
                 async move {
                     let selection = Selection::begin(&cx, &b, times, &x, bits)?;
-                    cx.round().await;
+                    cx.exchange().await;
                     selection.end(&cx)
                 }
             })

@@ -1,13 +1,11 @@
 //! The exponential by digits.
 
 use super::*;
-use crate::settings::rep3::exp::{exp_digits, many};
+use crate::settings::rep3::exp::exp_digits;
 use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
 
 /// Maximum error that the op's description states.
 const ERROR: f64 = 4e-6;
-const ROUNDS_OF_FEW: u32 = 1;
-const ROUNDS_OF_MANY: u32 = 2;
 
 /// `e^x` of integers of `scale`, in a ring of `bits`, from given sharings.
 fn exps(shares: &[Rc<Shared>; 3], n: usize, (scale, tail): (u8, bool), rot: u8) -> Vec<u64> {
@@ -28,47 +26,39 @@ fn assert_close(found: &[u64], x: &[i64], (scale, tail): (u8, bool)) {
     }
 }
 
-/// Few and many elements, in every rotation, at the ends of what the op holds for and between.
+/// In every rotation, at the ends of what the op holds for and between.
 #[test]
 fn results_are_close_to_the_exponential() {
-    for (n, rounds) in [(3000, ROUNDS_OF_FEW), (20_000, ROUNDS_OF_MANY)] {
-        assert_eq!(
-            traffic(&Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false }, &sizes(n, EXP_RING, false)).rounds,
-            rounds
-        );
-        for (scale, rot) in [(16u8, 0u8), (14, 1), (20, 2)] {
-            let mut words = Words(4);
-            let (low, high) = (-(32i64 << scale), 1i64 << (scale - 1));
-            let range = (high - low + 1) as u64;
-            let drawn = (0..n - 4).map(|_| low + (words.next() % range) as i64);
-            let x: Vec<i64> = [low, high, 0, -1].into_iter().chain(drawn).collect();
-            let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut words);
-            for tail in [false, true] {
-                assert_close(&exps(&shares, n, (scale, tail), rot), &x, (scale, tail));
-            }
+    let n = 20_000;
+    for (scale, rot) in [(16u8, 0u8), (14, 1), (20, 2)] {
+        let mut words = Words(4);
+        let (low, high) = (-(32i64 << scale), 1i64 << (scale - 1));
+        let range = (high - low + 1) as u64;
+        let drawn = (0..n - 4).map(|_| low + (words.next() % range) as i64);
+        let x: Vec<i64> = [low, high, 0, -1].into_iter().chain(drawn).collect();
+        let shares = share(&x.iter().map(|x| *x as u64).collect::<Vec<_>>(), &mut words);
+        for tail in [false, true] {
+            assert_close(&exps(&shares, n, (scale, tail), rot), &x, (scale, tail));
         }
     }
 }
 
-/// Every value of a window of 6 + 3 bits with every joint term, in both forms.
+/// Every value of a window of 6 + 3 bits with every joint term.
 #[test]
 fn every_value_with_every_joint_term() {
     let (scale, window) = (3u8, 1i64 << 9);
     let x: Vec<i64> = (-(32 << scale)..=1 << (scale - 1)).collect();
     let pairs: Vec<(i64, i64)> = x.iter().flat_map(|x| (0..window).map(move |m| (*x, m))).collect();
-    for block in [&pairs[..], &pairs[..4096]] {
-        let n = block.len();
-        let mut words = Words(5);
-        // Component 1 is the joint term, with other bits above the window.
-        let zeroth = words.take(n);
-        let joint: Vec<u64> = block.iter().map(|(_, m)| *m as u64 | words.next() << 9).collect();
-        let second: Vec<u64> =
-            (0..n).map(|i| (block[i].0 as u64).wrapping_sub(zeroth[i]).wrapping_sub(joint[i])).collect();
-        let part = |a: &[u64], b: &[u64]| Rc::new(Shared::new(a.to_vec(), b.to_vec()));
-        let shares = [part(&zeroth, &joint), part(&joint, &second), part(&second, &zeroth)];
-        let values: Vec<i64> = block.iter().map(|(x, _)| *x).collect();
-        assert_close(&exps(&shares, n, (scale, false), 0), &values, (scale, false));
-    }
+    let n = pairs.len();
+    let mut words = Words(5);
+    // Component 1 is the joint term, with other bits above the window.
+    let zeroth = words.take(n);
+    let joint: Vec<u64> = pairs.iter().map(|(_, m)| *m as u64 | words.next() << 9).collect();
+    let second: Vec<u64> = (0..n).map(|i| (pairs[i].0 as u64).wrapping_sub(zeroth[i]).wrapping_sub(joint[i])).collect();
+    let part = |a: &[u64], b: &[u64]| Rc::new(Shared::new(a.to_vec(), b.to_vec()));
+    let shares = [part(&zeroth, &joint), part(&joint, &second), part(&second, &zeroth)];
+    let values: Vec<i64> = pairs.iter().map(|(x, _)| *x).collect();
+    assert_close(&exps(&shares, n, (scale, false), 0), &values, (scale, false));
 }
 
 /// Outside of its range the result is some element; nothing overflows or panics.
@@ -78,14 +68,4 @@ fn far_values_are_some_element() {
     let x = words.take(2000);
     let found = exps(&share(&x, &mut words), x.len(), (16, false), 0);
     assert!(found.iter().all(|word| word >> EXP_RING == 0));
-}
-
-/// The messages of many elements at a small number of them.
-pub(super) fn traffic_of_many(n: u64) -> Traffic {
-    messages_of(&[vec![(2, 1, 32 * n)], vec![(0, 1, 4 * n), (1, 0, 4 * n)]])
-}
-
-/// The form for many elements on any number of them.
-pub(super) async fn many_exps(cx: Cx, x: Rc<Shared>, n: usize) -> ombra_ir::Result<Shared> {
-    many(&cx, &x, n, 16, false).await
 }

@@ -4,7 +4,6 @@ mod compare;
 mod curve;
 mod exp;
 mod linear;
-mod many;
 mod random;
 mod rank;
 mod rows;
@@ -15,7 +14,8 @@ use std::future::Future;
 use std::rc::Rc;
 
 use ombra_ir::op::Op;
-use ombra_ir::settings::{Msg, RowLens, Setting, Sizes, Traffic};
+use ombra_ir::settings::rep3::Carry;
+use ombra_ir::settings::{Dealt, Msg, RowLens, Setting, Sizes, Traffic};
 use ombra_ir::ty::Sharing;
 
 use crate::exec::lockstep::{self, Sent};
@@ -89,42 +89,24 @@ fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
     Sizes { out: out as u64, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 }
 }
 
-/// The messages of a round each, as sender, receiver and bytes; empty ones are not sent.
-fn messages_of(rounds: &[Vec<(u8, u8, u64)>]) -> Traffic {
-    let mut traffic = Traffic { rounds: rounds.len() as u32, msgs: Vec::new() };
-    for (round, messages) in (0u32..).zip(rounds) {
-        let sent = messages.iter().filter(|(_, _, bytes)| *bytes > 0);
-        traffic.msgs.extend(sent.map(|&(from, to, bytes)| Msg { round, from, to, bytes }));
-    }
-    traffic
+/// What role 2 deals to roles 0 and 1 so many ticks before they begin, and what they send each other in every round.
+fn dealt_and_exchanged(bytes: [u64; 2], lead: u32, exchanged: &[u64]) -> Traffic {
+    let both = |(round, bytes): (u32, &u64)| [(0, 1), (1, 0)].map(|(from, to)| Msg { round, from, to, bytes: *bytes });
+    let msgs = (0u32..).zip(exchanged).flat_map(both).filter(|m| m.bytes > 0).collect();
+    Traffic { rounds: exchanged.len() as u32, msgs, dealt: Some(Dealt { bytes, lead }) }
 }
 
-/// What a selection of `words` elements of `bytes` sends: two factors to each, and what role 2 deals.
+/// What a selection of `words` elements of `bytes` sends: two factors and a summand.
 fn selection_traffic(words: u64, bytes: u64) -> Traffic {
-    let word = words * bytes;
-    messages_of(&[vec![(2, 0, 2 * word), (2, 1, 3 * word), (0, 1, word), (1, 0, word)]])
+    dealt_and_exchanged([0, 3 * words * bytes], 1, &[words * bytes])
 }
 
-/// Ands of every level of the tree that joins `groups`: two a pair, but one for the lowest.
-fn ands_by_level(mut groups: usize) -> Vec<usize> {
-    let mut ands = Vec::new();
-    while groups > 1 {
-        ands.push(2 * (groups / 2) - 1);
-        groups = groups.div_ceil(2);
-    }
-    ands
-}
-
-/// What `n` sign bits by the given groups send.
-fn sign_traffic(n: u64, groups: &[u8]) -> Traffic {
-    let plane = n.div_ceil(8);
-    let products: u64 = groups.iter().map(|bits| (1 << bits) - 1).sum();
-    let results = (2 * groups.len() as u64).saturating_sub(1);
-    let first = [(2, 0, products), (2, 1, products + 1), (0, 1, results), (1, 0, results)];
-    let mut rounds = vec![first.map(|(from, to, planes)| (from, to, planes * plane)).to_vec()];
-    let levels = ands_by_level(groups.len()).into_iter().map(|ands| ands as u64 * plane);
-    rounds.extend(levels.map(|bytes| vec![(0, 2, bytes), (1, 0, bytes), (2, 1, bytes)]));
-    messages_of(&rounds)
+/// What `n` sign bits send whose carry is made so.
+fn sign_traffic(n: u64, carry: &Carry) -> Traffic {
+    let (plane, bits) = (n.div_ceil(8), carry.bits());
+    let exchanged: Vec<u64> = bits.iter().map(|bits| bits.exchanged * plane).collect();
+    let dealt = bits.iter().map(|bits| bits.dealt).sum::<u64>() + u64::from(carry.joins.is_empty());
+    dealt_and_exchanged([0, dealt * plane], 1, &exchanged)
 }
 
 /// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the context and the role.

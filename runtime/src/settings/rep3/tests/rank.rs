@@ -6,14 +6,14 @@
 //! bits at least, and the rank falls short.
 
 use super::*;
-use crate::settings::rep3::compare::{and, msb_of_groups};
-use crate::settings::rep3::convert::{bit_to_ring, many_bits_to_ring, select};
+use crate::settings::rep3::compare::msb_by;
+use crate::settings::rep3::convert::{bit_to_ring, select};
 use crate::settings::rep3::curve::look_up;
-use crate::settings::rep3::divide_many;
 use crate::settings::rep3::exp::exp_digits;
+use crate::settings::rep3::join::and;
 use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::tree::{arg_max, row_max};
-use crate::settings::rep3::truncate::{Division, truncate};
+use crate::settings::rep3::truncate::truncate;
 use crate::settings::tables::CurveTables;
 use crate::settings::testing::{EXTRA, affine_rank};
 use ombra_ir::curve::{Cells, Curve};
@@ -27,7 +27,8 @@ fn assert_full_rank<T, F>(name: &str, declared: &Traffic, kernel: impl Fn(Cx, us
 where
     F: Future<Output = ombra_ir::Result<T>> + 'static,
 {
-    let bytes_to = |role: u8| declared.msgs.iter().filter(|m| m.to == role).map(|m| m.bytes as usize).sum::<usize>();
+    let bytes_to =
+        |role: u8| declared.sent().filter(|(_, to, _)| *to == role).map(|(_, _, bytes)| bytes as usize).sum::<usize>();
     let bits = [0, 1, 2].map(|role| 8 * bytes_to(role));
     let ranks = [0, 1, 2].map(|receiver: u8| {
         // A rotation of its own for each.
@@ -86,25 +87,6 @@ fn divisions_and_resharing() {
 }
 
 #[test]
-fn divisions_of_many() {
-    let mut words = Words(2);
-    for (bits, by, out) in [(64, 16, 64), (64, 45, 64), (40, 0, 64)] {
-        let terms = terms(&words.take(N), true, &mut words);
-        let n = N as u64;
-        let (from, to, wrap) = (n * u64::from(bits) / 8, n * 8, n * u64::from(by + out - bits).div_ceil(8));
-        let declared = messages_of(&[
-            vec![(2, 0, from), (2, 1, wrap)],
-            vec![(0, 1, n / 8), (1, 0, n / 8)],
-            vec![(0, 1, to), (1, 0, to)],
-        ]);
-        assert_full_rank("division of many", &declared, |cx, role| {
-            let term = terms[role].data().map_or_else(Vec::new, <[u64]>::to_vec);
-            async move { divide_many::divide(&cx, term, N, Division { bits, by, out }).await }
-        });
-    }
-}
-
-#[test]
 fn exponentials() {
     let mut words = Words(7);
     let shares = share(&words.take(N), &mut words);
@@ -116,9 +98,6 @@ fn exponentials() {
             async move { exp_digits(&cx, &x, N, 16, false).await }
         },
     );
-    assert_full_rank("exponential of many", &exp::traffic_of_many(N as u64), |cx, role| {
-        exp::many_exps(cx, shares[role].clone(), N)
-    });
 }
 
 #[test]
@@ -144,11 +123,6 @@ fn bits_selections_and_ands() {
         let bits = bits[role].clone();
         async move { bit_to_ring(&cx, &bits, 64).await }
     });
-    let declared = messages_of(&[vec![(0, 1, 8 * n)], vec![(2, 1, 8 * n), (1, 2, 8 * n)]]);
-    assert_full_rank("conversion of many", &declared, |cx, role| {
-        let bits = bits[role].clone();
-        async move { many_bits_to_ring(&cx, &bits, 64).await }
-    });
     assert_full_rank("selection", &selection_traffic(n, 8), |cx, role| {
         let (bits, shares) = (bits[role].clone(), shares[role].clone());
         async move { select(&cx, &bits, &shares, 64).await }
@@ -160,16 +134,28 @@ fn bits_selections_and_ands() {
 }
 
 #[test]
-fn sign_bits_by_several_groups() {
+fn sign_bits_by_several_groups_and_joins() {
     let mut words = Words(6);
-    let groupings: [&[u8]; 8] =
-        [&[], &[1], &[4], &[1, 1], &[2, 3, 1], &[4, 4, 4, 3], &[1, 1, 1, 1, 1, 1, 1], &[2, 4, 1, 3, 4, 2, 3, 4]];
-    for groups in groupings {
+    let carries: [(&[u8], &[u8]); 11] = [
+        (&[], &[]),
+        (&[1], &[]),
+        (&[4], &[]),
+        (&[1, 1], &[2]),
+        (&[2, 3, 1], &[2, 2]),
+        (&[2, 3, 1], &[3]),
+        (&[4, 4, 4, 3], &[2, 2]),
+        (&[4, 4, 4, 3], &[4]),
+        (&[1, 1, 1, 1, 1, 1, 1], &[4, 2]),
+        (&[2, 4, 1, 3, 4, 2, 3, 4], &[2, 2, 2]),
+        (&[2, 4, 1, 3, 4, 2, 3, 4, 1, 1], &[3, 4]),
+    ];
+    for (groups, joins) in carries {
+        let carry = Carry { groups: groups.to_vec(), joins: joins.to_vec() };
         let width = groups.iter().sum::<u8>() + 1;
         let shares = share(&words.take(N), &mut words);
-        assert_full_rank(&format!("signs by {groups:?}"), &sign_traffic(N as u64, groups), |cx, role| {
-            let (shares, groups) = (shares[role].clone(), groups.to_vec());
-            async move { msb_of_groups(&cx, &shares, N, (width, 0), &groups).await }
+        assert_full_rank(&format!("signs by {carry:?}"), &sign_traffic(N as u64, &carry), |cx, role| {
+            let (shares, carry) = (shares[role].clone(), carry.clone());
+            async move { msb_by(&cx, &shares, N, (width, 0), &carry).await }
         });
     }
 }

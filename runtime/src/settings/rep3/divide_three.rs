@@ -1,19 +1,23 @@
-//! Division of three terms for many elements: a round more than [`truncate`](super::truncate), and fewer bytes.
+//! Division of three terms by a power of two, and three terms in a larger ring; of two see [`truncate`](super::truncate).
 //!
 //! Source: wrap count with a quarter-range bound after Guo et al., 2025/200; resharing after Araki et al., 2016/768.
-//! Parties and adversary: three, one semi-honest corruption. Rounds: 3. Bits per element: `3ℓ + w + 2`.
+//! Parties and adversary: three, one semi-honest corruption. Rounds: 2, before which role 2 has dealt. Bits per element:
+//! `3ℓ + w + 2`, where `w` is `f` rounded up to whole bytes.
 //! Correlation: role 2 deals a product of two random bits, from keys but for one message.
-//! Bound: as there. Functionality: `y = ⌊x / 2^f⌋ + [x mod 2^f ≥ A mod 2^f]`, where role 0 knows `A` (below); without a
+//! Bound: as there. Functionality: `y = ⌊x / 2^f⌋ + [x mod 2^f > A mod 2^f]`, where role 0 knows `A` (below); without a
 //! division, for `f = 0`, `y = x`. Error: `A` is uniform given `x`, whatever the terms are, because of `F(k_2)`. So one
-//! more has chance `(x mod 2^f + 1) / 2^f`, and the mean of `y` is `(x + 1) / 2^f`.
+//! more has chance `(x mod 2^f) / 2^f`, and the mean of `y` is `x / 2^f`.
 //! Side channels: no branch or index on a secret.
 //!
 //! ```text
-//!   role 2 sends Z_2 + F(k_2) to role 0; A = Z_0 + Z_2 + F(k_2) at role 0, B = Z_1 − F(k_2) at role 1
+//!   dealt: Z_2 + F(k_2) to role 0, r_a·r_b − s0 to role 1;  A = Z_0 + Z_2 + F(k_2) − 1 at role 0, B = Z_1 − F(k_2) at role 1
 //!   role 0: a = 1{ (A − 2^(ℓ−2)) mod 2^ℓ ≥ 2^(ℓ−1) },  c = 1{ A ≥ 2^(ℓ−2) }
 //!   role 1: b = 1{ B ≥ 2^(ℓ−1) }
-//!   p0 + p1 = a·b,  y0 = (A ≫ f) − 2^(ℓ−f)·(c + p0) + 1,  y1 = (B ≫ f) − 2^(ℓ−f)·p1
+//!   p0 + p1 = a·b,  y0 = (A ≫ f) − 2^(ℓ−f)·(c + p0) + 1,  y1 = (B ≫ f) − 2^(ℓ−f)·p1;  for f = 0 without the two ones
 //! ```
+//!
+//! The quotients of A and B make that of x − 1, or one less where the low bits carry, which is where those of A exceed those
+//! of x − 1. With 1 added that is the quotient of x, and one more where the low bits of x exceed those of A.
 //!
 //! Simulator. Role 0 receives role 2's term under `F(k_2)`, role 1's wrap bit under `r_b = F(k_2)`, and `y1` under
 //! `F(k_2)`: it does not know `k_2`, so all are uniform. Role 1 receives `s1 = r_a·r_b − s0` under `s0 = F(k_0)`, role
@@ -33,30 +37,25 @@ pub(super) async fn divide(cx: &Cx, mut term: Vec<u64>, n: usize, division: Divi
     let (bits, product_bits) = (division.bits, division.wrap_bits());
     match cx.role() {
         0 => {
-            cx.round().await;
             add_words(&mut term, cx.take(2, n, bits)?);
             dividend_0(cx, term, n, division).await
         }
         1 => {
-            let mask = cx.draw(2, Purpose::ManyTerm, 0, n)?;
+            let mask = cx.draw(2, Purpose::DivideTerm, 0, n)?;
             term.iter_mut().zip(&mask).for_each(|(t, m)| *t = t.wrapping_sub(*m));
-            cx.round().await;
             let s1 = cx.take(2, n, product_bits)?;
             dividend_1(cx, term, s1, n, division).await
         }
         _ => {
-            add_words(&mut term, cx.draw(2, Purpose::ManyTerm, 0, n)?);
+            add_words(&mut term, cx.draw(2, Purpose::DivideTerm, 0, n)?);
             cx.send(0, &term, bits);
-            let r_a = cx.draw(0, Purpose::ManyWrap0, 0, plane_words(n))?;
-            let r_b = cx.draw(2, Purpose::ManyWrap1, 0, plane_words(n))?;
-            let mut s1 = cx.draw(0, Purpose::ManyProduct, 0, n)?;
+            let r_a = cx.draw(0, Purpose::DivideWrap0, 0, plane_words(n))?;
+            let r_b = cx.draw(2, Purpose::DivideWrap1, 0, plane_words(n))?;
+            let mut s1 = cx.draw(0, Purpose::DivideProduct, 0, n)?;
             s1.iter_mut().enumerate().for_each(|(i, s)| *s = (bit(&r_a, i) & bit(&r_b, i)).wrapping_sub(*s));
             cx.send(1, &s1, product_bits);
-            for _ in 0..3 {
-                cx.round().await;
-            }
-            let y2 = cx.draw(2, Purpose::ManyOut, 0, n)?;
-            let y0 = cx.draw(0, Purpose::ManyOut, 0, n)?;
+            let y2 = cx.draw(2, Purpose::DivideOut, 0, n)?;
+            let y0 = cx.draw(0, Purpose::DivideOut, 0, n)?;
             Ok(Shared::new(y2, y0))
         }
     }
@@ -66,19 +65,19 @@ pub(super) async fn divide(cx: &Cx, mut term: Vec<u64>, n: usize, division: Divi
 async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, division: Division) -> Result<Shared> {
     let (mask, quarter, top, k) = division.constants();
     let Division { by, out, .. } = division;
-    // One more makes the rounding centred; without rounding there is none.
+    // Without rounding there is none.
     let one = u64::from(by > 0);
     let mut wrap = vec![0u64; plane_words(n)];
     for (i, a) in a.iter_mut().enumerate() {
-        *a &= mask;
+        *a = a.wrapping_sub(one) & mask;
         wrap[i / 64] |= ((a.wrapping_sub(quarter) >> top) & 1) << (i % 64);
     }
-    let r_a = cx.draw(0, Purpose::ManyWrap0, 0, plane_words(n))?;
+    let r_a = cx.draw(0, Purpose::DivideWrap0, 0, plane_words(n))?;
     let d_a: Vec<u64> = wrap.iter().zip(&r_a).map(|(w, r)| w ^ r).collect();
     cx.send_planes(1, &d_a, 1, n);
-    let s0 = cx.draw(0, Purpose::ManyProduct, 0, n)?;
-    let t0 = cx.draw(0, Purpose::ManyOut, 0, n)?;
-    cx.round().await;
+    let s0 = cx.draw(0, Purpose::DivideProduct, 0, n)?;
+    let t0 = cx.draw(0, Purpose::DivideOut, 0, n)?;
+    cx.exchange().await;
 
     let d_b = cx.take_planes(1, 1, n)?;
     for (i, a) in a.iter_mut().enumerate() {
@@ -93,7 +92,7 @@ async fn dividend_0(cx: &Cx, mut a: Vec<u64>, n: usize, division: Division) -> R
         *a = y0.wrapping_sub(t0[i]);
     }
     cx.send(1, &a, out);
-    cx.round().await;
+    cx.exchange().await;
 
     add_words(&mut a, cx.take(1, n, out)?);
     Ok(Shared::new(t0, a))
@@ -108,11 +107,11 @@ async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Vec<u64>, n: usize, division: 
         *b &= mask;
         wrap[i / 64] |= (*b >> top) << (i % 64);
     }
-    let r_b = cx.draw(2, Purpose::ManyWrap1, 0, plane_words(n))?;
+    let r_b = cx.draw(2, Purpose::DivideWrap1, 0, plane_words(n))?;
     let d_b: Vec<u64> = wrap.iter().zip(&r_b).map(|(w, r)| w ^ r).collect();
     cx.send_planes(0, &d_b, 1, n);
-    let t2 = cx.draw(2, Purpose::ManyOut, 0, n)?;
-    cx.round().await;
+    let t2 = cx.draw(2, Purpose::DivideOut, 0, n)?;
+    cx.exchange().await;
 
     let d_a = cx.take_planes(0, 1, n)?;
     for (i, b) in b.iter_mut().enumerate() {
@@ -124,7 +123,7 @@ async fn dividend_1(cx: &Cx, mut b: Vec<u64>, s1: Vec<u64>, n: usize, division: 
         *b = y1.wrapping_sub(t2[i]);
     }
     cx.send(0, &b, out);
-    cx.round().await;
+    cx.exchange().await;
 
     add_words(&mut b, cx.take(0, n, out)?);
     Ok(Shared::new(b, t2))
