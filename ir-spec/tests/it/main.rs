@@ -4,6 +4,7 @@ mod filetests;
 mod norms;
 mod reference;
 mod rules;
+mod schedule;
 mod spec;
 mod text;
 
