@@ -14,7 +14,7 @@ fn chain(rots: [u8; 4]) -> Module {
   %0 = input {{slot = 0}} : ring64.16[8] shared <20
   %1 = mul %0, %0 : ring64.32[8] sum3 <40 rot {square}
   %2 = truncate %1 {{by = 16, bits = 64}} : ring64.16[8] shared <25 rot {divided}
-  %3 = msb %2 {{width = 30, drop = 0}} : bit[8] rot {signs}
+  %3 = msb %2 {{width = 30, drop = 0}} : bit[8] shared rot {signs}
   %4 = bit_to_ring %3 {{bits = 64}} : ring64.0[8] shared <1 rot {ring}
   %5 = reveal %4 {{slot = 0}} : ring64.0[8] shared <1
 }}
