@@ -433,7 +433,7 @@ fn weights_that_are_cut_or_changed_while_they_are_served_are_one_error() {
 fn a_step_with_more_traffic_than_a_client_accepts_is_refused() {
     let plan = plans::cached();
     let (_keys, [client, server, helper]) = configurations();
-    let limited = fs::read_to_string(&client).unwrap() + "\n[limits]\nmax_traffic_bytes = 500\n";
+    let limited = fs::read_to_string(&client).unwrap() + "\n[limits]\nmax_traffic_bytes = 1024\n";
     fs::write(&client, limited).unwrap();
     let _helper = Serving::start(&plan.0, Party::Helper, &helper);
     let _server = Serving::start(&plan.0, Party::Server, &server);
