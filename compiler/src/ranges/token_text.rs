@@ -2,9 +2,8 @@
 //!
 //! Every line is a row. Both files may be hostile: their sizes are bounded, and what is wrong with them is one error.
 
+use ombra_ir::files::read_bounded;
 use ombra_ir::{Diagnostic, Result};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use tokenizers::Tokenizer;
 
@@ -19,10 +18,11 @@ const MAX_TOKENIZER: u64 = 256 << 20;
 /// `E0533` when a file cannot be read or is too large, the tokenizer is none, the text is not UTF-8, or holds no tokens.
 pub fn read(path: &Path, tokenizer: &Path) -> Result<Vec<Vec<i64>>> {
     let unusable = |e| wrong(tokenizer, format!("this is no tokenizer: {e}")).note("expected a tokenizer.json");
-    let mut known = Tokenizer::from_bytes(bytes(tokenizer, MAX_TOKENIZER)?).map_err(unusable)?;
+    let mut known = Tokenizer::from_bytes(read_bounded(tokenizer, MAX_TOKENIZER).map_err(|e| unread(tokenizer, &e))?)
+        .map_err(unusable)?;
     // Rows are as long as their lines.
     known.with_padding(None).with_truncation(None).map_err(unusable)?;
-    let text = String::from_utf8(bytes(path, MAX_TEXT)?).map_err(|e| {
+    let text = String::from_utf8(read_bounded(path, MAX_TEXT).map_err(|e| unread(path, &e))?).map_err(|e| {
         wrong(path, format!("byte {} is not UTF-8", e.utf8_error().valid_up_to())).note("expected a text in UTF-8")
     })?;
     let mut rows = Vec::new();
@@ -39,16 +39,8 @@ pub fn read(path: &Path, tokenizer: &Path) -> Result<Vec<Vec<i64>>> {
     Ok(rows)
 }
 
-/// All bytes of a file that may be long.
-fn bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let cannot = |e: std::io::Error| wrong(path, format!("the file cannot be read: {e}"));
-    let mut bytes = Vec::new();
-    // One byte more than allowed shows that there is more.
-    File::open(path).map_err(cannot)?.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > most {
-        return Err(wrong(path, "the file is too large".into()).note(format!("expected at most {most} bytes")));
-    }
-    Ok(bytes)
+fn unread(path: &Path, error: &std::io::Error) -> Diagnostic {
+    wrong(path, format!("the file cannot be read: {error}"))
 }
 
 fn wrong(path: &Path, what: String) -> Diagnostic {

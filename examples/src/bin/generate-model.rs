@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! generate-model gpt2  --layers 12 --hidden 768 --heads 12 --vocab 50257 --positions 1024 -o FILE
+//! generate-model bert  --layers 12 --hidden 768 --heads 12 --vocab 30522 --positions 512 --classes 2 -o FILE
 //! generate-model llama --layers 12 --hidden 768 --heads 12 --kv-heads 4 --ff 2048 --vocab 32000 -o FILE
 //! ```
 //! `--seed N` chooses other weights; `--tuned-from LAYER` gives the layers from that one on weights of their own, as in a
@@ -13,7 +14,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ombra_examples::generate::{Gpt2, Llama, write_gpt2, write_llama};
+use ombra_examples::generate::{Bert, Gpt2, Llama, write_bert, write_gpt2, write_llama};
 use ombra_ir::{Diagnostic, Kind, Result};
 
 fn main() -> ExitCode {
@@ -29,12 +30,12 @@ fn main() -> ExitCode {
 /// Writes the model that the command line asks for.
 fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     let family = arguments.next().unwrap_or_default();
-    let (mut gpt2, mut llama) = (Gpt2::default(), Llama::default());
+    let (mut bert, mut gpt2, mut llama) = (Bert::default(), Gpt2::default(), Llama::default());
     let mut output = None;
     while let Some(option) = arguments.next() {
         match (family.as_str(), option.as_str()) {
             (_, "--no-weights") => {
-                (gpt2.seeds.no_weights, llama.seeds.no_weights) = (true, true);
+                (bert.seeds.no_weights, gpt2.seeds.no_weights, llama.seeds.no_weights) = (true, true, true);
                 continue;
             }
             ("llama", "--tied") => {
@@ -54,6 +55,14 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
         }
         let number: usize = value.parse().map_err(|_| usage(format!("{option} {value} is no number")))?;
         match (family.as_str(), option.as_str()) {
+            ("bert", "--layers") => bert.layers = number,
+            ("bert", "--hidden") => bert.hidden = number,
+            ("bert", "--heads") => bert.heads = number,
+            ("bert", "--vocab") => bert.vocab = number,
+            ("bert", "--positions") => bert.positions = number,
+            ("bert", "--classes") => bert.classes = number,
+            ("bert", "--seed") => bert.seeds.seed = number as u64,
+            ("bert", "--tuned-from") => bert.seeds.tuned_from = Some(number),
             ("gpt2", "--layers") => gpt2.layers = number,
             ("gpt2", "--hidden") => gpt2.hidden = number,
             ("gpt2", "--heads") => gpt2.heads = number,
@@ -76,6 +85,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     }
     let output = output.ok_or_else(|| usage("no -o FILE is given".into()))?;
     match family.as_str() {
+        "bert" => write_bert(&bert, &output),
         "gpt2" => write_gpt2(&gpt2, &output),
         "llama" => write_llama(&llama, &output),
         _ => Err(usage(format!("there is no family '{family}'"))),
@@ -86,6 +96,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
 fn usage(what: String) -> Diagnostic {
     Diagnostic::input("E0901", what)
         .note("generate-model gpt2 [--layers N --hidden N --heads N --vocab N --positions N] -o FILE")
+        .note("generate-model bert [--layers N --hidden N --heads N --vocab N --positions N --classes N] -o FILE")
         .note("generate-model llama [--layers N --hidden N --heads N --kv-heads N --ff N --vocab N] -o FILE")
-        .note("both take --seed N, --tuned-from LAYER and --no-weights, llama also --lora RANK, --merged M, --tied and --biases")
+        .note("all take --seed N, --tuned-from LAYER and --no-weights, llama also --lora RANK, --merged M, --tied and --biases")
 }

@@ -6,6 +6,7 @@
 //! be written.
 
 mod attention;
+mod bert;
 mod builder;
 mod gpt2;
 mod llama;
@@ -17,6 +18,7 @@ use ombra_ir::{Diagnostic, Result};
 
 use random::Random;
 
+pub use bert::{Bert, write_bert};
 pub use gpt2::{Gpt2, write_gpt2};
 pub use llama::{Given, Llama, write_llama, write_llama_with};
 

@@ -10,7 +10,7 @@ use ombra_compiler::secrecy::labels::{Overrides, Owner, label};
 use ombra_runtime::plaintext::{PlainElements, PlainInput, PlaintextModel};
 use onnx_protobuf::{Message, TensorProto};
 
-use super::{Gpt2, Llama, Seeds, write_gpt2, write_llama};
+use super::{Bert, Gpt2, Llama, Seeds, write_bert, write_gpt2, write_llama};
 
 const VOCABULARY: usize = 50;
 
@@ -78,17 +78,21 @@ fn step(model: &PlaintextModel, cache: &Tensors, from: usize, to: usize) -> Tens
     model.run(&inputs, &outputs).unwrap()
 }
 
-/// Checks that steps over the cache give the logits of one run, and that these are of a sensible size.
-fn check_cache(model: &Model, heads: usize, head: usize) {
-    let names: Vec<&str> = model.graph().output.iter().map(|v| v.name.as_str()).collect();
+/// The model as the library for plaintext reads it, weights inside.
+fn loaded(model: &Model) -> PlaintextModel {
     let mut proto = model.proto.clone();
     for tensor in &mut proto.graph.as_mut().unwrap().initializer {
         let raw_data = model.bytes(tensor).unwrap().into_owned();
         let (name, dims, data_type) = (tensor.name.clone(), tensor.dims.clone(), tensor.data_type);
         *tensor = TensorProto { name, dims, data_type, raw_data, ..TensorProto::default() };
     }
-    let bytes = proto.write_to_bytes().unwrap();
-    let plain = PlaintextModel::load(bytes).unwrap().with_threads(1);
+    PlaintextModel::load(proto.write_to_bytes().unwrap()).unwrap().with_threads(1)
+}
+
+/// Checks that steps over the cache give the logits of one run, and that these are of a sensible size.
+fn check_cache(model: &Model, heads: usize, head: usize) {
+    let names: Vec<&str> = model.graph().output.iter().map(|v| v.name.as_str()).collect();
+    let plain = loaded(model);
     let empty: Tensors = vec![(vec![2, heads, 0, head], vec![]); names.len() - 1];
     let whole = step(&plain, &empty, 0, 6);
     let mut parts = step(&plain, &empty, 0, 3);
@@ -177,6 +181,36 @@ fn qwen2_steps_like_it_runs() {
     assert_eq!(biases, 3 * sizes.layers);
     assert!(model.graph().initializer.iter().all(|t| t.name != "lm_head.weight"));
     check_cache(&model, 2, 6);
+}
+
+/// Padding changes nothing of a row, and tokens do.
+#[test]
+fn bert_reads_rows_with_padding() {
+    let folder = Folder::new("bert");
+    let path = folder.0.join("m.onnx");
+    let sizes =
+        Bert { layers: 2, hidden: 24, heads: 3, vocab: VOCABULARY, positions: 16, classes: 3, seeds: Seeds::default() };
+    write_bert(&sizes, &path).unwrap();
+    let plain = loaded(&Model::read(&path).unwrap());
+    let logits = |tokens: &[i64], padding: usize| {
+        let padded = |values: &[i64]| [values, &vec![0; padding]].concat();
+        let rows = [padded(tokens), padded(&vec![1; tokens.len()]), padded(&vec![0; tokens.len()])];
+        let shape = [1, rows[0].len()];
+        let inputs: Vec<_> = ["input_ids", "attention_mask", "token_type_ids"]
+            .iter()
+            .zip(&rows)
+            .map(|(name, row)| (*name, PlainInput { shape: &shape, elements: PlainElements::I64(row) }))
+            .collect();
+        let (shape, logits) = plain.run(&inputs, &["logits"]).unwrap().remove(0);
+        assert_eq!(shape, [1, 3]);
+        logits
+    };
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let row = logits(&[3, 1, 4, 1, 5], 0);
+    assert!(distance(&row, &logits(&[3, 1, 4, 1, 5], 4)) < 1e-5);
+    assert!(distance(&row, &logits(&[3, 1, 4, 1, 9], 0)) > 1e-4);
+    assert!(row.iter().all(|v| v.abs() < 100.0));
+    assert_eq!(write_bert(&Bert { heads: 5, ..sizes }, &path).unwrap_err().code, "E0900");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ombra_ir::files::open_regular;
 use ombra_ir::{Diagnostic, Result};
 
 use super::chunks::{sync_folder, unwritable};
@@ -162,7 +163,7 @@ impl ClientMaterial {
 /// The file of a key, which this process alone has chosen as long as it is open: nothing where it is not there, or another
 /// one has. Where the system has no locks, the list decides when the session is spent.
 fn lock(path: &Path) -> Result<Option<File>> {
-    let file = match File::open(path) {
+    let file = match open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(path, &error.to_string())),

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use ombra_ir::files::open_regular;
 use ombra_ir::{Diagnostic, Result};
 
 use super::chunks::{private_file, sync_folder, unwritable};
@@ -43,7 +44,7 @@ impl Spent {
     }
 
     fn open(&self) -> Result<Option<File>> {
-        match File::open(&self.path) {
+        match open_regular(&self.path) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unwritable(&self.path, &error.to_string())),
