@@ -3,7 +3,6 @@
 use super::profile;
 use super::{ModelArgs, Models, Outcome, not_yet, one, options, read_models, setting, show};
 use crate::advise::{self, Choice, Request};
-use crate::passes::assign_rotations::Spread;
 use ombra_ir::Diagnostic;
 use ombra_ir::network::Network;
 use ombra_ir::settings::Setting;
@@ -65,9 +64,6 @@ pub fn advise(args: &AdviseArgs) -> Outcome {
                 .note("expected lan, wan or BANDWIDTH,RTT such as 1Gbps,2ms"))
         })?;
         networks.push((text.clone(), network));
-        if text != "wan" {
-            options.spread = Spread::Turns;
-        }
         options.network = network;
     }
     for (name, network) in [("lan", Network::LAN), ("wan", Network::WAN)] {

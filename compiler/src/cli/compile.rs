@@ -4,7 +4,6 @@ use super::{ApproximationArgs, ModelArgs, Models, Outcome, not_yet, one, options
 use crate::onnx::Model;
 use crate::output::model_folder::Found;
 use crate::output::reveal::Reveal;
-use crate::passes::assign_rotations::Spread;
 use crate::pipeline::{self, Compiled};
 use crate::ranges::assume;
 use crate::ranges::npz;
@@ -99,9 +98,6 @@ pub fn compile(args: &CompileArgs, progress: Option<Progress>) -> Outcome {
     options.calibration = args.calibrate.iter().map(|path| npz::read(path)).collect::<Result<_, _>>().map_err(one)?;
     options.calibration_rows = calibration_rows(args, &found)?;
     options.bounds_of = if args.bounds_from_base { BoundsOf::Base } else { BoundsOf::Model };
-    if args.network.as_deref().is_some_and(|n| n != "wan") {
-        options.spread = Spread::Turns;
-    }
     if let Some(network) = &args.network {
         options.network = super::network(network)?;
     }
