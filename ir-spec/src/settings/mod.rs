@@ -16,6 +16,10 @@ use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+/// Bits that a link carries while a message is on its way, at the least of the networks that are usual: 1.2 million at
+/// 3 Gbit/s and 0.4 ms, 4 million at 200 Mbit/s and 20 ms. A round is worth so many bits on one link.
+pub(crate) const ROUND_BITS: u64 = 1 << 20;
+
 /// Who takes part and what they are trusted with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Setting {

@@ -6,7 +6,7 @@
 
 mod bits;
 
-pub use bits::{Join, LARGEST_CHUNK, chunk_planes, chunks, joins};
+pub use bits::{Comparison, Join, LARGEST_CHUNK, MOST_JOINED};
 
 use super::{Protocol, Sizes, Traffic, plane_bytes};
 use crate::module::Party;

@@ -15,7 +15,7 @@ mod tree;
 pub use carry::{Carry, CarryBits, LARGEST_GROUP, LARGEST_JOIN, carry, group_products, join_bits};
 pub use tree::{MUX_PRODUCTS, tree_steps};
 
-use super::{Dealt, Protocol, RowLens, Sizes, Traffic, plane_bytes};
+use super::{Dealt, Protocol, ROUND_BITS, RowLens, Sizes, Traffic, plane_bytes};
 use crate::module::Party;
 use crate::op::{EXP_RING, EXP_WINDOW, Op};
 use crate::ty::Sharing;
@@ -44,9 +44,6 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
 };
 
-/// Bits that a link carries while a message is on its way, at the least of the networks that are usual: 1.2 million at
-/// 3 Gbit/s and 0.4 ms, 4 million at 200 Mbit/s and 20 ms. A round is worth so many bits on one link.
-const ROUND_BITS: u64 = 1 << 20;
 /// Directions of links, over which what an op sends spreads.
 const LINKS: u64 = 3;
 /// Levels of the binary tree that joins `n` items.

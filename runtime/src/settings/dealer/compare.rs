@@ -4,8 +4,10 @@
 //! Ishai et al., TCC 2013), joined by products of masked bits.
 //! Parties and adversary: client, server and dealer, one semi-honest corruption. Correlation: dealt, below. Error: none, or
 //! where low bits are left out, in `[0, 2^drop)`.
-//! Rounds: 1 for the mask, in which nothing is masked where the value is already, then one for each opening of `ombra_ir::settings::dealer::joins`: 1 up to 5 chunks, 2 above.
-//! Bits per element, with `w = width − drop` and chunks of `k ≤ 4` bits: `w` and the opened bits each way; dealt to the
+//! Rounds: 1 for the mask, in which nothing is masked where the value is already, then one for each opening of
+//! `ombra_ir::settings::dealer::Comparison`, which cuts by cost: none where few elements of few bits have one chunk each, 2
+//! where there are many elements of more than 21 bits, else 1.
+//! Bits per element, with `w = width − drop` and chunks of `k ≤ 12` bits: `w` and the opened bits each way; dealt to the
 //! server `Σ 2^k + 1` and a bit for each product of two or more of the masks that occurs.
 //! Side channels: bit planes throughout. Branches and indices depend on sizes alone; that a masked value is public is not
 //! used.
@@ -23,7 +25,7 @@
 //! `⊕ F(k_0)'`, and what is dealt, `⊕ F(k_0)` by labels of their own; the dealer nothing. Every key is unknown to the
 //! receiver and every label is used once: all messages are uniform.
 
-use ombra_ir::settings::dealer::{Join, chunk_planes, chunks, joins};
+use ombra_ir::settings::dealer::{Comparison, Join};
 use ombra_ir::{Diagnostic, Result};
 
 use super::planes::{self, Opened};
@@ -35,30 +37,41 @@ use crate::backend::bits::{planes_of, words as plane_words, xor_assign};
 /// The sign of `n` values that fit in `width` bits: 1 where negative. The lowest `drop` bits of both shares are left out,
 /// with their carry: values in `[0, 2^drop)` may count as negative, depending on the shares.
 pub async fn msb(cx: &Cx, x: Operand<'_>, n: usize, width: u8, drop: u8) -> Result<BitShare> {
-    let rest = compared(width, drop)?;
-    let (count, stride) = (usize::from(rest), plane_words(n));
+    let way = Comparison::of(n as u64, compared(width, drop)?);
+    msb_in(cx, x, n, (width, drop), &way).await
+}
+
+/// [`msb`] in one of its ways, which must be one for `width − drop` bits.
+pub(super) async fn msb_in(
+    cx: &Cx,
+    x: Operand<'_>,
+    n: usize,
+    (width, drop): (u8, u8),
+    way: &Comparison,
+) -> Result<BitShare> {
+    let (count, stride) = (usize::from(compared(width, drop)?), plane_words(n));
     let x = match x {
         Operand::Share(x) => x,
         Operand::Ready(x) if cx.role() == 2 => {
             // What is left out of the mask is rounded up, so that a difference is never greater than it was.
             let mut lambda = x.lambda()?;
             lambda.iter_mut().for_each(|lambda| *lambda = lambda.wrapping_add((1 << drop) - 1));
-            deal_chunks(cx, &planes_of(&lambda, width, drop), n, rest)?;
+            deal_chunks(cx, &planes_of(&lambda, width, drop), n, way)?;
             cx.round().await;
-            return sign_of_masked(cx, &[], n, rest).await;
+            return sign_of_masked(cx, &[], n, way).await;
         }
         Operand::Ready(x) => {
             cx.round().await;
-            return sign_of_masked(cx, &planes_of(x.words()?, width, drop), n, rest).await;
+            return sign_of_masked(cx, &planes_of(x.words()?, width, drop), n, way).await;
         }
     };
     let mask = |key: u8| cx.draw(key, Purpose::Mask, 0, count * stride);
     if cx.role() == 2 {
         let mut lambda = mask(0)?;
         planes::add(&mut lambda, &mask(2)?, stride);
-        deal_chunks(cx, &lambda, n, rest)?;
+        deal_chunks(cx, &lambda, n, way)?;
         cx.round().await;
-        return sign_of_masked(cx, &[], n, rest).await;
+        return sign_of_masked(cx, &[], n, way).await;
     }
     let share = x.own()?;
     if share.len() != n {
@@ -69,7 +82,7 @@ pub async fn msb(cx: &Cx, x: Operand<'_>, n: usize, width: u8, drop: u8) -> Resu
     cx.send_planes(1 - cx.role(), &m, count, n);
     cx.round().await;
     planes::add(&mut m, &cx.take_planes(1 - cx.role(), count, n)?, stride);
-    sign_of_masked(cx, &m, n, rest).await
+    sign_of_masked(cx, &m, n, way).await
 }
 
 /// Bits that are compared: at least two. E0803 when there are fewer.
@@ -80,13 +93,13 @@ pub(super) fn compared(width: u8, drop: u8) -> Result<u8> {
     }
 }
 
-/// The dealer's message in the round in which values of `width` bits are masked by `lambda`, in planes: one-hot vectors of
-/// its chunks, lowest first, and its highest bit.
-pub(super) fn deal_chunks(cx: &Cx, lambda: &[u64], n: usize, width: u8) -> Result<()> {
-    let (count, stride) = (chunk_planes(width), plane_words(n));
+/// The dealer's message in the round in which values are masked by `lambda`, in planes: one-hot vectors of its chunks,
+/// lowest first, and its highest bit.
+pub(super) fn deal_chunks(cx: &Cx, lambda: &[u64], n: usize, way: &Comparison) -> Result<()> {
+    let (count, stride) = (way.chunk_planes(), plane_words(n));
     let mut dealt = cx.draw(0, Purpose::Chunks, 0, count * stride)?;
     let (mut bits, mut vectors) = (lambda, dealt.as_mut_slice());
-    for k in chunks(width - 1) {
+    for &k in &way.chunks {
         let (chunk, higher) = bits.split_at(usize::from(k) * stride);
         let (vector, rest) = vectors.split_at_mut((1 << k) * stride);
         planes::add_one_hot(chunk, stride, vector);
@@ -97,33 +110,32 @@ pub(super) fn deal_chunks(cx: &Cx, lambda: &[u64], n: usize, width: u8) -> Resul
     Ok(())
 }
 
-/// The signs of `n` values that are masked modulo `2^width`, after the round in which they were: `m` is the masked values in
-/// planes at client and server, and is not looked at by the dealer.
-pub(super) async fn sign_of_masked(cx: &Cx, m: &[u64], n: usize, width: u8) -> Result<BitShare> {
-    let (cut, count, stride) = (chunks(width - 1), chunk_planes(width), plane_words(n));
-    let openings = joins(cut.len());
+/// The signs of `n` values that are masked modulo a power of two, after the round in which they were: `m` is the masked values
+/// in planes at client and server, and is not looked at by the dealer.
+pub(super) async fn sign_of_masked(cx: &Cx, m: &[u64], n: usize, way: &Comparison) -> Result<BitShare> {
+    let (count, stride) = (way.chunk_planes(), plane_words(n));
     let vectors = match cx.role() {
         0 => cx.draw(0, Purpose::Chunks, 0, count * stride)?,
         1 => cx.take_planes(2, count, n)?,
         _ => {
-            for (level, groups) in (0u8..).zip(openings) {
-                deal_products(cx, &groups, level, n)?;
+            for (level, groups) in (0u8..).zip(&way.openings) {
+                deal_products(cx, groups, level, n)?;
                 cx.round().await;
             }
             return Ok(BitShare::nothing(n));
         }
     };
-    let mut order = Order::none(cut.len(), stride);
+    let mut order = Order::none(way.chunks.len(), stride);
     let (mut bits, mut vectors) = (m, vectors.as_slice());
-    for (at, k) in cut.iter().enumerate() {
+    for (at, k) in way.chunks.iter().enumerate() {
         let (chunk, higher) = bits.split_at(usize::from(*k) * stride);
         let (vector, rest) = vectors.split_at((1 << k) * stride);
         let range = at * stride..(at + 1) * stride;
         planes::choose(vector, chunk, stride, &mut order.greater[range.clone()], &mut order.equal[range]);
         (bits, vectors) = (higher, rest);
     }
-    for (level, groups) in (0u8..).zip(openings) {
-        order = join(cx, &order, &groups, level, n).await?;
+    for (level, groups) in (0u8..).zip(&way.openings) {
+        order = join(cx, &order, groups, level, n).await?;
     }
     let mut sign = order.greater;
     xor_assign(&mut sign, vectors);

@@ -4,11 +4,39 @@
 //! chooses from a one-hot vector is public, and it too is a plane. Loops in place of closures: a closure is compiled without
 //! the vector level of its function.
 
-use ombra_ir::settings::dealer::Join;
+use ombra_ir::settings::dealer::{Join, LARGEST_CHUNK, MOST_JOINED};
 use ombra_kernels::each_isa;
 
-/// Entries of a chunk's one-hot vector, and products of a group's equalities, at most.
-const ENTRIES: usize = 16;
+/// Entries that eight words at a time are worked on with: of a chunk's one-hot vector, or products of a group's equalities.
+const FEW: usize = 16;
+/// Entries that a word at a time is worked on with: comparisons of few elements have large vectors, or many chunks.
+const SOME: usize = 256;
+/// Entries at most.
+const MANY: usize = 1 << LARGEST_CHUNK;
+const _: () = assert!(MANY >= 1 << MOST_JOINED);
+
+/// `lanes::<L, E>(…, at)` for every word `at` of a plane, `L` words at a time, where `entries` are worked on.
+macro_rules! for_words {
+    ($stride:expr, $entries:expr, $lanes:ident($($arg:expr),* $(,)?)) => {
+        if $entries <= FEW {
+            let whole = $stride & !7;
+            for at in (0..whole).step_by(8) {
+                $lanes::<8, FEW>($($arg),*, at);
+            }
+            for at in whole..$stride {
+                $lanes::<1, FEW>($($arg),*, at);
+            }
+        } else if $entries <= SOME {
+            for at in 0..$stride {
+                $lanes::<1, SOME>($($arg),*, at);
+            }
+        } else {
+            for at in 0..$stride {
+                $lanes::<1, MANY>($($arg),*, at);
+            }
+        }
+    };
+}
 
 each_isa! {
     /// `x += y` modulo `2^w`, for `w` planes each, lowest first.
@@ -25,48 +53,26 @@ each_isa! {
     /// Adds to `out` the one-hot vector of the number in the planes `bits`: `2^k` planes of which the one with that number
     /// is 1.
     pub(super) fn add_one_hot(bits: &[u64], stride: usize, out: &mut [u64]) {
-        let (whole, k) = (stride & !7, bits.len().checked_div(stride).unwrap_or(0));
-        for at in (0..whole).step_by(8) {
-            one_hot_lanes::<8>(bits, k, stride, at, out);
-        }
-        for at in whole..stride {
-            one_hot_lanes::<1>(bits, k, stride, at, out);
-        }
+        let k = bits.len().checked_div(stride).unwrap_or(0);
+        for_words!(stride, 1 << k, one_hot_lanes(bits, k, stride, out));
     }
 
     /// Of a shared one-hot vector and the number `v` in the planes `bits`: into `equal` its entry `v`, and into `greater` the
     /// sum of the entries after it.
     pub(super) fn choose(vector: &[u64], bits: &[u64], stride: usize, greater: &mut [u64], equal: &mut [u64]) {
-        let (whole, k) = (stride & !7, bits.len().checked_div(stride).unwrap_or(0));
-        for at in (0..whole).step_by(8) {
-            choose_lanes::<8>(vector, bits, k, stride, at, greater, equal);
-        }
-        for at in whole..stride {
-            choose_lanes::<1>(vector, bits, k, stride, at, greater, equal);
-        }
+        let k = bits.len().checked_div(stride).unwrap_or(0);
+        for_words!(stride, 1 << k, choose_lanes(vector, bits, k, stride, greater, equal));
     }
 
     /// Adds to `out` the products of the masks of a group's opened bits, in the order in which [`join`] takes them.
     pub(super) fn add_products(group: Join, masks: &[u64], stride: usize, out: &mut [u64]) {
-        let whole = stride & !7;
-        for at in (0..whole).step_by(8) {
-            product_lanes::<8>(group, masks, stride, at, out);
-        }
-        for at in whole..stride {
-            product_lanes::<1>(group, masks, stride, at, out);
-        }
+        for_words!(stride, 1 << group.equalities(), product_lanes(group, masks, stride, out));
     }
 
     /// Adds to `greater` what the lower chunks of a group make of it, and to `equal` whether all are equal, if that is asked:
     /// shares of polynomials in the opened bits, which all know, and in products of their masks. `one` is a share of 1.
     pub(super) fn join(group: Join, bits: &Opened<'_>, one: u64, stride: usize, greater: &mut [u64], equal: &mut [u64]) {
-        let whole = stride & !7;
-        for at in (0..whole).step_by(8) {
-            join_lanes::<8>(group, bits, one, stride, at, greater, equal);
-        }
-        for at in whole..stride {
-            join_lanes::<1>(group, bits, one, stride, at, greater, equal);
-        }
+        for_words!(stride, 1 << group.equalities(), join_lanes(group, bits, one, stride, greater, equal));
     }
 }
 
@@ -119,8 +125,8 @@ fn add_lanes<const L: usize>(x: &mut [u64], y: &[u64], planes: usize, stride: us
 }
 
 #[inline(always)]
-fn one_hot_lanes<const L: usize>(bits: &[u64], k: usize, stride: usize, at: usize, out: &mut [u64]) {
-    let mut entries = [[u64::MAX; L]; ENTRIES];
+fn one_hot_lanes<const L: usize, const E: usize>(bits: &[u64], k: usize, stride: usize, out: &mut [u64], at: usize) {
+    let mut entries = [[u64::MAX; L]; E];
     for i in 0..k {
         let bit = load(bits, i, stride, at);
         for s in 0..1 << i {
@@ -135,16 +141,16 @@ fn one_hot_lanes<const L: usize>(bits: &[u64], k: usize, stride: usize, at: usiz
 }
 
 #[inline(always)]
-fn choose_lanes<const L: usize>(
+fn choose_lanes<const L: usize, const E: usize>(
     vector: &[u64],
     bits: &[u64],
     k: usize,
     stride: usize,
-    at: usize,
     greater: &mut [u64],
     equal: &mut [u64],
+    at: usize,
 ) {
-    let (mut entries, mut after) = ([[0; L]; ENTRIES], [[0; L]; ENTRIES]);
+    let (mut entries, mut after) = ([[0; L]; E], [[0; L]; E]);
     let mut sum = [0; L];
     for s in (0..1 << k).rev() {
         entries[s] = load(vector, s, stride, at);
@@ -170,10 +176,16 @@ fn equality(group: Join, i: usize) -> usize {
 }
 
 #[inline(always)]
-fn product_lanes<const L: usize>(group: Join, masks: &[u64], stride: usize, at: usize, out: &mut [u64]) {
+fn product_lanes<const L: usize, const E: usize>(
+    group: Join,
+    masks: &[u64],
+    stride: usize,
+    out: &mut [u64],
+    at: usize,
+) {
     let mut next = 0;
     // Entry `S` is the product of the equalities in `S`, of which bit 0 is the highest chunk's.
-    let mut equal = [[u64::MAX; L]; ENTRIES];
+    let mut equal = [[u64::MAX; L]; E];
     for i in 0..group.equalities() {
         let mask = load(masks, equality(group, i), stride, at);
         equal[1 << i] = mask;
@@ -193,17 +205,17 @@ fn product_lanes<const L: usize>(group: Join, masks: &[u64], stride: usize, at: 
 }
 
 #[inline(always)]
-fn join_lanes<const L: usize>(
+fn join_lanes<const L: usize, const E: usize>(
     group: Join,
     bits: &Opened<'_>,
     one: u64,
     stride: usize,
-    at: usize,
     greater: &mut [u64],
     equal: &mut [u64],
+    at: usize,
 ) {
     let mut next = 0;
-    let mut products = [[one; L]; ENTRIES];
+    let mut products = [[one; L]; E];
     for i in 0..group.equalities() {
         products[1 << i] = load(bits.masks, equality(group, i), stride, at);
         for s in 1..1 << i {
@@ -213,7 +225,7 @@ fn join_lanes<const L: usize>(
     }
     // From the lowest chunk up: entry `S` is a share of what the chunks so far make, times the masks in `S` of the equalities
     // above them. One more equality is `value ⊕ mask`, and so folds the entries with its mask onto those without it.
-    let mut sum = [[0; L]; ENTRIES];
+    let mut sum = [[0; L]; E];
     for chunk in 0..group.chunks - 1 {
         let above = group.chunks - 1 - chunk;
         let value = load(bits.values, chunk, stride, at);

@@ -14,6 +14,7 @@
 //! Simulator: the steps' simulators one after another; every level has its own randomness. A selection's bit is opened once
 //! for value and index, whose dealt products have streams of their own.
 
+use ombra_ir::settings::dealer::Comparison;
 use ombra_ir::{Diagnostic, Result};
 
 use super::Cx;
@@ -83,18 +84,18 @@ pub async fn arg_max(cx: &Cx, x: &Share, count: usize, len: usize, bits: u8, wid
 /// Ends the masking of differences, and compares the first: bits 1 where it is negative. What is left out of the masked value
 /// and of the mask can carry into the rest: a difference in `[−2^drop, 0)` may then count as not negative.
 async fn less_than(cx: &Cx, masked: &mut Vec<Masked>, n: usize, bits: u8, (width, drop): (u8, u8)) -> Result<BitShare> {
-    let rest = compared(width, drop)?;
+    let way = Comparison::of(n as u64, compared(width, drop)?);
     let none = || mismatch("no pairs to compare");
     if cx.role() == 2 {
-        deal_chunks(cx, &planes_of(&masked.first().ok_or_else(none)?.lambda()?, width, drop), n, rest)?;
+        deal_chunks(cx, &planes_of(&masked.first().ok_or_else(none)?.lambda()?, width, drop), n, &way)?;
         cx.round().await;
-        return sign_of_masked(cx, &[], n, rest).await;
+        return sign_of_masked(cx, &[], n, &way).await;
     }
     cx.round().await;
     let ended = std::mem::take(masked).into_iter().map(|value| end_mask(cx, value, n, bits));
     *masked = ended.collect::<Result<_>>()?;
     let m = planes_of(masked.first().ok_or_else(none)?.words()?, width, drop);
-    sign_of_masked(cx, &m, n, rest).await
+    sign_of_masked(cx, &m, n, &way).await
 }
 
 impl Rows {

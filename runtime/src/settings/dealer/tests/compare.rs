@@ -1,8 +1,11 @@
 //! Sign bits, and, bits as ring elements, and selection.
 
 use super::*;
+use ombra_ir::settings::Msg;
+use ombra_ir::settings::dealer::Comparison;
+
 use crate::settings::dealer::bits::{and, bit_to_ring, select};
-use crate::settings::dealer::compare::msb;
+use crate::settings::dealer::compare::{msb, msb_in};
 use crate::settings::dealer::products::{Operand, begin_mask, end_mask, mask};
 
 fn signs_of(seed: u64, shares: [Rc<Share>; 3], n: usize, (width, drop): (u8, u8)) -> Vec<bool> {
@@ -19,7 +22,7 @@ fn signs_of_masked(seed: u64, x: &[u64], (width, drop): (u8, u8)) -> Vec<bool> {
     let mut declared = traffic(&Op::Mask, &sizes(n, 64));
     let forms = [Sharing::Masked, Sharing::Public];
     let sign = traffic(&Op::Msb { width, drop }, &Sizes { forms, ..sizes(n, 64) });
-    declared.msgs.extend(sign.msgs.iter().map(|m| ombra_ir::settings::Msg { round: m.round + 1, ..*m }));
+    declared.msgs.extend(sign.msgs.iter().map(|m| Msg { round: m.round + 1, ..*m }));
     declared.rounds += sign.rounds;
     let (bits, _) = run_declared(lockstep::keys(seed), &declared, |cx, role| {
         let share = shares[role].clone();
@@ -63,9 +66,24 @@ fn exhaustive_signs_of_shares() {
     }
 }
 
+/// In the ways of all numbers of elements: chunks that are joined by none, one and two openings.
 #[test]
 fn signs_of_every_width() {
-    for width in 2..=64u8 {
+    for (width, many) in (2..=64u8).flat_map(|width| [1, 1000, 10_000, 1 << 24].map(|many| (width, many))) {
+        let way = Comparison::of(many, width);
+        let signs = |seed: u64, x: &[u64], width: (u8, u8)| {
+            let (n, shares) = (x.len(), share(x, &mut Words(seed)));
+            let mut declared = Traffic::default();
+            let bytes = u64::from(width.0) * n.div_ceil(8) as u64;
+            let exchanged = [(0, 1), (1, 0)].map(|(from, to)| Msg { round: 0, from, to, bytes });
+            declared.msgs.extend(exchanged);
+            way.messages(&mut declared, n as u64);
+            let (bits, _) = run_declared(lockstep::keys(seed), &declared, |cx, role| {
+                let (share, way) = (shares[role].clone(), way.clone());
+                async move { msb_in(&cx, Operand::Share(&share), n, width, &way).await }
+            });
+            open_bits(&bits)
+        };
         let mut words = Words(width.into());
         let highest = i64::MAX >> (64 - width);
         let mut x = vec![highest, -highest, -highest - 1, 0, -1, 1];
@@ -176,7 +194,7 @@ fn elements_are_selected_by_one_opened_bit() {
             (1, 1, 0, n.div_ceil(8) as u64),
             (1, 2, 1, 3 * element),
         ];
-        let msgs = messages.map(|(round, from, to, bytes)| ombra_ir::settings::Msg { round, from, to, bytes }).to_vec();
+        let msgs = messages.map(|(round, from, to, bytes)| Msg { round, from, to, bytes }).to_vec();
         let declared = Traffic { rounds: 2, msgs, dealt: None };
         let (results, _) = run_declared(lockstep::keys(3), &declared, |cx, role| {
             let (b, x) = (bs[role].clone(), xs.each_ref().map(|x| x[role].clone()));

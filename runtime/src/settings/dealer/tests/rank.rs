@@ -5,10 +5,13 @@
 //! messages as one vector over GF(2), have full rank.
 
 use super::*;
+use ombra_ir::settings::Msg;
+use ombra_ir::settings::dealer::Comparison;
+
 use crate::backend::bits::{planes_of, words as plane_words, xor_assign};
 use crate::settings::dealer::Purpose;
 use crate::settings::dealer::bits::{and, bit_to_ring};
-use crate::settings::dealer::compare::{deal_chunks, msb, sign_of_masked};
+use crate::settings::dealer::compare::{deal_chunks, msb, msb_in, sign_of_masked};
 use crate::settings::dealer::products::Operand;
 use crate::settings::dealer::tree::{arg_max, row_max};
 use crate::settings::testing::{EXTRA, affine_rank};
@@ -47,20 +50,36 @@ where
     );
 }
 
+/// The messages of the signs of `N` shared values of `width` bits in one of their ways.
+fn signs_declared(width: u8, way: &Comparison) -> Traffic {
+    let mut declared = Traffic::default();
+    let exchanged = [(0, 1), (1, 0)].map(|(from, to)| Msg { round: 0, from, to, bytes: width.into() });
+    declared.msgs.extend(exchanged);
+    way.messages(&mut declared, N as u64);
+    declared
+}
+
 #[test]
 fn signs() {
     let mut words = Words(6);
-    // Of one chunk to five, which one opening joins, and of six and more, which two join.
-    for (width, drop) in
-        [(2, 0), (5, 0), (6, 0), (12, 0), (13, 0), (16, 3), (20, 0), (22, 0), (26, 0), (33, 0), (64, 0)]
-    {
+    // Ways of many elements have chunks of four bits: of one chunk to five, which one opening joins, and of six and more,
+    // which two join. Those of few have large chunks, alone or under one opening.
+    let many = [2, 5, 6, 12, 13, 20, 22, 26, 33, 64].map(|width| (width, 1 << 24));
+    let few = [6, 8, 16, 22, 33].map(|width| (width, N as u64));
+    for (width, n) in many.into_iter().chain(few) {
         let shares = share(&words.take(N), &mut words);
-        let declared = traffic(&Op::Msb { width, drop }, &sizes(N, 64));
-        assert_full_rank(&format!("signs of width {width}, {drop} dropped"), &declared, |cx, role| {
-            let shares = shares[role].clone();
-            async move { msb(&cx, Operand::Share(&shares), N, width, drop).await }
+        let way = Comparison::of(n, width);
+        let declared = signs_declared(width, &way);
+        assert_full_rank(&format!("signs of width {width} as those of {n}"), &declared, |cx, role| {
+            let (shares, way) = (shares[role].clone(), way.clone());
+            async move { msb_in(&cx, Operand::Share(&shares), N, (width, 0), &way).await }
         });
     }
+    let shares = share(&words.take(N), &mut words);
+    assert_full_rank("dropped bits", &traffic(&Op::Msb { width: 16, drop: 3 }, &sizes(N, 64)), |cx, role| {
+        let shares = shares[role].clone();
+        async move { msb(&cx, Operand::Share(&shares), N, 16, 3).await }
+    });
 }
 
 #[test]
@@ -92,9 +111,9 @@ fn greatest_entries() {
         let shares = shares[role].clone();
         async move { row_max(&cx, &shares, &[LEN as u32; N], 16, (9, 2)).await }
     });
-    assert_full_rank("their indices", &traffic(&Op::ArgMax { width: 9 }, &sizes), |cx, role| {
+    assert_full_rank("their indices", &traffic(&Op::ArgMax { width: 6 }, &sizes), |cx, role| {
         let shares = shares[role].clone();
-        async move { arg_max(&cx, &shares, N, LEN, 16, 9).await }
+        async move { arg_max(&cx, &shares, N, LEN, 16, 6).await }
     });
 }
 
@@ -103,10 +122,11 @@ fn greatest_entries() {
 fn a_mask_that_is_left_out_or_used_twice_lowers_the_rank() {
     const WIDTH: u8 = 12;
     let shares = share(&Words(9).take(N), &mut Words(9));
-    let declared = traffic(&Op::Msb { width: WIDTH, drop: 0 }, &sizes(N, 64));
+    let way = Comparison::of(1 << 24, WIDTH);
+    let declared = signs_declared(WIDTH, &way);
     let broken = |fault: &'static str| {
         ranks(&declared, |cx, role| {
-            let share = shares[role].clone();
+            let (share, way) = (shares[role].clone(), way.clone());
             async move {
                 let (count, words) = (usize::from(WIDTH), usize::from(WIDTH) * plane_words(N));
                 let mask = |key: u8, purpose: Purpose| match fault {
@@ -118,16 +138,16 @@ fn a_mask_that_is_left_out_or_used_twice_lowers_the_rank() {
                 if role == 2 {
                     let mut lambda = mask(0, Purpose::Mask)?;
                     xor_assign(&mut lambda, &mask(2, Purpose::Mask)?);
-                    deal_chunks(&cx, &lambda, N, WIDTH)?;
+                    deal_chunks(&cx, &lambda, N, &way)?;
                     cx.round().await;
-                    return sign_of_masked(&cx, &[], N, WIDTH).await;
+                    return sign_of_masked(&cx, &[], N, &way).await;
                 }
                 let mut m = planes_of(share.own()?, WIDTH, 0);
                 xor_assign(&mut m, &mask(2 * role as u8, Purpose::Mask)?);
                 cx.send_planes(1 - role as u8, &m, count, N);
                 cx.round().await;
                 xor_assign(&mut m, &cx.take_planes(1 - role as u8, count, N)?);
-                sign_of_masked(&cx, &m, N, WIDTH).await
+                sign_of_masked(&cx, &m, N, &way).await
             }
         })
     };
