@@ -6,6 +6,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group};
 use ombra_lattice::lanes::Isa;
 use ombra_lattice::ntt::Ntt;
 use ombra_lattice::params::{PRIMES_44, PRIMES_50, SLOT_SETS, TILE_SETS, WeightSet};
+use ombra_lattice::random::Seed;
 use ombra_lattice::slots::{
     SlotKey, Slots, decrypt_slots, encrypt_slots, multiply_slots, read_slot_ciphertext, read_slot_public_key,
     slot_public_key,
@@ -19,7 +20,10 @@ use ombra_lattice::weights::{
 };
 
 const PUBLIC: [u8; 16] = [1; 16];
-const SEED: [u8; 16] = [2; 16];
+/// The same for every call: nothing here is secret.
+fn seed() -> Seed {
+    Seed::new([2; 16])
+}
 
 fn transforms(c: &mut Criterion) {
     for (n, p, bits) in [(4096, PRIMES_44[0], 44), (4096, PRIMES_50[0], 50), (8192, PRIMES_50[0], 50)] {
@@ -42,7 +46,7 @@ fn transforms(c: &mut Criterion) {
 /// The matrices of a layer of GPT-2, in ring 40.
 fn weights(c: &mut Criterion) {
     let Some(set) = WeightSet::by_id(1) else { return };
-    let key = ServerKey::new(set, 1, &SEED);
+    let key = ServerKey::new(set, 1, &[2; 16]);
     let client = ClientKey::new(key.public().clone());
     for (name, rows, cols) in [("q k v", 768, 2304), ("projection", 768, 768), ("fc1", 768, 3072), ("fc2", 3072, 768)] {
         let mut group = c.benchmark_group(format!("weights/{name}"));
@@ -57,7 +61,7 @@ fn weights(c: &mut Criterion) {
             let x = vec![1 << 30; rows * batch];
             let mut message = Vec::new();
             group.bench_function(BenchmarkId::new("client", batch), |b| {
-                b.iter(|| client_product(&client, &matrix, &sums, 40, &x, &SEED, &mut message));
+                b.iter(|| client_product(&client, &matrix, &sums, 40, &x, seed(), &mut message));
             });
             group.bench_function(BenchmarkId::new("server", batch), |b| {
                 b.iter(|| server_finish(&key, 40, cols, batch, &message));
@@ -70,47 +74,47 @@ fn weights(c: &mut Criterion) {
 /// Scores of twelve heads, 32 rows and columns.
 fn tiles(c: &mut Criterion) {
     let tiles = Tiles::new(&TILE_SETS[0]);
-    let key = TileKey::new(&tiles, &SEED);
+    let key = TileKey::new(&tiles, seed());
     let mut group = c.benchmark_group("tiles/scores of 32");
     group.sample_size(10);
-    group.bench_function("public key", |b| b.iter(|| tile_public_key(&tiles, &key, &PUBLIC, &SEED)));
-    let bytes = tile_public_key(&tiles, &key, &PUBLIC, &SEED);
+    group.bench_function("public key", |b| b.iter(|| tile_public_key(&tiles, &key, &PUBLIC, seed())));
+    let bytes = tile_public_key(&tiles, &key, &PUBLIC, seed());
     let (Ok(public), Ok(tiling)) =
         (read_tile_public_key(&tiles, &PUBLIC, &bytes), Tiling::new(&TILE_SETS[0], 12, 32, 64, 32))
     else {
         return;
     };
     let left = vec![1 << 39; 12 * 32 * 64];
-    let labels = Labels { public_seed: &PUBLIC, first_index: 0, seed: &SEED };
-    group.bench_function("encrypt", |b| b.iter(|| encrypt_left(&tiles, &key, &tiling, 40, &left, labels)));
-    let Ok(message) = encrypt_left(&tiles, &key, &tiling, 40, &left, labels) else { return };
+    let labels = || Labels { public_seed: &PUBLIC, first_index: 0, seed: seed() };
+    group.bench_function("encrypt", |b| b.iter(|| encrypt_left(&tiles, &key, &tiling, 40, &left, labels())));
+    let Ok(message) = encrypt_left(&tiles, &key, &tiling, 40, &left, labels()) else { return };
     group.bench_function("multiply", |b| {
-        b.iter(|| multiply_right(&tiles, &public, &tiling, 40, &message, &left, labels));
+        b.iter(|| multiply_right(&tiles, &public, &tiling, 40, &message, &left, labels()));
     });
-    let Ok((answer, _)) = multiply_right(&tiles, &public, &tiling, 40, &message, &left, labels) else { return };
+    let Ok((answer, _)) = multiply_right(&tiles, &public, &tiling, 40, &message, &left, labels()) else { return };
     group.bench_function("decrypt", |b| b.iter(|| decrypt_products(&tiles, &key, &tiling, 40, &answer)));
     group.finish();
 }
 
 fn slots(c: &mut Criterion) {
     let slots = Slots::new(&SLOT_SETS[0]);
-    let key = SlotKey::new(&slots, &SEED);
-    let bytes = slot_public_key(&slots, &key, &PUBLIC, &SEED);
+    let key = SlotKey::new(&slots, seed());
+    let bytes = slot_public_key(&slots, &key, &PUBLIC, seed());
     let Ok(public) = read_slot_public_key(&slots, &PUBLIC, &bytes) else { return };
     for width in [8192, 1024] {
         let mut group = c.benchmark_group(format!("slots/{width}"));
         group.sample_size(20);
         let values: Vec<u64> = (0..width as u64).map(|i| i << 29).collect();
         group.bench_function("encrypt", |b| {
-            b.iter(|| encrypt_slots(&slots, &key, width, &values, &PUBLIC, 0, &SEED));
+            b.iter(|| encrypt_slots(&slots, &key, width, &values, &PUBLIC, 0, seed()));
         });
-        let Ok(message) = encrypt_slots(&slots, &key, width, &values, &PUBLIC, 0, &SEED) else { continue };
+        let Ok(message) = encrypt_slots(&slots, &key, width, &values, &PUBLIC, 0, seed()) else { continue };
         group.bench_function("read", |b| b.iter(|| read_slot_ciphertext(&slots, width, &PUBLIC, 0, &message)));
         let Ok(operand) = read_slot_ciphertext(&slots, width, &PUBLIC, 0, &message) else { continue };
         let terms = [(&operand, &values[..]), (&operand, &values[..])];
-        group.bench_function("square", |b| b.iter(|| multiply_slots(&slots, &public, &terms[..1], &SEED)));
-        group.bench_function("product", |b| b.iter(|| multiply_slots(&slots, &public, &terms, &SEED)));
-        let Ok((answer, _)) = multiply_slots(&slots, &public, &terms, &SEED) else { continue };
+        group.bench_function("square", |b| b.iter(|| multiply_slots(&slots, &public, &terms[..1], seed())));
+        group.bench_function("product", |b| b.iter(|| multiply_slots(&slots, &public, &terms, seed())));
+        let Ok((answer, _)) = multiply_slots(&slots, &public, &terms, seed()) else { continue };
         group.bench_function("decrypt", |b| b.iter(|| decrypt_slots(&slots, &key, width, &answer)));
         group.finish();
     }

@@ -11,6 +11,45 @@ pub const ERROR_DEVIATION: f64 = 3.240_370_349_203_93;
 /// Greatest error.
 pub const ERROR_BOUND: u64 = 21;
 
+/// What private randomness is for: no two functions draw the same words of one seed.
+#[derive(Clone, Copy)]
+pub(crate) enum Use {
+    /// Rows of a product with encrypted weights.
+    Product,
+    /// The client's secret for tiles.
+    TileKey,
+    /// Errors of the public key for tiles.
+    TilePublicKey,
+    /// Errors of the client's tiles.
+    Tile,
+    /// What randomises answers in tiles.
+    TileAnswer,
+    /// The client's secret for slots.
+    SlotKey,
+    /// Errors of the public key for slots.
+    SlotPublicKey,
+    /// Errors of the client's ciphertexts in slots.
+    Slots,
+    /// What randomises answers in slots.
+    SlotAnswer,
+}
+
+/// A seed of private randomness. One serves one call, which takes it: two calls with equal randomness would tell a
+/// difference of what it hides. Made of fresh bytes, never twice of the same ones; wiped, and without `Debug`.
+pub struct Seed(zeroize::Zeroizing<[u8; 16]>);
+
+impl Seed {
+    /// The seed of these bytes.
+    pub fn new(bytes: [u8; 16]) -> Seed {
+        Seed(zeroize::Zeroizing::new(bytes))
+    }
+
+    /// One of its streams, of fewer than 2^56.
+    pub(crate) fn stream(&self, of: Use, index: u64) -> Stream {
+        Stream::new(&self.0, (of as u64 + 1) << 56 | index)
+    }
+}
+
 /// A stream of random words.
 pub struct Stream {
     cipher: Cipher,

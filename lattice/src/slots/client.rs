@@ -5,7 +5,7 @@ use crate::bits::{packed_bytes, unpack};
 use crate::error::{Error, Result, check_length};
 use crate::exact::{Ternary, draw_ternary};
 use crate::lanes::each_lanes;
-use crate::random::Stream;
+use crate::random::{Seed, Stream, Use};
 use crate::rns::Poly;
 
 /// The client's secret for products in slots. It has no `Debug`.
@@ -16,8 +16,8 @@ pub struct SlotKey {
 
 impl SlotKey {
     /// The key of `seed`.
-    pub fn new(slots: &Slots, seed: &[u8; 16]) -> SlotKey {
-        let small = draw_ternary(&mut Stream::new(seed, 0), slots.set.n);
+    pub fn new(slots: &Slots, seed: Seed) -> SlotKey {
+        let small = draw_ternary(&mut seed.stream(Use::SlotKey, 0), slots.set.n);
         let mut secret = slots.ring.small(&small);
         slots.ring.prepare(&mut secret);
         SlotKey { secret, ternary: slots.exact.ternary(&small) }
@@ -29,16 +29,16 @@ impl SlotKey {
     }
 }
 
-/// The public key, an encryption of zero, as it is sent. `public_seed` is known to both parties; `seed` is fresh.
-pub fn slot_public_key(slots: &Slots, key: &SlotKey, public_seed: &[u8; 16], seed: &[u8; 16]) -> Vec<u8> {
+/// The public key, an encryption of zero, as it is sent. `public_seed` is known to both parties.
+pub fn slot_public_key(slots: &Slots, key: &SlotKey, public_seed: &[u8; 16], seed: Seed) -> Vec<u8> {
     let a = slots.ring.uniform(&mut Stream::new(public_seed, 0));
     let mut b = slots.ring.zero();
-    slots.ring.encrypt(&mut b, &a, &key.secret, &mut Stream::new(seed, 0));
+    slots.ring.encrypt(&mut b, &a, &key.secret, &mut seed.stream(Use::SlotPublicKey, 0));
     write_residues(&b, 1)
 }
 
 /// Encrypts `width` values below the modulus, [`super::WIDTHS`] many. `index` is the number of the ciphertext under
-/// `public_seed`, never used twice; `seed` is fresh. Errors for other widths and values.
+/// `public_seed`, never used twice. Errors for other widths and values.
 pub fn encrypt_slots(
     slots: &Slots,
     key: &SlotKey,
@@ -46,12 +46,12 @@ pub fn encrypt_slots(
     values: &[u64],
     public_seed: &[u8; 16],
     index: u32,
-    seed: &[u8; 16],
+    seed: Seed,
 ) -> Result<Vec<u8>> {
     let message = slots.polynomial(width, values)?;
     let mut b = slots.ring.encode(&slots.encoding, &message);
     let a = slots.ring.uniform(&mut Stream::new(public_seed, 1 + u64::from(index)));
-    slots.ring.encrypt(&mut b, &a, &key.secret, &mut Stream::new(seed, 0));
+    slots.ring.encrypt(&mut b, &a, &key.secret, &mut seed.stream(Use::Slots, index.into()));
     let step = slots.set.n / width;
     if step > 1 {
         slots.ring.inverse(&mut b);

@@ -13,7 +13,7 @@ use super::server::masked_products;
 use super::*;
 use crate::arith::mul_mod;
 use crate::params::{PRIMES_50, SLOT_PRIME as P, SLOT_SETS};
-use crate::random::{Secret, Stream};
+use crate::random::{Secret, Seed, Stream};
 
 /// The values of a polynomial of the library.
 fn ours(slots: &Slots, poly: &Other) -> Poly<3> {
@@ -64,7 +64,8 @@ fn another_library_encrypts_and_decrypts_what_the_server_multiplies() {
     zero.iter_mut().for_each(|part| slots.ring.prepare(part));
     let public = SlotPublicKey { parts: zero };
     let operand = SlotCiphertext { width: n, parts: encrypt(&slots.polynomial(n, &x).expect("values are right")) };
-    let (answer, mask) = masked_products(&slots, &public, &[(&operand, &y)], &[3; 16]).expect("sizes are right");
+    let (answer, mask) =
+        masked_products(&slots, &public, &[(&operand, &y)], &Seed::new([3; 16])).expect("sizes are right");
     let parts = answer.iter().map(|part| theirs(&parameters, &slots, part)).collect();
     let ciphertext = Ciphertext::new(parts, &parameters).expect("the ciphertext is right");
     let plain = secret.try_decrypt(&ciphertext).expect("it decrypts");

@@ -7,7 +7,7 @@ use crate::arith::{pow_mod, ratio};
 use crate::bits::{pack, packed_bytes};
 use crate::error::{Error, Result};
 use crate::lanes::each_lanes;
-use crate::random::{Secret, Stream};
+use crate::random::{Secret, Seed, Stream, Use};
 use crate::rns::Poly;
 
 /// The client's public key as the server uses it.
@@ -51,13 +51,13 @@ pub fn read_slot_ciphertext(
 }
 
 /// The server's product: the sum of every operand times values of the server, slot by slot, minus a fresh mask. Returns
-/// the answer for the client and the mask, which is the server's share; what the client decrypts is the other. `seed` is
-/// fresh. Errors when there are no terms or more than three, or widths or values are wrong.
+/// the answer for the client and the mask, which is the server's share; what the client decrypts is the other. Errors
+/// when there are no terms or more than three, or widths or values are wrong.
 pub fn multiply_slots(
     slots: &Slots,
     key: &SlotPublicKey,
     terms: &[(&SlotCiphertext, &[u64])],
-    seed: &[u8; 16],
+    seed: Seed,
 ) -> Result<(Vec<u8>, Vec<u64>)> {
     let Some((first, _)) = terms.first().filter(|_| terms.len() <= MAX_TERMS) else {
         return Err(Error::new(format!("expected 1 to {MAX_TERMS} products, found {}", terms.len())));
@@ -66,7 +66,7 @@ pub fn multiply_slots(
     if terms.iter().any(|(ciphertext, _)| ciphertext.width != width) {
         return Err(Error::new("expected operands of one width"));
     }
-    let ([c0, c1], mask) = masked_products(slots, key, terms, seed)?;
+    let ([c0, c1], mask) = masked_products(slots, key, terms, &seed)?;
     let modulus = slots.set.prime << BELOW;
     let mut message = vec![0; slots.answer_bytes(width)];
     let (to_c1, to_c0) = message.split_at_mut(packed_bytes(slots.set.n, ANSWER));
@@ -81,13 +81,13 @@ pub(super) fn masked_products(
     slots: &Slots,
     key: &SlotPublicKey,
     terms: &[(&SlotCiphertext, &[u64])],
-    seed: &[u8; 16],
+    seed: &Seed,
 ) -> Result<([Poly<3>; 2], Vec<u64>)> {
     let width = terms.first().map_or(slots.set.n, |(ciphertext, _)| ciphertext.width);
     let [mut c0, c1] = products(slots, key, terms, seed)?;
     flood(slots, &mut c0, seed);
     let mut mask = vec![0; width];
-    Stream::new(seed, MASK).uniform(slots.set.prime, &mut mask);
+    seed.stream(Use::SlotAnswer, MASK).uniform(slots.set.prime, &mut mask);
     let spread = slots.spread(width, Secret(mask.clone()));
     let encoded = slots.ring.encode(&slots.encoding, &spread);
     for (k, (c0, encoded)) in c0.iter_mut().zip(&encoded).enumerate() {
@@ -107,7 +107,7 @@ pub(super) fn products(
     slots: &Slots,
     key: &SlotPublicKey,
     terms: &[(&SlotCiphertext, &[u64])],
-    seed: &[u8; 16],
+    seed: &Seed,
 ) -> Result<[Poly<3>; 2]> {
     let ring = &slots.ring;
     let mut plain = Vec::new();
@@ -115,7 +115,7 @@ pub(super) fn products(
         let polynomial = slots.polynomial(ciphertext.width, values)?;
         plain.push(ring.plain(slots.set.prime, &polynomial, [1; 3]));
     }
-    let mut stream = Stream::new(seed, SECRET);
+    let mut stream = seed.stream(Use::SlotAnswer, SECRET);
     let mut small = Secret::zeros(ring.len());
     stream.ternary(&mut small);
     let u = ring.small(&small);
@@ -138,9 +138,9 @@ pub(super) fn products(
 }
 
 /// Adds uniform numbers of ±2^105 to coefficients below `2q`; below `2q` again.
-fn flood(slots: &Slots, poly: &mut Poly<3>, seed: &[u8; 16]) {
+fn flood(slots: &Slots, poly: &mut Poly<3>, seed: &Seed) {
     let mut words = Secret::zeros(2 * slots.set.n);
-    Stream::new(seed, FLOODING).words(&mut words);
+    seed.stream(Use::SlotAnswer, FLOODING).words(&mut words);
     let (low, high) = words.split_at(slots.set.n);
     for (k, poly) in poly.iter_mut().enumerate() {
         let p = slots.ring.prime(k);

@@ -5,7 +5,7 @@ use super::server::products;
 use super::*;
 use crate::arith::{centred, inverse_mod, mul_mod};
 use crate::params::{SLOT_PRIME as P, SLOT_SETS};
-use crate::random::Stream;
+use crate::random::{Seed, Stream};
 use crate::rns::add;
 
 const PUBLIC: [u8; 16] = [1; 16];
@@ -18,8 +18,8 @@ struct Parties {
 
 fn parties() -> Parties {
     let slots = Slots::new(&SLOT_SETS[0]);
-    let key = SlotKey::new(&slots, &[2; 16]);
-    let bytes = slot_public_key(&slots, &key, &PUBLIC, &[3; 16]);
+    let key = SlotKey::new(&slots, Seed::new([2; 16]));
+    let bytes = slot_public_key(&slots, &key, &PUBLIC, Seed::new([3; 16]));
     assert_eq!(bytes.len(), slots.public_key_bytes());
     let public = read_slot_public_key(&slots, &PUBLIC, &bytes).expect("the key is right");
     Parties { slots, key, public }
@@ -33,7 +33,8 @@ fn random(n: usize, seed: u8) -> Vec<u64> {
 
 impl Parties {
     fn encrypt(&self, width: usize, values: &[u64], index: u32) -> SlotCiphertext {
-        let bytes = encrypt_slots(&self.slots, &self.key, width, values, &PUBLIC, index, &[40 + index as u8; 16]);
+        let bytes =
+            encrypt_slots(&self.slots, &self.key, width, values, &PUBLIC, index, Seed::new([40 + index as u8; 16]));
         let bytes = bytes.expect("values are right");
         assert_eq!(bytes.len(), self.slots.operand_bytes(width));
         read_slot_ciphertext(&self.slots, width, &PUBLIC, index, &bytes).expect("the ciphertext is right")
@@ -41,7 +42,8 @@ impl Parties {
 
     /// The server's share and the client's.
     fn multiply(&self, width: usize, terms: &[(&SlotCiphertext, &[u64])], seed: u8) -> (Vec<u64>, Vec<u64>) {
-        let (answer, server) = multiply_slots(&self.slots, &self.public, terms, &[seed; 16]).expect("sizes are right");
+        let (answer, server) =
+            multiply_slots(&self.slots, &self.public, terms, Seed::new([seed; 16])).expect("sizes are right");
         assert_eq!(answer.len(), self.slots.answer_bytes(width));
         (server, decrypt_slots(&self.slots, &self.key, width, &answer).expect("the answer is right"))
     }
@@ -79,7 +81,7 @@ fn noise_before_flooding(parties: &Parties, x: &[u64], y: &[u64]) -> Vec<f64> {
     let Parties { slots, key, public } = parties;
     let n = slots.set.n;
     let cx = parties.encrypt(n, x, 50);
-    let [mut c0, mut c1] = products(slots, public, &[(&cx, y)], &[12; 16]).expect("sizes are right");
+    let [mut c0, mut c1] = products(slots, public, &[(&cx, y)], &Seed::new([12; 16])).expect("sizes are right");
     slots.ring.forward(&mut c1);
     let mut product = vec![0; n];
     let want: Vec<u64> = x.iter().zip(y).map(|(x, y)| mul_mod(*x, *y, P)).collect();
@@ -131,7 +133,8 @@ fn what_the_client_decrypts_is_uniform_and_its_noise_is_the_flooding() {
     let cx = parties.encrypt(n, &vec![0; n], 0);
     let mut last = Vec::new();
     for (seed, y) in [(20, vec![0; n]), (21, vec![0; n]), (22, random(n, 15))] {
-        let (answer, server) = multiply_slots(slots, public, &[(&cx, &y)], &[seed; 16]).expect("sizes are right");
+        let (answer, server) =
+            multiply_slots(slots, public, &[(&cx, &y)], Seed::new([seed; 16])).expect("sizes are right");
         let client = decrypt_slots(slots, key, n, &answer).expect("the answer is right");
         assert!(chi_square(&client, P) < UNEVEN && client != last, "ρ is missing");
         assert!(client.iter().zip(&server).all(|(x, y)| (x + y) % P == 0), "zero times something is zero");
@@ -152,7 +155,7 @@ fn a_client_that_guesses_the_servers_values_cannot_tell_and_could_without_the_ma
     let n = slots.set.n;
     let cx = parties.encrypt(n, &random(n, 16), 0);
     let y = random(n, 17);
-    let (answer, _) = multiply_slots(slots, public, &[(&cx, &y)], &[23; 16]).expect("sizes are right");
+    let (answer, _) = multiply_slots(slots, public, &[(&cx, &y)], Seed::new([23; 16])).expect("sizes are right");
     let modulus = P << BELOW;
     let mut sent = vec![0; n];
     unpack(&answer, ANSWER, &mut sent);
@@ -165,7 +168,7 @@ fn a_client_that_guesses_the_servers_values_cannot_tell_and_could_without_the_ma
         }
         slots.ring.inverse(&mut product);
         if with_zero {
-            product = products(slots, public, &[(&cx, &y)], &[23; 16])
+            product = products(slots, public, &[(&cx, &y)], &Seed::new([23; 16]))
                 .expect("sizes are right")
                 .into_iter()
                 .next_back()
@@ -183,17 +186,18 @@ fn hostile_and_wrong_messages_are_refused() {
     let parties = parties();
     let Parties { slots, key, public } = &parties;
     let values = random(1024, 18);
-    let bytes = encrypt_slots(slots, key, 1024, &values, &PUBLIC, 0, &[4; 16]).expect("values are right");
-    assert!(encrypt_slots(slots, key, 1000, &values, &PUBLIC, 0, &[4; 16]).is_err());
-    assert!(encrypt_slots(slots, key, 2048, &values, &PUBLIC, 0, &[4; 16]).is_err());
-    assert!(encrypt_slots(slots, key, 1024, &vec![P; 1024], &PUBLIC, 0, &[4; 16]).is_err());
+    let bytes = encrypt_slots(slots, key, 1024, &values, &PUBLIC, 0, Seed::new([4; 16])).expect("values are right");
+    assert!(encrypt_slots(slots, key, 1000, &values, &PUBLIC, 0, Seed::new([4; 16])).is_err());
+    assert!(encrypt_slots(slots, key, 2048, &values, &PUBLIC, 0, Seed::new([4; 16])).is_err());
+    assert!(encrypt_slots(slots, key, 1024, &vec![P; 1024], &PUBLIC, 0, Seed::new([4; 16])).is_err());
     assert!(read_slot_ciphertext(slots, 1024, &PUBLIC, 0, &bytes[1..]).is_err());
     assert!(read_slot_ciphertext(slots, 7, &PUBLIC, 0, &bytes).is_err());
     assert!(read_slot_ciphertext(slots, 1024, &PUBLIC, 0, &vec![255; bytes.len()]).is_err());
     assert!(read_slot_public_key(slots, &PUBLIC, &vec![255; slots.public_key_bytes()]).is_err());
     let [few, many] = [1024, 2048].map(|width| parties.encrypt(width, &random(width, 19), 1));
     let y = random(1024, 20);
-    let refused = |terms: &[(&SlotCiphertext, &[u64])]| multiply_slots(slots, public, terms, &[5; 16]).is_err();
+    let refused =
+        |terms: &[(&SlotCiphertext, &[u64])]| multiply_slots(slots, public, terms, Seed::new([5; 16])).is_err();
     assert!(refused(&[]) && refused(&[(&few, &y), (&many, &y)]) && refused(&[(&few, &y[1..])]));
     assert!(refused(&[(&few, &y), (&few, &y), (&few, &y), (&few, &y)]) && !refused(&[(&few, &y)]));
     let answer = vec![255; slots.answer_bytes(1024)];

@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::merge::{automorphism, turns};
 use super::{BELOW_A, BELOW_B, CIPHERTEXTS, DIGIT, DIGITS, Labels, Tiles, Tiling, write_residues};
-use crate::arith::{mul_mod, pow_mod};
+use crate::arith::pow_mod;
 use crate::bits::{Unpacker, packed_bytes};
 use crate::error::{Error, Result, check_length};
 use crate::exact::{Ternary, draw_ternary};
-use crate::random::{Secret, Stream};
+use crate::random::{Secret, Seed, Stream, Use};
 use crate::rns::Poly;
 
 /// The client's secret for products in tiles. It has no `Debug`.
@@ -20,8 +20,8 @@ pub struct TileKey {
 
 impl TileKey {
     /// The key of `seed`.
-    pub fn new(tiles: &Tiles, seed: &[u8; 16]) -> TileKey {
-        let small = draw_ternary(&mut Stream::new(seed, 0), tiles.set.n);
+    pub fn new(tiles: &Tiles, seed: Seed) -> TileKey {
+        let small = draw_ternary(&mut seed.stream(Use::TileKey, 0), tiles.set.n);
         let mut secret = tiles.ring.small(&small);
         tiles.ring.prepare(&mut secret);
         let ternary = tiles.exact.ternary(&small);
@@ -30,8 +30,8 @@ impl TileKey {
 }
 
 /// The public key as it is sent: an encryption of zero, and for every level of merging the digits of the turned secret.
-/// `public_seed` is known to both parties; `seed` is fresh.
-pub fn tile_public_key(tiles: &Tiles, key: &TileKey, public_seed: &[u8; 16], seed: &[u8; 16]) -> Vec<u8> {
+/// `public_seed` is known to both parties.
+pub fn tile_public_key(tiles: &Tiles, key: &TileKey, public_seed: &[u8; 16], seed: Seed) -> Vec<u8> {
     let (ring, n) = (&tiles.ring, tiles.set.n);
     let mut out = vec![0; tiles.public_key_bytes()];
     for (i, out) in out.chunks_exact_mut(tiles.ciphertext_bytes()).enumerate() {
@@ -47,10 +47,14 @@ pub fn tile_public_key(tiles: &Tiles, key: &TileKey, public_seed: &[u8; 16], see
             // -1, 0 and 1 as p - 1, 0 and 1.
             let small = Secret(residues(&key.small, p));
             automorphism(&small, &from, &negative, p, &mut turned);
-            b[prime].iter_mut().zip(turned.iter()).for_each(|(b, s)| *b = mul_mod(*s, factor, p));
+            // 1 is odd, -1 is p - 1 and even with its highest bit set: no branch and no division.
+            let top = u64::BITS - 1 - p.leading_zeros();
+            b[prime].iter_mut().zip(turned.iter()).for_each(|(b, s)| {
+                *b = factor & (s & 1).wrapping_neg() | (p - factor) & (s >> top & 1).wrapping_neg();
+            });
         }
         let a = ring.uniform(&mut Stream::new(public_seed, i as u64));
-        ring.encrypt(&mut b, &a, &key.secret, &mut Stream::new(seed, i as u64));
+        ring.encrypt(&mut b, &a, &key.secret, &mut seed.stream(Use::TilePublicKey, i as u64));
         write_residues(&b, out);
     }
     out
@@ -85,7 +89,7 @@ pub fn encrypt_left(
         let mut b = tiles.ring.encode(&encoding, &tile);
         let index = CIPHERTEXTS + u64::from(labels.first_index) + i as u64;
         let a = tiles.ring.uniform(&mut Stream::new(labels.public_seed, index));
-        tiles.ring.encrypt(&mut b, &a, &key.secret, &mut Stream::new(labels.seed, i as u64));
+        tiles.ring.encrypt(&mut b, &a, &key.secret, &mut labels.seed.stream(Use::Tile, i as u64));
         write_residues(&b, out);
     });
     Ok(out)

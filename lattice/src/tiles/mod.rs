@@ -34,6 +34,7 @@ use crate::bits::{pack, packed_bytes, unpack};
 use crate::error::{Error, Result, check_length};
 use crate::exact::Exact;
 use crate::params::TileSet;
+use crate::random::Seed;
 use crate::rns::{Poly, Ring};
 
 /// Bits of a residue that is sent.
@@ -247,14 +248,13 @@ fn read_residues(ring: &Ring<2>, bytes: &[u8]) -> Result<Poly<2>> {
 }
 
 /// Where the randomness of one call comes from.
-#[derive(Clone, Copy)]
 pub struct Labels<'a> {
     /// The seed of public polynomials, known to both parties.
     pub public_seed: &'a [u8; 16],
     /// Number of the call's first ciphertext under the public seed. No number is used for two messages.
     pub first_index: u32,
-    /// What the call draws in secret: fresh for every call and party.
-    pub seed: &'a [u8; 16],
+    /// What the call draws in secret.
+    pub seed: Seed,
 }
 
 /// Purposes of the public seed's streams: the encryption of zero is 0, switching keys follow, and from here on

@@ -9,7 +9,7 @@ use super::{BELOW_A, BELOW_B, CIPHERTEXTS, LEVELS, Labels, Place, Tiles, Tiling,
 use crate::arith::inverse_mod;
 use crate::bits::{pack, packed_bytes};
 use crate::error::{Error, Result, check_length};
-use crate::random::{Secret, Stream};
+use crate::random::{Secret, Seed, Stream, Use};
 use crate::rns::{Poly, add};
 
 /// The client's public key as the server uses it.
@@ -73,7 +73,7 @@ pub fn multiply_right(
         .into_par_iter()
         .map(|group| {
             let packed = merged_products(tiles, key, tiling, bits, &lefts, right, group);
-            answer(tiles, key, tiling, bits, packed, group, labels.seed)
+            answer(tiles, key, tiling, bits, packed, group, &labels.seed)
         })
         .collect();
     let mut out = vec![0; tiling.batch * tiling.rows * tiling.cols];
@@ -156,10 +156,10 @@ pub(super) fn answer(
     bits: u32,
     mut packed: Ciphertext,
     group: usize,
-    seed: &[u8; 16],
+    seed: &Seed,
 ) -> (Vec<u8>, Vec<u64>) {
     let (ring, n) = (&tiles.ring, tiles.set.n);
-    let mut stream = Stream::new(seed, group as u64);
+    let mut stream = seed.stream(Use::TileAnswer, group as u64);
     let mut small = Secret::zeros(n);
     stream.ternary(&mut small);
     let u = ring.small(&small);

@@ -5,12 +5,12 @@ use super::merge::Ciphertext;
 use super::server::{answer, merged_products};
 use super::*;
 use crate::params::TILE_SETS;
-use crate::random::{Secret, Stream};
+use crate::random::{Secret, Seed, Stream};
 use crate::rns::add;
 
 const PUBLIC: [u8; 16] = [1; 16];
 
-fn labels(first_index: u32, seed: &[u8; 16]) -> Labels<'_> {
+fn labels(first_index: u32, seed: Seed) -> Labels<'static> {
     Labels { public_seed: &PUBLIC, first_index, seed }
 }
 
@@ -22,8 +22,8 @@ struct Parties {
 
 fn parties() -> Parties {
     let tiles = Tiles::new(&TILE_SETS[0]);
-    let key = TileKey::new(&tiles, &[2; 16]);
-    let bytes = tile_public_key(&tiles, &key, &PUBLIC, &[3; 16]);
+    let key = TileKey::new(&tiles, Seed::new([2; 16]));
+    let bytes = tile_public_key(&tiles, &key, &PUBLIC, Seed::new([3; 16]));
     let public = read_tile_public_key(&tiles, &PUBLIC, &bytes).expect("the key is right");
     Parties { tiles, key, public }
 }
@@ -72,10 +72,11 @@ fn shares_sum_to_the_products_for_all_kinds_of_sizes() {
         let tiling = Tiling::new(tiles.set, batch, rows, inner, cols).expect("sizes are right");
         let (left, right) = (random(batch * rows * inner, bits, 4), random(batch * inner * cols, bits, 5));
         let first = 1000 * i as u32;
-        let message =
-            encrypt_left(&tiles, &key, &tiling, bits, &left, labels(first, &[6; 16])).expect("sizes are right");
+        let message = encrypt_left(&tiles, &key, &tiling, bits, &left, labels(first, Seed::new([6; 16])))
+            .expect("sizes are right");
         assert_eq!(message.len(), tiling.message_bytes());
-        let served = multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(first, &[7; 16]));
+        let served =
+            multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(first, Seed::new([7; 16])));
         let (answer, server) = served.expect("sizes are right");
         assert_eq!(answer.len(), tiling.answer_bytes(bits));
         let client = decrypt_products(&tiles, &key, &tiling, bits, &answer).expect("the answer is right");
@@ -117,7 +118,8 @@ fn noise_is_as_the_formula_says() {
     for (batch, rows, inner, cols) in [(4, 32, 64, 32), (1, 64, 64, 1)] {
         let tiling = Tiling::new(tiles.set, batch, rows, inner, cols).expect("sizes are right");
         let (left, right) = (random(batch * rows * inner, bits, 8), random(batch * inner * cols, bits, 9));
-        let message = encrypt_left(&tiles, &key, &tiling, bits, &left, labels(0, &[10; 16])).expect("sizes are right");
+        let message =
+            encrypt_left(&tiles, &key, &tiling, bits, &left, labels(0, Seed::new([10; 16]))).expect("sizes are right");
         let mut packed = merged_products(&tiles, &public, &tiling, bits, &lefts(&tiles, &message), &right, 0);
         ring.forward(&mut packed[1]);
         let mut product = Secret::zeros(n);
@@ -164,10 +166,11 @@ fn what_the_client_decrypts_is_uniform_for_fixed_matrices() {
     let bits = 40;
     let tiling = Tiling::new(tiles.set, 2, 32, 64, 32).expect("sizes are right");
     let left = random(2 * 32 * 64, bits, 11);
-    let message = encrypt_left(&tiles, &key, &tiling, bits, &left, labels(0, &[12; 16])).expect("sizes are right");
+    let message =
+        encrypt_left(&tiles, &key, &tiling, bits, &left, labels(0, Seed::new([12; 16]))).expect("sizes are right");
     let mut views: Vec<Vec<u64>> = Vec::new();
     for (seed, right) in [(13, vec![0; 2 * 64 * 32]), (14, vec![0; 2 * 64 * 32]), (15, random(2 * 64 * 32, bits, 16))] {
-        let served = multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(0, &[seed; 16]));
+        let served = multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(0, Seed::new([seed; 16])));
         let (answer, _) = served.expect("sizes are right");
         let client = decrypt_products(&tiles, &key, &tiling, bits, &answer).expect("the answer is right");
         assert!(chi_square(client.iter().copied(), bits) < UNEVEN, "R is missing");
@@ -185,7 +188,8 @@ fn a_client_that_guesses_the_servers_matrix_cannot_tell_and_could_without_the_ma
     let (bits, n) = (40, tiles.set.n);
     let tiling = Tiling::new(tiles.set, 1, 32, 64, 2).expect("sizes are right");
     let (left, right) = (random(32 * 64, bits, 17), random(64 * 2, bits, 18));
-    let message = encrypt_left(&tiles, &key, &tiling, bits, &left, labels(0, &[19; 16])).expect("sizes are right");
+    let message =
+        encrypt_left(&tiles, &key, &tiling, bits, &left, labels(0, Seed::new([19; 16]))).expect("sizes are right");
     let lefts = lefts(&tiles, &message);
     let guessed = || merged_products(&tiles, &public, &tiling, bits, &lefts, &right, 0);
     let a_of = |message: &[u8]| {
@@ -193,7 +197,7 @@ fn a_client_that_guesses_the_servers_matrix_cannot_tell_and_could_without_the_ma
         unpack(message, bits + BELOW_A, &mut out);
         out
     };
-    let served = multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(0, &[20; 16]));
+    let served = multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(0, Seed::new([20; 16])));
     let (sent, _) = served.expect("sizes are right");
     let difference = |sent: &[u64], guess: &[u64]| {
         let words: Vec<u64> =
@@ -203,7 +207,7 @@ fn a_client_that_guesses_the_servers_matrix_cannot_tell_and_could_without_the_ma
     let bare = tiles.ring.rescale(&guessed()[1], 1 << (bits + BELOW_A));
     assert!(difference(&a_of(&sent), &bare) < UNEVEN, "A is not masked");
     // With the mask of the same seed the guess is right: the test would see a missing one.
-    let (again, _) = answer(&tiles, &public, &tiling, bits, guessed(), 0, &[20; 16]);
+    let (again, _) = answer(&tiles, &public, &tiling, bits, guessed(), 0, &Seed::new([20; 16]));
     assert!(difference(&a_of(&sent), &a_of(&again)) > UNEVEN);
 }
 
@@ -212,11 +216,11 @@ fn hostile_and_wrong_messages_are_refused() {
     let Parties { tiles, key, public } = parties();
     let tiling = Tiling::new(tiles.set, 1, 4, 4, 4).expect("sizes are right");
     let left = random(16, 40, 21);
-    let encrypt = |bits, left: &[u64]| encrypt_left(&tiles, &key, &tiling, bits, left, labels(0, &[22; 16]));
+    let encrypt = |bits, left: &[u64]| encrypt_left(&tiles, &key, &tiling, bits, left, labels(0, Seed::new([22; 16])));
     assert!(encrypt(41, &left).is_err() && encrypt(40, &left[1..]).is_err() && encrypt(20, &left).is_err());
     let message = encrypt(40, &left).expect("sizes are right");
     let multiply = |message: &[u8], right: &[u64]| {
-        multiply_right(&tiles, &public, &tiling, 40, message, right, labels(0, &[23; 16])).is_err()
+        multiply_right(&tiles, &public, &tiling, 40, message, right, labels(0, Seed::new([23; 16]))).is_err()
     };
     assert!(multiply(&message[1..], &left) && multiply(&message, &left[1..]) && multiply(&message, &[1 << 41; 16]));
     assert!(multiply(&vec![255; message.len()], &left) && !multiply(&message, &left));

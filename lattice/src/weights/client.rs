@@ -12,7 +12,7 @@ use crate::error::{Error, Result, check_length};
 use crate::exact::{Exact, Ternary, Transformed, draw_ternary};
 use crate::lanes::Isa;
 use crate::params::WeightSet;
-use crate::random::{Secret, Stream};
+use crate::random::{Secret, Seed, Use};
 
 /// The public key with its transforms, as the client uses it for every product.
 pub struct ClientKey {
@@ -82,15 +82,14 @@ fn panels(key: &ClientKey, x: &Shares, source: &Source, rows: usize, cols: usize
 /// The client's product of rows of shares with encrypted weights.
 ///
 /// `x` holds rows of `matrix.shape().rows` shares mod 2^bits. `message` becomes what the server gets, of
-/// [`message_bytes`] bytes; the shares of the product, rows × columns mod 2^bits, come back. `seed` is fresh for every
-/// call. Errors when `bits` is not of the key's ring, `x` has no whole rows, or the matrix has more blocks than the key.
+/// [`message_bytes`] bytes; the shares of the product, rows × columns mod 2^bits, come back. Errors when `bits` is not of the key's ring, `x` has no whole rows, or the matrix has more blocks than the key.
 pub fn client_product(
     key: &ClientKey,
     matrix: &EncryptedMatrix,
     sums: &Sums,
     bits: u32,
     x: &[u64],
-    seed: &[u8; 16],
+    seed: Seed,
     message: &mut Vec<u8>,
 ) -> Result<Vec<u64>> {
     let set = key.set();
@@ -98,6 +97,10 @@ pub fn client_product(
     let shape = matrix.shape;
     let rows = x.len() / shape.rows;
     check_length("shares", x.len(), rows * shape.rows)?;
+    message.clear();
+    if rows == 0 {
+        return Ok(Vec::new());
+    }
     let blocks = shape.blocks(set);
     if blocks > key.parts.len() {
         return Err(Error::new(format!("the key has {} blocks, the matrix {blocks}", key.parts.len())));
@@ -113,12 +116,11 @@ pub fn client_product(
     let key_shift = set.log_q - set.log_key;
     let row_bytes = message_bytes(set, bits, shape.cols, 1);
     let a_bytes = packed_bytes(set.n, bits + BELOW_A);
-    message.clear();
     message.resize(rows * row_bytes, 0);
     let mut out = vec![0; rows * shape.cols];
     let finish = |row: usize, message: &mut [u8], out: &mut [u64]| {
         let (message_a, message_b) = message.split_at_mut(a_bytes);
-        let mut stream = Stream::new(seed, row as u64);
+        let mut stream = seed.stream(Use::Product, row as u64);
         let u: Ternary = key.exact.ternary(&draw_ternary(&mut stream, set.n));
         let mut error = Secret::zeros(set.n);
         stream.errors(&mut error);

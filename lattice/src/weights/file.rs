@@ -288,6 +288,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
+    use crate::random::Seed;
     use crate::weights::{ClientKey, EncryptedMatrix, client_product, server_finish};
 
     /// A file of two matrices, of which the second has 1.4 MB.
@@ -322,7 +323,7 @@ mod tests {
             let x: Vec<u64> = (1..=shape.rows as u64).collect();
             let mut message = Vec::new();
             let sums = matrix.sums(&client_key);
-            let client = client_product(&client_key, &matrix, &sums, 40, &x, &[1; 16], &mut message);
+            let client = client_product(&client_key, &matrix, &sums, 40, &x, Seed::new([1; 16]), &mut message);
             let client = client.expect("sizes are right");
             let server = server_finish(&key, 40, columns, 1, &message).expect("sizes are right");
             for c in 0..columns {

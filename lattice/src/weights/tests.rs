@@ -8,7 +8,7 @@ use crate::bits::Unpacker;
 use crate::exact::draw_ternary;
 use crate::lanes::Isa;
 use crate::params::WEIGHT_SETS;
-use crate::random::Stream;
+use crate::random::{Seed, Stream, Use};
 
 /// Uniform words mod 2^bits.
 fn random(n: usize, bits: u32, seed: u8) -> Vec<u64> {
@@ -54,7 +54,7 @@ impl Case {
     fn run(&self, bits: u32, x: &[u64], seed: u8) -> (Vec<u8>, Vec<u64>, Vec<u64>) {
         let (matrix, mut message) = (self.matrix(), Vec::new());
         let sums = matrix.sums(&self.client);
-        let client = client_product(&self.client, &matrix, &sums, bits, x, &[seed; 16], &mut message);
+        let client = client_product(&self.client, &matrix, &sums, bits, x, Seed::new([seed; 16]), &mut message);
         let client = client.expect("sizes are right");
         let rows = x.len() / self.shape.rows;
         assert_eq!(message.len(), message_bytes(self.key.set, bits, self.shape.cols, rows));
@@ -120,7 +120,7 @@ fn noise_is_as_the_formula_says_and_results_are_off_by_one_at_most() {
             let a = case.key.answers.transform(&a, bits + BELOW_A);
             case.key.answers.product(&a, &case.key.secrets[0], &mut product);
             let mut unpacker = Unpacker::new(&message[packed_bytes(set.n, bits + BELOW_A)..]);
-            let mut stream = Stream::new(&[2; 16], row as u64);
+            let mut stream = Seed::new([2; 16]).stream(Use::Product, row as u64);
             draw_ternary(&mut stream, set.n);
             stream.errors(&mut vec![0; set.n]);
             let mut masks = vec![0; 2 * cols];
@@ -204,7 +204,7 @@ fn a_server_that_guesses_the_shares_cannot_tell_and_could_without_the_mask() {
     // The same message with the mask taken off again, as if it had been left out, is caught.
     let key = case.key.public();
     let exact = &case.key.answers;
-    let u = exact.ternary(&draw_ternary(&mut Stream::new(&[3; 16], 0), set.n));
+    let u = exact.ternary(&draw_ternary(&mut Seed::new([3; 16]).stream(Use::Product, 0), set.n));
     let mut product = vec![0; set.n];
     exact.product(&exact.transform(&key.first_part(), set.log_key), &u, &mut product);
     let below = set.log_key - bits - BELOW_A;
@@ -277,8 +277,9 @@ fn wrong_sizes_are_refused_and_a_key_comes_back_from_its_bytes() {
     assert!(EncryptedMatrix::new(set, Shape { rows: 0, ..case.shape }, &[]).is_err());
     let (matrix, mut message) = (case.matrix(), Vec::new());
     let sums = matrix.sums(&case.client);
-    let mut run =
-        |bits, x: &[u64]| client_product(&case.client, &matrix, &sums, bits, x, &[0; 16], &mut message).is_err();
+    let mut run = |bits, x: &[u64]| {
+        client_product(&case.client, &matrix, &sums, bits, x, Seed::new([0; 16]), &mut message).is_err()
+    };
     assert!(run(41, &[1, 2]) && run(0, &[1, 2]) && run(40, &[1, 2, 3]) && !run(40, &[1, 2]));
     assert!(server_finish(&case.key, 40, 3, 1, &message[1..]).is_err());
     assert!(server_finish(&case.key, 41, 3, 1, &message).is_err());
