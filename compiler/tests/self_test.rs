@@ -114,7 +114,7 @@ fn rows_of_tokens_have_a_perplexity() {
     let report = tested(&model, &compiled, &options, What::Tokens(&rows)).unwrap();
     assert_eq!(report.logits.positions, 7);
     let (float, plan) = report.logits.perplexity.expect("tokens follow");
-    assert!(float > 1.0 && (plan / float - 1.0).abs() < 1e-3, "{float} {plan}");
+    assert!(float > 1.0 && (plan / float - 1.0).abs() < 2e-3, "{float} {plan}");
     let unknown = [vec![1, 1 << 40]];
     let errors = tested(&model, &compiled, &options, What::Tokens(&unknown)).unwrap_err();
     assert_eq!(errors[0].code, "E0587");

@@ -24,14 +24,15 @@ pub enum Curve {
     Sigmoid,
     /// The error function.
     Erf,
-    /// `1 / x` from 0.3 on, 10/3 below; cells count from 0, none is below.
+    /// `1 / x` from 1/80 on, 80 below; cells count from 0, none is below.
     Reciprocal,
-    /// `1 / √x` from 0.3 on, and 1.83 below; likewise.
+    /// `1 / √x` from 1/1000 on, and 31.6 below; likewise.
     Rsqrt,
 }
 
-/// Below it, functions that have a pole at 0 stay as they are.
-const POLE: f64 = 0.3;
+/// Below these, functions that have a pole at 0 stay as they are.
+const POLE: f64 = 1.0 / 80.0;
+const ROOTS_POLE: f64 = 1e-3;
 
 impl Curve {
     /// All of them.
@@ -76,7 +77,7 @@ impl Curve {
             Curve::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
             Curve::Erf => libm::erf(x),
             Curve::Reciprocal => 1.0 / x.max(POLE),
-            Curve::Rsqrt => 1.0 / libm::sqrt(x.max(POLE)),
+            Curve::Rsqrt => 1.0 / libm::sqrt(x.max(ROOTS_POLE)),
         }
     }
 
@@ -158,16 +159,18 @@ mod tests {
         worst
     }
 
-    /// Of positive values from 0.4 to 1.9, relative.
+    /// Of 512 cells from the first one that is used on, relative.
     #[test]
     fn parabolas_of_inverses_are_as_close_as_stated() {
-        for (curve, most) in [(Curve::Reciprocal, 1.6e-5), (Curve::Rsqrt, 5e-6)] {
-            let table = Cells { window: 17, from: 16, cell: 10, scale: 40 }.parabolas(curve).unwrap();
+        for (curve, range, first, most) in [(Curve::Reciprocal, -3, 62.0, 1.5e-6), (Curve::Rsqrt, -5, 26.0, 5e-6)] {
+            let cells = Cells { window: 23, from: (23 - range) as u8, cell: 14, scale: 40 };
+            let table = cells.parabolas(curve).unwrap();
+            let width = libm::ldexp(1.0, range - 9);
             let mut worst = 0.0f64;
-            for step in 0..20_000 {
-                let x = 0.4 + 1.5 * f64::from(step) / 20_000.0;
-                for cell in [0, 1].map(|next| (x * 64.0) as usize + next) {
-                    let u = x * 64.0 - cell as f64;
+            for step in 0..50_000 {
+                let x = width * (first + (510.0 - first) * f64::from(step) / 50_000.0);
+                for cell in [0, 1].map(|next| (x / width) as usize + next) {
+                    let u = x / width - cell as f64;
                     let at = |k: usize| libm::ldexp(table[k][cell] as f64, -40);
                     worst = worst.max(((at(0) + u * (at(1) + u * at(2))) / curve.at(x) - 1.0).abs());
                 }

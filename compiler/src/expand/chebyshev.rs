@@ -4,7 +4,7 @@
 //! takes four secret products, degree 13 seven, beside the square that makes `s`. The fit is made at compile time,
 //! near-minimax by Lawson's reweighting.
 
-use super::{Emit, fixed, ring_for};
+use super::{Emit, fixed};
 use ombra_ir::Result;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
@@ -26,16 +26,6 @@ impl Form {
     /// T.
     pub(super) fn t(self) -> f64 {
         libm::sqrt(libm::ldexp(1.0, i32::from(self.shift) + 1) / f64::from(self.factor))
-    }
-
-    /// Ring bits for values at `scale`: those of the form, or what the square of a finer value needs.
-    pub(super) fn ring_at(self, scale: u8) -> u8 {
-        self.ring.max(ring_for(2 * scale + self.shift))
-    }
-
-    /// `⌈log2 T⌉`.
-    pub(super) fn log2_t(self) -> u8 {
-        libm::ceil(libm::log2(self.t())) as u8
     }
 }
 
@@ -74,6 +64,15 @@ pub(super) fn series(e: &mut Emit, s: Id, fine: u8, a: &[f64]) -> Result<Vec<Id>
     }
     parts.push(linear(e, &mut basis, &a)?);
     Ok(parts)
+}
+
+/// The sum of terms, within `2^bound`.
+pub(super) fn total(e: &mut Emit, parts: &[Id], bound: u8) -> Result<Id> {
+    let mut sum = parts[0];
+    for &part in &parts[1..] {
+        sum = e.guarded(Op::Add, &[sum, part], bound)?;
+    }
+    Ok(sum)
 }
 
 /// Bits that a series may need above 1.
@@ -146,29 +145,14 @@ struct Point {
     counts: f64,
 }
 
-/// Coefficients of the Chebyshev series of degree `degree` in `s = 2(x/t)² − 1` nearest to an even function on
-/// `[−t, t]` in the maximum error, by Lawson's iteration on a fixed grid; the same on every machine.
-pub fn chebyshev_fit(even: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f64> {
-    fit(t, degree, |x| (even(x), 1.0))
-}
-
-/// As [`chebyshev_fit`], where an error counts as much as `counts` says of its place in `(0, t)`.
-pub fn chebyshev_fit_weighted(
-    even: impl Fn(f64) -> f64,
-    counts: impl Fn(f64) -> f64,
-    t: f64,
-    degree: usize,
-) -> Vec<f64> {
-    fit(t, degree, |x| (even(x), counts(x)))
-}
-
-/// As [`chebyshev_fit`] for the series `p` that makes `x · p` nearest to an odd function.
-pub fn chebyshev_fit_odd(odd: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f64> {
+/// Coefficients of the Chebyshev series `p` of degree `degree` in `s = 2(x/t)² − 1` that makes `x · p` nearest to an odd
+/// function on `[−t, t]` in the maximum error, by Lawson's iteration on a fixed grid; the same on every machine.
+pub(super) fn chebyshev_fit_odd(odd: impl Fn(f64) -> f64, t: f64, degree: usize) -> Vec<f64> {
     fit(t, degree, |x| (odd(x) / x, x))
 }
 
 /// Coefficients of the Chebyshev series of degree `degree` nearest to a function on `[−1, 1]`.
-pub fn chebyshev_fit_at(f: impl Fn(f64) -> f64, degree: usize) -> Vec<f64> {
+pub(super) fn chebyshev_fit_at(f: impl Fn(f64) -> f64, degree: usize) -> Vec<f64> {
     fit(1.0, degree, |x| (f(2.0 * x * x - 1.0), 1.0))
 }
 
@@ -206,7 +190,7 @@ fn fit(t: f64, degree: usize, f: impl Fn(f64) -> (f64, f64)) -> Vec<f64> {
 }
 
 /// `Σ c_k T_k(s)` by Clenshaw's recurrence.
-pub fn eval_chebyshev(c: &[f64], s: f64) -> f64 {
+pub(super) fn eval_chebyshev(c: &[f64], s: f64) -> f64 {
     let (mut b1, mut b2) = (0.0, 0.0);
     for &ck in c.iter().skip(1).rev() {
         (b1, b2) = (ck + 2.0 * s * b1 - b2, b1);

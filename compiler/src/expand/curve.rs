@@ -1,5 +1,5 @@
-//! Smooth functions by lookup: one table for the whole range of a value where that is narrow, and in settings that have masks
-//! else a table for the middle and straight lines outside.
+//! Smooth functions by lookup: one table for the whole range of a value where that is narrow, else a table for the middle and
+//! straight lines outside.
 //!
 //! Cells are `w` wide and the table reaches to `2^t`; errors are those of the parabolas, [`ombra_ir::curve`], and of
 //! rounding. A value beyond the table would give any element: so a table alone serves where the value's bound is proven to
@@ -16,9 +16,9 @@
 //!
 //! Without masks the table is the narrowest of at most 256 cells, which are as fine as 128 allow and no coarser than 1/4, for
 //! tanh 1/8 and for erf 1/16: SiLU is off by 2.1e-4 and 4e-4 with rounding then, the others by no more than the whole range
-//! above. Where none is wide enough, [`activation`](super::activation) has a polynomial.
+//! above.
 //!
-//! Inverses are looked up where a value was brought near 1 by a factor, [`inverse`].
+//! Inverses are looked up in steps of a wide range, [`steps`](super::steps).
 
 use super::{Emit, fixed, ring_of};
 use ombra_ir::curve::Curve;
@@ -100,23 +100,8 @@ fn form(curve: Curve) -> Option<Form> {
     })
 }
 
-/// Fraction bits of the operand of an inverse, and the logarithm of its cells' width.
-const INVERSE_FROM: u8 = 20;
-const INVERSE_CELL: u8 = 6;
-/// Fraction bits of an inverse.
-pub(super) const INVERSE_SCALE: u8 = 28;
-
-/// `1/x` or `1/√x` of `x` from 0.4 to 1.95 with [`INVERSE_SCALE`] fraction bits, in the smallest ring; error 3e-5 relative
-/// for `1/x` below 1/2, else 1.5e-5.
-pub(super) fn inverse(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
-    let x = brought_to(e, x, INVERSE_FROM, ring_of(INVERSE_FROM + 1))?;
-    let cell = INVERSE_FROM - INVERSE_CELL;
-    let op = Op::Lookup { curve, window: INVERSE_FROM + 1, cell, bits: RING, scale: INVERSE_SCALE };
-    e.guarded(op, &[x], INVERSE_SCALE + 2)
-}
-
-/// The function in the ring and at the scale of `x`; `None` where the setting has no table for all values of `x`.
-pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Option<Id>> {
+/// The function in the ring and at the scale of `x`.
+pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let (outer, scale, _) = e.ring(x)?;
     let none = || Diagnostic::internal("E0505", format!("no table of {} for all values", curve.name()));
     let form = form(curve).ok_or_else(none)?;
@@ -127,12 +112,10 @@ pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Option<Id>>
         let from = scale.clamp(COARSEST, finest);
         let x = brought_to(e, x, from, ring_of(table.range + 1 + from))?;
         entry(e, x, curve, table, form.beyond)?
-    } else if has_dealer {
-        in_parts(e, x, scale.clamp(COARSEST, FINEST), curve, form.middle, form.beyond)?
     } else {
-        return Ok(None);
+        in_parts(e, x, scale.clamp(COARSEST, FINEST), curve, form.middle, form.beyond)?
     };
-    finished(e, y, (outer, scale)).map(Some)
+    finished(e, y, (outer, scale))
 }
 
 /// The value with so many fraction bits in a ring of `bits`, whatever lies above it.

@@ -127,7 +127,7 @@ impl Inverse {
 }
 
 /// Coefficients of `1/√(1 − r)` on `|r| ≤ rho` by powers of `r`.
-pub(super) fn coefficients(rho: f64) -> [f64; 4] {
+fn coefficients(rho: f64) -> [f64; 4] {
     let c = chebyshev_fit_at(|s| 1.0 / libm::sqrt(1.0 - rho * s), 3);
     [c[0] - c[2], (c[1] - 3.0 * c[3]) / rho, 2.0 * c[2] / (rho * rho), 4.0 * c[3] / (rho * rho * rho)]
 }
@@ -208,32 +208,6 @@ fn choose(e: &mut Emit, like: Id, bit: Id, entries: &[i64], (scale, bound): (u8,
     let sum = e.op(Op::Reshape { shape }, &[sum])?;
     let read = e.op(Op::SetScale { scale }, &[sum])?;
     e.guarded(Op::AddInt { k: entries[0] }, &[read], bound)
-}
-
-/// The entry of a table in the ring of 64 bits that the bits along the last axis choose, which has size 1 in `like`.
-///
-/// The table has parts that begin at `starts`. Of several parts, one has a first bit of 1, and all bits of the others are
-/// 0. The only part has no first bit, and no bit at all where it has one entry.
-pub(super) fn choose_part(
-    e: &mut Emit,
-    like: Id,
-    bit: Option<Id>,
-    (entries, starts): (&[i64], &[usize]),
-    (scale, bound): (u8, u8),
-) -> Result<Id> {
-    let first = entries.first().copied().unwrap_or(0);
-    let base = if starts.len() > 1 { 0 } else { first };
-    let sum = match bit {
-        None => e.op(Op::MulInt { k: 0 }, &[like])?,
-        Some(bit) if starts.len() > 1 => {
-            let ends = starts.iter().skip(1).copied().chain([entries.len()]);
-            let parts = starts.iter().zip(ends).flat_map(|(&start, end)| steps(0, &entries[start..end]));
-            combined(e, bit, &parts.collect::<Vec<_>>(), (64, bound))?
-        }
-        Some(bit) => combined(e, bit, &steps(first, &entries[1..]), (64, bound))?,
-    };
-    let read = e.op(Op::SetScale { scale }, &[sum])?;
-    e.guarded(Op::AddInt { k: base }, &[read], bound)
 }
 
 /// What the bits add to an entry to give the next ones. Every step is rounded to what a float holds, and the next one

@@ -7,7 +7,6 @@
 //! that small. Outside the range the value is garbage, and the expansion multiplies it by a zero bit. That bit comes from
 //! the whole value, however wide its bound, while the formula runs on its low bits.
 
-mod activation;
 mod chebyshev;
 mod curve;
 mod inverse;
@@ -18,10 +17,10 @@ mod reveal;
 mod root;
 mod sine;
 mod softmax;
+mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use chebyshev::{chebyshev_fit, chebyshev_fit_odd, eval_chebyshev};
 pub(crate) use reciprocal::WIDEST;
 
 use quotient::Range2;
@@ -97,12 +96,8 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
     let mut e = Emit { module, origin };
     let x = args[0];
     let result = (node.ty.bound, node.ty.bound_from);
-    let looked_up = match node.op.curve() {
-        Some(curve) => curve::looked_up(&mut e, x, curve)?,
-        None => None,
-    };
     let id = match &node.op {
-        _ if let Some(y) = looked_up => Ok(y),
+        op if let Some(curve) = op.curve() => curve::looked_up(&mut e, x, curve),
         Op::Softmax => softmax::softmax(&mut e, x, args[1]),
         Op::RatioSoftmax { square, shift, eps, min_log2, max_log2 } => {
             let form = softmax::Ratio {
@@ -131,12 +126,6 @@ fn composite(module: &mut Module, node: &Node, args: &[Id]) -> Result<Id> {
         Op::Log { min_log2, max_log2, scale } => {
             quotient::log(&mut e, x, Range2 { min: *min_log2, max: *max_log2 }, *scale)
         }
-        Op::Gelu { tanh } => activation::gelu(&mut e, x, *tanh, result),
-        Op::Silu => activation::silu(&mut e, x, result),
-        Op::Softplus => activation::softplus(&mut e, x, result),
-        Op::Tanh => activation::tanh(&mut e, x),
-        Op::Sigmoid => activation::sigmoid(&mut e, x),
-        Op::Erf => activation::erf(&mut e, x),
         Op::Sin => sine::sin(&mut e, x),
         Op::Cos => sine::cos(&mut e, x),
         Op::RmsNorm { eps, length, scale } => {
@@ -228,14 +217,6 @@ impl Emit<'_> {
     pub(crate) fn max_size(&self, x: Id) -> Result<f64> {
         let (_, scale, _) = self.ring(x)?;
         Ok(libm::exp2(f64::from(size(self.ty(x))) / f64::from(BIT) - f64::from(scale)))
-    }
-
-    /// The bit 1{x ≥ threshold} as an element of scale 0 of a ring of `bits`, blurred below `2^drop` units above the
-    /// threshold.
-    pub(crate) fn at_least(&mut self, x: Id, threshold: f64, drop: u8, bits: u8) -> Result<Id> {
-        let below = self.below(x, threshold, drop)?;
-        let not = self.op(Op::Not, &[below])?;
-        self.op(Op::BitToRing { bits }, &[not])
     }
 
     /// The secret bit 1{x < threshold}, blurred below `2^drop` units above the threshold.

@@ -1,7 +1,4 @@
-//! `1/x` of a value that may be below its range: normalise by the highest threshold passed, then a series around a first
-//! approximation.
-//!
-//! Two steps of Newton's would be as exact and take as many products, but one after another.
+//! `1/x` of a row's divisor by steps, and how others are brought into one bucket: the highest threshold passed.
 //!
 //! For thresholds `t_j` in parallel, `c_j = 1{x ≥ t_j}`; the factor that brings `x` into one bucket is a public linear
 //! combination of the `c_j`. Products of a value and its factor are small by construction, which intervals do not see:
@@ -11,25 +8,15 @@
 //! bucket may be taken for one of it, but none of a bucket for one below. What is normalised may then begin a little
 //! below 1, where the first approximation still holds.
 
-use super::curve::{self, INVERSE_SCALE};
-use super::{Emit, FINE, fixed};
-use ombra_ir::curve::Curve;
+use super::steps::{self, RECIPROCAL, Step};
+use super::{Emit, fixed};
 use ombra_ir::dim::Dim;
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
-use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
-
-/// Blur of a reciprocal's buckets: this many powers of two below the least threshold.
-const BLUR: i32 = 6;
 
 /// Powers of two of a divisor that a reciprocal tells apart at most: the series times its factor fits the ring.
 pub(crate) const WIDEST: u8 = 32;
-/// Powers of two of a range in which a result of [`BESIDE`] fraction bits has enough significant ones.
-const LONG: u8 = 16;
-/// Fraction bits of a result that has room beside a factor near 2.
-const BESIDE: u8 = 34;
-
 /// Refuses softmax rows of more than `2^most` entries.
 pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
     if log2 <= most {
@@ -40,55 +27,34 @@ pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
         .note("give --max for the sizes of the model"))
 }
 
-/// `1/x` for `1 ≤ x < 2^max_log2`, with at most `finest` fraction bits: as many as come without a division, if they are
-/// not more; error 2e-5 relative. With a dealer, one lookup takes the place of the series.
+/// `1/x` with `out` fraction bits for `least ≤ x < 2^max_log2`, of what has size 1 on the last axis; error 2e-5 relative
+/// where it has so many significant bits. Below the range the result is any number below `2^(out + 7)`.
 ///
-/// Below 1 the factor is 1 and the result too small, by 3 percent at one half; at 0 it stays below 8.
-pub(super) fn reciprocal_at(e: &mut Emit, x: Id, max_log2: u8, finest: u8) -> Result<Id> {
+/// # Errors
+/// `E0507` where the range is too wide.
+pub(super) fn reciprocal_at(e: &mut Emit, x: Id, (least, max_log2): (f64, u8), out: u8) -> Result<Id> {
     check_row(max_log2, WIDEST)?;
-    let (_, scale, _) = e.ring(x)?;
-    let thresholds: Vec<f64> = (1..max_log2).map(|j| libm::ldexp(1.0, i32::from(j))).collect();
-    // 2^−e = 1 − Σ c_j 2^−j, a multiple of the last threshold's inverse.
-    let factor_scale = max_log2.saturating_sub(1);
-    let steps: Vec<i64> = (1..max_log2).map(|j| -(1i64 << (factor_scale - j))).collect();
-    let compared = compare_all(e, x, &thresholds, i32::from(scale) + 1 - BLUR)?;
-    let factor = combine(e, &compared, 1 << factor_scale, &steps, factor_scale, factor_scale + 1)?;
-    let product = e.guarded(Op::Mul, &[x, factor], scale + factor_scale + 1)?;
-    let product = if scale + factor_scale < FINE { raise(e, product, FINE)? } else { product };
-    let (_, product_scale, _) = e.ring(product)?;
-    let out = finest.min(FINE + factor_scale);
-    if e.has_dealer() {
-        // Half of it is from 1/2 to 1.
-        let half = e.op(Op::SetScale { scale: product_scale + 1 }, &[product])?;
-        let y = curve::inverse(e, half, Curve::Reciprocal)?;
-        let y = e.widen(y, 64, (INVERSE_SCALE + 2, BoundFrom::Guarded))?;
-        // Of twice the value, so half of the result.
-        let y = e.op(Op::SetScale { scale: INVERSE_SCALE + 1 }, &[y])?;
-        return e.product(y, factor, out, out + 1);
+    let table = &RECIPROCAL;
+    let mut shifts = vec![table.shift(least, 0, i32::MAX)];
+    while let Some(end) = shifts.last().map(|&q| table.end(q)).filter(|end| *end < libm::exp2(max_log2.into())) {
+        shifts.push(table.shift(table.blurred(end), 0, i32::MAX));
     }
-    let v = e.truncate_to(product, FINE, FINE + 1)?;
-    // y = 24/17 − (15/32) v, within 6 % of 1/v on [1, 2).
-    let scaled = e.op(Op::MulInt { k: -15 }, &[product])?;
-    let shifted = e.op(Op::SetScale { scale: product_scale + 5 }, &[scaled])?;
-    let start = e.guarded(Op::AddInt { k: fixed(24.0 / 17.0, product_scale + 5)? }, &[shifted], product_scale + 6)?;
-    let start = e.truncate_to(start, FINE, FINE + 1)?;
-    // With r = 1 − v y: 1/v ≈ y (1 + r) (1 + r²), whose error is r⁴.
-    let vy = e.product(v, start, FINE, FINE + 1)?;
-    let minus = e.op(Op::Neg, &[vy])?;
-    let twice = e.guarded(Op::AddInt { k: 2 << FINE }, &[minus], FINE + 1)?;
-    let rest = e.guarded(Op::AddInt { k: 1 << FINE }, &[minus], FINE + 1)?;
-    let square = e.product(rest, rest, FINE, FINE + 1)?;
-    let last = e.guarded(Op::AddInt { k: 1 << FINE }, &[square], FINE + 1)?;
-    if max_log2 > LONG {
-        let better = e.product(start, twice, FINE, FINE + 1)?;
-        let y = e.product(better, last, FINE, FINE + 1)?;
-        return e.product(y, factor, out, out + 1);
-    }
-    // The factor goes in first, beside r: one product less waits for another.
-    let out = out.min(BESIDE);
-    let first = e.product(start, factor, out.min(FINE + factor_scale), out + 1)?;
-    let second = e.product(first, twice, out, out + 1)?;
-    e.product(second, last, out, out + 1)
+    let steps: Vec<Step> = shifts.iter().map(|&q| Step { value: x, q }).collect();
+    let worth: Vec<i32> = shifts.iter().map(|q| i32::from(out) - q).collect();
+    let entries = steps::entries(e, table, &steps, 1, &worth)?;
+    let thresholds: Vec<f64> = shifts.iter().take(shifts.len() - 1).map(|&q| table.end(q)).collect();
+    let passed = match thresholds.first() {
+        None => None,
+        Some(first) => {
+            let (_, scale, _) = e.ring(x)?;
+            let drop = steps::dropped(libm::ldexp(*first, scale.into()), table.blur);
+            let below = steps::below(e, x, &thresholds, drop)?;
+            Some(e.op(Op::Not, &[below])?)
+        }
+    };
+    let y = steps::chosen(e, entries, passed, steps.len())?;
+    let bound = libm::floor(f64::from(out) - libm::log2(least)) as u8 + 1;
+    e.guarded(Op::SetScale { scale: out }, &[y], bound)
 }
 
 /// The value at a finer scale, if it is not there yet.

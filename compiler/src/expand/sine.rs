@@ -11,8 +11,7 @@
 //! Error: 6e-7 of the series, 6e-7 of the cut, and as much of roundings.
 
 use super::Emit;
-use super::activation::total;
-use super::chebyshev::{Form, argument, chebyshev_fit_odd, series};
+use super::chebyshev::{Form, argument, chebyshev_fit_odd, series, total};
 use super::reciprocal::raise;
 use ombra_ir::Result;
 use ombra_ir::module::Id;
@@ -110,7 +109,7 @@ fn sine_of_turns(e: &mut Emit, x: Id, t: Id) -> Result<Id> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::expand::eval_chebyshev;
+    use crate::expand::chebyshev::eval_chebyshev;
 
     /// The factor of every unit, to half an integer, and the series in double precision.
     #[test]

@@ -5,46 +5,54 @@
 //! there. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared, exponentiated
 //! and summed, so nothing depends on what a mask hides.
 //!
-//! The maximum may fall short by `2^−5` at every level of its tree, which makes the maximum exponential a little more
-//! than 1 and cancels in the quotient. It is taken in the smallest ring that holds the scores, the exponential in one of
+//! The maximum need not be exact, since it cancels in the quotient: scores are cut to quarters or halves for it, without a
+//! message, in the smallest ring that holds them. It lies between half less and one more than the true one, which leaves
+//! the sum of a row's exponentials at a third or more. The exponential is in a ring of
 //! 32 bits with 29 fraction bits.
 //!
 //! What takes the place of softmax in models trained for MPC has neither maximum nor exponential: a comparison and a
 //! product an entry (2ReLU), or a product alone (2Quad), then the same reciprocal a row and product an entry. 2ReLU takes
 //! scores below `2^−12` for 0.
 
-use super::{Emit, POSITIVE_FRACTION, comparison, fixed, no_room, reciprocal, ring_for};
+use super::{Emit, POSITIVE_FRACTION, comparison, fixed, no_room, reciprocal, ring_for, ring_of};
+use ombra_ir::dim::Dim;
 use ombra_ir::infer::size;
 use ombra_ir::module::Id;
 use ombra_ir::norms::BIT;
-use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op, exp_lowest};
+use ombra_ir::op::{EXP_SCALE, EXP_WINDOW, Op, exp_lowest};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
-/// Fraction bits that decide the maximum.
-const MAX_FRACTION: u8 = 5;
 /// Levels of a row's maximum: what each falls short by leaves the maximum exponential below 2.
 const LONGEST: u8 = 20;
+/// What rounding may take off the logarithm of a row's sum.
+const LEVELLED: f64 = 1e-3;
+/// Fraction bits of comparisons for the maximum where scores are too wide to be cut for it.
+const MAX_FRACTION: u8 = 5;
+/// Fraction bits of scores that are cut for the maximum: the first where comparisons have [`FEW`] bits then, else the last.
+const COARSE: [u8; 2] = [2, 1];
+const FEW: u8 = 9;
 /// Where exponentials may begin to count as 0, above [`exp_lowest`], as a power of two.
 const BLUR: u8 = 4;
 
-/// `e^x` at scale [`EXP_SCALE`] for `x ≤ 1/2`, in the ring of `x`: of all that its bound allows where the setting has a
+/// `e^x` at scale [`EXP_SCALE`] for `x ≤ 1/2`, in a ring of `bits`: of all that its bound allows where the setting has a
 /// window for that, else 0 below −32, and perhaps from there to −16.
-pub(super) fn exp(e: &mut Emit, x: Id) -> Result<Id> {
-    let (bits, scale, _) = e.ring(x)?;
+pub(super) fn exp(e: &mut Emit, x: Id, bits: u8) -> Result<Id> {
+    let (own, scale, _) = e.ring(x)?;
     let holding = e.module.setting.protocol().exp_windows.clone();
     let size = e.max_size(x)?;
     let holding = holding.into_iter().find(|&window| size <= -exp_lowest(window));
     let window = holding.unwrap_or(EXP_WINDOW);
-    if scale.saturating_add(window) > bits {
-        return Err(too_fine(scale, bits));
+    if scale.saturating_add(window) > own {
+        return Err(too_fine(scale, own));
     }
     let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], EXP_SCALE + 1)?;
     // Shares may take two units off: nothing is to be negative.
     let mut y = e.guarded(Op::AddInt { k: 2 }, &[y], EXP_SCALE + 1)?;
     if holding.is_none() {
-        let keep = e.at_least(x, exp_lowest(window), scale + BLUR, EXP_RING)?;
-        y = e.guarded(Op::Mul, &[y, keep], EXP_SCALE + 1)?;
+        let below = e.below(x, exp_lowest(window), scale + BLUR)?;
+        let keep = e.op(Op::Not, &[below])?;
+        y = e.op(Op::Select, &[keep, y])?;
     }
     e.widen(y, bits, (EXP_SCALE + 1, BoundFrom::Guarded))
 }
@@ -66,31 +74,73 @@ fn longest_row(e: &Emit, x: Id) -> Result<u64> {
 
 /// Softmax over the last axis of `x` among the entries that `mask` keeps; 0 elsewhere.
 pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
-    let (_, scale, bound) = e.ring(x)?;
+    let (_, scale, _) = e.ring(x)?;
     let shape = e.ty(x).shape.clone();
     let max_columns = longest_row(e, x)?;
     let log2 = u8::try_from(max_columns.max(2).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX);
     reciprocal::check_row(log2, LONGEST)?;
     let packed = e.op(Op::Pack, &[x, mask])?;
-    // The smallest ring for the maximum; its one result a row comes back.
-    let (bits, _, _) = e.ring(x)?;
-    // A difference of two scores has a bit more than they have.
-    let drop = scale.saturating_sub(MAX_FRACTION);
-    let (width, drop) = comparison(size(e.ty(x)) + BIT, drop, bits).ok_or_else(|| no_room(bound, bits))?;
-    let small = e.narrow(packed, ring_for(width.saturating_sub(3)).min(bits))?;
-    let max = e.op(Op::RowMax { shape: shape.clone(), width, drop }, &[small, mask])?;
-    let (max_bits, _, max_bound) = e.ring(max)?;
-    let max = if max_bits < bits { e.widen(max, bits, (max_bound, BoundFrom::Proven))? } else { max };
+    let (max, least_sum) = row_max(e, packed, mask, &shape)?;
+    let (bits, _, _) = e.ring(max)?;
     let max_each = e.op(Op::RowExpand { shape: shape.clone() }, &[max, mask])?;
-    let below = e.op(Op::Sub, &[packed, max_each])?;
-    let exp = exp(e, below)?;
+    let packed = e.narrow(packed, bits)?;
+    let bound = apart(e, packed)?;
+    let below = e.guarded(Op::Sub, &[packed, max_each], bound)?;
+    let exp = exp(e, below, 64)?;
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
     // As fine as the product of both has room for.
-    let inverse = reciprocal::reciprocal_at(e, sum, log2 + 1, QUOTIENT as u8 - EXP_SCALE)?;
+    let inverse = reciprocal::reciprocal_at(e, sum, (least_sum, log2 + 1), QUOTIENT as u8 - EXP_SCALE)?;
     let inverse_each = e.op(Op::RowExpand { shape: shape.clone() }, &[inverse, mask])?;
-    let product = e.op(Op::Mul, &[exp, inverse_each])?;
+    let product = e.guarded(Op::Mul, &[exp, inverse_each], QUOTIENT as u8 + 1)?;
     let y = e.truncate_to(product, scale, scale + 1)?;
     e.op(Op::Unpack { shape }, &[y, mask])
+}
+
+/// Bits of the difference of a score and what is taken for a row's maximum, which may be one more than that.
+fn apart(e: &Emit, scores: Id) -> Result<u8> {
+    let (_, scale, _) = e.ring(scores)?;
+    let two = libm::exp2(f64::from(size(e.ty(scores)) + BIT) / f64::from(BIT));
+    Ok(libm::ceil(libm::log2(two + libm::exp2(scale.into()))) as u8)
+}
+
+/// The maximum of every row of `packed`, between half less and one more than it, in the smallest ring that holds its
+/// difference from every entry and the window of the exponential; and what the sum of a row's exponentials is at least then.
+///
+/// Scores are cut to units that comparisons then look at whole, so that no level of the tree adds to what the cut takes.
+fn row_max(e: &mut Emit, packed: Id, mask: Id, shape: &[Dim]) -> Result<(Id, f64)> {
+    let (bits, scale, bound) = e.ring(packed)?;
+    // A difference of two scores has a bit more than they have.
+    let whole = size(e.ty(packed)) + BIT;
+    let ring = ring_of(apart(e, packed)?.max(scale.saturating_add(EXP_WINDOW)).saturating_add(2)).min(bits);
+    let components = e.module.setting.protocol().components;
+    let compared = |fraction: u8| comparison(whole, scale.saturating_sub(fraction), bits);
+    let few = |fraction: &u8| compared(*fraction).is_some_and(|(width, drop)| width - drop <= FEW);
+    let [_, last] = COARSE;
+    let fraction = COARSE.into_iter().find(few).unwrap_or(last);
+    let unit = scale.saturating_sub(fraction);
+    let by = unit.div_ceil(8) * 8;
+    if scale < COARSE[0] || by >= bits || ring > bits - by {
+        let drop = scale.saturating_sub(MAX_FRACTION);
+        let (width, drop) = comparison(whole, drop, bits).ok_or_else(|| no_room(bound, bits))?;
+        let small = e.narrow(packed, ring.max(ring_of(width)).min(bits))?;
+        let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop }, &[small, mask])?;
+        return Ok((max, libm::exp(-LEVELLED)));
+    }
+    let fine = e.guarded(Op::MulInt { k: 1 << (by - unit) }, &[packed], bits - 1)?;
+    let fine = e.op(Op::SetScale { scale: by }, &[fine])?;
+    let cut = e.op(Op::Cut { by }, &[fine])?;
+    let cut = e.op(Op::Upscale { by: unit }, &[cut])?;
+    let cut = e.op(Op::SetScale { scale }, &[cut])?;
+    let small = e.narrow(cut, ring)?;
+    let (width, drop) = comparison(size(e.ty(small)) + BIT, unit, ring).ok_or_else(|| no_room(bound, ring))?;
+    let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop }, &[small, mask])?;
+    // The cut takes less than one unit of every component; an exponential's operand may be half of 1.
+    let units = i64::from(components) - (1 << fraction >> 1);
+    if units <= 0 {
+        return Ok((max, libm::exp(-LEVELLED)));
+    }
+    let max = e.guarded(Op::AddInt { k: units << unit }, &[max], bound + 1)?;
+    Ok((max, libm::exp(-LEVELLED - libm::ldexp(units as f64, -i32::from(fraction)))))
 }
 
 /// The form of a softmax by quotients: `g(x) / (Σ g(x) + eps)` with `2^min_log2 ≤ Σ g(x) + eps < 2^max_log2`.
@@ -145,7 +195,7 @@ pub(super) fn ratio_softmax(e: &mut Emit, x: Id, mask: Id, form: Ratio) -> Resul
     }
     let ratio = e.op(Op::SetScale { scale: small((s + min).max(0))? }, &[divisor])?;
     let finest = small((QUOTIENT - s - min).min(63 - s))?;
-    let inverse = reciprocal::reciprocal_at(e, ratio, small(max - min)?, finest)?;
+    let inverse = reciprocal::reciprocal_at(e, ratio, (1.0, small(max - min)?), finest)?;
     let (_, t, _) = e.ring(inverse)?;
     let read = s + i32::from(t) + min;
     if read <= i32::from(scale) {

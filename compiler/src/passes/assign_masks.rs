@@ -216,7 +216,7 @@ impl Pass<'_> {
                 push_like(&mut self.out, node, node.op.clone(), &[arg])?
             }
             // One cut of a value: what is taken of it as a share is that of the masked one.
-            Op::Cut { .. } if self.covered[id.index()] => {
+            Op::Cut { .. } if is_carried(old, node, &self.covered) => {
                 self.masked(id)?;
                 return Ok(());
             }

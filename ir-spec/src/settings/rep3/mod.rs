@@ -69,6 +69,7 @@ pub fn is_interactive(op: &Op) -> bool {
                 | Op::Msb { .. }
                 | Op::And
                 | Op::BitToRing { .. }
+                | Op::Select
                 | Op::RowMax { .. }
                 | Op::ArgMax { .. }
                 | Op::Lookup { .. }
@@ -100,6 +101,7 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::Msb { width, drop } => t.msb(s.out, width - drop),
         Op::And => t.and(plane_bytes(s.out)),
         Op::BitToRing { .. } => t.cross_term(1, s.out * eb),
+        Op::Select => t.select(s.out * eb),
         // Four factors of 64 bits, of which one is taken, and the rounded terms of a product.
         Op::ExpDigits { .. } => {
             t.deal(0, 1, 4 * 8 * s.out);
@@ -262,6 +264,7 @@ mod tests {
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 0));
         assert_eq!(per_element(&Op::And, 800, false), (3, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (3 * 64, 1));
+        assert_eq!(per_element(&Op::Select, 800, false), (5 * 64, 1));
         let exp = Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false };
         assert_eq!(per_element(&exp, 800, false), (4 * 64 + 2 * 32, 1));
         // Few elements take few rounds, many take few bits.

@@ -16,7 +16,7 @@ use crate::exec::Task;
 use crate::exec::side::{Ended, Site};
 use crate::settings::rep3::Cx;
 use crate::settings::rep3::compare::msb;
-use crate::settings::rep3::convert::bit_to_ring;
+use crate::settings::rep3::convert::{bit_to_ring, select};
 use crate::settings::rep3::curve::look_up;
 use crate::settings::rep3::embed::{Rows, Table, embed};
 use crate::settings::rep3::exp::exp_digits;
@@ -25,11 +25,12 @@ use crate::settings::rep3::join::and;
 use crate::settings::rep3::local::linear::Ring;
 use crate::settings::rep3::reshare::reshare;
 use crate::settings::rep3::reveal::reveal;
-use crate::settings::rep3::share::Shared;
+use crate::settings::rep3::share::{Component, Shared};
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::truncate;
 use crate::settings::tables::CurveTables;
 use crate::settings::weights::{Matrix, Weight};
+use crate::settings::words::broadcast::expand;
 
 /// Whether an op has a kernel here: it sends messages, or may.
 pub(super) fn has_kernel(op: &Op) -> bool {
@@ -55,13 +56,13 @@ pub(super) fn start(
         _ => None,
     };
     let shapes: Vec<Vec<usize>> = node.args.iter().map(|&arg| shape_of(arg)).collect();
+    let wide = |i: usize| wide_bits(site, args.get(i).ok_or_else(too_few)?.bits()?, i);
     let wide = match op {
-        Op::And if shapes.first() != shapes.get(1) => {
-            let wide = |i: usize| wide_bits(site, args.get(i).ok_or_else(too_few)?.bits()?, i);
-            Some([wide(0)?, wide(1)?])
-        }
-        _ => None,
+        Op::And if shapes.first() != shapes.get(1) => vec![wide(0)?, wide(1)?],
+        Op::Select if shapes.first().map(Vec::as_slice) != Some(site.shape()) => vec![wide(0)?],
+        _ => Vec::new(),
     };
+    let out = site.shape().to_vec();
     let kernel = async move {
         let cx = &own;
         let arg = |i: usize| args.get(i).ok_or_else(too_few);
@@ -72,6 +73,17 @@ pub(super) fn start(
             }
             Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
             Op::BitToRing { bits } => bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
+            Op::Select => {
+                let b = match wide.first() {
+                    Some(b) => b,
+                    None => arg(0)?.bits()?,
+                };
+                let (x, shape) = (arg(1)?.shared()?, shapes.get(1).ok_or_else(too_few)?);
+                match *shape == out {
+                    true => select(cx, b, x, bits).await?,
+                    false => select(cx, b, &wide_words(x, shape, &out)?, bits).await?,
+                }
+            }
             Op::ExpDigits { scale, tail, .. } => exp_digits(cx, arg(0)?.shared()?, n, *scale, *tail).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
@@ -117,9 +129,9 @@ pub(super) fn start(
                 return msb(cx, arg(0)?.shared()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::And => {
-                let [x, y] = match &wide {
-                    Some([x, y]) => [x, y],
-                    None => [arg(0)?.bits()?, arg(1)?.bits()?],
+                let [x, y] = match wide.as_slice() {
+                    [x, y] => [x, y],
+                    _ => [arg(0)?.bits()?, arg(1)?.bits()?],
                 };
                 return and(cx, x, y).await.map(|x| Ended::Value(Value::Bits(x)));
             }
@@ -130,6 +142,15 @@ pub(super) fn start(
     };
     Task::new(cx.port(), site.party.index() as u8, node.rot, site.traffic, kernel)
         .map_err(|error| error.at(bind::place(site.module, site.id)))
+}
+
+/// Shares broadcast to the shape of a result.
+fn wide_words(x: &Shared, shape: &[usize], out: &[usize]) -> Result<Shared> {
+    let wide = |component: &Component| match component.data() {
+        None => Ok(Component::Zero),
+        Some(words) => expand(words, shape, out).map(Component::from),
+    };
+    Ok(Shared { a: wide(&x.a)?, b: wide(&x.b)? })
 }
 
 fn too_few() -> Diagnostic {

@@ -4,7 +4,7 @@
 use super::*;
 use crate::dpf;
 use crate::settings::rep3::compare::msb;
-use crate::settings::rep3::convert::bit_to_ring;
+use crate::settings::rep3::convert::{bit_to_ring, select};
 use crate::settings::rep3::curve::look_up;
 use crate::settings::rep3::embed::{Rows, Table, embed};
 use crate::settings::rep3::exp::exp_digits;
@@ -78,7 +78,7 @@ fn cases() -> Vec<Case> {
     let open = shared.into_iter().filter(|form| *form != Form::Without(2));
     cases.extend(open.map(|form| Case { op: Op::Reveal { slot: 0 }, form }));
     // Operands of one form alone: bits have no zero components, a table is a weight.
-    for op in [Op::And, Op::BitToRing { bits: 64 }, Op::Input { slot: 0 }, Op::Embed] {
+    for op in [Op::And, Op::BitToRing { bits: 64 }, Op::Select, Op::Input { slot: 0 }, Op::Embed] {
         cases.push(Case { op, form: Form::Shared });
     }
     cases
@@ -151,6 +151,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                 }
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
+                Op::Select => select(&cx, &bits, &shared, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {
                     row_max(&cx, &shared, &[LEN as u32; ROWS], 64, (width, low)).await.map(drop)
                 }
