@@ -116,7 +116,7 @@ fn square_of(n: u64) -> (i64, i64, i32) {
         let square = libm::ldexp(n as f64 * b as f64, -z);
         let a = libm::round(libm::sqrt(square));
         let error = libm::fabs(a * a / square - 1.0);
-        if a >= 1.0 && a <= LARGEST && error < best.3 && best.3 > EXACT {
+        if (1.0..=LARGEST).contains(&a) && error < best.3 && best.3 > EXACT {
             best = (a as i64, b, z, error);
         }
     }
