@@ -192,10 +192,10 @@ def check_page(base, expected, folder):
                 seen.append(now)
             if picture is None and text("phase") == "making a token":
                 picture = driver.get_screenshot_as_png()
-        # Within one token, several values of bytes and of rounds.
+        # Within one token, more than one value of bytes and of rounds.
         token = max({row[2] for row in seen}, key=lambda token: sum(row[2] == token for row in seen))
         for column in [0, 1]:
-            assert len({row[column] for row in seen if row[2] == token}) >= 3, seen
+            assert len({row[column] for row in seen if row[2] == token}) >= 2, seen
         assert picture, seen
         driver.execute_script("document.getElementById('stop').click()")
         wait("it ends", lambda: not stop.is_enabled())
