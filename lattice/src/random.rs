@@ -180,6 +180,30 @@ impl std::ops::DerefMut for Secret {
     }
 }
 
+/// What tests of views share.
+#[cfg(test)]
+pub(crate) mod views {
+    use super::Stream;
+
+    /// Beyond this, sixteen cells are not filled evenly: 15 degrees of freedom, chance 2^-40.
+    pub(crate) const UNEVEN: f64 = 96.0;
+
+    /// Uniform words mod 2^bits.
+    pub(crate) fn random(n: usize, bits: u32, seed: u8) -> Vec<u64> {
+        let mut words = vec![0; n];
+        Stream::new(&[seed; 16], 0).words(&mut words);
+        words.iter().map(|w| w >> (64 - bits)).collect()
+    }
+
+    /// Sum of (found - expected)²/expected over sixteen equal parts of the words below `modulus`.
+    pub(crate) fn chi_square(words: impl Iterator<Item = u64>, modulus: u64) -> f64 {
+        let mut cells = [0f64; 16];
+        words.for_each(|w| cells[(u128::from(w) * 16 / u128::from(modulus)) as usize] += 1.0);
+        let expected = cells.iter().sum::<f64>() / 16.0;
+        cells.iter().map(|c| (c - expected).powi(2) / expected).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,8 @@ struct Work {
     name: &'static str,
     /// What `generate-model` is called with, or nothing for the trained model.
     generate: &'static [&'static str],
+    /// Layers, where they are not those of the family.
+    layers: Option<&'static str>,
     /// Tokens of the prompt.
     prompt: usize,
     /// Token ids that the model knows.
@@ -39,41 +41,14 @@ struct Work {
 
 const GPT2: &[&str] = &["gpt2"];
 const BERT: &[&str] = &["bert"];
-const LLAMA_2: &[&str] = &[
-    "llama",
-    "--layers",
-    "2",
-    "--hidden",
-    "1024",
-    "--heads",
-    "16",
-    "--kv-heads",
-    "16",
-    "--ff",
-    "2816",
-    "--vocab",
-    "1000",
-];
-const LLAMA_3: &[&str] = &[
-    "llama",
-    "--layers",
-    "3",
-    "--hidden",
-    "1024",
-    "--heads",
-    "16",
-    "--kv-heads",
-    "16",
-    "--ff",
-    "2816",
-    "--vocab",
-    "1000",
-];
+const LLAMA: &[&str] =
+    &["llama", "--hidden", "1024", "--heads", "16", "--kv-heads", "16", "--ff", "2816", "--vocab", "1000"];
 
 const WORKS: &[Work] = &[
     Work {
         name: "GPT-2 small's shape, prompt of 64",
         generate: GPT2,
+        layers: None,
         prompt: 64,
         vocabulary: 50257,
         peer: &["--model", "gpt2", "--layers", "12", "--seq", "64", "--head", "last"],
@@ -81,6 +56,7 @@ const WORKS: &[Work] = &[
     Work {
         name: "GPT-2 small's shape, prompt of 128",
         generate: GPT2,
+        layers: None,
         prompt: 128,
         vocabulary: 50257,
         peer: &["--model", "gpt2", "--layers", "12", "--seq", "128", "--head", "last"],
@@ -88,19 +64,35 @@ const WORKS: &[Work] = &[
     Work {
         name: "BERT-base's shape, 128 tokens",
         generate: BERT,
+        layers: None,
         prompt: 128,
         vocabulary: 30522,
         peer: &["--model", "bert", "--layers", "12", "--seq", "128"],
     },
-    Work { name: "LLaMA, 2 layers 1024 wide", generate: LLAMA_2, prompt: 64, vocabulary: 1000, peer: &[] },
+    Work {
+        name: "LLaMA, 2 layers 1024 wide",
+        generate: LLAMA,
+        layers: Some("2"),
+        prompt: 64,
+        vocabulary: 1000,
+        peer: &[],
+    },
     Work {
         name: "LLaMA, 3 layers 1024 wide",
-        generate: LLAMA_3,
+        generate: LLAMA,
+        layers: Some("3"),
         prompt: 64,
         vocabulary: 1000,
         peer: &["--model", "llama", "--layers", "1", "--seq", "64"],
     },
-    Work { name: "SmolLM2-135M-Instruct, prompt of 64", generate: &[], prompt: 64, vocabulary: 49152, peer: &[] },
+    Work {
+        name: "SmolLM2-135M-Instruct, prompt of 64",
+        generate: &[],
+        layers: None,
+        prompt: 64,
+        vocabulary: 49152,
+        peer: &[],
+    },
 ];
 
 /// Two works that differ by one layer, and what that layer is called.
@@ -216,7 +208,7 @@ fn run(request: &Request) -> Result<()> {
 /// The name of a work's model among files.
 fn stem(work: &Work) -> String {
     let name = if work.generate.is_empty() { "trained" } else { work.generate[0] };
-    format!("{name}-{}", work.generate.get(2).unwrap_or(&""))
+    format!("{name}-{}", work.layers.unwrap_or_default())
 }
 
 /// The model file of a work, written if it is not there.
@@ -229,7 +221,8 @@ fn made(work: &Work, folder: &Path) -> Result<PathBuf> {
     } else {
         let mut command = tool("generate-model")?;
         let file = at.with_extension("onnx");
-        command.args(work.generate).arg("-o").arg(&file);
+        command.args(work.generate).args(work.layers.iter().flat_map(|layers| ["--layers", layers]));
+        command.arg("-o").arg(&file);
         (file, command)
     };
     if !file.exists() {

@@ -22,7 +22,7 @@
 //! comparisons of as many bits as lie between `n·eps` and the longest row, 1 for what they choose, 2 an element; one more
 //! where there are levels.
 
-use super::steps::{self, ROOT, Step, columns, concat};
+use super::steps::{self, ROOT, Step, columns, concat, last_axis};
 use super::{Emit, fixed};
 use ombra_ir::module::Id;
 use ombra_ir::op::Op;
@@ -298,10 +298,6 @@ fn too_long() -> Diagnostic {
             "expected rows shorter than 2^50 units, which are 2^30 at 20 fraction bits, and an eps below their square",
         )
         .note("use fewer fraction bits")
-}
-
-fn last_axis(e: &Emit, x: Id) -> u8 {
-    (e.ty(x).shape.len() - 1) as u8
 }
 
 fn row_length(e: &Emit, x: Id) -> Result<u64> {

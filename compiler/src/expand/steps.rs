@@ -193,7 +193,8 @@ pub(super) fn concat(e: &mut Emit, parts: &[Id]) -> Result<Id> {
     }
 }
 
-fn last_axis(e: &Emit, x: Id) -> u8 {
+/// The number of the last axis.
+pub(super) fn last_axis(e: &Emit, x: Id) -> u8 {
     (e.ty(x).shape.len() - 1) as u8
 }
 

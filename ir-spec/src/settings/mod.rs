@@ -236,24 +236,7 @@ impl RowLens<'_> {
 
     /// Number of pairs compared at every level of a binary tree over each row: rows halve, an odd one out moves up.
     pub fn pairs_by_level(&self) -> Vec<u64> {
-        let mut lens: Vec<(u64, u64)> = match self {
-            RowLens::Equal { count, len } => vec![(*len, *count)],
-            RowLens::Listed(lens) => {
-                let mut by_len = std::collections::BTreeMap::new();
-                for &len in lens.iter() {
-                    *by_len.entry(u64::from(len)).or_insert(0u64) += 1;
-                }
-                by_len.into_iter().collect()
-            }
-        };
-        let mut levels = Vec::new();
-        while lens.iter().any(|&(len, count)| len > 1 && count > 0) {
-            levels.push(lens.iter().map(|&(len, count)| len / 2 * count).sum());
-            for (len, _) in &mut lens {
-                *len = len.div_ceil(2);
-            }
-        }
-        levels
+        (0..=u8::MAX).map(|level| self.comparisons(level, 2)).take_while(|&pairs| pairs > 0).collect()
     }
 }
 

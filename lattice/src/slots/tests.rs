@@ -5,6 +5,7 @@ use super::server::products;
 use super::*;
 use crate::arith::{centred, inverse_mod, mul_mod};
 use crate::params::{SLOT_PRIME as P, SLOT_SETS};
+use crate::random::views::{UNEVEN, chi_square};
 use crate::random::{Seed, Stream};
 use crate::rns::add;
 
@@ -114,17 +115,6 @@ fn noise_is_as_the_formula_says_and_the_flooding_covers_it() {
     assert!((1..=3).all(|terms| noise::greatest(set, terms) < 1024.0), "{}", noise::greatest(set, 3));
 }
 
-/// Sum of (found - expected)²/expected over sixteen cells of equal width.
-fn chi_square(values: &[u64], modulus: u64) -> f64 {
-    let mut cells = [0f64; 16];
-    values.iter().for_each(|x| cells[(u128::from(*x) * 16 / u128::from(modulus)) as usize] += 1.0);
-    let expected = values.len() as f64 / 16.0;
-    cells.iter().map(|c| (c - expected).powi(2) / expected).sum()
-}
-
-/// Beyond this, sixteen cells are not filled evenly: 15 degrees of freedom, chance 2^-40.
-const UNEVEN: f64 = 96.0;
-
 #[test]
 fn what_the_client_decrypts_is_uniform_and_its_noise_is_the_flooding() {
     let parties = parties();
@@ -136,7 +126,7 @@ fn what_the_client_decrypts_is_uniform_and_its_noise_is_the_flooding() {
         let (answer, server) =
             multiply_slots(slots, public, &[(&cx, &y)], Seed::new([seed; 16])).expect("sizes are right");
         let client = decrypt_slots(slots, key, n, &answer).expect("the answer is right");
-        assert!(chi_square(&client, P) < UNEVEN && client != last, "ρ is missing");
+        assert!(chi_square(client.iter().copied(), P) < UNEVEN && client != last, "ρ is missing");
         assert!(client.iter().zip(&server).all(|(x, y)| (x + y) % P == 0), "zero times something is zero");
         // What is left of a unit: uniform in half of its width, by the flooding alone.
         let noisy = noisy_values(slots, key, n, &answer).expect("the answer is right");
@@ -177,8 +167,8 @@ fn a_client_that_guesses_the_servers_values_cannot_tell_and_could_without_the_ma
         let words = slots.ring.rescale(&product, modulus);
         sent.iter().zip(words).map(|(sent, word)| (sent + modulus - word) % modulus).collect::<Vec<u64>>()
     };
-    assert!(chi_square(&guess(false), modulus) < UNEVEN, "c_1 is not masked");
-    assert!(chi_square(&guess(true), modulus) > UNEVEN, "the test sees a missing mask");
+    assert!(chi_square(guess(false).into_iter(), modulus) < UNEVEN, "c_1 is not masked");
+    assert!(chi_square(guess(true).into_iter(), modulus) > UNEVEN, "the test sees a missing mask");
 }
 
 #[test]

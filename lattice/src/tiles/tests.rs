@@ -5,6 +5,7 @@ use super::merge::Ciphertext;
 use super::server::{answer, merged_products};
 use super::*;
 use crate::params::TILE_SETS;
+use crate::random::views::{UNEVEN, chi_square, random};
 use crate::random::{Secret, Seed, Stream};
 use crate::rns::add;
 
@@ -26,12 +27,6 @@ fn parties() -> Parties {
     let bytes = tile_public_key(&tiles, &key, &PUBLIC, Seed::new([3; 16]));
     let public = read_tile_public_key(&tiles, &PUBLIC, &bytes).expect("the key is right");
     Parties { tiles, key, public }
-}
-
-fn random(n: usize, bits: u32, seed: u8) -> Vec<u64> {
-    let mut words = vec![0; n];
-    Stream::new(&[seed; 16], 0).words(&mut words);
-    words.iter().map(|w| w >> (64 - bits)).collect()
 }
 
 /// A word mod 2^bits as the number nearest to zero.
@@ -149,17 +144,6 @@ fn noise_is_as_the_formula_says() {
     }
 }
 
-/// Sum of (found - expected)²/expected over sixteen cells by the upper bits.
-fn chi_square(words: impl Iterator<Item = u64>, bits: u32) -> f64 {
-    let mut cells = [0f64; 16];
-    words.for_each(|w| cells[(w >> (bits - 4)) as usize & 15] += 1.0);
-    let expected = cells.iter().sum::<f64>() / 16.0;
-    cells.iter().map(|c| (c - expected).powi(2) / expected).sum()
-}
-
-/// Beyond this, sixteen cells are not filled evenly: 15 degrees of freedom, chance 2^-40.
-const UNEVEN: f64 = 96.0;
-
 #[test]
 fn what_the_client_decrypts_is_uniform_for_fixed_matrices() {
     let Parties { tiles, key, public } = parties();
@@ -173,10 +157,10 @@ fn what_the_client_decrypts_is_uniform_for_fixed_matrices() {
         let served = multiply_right(&tiles, &public, &tiling, bits, &message, &right, labels(0, Seed::new([seed; 16])));
         let (answer, _) = served.expect("sizes are right");
         let client = decrypt_products(&tiles, &key, &tiling, bits, &answer).expect("the answer is right");
-        assert!(chi_square(client.iter().copied(), bits) < UNEVEN, "R is missing");
+        assert!(chi_square(client.iter().copied(), 1 << bits) < UNEVEN, "R is missing");
         for other in &views {
             let difference = client.iter().zip(other).map(|(x, y)| x.wrapping_sub(*y) & ((1 << bits) - 1));
-            assert!(chi_square(difference, bits) < UNEVEN, "one mask for two answers");
+            assert!(chi_square(difference, 1 << bits) < UNEVEN, "one mask for two answers");
         }
         views.push(client);
     }
@@ -202,7 +186,7 @@ fn a_client_that_guesses_the_servers_matrix_cannot_tell_and_could_without_the_ma
     let difference = |sent: &[u64], guess: &[u64]| {
         let words: Vec<u64> =
             sent.iter().zip(guess).map(|(x, y)| x.wrapping_sub(*y) & ((1 << (bits + BELOW_A)) - 1)).collect();
-        chi_square(words.into_iter(), bits + BELOW_A)
+        chi_square(words.into_iter(), 1 << (bits + BELOW_A))
     };
     let bare = tiles.ring.rescale(&guessed()[1], 1 << (bits + BELOW_A));
     assert!(difference(&a_of(&sent), &bare) < UNEVEN, "A is not masked");

@@ -8,14 +8,8 @@ use crate::bits::Unpacker;
 use crate::exact::draw_ternary;
 use crate::lanes::Isa;
 use crate::params::WEIGHT_SETS;
-use crate::random::{Seed, Stream, Use};
-
-/// Uniform words mod 2^bits.
-fn random(n: usize, bits: u32, seed: u8) -> Vec<u64> {
-    let mut words = vec![0; n];
-    Stream::new(&[seed; 16], 0).words(&mut words);
-    words.iter().map(|w| w >> (64 - bits)).collect()
-}
+use crate::random::views::{UNEVEN, chi_square, random};
+use crate::random::{Seed, Use};
 
 /// Weights of 16 bits with a sign, mod 2^ring.
 fn weights(n: usize, ring: u32, seed: u8) -> Vec<u64> {
@@ -157,17 +151,6 @@ fn bounds_of_errors_grow_with_rows() {
     assert_eq!(noise::greatest_error(set, 32, 11008), 1);
 }
 
-/// Sum of (found - expected)²/expected for words spread over sixteen cells by their upper bits.
-fn chi_square(words: impl Iterator<Item = u64>, bits: u32) -> f64 {
-    let mut cells = [0f64; 16];
-    words.for_each(|w| cells[(w >> (bits - 4)) as usize & 15] += 1.0);
-    let expected = cells.iter().sum::<f64>() / 16.0;
-    cells.iter().map(|c| (c - expected).powi(2) / expected).sum()
-}
-
-/// Beyond this, sixteen cells are not filled evenly: 15 degrees of freedom, chance 2^-40.
-const UNEVEN: f64 = 96.0;
-
 /// How A, as it was sent, differs from `Σ x_k a_k` for a guessed `x`.
 fn differences(case: &Case, bits: u32, message: &[u8], guess: &[u64]) -> Vec<u64> {
     let set = case.key.set;
@@ -199,7 +182,7 @@ fn a_server_that_guesses_the_shares_cannot_tell_and_could_without_the_mask() {
     let (message, ..) = case.run(bits, &x, 3);
     // With the right guess nothing but the mask is left: it has to look uniform.
     let left = differences(&case, bits, &message, &x);
-    let chi = chi_square(left.iter().copied(), bits + BELOW_A);
+    let chi = chi_square(left.iter().copied(), 1 << (bits + BELOW_A));
     assert!(chi < UNEVEN, "A is not masked: {chi}");
     // The same message with the mask taken off again, as if it had been left out, is caught.
     let key = case.key.public();
@@ -213,7 +196,7 @@ fn a_server_that_guesses_the_shares_cannot_tell_and_could_without_the_mask() {
         .zip(&product)
         .map(|(d, p)| d.wrapping_sub((p >> below) as u64) & (u64::MAX >> (64 - bits - BELOW_A)));
     let bare: Vec<u64> = bare.collect();
-    assert!(chi_square(bare.iter().copied(), bits + BELOW_A) > UNEVEN);
+    assert!(chi_square(bare.iter().copied(), 1 << (bits + BELOW_A)) > UNEVEN);
     assert!(bare.iter().all(|d| signed(*d, bits + BELOW_A).unsigned_abs() <= 2), "only errors are left");
 }
 
@@ -226,10 +209,10 @@ fn what_the_server_decrypts_is_uniform_for_fixed_weights_and_shares() {
     for x in [vec![0; rows], random(rows, bits, 12)] {
         for seed in [4, 5] {
             let (message, _, server) = case.run(bits, &x, seed);
-            assert!(chi_square(server.iter().copied(), bits) < UNEVEN, "R is missing");
+            assert!(chi_square(server.iter().copied(), 1 << bits) < UNEVEN, "R is missing");
             let b = &message[packed_bytes(set.n, bits + BELOW_A)..];
             let bytes = b.iter().map(|b| u64::from(*b));
-            assert!(chi_square(bytes, 8) < UNEVEN, "B is not masked");
+            assert!(chi_square(bytes, 1 << 8) < UNEVEN, "B is not masked");
             views.push(server);
         }
     }
@@ -240,7 +223,7 @@ fn what_the_server_decrypts_is_uniform_for_fixed_weights_and_shares() {
     for (i, one) in views.iter().enumerate() {
         for other in &views[..i] {
             let difference = one.iter().zip(other).map(|(x, y)| x.wrapping_sub(*y) & ((1 << bits) - 1));
-            assert!(chi_square(difference, bits) < UNEVEN, "one mask for two messages");
+            assert!(chi_square(difference, 1 << bits) < UNEVEN, "one mask for two messages");
         }
     }
 }
@@ -252,12 +235,12 @@ fn encryptions_hide_the_weights_and_differ_by_row_and_matrix() {
     let shape = Shape { index: 0, rows: 2, cols: 2048 };
     let zeros = vec![0; 2 * 2048];
     let first = encrypt_block(&key, shape, 0, &zeros).expect("sizes are right");
-    assert!(chi_square(first.iter().map(|b| u64::from(*b)), 8) < UNEVEN);
+    assert!(chi_square(first.iter().map(|b| u64::from(*b)), 1 << 8) < UNEVEN);
     assert!(first == encrypt_block(&key, shape, 0, &zeros).expect("sizes are right"), "one seed, one file");
     let other = Shape { index: 1, ..shape };
     let second = encrypt_block(&key, other, 0, &zeros).expect("sizes are right");
     let differences = first.iter().zip(&second).map(|(x, y)| u64::from(x.wrapping_sub(*y)));
-    assert!(chi_square(differences, 8) < UNEVEN);
+    assert!(chi_square(differences, 1 << 8) < UNEVEN);
     let rows: Vec<&[u8]> = first.chunks(words::row_bytes(set)).collect();
     assert!(rows[0] != rows[1]);
 }

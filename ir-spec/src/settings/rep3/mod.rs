@@ -46,6 +46,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
 
 /// Directions of links, over which what an op sends spreads.
 const LINKS: u64 = 3;
+
 /// Levels of the binary tree that joins `n` items.
 pub fn tree_levels(n: u64) -> u32 {
     n.max(1).next_power_of_two().trailing_zeros()
