@@ -8,7 +8,7 @@ use ombra_kernels::each_isa;
 
 /// Standard deviation of errors: a centred binomial variable of 2·21 bits has variance 21/2.
 pub const ERROR_DEVIATION: f64 = 3.240_370_349_203_93;
-/// Greatest error.
+/// Largest error.
 pub const ERROR_BOUND: u64 = 21;
 
 /// What private randomness is for: no two functions draw the same words of one seed.

@@ -26,11 +26,11 @@ pub fn distance(set: &SlotSet, terms: usize) -> f64 {
     mean.log2() + (set.n as f64).log2() - f64::from(FLOOD + 1)
 }
 
-/// Greatest noise of a decryption, in units of 2^-11 of a value: the flooding, what the change of moduli rounds, times
+/// Largest noise of a decryption, in units of 2^-11 of a value: the flooding, what the change of moduli rounds, times
 /// the secret, and the product's own, each up to a chance of 2^-72 a coefficient. Below 2^10 it is exact.
 ///
 /// What is rounded off `c_1` is uniform in ±1/2, up to 1/16 for each prime's fraction.
-pub fn greatest(set: &SlotSet, terms: usize) -> f64 {
+pub fn max_noise(set: &SlotSet, terms: usize) -> f64 {
     let scale = (f64::from(ANSWER - BELOW) - log_q(set) + f64::from(BELOW)).exp2();
     let scale = scale * set.prime as f64 / f64::from(ANSWER - BELOW).exp2();
     let flood = f64::from(FLOOD).exp2() * scale;

@@ -112,7 +112,7 @@ fn noise_is_as_the_formula_says_and_the_flooding_covers_it() {
     assert!(noise.iter().all(|z| z.abs() < 2f64.powi(53)));
     // 2^-40 a ciphertext, whatever it sums; and decryption is exact.
     assert!((1..=3).all(|terms| noise::distance(set, terms) < -40.0), "{}", noise::distance(set, 3));
-    assert!((1..=3).all(|terms| noise::greatest(set, terms) < 1024.0), "{}", noise::greatest(set, 3));
+    assert!((1..=3).all(|terms| noise::max_noise(set, terms) < 1024.0), "{}", noise::max_noise(set, 3));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn what_the_client_decrypts_is_uniform_and_its_noise_is_the_flooding() {
         let rest = noisy.iter().map(|v| ((v + 1024) & 2047) as f64 - 1024.0);
         let deviation = (rest.clone().map(|r| r * r).sum::<f64>() / n as f64).sqrt();
         assert!((deviation / (512.0 / 3f64.sqrt()) - 1.0).abs() < 0.1, "the flooding is missing: {deviation}");
-        assert!(rest.fold(0.0, |worst: f64, r| worst.max(r.abs())) < noise::greatest(slots.set, 1));
+        assert!(rest.fold(0.0, |worst: f64, r| worst.max(r.abs())) < noise::max_noise(slots.set, 1));
         last = client;
     }
 }

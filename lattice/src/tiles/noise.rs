@@ -35,9 +35,9 @@ pub fn deviation(set: &TileSet, tiling: &Tiling, bits: u32) -> f64 {
     deviation_of(set, tiling, bits, 4f64.powi(bits as i32 - 1) / 3.0, 1.0 / 12.0)
 }
 
-/// Greatest error of a product mod 2^bits, in units of the product, whatever the elements are: the sum of both shares is
+/// Largest error of a product mod 2^bits, in units of the product, whatever the elements are: the sum of both shares is
 /// off by more in one of 2^32 results with chance 2^-40 at most, as in `weights::noise`. The change of R's modulus is off
 /// by 2^-8 more than its rounding.
-pub fn greatest_error(set: &TileSet, tiling: &Tiling, bits: u32) -> u64 {
+pub fn max_error(set: &TileSet, tiling: &Tiling, bits: u32) -> u64 {
     1 + (10.06 * deviation_of(set, tiling, bits, 4f64.powi(bits as i32 - 1), 0.25) + 1.0 / 256.0) as u64
 }

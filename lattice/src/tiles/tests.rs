@@ -75,7 +75,7 @@ fn shares_sum_to_the_products_for_all_kinds_of_sizes() {
         let (answer, server) = served.expect("sizes are right");
         assert_eq!(answer.len(), tiling.answer_bytes(bits));
         let client = decrypt_products(&tiles, &key, &tiling, bits, &answer).expect("the answer is right");
-        let bound = noise::greatest_error(tiles.set, &tiling, bits);
+        let bound = noise::max_error(tiles.set, &tiling, bits);
         // A wide right tile has many elements, and as much noise.
         assert!(bound <= if rows == 1 { 5 } else { 2 }, "{tiling:?}: {bound}");
         for (i, want) in products(&tiling, bits, &left, &right).iter().enumerate() {

@@ -33,10 +33,10 @@ pub fn deviation(set: &WeightSet, bits: u32, rows: usize) -> f64 {
     deviation_of(set, rows, 4f64.powi(bits as i32 - 1) / 3.0, 1.0 / 12.0)
 }
 
-/// Greatest error of a product of `rows` weight rows mod 2^bits, in units of the product, whatever the shares are: the
+/// Largest error of a product of `rows` weight rows mod 2^bits, in units of the product, whatever the shares are: the
 /// sum of both shares is off by more in one of 2^32 results with chance 2^-40 at most.
 ///
 /// A noise `z` gives an error of at most 1 + ⌊|z|⌋, since both parties round. `2 exp(-t²/2) ≤ 2^-72` from t = 10.06.
-pub fn greatest_error(set: &WeightSet, bits: u32, rows: usize) -> u64 {
+pub fn max_error(set: &WeightSet, bits: u32, rows: usize) -> u64 {
     1 + (10.06 * deviation_of(set, rows, 4f64.powi(bits as i32 - 1), 0.25)) as u64
 }

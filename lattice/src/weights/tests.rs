@@ -84,7 +84,7 @@ fn shares_sum_to_the_product_for_every_set_and_ring() {
             let case = Case::new(set, rows, cols);
             let x = random(rows * batch, bits, 9);
             let (_, client, server) = case.run(bits, &x, 1);
-            let bound = noise::greatest_error(set, bits, rows);
+            let bound = noise::max_error(set, bits, rows);
             assert!(bound <= 2, "{set:?}");
             for (i, want) in case.product(bits, &x).iter().enumerate() {
                 let error = signed(client[i].wrapping_add(server[i]).wrapping_sub(*want), bits);
@@ -135,7 +135,7 @@ fn noise_is_as_the_formula_says_and_results_are_off_by_one_at_most() {
         // A deviation of n samples is off by 1/√(2n); the shares' own squares add as much.
         let margin = 6.0 * (0.5 / count).sqrt() + 6.0 * (0.2 / (rows * batch) as f64).sqrt();
         assert!((found / expected - 1.0).abs() < margin, "set {id}, {rows} rows: {found} {expected} {margin}");
-        let bound = noise::greatest_error(set, bits, rows);
+        let bound = noise::max_error(set, bits, rows);
         let errors = (0..want.len()).map(|i| signed(client[i].wrapping_add(server[i]).wrapping_sub(want[i]), bits));
         let worst = errors.map(i64::unsigned_abs).max().unwrap_or_default();
         assert!(worst <= 1 && worst <= bound, "set {id}, {rows} rows: {worst} {bound}");
@@ -145,10 +145,10 @@ fn noise_is_as_the_formula_says_and_results_are_off_by_one_at_most() {
 #[test]
 fn bounds_of_errors_grow_with_rows() {
     let set = WeightSet::by_id(1).expect("the set exists");
-    assert_eq!([64, 768, 3072, 11008].map(|rows| noise::greatest_error(set, 40, rows)), [1, 2, 4, 7]);
+    assert_eq!([64, 768, 3072, 11008].map(|rows| noise::max_error(set, 40, rows)), [1, 2, 4, 7]);
     assert!((noise::deviation(set, 40, 768) - 0.103).abs() < 0.002);
     // A smaller ring has less.
-    assert_eq!(noise::greatest_error(set, 32, 11008), 1);
+    assert_eq!(noise::max_error(set, 32, 11008), 1);
 }
 
 /// How A, as it was sent, differs from `Σ x_k a_k` for a guessed `x`.
