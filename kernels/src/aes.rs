@@ -1,4 +1,4 @@
-//! AES-128 kernels: counter mode into ring elements, and the Matyas-Meyer-Oseas hash of tree nodes.
+//! AES-128 kernels: counter mode into ring elements, plain permutations, and the Matyas-Meyer-Oseas hash of tree nodes.
 //!
 //! Three implementations with equal results: VAES on 512-bit vectors (32 blocks in flight), AES-NI (8 blocks), and the
 //! `aes` crate. A tree node is a 128-bit word whose lowest bit is its control bit; hashes are of the node with that
@@ -159,6 +159,27 @@ impl Cipher {
         }
     }
 
+    /// Replaces every block by its encryption: with a key that everybody knows, a permutation.
+    pub fn permute(&self, blocks: &mut [u128]) {
+        match &self.0 {
+            Engine::Crate(aes) => {
+                let mut some = [Block::default(); 32];
+                for blocks in blocks.chunks_mut(32) {
+                    let some = &mut some[..blocks.len()];
+                    some.iter_mut().zip(&*blocks).for_each(|(to, from)| *to = from.to_le_bytes().into());
+                    aes.encrypt_blocks(some);
+                    blocks.iter_mut().zip(some).for_each(|(to, from)| *to = word(from));
+                }
+            }
+            // SAFETY: the engine was made from an `AesIsa` that proves AES.
+            #[cfg(target_arch = "x86_64")]
+            Engine::AesNi(keys) => unsafe { x86::permute_aesni(keys, blocks) },
+            // SAFETY: the engine was made from an `AesIsa` that proves AVX-512 F, VAES and AES.
+            #[cfg(target_arch = "x86_64")]
+            Engine::Vaes(keys) => unsafe { x86::permute_vaes(keys, blocks) },
+        }
+    }
+
     /// One tree level: child 2i of node i is its hash under `left`, child 2i + 1 its hash under `right`, each combined
     /// with its `correction` where the control bit of the node is set.
     ///
@@ -297,6 +318,19 @@ mod x86 {
         }
     }
 
+    #[target_feature(enable = "aes,sse2")]
+    pub(super) fn permute_aesni(keys: &RoundKeys, blocks: &mut [u128]) {
+        for blocks in blocks.chunks_mut(8) {
+            let mut inputs = [_mm_setzero_si128(); 8];
+            for (input, block) in inputs.iter_mut().zip(&*blocks) {
+                *input = to_vector(*block);
+            }
+            for (block, b) in blocks.iter_mut().zip(encrypt8(keys, inputs)) {
+                *block = from_vector(b);
+            }
+        }
+    }
+
     /// The round keys, each in all four 128-bit lanes.
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -356,6 +390,33 @@ mod x86 {
                     };
                     if whole { _mm512_storeu_si512(p.cast(), b) } else { _mm512_mask_storeu_epi64(p, mask, b) }
                 }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 F and VAES.
+    #[target_feature(enable = "avx512f,vaes,aes")]
+    pub(super) unsafe fn permute_vaes(keys: &RoundKeys, blocks: &mut [u128]) {
+        let keys = wide(keys);
+        for blocks in blocks.chunks_mut(32) {
+            let mut vectors = [keys[0]; 8];
+            for (v, x) in vectors.iter_mut().enumerate() {
+                let mask = first_lanes(2 * blocks.len().saturating_sub(4 * v));
+                // SAFETY: the mask keeps to the elements of `blocks`; masked-out lanes are not accessed.
+                let block = unsafe { _mm512_maskz_loadu_epi64(mask, blocks.as_ptr().wrapping_add(4 * v).cast()) };
+                *x = _mm512_xor_si512(*x, block);
+            }
+            for key in &keys[1..10] {
+                for x in &mut vectors {
+                    *x = _mm512_aesenc_epi128(*x, *key);
+                }
+            }
+            for (v, x) in vectors.into_iter().enumerate() {
+                let mask = first_lanes(2 * blocks.len().saturating_sub(4 * v));
+                let x = _mm512_aesenclast_epi128(x, keys[10]);
+                // SAFETY: the mask keeps to the elements of `blocks`.
+                unsafe { _mm512_mask_storeu_epi64(blocks.as_mut_ptr().wrapping_add(4 * v).cast(), mask, x) };
             }
         }
     }
@@ -467,6 +528,13 @@ mod tests {
             let ciphers = keys.map(|k| Cipher::new(isa, &k));
             for n in 0..70 {
                 let nodes = nodes(n);
+                let mut permuted = nodes.clone();
+                ciphers[0].permute(&mut permuted);
+                for (node, found) in nodes.iter().zip(permuted) {
+                    let mut block = Block::from(node.to_le_bytes());
+                    crates[0].encrypt_block(&mut block);
+                    assert!(found == word(&block), "permute {} {n}", isa.name());
+                }
                 let mut out = vec![0; n];
                 ciphers[0].hash(&nodes, &mut out);
                 assert!(nodes.iter().zip(&out).all(|(x, h)| *h == hash(0, *x)), "hash {} {n}", isa.name());

@@ -9,6 +9,7 @@ pub mod exec;
 mod hosts;
 pub mod keygen;
 pub mod memory;
+pub mod ot;
 pub mod plaintext;
 pub mod prg;
 pub mod settings;

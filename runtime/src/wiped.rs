@@ -25,6 +25,12 @@ impl Wipe for Vec<u64> {
     }
 }
 
+impl Wipe for Vec<u128> {
+    fn wipe(&mut self) {
+        wipe(self);
+    }
+}
+
 /// Fills all the capacity: growing up to it takes no other memory.
 fn wipe<T: Copy + Default>(buffer: &mut Vec<T>) {
     buffer.clear();

@@ -57,7 +57,7 @@ pub struct Label {
 
 impl Label {
     /// The first counter block of the label.
-    fn first_block(self) -> u128 {
+    pub(crate) fn first_block(self) -> u128 {
         u128::from(self.op) << 96
             | u128::from(self.step) << 64
             | u128::from(self.purpose) << 48

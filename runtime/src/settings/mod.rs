@@ -13,7 +13,7 @@ pub mod rep3;
 mod rows;
 pub mod tables;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod weights;
 pub mod words;
 

@@ -1,0 +1,434 @@
+//! What pads are used for. A batch of pads is a value, and each use takes it: no pad masks two things.
+//!
+//! | use | offerer sends, bits | what both have then |
+//! |---|---|---|
+//! | [`Settled::times`], of `p` planes of bits in a ring of `ℓ` | Σ `ℓ − i`, in whole bytes | shares of `a·b`, `a` the chooser's bits |
+//! | [`Settled::tables`], of `2^K` entries of 2 bits | `2·2^K`, in whole bytes | the offerer nothing, the chooser its entry |
+//! | [`Settled::entries`], of `c` entries of `b` bytes | `8·c·b` | the same |
+//! | [`Settled::triples`], of `C` bits | none | shares of `a·b_1 … a·b_C`, `a` the chooser's bit, `b` the offerer's, all random |
+//!
+//! Choices: pads come with random bits `r` of the chooser. It sends `r ⊕ c` for its choices `c`, and the offerer exchanges
+//! pads where that is 1: the bits are uniform, and each is used once.
+//!
+//! ```text
+//!   h_0, h_1  the pads of a transfer after that;  the chooser has h_c
+//!   times     offerer sends  m = h_0 − h_1 + b·2^i mod 2^ℓ, keeps −h_0;   chooser  h_c + c·m = h_0 + c·b·2^i
+//!   tables    K transfers choose one entry of 2^K: entry v goes under ⊕_j of the bits [2v, 2v + 2) of h_{j,v_j}
+//!   entries   the same with longer ones, block by block: under ⊕_j of hashes of transfer j's row for v_j, tweaked by v
+//!   triples   b = h_0 ⊕ h_1, shares h_0 and h_r of r·b, since h_r = h_0 ⊕ r·b
+//! ```
+//!
+//! *Chooser's view*: each message is a value under a pad, or part of a pad, that it has not; an entry `v` that was not
+//! chosen has a `j` with `v_j ≠ c_j`, and those bits of `h_{j,v_j}` mask no other entry. *Offerer's view*: `r ⊕ c`.
+//!
+//! Sources: Gilboa, "Two Party RSA Key Generation" (CRYPTO 1999), for products; Naor and Pinkas, "Oblivious Transfer and
+//! Polynomial Evaluation" (STOC 1999), for tables; Asharov, Lindell, Schneider and Zohner (2013/552) for correlated and
+//! random transfers. Side channels: tables are read and written whole, by masks.
+
+use std::rc::Rc;
+
+use ombra_ir::Result;
+
+use super::{MOST_PURPOSES, SessionId, mask, refused};
+use crate::backend::bits::{from_planes, to_planes, words};
+use crate::backend::elementwise::{pack_ring, unpack_ring};
+use crate::prg::{Cipher, Label};
+use crate::wiped::Zeroizing;
+
+/// Blocks that are hashed at once.
+const BATCH: usize = 64;
+/// Choice bits of [`Entries`] at most: a plane's number has its place in a tweak.
+const MOST_PLANES: usize = 14;
+/// Bytes of a block that is hashed.
+const BLOCK: usize = 16;
+
+/// The hash of a session: `π(π(x) ⊕ t) ⊕ π(x)` for a tweak `t`.
+pub struct Hash(Cipher);
+
+impl Hash {
+    /// The hash of a session.
+    pub(super) fn new(session: &SessionId) -> Hash {
+        Hash(session.permutation(b"pads    "))
+    }
+
+    /// Replaces transfer `first + i` of a label by its hash.
+    fn apply(&self, label: Label, first: usize, rows: &mut [u128]) {
+        let mut inner = Zeroizing::new(vec![0u128; BATCH.min(rows.len())]);
+        for (batch, rows) in rows.chunks_mut(BATCH).enumerate() {
+            self.0.permute(rows);
+            let tweak = label.first_block() + (first + batch * BATCH) as u128;
+            let inner = &mut inner[..rows.len()];
+            inner.iter_mut().zip(&*rows).zip(tweak..).for_each(|((inner, row), tweak)| *inner = row ^ tweak);
+            self.0.permute(inner);
+            rows.iter_mut().zip(inner).for_each(|(row, inner)| *row ^= *inner);
+        }
+    }
+}
+
+/// `64·words` transfers at the party that offers: random, until [`flipped`](Offered::flipped).
+pub struct Offered {
+    rows: Zeroizing<Vec<u128>>,
+    delta: zeroize::Zeroizing<u128>,
+    label: Label,
+    hash: Rc<Hash>,
+}
+
+/// The same at the party that chooses.
+pub struct Chosen {
+    rows: Zeroizing<Vec<u128>>,
+    bits: Zeroizing<Vec<u64>>,
+    label: Label,
+    hash: Rc<Hash>,
+}
+
+/// Transfers whose choices are those of the chooser, at the party that offers.
+pub struct Settled(Offered);
+
+/// The same at the party that chooses.
+pub struct Decided(Chosen);
+
+impl Offered {
+    pub(super) fn new(rows: Zeroizing<Vec<u128>>, delta: u128, label: Label, hash: &Rc<Hash>) -> Offered {
+        Offered { rows, delta: zeroize::Zeroizing::new(delta), label, hash: Rc::clone(hash) }
+    }
+
+    /// With the bits that the chooser sent.
+    ///
+    /// # Errors
+    /// `E0908` for another number of words.
+    pub fn flipped(mut self, flips: &[u64]) -> Result<Settled> {
+        if 64 * flips.len() != self.rows.len() {
+            return Err(refused("choices have another length"));
+        }
+        for (rows, flips) in self.rows.chunks_exact_mut(64).zip(flips) {
+            rows.iter_mut().enumerate().for_each(|(i, row)| *row ^= *self.delta & mask(u128::from(flips >> i)));
+        }
+        Ok(Settled(self))
+    }
+
+    /// With the random choices that there are.
+    pub fn random(self) -> Settled {
+        Settled(self)
+    }
+}
+
+impl Chosen {
+    pub(super) fn new(rows: Zeroizing<Vec<u128>>, bits: Zeroizing<Vec<u64>>, label: Label, hash: &Rc<Hash>) -> Chosen {
+        Chosen { rows, bits, label, hash: Rc::clone(hash) }
+    }
+
+    /// With choices of its own, as many as there are transfers; returns the bits that the offerer needs.
+    ///
+    /// # Errors
+    /// Another number of choices.
+    pub fn with(mut self, choices: &[u64]) -> Result<(Decided, Vec<u64>)> {
+        check(choices.len(), self.bits.len())?;
+        let flips = self.bits.iter().zip(choices).map(|(bits, choices)| bits ^ choices).collect();
+        self.bits.iter_mut().zip(choices).for_each(|(bits, choices)| *bits = *choices);
+        Ok((Decided(self), flips))
+    }
+
+    /// With the random choices that there are.
+    pub fn random(self) -> Decided {
+        Decided(self)
+    }
+}
+
+/// Bytes that [`Settled::times`] sends.
+pub fn times_bytes(planes: usize, n: usize, bits: u8) -> usize {
+    (0..planes).map(|i| n * ring_bytes(bits, i)).sum()
+}
+
+/// Bytes of an element mod `2^(bits − i)`.
+fn ring_bytes(bits: u8, i: usize) -> usize {
+    usize::from(bits).saturating_sub(i).div_ceil(8).max(1)
+}
+
+/// Bytes of a table of `2^k` entries of 2 bits.
+pub const fn table_bytes(k: usize) -> usize {
+    if k < 2 { 1 } else { (2 << k) / 8 }
+}
+
+/// Tables from which an entry is chosen: `n` of them, of `count` entries of so many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// Tables.
+    pub n: usize,
+    /// Entries of each.
+    pub count: usize,
+    /// Bytes of an entry.
+    pub bytes: usize,
+}
+
+impl Entries {
+    /// Bits of a choice: of each there is a plane of `n` elements.
+    pub fn planes(self) -> usize {
+        (self.count.max(2) - 1).ilog2() as usize + 1
+    }
+
+    /// Bytes that [`Settled::entries`] sends.
+    pub fn message_bytes(self) -> usize {
+        self.n * self.count * self.bytes
+    }
+
+    fn blocks(self) -> usize {
+        self.bytes.div_ceil(BLOCK)
+    }
+
+    /// Checks that there are transfers and tweaks enough.
+    fn check(self, found: usize) -> Result<()> {
+        let blocks = self.n.checked_mul(self.count).and_then(|all| all.checked_mul(self.blocks()));
+        if self.planes() > MOST_PLANES || blocks.is_none_or(|blocks| blocks > 1 << 32) {
+            return Err(refused("tables have other sizes than pads serve"));
+        }
+        check(found, self.planes() * 64 * words(self.n))
+    }
+}
+
+/// For 2-bit entries of a table of 16: all entries whose number has bit `j`.
+const WITH_BIT: [u32; 4] = [0xcccc_cccc, 0xf0f0_f0f0, 0xff00_ff00, 0xffff_0000];
+
+impl Settled {
+    /// Transfers.
+    fn len(&self) -> usize {
+        self.0.rows.len()
+    }
+
+    /// The pads of transfers `range`.
+    fn pads(&self, range: std::ops::Range<usize>) -> [Zeroizing<Vec<u128>>; 2] {
+        let (start, rows) = (range.start, &self.0.rows[range]);
+        [0, *self.0.delta].map(|delta| {
+            let mut pads = Zeroizing::new(rows.iter().map(|row| row ^ delta).collect::<Vec<_>>());
+            self.0.hash.apply(self.0.label, start, &mut pads);
+            pads
+        })
+    }
+
+    /// Shares of `a·b` mod `2^bits` for every element of `b`, where the chooser's `a` has a plane of bits for each of
+    /// `planes`, lowest first, at `64·words(n)` transfers each. What is sent is added to `message`.
+    ///
+    /// # Errors
+    /// Fewer transfers than that.
+    pub fn times(self, planes: usize, b: &[u64], bits: u8, message: &mut Vec<u8>) -> Result<Zeroizing<Vec<u64>>> {
+        let (n, stride) = (b.len(), 64 * words(b.len()));
+        check(self.len(), planes * stride)?;
+        let mut share = Zeroizing::new(vec![0u64; n]);
+        let mut masked = vec![0; n];
+        for plane in 0..planes {
+            let [zero, one] = self.pads(plane * stride..plane * stride + n);
+            for (((masked, b), share), (zero, one)) in
+                masked.iter_mut().zip(b).zip(share.iter_mut()).zip(zero.iter().zip(one.iter()))
+            {
+                *masked = (*zero as u64).wrapping_sub(*one as u64).wrapping_add(*b);
+                *share = share.wrapping_sub((*zero as u64) << plane);
+            }
+            pack_ring(&masked, 8 * ring_bytes(bits, plane) as u32, message);
+        }
+        Ok(share)
+    }
+
+    /// Tables of `2^K` entries of 2 bits for each of `n` elements, whose choices have a plane for each of `K` bits, at
+    /// `64·words(n)` transfers each.
+    ///
+    /// # Errors
+    /// Fewer transfers than that.
+    pub fn tables<const K: usize>(self, tables: &[u32], message: &mut Vec<u8>) -> Result<()> {
+        const { assert!(K >= 1 && K <= WITH_BIT.len(), "the entries of a table lie in one word of a pad") };
+        let (n, stride) = (tables.len(), 64 * words(tables.len()));
+        check(self.len(), K * stride)?;
+        let mut masked = Zeroizing::new(tables.iter().map(|table| u64::from(*table)).collect::<Vec<_>>());
+        for (plane, with_bit) in WITH_BIT.iter().enumerate().take(K) {
+            let [zero, one] = self.pads(plane * stride..plane * stride + n);
+            for (masked, (zero, one)) in masked.iter_mut().zip(zero.iter().zip(one.iter())) {
+                let (zero, one) = (*zero as u32, *one as u32);
+                *masked ^= u64::from((zero & !with_bit) | (one & with_bit));
+            }
+        }
+        pack_ring(&masked, 8 * table_bytes(K) as u32, message);
+        Ok(())
+    }
+
+    /// The entries of all tables, one after another; a choice has a plane for each of its bits, at `64·words(n)` transfers
+    /// each.
+    ///
+    /// # Errors
+    /// Fewer transfers than that, sizes that pads do not serve.
+    pub fn entries(self, sizes: Entries, entries: &[u8], message: &mut Vec<u8>) -> Result<()> {
+        sizes.check(self.len())?;
+        check(entries.len(), sizes.message_bytes())?;
+        let (stride, blocks) = (64 * words(sizes.n), sizes.blocks());
+        let mut keys = Zeroizing::new(vec![0u128; sizes.count * blocks]);
+        let mut pads = Zeroizing::new(vec![0u128; sizes.count * blocks]);
+        for (i, entries) in entries.chunks_exact((sizes.count * sizes.bytes).max(1)).enumerate().take(sizes.n) {
+            pads.fill(0);
+            for plane in 0..sizes.planes() {
+                let row = self.0.rows[plane * stride + i];
+                for (v, keys) in keys.chunks_exact_mut(blocks).enumerate() {
+                    keys.fill(row ^ if v >> plane & 1 == 0 { 0 } else { *self.0.delta });
+                }
+                self.0.hash.apply(of_entries(self.0.label, plane), i * sizes.count * blocks, &mut keys);
+                pads.iter_mut().zip(keys.iter()).for_each(|(pad, key)| *pad ^= key);
+            }
+            for (entry, pads) in entries.chunks_exact(sizes.bytes).zip(pads.chunks_exact(blocks)) {
+                let pads = pads.iter().flat_map(|pad| pad.to_le_bytes());
+                message.extend(entry.iter().zip(pads).map(|(entry, pad)| entry ^ pad));
+            }
+        }
+        Ok(())
+    }
+
+    /// For each of `n` transfers `C` random bits `b`, and shares of their products with the chooser's bit: planes of each.
+    ///
+    /// # Errors
+    /// Fewer transfers than that.
+    pub fn triples<const C: usize>(self, n: usize) -> Result<[Zeroizing<Vec<u64>>; 2]> {
+        const { assert!(C >= 1 && C <= 64, "the bits of a triple lie in one word of a pad") };
+        check(self.len(), n)?;
+        let [zero, one] = self.pads(0..n);
+        let shares = planes::<C>(zero.iter().map(|zero| *zero as u64).collect());
+        let bits = planes::<C>(zero.iter().zip(one.iter()).map(|(zero, one)| (zero ^ one) as u64).collect());
+        Ok([bits, shares])
+    }
+}
+
+/// The label of the tweaks of a table's entries: no call has it, since its purpose is below [`MOST_PURPOSES`].
+fn of_entries(label: Label, plane: usize) -> Label {
+    Label { purpose: label.purpose | ((plane as u16 + 1) * MOST_PURPOSES), ..label }
+}
+
+impl Decided {
+    fn len(&self) -> usize {
+        self.0.rows.len()
+    }
+
+    fn pads(&self, range: std::ops::Range<usize>) -> Zeroizing<Vec<u128>> {
+        let mut pads = Zeroizing::new(self.0.rows[range.clone()].to_vec());
+        self.0.hash.apply(self.0.label, range.start, &mut pads);
+        pads
+    }
+
+    /// The choices of a plane of `n` elements, each 0 or 1.
+    fn choices(&self, plane: usize, n: usize) -> Zeroizing<Vec<u64>> {
+        let mut choices = Zeroizing::new(vec![0; n]);
+        let stride = words(n);
+        from_planes(&self.0.bits[plane * stride..(plane + 1) * stride], &mut choices);
+        choices
+    }
+
+    /// The other share of [`Settled::times`], from its message.
+    ///
+    /// # Errors
+    /// `E0908` for a message of another length.
+    pub fn times(self, planes: usize, n: usize, bits: u8, message: &[u8]) -> Result<Zeroizing<Vec<u64>>> {
+        let stride = 64 * words(n);
+        check(self.len(), planes * stride)?;
+        if message.len() != times_bytes(planes, n, bits) {
+            return Err(refused("a product's message has another length"));
+        }
+        let mut share = Zeroizing::new(vec![0u64; n]);
+        let (mut masked, mut rest) = (vec![0; n], message);
+        for plane in 0..planes {
+            let bytes = ring_bytes(bits, plane);
+            let (own, after) = rest.split_at(bytes * n);
+            rest = after;
+            unpack_ring(own, 8 * bytes as u32, &mut masked)?;
+            let (pads, choices) = (self.pads(plane * stride..plane * stride + n), self.choices(plane, n));
+            for (((share, pad), choice), masked) in share.iter_mut().zip(pads.iter()).zip(choices.iter()).zip(&masked) {
+                let product = (*pad as u64).wrapping_add(choice.wrapping_neg() & masked);
+                *share = share.wrapping_add(product << plane);
+            }
+        }
+        Ok(share)
+    }
+
+    /// The chosen entries of [`Settled::tables`], from its message.
+    ///
+    /// # Errors
+    /// `E0908` for a message of another length.
+    pub fn tables<const K: usize>(self, n: usize, message: &[u8]) -> Result<Zeroizing<Vec<u64>>> {
+        const { assert!(K >= 1 && K <= WITH_BIT.len(), "the entries of a table lie in one word of a pad") };
+        let stride = 64 * words(n);
+        check(self.len(), K * stride)?;
+        if message.len() != n * table_bytes(K) {
+            return Err(refused("a table's message has another length"));
+        }
+        let mut entries = Zeroizing::new(vec![0; n]);
+        unpack_ring(message, 8 * table_bytes(K) as u32, &mut entries)?;
+        let mut places = Zeroizing::new(vec![0; n]);
+        for plane in 0..K {
+            let (pads, choices) = (self.pads(plane * stride..plane * stride + n), self.choices(plane, n));
+            entries.iter_mut().zip(pads.iter()).for_each(|(entry, pad)| *entry ^= *pad as u64);
+            places.iter_mut().zip(choices.iter()).for_each(|(place, choice)| *place |= choice << plane);
+        }
+        entries.iter_mut().zip(places.iter()).for_each(|(entry, place)| *entry = *entry >> (2 * place) & 3);
+        Ok(entries)
+    }
+
+    /// The chosen entries of [`Settled::entries`], one after another, from its message.
+    ///
+    /// # Errors
+    /// `E0908` for a message of another length, and the errors of the other side.
+    pub fn entries(self, sizes: Entries, message: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+        sizes.check(self.len())?;
+        let (stride, blocks, Entries { n, count, bytes }) = (64 * words(sizes.n), sizes.blocks(), sizes);
+        if message.len() != sizes.message_bytes() {
+            return Err(refused("a table's message has another length"));
+        }
+        let mut places = Zeroizing::new(vec![0u64; n]);
+        for plane in 0..sizes.planes() {
+            let choices = self.choices(plane, n);
+            places.iter_mut().zip(choices.iter()).for_each(|(place, choice)| *place |= choice << plane);
+        }
+        let mut chosen = Zeroizing::new(vec![0u8; n * bytes]);
+        let mut keys = Zeroizing::new(vec![0u128; blocks]);
+        let mut pads = Zeroizing::new(vec![0u128; blocks]);
+        let tables = message.chunks_exact((count * bytes).max(1)).zip(chosen.chunks_exact_mut(bytes.max(1)));
+        for (i, ((table, chosen), place)) in tables.zip(places.iter()).enumerate() {
+            pads.fill(0);
+            for plane in 0..sizes.planes() {
+                keys.fill(self.0.rows[plane * stride + i]);
+                let first = (i * count).wrapping_add(*place as usize).wrapping_mul(blocks);
+                self.0.hash.apply(of_entries(self.0.label, plane), first, &mut keys);
+                pads.iter_mut().zip(keys.iter()).for_each(|(pad, key)| *pad ^= key);
+            }
+            chosen.iter_mut().zip(pads.iter().flat_map(|pad| pad.to_le_bytes())).for_each(|(out, pad)| *out = pad);
+            for (v, entry) in table.chunks_exact(bytes).enumerate() {
+                let taken = equal(v as u64, *place);
+                chosen.iter_mut().zip(entry).for_each(|(out, byte)| *out ^= byte & taken);
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// For each of `n` transfers the random choice, and the other shares of its products with `C` bits: planes of each.
+    ///
+    /// # Errors
+    /// Fewer transfers than that.
+    pub fn triples<const C: usize>(self, n: usize) -> Result<[Zeroizing<Vec<u64>>; 2]> {
+        const { assert!(C >= 1 && C <= 64, "the bits of a triple lie in one word of a pad") };
+        check(self.len(), n)?;
+        let shares = planes::<C>(self.pads(0..n).iter().map(|pad| *pad as u64).collect());
+        Ok([Zeroizing::new(self.0.bits[..words(n)].to_vec()), shares])
+    }
+}
+
+/// All ones where two small numbers are equal.
+fn equal(x: u64, y: u64) -> u8 {
+    (((x ^ y).wrapping_sub(1) >> 63) as u8).wrapping_neg()
+}
+
+/// The lowest `C` bits of every word as planes.
+fn planes<const C: usize>(words: Vec<u64>) -> Zeroizing<Vec<u64>> {
+    let words = Zeroizing::new(words);
+    let mut planes = Zeroizing::new(vec![0; C * crate::backend::bits::words(words.len())]);
+    to_planes(&words, C as u32, &mut planes);
+    planes
+}
+
+/// Checks that a use has the transfers that it needs.
+fn check(found: usize, needed: usize) -> Result<()> {
+    if found >= needed {
+        return Ok(());
+    }
+    Err(refused("fewer transfers than a use needs").note(format!("expected  {needed}, found {found}")))
+}

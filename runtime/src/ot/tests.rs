@@ -1,0 +1,272 @@
+//! Set-up, extension and every use of pads between two parties in one thread.
+
+use super::base::FIRST_BYTES;
+use super::pads::{Decided, Entries, Settled, table_bytes, times_bytes};
+use super::softspoken::message_bytes;
+use super::tree::SECOND_BYTES;
+use super::*;
+use crate::backend::bits::{to_planes, words};
+use crate::settings::testing::{EXTRA, Words, affine_rank, deviation};
+
+const LABEL: Label = Label { op: 5, step: 1, purpose: 7, part: 2 };
+
+/// Bytes that follow from a seed.
+fn random(seed: u64) -> impl FnMut(&mut [u8]) -> Result<()> {
+    let mut words = Words(seed);
+    move |out: &mut [u8]| {
+        out.chunks_mut(8).for_each(|out| out.copy_from_slice(&words.next().to_le_bytes()[..out.len()]));
+        Ok(())
+    }
+}
+
+/// Both parties after the set-up.
+fn set_up(seed: u64, depth: u8) -> [Transfers; 2] {
+    let id = SessionId::of(&[&seed.to_le_bytes()]);
+    let [mut one, mut two] = [random(seed), random(!seed)];
+    let (first, to_second) = begin(&id, 0, depth, &mut one).expect("the depth is allowed");
+    let (second, to_first) = begin(&id, 1, depth, &mut two).expect("the depth is allowed");
+    assert_eq!([to_first.len(), to_second.len()], [FIRST_BYTES; 2]);
+    let (first, next_to_second) = first.exchange(&to_first, &mut one).expect("an honest message");
+    let (second, next_to_first) = second.exchange(&to_second, &mut two).expect("an honest message");
+    assert_eq!([next_to_first.len(), next_to_second.len()], [SECOND_BYTES; 2]);
+    [first.finish(&next_to_first), second.finish(&next_to_second)].map(|party| party.expect("an honest message"))
+}
+
+/// A batch of transfers that the first of two parties offers, with the choices that are given.
+fn batch(parties: [&Transfers; 2], label: Label, choices: &[u64]) -> (Settled, Decided) {
+    let [offers, chooses] = parties;
+    let mut message = Vec::new();
+    let chosen = chooses.choosing.choose(label, choices.len(), &mut message).expect("few transfers");
+    assert_eq!(message.len(), offers.offering.message_bytes(choices.len()));
+    let offered = offers.offering.offer(label, choices.len(), &message).expect("an honest message");
+    let (decided, flips) = chosen.with(choices).expect("as many choices");
+    (offered.flipped(&flips).expect("as many choices"), decided)
+}
+
+/// Numbers of `bits` bits and their planes.
+fn numbers(seed: u64, n: usize, bits: usize) -> (Vec<u64>, Vec<u64>) {
+    let x: Vec<u64> = Words(seed).take(n).into_iter().map(|x| x & (u64::MAX >> (64 - bits))).collect();
+    let mut planes = vec![0; bits * words(n)];
+    to_planes(&x, bits as u32, &mut planes);
+    (x, planes)
+}
+
+#[test]
+fn chosen_pads_are_one_of_the_offered() {
+    for depth in [2, 4, 8] {
+        let [first, second] = set_up(3, depth);
+        for (part, count) in (0..).zip([1, 2, 63, 64, 65, 130]) {
+            for parties in [[&first, &second], [&second, &first]] {
+                let label = Label { part, ..LABEL };
+                let mut message = Vec::new();
+                let chosen = parties[1].choosing.choose(label, count, &mut message).unwrap();
+                assert_eq!(message.len(), message_bytes(depth.into(), count));
+                let offered = parties[0].offering.offer(label, count, &message).unwrap();
+                let [bits, shares] = offered.random().triples::<64>(64 * count).unwrap();
+                let [choices, products] = chosen.random().triples::<64>(64 * count).unwrap();
+                for plane in 0..64 {
+                    for at in 0..count {
+                        let i = plane * count + at;
+                        assert!(shares[i] ^ products[i] == bits[i] & choices[at], "depth {depth}, {count} words");
+                    }
+                }
+                let ones = |words: &[u64]| words.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
+                for words in [&choices[..], &bits[..], &shares[..]] {
+                    let all = 64 * words.len() as u64;
+                    assert!(deviation(&[ones(words), all - ones(words)]) < 12.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_bits_with_ring_elements() {
+    let [first, second] = set_up(4, 8);
+    let mut part = 0;
+    for (planes, n, bits) in [(1, 1, 8), (1, 100, 64), (7, 65, 24), (40, 3, 40), (64, 9, 64), (3, 10, 1)] {
+        part += 1;
+        let (a, choices) = numbers(part, n, planes);
+        let (b, _) = numbers(part + 100, n, 64);
+        let (settled, decided) = batch([&first, &second], Label { part: part as u16, ..LABEL }, &choices);
+        let mut message = Vec::new();
+        let share = settled.times(planes, &b, bits, &mut message).unwrap();
+        assert_eq!(message.len(), times_bytes(planes, n, bits));
+        let other = decided.times(planes, n, bits, &message).unwrap();
+        for i in 0..n {
+            let sum = share[i].wrapping_add(other[i]);
+            assert_eq!(sum << (64 - bits), a[i].wrapping_mul(b[i]) << (64 - bits), "{planes} planes, {bits} bits");
+        }
+    }
+}
+
+fn tables_of<const K: usize>(parties: [&Transfers; 2], n: usize) {
+    let (v, choices) = numbers(9, n, K);
+    let tables: Vec<u32> = Words(10).take(n).into_iter().map(|x| x as u32).collect();
+    let (settled, decided) = batch(parties, Label { part: 50 + K as u16, ..LABEL }, &choices);
+    let mut message = Vec::new();
+    settled.tables::<K>(&tables, &mut message).unwrap();
+    assert_eq!(message.len(), n * table_bytes(K));
+    let found = decided.tables::<K>(n, &message).unwrap();
+    for i in 0..n {
+        assert_eq!(found[i], u64::from(tables[i] >> (2 * v[i]) & 3), "{K} bits");
+    }
+}
+
+#[test]
+fn entries_of_tables() {
+    let [first, second] = set_up(5, 4);
+    tables_of::<1>([&second, &first], 70);
+    tables_of::<2>([&second, &first], 70);
+    tables_of::<3>([&second, &first], 70);
+    tables_of::<4>([&second, &first], 70);
+    for (part, (n, count, bytes)) in (0..).zip([(3, 2, 16), (65, 8, 12), (5, 256, 3), (2, 100, 40), (4, 1, 1)]) {
+        let sizes = Entries { n, count, bytes };
+        let v: Vec<u64> = Words(11).take(n).into_iter().map(|v| v % count as u64).collect();
+        let mut choices = vec![0; sizes.planes() * words(n)];
+        to_planes(&v, sizes.planes() as u32, &mut choices);
+        let entries: Vec<u8> = Words(12).take(sizes.message_bytes()).into_iter().map(|x| x as u8).collect();
+        let (settled, decided) = batch([&second, &first], Label { part, ..LABEL }, &choices);
+        let mut message = Vec::new();
+        settled.entries(sizes, &entries, &mut message).unwrap();
+        assert_eq!(message.len(), sizes.message_bytes());
+        let found = decided.entries(sizes, &message).unwrap();
+        for i in 0..n {
+            let at = (i * count + v[i] as usize) * bytes;
+            assert!(found[i * bytes..(i + 1) * bytes] == entries[at..at + bytes], "{sizes:?}");
+        }
+    }
+}
+
+/// What the chooser sends for fixed choices, and what it gets for fixed products, in many calls of one session.
+fn transcripts(seed: u64) -> Vec<[Vec<u8>; 2]> {
+    let [first, second] = set_up(seed, 8);
+    let run = |op: u32| {
+        let (mut message, mut answer) = (Vec::new(), Vec::new());
+        let label = Label { op, ..LABEL };
+        let chosen = second.choosing.choose(label, 1, &mut message).unwrap();
+        let offered = first.offering.offer(label, 1, &message).unwrap();
+        let (_, flips) = chosen.with(&[0x5555]).unwrap();
+        // The corrections of few trees, so that there are no more bits than calls.
+        message.truncate(16);
+        message.extend(&flips[0].to_le_bytes());
+        offered.flipped(&flips).unwrap().times(1, &[3, 0, 7], 64, &mut answer).unwrap();
+        [message, answer]
+    };
+    (0..(BITS + EXTRA) as u32).map(run).collect()
+}
+
+/// Bits of either message.
+const BITS: usize = 8 * 24;
+
+/// Over many calls, messages that say the same have independent bits: their differences have full rank.
+#[test]
+fn messages_of_fixed_secrets_are_uniform() {
+    let runs = transcripts(21);
+    for which in 0..2 {
+        let messages: Vec<Vec<u8>> = runs.iter().map(|run| run[which].clone()).collect();
+        assert_eq!(affine_rank(&messages), BITS);
+        let mut counts = [0; 16];
+        messages.iter().flatten().for_each(|byte| counts[usize::from(byte & 15)] += 1);
+        assert!(deviation(&counts) < 6.0);
+    }
+}
+
+/// The statistic above sees a product that goes without its pad, and one that goes under the pad of another.
+#[test]
+fn a_mask_that_is_left_out_is_seen() {
+    let runs = transcripts(22);
+    let with = |last: &dyn Fn(&[u8]) -> Vec<u8>| {
+        let messages: Vec<_> = runs.iter().map(|run| [&run[1][..16], &last(&run[1])].concat()).collect();
+        affine_rank(&messages)
+    };
+    assert_eq!(with(&|message| message[16..].to_vec()), BITS);
+    assert!(with(&|_| 7u64.to_le_bytes().to_vec()) < BITS);
+    assert!(with(&|message| message[..8].iter().map(|byte| byte ^ 5).collect()) < BITS);
+}
+
+/// The correlation of rows is gone from pads: what both pads of a transfer differ by is another for each.
+#[test]
+fn pads_have_no_common_difference() {
+    let [first, second] = set_up(6, 8);
+    let (settled, _) = batch([&first, &second], LABEL, &[0; 2]);
+    let [differences, _] = settled.triples::<64>(128).unwrap();
+    for plane in differences.chunks(2) {
+        let ones: u32 = plane.iter().map(|word| word.count_ones()).sum();
+        assert!((30..=98).contains(&ones), "{ones} of 128");
+    }
+}
+
+#[test]
+fn sessions_directions_and_labels_give_other_pads() {
+    let [first, second] = set_up(7, 8);
+    let pads = |parties: [&Transfers; 2], label| {
+        let (settled, _) = batch(parties, label, &[0]);
+        settled.triples::<64>(64).unwrap()[1].to_vec()
+    };
+    let base = pads([&first, &second], LABEL);
+    assert!(base != pads([&second, &first], LABEL));
+    assert!(base != pads([&first, &second], Label { step: 9, ..LABEL }));
+    let [other, another] = set_up(8, 8);
+    assert!(base != pads([&other, &another], LABEL));
+    // The id alone makes another session of the same seeds.
+    let hash = |id: &[u8]| key_of(SessionId::of(&[id]).hash(b"pads    "));
+    assert!(*hash(b"one") != *hash(b"two"));
+    assert!(SessionId::of(&[b"ab", b"c"]).0 != SessionId::of(&[b"a", b"bc"]).0);
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn a_label_serves_once() {
+    let [first, second] = set_up(9, 8);
+    batch([&first, &second], LABEL, &[0]);
+    // The other direction is another label.
+    batch([&second, &first], LABEL, &[0]);
+    let again = std::panic::AssertUnwindSafe(|| batch([&first, &second], LABEL, &[0]));
+    assert!(std::panic::catch_unwind(again).is_err());
+}
+
+#[test]
+fn hostile_messages_are_refused() {
+    let id = SessionId::of(&[b"hostile"]);
+    let code = |found: Result<()>| found.err().map(|error| error.code);
+    let honest = begin(&id, 1, 8, &mut random(2)).unwrap().1;
+    let first = |message: &[u8]| {
+        let (begun, _) = begin(&id, 0, 8, &mut random(1)).unwrap();
+        code(begun.exchange(message, &mut random(1)).map(|_| ()))
+    };
+    assert_eq!(first(&honest), None);
+    assert_eq!(first(&honest[1..]), Some("E0908"));
+    assert_eq!(first(&[]), Some("E0908"));
+    // No element, the neutral element, and a number that is no canonical encoding, in both parts of the message.
+    for bad in [[0x55; 32], [0; 32], [0xff; 32]] {
+        for at in [0, 32, 64, FIRST_BYTES - 32] {
+            let mut message = honest.clone();
+            message[at..at + 32].copy_from_slice(&bad);
+            assert_eq!(first(&message), Some("E0908"), "{at}");
+        }
+    }
+    let (begun, _) = begin(&id, 0, 8, &mut random(1)).unwrap();
+    let (exchanged, second) = begun.exchange(&honest, &mut random(1)).unwrap();
+    assert_eq!(code(exchanged.finish(&second[1..]).map(|_| ())), Some("E0908"));
+    assert_eq!(code(begin(&id, 0, 3, &mut random(1)).map(|_| ())), Some("E0909"));
+
+    let [first, second] = set_up(1, 8);
+    let mut message = Vec::new();
+    let chosen = second.choosing.choose(LABEL, 2, &mut message).unwrap();
+    assert_eq!(code(first.offering.offer(LABEL, 2, &message[8..]).map(|_| ())), Some("E0908"));
+    assert_eq!(code(first.offering.offer(LABEL, usize::MAX, &message).map(|_| ())), Some("E0908"));
+    let offered = first.offering.offer(LABEL, 2, &message).unwrap();
+    assert_eq!(code(offered.flipped(&[0]).map(|_| ())), Some("E0908"));
+    assert_eq!(code(chosen.with(&[0]).map(|_| ())), Some("E0908"));
+    let label = |part| Label { part, ..LABEL };
+    let choosers = |part| batch([&first, &second], label(part), &[0; 4]);
+    assert_eq!(code(choosers(20).1.times(1, 64, 32, &[0; 4]).map(|_| ())), Some("E0908"));
+    assert_eq!(code(choosers(21).1.times(1, 257, 32, &[0; 4]).map(|_| ())), Some("E0908"));
+    assert_eq!(code(choosers(22).1.tables::<4>(64, &[0; 4]).map(|_| ())), Some("E0908"));
+    let sizes = |count| Entries { n: 64, count, bytes: 4 };
+    assert_eq!(code(choosers(23).1.entries(sizes(4), &[0; 4]).map(|_| ())), Some("E0908"));
+    assert_eq!(code(choosers(24).1.entries(sizes(32), &[0; 4]).map(|_| ())), Some("E0908"));
+    assert_eq!(code(choosers(25).0.entries(sizes(4), &[0; 3], &mut Vec::new())), Some("E0908"));
+    assert_eq!(code(choosers(26).0.entries(sizes(usize::MAX), &[0; 3], &mut Vec::new())), Some("E0908"));
+}
