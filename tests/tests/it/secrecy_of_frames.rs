@@ -1,5 +1,5 @@
 //! What passes between the parties tells nothing: frames of one size, order and tick whatever the prompt and the private
-//! weights, and payloads that look like uniform bytes.
+//! weights, and payloads that look like uniform bytes, of adapters and of frozen layers.
 
 use ombra_ir::module::Party;
 use ombra_runtime::app::inputs::token_ids;
@@ -9,6 +9,7 @@ use ombra_tests::parties::{self, Sent, Side};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 const NAME: &str = "llama-pair/lora";
+const FROZEN: &str = "llama-pair/frozen";
 const BASE: Option<&str> = Some("llama-pair/base");
 /// Above this, the statistic of 256 counts with 255 degrees of freedom is an alarm: 8.2 standard deviations, and a
 /// chance below 10^-10 for uniform bytes (a bound of Laurent and Massart, 2000: with x = 24, the chance of more than
@@ -68,23 +69,53 @@ fn chi_square(counts: &[u64; 256]) -> f64 {
     counts.iter().map(|n| (*n as f64 - expected).powi(2) / expected).sum()
 }
 
+/// Every pair of receiver and sender whose bytes are enough to judge. The helper gets its keys of what is looked up, and
+/// nothing else: that may be too little.
+fn judged(sides: &[Side; 3], parties: &[Party]) -> Vec<(Party, Party)> {
+    let pairs = parties.iter().flat_map(|to| parties.iter().map(|from| (*to, *from))).filter(|(to, from)| to != from);
+    pairs
+        .filter(|(to, from)| {
+            let total: u64 = sides[to.index()].log.received[from.index()].iter().sum();
+            assert!(total > 256 * 8 || *to == Party::Helper && total < 256, "too little to judge");
+            total >= 256
+        })
+        .collect()
+}
+
+fn check_uniform(sides: &[Side; 3], parties: &[Party]) {
+    for (to, from) in judged(sides, parties) {
+        let counts = &sides[to.index()].log.received[from.index()];
+        let (total, statistic) = (counts.iter().sum::<u64>(), chi_square(counts));
+        println!("{} from {}: {total} bytes, chi-square {statistic:.1}", to.name(), from.name());
+        assert!(statistic < ALARM, "{} from {}: {statistic}", to.name(), from.name());
+    }
+}
+
 #[test]
 fn received_bytes_look_uniform() {
     let built = build(NAME, BASE, Vec::new()).expect("it compiles");
-    let sides = generated(&built.plan, [7; 6], [7, 7]);
+    check_uniform(&generated(&built.plan, [7; 6], [7, 7]), built.plan.plan.module.setting.protocol().parties);
+}
+
+/// A model whose first layers are the base's: the client runs them in the clear and shares the hidden states that they
+/// give. What server and helper see of two prompts of one length has the same frames, looks uniform for both, and cannot
+/// be told apart: `Σ (a - b)² / (a + b)` over the 256 values has 255 degrees of freedom for two draws of one
+/// distribution.
+#[test]
+fn views_of_a_frozen_plan_do_not_depend_on_the_prompt() {
+    let built = build(FROZEN, BASE, Vec::new()).expect("it compiles");
+    assert!(built.plan.client_model().expect("it opens").is_some(), "the client runs a part in the clear");
     let parties = built.plan.plan.module.setting.protocol().parties;
-    for receiver in parties {
-        for sender in parties.iter().filter(|sender| *sender != receiver) {
-            let counts = &sides[receiver.index()].log.received[sender.index()];
-            let total: u64 = counts.iter().sum();
-            let statistic = chi_square(counts);
-            println!("{} from {}: {total} bytes, chi-square {statistic:.1}", receiver.name(), sender.name());
-            // The helper gets its keys of what is looked up, and nothing else: too little to judge.
-            if *receiver == Party::Helper && total < 256 {
-                continue;
-            }
-            assert!(total > 256 * 8, "too little to judge");
-            assert!(statistic < ALARM, "{} from {}: {statistic}", receiver.name(), sender.name());
-        }
+    let one = generated(&built.plan, [7; 6], [7, 7]);
+    let other = generated(&built.plan, [97, 53, 0, 111, 53, 12], [0, 101]);
+    assert!(frames(&one) == frames(&other), "frames depend on the prompt");
+    for sides in [&one, &other] {
+        check_uniform(sides, parties);
+    }
+    for (to, from) in judged(&one, parties) {
+        let [a, b] = [&one, &other].map(|sides| &sides[to.index()].log.received[from.index()]);
+        let apart = a.iter().zip(b).map(|(a, b)| (*a as f64 - *b as f64).powi(2) / (a + b).max(1) as f64).sum::<f64>();
+        println!("{} from {}: two prompts differ by chi-square {apart:.1}", to.name(), from.name());
+        assert!(apart < ALARM, "{} from {}: {apart}", to.name(), from.name());
     }
 }
