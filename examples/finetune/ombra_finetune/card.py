@@ -65,15 +65,15 @@ def load(folder: pathlib.Path) -> dict[str, Any]:
 def cost_rows(costs: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A table of predicted costs."""
     lines = [
-        "| setting | length | prompt: bytes | rounds | a further token: bytes | rounds |",
-        "|---|---|---|---|---|---|",
+        "| setting | length | prompt: bytes | rounds | seconds (LAN) | a further token: bytes | rounds | seconds (LAN) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for setting, entries in costs.items():
         for entry in entries:
             prompt, token = entry["prompt"], entry["token"]
             lines.append(
-                f"| {setting} | {entry['length']} | {size(prompt['bytes'])} | {prompt['rounds']} "
-                f"| {size(token['bytes'])} | {token['rounds']} |"
+                f"| {setting} | {entry['length']} | {size(prompt['bytes'])} | {prompt['rounds']} | {prompt['seconds']:.2f} "
+                f"| {size(token['bytes'])} | {token['rounds']} | {token['seconds']:.2f} |"
             )
     return lines
 
@@ -135,10 +135,23 @@ def table(runs: pathlib.Path, names: list[str], base: str, full: str) -> str:
     for setting in sorted({setting for found in exported.values() for setting in found}):
         rows = {name: found[setting] for name, found in exported.items() if setting in found}
         lengths = [entry["length"] for entry in next(iter(rows.values()))]
-        lines += ["", f"Predicted in `{setting}`, bytes of all parties and rounds:", ""]
-        heads = [f"prompt of {n}: bytes | rounds" for n in lengths] + [f"token after {n}: bytes | rounds" for n in lengths]
-        lines += [f"| run | {' | '.join(heads)} |", "|---" * (1 + 4 * len(lengths)) + "|"]
+        lines += ["", f"Predicted in `{setting}`: bytes of all parties, rounds, seconds of messages on a LAN:", ""]
+        heads = [f"prompt of {n}" for n in lengths] + [f"token after {n}" for n in lengths]
+        lines += [f"| run | {' | '.join(heads)} |", "|---" * (1 + 2 * len(lengths)) + "|"]
         for name, entries in rows.items():
-            cells = [f"{size(e[step]['bytes'])} | {e[step]['rounds']}" for step in ("prompt", "token") for e in entries]
+            costs = [e[step] for step in ("prompt", "token") for e in entries]
+            cells = [f"{size(cost['bytes'])}, {cost['rounds']}, {cost['seconds']:.2f} s" for cost in costs]
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def summary(runs: pathlib.Path, names: list[str]) -> list[dict[str, Any]]:
+    """What `plot` draws: titles, scores and predicted costs of runs; a run that was not exported has no costs."""
+    found = []
+    for name in names:
+        report, settings = load(runs / name), read(runs / name / "settings.toml")
+        file = runs / name / "export.json"
+        costs = json.loads(file.read_text())["costs"] if file.is_file() else {}
+        scores = {key: report["test"][key] for key in ("exact", "token", "nll", "count")}
+        found.append({"name": name, "title": title(settings), "data": report["data"], **scores, "costs": costs})
+    return found

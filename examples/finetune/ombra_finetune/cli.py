@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import sys
 
-from . import card, config, costs, data, export, parts, smollm2, task, tiny, train
+from . import card, config, costs, data, export, parts, plot, private, smollm2, task, tiny, train
 
 FAILURES = (
     config.SettingsError,
@@ -46,11 +47,25 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--ombra", default="ombra", help="the compiler's command")
     out.add_argument("--compare", nargs=2, metavar=("BASE", "FULL"), help="runs to count the kept gain from")
 
+    hidden = commands.add_parser("private", help="run an exported student between three processes, and compare")
+    hidden.add_argument("name")
+    hidden.add_argument("--runs", default="runs")
+    hidden.add_argument("--ombra-run", default="ombra-run", help="the runtime's command")
+    hidden.add_argument("--prompt", type=int, default=64, help="tokens that the test prompt has, more or less")
+    hidden.add_argument("--tokens", type=int, default=16, help="further tokens, at most")
+    hidden.add_argument("--setting", choices=costs.SETTINGS, default=costs.SETTINGS[0])
+
     shown = commands.add_parser("table", help="finished runs side by side")
     shown.add_argument("names", nargs="+")
     shown.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     shown.add_argument("--base", default="base")
     shown.add_argument("--full", default="full")
+    shown.add_argument("--summary", type=pathlib.Path, help="JSON file to write for plot")
+
+    drawn = commands.add_parser("plot", help="draw scores against costs, from what table --summary wrote")
+    drawn.add_argument("summary", type=pathlib.Path)
+    drawn.add_argument("out", type=pathlib.Path, help="SVG file to write")
+    drawn.add_argument("--setting", choices=costs.SETTINGS, default=costs.SETTINGS[0])
     return top
 
 
@@ -79,8 +94,19 @@ def carry_out(options: argparse.Namespace) -> None:
         compare = tuple(options.compare) if options.compare else None
         export.export(options.runs, options.name, options.ombra, compare)
         print((pathlib.Path(options.runs) / options.name / "card.md").read_text(), end="")
+    elif options.command == "private":
+        found = private.run(
+            options.runs, options.name, options.ombra_run, options.prompt, options.tokens, options.setting
+        )
+        print(private.told(found))
+        if not (found["equal"] and found["as_predicted"]):
+            sys.exit(1)
     elif options.command == "table":
         print(card.table(options.runs, options.names, options.base, options.full), end="")
+        if options.summary:
+            options.summary.write_text(json.dumps(card.summary(options.runs, options.names), indent=1) + "\n")
+    elif options.command == "plot":
+        plot.write(options.summary, options.out, options.setting)
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ class Settings:
 
     init: str = option("", "run whose weights the student starts from; the base if empty")
     teacher: str = option("", "run that is distilled from; labels alone if empty")
+    store_teacher: bool = option(False, "keep what the teacher says of answers beside its weights, for this run and later ones")
     steps_one: int = option(0, "steps of stage I, for merged, pruned or approximated students")
     steps: int = option(300, "steps of stage II")
     rate_one: float = option(3e-4, "highest learning rate of stage I")
@@ -100,6 +101,8 @@ class Settings:
             raise SettingsError("stage I is for merged, pruned or approximated students: expected steps_one = 0")
         if (self.steps_one or self.norm == "affine") and not self.teacher:
             raise SettingsError("stage I compares with a teacher: expected teacher = NAME")
+        if self.store_teacher and not self.teacher:
+            raise SettingsError("store_teacher keeps what a teacher says: expected teacher = NAME")
         if self.train == "lora" and self.prune_heads > 1:
             raise SettingsError("heads are pruned where layers are trained: expected train = 'layers'")
         if "/" in self.name or self.name in ("", ".", ".."):

@@ -1,4 +1,4 @@
-"""What the compiler says: plans, costs, advice. Everything here calls the command `ombra`."""
+"""What the compiler says: plans, costs, advice. Everything here calls the command `ombra`, or the runtime's."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class CommandError(RuntimeError):
     """The compiler refused, or is not there."""
 
 
-def call(ombra: str, *arguments: str) -> str:
-    """What a command of the compiler prints."""
+def call(ombra: str, *arguments: str, errors: bool = False) -> str:
+    """What a command prints; with `errors` also what it prints for people on the way."""
     program = shutil.which(ombra)
     if program is None:
         raise CommandError(
-            f"there is no command {ombra!r}: install it (cargo install --path compiler), or give --ombra PATH"
+            f"there is no command {ombra!r}: install it (cargo install --path compiler, or runtime), or give its path"
         )
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandError(f"ombra {arguments[0]} ended with {done.returncode}:\n{done.stderr.strip()}")
-    return done.stdout
+        raise CommandError(f"{pathlib.Path(program).name} {arguments[0]} ended with {done.returncode}:\n{done.stderr.strip()}")
+    return done.stderr + done.stdout if errors else done.stdout
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Cost:
     """Sent by all parties, dealt messages included."""
     rounds: int
     """The longest chain of messages that wait for one another."""
-    seconds: float | None
-    """Time of messages on a network, and of computing where a machine was given."""
+    seconds: float
+    """Time of messages on a network, computing left out."""
 
 
 def compile_plan(
@@ -48,7 +48,7 @@ def compile_plan(
 ) -> str:
     """Compiles a model against its base and gives what the compiler prints."""
     against = ["--base", str(base)] if base else []
-    return call(ombra, "compile", str(model), *against, *options, "-o", str(out))
+    return call(ombra, "compile", str(model), *against, *options, "-o", str(out), errors=True)
 
 
 def step(ombra: str, plan: pathlib.Path, new: int, cached: int, network: str = "lan") -> Cost:
@@ -60,4 +60,4 @@ def step(ombra: str, plan: pathlib.Path, new: int, cached: int, network: str = "
 def cost_of(found: dict[str, Any]) -> Cost:
     """Bytes, rounds and time of what `ombra inspect --format json` printed."""
     sent = sum(found["bytes"].values()) + sum(found.get("offline_bytes", {}).values())
-    return Cost(int(sent), int(found["rounds"]), found.get("seconds"))
+    return Cost(int(sent), int(found["rounds"]), float(found["predicted_seconds"]["network"]))

@@ -53,10 +53,11 @@ class Batch:
     ids: Tensor
     mask: Tensor
     labels: Tensor
+    rows: tuple[Row, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(self.ids.to(device), self.mask.to(device), self.labels.to(device))
+        return Batch(self.ids.to(device), self.mask.to(device), self.labels.to(device), self.rows)
 
 
 def write_set(folder: pathlib.Path, system: str, parts: Mapping[str, Sequence[Example]], about: dict[str, object]) -> str:
@@ -151,7 +152,7 @@ def collate(rows: Sequence[Row]) -> Batch:
         ids[at, : len(whole)] = whole
         mask[at, : len(whole)] = 1
         labels[at, len(row.prompt) - 1 : len(whole) - 1] = whole[len(row.prompt) :]
-    return Batch(ids, mask, labels)
+    return Batch(ids, mask, labels, tuple(rows))
 
 
 def batches(rows: Sequence[Row], size: int, seed: int, begin: int = 0) -> Iterator[Batch]:

@@ -42,10 +42,14 @@ class Taps:
 
     @staticmethod
     def keeper(kept: dict[int, Tensor], index: int) -> Any:
-        """A hook that keeps a module's result, or the first of its results."""
+        """A hook that keeps a module's result, or the first of its results, behind that of a beginning that rows share."""
 
         def keep(_: Any, __: Any, result: Any) -> None:
-            kept[index] = result[0] if isinstance(result, tuple) else result
+            found = result[0] if isinstance(result, tuple) else result
+            before = kept.get(index)
+            if before is not None and len(before) == 1 < len(found):
+                found = torch.cat([before.expand(len(found), -1, -1), found], 1)
+            kept[index] = found
 
         return keep
 

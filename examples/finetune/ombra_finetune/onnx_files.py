@@ -63,26 +63,41 @@ def digests_of(parameter: nn.Parameter) -> set[str]:
     return {digest(array), digest(array.T)}
 
 
-def logits(model: pathlib.Path, tokens: Sequence[int]) -> np.ndarray:
-    """Logits of all positions of one row of tokens, `[length, vocabulary]`, by ONNX Runtime with an empty cache."""
+def session(model: pathlib.Path) -> onnxruntime.InferenceSession:
+    """A file in ONNX Runtime, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    length = len(tokens)
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def step(
+    run: onnxruntime.InferenceSession, tokens: Sequence[int], past: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits of new tokens after a cache, `[length, vocabulary]`, and the cache after them. `{}` is an empty cache."""
+    done = next(iter(past.values())).shape[2] if past else 0
     known = {
         "input_ids": np.array([tokens], dtype=np.int64),
-        "attention_mask": np.ones((1, length), dtype=np.int64),
-        "position_ids": np.arange(length, dtype=np.int64)[None],
+        "attention_mask": np.ones((1, done + len(tokens)), dtype=np.int64),
+        "position_ids": np.arange(done, done + len(tokens), dtype=np.int64)[None],
     }
     inputs = {}
-    for slot in session.get_inputs():
+    for slot in run.get_inputs():
         if slot.name in known:
             inputs[slot.name] = known[slot.name]
+        elif past:
+            inputs[slot.name] = past[slot.name]
         else:
             _, heads, _, size = slot.shape
             inputs[slot.name] = np.zeros((1, heads, 0, size), dtype=np.float32)
-    return np.asarray(session.run(["logits"], inputs)[0])[0]
+    found = dict(zip([slot.name for slot in run.get_outputs()], run.run(None, inputs), strict=True))
+    after = {name.replace("present", "past_key_values"): value for name, value in found.items() if name != "logits"}
+    return np.asarray(found["logits"])[0], after
+
+
+def logits(model: pathlib.Path, tokens: Sequence[int]) -> np.ndarray:
+    """Logits of all positions of one row of tokens, `[length, vocabulary]`, by ONNX Runtime with an empty cache."""
+    return step(session(model), tokens, {})[0]
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from . import affine, data, heads, losses, parts, students
 from .config import Settings, SettingsError, read, write
 from .data import IGNORED, Batch, Row
 from .score import Score, score
+from .stored import Answers
 from .students import Structure, Student
 
 AFFINE, ONE, TWO, ENDED = range(4)
@@ -71,6 +72,8 @@ class Run:
     student: Student
     structure: Structure
     teacher: Student | None
+    answers: Answers | None
+    """What the teacher says of answers, where that is kept."""
     rows: dict[str, list[Row]]
     end: int
     writer: SummaryWriter
@@ -155,13 +158,16 @@ def run(settings: Settings, stop_after: int | None = None) -> dict[str, Any]:
     structure = analyse(settings, student, rows["train"]) if saved is None else Structure(**saved["structure"])
     student = students.change(settings, student, structure)
     student.model.to(device)
+    bf16, teacher = takes_bf16(settings, device), load_teacher(settings, device)
+    kept = Answers(teacher, settings.run_folder(settings.teacher), device, bf16) if teacher and settings.store_teacher else None
     state = Run(
         settings=settings,
         device=device,
-        bf16=takes_bf16(settings, device),
+        bf16=bf16,
         student=student,
         structure=structure,
-        teacher=load_teacher(settings, device),
+        teacher=teacher,
+        answers=kept,
         rows=rows,
         end=end,
         writer=SummaryWriter(str(folder / "tensorboard")),
@@ -237,7 +243,7 @@ def fit_steps(state: Run, phase: int, steps: int, highest: float, saved: dict[st
     """Steps of a phase with an optimiser of their own. `quiet` leaves no trace in the run's progress."""
     settings, progress = state.settings, state.progress
     trained = list(state.student.trained().values())
-    optimiser = torch.optim.AdamW(trained, lr=highest, betas=(0.9, 0.98), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(trained, lr=highest, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     if saved:
         optimiser.load_state_dict(saved)
     begin = 0 if quiet else progress.step
@@ -288,7 +294,9 @@ def loss_of(state: Run, phase: int, batch: Batch, edge: bool) -> Tensor:
         with cast:
             logits = parts.answer_logits(student.model, student.decoder, batch.ids, batch.mask, at)
             other = None
-            if teacher is not None:
+            if state.answers is not None:
+                other = state.answers.logits(batch)
+            elif teacher is not None:
                 with torch.no_grad():
                     other = parts.answer_logits(teacher.model, teacher.decoder, batch.ids, batch.mask, at)
         return losses.stage_two(logits, other, batch.labels[at])
@@ -296,8 +304,8 @@ def loss_of(state: Run, phase: int, batch: Batch, edge: bool) -> Tensor:
     with losses.Taps(student.decoder, student.layers) as mine, losses.Taps(teacher.decoder, student.layers) as theirs:
         with cast:
             with torch.no_grad():
-                parts.backbone(teacher.decoder)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-            parts.backbone(student.decoder)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+                parts.last_hidden(teacher.decoder, batch.ids, batch.mask)
+            parts.last_hidden(student.decoder, batch.ids, batch.mask)
         terms = losses.stage_one(mine, theirs, batch.mask, settings.skip_first)
     weighted = [losses.ATTENTION_WEIGHT * terms[0], losses.HIDDEN_WEIGHT * terms[1]]
     if settings.balance:
@@ -343,6 +351,8 @@ def is_flat(state: Run, found: Score) -> bool:
 
 def save_checkpoint(state: Run, optimiser: dict[str, Any] | None) -> None:
     """Writes a checkpoint in the place of the last one."""
+    if state.answers is not None:
+        state.answers.save()
     path = state.settings.folder / "checkpoint.pt"
     new = path.with_suffix(".new")
     torch.save(
@@ -382,6 +392,8 @@ def finish(state: Run) -> dict[str, Any]:
     settings, student, progress = state.settings, state.student, state.progress
     folder = settings.folder
     student.model.eval()
+    if state.answers is not None:
+        state.answers.save()
     report: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
         "data": data.digest_of(pathlib.Path(settings.data)),

@@ -1,4 +1,4 @@
-"""A small base model and its task, made once, and the compiler's command from `OMBRA`."""
+"""A small base model and its task, made once, and commands from `OMBRA` and `OMBRA_RUN`."""
 
 import os
 import pathlib

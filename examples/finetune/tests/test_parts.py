@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from ombra_finetune import affine, attention, config, data, losses, parts, score, students, task, tiny
+from ombra_finetune import affine, attention, config, data, losses, parts, plot, score, students, task, tiny
 from ombra_finetune.data import Row
 from ombra_finetune.score import bootstrap, gain_kept
 
@@ -57,20 +58,15 @@ def test_attention_is_the_formula(relu, kv_heads):
             torch.testing.assert_close(output[:, :, h], shares @ v[:, h * kv_heads // 4])
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        llama(),
-        llama(kv_heads=2),
-        GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=48, n_layer=2, n_head=6, n_positions=32)),
-        OPTForCausalLM(
-            OPTConfig(
-                vocab_size=64, hidden_size=48, word_embed_proj_dim=48, ffn_dim=64, num_hidden_layers=2, num_attention_heads=6
-            )
-        ),
-    ],
-    ids=["llama", "grouped", "gpt2", "opt"],
-)
+def models():
+    """Small decoders of four kinds, by name."""
+    gpt2 = GPT2Config(vocab_size=64, n_embd=48, n_layer=2, n_head=6, n_positions=32)
+    sizes = dict(hidden_size=48, word_embed_proj_dim=48, ffn_dim=64, num_hidden_layers=2, num_attention_heads=6)
+    opt = OPTForCausalLM(OPTConfig(vocab_size=64, **sizes))
+    return {"llama": llama(), "grouped": llama(kv_heads=2), "gpt2": GPT2LMHeadModel(gpt2), "opt": opt}
+
+
+@pytest.mark.parametrize("model", models().values(), ids=models())
 def test_without_a_form_models_compute_what_they_did(model):
     model.eval()
     ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -88,6 +84,39 @@ def test_without_a_form_models_compute_what_they_did(model):
     assert parts.is_norm(getattr(holder, name))
     assert len(parts.norms_of(parts.layer_list(model)[0])) == 2
     assert len(list(parts.activations(parts.layer_list(model)[0]))) == 1
+
+
+@pytest.mark.parametrize("model", models().values(), ids=models())
+def test_a_beginning_that_rows_share_is_computed_once(model, monkeypatch):
+    model.set_attn_implementation(attention.NAME)
+    for index, module in enumerate(parts.attentions(model.eval())):
+        module.ombra_heads = 6
+        attention.set_form(module, groups=((0, 1, 5), (2, 3, 4)), relu=index == 1)
+    rows = [Row((*range(1, 10), *rest), (11, 2)) for rest in ((20, 21, 30), (20, 31), (40,))]
+    batch = data.collate(rows)
+    at = batch.labels != data.IGNORED
+    weight = next(parts.layer_list(model)[0].parameters())
+    found = []
+    for least in (parts.SHARED, 99):
+        monkeypatch.setattr(parts, "SHARED", least)
+        assert parts.shared_prefix(batch.ids, batch.mask) == (9 if least < 99 else 0)
+        with losses.Taps(model, [0, 1]) as taps:
+            logits = parts.answer_logits(model, model, batch.ids, batch.mask, at)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), weight)
+        on = batch.mask.bool()
+        found.append((logits, gradient, *(kept[index][on] for kept in (taps.attention, taps.hidden) for index in (0, 1))))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4 * float(two.detach().abs().max()))
+
+
+def test_no_beginning_is_shared_by_one_row_or_by_padding():
+    mask = torch.ones(2, 12, dtype=torch.long)
+    assert parts.shared_prefix(mask, mask) == 11
+    assert parts.shared_prefix(mask[:1], mask[:1]) == 0
+    mask[1, 9:] = 0
+    assert parts.shared_prefix(torch.ones_like(mask), mask) == 8
+    mask[1, 7:] = 0
+    assert parts.shared_prefix(torch.ones_like(mask), mask) == 0
 
 
 def test_kept_heads_are_those_of_a_model_whose_others_give_nothing():
@@ -287,3 +316,16 @@ def test_greedy_answers_are_exact_where_the_score_says_so(world):
     assert 4 <= sum(found.hits) < 24
     for row, hit in zip(rows, found.hits, strict=True):
         assert (score.generated(model, row, end, torch.device("cpu")) == row.answer) == bool(hit)
+
+
+def test_labels_of_a_plot_stand_apart():
+    found = plot.apart([50.0, 51.0, 10.0, 198.0, 199.0], 0.0, 200.0)
+    order = sorted(found)
+    assert all(b - a >= plot.STEP - 1e-9 for a, b in zip(order, order[1:], strict=False)) and order[-1] <= 200
+    costs = {"3pc": [{"length": length, "prompt": {"bytes": 1e6 * length}} for length in (64, 512)]}
+    runs = [{"name": name, "exact": exact, "costs": costs} for name, exact in (("full", 1.0), ("a<b", 0.5))]
+    drawn = plot.plot([{"name": "base", "exact": 0.1, "costs": {}}, *runs], "3pc")
+    root = ElementTree.fromstring(drawn)
+    circles = [e for e in root if e.tag.endswith("circle")]
+    assert len(circles) == 4 and [float(c.get("cy")) for c in circles[:2]] == [plot.TOP, plot.TOP + plot.HEIGHT / 2]
+    assert sum(e.text == "a<b" for e in root) == 2

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ombra_finetune import card, cli, costs, export, heads, onnx_files, parts, students, train
+from ombra_finetune import card, cli, costs, export, heads, onnx_files, parts, private, score, stored, students, train
 from ombra_finetune.config import SettingsError
 
 STUDENTS = {
@@ -96,6 +97,23 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(runs, settings_of):
         train.run(parted)
 
 
+def test_what_a_teacher_says_is_asked_once(runs, settings_of, monkeypatch):
+    plain = train.run(settings_of("asked", teacher="full", private_layers=1))
+    first = train.run(settings_of("first", teacher="full", private_layers=1, store_teacher=True))
+    assert first["test"]["nll"] == pytest.approx(plain["test"]["nll"], abs=1e-4)
+    kept = settings_of("full").folder / stored.FILE
+    before = kept.read_bytes()
+    monkeypatch.setattr(stored.Answers, "compute", lambda _, rows: pytest.fail("asked again") if rows else None)
+    again = train.run(settings_of("again", teacher="full", private_layers=1, store_teacher=True))
+    assert again["curve"] == first["curve"] and kept.read_bytes() == before
+    monkeypatch.undo()
+    settings = settings_of("other", teacher="full", private_layers=1)
+    teacher = train.load_teacher(settings, torch.device("cpu"))
+    assert stored.Answers(teacher, kept.parent, torch.device("cpu"), bf16=True).states == {}
+    with pytest.raises(SettingsError, match="expected teacher"):
+        settings_of("none", store_teacher=True)
+
+
 @pytest.mark.parametrize("name", ["full", "frozen", "lora", "frozen-lora", "merged", "private-head"])
 def test_files_hold_what_is_public_and_what_is_private(runs, settings_of, name, tmp_path):
     changes = STUDENTS.get(name, dict(train="all"))
@@ -145,8 +163,36 @@ def test_students_compile(runs, settings_of, name, monkeypatch):
     assert set(found.costs) | set(found.refused) == set(costs.SETTINGS) and "3pc" in found.costs
     shown = (settings.folder / "card.md").read_text()
     assert f"{found.private_tensors} tensors" in shown and "| 3pc | 64 |" in shown
+    assert all(e[step]["seconds"] > 0 for entries in found.costs.values() for e in entries for step in ("prompt", "token"))
+    assert len((settings.folder / "onnx" / "plan-3pc.txt").read_text()) > 200
     assert (settings.folder / "onnx" / "tokenizer.json").is_file()
     assert json.loads((settings.folder / "onnx" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_a_private_run_is_compared(runs, settings_of, monkeypatch):
+    settings = settings_of("frozen")
+    if not (settings.folder / "onnx" / "plan-3pc").is_dir():
+        monkeypatch.setattr(costs, "LENGTHS", (16, 64))
+        export.export(settings.runs, "frozen", settings.ombra)
+    found = private.run(settings.runs, "frozen", os.environ["OMBRA_RUN"], 20, 6)
+    assert found["equal"] and found["as_predicted"] and 1 <= len(found["tokens"]) <= 6
+    assert [one["name"] for one in found["phases"][:2]] == ["setup", "prefill"]
+    assert "as in the clear" in private.told(found) and "NOT" not in private.told(found)
+    told = dict(found["phases"][1], bytes={"client": {"predicted": 5, "measured": 6}}, offline_bytes={})
+    told["rounds"] = {"predicted": 2, "measured": 2}
+    assert private.phase(told)["as_predicted"] is False and private.phase(told)["bytes"] == 6
+
+
+def test_greedy_tokens_of_a_file_are_those_of_generate(runs, settings_of, tmp_path):
+    settings = settings_of("full", train="all")
+    student = students.finished(settings)
+    model = onnx_files.export(student.decoder, tmp_path)
+    rows, end = train.read_rows(settings, student)
+    row = private.nearest(rows["test"], 20)
+    assert all(abs(len(row.prompt) - 20) <= abs(len(other.prompt) - 20) for other in rows["test"])
+    tokens, margins = private.greedy(model, row.prompt, len(row.answer) + 1, [end])
+    assert tuple(tokens) == score.generated(student.decoder, row, end, torch.device("cpu"))
+    assert len(margins) == len(tokens) and min(margins) >= 0
 
 
 def test_merging_and_2relu_save(runs, settings_of):
