@@ -5,18 +5,16 @@
 //! rounding. A value beyond the table would give any element: so a table alone serves where the value's bound is proven to
 //! lie a cell inside it, and otherwise the whole value is compared with both ends, two cells inside them.
 //!
-//! | | whole range | middle | parabolas | with rounding | tail |
+//! | | alone, at most | middle | parabolas | with rounding | tail |
 //! |---|---|---|---|---|---|
-//! | GELU | 32, w = 1/4 | 8, w = 1/8 | 7e-4, 9e-5 | 7e-4, 2e-4 | 1e-14 |
-//! | SiLU | 16, w = 1/8 | 16, w = 1/8 | 3e-5 | 1.5e-4 | 2.6e-6 |
-//! | softplus | 32, w = 1/4 | 16, w = 1/4 | 7e-5 | 2e-4 | 1.9e-7 |
-//! | tanh | 16, w = 1/8 | 8, w = 1/8 | 1.7e-4 | 2.3e-4 | 3.8e-7 |
-//! | sigmoid | 32, w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
-//! | erf | 4, w = 1/16 | 4, w = 1/16 | 5e-5 | 9e-5 | 3e-8 |
+//! | GELU | w = 1/4 | 8, w = 1/8 | 7e-4, 9e-5 | 7e-4, 2e-4 | 1e-14 |
+//! | SiLU | w = 1/4 | 16, w = 1/8 | 2.1e-4, 3e-5 | 4e-4, 1.5e-4 | 2.6e-6 |
+//! | softplus | w = 1/4 | 16, w = 1/4 | 7e-5 | 2e-4 | 1.9e-7 |
+//! | tanh | w = 1/8 | 8, w = 1/8 | 1.7e-4 | 2.3e-4 | 3.8e-7 |
+//! | sigmoid | w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
+//! | erf | w = 1/16 | 4, w = 1/16 | 5e-5 | 9e-5 | 3e-8 |
 //!
-//! Without masks the table is the narrowest of at most 256 cells, which are as fine as 128 allow and no coarser than 1/4, for
-//! tanh 1/8 and for erf 1/16: SiLU is off by 2.1e-4 and 4e-4 with rounding then, the others by no more than the whole range
-//! above.
+//! A table alone is the narrowest that holds the value, of at most 256 cells, which are as fine as 128 allow.
 //!
 //! Inverses are looked up in steps of a wide range, [`steps`](super::steps).
 
@@ -57,7 +55,6 @@ enum Beyond {
 }
 
 struct Form {
-    whole: Table,
     middle: Table,
     beyond: Beyond,
     /// The logarithm of the maximum width of a cell.
@@ -66,11 +63,8 @@ struct Form {
 
 impl Form {
     /// The table for values up to `most`, where there is one.
-    fn alone(&self, has_dealer: bool, most: f64) -> Option<Table> {
+    fn alone(&self, most: f64) -> Option<Table> {
         let holds = |table: &Table| most <= libm::exp2(table.range.into()) - libm::exp2(table.cell.into());
-        if has_dealer {
-            return Some(self.whole).filter(holds);
-        }
         (2..8)
             .map(|range: i8| Table {
                 range: range as u8,
@@ -81,21 +75,19 @@ impl Form {
     }
 }
 
-/// Logarithms of the number of cells in settings without masks: up to which cells are finer than they have to be, and at
-/// most.
+/// Logarithms of the number of cells: up to which they are finer than they have to be, and at most.
 const FINE_CELLS: i8 = 7;
 const MOST_CELLS: i8 = 8;
 
 fn form(curve: Curve) -> Option<Form> {
-    let table = |range, cell| Table { range, cell };
-    let of = |whole: Table, middle, beyond| Form { whole, middle, beyond, coarsest: whole.cell };
+    let of = |coarsest, range, cell, beyond| Form { middle: Table { range, cell }, beyond, coarsest };
     Some(match curve {
-        Curve::Gelu | Curve::GeluTanh => of(table(5, -2), table(3, -3), Beyond::Line),
-        Curve::Silu => Form { coarsest: -2, ..of(table(4, -3), table(4, -3), Beyond::Line) },
-        Curve::Softplus => of(table(5, -2), table(4, -2), Beyond::Line),
-        Curve::Tanh => of(table(4, -3), table(3, -3), Beyond::Ends(-1, 1)),
-        Curve::Sigmoid => of(table(5, -2), table(4, -2), Beyond::Ends(0, 1)),
-        Curve::Erf => of(table(2, -4), table(2, -4), Beyond::Ends(-1, 1)),
+        Curve::Gelu | Curve::GeluTanh => of(-2, 3, -3, Beyond::Line),
+        Curve::Silu => of(-2, 4, -3, Beyond::Line),
+        Curve::Softplus => of(-2, 4, -2, Beyond::Line),
+        Curve::Tanh => of(-3, 3, -3, Beyond::Ends(-1, 1)),
+        Curve::Sigmoid => of(-2, 4, -2, Beyond::Ends(0, 1)),
+        Curve::Erf => of(-4, 2, -4, Beyond::Ends(-1, 1)),
         Curve::Reciprocal | Curve::Rsqrt => return None,
     })
 }
@@ -106,7 +98,7 @@ pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let none = || Diagnostic::internal("E0505", format!("no table of {} for all values", curve.name()));
     let form = form(curve).ok_or_else(none)?;
     let has_dealer = e.has_dealer();
-    let y = if let Some(table) = form.alone(has_dealer, e.max_size(x)?) {
+    let y = if let Some(table) = form.alone(e.max_size(x)?) {
         // A cell of 2^16 units is the most that the widest ring of products holds.
         let finest = if has_dealer { FINEST } else { 16u8.saturating_add_signed(-table.cell) };
         let from = scale.clamp(COARSEST, finest);

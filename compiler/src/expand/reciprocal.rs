@@ -8,7 +8,7 @@
 //! bucket may be taken for one of it, but none of a bucket for one below. What is normalised may then begin a little
 //! below 1, where the first approximation still holds.
 
-use super::steps::{self, RECIPROCAL, Step};
+use super::steps::{self, Step};
 use super::{Emit, fixed};
 use ombra_ir::dim::Dim;
 use ombra_ir::module::Id;
@@ -27,21 +27,17 @@ pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
         .note("give --max for the sizes of the model"))
 }
 
-/// `1/x` with `out` fraction bits for `least ≤ x < 2^max_log2`, of what has size 1 on the last axis; error 2e-5 relative
+/// `1/x` with `out` fraction bits for `least ≤ x < 2^max_log2`, of what has size 1 on the last axis; error 3e-5 relative
 /// where it has so many significant bits. Below the range the result is any number below `2^(out + 7)`.
 ///
 /// # Errors
 /// `E0507` where the range is too wide.
 pub(super) fn reciprocal_at(e: &mut Emit, x: Id, (least, max_log2): (f64, u8), out: u8) -> Result<Id> {
     check_row(max_log2, WIDEST)?;
-    let table = &RECIPROCAL;
-    let mut shifts = vec![table.shift(least, 0, i32::MAX)];
-    while let Some(end) = shifts.last().map(|&q| table.end(q)).filter(|end| *end < libm::exp2(max_log2.into())) {
-        shifts.push(table.shift(table.blurred(end), 0, i32::MAX));
-    }
+    let (table, shifts) = steps::reciprocals(least, libm::exp2(max_log2.into()));
     let steps: Vec<Step> = shifts.iter().map(|&q| Step { value: x, q }).collect();
     let worth: Vec<i32> = shifts.iter().map(|q| i32::from(out) - q).collect();
-    let entries = steps::entries(e, table, &steps, 1, &worth)?;
+    let entries = steps::entries(e, &table, &steps, 1, &worth)?;
     let thresholds: Vec<f64> = shifts.iter().take(shifts.len() - 1).map(|&q| table.end(q)).collect();
     let passed = match thresholds.first() {
         None => None,

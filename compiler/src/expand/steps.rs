@@ -6,7 +6,7 @@
 //! `v_0 + Σ c_j (v_j − v_(j−1))`, in which every entry but the chosen one cancels, garbage or not.
 //!
 //! Rounds: the comparisons, beside which the lookup and its division are hidden, and 1. Errors of an entry: those of its
-//! parabola, of the lookup's rounding and of three units of a cut operand, 1.2e-5 relative for `1/√x`, 1.6e-5 for `1/x`; and half
+//! parabola, of the lookup's rounding and of three units of a cut operand, 1.2e-5 relative for `1/√x`, 3e-5 for `1/x`; and half
 //! a unit of so many fraction bits as its worth leaves.
 
 use super::inverse::constant;
@@ -17,9 +17,8 @@ use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
 
-/// Bits below a cell's index, and the logarithm of the number of cells.
+/// Bits below a cell's index.
 const CELL: u8 = 15;
-const CELLS: u8 = 9;
 /// Ring bits of an entry, and the middle of entries below `2^(ENTRY − 1)`: less that, they have room for a division.
 const ENTRY: u8 = 32;
 const MIDDLE: u8 = ENTRY - 2;
@@ -31,6 +30,8 @@ const ROOM: u8 = 62;
 /// How values are brought into a table.
 pub(super) struct Table {
     curve: Curve,
+    /// Logarithm of the number of cells.
+    cells: u8,
     /// Powers of two of a step.
     octaves: u8,
     /// Logarithm of where the table ends.
@@ -47,10 +48,34 @@ pub(super) struct Table {
 
 /// `1/√x` in steps of 16, entries from 5.9 to 26.
 pub(super) const ROOT: Table =
-    Table { curve: Curve::Rsqrt, octaves: 4, range: -5, top: 0.9, blur: 4, scale: 26, stride: 2 };
-/// `1/x` in steps of 8, entries from 8.1 to 67.
-pub(super) const RECIPROCAL: Table =
-    Table { curve: Curve::Reciprocal, octaves: 3, range: -3, top: 0.985, blur: 6, scale: 24, stride: 1 };
+    Table { curve: Curve::Rsqrt, cells: 9, octaves: 4, range: -5, top: 0.9, blur: 4, scale: 26, stride: 2 };
+
+/// Logarithms of the numbers of cells that tables of `1/x` may have.
+const RECIPROCALS: [u8; 3] = [7, 8, 9];
+/// Bytes, or nearly so, of a step beside its cells, and of a comparison and what it chooses.
+const OF_STEP: usize = 40;
+const OF_THRESHOLD: usize = 50;
+
+/// `1/x` in cells of one width: twice as many are one power of two more of a step. Entries reach up to 66.
+fn reciprocal(cells: u8) -> Table {
+    let (octaves, range) = (cells - 5, i32::from(cells) - 11);
+    Table { curve: Curve::Reciprocal, cells, octaves, range, top: 0.985, blur: 6, scale: 24, stride: 1 }
+}
+
+/// The table of `1/x` that takes the fewest bytes for values from `least` to `most`, and the shifts of its steps.
+pub(super) fn reciprocals(least: f64, most: f64) -> (Table, Vec<i32>) {
+    let price = |(table, shifts): &(Table, Vec<i32>)| {
+        shifts.len() * ((1 << table.cells >> 3) + OF_STEP) + (shifts.len() - 1) * OF_THRESHOLD
+    };
+    let mut all = RECIPROCALS.map(|cells| {
+        let table = reciprocal(cells);
+        let shifts = table.shifts(least, most);
+        (table, shifts)
+    });
+    all.sort_by_key(price);
+    let [best, ..] = all;
+    best
+}
 
 impl Table {
     /// The highest shift of a step that holds values from `least` on, and its end at `2^largest` at most; as odd or even as
@@ -60,6 +85,15 @@ impl Table {
         let highest = libm::floor(libm::log2(least / lowest) + 1e-9) as i32;
         let highest = highest.min(largest.saturating_sub(self.range));
         highest - (highest - like).rem_euclid(self.stride)
+    }
+
+    /// The shifts of steps that hold values from `least` to `most`.
+    fn shifts(&self, least: f64, most: f64) -> Vec<i32> {
+        let mut shifts = vec![self.shift(least, 0, i32::MAX)];
+        while let Some(end) = shifts.last().map(|&q| self.end(q)).filter(|end| *end < most) {
+            shifts.push(self.shift(self.blurred(end), 0, i32::MAX));
+        }
+        shifts
     }
 
     /// The least value that may be taken for one beyond a threshold.
@@ -72,9 +106,14 @@ impl Table {
         libm::ldexp(self.top, self.range + q)
     }
 
+    /// Low bits of an operand that are looked at.
+    fn window(&self) -> u8 {
+        CELL + self.cells
+    }
+
     /// Fraction bits of an operand.
     fn from(&self) -> i32 {
-        i32::from(CELL + CELLS) - self.range
+        i32::from(self.window()) - self.range
     }
 
     /// Bits that are cut off a value of `scale` fraction bits for a step; zeros are added where it is negative.
@@ -95,7 +134,7 @@ pub(super) struct Step {
 pub(super) fn entries(e: &mut Emit, table: &Table, steps: &[Step], times: i64, worth: &[i32]) -> Result<Id> {
     let operands = steps.iter().map(|step| operand(e, table, *step)).collect::<Result<Vec<_>>>()?;
     let all = concat(e, &operands)?;
-    let op = Op::Lookup { curve: table.curve, window: CELL + CELLS, cell: CELL, bits: ENTRY, scale: table.scale };
+    let op = Op::Lookup { curve: table.curve, window: table.window(), cell: CELL, bits: ENTRY, scale: table.scale };
     let found = e.guarded(op, &[all], ENTRY - 1)?;
     let found = e.guarded(Op::AddInt { k: -(1 << MIDDLE) }, &[found], MIDDLE)?;
     let precision = |worth: i32| {
@@ -156,18 +195,18 @@ pub(super) fn dropped(least: f64, blur: i32) -> u8 {
 /// What is looked up of a step, in the smallest ring.
 fn operand(e: &mut Emit, table: &Table, step: Step) -> Result<Id> {
     let (bits, scale, _) = e.ring(step.value)?;
-    let small = ring_of(CELL + CELLS);
+    let small = ring_of(table.window());
     let by = table.cut(scale, step.q);
     let x = if by > 0 {
         let whole = u8::try_from((by + 7) / 8 * 8).map_err(|_| too_coarse())?;
         if bits.saturating_sub(whole) < small {
             return Err(too_coarse());
         }
-        // What is above the window may be garbage.
-        let x = e.guarded(Op::MulInt { k: 1 << (i32::from(whole) - by) }, &[step.value], bits - 1)?;
+        // What is above the window may be garbage, and is not kept.
+        let x = e.narrow(step.value, small + whole)?;
+        let x = e.guarded(Op::MulInt { k: 1 << (i32::from(whole) - by) }, &[x], small + whole - 1)?;
         let x = e.op(Op::SetScale { scale: whole }, &[x])?;
-        let x = e.guarded(Op::Cut { by: whole }, &[x], bits - whole - 1)?;
-        e.narrow(x, small)?
+        e.guarded(Op::Cut { by: whole }, &[x], small - 1)?
     } else {
         let x = e.narrow(step.value, small)?;
         let k = 1i64.checked_shl(by.unsigned_abs()).filter(|k| *k > 0).ok_or_else(too_coarse)?;
@@ -210,18 +249,20 @@ mod tests {
     /// Steps that follow one another without a gap lie in the middle of their tables, with whatever comparisons blur.
     #[test]
     fn steps_cover_a_range() {
-        for (table, like) in [(&ROOT, 0), (&ROOT, 1), (&RECIPROCAL, 0)] {
+        let reciprocals = RECIPROCALS.map(|cells| (reciprocal(cells), 0));
+        for (table, like) in [(ROOT, 0), (ROOT, 1)].into_iter().chain(reciprocals) {
             for (least, most) in [(1.0, 2.0), (0.37, 2048.0), (3e5, 1e25)] {
                 let inside = |x: f64, q: i32| libm::ldexp(x, -q - table.range);
                 let mut at = least;
                 while at < most {
                     let q = table.shift(at, like, i32::MAX);
                     assert_eq!((q - like) % table.stride, 0);
-                    assert!(inside(at, q) > 1.0 / 20.0, "{at} at {q}");
+                    assert!(inside(at, q) * f64::from(1 << table.octaves) > 0.8, "{at} at {q}");
                     let entry = table.curve.at(libm::ldexp(at, -q));
                     assert!(libm::ldexp(entry, table.scale.into()) < libm::ldexp(0.98, (ENTRY - 1).into()));
                     let end = table.end(q);
-                    assert!(inside(end, q) < 0.99 && end > 4.0 * at * (1.0 - 1e-6));
+                    let times = libm::exp2(f64::from(table.octaves) - f64::from(table.stride));
+                    assert!(inside(end, q) < 0.99 && end > times * at * (1.0 - 1e-6));
                     assert!(table.shift(at, like, q + table.range - 1) < q);
                     at = table.blurred(end);
                 }

@@ -76,6 +76,12 @@ fn limbs(module: &Module) -> Vec<bool> {
     let ring = |id: usize| module.ops[id].ty.as_ring().map(|(bits, _)| bits);
     let makes_ring = |op: &M| matches!(op, M::Cut { .. } | M::ExpDigits { .. } | M::Lookup { .. });
     let mut found: Vec<bool> = module.ops.iter().map(|n| makes_ring(&n.op)).collect();
+    // A cut's ring follows from its operand's.
+    for node in module.ops.iter().filter(|n| matches!(n.op, M::Cut { .. })) {
+        for arg in node.args.iter().map(|a| a.index()) {
+            found[arg] |= ring(arg) != Some(RING);
+        }
+    }
     loop {
         let before = found.iter().filter(|f| **f).count();
         for (at, node) in module.ops.iter().enumerate() {

@@ -381,8 +381,8 @@ fn softmax_costs_fall_by_the_factor() {
                         assert!(close, "{name} by {factor}: layer {layer}: {times} and {}", old.bytes);
                         exact += 1;
                     } else {
-                        // Sums of scores may have a bound one bit wider.
-                        let near = times.abs_diff(old.bytes) * 25 <= old.bytes;
+                        // Sums of scores may have a bound one bit wider, and a ring then a byte more.
+                        let near = times.abs_diff(old.bytes) * 12 <= old.bytes;
                         assert!(near, "{name} by {factor}, seq {seq}: layer {layer}: {times} and {}", old.bytes);
                     }
                 }
