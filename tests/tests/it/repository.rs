@@ -43,6 +43,8 @@ const HOSTS: &[&str] = &[
     "eprint.iacr.org",
     "onnx.ai",
     "docs.rs",
+    // The name of SVG.
+    "www.w3.org",
 ];
 
 fn root() -> PathBuf {
