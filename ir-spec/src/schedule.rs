@@ -115,6 +115,8 @@ pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
         rows: lens,
         table_rows: table.and_then(|s| s.first()).map_or(0, |&v| v as u64),
         tokens: node.args.first().map_or(0, |&a| bound.len(a) as u64),
+        inner: node.args.first().and_then(|a| bound.shapes[a.index()].last()).map_or(0, |&v| v as u64),
+        columns: bound.shapes[id.index()].last().map_or(0, |&v| v as u64),
     };
     Ok((module.setting.protocol().traffic)(&node.op, &sizes))
 }

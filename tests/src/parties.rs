@@ -1,4 +1,4 @@
-//! Three parties in three threads over links in memory, from a plan folder, with everything that passed between them.
+//! All parties of a setting in threads of their own over links in memory, from a plan folder, with everything that passed between them.
 
 use ombra_ir::draw::Choice;
 use ombra_ir::module::{Id, Party};
@@ -84,8 +84,8 @@ impl Net for Recorded<'_> {
     }
 }
 
-/// Runs the steps of `request` between three threads. The client gives `given`, one list of tensors for every step; the
-/// result is by party.
+/// Runs the steps of `request` between the parties' threads. The client gives `given`, one list of tensors for every step; the
+/// result is by party, with a third one that sent nothing where there are two.
 ///
 /// # Errors
 /// The error of the party that failed first.
@@ -125,10 +125,26 @@ pub fn run_choosing(folder: &PlanFolder, request: &Request, choice: Choice, give
         }
     }
     errors.sort_by_key(|error| error.kind == ombra_ir::Kind::Peer);
+    if let ([client, _], true) = (good.as_slice(), errors.is_empty()) {
+        let nobody = absent(client);
+        good.push(nobody);
+    }
     match errors.into_iter().next() {
         Some(error) => Err(error),
         None => good.try_into().map_err(|_| Diagnostic::internal("E0000", "there are three parties")),
     }
+}
+
+/// The third party of a setting without one: it sends nothing.
+fn absent(client: &Side) -> Side {
+    let step = |seen: &Seen| Seen {
+        advance: seen.advance,
+        opened: Vec::new(),
+        sent: vec![0; seen.sent.len()],
+        meter: Snapshot::default(),
+    };
+    let log = Log { sent: Vec::new(), received: [[0; 256]; 3] };
+    Side { steps: client.steps.iter().map(step).collect(), log }
 }
 
 fn party_run(
@@ -143,14 +159,19 @@ fn party_run(
     let mut net = Recorded { links: LinkNet::new(session, 1), log };
     let module = folder.module(request, choice.way())?;
     let keys = agree_keys(folder.plan.module.setting, party, &mut net)?;
-    let derives = folder.plan.derives()?;
-    let key = agree_weight_key(derives, party, &mut net)?;
     let own = match party {
         Party::Server => Some(Arc::new(folder.server_weights()?) as Arc<dyn TensorSource>),
         Party::Client | Party::Helper | Party::Dealer => None,
     };
     let public = Arc::clone(&folder.public_weights) as Arc<dyn TensorSource>;
-    let weights = Arc::new(Weights::share(&module, (derives, party), key.as_ref(), public, own, &mut net)?);
+    let weights = if module.setting.third().is_ok() {
+        let derives = folder.plan.derives()?;
+        let key = agree_weight_key(derives, party, &mut net)?;
+        Weights::share(&module, (derives, party), key.as_ref(), public, own, &mut net)?
+    } else {
+        Weights::unshared(&module, party, public, own)?
+    };
+    let weights = Arc::new(weights);
     let mut run = settings::begin(Arc::clone(&module), party, keys, weights, 1)?;
     let mut region = Region::open(folder, 1, None)?;
     let slots: Vec<(&str, DType)> = module.inputs.iter().map(|input| (input.name.as_str(), input.dtype)).collect();

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 /// # Errors
 /// None that a legal module has.
 pub fn narrow_rings(module: Module) -> Result<Module> {
-    if module.setting.protocol().dealer.is_none() {
+    if !module.setting.pays_for_ring_bits() {
         return Ok(module);
     }
     let assumed = assumed(&module);

@@ -7,6 +7,7 @@
 pub mod dealer;
 mod plain;
 pub mod rep3;
+pub mod two_party;
 
 use crate::diag::{Diagnostic, Result};
 use crate::module::Party;
@@ -29,6 +30,8 @@ pub enum Setting {
     Plain,
     /// Client and server with a dealer of correlations; at most one of the three corrupted, semi-honest.
     Dealer,
+    /// Client and server alone; one of them corrupted, semi-honest.
+    TwoParty,
 }
 
 /// The facts of a setting.
@@ -59,7 +62,7 @@ pub struct Protocol {
 }
 
 impl Setting {
-    /// All settings.
+    /// The settings that a model can be compiled for. The kernels of [`Setting::TwoParty`] run programs that are built by hand.
     pub const ALL: [Setting; 3] = [Setting::ThreeParty, Setting::Plain, Setting::Dealer];
 
     /// Its facts.
@@ -68,6 +71,7 @@ impl Setting {
             Setting::ThreeParty => &rep3::PROTOCOL,
             Setting::Plain => &plain::PROTOCOL,
             Setting::Dealer => &dealer::PROTOCOL,
+            Setting::TwoParty => &two_party::PROTOCOL,
         }
     }
 
@@ -79,10 +83,10 @@ impl Setting {
     /// The party beside client and server.
     ///
     /// # Errors
-    /// `E0421` for a setting of one party.
+    /// `E0421` for a setting without a third party.
     pub fn third(self) -> Result<Party> {
         let third = self.protocol().parties.iter().copied().find(|party| party.is_third());
-        third.ok_or_else(|| Diagnostic::input("E0421", format!("the setting {} has one party alone", self.name())))
+        third.ok_or_else(|| Diagnostic::input("E0421", format!("the setting {} has no third party", self.name())))
     }
 
     /// The party that deals.
@@ -109,6 +113,13 @@ impl Setting {
         let names: Vec<_> = parties.iter().map(|party| party.name()).collect();
         Err(Diagnostic::input("E0711", format!("the setting {} has no {party}", self.name()))
             .note(format!("expected  {}", names.join(", "))))
+    }
+
+    /// Whether every bit of a ring is sent: where products of secrets are finished between the parties. Elsewhere a product is
+    /// a sum of terms, in a ring that its division keeps.
+    pub fn pays_for_ring_bits(self) -> bool {
+        let protocol = self.protocol();
+        protocol.parties.len() > 1 && (protocol.product)(Sharing::Shared, Sharing::Shared) == Some(Sharing::Shared)
     }
 
     /// What every party sends, by its number, with what is dealt apart.
@@ -203,6 +214,10 @@ pub struct Sizes<'a> {
     pub table_rows: u64,
     /// Tokens looked up, for `embed`.
     pub tokens: u64,
+    /// The inner size of a matrix product.
+    pub inner: u64,
+    /// Columns of the result.
+    pub columns: u64,
 }
 
 /// Lengths of rows: all listed, or all equal.

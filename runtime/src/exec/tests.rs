@@ -208,10 +208,14 @@ fn run_party(
     let fault = if party == Party::Server { fault } else { Fault::None };
     let mut net = Faulty { links: LinkNet::new(session, 5), fault };
     let keys = agree_keys(module.setting, party, &mut net)?;
-    let key = agree_weight_key(derives, party, &mut net)?;
     let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
-    let weights =
-        Arc::new(Weights::share(module, (derives, party), key.as_ref(), Arc::new(public.clone()), own, &mut net)?);
+    let public = Arc::new(public.clone());
+    let weights = Arc::new(if module.setting.third().is_ok() {
+        let key = agree_weight_key(derives, party, &mut net)?;
+        Weights::share(module, (derives, party), key.as_ref(), public, own, &mut net)?
+    } else {
+        Weights::unshared(module, party, public, own)?
+    });
     let mut run = settings::begin(Arc::new(module.clone()), party, keys, weights, 1).unwrap();
     if party.is_third() && derives == party {
         assert_eq!(received(&session.meter().snapshot()), 32, "two keys and nothing of the model");
@@ -294,7 +298,7 @@ fn check_deriving(
                 assert!((x - y).abs() <= tolerance, "step {step}, output {slot}, element {i}: {x} for {y}");
             }
         }
-        assert!(parties[1][step].opened.is_empty() && parties[2][step].opened.is_empty());
+        assert!(parties[1..].iter().all(|party| party[step].opened.is_empty()));
         assert!(module.setting.protocol().dealer.is_none() || received(&parties[2][step].meter) == 0);
 
         let bound = bind(module, &steps[step].sizes, &steps[step].public).unwrap();
@@ -325,7 +329,9 @@ fn weight(tensors: &mut Tensors, name: &str, shape: &[usize], from: f32, step: f
 /// Embedding, products with public and private weights, a cache, causal rows: three steps with a growing cache.
 #[test]
 fn attention_like_block_with_a_cache() {
-    [Setting::ThreeParty, Setting::Dealer].into_iter().for_each(attention_like_block_with_a_cache_in);
+    [Setting::ThreeParty, Setting::Dealer, Setting::TwoParty]
+        .into_iter()
+        .for_each(attention_like_block_with_a_cache_in);
 }
 
 fn attention_like_block_with_a_cache_in(setting: Setting) {
@@ -401,7 +407,7 @@ fn attention_like_block_with_a_cache_in(setting: Setting) {
 /// Comparisons, bits, movement and constants on a small ring: no truncation, so results are exact.
 #[test]
 fn exact_ops_on_a_small_ring() {
-    [Setting::ThreeParty, Setting::Dealer].into_iter().for_each(exact_ops_on_a_small_ring_in);
+    [Setting::ThreeParty, Setting::Dealer, Setting::TwoParty].into_iter().for_each(exact_ops_on_a_small_ring_in);
 }
 
 fn exact_ops_on_a_small_ring_in(setting: Setting) {

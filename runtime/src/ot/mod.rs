@@ -32,10 +32,8 @@ pub mod base;
 pub mod pads;
 pub mod softspoken;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod tree;
-
-use std::rc::Rc;
 
 use ombra_ir::{Diagnostic, Result};
 use sha2::{Digest, Sha256};
@@ -134,9 +132,9 @@ pub trait Choose {
 /// Both directions of a session at one party.
 pub struct Transfers {
     /// Where this party offers.
-    pub offering: Rc<dyn Offer>,
+    pub offering: Box<dyn Offer + Send>,
     /// Where it chooses.
-    pub choosing: Rc<dyn Choose>,
+    pub choosing: Box<dyn Choose + Send>,
 }
 
 /// What fills a buffer with secret random bytes.
@@ -213,7 +211,7 @@ impl Exchanged {
         let Exchanged { session, party, depth, choosing, holes, keys } = self;
         let trees = Trees::receive(&session, depth, *holes, &keys, message)?;
         let offering = Offering::new(&session, Direction::offered_by(party), *holes, trees);
-        Ok(Transfers { offering: Rc::new(offering), choosing: Rc::new(choosing) })
+        Ok(Transfers { offering: Box::new(offering), choosing: Box::new(choosing) })
     }
 }
 

@@ -15,7 +15,7 @@
 //! *Offerer's view*: the corrections are masked by the streams of its holes. *Chooser's view*: nothing.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use ombra_ir::{Diagnostic, Result};
 use ombra_kernels::each_isa;
@@ -43,7 +43,7 @@ pub fn message_bytes(depth: usize, words: usize) -> usize {
 struct End {
     trees: Trees,
     direction: Direction,
-    hash: Rc<Hash>,
+    hash: Arc<Hash>,
     used: RefCell<UsedLabels>,
 }
 
@@ -116,7 +116,7 @@ fn turn(words: &mut [u64; 64]) {
 
 impl End {
     fn new(session: &SessionId, direction: Direction, trees: Trees) -> End {
-        End { trees, direction, hash: Rc::new(Hash::new(session)), used: RefCell::default() }
+        End { trees, direction, hash: Arc::new(Hash::new(session)), used: RefCell::default() }
     }
 
     /// The label of a call, for its one use.

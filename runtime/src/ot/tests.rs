@@ -1,7 +1,7 @@
 //! Set-up, extension and every use of pads between two parties in one thread.
 
 use super::base::FIRST_BYTES;
-use super::pads::{Decided, Entries, Settled, table_bytes, times_bytes};
+use super::pads::{Decided, Entries, Rows, Settled, table_bytes, times_bytes};
 use super::softspoken::message_bytes;
 use super::tree::SECOND_BYTES;
 use super::*;
@@ -20,7 +20,7 @@ fn random(seed: u64) -> impl FnMut(&mut [u8]) -> Result<()> {
 }
 
 /// Both parties after the set-up.
-fn set_up(seed: u64, depth: u8) -> [Transfers; 2] {
+pub(crate) fn set_up(seed: u64, depth: u8) -> [Transfers; 2] {
     let id = SessionId::of(&[&seed.to_le_bytes()]);
     let [mut one, mut two] = [random(seed), random(!seed)];
     let (first, to_second) = begin(&id, 0, depth, &mut one).expect("the depth is allowed");
@@ -100,16 +100,38 @@ fn products_of_bits_with_ring_elements() {
     }
 }
 
+#[test]
+fn products_of_bits_with_rows() {
+    let [first, second] = set_up(14, 4);
+    for (part, (rows, inner, width, bits)) in (0..).zip([(3, 5, 7, 64), (1, 70, 1, 24), (2, 1, 33, 40)]) {
+        let (planes, count) = (usize::from(bits), rows * inner);
+        let (a, choices) = numbers(part, count, planes);
+        let (b, _) = numbers(part + 100, inner * width, 64);
+        let (settled, decided) = batch([&first, &second], Label { part: part as u16, ..LABEL }, &choices);
+        let sizes = Rows { planes, count, inner, width };
+        let mut message = Vec::new();
+        let share = settled.times_rows(sizes, (&b, &|i| i % inner * width), bits, &mut message).unwrap();
+        assert_eq!(message.len(), sizes.message_bytes(bits));
+        let other = decided.times_rows(sizes, bits, &message).unwrap();
+        for (at, (x, y)) in share.iter().zip(other.iter()).enumerate() {
+            let (row, column) = (at / width, at % width);
+            let term = |j: usize| a[row * inner + j].wrapping_mul(b[j * width + column]);
+            let sum = (0..inner).fold(0u64, |sum, j| sum.wrapping_add(term(j)));
+            assert_eq!(x.wrapping_add(*y) << (64 - bits), sum << (64 - bits), "{sizes:?}");
+        }
+    }
+}
+
 fn tables_of<const K: usize>(parties: [&Transfers; 2], n: usize) {
     let (v, choices) = numbers(9, n, K);
-    let tables: Vec<u32> = Words(10).take(n).into_iter().map(|x| x as u32).collect();
+    let tables: Vec<u64> = Words(10).take(n).into_iter().map(|x| x & 0xffff_ffff).collect();
     let (settled, decided) = batch(parties, Label { part: 50 + K as u16, ..LABEL }, &choices);
     let mut message = Vec::new();
     settled.tables::<K>(&tables, &mut message).unwrap();
     assert_eq!(message.len(), n * table_bytes(K));
     let found = decided.tables::<K>(n, &message).unwrap();
     for i in 0..n {
-        assert_eq!(found[i], u64::from(tables[i] >> (2 * v[i]) & 3), "{K} bits");
+        assert_eq!(found[i], tables[i] >> (2 * v[i]) & 3, "{K} bits");
     }
 }
 

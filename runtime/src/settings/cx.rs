@@ -15,6 +15,7 @@ use ombra_ir::{Diagnostic, Result};
 use crate::backend::bits;
 use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::exec::port::Port;
+use crate::ot::Transfers;
 use crate::prg::{Key, Label, Prg, UsedLabels};
 
 /// The keys of one party for one session. A label is used once per key: in debug builds a second use panics.
@@ -25,6 +26,8 @@ pub struct Keys {
     next: Stream,
     /// Known to this party alone.
     private: Stream,
+    /// Transfers between two parties, where the setting has them.
+    transfers: Option<Transfers>,
 }
 
 struct Stream {
@@ -37,7 +40,17 @@ impl Keys {
     /// that no other party knows.
     pub fn new(own: &Key, next: &Key, private: &Key) -> Self {
         let stream = |key| Stream { prg: Prg::new(key), used: RefCell::default() };
-        Keys { own: stream(own), next: stream(next), private: stream(private) }
+        Keys { own: stream(own), next: stream(next), private: stream(private), transfers: None }
+    }
+
+    /// The keys with transfers that were set up beside them.
+    pub(crate) fn with_transfers(self, transfers: Transfers) -> Self {
+        Keys { transfers: Some(transfers), ..self }
+    }
+
+    /// The transfers, for their one user.
+    pub(crate) fn take_transfers(&mut self) -> Option<Transfers> {
+        self.transfers.take()
     }
 }
 
@@ -121,6 +134,18 @@ pub enum Purpose {
     OneHot,
     /// Mask of what a lookup gives.
     LookupMask,
+    /// `2pc`: transfers of products of random bits.
+    Triples,
+    /// Transfers of a comparison's leaves, and the server's random bits in them.
+    Leaf,
+    /// Transfers of one bit's product with a ring element.
+    Convert,
+    /// Transfers of selections.
+    Select,
+    /// Transfers of products of ring elements.
+    Product,
+    /// Transfers of entries of a table, and the server's masks of them.
+    Entries,
 }
 
 /// The context of one instance of an op at one party. Clones are the same instance.
@@ -160,7 +185,7 @@ impl Cx {
     }
 
     /// Level and part have a byte each, so that no two of them share a label.
-    fn label(&self, purpose: Purpose, part: u8) -> Label {
+    pub(super) fn label(&self, purpose: Purpose, part: u8) -> Label {
         let part = u16::from_be_bytes([self.level, part]);
         Label { op: self.op, step: self.step, purpose: purpose as u16, part }
     }

@@ -14,6 +14,7 @@ mod rows;
 pub mod tables;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod two_party;
 pub mod weights;
 pub mod words;
 
@@ -30,6 +31,7 @@ use crate::exec::{Run, Steps};
 use cx::Keys;
 use dealer::Dealer;
 use rep3::Rep3;
+use two_party::TwoParty;
 use weights::Weights;
 
 /// The side of `party` of a session with fresh keys, in the setting of the verified `module`, with `threads` threads for
@@ -47,6 +49,7 @@ pub fn begin(
     Ok(match module.setting {
         Setting::ThreeParty => Box::new(Run::new(module, party, Rep3::new(keys, weights), threads)?),
         Setting::Dealer => Box::new(Run::new(module, party, Dealer::new(party, keys, weights), threads)?),
+        Setting::TwoParty => Box::new(Run::new(module, party, TwoParty::new(party, keys, weights)?, threads)?),
         Setting::Plain => return Err(no_parties()),
     })
 }
@@ -59,15 +62,26 @@ pub fn check(module: &Module) -> Result<()> {
     match module.setting {
         Setting::ThreeParty => check_kernels::<Rep3>(module),
         Setting::Dealer => {
-            let weights = |node: &Node| node.args.get(1).is_some_and(|&table| of_server(module, table));
-            if module.ops.iter().any(|node| matches!(node.op, Op::Embed) && !weights(node)) {
-                let what = "a lookup in a table that is no private weight has no kernel in the setting 2pc-dealer";
-                return Err(Diagnostic::internal("E0815", what));
-            }
+            check_tables(module)?;
             check_kernels::<Dealer>(module)
+        }
+        Setting::TwoParty => {
+            check_tables(module)?;
+            check_kernels::<TwoParty>(module)
         }
         Setting::Plain => Err(no_parties()),
     }
+}
+
+/// Refuses lookups in what is no private weight.
+fn check_tables(module: &Module) -> Result<()> {
+    let weights = |node: &Node| node.args.get(1).is_some_and(|&table| of_server(module, table));
+    if module.ops.iter().any(|node| matches!(node.op, Op::Embed) && !weights(node)) {
+        let setting = module.setting.name();
+        let what = format!("a lookup in a table that is no private weight has no kernel in the setting {setting}");
+        return Err(Diagnostic::internal("E0815", what));
+    }
+    Ok(())
 }
 
 fn no_parties() -> Diagnostic {

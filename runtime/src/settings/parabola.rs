@@ -59,6 +59,17 @@ impl Parabola {
         ((whole + (1u128 << by >> 1)) >> by) as u64
     }
 
+    /// `P_0`, `P_1` and `P_2` of the cell whose coefficients are given, at `m`.
+    pub fn terms(self, [a0, a1, a2]: [i64; 3], m: u64) -> [u64; 3] {
+        let (cell, scale) = (self.one_hot.cell, self.scale);
+        let [a0, a1, a2, u] = [a0, a1, a2, self.one_hot.low(m) as i64].map(i128::from);
+        let p0 = (a0 << (2 * cell)) + (a1 << cell) * u + a2 * u * u;
+        let p1 = -((a1 << cell) + 2 * a2 * u);
+        let shifts = [2 * cell, cell + scale - self.scales[1], scale - self.scales[2]];
+        let [p0, p1, p2] = [p0, p1, a2];
+        [p0 >> shifts[0], p1 >> shifts[1], p2 >> shifts[2]].map(|p| p as u64)
+    }
+
     /// One party's shares of `σ·P_0`, `σ·P_1` and `σ·P_2`; those of the `second` are less.
     pub fn shares(self, tables: &Tables<3>, vectors: &[u64], m: &[u64], second: bool) -> [Vec<u64>; 3] {
         let (cell, scale) = (self.one_hot.cell, self.scale);

@@ -14,6 +14,7 @@ use ombra_ir::module::{Id, Module, Node, Party, Setting};
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode_into;
+use ombra_ir::settings::two_party::TREE_LEVELS;
 use ombra_ir::{Bindings, Diagnostic, Result};
 
 use super::cx::{Keys, Purpose};
@@ -22,6 +23,9 @@ use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
+use crate::ot::base::FIRST_BYTES;
+use crate::ot::tree::SECOND_BYTES;
+use crate::ot::{self, SessionId};
 use crate::prg::{Key, Label, Prg};
 use crate::wiped::Zeroizing;
 
@@ -32,8 +36,12 @@ const BLOCK: usize = 1 << 17;
 /// Weights of at most this many elements are stored by every party.
 const SMALL: usize = 1 << 14;
 
-/// Fresh pair keys, by one message from every party to the one before it.
+/// Fresh pair keys, by one message from every party to the one before it. Two parties alone have one, and set up their
+/// transfers beside it.
 pub fn agree_keys(setting: Setting, party: Party, net: &mut dyn Net) -> Result<Keys> {
+    if setting == Setting::TwoParty {
+        return agree_keys_alone(party, net);
+    }
     let own = Key::random()?;
     let [before, after] = neighbours(setting, party)?;
     net.send(KEYS_EPOCH, 0, before, own.bytes().to_vec())?;
@@ -52,6 +60,36 @@ pub fn agree_keys_of_two(party: Party, dealt: &Key, net: &mut dyn Net) -> Result
     let own = Key::random()?;
     net.send(KEYS_EPOCH, 0, Party::Client, own.bytes().to_vec())?;
     Ok(Keys::new(&own, dealt, &private))
+}
+
+/// The key of client and server where there is nobody else, and their transfers: 16 bytes of each
+/// for the session's id, the two messages of the set-up each way, and the server's key to the client.
+fn agree_keys_alone(party: Party, net: &mut dyn Net) -> Result<Keys> {
+    let (number, peer) = match party {
+        Party::Client => (0, Party::Server),
+        _ => (1, Party::Client),
+    };
+    let [nonce, fresh, private] = [Key::random()?, Key::random()?, Key::random()?];
+    net.send(KEYS_EPOCH, 0, peer, nonce.bytes().to_vec())?;
+    let other = receive_key(peer, 0, net)?;
+    let nonces = if number == 0 { [nonce.bytes(), other.bytes()] } else { [other.bytes(), nonce.bytes()] };
+    let session = SessionId::of(&nonces.map(|nonce| &nonce[..]));
+    let (begun, message) = ot::begin(&session, number, TREE_LEVELS, &mut ot::os_random)?;
+    net.send(KEYS_EPOCH, 1, peer, message)?;
+    let message = net.recv(KEYS_EPOCH, 1, peer, FIRST_BYTES as u64)?;
+    let (exchanged, message) = begun.exchange(&message, &mut ot::os_random)?;
+    net.send(KEYS_EPOCH, 2, peer, message)?;
+    let transfers = exchanged.finish(&net.recv(KEYS_EPOCH, 2, peer, SECOND_BYTES as u64)?)?;
+    // Who has no third party to share a key with has one for itself.
+    let keys = if party == Party::Client {
+        let shared = receive_key(Party::Server, 3, net)?;
+        Keys::new(&fresh, &shared, &private)
+    } else {
+        let shared = Key::random()?;
+        net.send(KEYS_EPOCH, 3, Party::Client, shared.bytes().to_vec())?;
+        Keys::new(&shared, &fresh, &private)
+    };
+    Ok(keys.with_transfers(transfers))
 }
 
 /// A fresh key of the weights, drawn by the server, which it and the party that `derives` its term know and nobody else.
@@ -91,6 +129,8 @@ pub struct Weights {
     party: Party,
     /// Whose term follows from the key.
     derives: Party,
+    /// Whether the server has its weights alone: they are its share, and the client has nothing of them.
+    alone: bool,
     held: BTreeMap<Id, Held>,
     prg: Option<Prg>,
     public: Arc<dyn TensorSource>,
@@ -209,6 +249,21 @@ impl Weights {
         Weights::make_all(module, (derives, party), Some(key), public, own, None)
     }
 
+    /// The weights of a party where nobody shares them: the server's are its own.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape than the plan says, or beyond its bound.
+    pub fn unshared(
+        module: &Module,
+        party: Party,
+        public: Arc<dyn TensorSource>,
+        own: Option<Arc<dyn TensorSource>>,
+    ) -> Result<Weights> {
+        let (held, derives) = (BTreeMap::new(), Party::Client);
+        let weights = Weights { party, derives, alone: true, held, prg: None, public, own };
+        weights.with_all(module, Party::Client, None)
+    }
+
     /// The weights of a party, which sends or receives over `net` where there is one.
     fn make_all(
         module: &Module,
@@ -216,7 +271,7 @@ impl Weights {
         key: Option<&Key>,
         public: Arc<dyn TensorSource>,
         own: Option<Arc<dyn TensorSource>>,
-        mut net: Option<&mut dyn Net>,
+        net: Option<&mut dyn Net>,
     ) -> Result<Weights> {
         let is_server = party == Party::Server;
         if key.is_some() != (is_server || party == derives) || own.is_some() != is_server {
@@ -227,7 +282,12 @@ impl Weights {
         }
         let receives = if derives == Party::Client { module.setting.third()? } else { Party::Client };
         let (held, prg) = (BTreeMap::new(), key.map(Prg::new));
-        let mut weights = Weights { party, derives, held, prg, public, own };
+        let weights = Weights { party, derives, alone: false, held, prg, public, own };
+        weights.with_all(module, receives, net)
+    }
+
+    /// With what is held of every weight of the module.
+    fn with_all(mut self, module: &Module, receives: Party, mut net: Option<&mut dyn Net>) -> Result<Weights> {
         let mut known: BTreeMap<Source<'_>, Held> = BTreeMap::new();
         let mut tick = 0;
         for (i, node) in module.ops.iter().enumerate() {
@@ -242,17 +302,17 @@ impl Weights {
                 Some(held) => held.clone(),
                 None => {
                     let recipe = recipe(node, id, name, secret)?;
-                    weights.check(&recipe).map_err(|error| error.at(place(module, id)))?;
+                    self.check(&recipe).map_err(|error| error.at(place(module, id)))?;
                     // As long as this call and no longer.
                     let link = net.as_mut().map(|net| &mut **net as &mut dyn Net);
-                    let held = weights.hold(receives, recipe, &mut tick, link);
+                    let held = self.hold(receives, recipe, &mut tick, link);
                     held.map_err(|error| error.at(place(module, id)))?
                 }
             };
             known.insert(of, held.clone());
-            weights.held.insert(id, held);
+            self.held.insert(id, held);
         }
-        Ok(weights)
+        Ok(self)
     }
 
     /// Checks the shape of a tensor that this party has a file for, and the norms of its rows and columns.
@@ -334,6 +394,10 @@ impl Weights {
             self.fill(recipe, Part::Whole, start, &mut made)?;
             return Ok(Weight::Public(made));
         }
+        if self.alone {
+            let second = self.own.is_some().then(|| part(Part::Whole)).transpose()?;
+            return Ok(Weight::Private(Terms { first: None, second }));
+        }
         let has = |term: Part| self.own.is_some() || term == self.derived();
         let term = |term: Part| has(term).then(|| part(term)).transpose();
         Ok(Weight::Private(Terms { first: term(Part::First)?, second: term(Part::Second)? }))
@@ -347,14 +411,14 @@ impl Weights {
     /// Sets `words` to a part of a weight from element `start` on. Of a weight that everybody knows there is the whole.
     fn fill(&self, recipe: &Recipe, part: Part, start: usize, words: &mut [u64]) -> Result<()> {
         let key = || self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"));
-        if recipe.secret && part == self.derived() {
+        if recipe.secret && !self.alone && part == self.derived() {
             key()?.fill_u64_at(recipe.label, start as u64, words);
             return Ok(());
         }
         let own = if recipe.secret { self.own.as_ref() } else { Some(&self.public) };
         let own = own.ok_or_else(|| Diagnostic::internal("E0814", "a party has no weights file"))?;
         read(own, recipe, start, words)?;
-        if recipe.secret && part != Part::Whole {
+        if recipe.secret && !self.alone && part != Part::Whole {
             key()?.sub_assign_u64_at(recipe.label, start as u64, words);
         }
         Ok(())

@@ -249,6 +249,8 @@ mod tests {
             rows: RowLens::Equal { count: 0, len: 0 },
             table_rows: 0,
             tokens: 0,
+            inner: 0,
+            columns: 0,
         }
     }
 

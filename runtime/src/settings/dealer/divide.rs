@@ -73,7 +73,7 @@ pub fn local(role: u8, x: &Share, from: u8, by: u8) -> Share {
 }
 
 /// `x^0 + 2^(ℓ−2)` at the client, `−x^1` at the server, modulo `2^ℓ`.
-fn shifted(role: u8, x: &[u64], bits: u8) -> Vec<u64> {
+pub(in crate::settings) fn shifted(role: u8, x: &[u64], bits: u8) -> Vec<u64> {
     let mask = ring_mask(bits);
     match role {
         0 => x.iter().map(|x| x.wrapping_add(1 << (bits - 2)) & mask).collect(),
@@ -81,12 +81,12 @@ fn shifted(role: u8, x: &[u64], bits: u8) -> Vec<u64> {
     }
 }
 
-fn unshifted(role: u8, word: u64, bits: u8, by: u8) -> u64 {
+pub(in crate::settings) fn unshifted(role: u8, word: u64, bits: u8, by: u8) -> u64 {
     let quotient = word >> by.min(63);
     if role == 0 { quotient.wrapping_sub(shl(1, bits - 2 - by)) } else { quotient.wrapping_neg() }
 }
 
 /// `x · 2^by` modulo `2^64`.
-fn shl(x: u64, by: u8) -> u64 {
+pub(in crate::settings) fn shl(x: u64, by: u8) -> u64 {
     x.checked_shl(by.into()).unwrap_or(0)
 }

@@ -13,7 +13,7 @@
 //!
 //! Cells above 1, which operands up to 1/2 never meet, count as zero.
 
-use ombra_ir::settings::dealer::{exp_shift, exp_table};
+use ombra_ir::settings::dealer::{ExpTable, exp_shift, exp_table};
 use ombra_ir::{Diagnostic, Result};
 use ombra_kernels::entries::{Tables, sums_of_entries};
 use ombra_kernels::isa::Isa;
@@ -40,12 +40,12 @@ pub async fn exp_digits(cx: &Cx, x: Operand<'_>, n: usize, scale: u8, (window, t
     let one_hot = OneHot { cell: table.cell + scale, count: table.count };
     let rest = |x: u64| one_hot.low(x) as f64 * libm::exp2(-f64::from(scale));
     let factor = |lambda, _| scaled_exp(-rest(lambda), table.ring - 3 - table.entry_scale);
+    let entries = ExpEntries::new(table);
     let shares = |vectors: &[u64], m: &[u64], second: bool| {
         let at: Vec<usize> = m.iter().map(|m| one_hot.index(*m)).collect();
-        let sums = sums_of_entries(Isa::best(), vectors, &at, &Tables::new(&[entries(table.cell, table.count)]));
-        let shift = u32::from(TABLE_SCALE + REST_SCALE - table.entry_scale);
+        let sums = sums_of_entries(Isa::best(), vectors, &at, &Tables::new(std::array::from_ref(&entries.cells)));
         let own = m.iter().zip(sums).map(|(m, [sum])| {
-            let entry = ((u128::from(sum) * u128::from(scaled_exp(rest(*m), REST_SCALE))) >> shift) as u64;
+            let entry = entries.scaled(sum, rest(*m));
             if second { entry.wrapping_neg() } else { entry }
         });
         Ok([own.collect()])
@@ -55,9 +55,38 @@ pub async fn exp_digits(cx: &Cx, x: Operand<'_>, n: usize, scale: u8, (window, t
     Ok(local(cx.role(), &share, table.ring, exp_shift(table)))
 }
 
+/// The entries of a table, `e^(2^cell·i)` of every cell.
+pub(in crate::settings) struct ExpEntries {
+    cells: Vec<i64>,
+    shift: u32,
+}
+
+impl ExpEntries {
+    /// Those of `table`.
+    pub(in crate::settings) fn new(table: ExpTable) -> Self {
+        let shift = u32::from(TABLE_SCALE + REST_SCALE - table.entry_scale);
+        ExpEntries { cells: entries(table.cell, table.count), shift }
+    }
+
+    /// `sum·e^rest` with an entry's fraction bits.
+    fn scaled(&self, sum: u64, rest: f64) -> u64 {
+        self.times(sum, scaled_exp(rest, REST_SCALE))
+    }
+
+    fn times(&self, entry: u64, factor: u64) -> u64 {
+        ((u128::from(entry) * u128::from(factor)) >> self.shift) as u64
+    }
+
+    /// The entry of a cell times `e^rest`.
+    pub(in crate::settings) fn at(&self, rest: f64) -> impl Fn(usize) -> u64 {
+        let factor = scaled_exp(rest, REST_SCALE);
+        move |cell| self.times(self.cells.get(cell).map_or(0, |entry| *entry as u64), factor)
+    }
+}
+
 /// `e^x` with so many fraction bits for `|x| ≤ 8`, to 1e-10 of it and without a branch: a Taylor polynomial of a 64th, to the
 /// 64th power. Sums and products of doubles are the same on every machine.
-fn scaled_exp(x: f64, scale: u8) -> u64 {
+pub(in crate::settings) fn scaled_exp(x: f64, scale: u8) -> u64 {
     let y = x / 64.0;
     let p = 1.0
         + y * (1.0 + y / 2.0 * (1.0 + y / 3.0 * (1.0 + y / 4.0 * (1.0 + y / 5.0 * (1.0 + y / 6.0 * (1.0 + y / 7.0))))));

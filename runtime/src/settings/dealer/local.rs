@@ -29,7 +29,7 @@ pub(super) fn role(site: Site<'_>) -> u8 {
 }
 
 /// The result of a local op that is no source.
-pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
+pub(in crate::settings) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
     let (node, role) = (site.node(), role(site));
     let arg = |i: usize| args.get(i).ok_or_else(missing);
     if matches!(node.op, Op::Reshape { .. } | Op::SetScale { .. } | Op::Narrow { .. }) {
@@ -224,7 +224,7 @@ fn concat(site: Site<'_>, args: &[Arc<Value>], axis: usize) -> Result<Value> {
 }
 
 /// The bits of an operand, broadcast to the result's shape.
-pub(super) fn wide_bits(site: Site<'_>, args: &[Arc<Value>], i: usize) -> Result<BitShare> {
+pub(in crate::settings) fn wide_bits(site: Site<'_>, args: &[Arc<Value>], i: usize) -> Result<BitShare> {
     let x = args.get(i).ok_or_else(missing)?.bits()?;
     let shape = operand_shape(site, i)?;
     if shape == site.shape() {

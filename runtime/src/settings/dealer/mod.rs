@@ -14,7 +14,7 @@ pub mod curve;
 pub mod divide;
 pub mod embed;
 pub mod exp;
-mod local;
+pub(super) mod local;
 mod lookup;
 mod planes;
 pub mod products;

@@ -59,7 +59,7 @@ impl Value {
     }
 
     /// The shared bits. E0811 for another value.
-    pub(super) fn bits(&self) -> Result<&BitShare> {
+    pub(in crate::settings) fn bits(&self) -> Result<&BitShare> {
         match self {
             Value::Bits(bits) => Ok(bits),
             _ => Err(unexpected("shared bits")),
@@ -68,7 +68,7 @@ impl Value {
 
     /// This party's share of ring elements, whatever form they have: a public number is the client's. None at the dealer,
     /// and where it is zero.
-    pub(super) fn share(&self, role: u8) -> Result<Option<Cow<'_, [u64]>>> {
+    pub(in crate::settings) fn share(&self, role: u8) -> Result<Option<Cow<'_, [u64]>>> {
         match self {
             Value::Share(share) => Ok(share.words().map(Cow::Borrowed)),
             Value::Weight(terms) => Ok(share_of(role, terms).map(Cow::Borrowed)),
@@ -81,7 +81,7 @@ impl Value {
     }
 
     /// The same as a share of its own, of `n` words.
-    pub(super) fn to_share(&self, role: u8, n: usize) -> Result<Share> {
+    pub(in crate::settings) fn to_share(&self, role: u8, n: usize) -> Result<Share> {
         if role == 2 {
             return Ok(Share::nothing());
         }
@@ -113,7 +113,7 @@ impl Value {
     }
 }
 
-pub(super) fn unexpected(expected: &str) -> Diagnostic {
+pub(in crate::settings) fn unexpected(expected: &str) -> Diagnostic {
     Diagnostic::internal("E0811", "an op has an operand of another kind")
         .note(format!("expected  {expected}"))
         .note("the plan should have been refused: report this")

@@ -66,7 +66,19 @@ fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
 fn sizes(out: usize, bits: u8) -> Sizes<'static> {
     let rows = RowLens::Equal { count: 0, len: 0 };
     let (forms, elements, of_server) = ([Sharing::Shared, Sharing::Public], [out as u64, 0], [false; 2]);
-    Sizes { out: out as u64, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 }
+    Sizes {
+        out: out as u64,
+        bits,
+        from_bits: bits,
+        forms,
+        elements,
+        of_server,
+        rows,
+        table_rows: 0,
+        tokens: 0,
+        inner: 0,
+        columns: 0,
+    }
 }
 
 /// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the context and the role.

@@ -86,7 +86,19 @@ fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
     let rows = RowLens::Equal { count: 0, len: 0 };
     let form = if sum3 { Sharing::Sum3 } else { Sharing::Shared };
     let (forms, elements, of_server) = ([form, Sharing::Public], [out as u64, 0], [false; 2]);
-    Sizes { out: out as u64, bits, from_bits: bits, forms, elements, of_server, rows, table_rows: 0, tokens: 0 }
+    Sizes {
+        out: out as u64,
+        bits,
+        from_bits: bits,
+        forms,
+        elements,
+        of_server,
+        rows,
+        table_rows: 0,
+        tokens: 0,
+        inner: 0,
+        columns: 0,
+    }
 }
 
 /// What role 2 deals to roles 0 and 1 so many ticks before they begin, and what they send each other in every round.

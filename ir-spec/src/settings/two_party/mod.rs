@@ -1,0 +1,326 @@
+//! `2pc`: client and server alone, with additive shares; one of the two may be corrupted and is semi-honest.
+//!
+//! What every op sends, to the byte and the round; tests hold the runtime's kernels to it. Roles: 0 the client, 1 the
+//! server. All correlations are oblivious transfers, made in the op that uses them: who chooses sends what the extension
+//! needs and its choices in one message, who offers answers in the next round.
+//!
+//! | what | of who chooses | of who offers |
+//! |---|---|---|
+//! | 64 random transfers | 120 bytes | |
+//! | 64 chosen transfers | 128 bytes | |
+//! | an element's product with `p` bits in a ring of `ℓ` | `p` transfers | Σ `ℓ − i` bits for `i < p`, in whole bytes each |
+//! | one of `c` entries of `b` bytes | `⌈log2 c⌉` transfers | `c·b` bytes |
+//!
+//! Transfers are made 64 at a time: of `n` elements there are `64⌈n / 64⌉` for every bit.
+
+use super::dealer::{ExpTable, dealt_bytes, exp_table};
+use super::{Protocol, RowLens, Sizes, Traffic, plane_bytes};
+use crate::module::Party;
+use crate::op::{EXP_WINDOWS, Op};
+use crate::ty::Sharing;
+
+/// Levels of the trees from which transfers are extended. A transfer takes `128 / levels − 1` bits and `128 / levels ·
+/// 2^levels` bits of streams: 15 bits and about 15 ns at 8 levels, 31 bits and 4 ns at 4. So 8 are cheaper on every link of
+/// less than 1 Gbit/s.
+pub const TREE_LEVELS: u8 = 8;
+/// Bits of a leaf of a comparison at most: it is one of `2^4` entries.
+pub const LEAF: u8 = 4;
+
+/// The setting's facts. A product is finished: each party holds a share of it.
+pub(super) static PROTOCOL: Protocol = Protocol {
+    name: "2pc",
+    parties: &[Party::Client, Party::Server],
+    dealer: None,
+    product,
+    matrix_product: product,
+    exp_windows: EXP_WINDOWS,
+    components: 2,
+    rotations: 1,
+    traffic,
+    // The server keeps its weights: they are its share.
+    setup: |_, _| [0; 3],
+};
+
+/// Products of secrets are shares, as secrets are.
+fn product(a: Sharing, b: Sharing) -> Option<Sharing> {
+    match (a, b) {
+        (Sharing::Public, other) | (other, Sharing::Public) => Some(other),
+        (Sharing::Shared, Sharing::Shared) => Some(Sharing::Shared),
+        _ => None,
+    }
+}
+
+/// Whether parties take part in an op together; `public` says which of its first two operands every party knows.
+pub fn is_interactive(op: &Op, public: [bool; 2]) -> bool {
+    match op {
+        Op::Mul | Op::MatMul { .. } => public == [false; 2],
+        Op::Truncate { .. }
+        | Op::Msb { .. }
+        | Op::And
+        | Op::BitToRing { .. }
+        | Op::ExpDigits { .. }
+        | Op::Select
+        | Op::Lookup { .. }
+        | Op::RowMax { .. }
+        | Op::ArgMax { .. }
+        | Op::Embed
+        | Op::Reveal { .. } => true,
+        _ => false,
+    }
+}
+
+/// Bits of the leaves of a comparison of `bits` bits, lowest first.
+pub fn leaves(bits: u8) -> Vec<u8> {
+    (0..bits.div_ceil(LEAF)).map(|leaf| LEAF.min(bits - LEAF * leaf)).collect()
+}
+
+/// Pairs of neighbours that every level of a comparison's tree joins: an odd last one moves up.
+pub fn joined(leaves: usize) -> Vec<usize> {
+    let mut left = leaves;
+    let mut levels = Vec::new();
+    while left > 1 {
+        levels.push(left / 2);
+        left = left.div_ceil(2);
+    }
+    levels
+}
+
+/// Planes that each party opens at a level: of a pair one for what the two products have in common, and one for each other
+/// factor. Of the lowest pair one product is taken.
+pub fn opened(pairs: usize) -> usize {
+    3 * pairs - 1
+}
+
+/// How an exponential is looked up: cells by one of their number, and factors of so many bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exp {
+    /// The table.
+    pub table: ExpTable,
+    /// Bits of a factor: at most 1, with as many fraction bits as the entry leaves.
+    pub factor: u8,
+}
+
+/// The lookup of a window.
+pub fn exp(window: u8, tail: bool) -> Exp {
+    let table = exp_table(window, tail);
+    Exp { table, factor: table.ring - 3 - table.entry_scale + 1 }
+}
+
+/// Fraction bits that coefficients of a parabola have less than a result of scale `scale`, and so its powers; of the powers
+/// 1 and 2.
+pub fn power_scales(scale: u8) -> [u8; 2] {
+    [scale - (scale / 2 + 2), scale - (scale / 2 + 4)]
+}
+
+/// Bytes of a number mod `2^bits`.
+fn ring_bytes(bits: u64) -> u64 {
+    bits.div_ceil(8).max(1)
+}
+
+/// Bytes of a leaf's table: two bits an entry.
+fn table_bytes(bits: u8) -> u64 {
+    (2u64 << bits).div_ceil(8)
+}
+
+/// Bytes of the products of `n` elements with `planes` bits each.
+fn times_bytes(planes: u64, n: u64, bits: u64) -> u64 {
+    (0..planes).map(|i| n.saturating_mul(ring_bytes(bits.saturating_sub(i)))).fold(0, u64::saturating_add)
+}
+
+/// Bytes of what the extension needs for 64 transfers.
+const EXTENSION: u64 = (128 / TREE_LEVELS as u64 - 1) * 8;
+
+impl Traffic {
+    /// `planes` random transfers of `n` elements.
+    fn transfers(&mut self, round: u32, chooser: u8, planes: u64, n: u64) {
+        let bytes = planes.saturating_mul(n.div_ceil(64)).saturating_mul(EXTENSION);
+        self.send(round, chooser, 1 - chooser, bytes);
+    }
+
+    /// The same with choices.
+    fn choices(&mut self, round: u32, chooser: u8, planes: u64, n: u64) {
+        let bytes = planes.saturating_mul(n.div_ceil(64)).saturating_mul(EXTENSION + 8);
+        self.send(round, chooser, 1 - chooser, bytes);
+    }
+
+    /// Each party sends as many bytes, in a round of its own.
+    fn opening(&mut self, bytes: u64) {
+        self.send(0, 0, 1, bytes);
+        self.send(0, 1, 0, bytes);
+        self.rounds += 1;
+    }
+
+    /// Choices of a party, and so many bytes for an answer.
+    fn transfer(&mut self, chooser: u8, planes: u64, n: u64, answer: u64) {
+        self.choices(0, chooser, planes, n);
+        self.send(1, 1 - chooser, chooser, answer);
+        self.rounds += 2;
+    }
+
+    /// The same in both directions at once.
+    fn both(&mut self, planes: u64, n: u64, answer: u64) {
+        (0..2).for_each(|chooser| self.choices(0, chooser, planes, n));
+        (0..2).for_each(|chooser| self.send(1, 1 - chooser, chooser, answer));
+        self.rounds += 2;
+    }
+
+    fn sign(&mut self, n: u64, width: u8) {
+        let leaves = leaves(width.saturating_sub(1));
+        if leaves.is_empty() {
+            return;
+        }
+        let joins = leaves.len() as u64 - 1;
+        self.choices(0, 0, u64::from(width - 1), n);
+        (0..2).for_each(|chooser| self.transfers(0, chooser, joins, n));
+        let tables = leaves.iter().map(|bits| n.saturating_mul(table_bytes(*bits))).fold(0, u64::saturating_add);
+        self.send(1, 1, 0, tables);
+        self.rounds += 2;
+        for pairs in joined(leaves.len()) {
+            self.opening((opened(pairs) as u64).saturating_mul(plane_bytes(n)));
+        }
+    }
+
+    fn maxima(&mut self, rows: &RowLens<'_>, width: u8, bits: u64, index: bool) {
+        let levels = rows.pairs_by_level();
+        for (i, &pairs) in levels.iter().enumerate() {
+            self.sign(pairs, width);
+            match index {
+                false => self.both(1, pairs, pairs * ring_bytes(bits)),
+                true => {
+                    // Indices of the first level are its bits; the last level's values are not selected.
+                    let (first, last) = (i == 0, i + 1 == levels.len());
+                    let (both, values) = (u64::from(!first) + u64::from(!last), pairs * ring_bytes(bits));
+                    self.choices(0, 0, both + u64::from(first), pairs);
+                    self.choices(0, 1, both, pairs);
+                    self.send(1, 1, 0, (both + u64::from(first)) * values);
+                    self.send(1, 0, 1, both * values);
+                    self.rounds += 2;
+                }
+            }
+        }
+    }
+}
+
+/// What `op` sends. Ops that are local, or composite, send nothing.
+fn traffic(op: &Op, s: &Sizes) -> Traffic {
+    let mut t = Traffic::default();
+    let (n, bits) = (s.out, u64::from(s.bits));
+    match op {
+        Op::Mul if !s.forms.contains(&Sharing::Public) => match s.of_server {
+            [false, false] => t.both(bits, n, times_bytes(bits, n, bits)),
+            _ => t.transfer(0, bits, n, times_bytes(bits, n, bits)),
+        },
+        Op::MatMul { .. } if !s.forms.contains(&Sharing::Public) => {
+            let elements = n.checked_div(s.columns).unwrap_or(0).saturating_mul(s.inner);
+            let answer = times_bytes(bits, elements.saturating_mul(s.columns), bits);
+            match s.of_server {
+                [false, true] => t.transfer(0, bits, elements, answer),
+                _ => t.both(bits, elements, answer),
+            }
+        }
+        Op::Truncate { by, bits } => match dealt_bytes(s.from_bits, *bits, *by) {
+            0 => {}
+            width => t.transfer(0, 1, n, n * u64::from(width)),
+        },
+        Op::ExpDigits { window, tail, .. } => {
+            let Exp { table, factor } = exp(*window, *tail);
+            let (cells, factor) = (table.count as u64, u64::from(factor));
+            let answer = n * cells * u64::from(table.ring / 8) + times_bytes(factor, n, table.ring.into());
+            t.transfer(0, u64::from(cells.ilog2()) + factor, n, answer);
+        }
+        Op::Select => t.both(1, n, n * ring_bytes(bits)),
+        Op::Lookup { window, cell, scale, .. } => {
+            let powers = power_scales(*scale).map(|scale| u64::from(scale) + 1);
+            let products = powers.map(|planes| times_bytes(planes, n, bits));
+            let answer = (n << (window - cell)) * 3 * ring_bytes(bits) + products.iter().sum::<u64>();
+            t.transfer(0, u64::from(window - cell) + powers.iter().sum::<u64>(), n, answer);
+        }
+        Op::Embed => {
+            let planes = u64::from((s.table_rows.max(2) - 1).ilog2() + 1);
+            let answer = s.out.saturating_mul(s.table_rows).saturating_mul(ring_bytes(bits));
+            t.transfer(0, planes, s.tokens, answer);
+        }
+        Op::Reveal { .. } => {
+            t.send(0, 1, 0, n * ring_bytes(bits));
+            t.rounds = 1;
+        }
+        Op::Msb { width, drop } => t.sign(n, width - drop),
+        Op::And => {
+            (0..2).for_each(|chooser| t.transfers(0, chooser, 1, n));
+            t.rounds += 1;
+            t.opening(2 * plane_bytes(n));
+        }
+        Op::BitToRing { .. } => t.transfer(0, 1, n, n * ring_bytes(bits)),
+        Op::RowMax { width, drop, .. } => t.maxima(&s.rows, width - drop, bits, false),
+        Op::ArgMax { width } => t.maxima(&s.rows, *width, bits, true),
+        _ => {}
+    }
+    t
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Elements that are so many that all bytes are whole.
+    const MANY: u64 = 1 << 20;
+
+    fn sizes(bits: u8) -> Sizes<'static> {
+        Sizes {
+            out: MANY,
+            bits,
+            from_bits: bits,
+            forms: [Sharing::Shared; 2],
+            elements: [MANY; 2],
+            of_server: [false; 2],
+            rows: RowLens::Equal { count: MANY / 4, len: 4 },
+            table_rows: 0,
+            tokens: 0,
+            inner: 64,
+            columns: 64,
+        }
+    }
+
+    /// Bits of an element from the client and from the server, and rounds.
+    fn measured(op: &Op, sizes: &Sizes) -> (u64, u64, u32) {
+        let t = traffic(op, sizes);
+        let of = |from: u8| t.msgs.iter().filter(|m| m.from == from).map(|m| m.bytes).sum::<u64>() * 8 / MANY;
+        (of(0), of(1), t.rounds)
+    }
+
+    #[test]
+    fn bits_and_rounds_of_an_element() {
+        assert_eq!(measured(&Op::And, &sizes(0)), (17, 17, 2));
+        assert_eq!(measured(&Op::BitToRing { bits: 24 }, &sizes(24)), (16, 24, 2));
+        assert_eq!(measured(&Op::Select, &sizes(40)), (56, 56, 2));
+        assert_eq!(measured(&Op::Truncate { by: 12, bits: 40 }, &Sizes { from_bits: 48, ..sizes(40) }), (16, 8, 2));
+        assert_eq!(measured(&Op::Truncate { by: 12, bits: 36 }, &Sizes { from_bits: 48, ..sizes(36) }), (0, 0, 0));
+        // Leaves of 4, 4 and 3 bits, two joins, on two levels.
+        let sign = (11 * 16 + 2 * 15 + 4, 32 + 32 + 16 + 2 * 15 + 4, 4);
+        assert_eq!(measured(&Op::Msb { width: 12, drop: 0 }, &sizes(12)), sign);
+        assert_eq!(measured(&Op::Msb { width: 16, drop: 4 }, &sizes(16)), sign);
+        assert_eq!(measured(&Op::Msb { width: 1, drop: 0 }, &sizes(16)), (0, 0, 0));
+        assert_eq!(measured(&Op::Reveal { slot: 0 }, &sizes(64)), (0, 64, 1));
+    }
+
+    #[test]
+    fn products_pay_for_every_bit_of_every_element() {
+        let triangle = |bits: u64| (0..bits).map(|i| (bits - i).div_ceil(8) * 8).sum::<u64>();
+        assert_eq!(measured(&Op::Mul, &sizes(32)), (32 * 16 + triangle(32), 32 * 16 + triangle(32), 2));
+        let weight = Sizes { of_server: [false, true], ..sizes(32) };
+        assert_eq!(measured(&Op::Mul, &weight), (32 * 16, triangle(32), 2));
+        assert_eq!(measured(&Op::MatMul { trans_b: false }, &weight), (32 * 16, 64 * triangle(32), 2));
+    }
+
+    #[test]
+    fn leaves_and_joins_cover_every_width() {
+        for bits in 0..64 {
+            let leaves = leaves(bits);
+            assert_eq!(leaves.iter().sum::<u8>(), bits);
+            assert!(leaves.iter().all(|bits| (1..=LEAF).contains(bits)));
+            assert_eq!(joined(leaves.len()).iter().sum::<usize>(), leaves.len().saturating_sub(1));
+        }
+        assert_eq!(joined(16), [8, 4, 2, 1]);
+        assert_eq!(joined(3), [1, 1]);
+    }
+}
