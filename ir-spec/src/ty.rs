@@ -41,8 +41,8 @@ pub enum Sharing {
     Held,
     /// Secret-shared in the setting's own form (`3pc`: replicated sharing).
     Shared,
-    /// Secret, held as a sum of a term that logical parties 0 and 1 both hold and one of party 2; only truncation and
-    /// resharing end it.
+    /// Secret, held as a sum of a term that logical parties 0 and 1 both hold and one of party 2: what comparisons, lookups
+    /// and divisions take as it is; only resharing, and truncation into a ring larger than a division leaves, end it.
     Sum2,
     /// Secret, held as a sum of one term at every party; only truncation and resharing end it.
     Sum3,

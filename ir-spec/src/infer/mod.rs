@@ -227,6 +227,17 @@ impl<'a> Typing<'a> {
         if matches!(x.ty.sharing, Sharing::Shared | Sharing::Masked) { Ok(ring) } else { Err(self.finds(number, x)) }
     }
 
+    /// Ring bits and scale of an operand in the setting's own secret form, or a sum of two terms.
+    pub(crate) fn two_term_ring(&self, number: usize, x: &Operand) -> Rule<(u8, u8)> {
+        let ring = self.ring(number, x)?;
+        if matches!(x.ty.sharing, Sharing::Shared | Sharing::Sum2) { Ok(ring) } else { Err(self.finds(number, x)) }
+    }
+
+    /// The same, or masked.
+    pub(crate) fn masked_or_two_term_ring(&self, number: usize, x: &Operand) -> Rule<(u8, u8)> {
+        if x.ty.sharing == Sharing::Masked { self.ring(number, x) } else { self.two_term_ring(number, x) }
+    }
+
     /// Checks an operand of shared bits.
     pub(crate) fn shared_bits(&self, number: usize, x: &Operand) -> Rule<()> {
         not_client(x)?;

@@ -28,13 +28,13 @@ const OF_TWO: Description = Description {
 pub(super) static MSB: Description = Description {
     name: "msb",
     constraints: &[
-        c(SHARING, "the operand is a shared or a masked ring tensor"),
+        c(SHARING, "the operand is a shared or a masked ring tensor, or a sum of two terms"),
         c(ATTRIBUTE, "the width is at most the ring bits, and at least 2 bits of it are not dropped"),
         c(LIMIT, "the width holds the operand's size, and what dropped bits move it by, and a sign"),
     ],
     infer: |op, t| {
         let (&Op::Msb { width, drop }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, _) = t.kept_ring(1, &x)?;
+        let (bits, _) = t.masked_or_two_term_ring(1, &x)?;
         if width > bits || u32::from(drop) + 2 > u32::from(width) {
             return Err(t.fails(2, format!("width {width}, {drop} dropped, in {bits} bits")));
         }

@@ -17,13 +17,17 @@ const INTERACTIVE: Description = Description { result: "shared", constraints: &[
 
 pub(super) static TRUNCATE: Description = Description {
     name: "truncate",
-    result: "`bits`, scale − by, shared",
+    result: "`bits`, scale − by, shared; in a ring of at most the operand's bits less by in the form that the setting gives such a \
+             quotient (`3pc`: sum2)",
     bound: "max(x − by, 0) + 1; x for by = 0",
     norms: ["x / 2^by + 1; x for by = 0", "x / 2^by + √n; x for by = 0", "x for by = 0"],
     constraints: &[
         IS_SECRET,
         c(ATTRIBUTE, "by is at most the scale and the ring bits less 2, and 0 only where the new ring has more bits"),
-        c(LIMIT, "the operand's bound is at most its ring bits less 2"),
+        c(
+            LIMIT,
+            "the operand's bound is at most its ring bits less 2, unless the new ring has at most these bits less by",
+        ),
     ],
     infer: |op, t| {
         let (&Op::Truncate { by, bits }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
@@ -31,11 +35,13 @@ pub(super) static TRUNCATE: Description = Description {
         if by > scale || u32::from(by) + 2 > u32::from(from) || by == 0 && bits <= from {
             return Err(t.fails(2, format!("by {by}, scale {scale}, from {from} to {bits} bits")));
         }
-        if u32::from(x.ty.bound) + 2 > u32::from(from) {
+        let is_whole = bits <= from - by;
+        if u32::from(x.ty.bound) + 2 > u32::from(from) && !is_whole {
             return Err(t.fails(3, format!("a bound of {} in {from} bits", x.ty.bound)));
         }
+        let form = if is_whole { t.cx.setting.protocol().quotient } else { Sharing::Shared };
         let bound = u32::from(x.ty.bound.saturating_sub(by)) + u32::from(by > 0);
-        Ok(ring(bits, u32::from(scale) - u32::from(by), Sharing::Shared, x.ty.shape.clone(), bound))
+        Ok(ring(bits, u32::from(scale) - u32::from(by), form, x.ty.shape.clone(), bound))
     },
     derive_norms: NormRule::OfOperands(|op, t, ty| match *op {
         Op::Truncate { by: 0, .. } => t.first_norms(),
@@ -90,12 +96,12 @@ pub(super) static EXP_DIGITS: Description = Description {
     result: "ring 32, scale 29, shared",
     bound: "31",
     constraints: &[
-        c(SHARING, "the operand is a shared or a masked ring tensor"),
+        c(SHARING, "the operand is a shared or a masked ring tensor, or a sum of two terms"),
         c(ATTRIBUTE, "scale is the operand's, window from 5 to 10, their sum at most 62 and the ring bits"),
     ],
     infer: |op, t| {
         let (&Op::ExpDigits { scale, window, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, found) = t.kept_ring(1, &x)?;
+        let (bits, found) = t.masked_or_two_term_ring(1, &x)?;
         let fits = u32::from(scale) + u32::from(window) <= u32::from(bits.min(62));
         if found != scale || !EXP_WINDOWS.contains(&window) || !fits {
             return Err(t.fails(2, format!("scale {scale} and window {window} of {}", describe(x.ty))));
@@ -115,13 +121,13 @@ pub(super) static SELECT: Description = Description {
     result: "the common shape, shared",
     constraints: &[
         c(ELEMENT, "operand 0 is shared bits"),
-        c(SHARING, "operand 1 is a shared or a masked ring tensor"),
+        c(SHARING, "operand 1 is a shared or a masked ring tensor, or a sum of two terms"),
         c(SHAPE, "the shapes broadcast"),
     ],
     infer: |_, t| {
         let [b, x] = t.operands()?;
         t.shared_bits(1, &b)?;
-        let (bits, scale) = t.kept_ring(2, &x)?;
+        let (bits, scale) = t.masked_or_two_term_ring(2, &x)?;
         let shape = t.broadcast(3, &b.ty.shape, &x.ty.shape)?;
         Ok(ring(bits, scale.into(), Sharing::Shared, shape, x.ty.bound.into()))
     },
@@ -139,7 +145,7 @@ pub(super) static LOOKUP: Description = Description {
     result: "ring `bits`, scale `scale`, in the form that the setting gives a product of secrets",
     bound: "bits − 1",
     constraints: &[
-        c(SHARING, "the operand is a shared or a masked ring tensor"),
+        c(SHARING, "the operand is a shared or a masked ring tensor, or a sum of two terms"),
         c(ATTRIBUTE, "the window is at most the operand's ring bits, and has from 1 to 10 bits more than a cell"),
         c(
             ATTRIBUTE,
@@ -149,7 +155,7 @@ pub(super) static LOOKUP: Description = Description {
     ],
     infer: |op, t| {
         let (&Op::Lookup { window, cell, bits, scale, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (from, _) = t.kept_ring(1, &x)?;
+        let (from, _) = t.masked_or_two_term_ring(1, &x)?;
         if window > from || window <= cell || window - cell > MOST_CELLS {
             return Err(t.fails(2, format!("a window of {window}, cells of {cell} and a ring of {from} bits")));
         }
@@ -171,9 +177,9 @@ pub(super) static LOOKUP: Description = Description {
 pub(super) static ROW_MAX: Description = Description {
     name: "row_max",
     operands: &["x", "m"],
-    result: "size 1 on the last axis, shared",
+    result: "size 1 on the last axis, in the operand's form",
     constraints: &[
-        c(SHARING, "operand 0 is a shared ring tensor"),
+        c(SHARING, "operand 0 is a shared ring tensor, or a sum of two terms"),
         c(MASK, "the mask is public"),
         c(ELEMENT, "the mask is a value of the public program of booleans"),
         c(SHAPE, "a count is declared for the mask and the dense shape"),
@@ -186,7 +192,7 @@ pub(super) static ROW_MAX: Description = Description {
     ],
     infer: |op, t| {
         let (Op::RowMax { shape, width, drop }, [x, mask]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, _) = t.shared_ring(1, &x)?;
+        let (bits, _) = t.two_term_ring(1, &x)?;
         let mask = t.mask(2, &mask)?;
         packed(t, 4, &x, mask, shape)?;
         holds_difference(t, 6, x.ty, (*width, *drop), bits)?;
@@ -204,13 +210,13 @@ pub(super) static ARG_MAX: Description = Description {
     result: "the last axis dropped, scale 0, shared",
     bound: "lg columns",
     constraints: &[
-        IS_SHARED,
+        c(SHARING, "the operand is a shared ring tensor, or a sum of two terms"),
         c(SHAPE, "the last axis has at least one element, and a maximum"),
         c(LIMIT, "the width is at most the ring bits, and holds twice the operand's size and a sign"),
     ],
     infer: |op, t| {
         let (&Op::ArgMax { width }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
-        let (bits, _) = t.shared_ring(1, &x)?;
+        let (bits, _) = t.two_term_ring(1, &x)?;
         let wrong = || t.fails(2, t.cx.dims.show_shape(&x.ty.shape));
         let (columns, rows) = x.ty.shape.split_last().ok_or_else(wrong)?;
         let log = t.cx.log2_of_max(columns).ok_or_else(wrong)?;

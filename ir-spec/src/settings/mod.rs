@@ -48,6 +48,8 @@ pub struct Protocol {
     pub product: fn(Sharing, Sharing) -> Option<Sharing>,
     /// The form of a matrix product.
     pub matrix_product: fn(Sharing, Sharing) -> Option<Sharing>,
+    /// The form of a quotient in a ring that its division leaves: what no wrap has to be paid for.
+    pub quotient: Sharing,
     /// The windows of `exp_digits`.
     pub exp_windows: RangeInclusive<u8>,
     /// Numbers that add up to a secret. What a `cut` of `x` by `2^k` loses follows: of `c` uniform ones, `c/2` of a unit on
@@ -253,6 +255,12 @@ impl RowLens<'_> {
     pub fn pairs_by_level(&self) -> Vec<u64> {
         (0..=u8::MAX).map(|level| self.comparisons(level, 2)).take_while(|&pairs| pairs > 0).collect()
     }
+}
+
+/// Bytes of an element for the wrap of a division, where a value of a ring of `from` bits is divided by `2^by`, in a ring of
+/// `to` bits: what that has more than the shift leaves. Without any, each term is shifted where it is.
+pub fn wrap_bytes(from: u8, to: u8, by: u8) -> u8 {
+    to.saturating_sub(from.saturating_sub(by)).div_ceil(8)
 }
 
 /// Bytes of a plane of `n` bits.

@@ -12,6 +12,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     dealer: None,
     product: one_form,
     matrix_product: one_form,
+    quotient: Sharing::Shared,
     exp_windows: EXP_WINDOW..=EXP_WINDOW,
     components: 1,
     rotations: 1,

@@ -8,7 +8,7 @@ mod bits;
 
 pub use bits::{Comparison, Join, LARGEST_CHUNK, MOST_JOINED};
 
-use super::{Protocol, Sizes, Traffic, plane_bytes};
+use super::{Protocol, Sizes, Traffic, plane_bytes, wrap_bytes};
 use crate::module::Party;
 use crate::op::{EXP_RING, EXP_SCALE, EXP_WINDOWS, Op};
 use crate::ty::Sharing;
@@ -20,6 +20,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     dealer: Some(Party::Dealer),
     product,
     matrix_product: product,
+    quotient: Sharing::Shared,
     exp_windows: EXP_WINDOWS,
     // Of a masked number: what norms cut is masked.
     components: 3,
@@ -58,12 +59,6 @@ pub fn is_interactive(op: &Op, public: [bool; 2]) -> bool {
     }
 }
 
-/// Bytes of an element that is dealt where a value of a ring of `from` bits is divided by `2^by`, in a ring of `to` bits:
-/// what that has more than the shift leaves. Without any, nothing is sent.
-pub fn dealt_bytes(from: u8, to: u8, by: u8) -> u8 {
-    to.saturating_sub(from.saturating_sub(by)).div_ceil(8)
-}
-
 /// What `op` sends. Ops that are local, or composite, send nothing.
 fn traffic(op: &Op, s: &Sizes) -> Traffic {
     let mut t = Traffic::default();
@@ -78,7 +73,7 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.send(0, 0, 1, s.out * eb);
             t.rounds = 1;
         }
-        Op::Truncate { by, bits } => divide(&mut t, s.out, dealt_bytes(s.from_bits, *bits, *by)),
+        Op::Truncate { by, bits } => divide(&mut t, s.out, wrap_bytes(s.from_bits, *bits, *by)),
         Op::ExpDigits { scale, window, tail } => {
             let table = exp_table(*window, *tail);
             look_up(&mut t, s, window + scale, table.count as u64, 1, u64::from(table.ring) / 8);

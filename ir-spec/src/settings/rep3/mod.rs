@@ -15,7 +15,7 @@ mod tree;
 pub use carry::{Carry, CarryBits, LARGEST_GROUP, LARGEST_JOIN, carry, group_products, join_bits};
 pub use tree::{MUX_PRODUCTS, tree_steps};
 
-use super::{Dealt, Protocol, ROUND_BITS, RowLens, Sizes, Traffic, plane_bytes};
+use super::{Dealt, Protocol, ROUND_BITS, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
 use crate::module::Party;
 use crate::op::{EXP_RING, EXP_WINDOW, Op};
 use crate::ty::Sharing;
@@ -36,6 +36,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
         (Sharing::Shared, Sharing::Shared) => Some(Sharing::Sum3),
         _ => None,
     },
+    quotient: Sharing::Sum2,
     exp_windows: EXP_WINDOW..=EXP_WINDOW,
     components: 3,
     rotations: 3,
@@ -91,11 +92,14 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.dealt = Some(Dealt::default());
             t.rounds = 1;
         }
-        Op::Truncate { by, .. } => {
-            // A quotient is no smaller than what is divided: it is narrowed where it is.
-            let (from, to) = (u64::from(s.from_bits) / 8, u64::from(s.bits.max(s.from_bits)) / 8);
-            t.divide(s.out, (from, to), to - from + u64::from(by.div_ceil(8)), sum3);
-        }
+        Op::Truncate { by, .. } => match wrap_bytes(s.from_bits, s.bits, *by) {
+            0 if sum3 => {
+                t.exchange(s.out * u64::from(s.from_bits) / 8);
+                t.dealt = Some(Dealt::default());
+            }
+            0 => {}
+            wrap => t.divide(s.out, (u64::from(s.from_bits) / 8, eb), wrap.into(), sum3),
+        },
         Op::Reshare if sum3 => t.reshare(s.out * eb),
         // The term of roles 0 and 1 is component 1.
         Op::Reshare => t.deal(0, 1, s.out * eb),

@@ -13,8 +13,8 @@
 //!
 //! Transfers are made 64 at a time: of `n` elements there are `64⌈n / 64⌉` for every bit.
 
-use super::dealer::{ExpTable, dealt_bytes, exp_table};
-use super::{Protocol, RowLens, Sizes, Traffic, plane_bytes};
+use super::dealer::{ExpTable, exp_table};
+use super::{Protocol, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
 use crate::module::Party;
 use crate::op::{EXP_WINDOWS, Op};
 use crate::ty::Sharing;
@@ -33,6 +33,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     dealer: None,
     product,
     matrix_product: product,
+    quotient: Sharing::Shared,
     exp_windows: EXP_WINDOWS,
     components: 2,
     rotations: 1,
@@ -218,7 +219,7 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
                 _ => t.both(bits, elements, answer),
             }
         }
-        Op::Truncate { by, bits } => match dealt_bytes(s.from_bits, *bits, *by) {
+        Op::Truncate { by, bits } => match wrap_bytes(s.from_bits, *bits, *by) {
             0 => {}
             width => t.transfer(0, 1, n, n * u64::from(width)),
         },

@@ -18,18 +18,16 @@
 //! Simulator. `d_a` is under a bit of `k_0`, `d_b` under one of `k_2`, and what is dealt under `s0` of `k_0`.
 
 use ombra_ir::Result;
+use ombra_ir::settings::wrap_bytes;
 
 use super::share::Share;
 use super::{Cx, Purpose};
 use crate::backend::bits::words;
 use crate::settings::rep3::share::ring_mask;
 
-/// Bytes of an element that is dealt: what the result's ring has more than the shift leaves.
-pub use ombra_ir::settings::dealer::dealt_bytes;
-
 /// The quotient of `n` elements of a ring of `from` bits by `2^by`, in a ring of `to` bits.
 pub async fn divide(cx: &Cx, x: &Share, n: usize, (from, to): (u8, u8), by: u8) -> Result<Share> {
-    let width = dealt_bytes(from, to, by);
+    let width = wrap_bytes(from, to, by);
     if width == 0 {
         return Ok(local(cx.role(), x, from, by));
     }

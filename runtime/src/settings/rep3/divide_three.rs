@@ -1,8 +1,8 @@
 //! Division of three terms by a power of two, and three terms in a larger ring; of two see [`truncate`](super::truncate).
 //!
 //! Source: wrap count with a quarter-range bound after Guo et al., 2025/200; resharing after Araki et al., 2016/768.
-//! Parties and adversary: three, one semi-honest corruption. Rounds: 2, before which role 2 has dealt. Bits per element:
-//! `3ℓ + w + 2`, where `w` is `f` rounded up to whole bytes.
+//! Parties and adversary: three, one semi-honest corruption. Rounds: 2, before which role 2 has dealt. Bits per element, from a
+//! ring of `ℓ` bits into one of `R`: `ℓ + 2R + w + 2`, where `w` is `R + f − ℓ` rounded up to whole bytes.
 //! Correlation: role 2 deals a product of two random bits, from keys but for one message.
 //! Bound: as there. Functionality: `y = ⌊x / 2^f⌋ + [x mod 2^f > A mod 2^f]`, where role 0 knows `A` (below); without a
 //! division, for `f = 0`, `y = x`. Error: `A` is uniform given `x`, whatever the terms are, because of `F(k_2)`. So one

@@ -23,9 +23,9 @@ use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::input::input;
 use crate::settings::rep3::join::and;
 use crate::settings::rep3::local::linear::Ring;
-use crate::settings::rep3::reshare::reshare;
+use crate::settings::rep3::reshare::{Operand, own_term, reshare};
 use crate::settings::rep3::reveal::reveal;
-use crate::settings::rep3::share::{Component, Shared};
+use crate::settings::rep3::share::{Component, Shared, Sum};
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::truncate;
 use crate::settings::tables::CurveTables;
@@ -66,10 +66,16 @@ pub(super) fn start(
     let kernel = async move {
         let cx = &own;
         let arg = |i: usize| args.get(i).ok_or_else(too_few);
+        // What is taken as two terms.
+        let taken = usize::from(matches!(op, Op::Select));
+        let of_two = args.get(taken).and_then(|x| x.operand().ok()?.two_terms(cx.role()));
+        let terms = || of_two.as_ref().map_or_else(|| arg(taken)?.shared(), Ok);
         let shared = match &op {
             Op::Input { .. } => input(cx, given, n, bits).await?,
             Op::Truncate { by, bits } => {
-                truncate(cx, arg(0)?.operand()?, n, (operand_ring.map_or(64, |(bits, _)| bits), *bits), *by).await?
+                let rings = (operand_ring.map_or(64, |(bits, _)| bits), *bits);
+                let ring = truncate(cx, arg(0)?.operand()?, n, rings, *by).await?;
+                return Ok(Ended::Value(Value::Ring(ring)));
             }
             Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
             Op::BitToRing { bits } => bit_to_ring(cx, arg(0)?.bits()?, *bits).await?,
@@ -78,20 +84,25 @@ pub(super) fn start(
                     Some(b) => b,
                     None => arg(0)?.bits()?,
                 };
-                let (x, shape) = (arg(1)?.shared()?, shapes.get(1).ok_or_else(too_few)?);
+                let (x, shape) = (terms()?, shapes.get(1).ok_or_else(too_few)?);
                 match *shape == out {
                     true => select(cx, b, x, bits).await?,
                     false => select(cx, b, &wide_words(x, shape, &out)?, bits).await?,
                 }
             }
-            Op::ExpDigits { scale, tail, .. } => exp_digits(cx, arg(0)?.shared()?, n, *scale, *tail).await?,
+            Op::ExpDigits { scale, tail, .. } => exp_digits(cx, terms()?, n, *scale, *tail).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
-                row_max(cx, arg(0)?.shared()?, lens, bits, (*width, *drop)).await?
+                let max = row_max(cx, terms()?, lens, bits, (*width, *drop)).await?;
+                if of_two.is_some() {
+                    let term = own_term(cx, Operand::Shared(&max), lens.len());
+                    return Ok(Ended::Value(Value::Ring(Ring::Two(Sum::new(Some(term))))));
+                }
+                max
             }
             Op::ArgMax { width } => {
                 let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
-                arg_max(cx, arg(0)?.shared()?, n, len, bits, *width).await?
+                arg_max(cx, terms()?, n, len, bits, *width).await?
             }
             Op::Embed => {
                 let ids = match &**arg(0)? {
@@ -122,11 +133,11 @@ pub(super) fn start(
             Op::Lookup { curve, window, cell, bits, scale } => {
                 let from = operand_ring.map_or(0, |(_, scale)| scale);
                 let cells = Cells { window: *window, from, cell: *cell, scale: *scale };
-                let sum = look_up(cx, &tables, arg(0)?.shared()?, n, *curve, cells, *bits).await?;
+                let sum = look_up(cx, &tables, terms()?, n, *curve, cells, *bits).await?;
                 return Ok(Ended::Value(Value::Ring(Ring::Three(sum))));
             }
             Op::Msb { width, drop } => {
-                return msb(cx, arg(0)?.shared()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
+                return msb(cx, terms()?, n, *width, *drop).await.map(|x| Ended::Value(Value::Bits(x)));
             }
             Op::And => {
                 let [x, y] = match wide.as_slice() {

@@ -17,7 +17,7 @@ use ombra_ir::Result;
 
 use super::cross::{add_words, deal, dealt_sharing, two_terms};
 use super::{Cx, Purpose};
-use crate::settings::rep3::share::{Shared, Sum};
+use crate::settings::rep3::share::{Component, Shared, Sum};
 
 /// A secret that is to be divided or reshared.
 #[derive(Clone, Copy)]
@@ -31,6 +31,18 @@ pub enum Operand<'a> {
 }
 
 impl Operand<'_> {
+    /// What a kernel takes that asks for two terms alone, of a sharing or a sum of two terms: that of roles 0 and 1 is
+    /// component 1, that of role 2 component 2, and component 0 is zero. Role 1, which lacks component 2, has zero there, so
+    /// this is no sharing to multiply or open.
+    pub(super) fn two_terms(&self, role: u8) -> Option<Shared> {
+        let Operand::Two(sum) = self else { return None };
+        let term = sum.data().map_or(Component::Zero, |words| Component::from(words.to_vec()));
+        Some(match role {
+            0 => Shared { a: Component::Zero, b: term },
+            _ => Shared { a: term, b: Component::Zero },
+        })
+    }
+
     /// Whether every role has a term of its own.
     pub(super) fn has_three_terms(self) -> bool {
         matches!(self, Operand::Three(_))
@@ -52,18 +64,21 @@ pub async fn reshare(cx: &Cx, x: Operand<'_>, n: usize, bits: u8) -> Result<Shar
 }
 
 /// The sharing of the sum of every role's `term`.
-pub(super) async fn reshare_three(cx: &Cx, mut term: Vec<u64>, bits: u8) -> Result<Shared> {
+pub(super) async fn reshare_three(cx: &Cx, term: Vec<u64>, bits: u8) -> Result<Shared> {
+    let term = open_to_two(cx, term, bits).await?;
+    reshare_two(cx, term, bits)
+}
+
+/// The sum of every role's `term` as a sum of two terms: roles 0 and 1 know the sum of theirs, under masks.
+pub(super) async fn open_to_two(cx: &Cx, mut term: Vec<u64>, bits: u8) -> Result<Vec<u64>> {
     cx.add_zero_share(Purpose::Reshare, &mut term);
     let (role, n) = (cx.role(), term.len());
-    if role == 2 {
-        let known = deal(cx, term, n, bits, Purpose::Deal)?;
-        return Ok(dealt_sharing(cx, Vec::new(), known));
+    if role != 2 {
+        cx.send(1 - role, &term, bits);
+        cx.exchange().await;
+        add_words(&mut term, cx.take(1 - role, n, bits)?);
     }
-    cx.send(1 - role, &term, bits);
-    cx.exchange().await;
-    add_words(&mut term, cx.take(1 - role, n, bits)?);
-    let known = deal(cx, Vec::new(), n, bits, Purpose::Deal)?;
-    Ok(dealt_sharing(cx, term, known))
+    Ok(term)
 }
 
 fn reshare_two(cx: &Cx, term: Vec<u64>, bits: u8) -> Result<Shared> {

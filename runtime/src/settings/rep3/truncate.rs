@@ -3,8 +3,9 @@
 //! Source: the wrap of a masked value from the highest bits of value and mask, with a bound that leaves a quarter of the
 //! ring: Dalskov, Escudero and Keller, 2019/131, §5.2, and 2020/1330, §3.3; here the mask is a term of the value itself.
 //! Parties and adversary: three, one semi-honest corruption.
-//! Rounds and bits per element, where `w` is `f` rounded up to whole bytes: of a sharing or two terms 1 and `ℓ + 3w`; three
-//! terms are another protocol, see [`divide_three`]. Role 2 deals before. Correlation: none.
+//! Rounds and bits per element, from a ring of `ℓ` bits into one of `R`, where `w` is `R + f − ℓ` rounded up to whole bytes: of a
+//! sharing or two terms 1 and `R + 3w`; three terms are another protocol, see [`divide_three`]. Role 2 deals before.
+//! Correlation: none. Where `R ≤ ℓ − f` there is no wrap, and the result is two terms: see below.
 //! Functionality: `y = ⌊x / 2^f⌋ + [x mod 2^f > m mod 2^f]`, where roles 0 and 1 know `m` (below): the weaker one that
 //! rounds by the shares. Error: where `m mod 2^f` is uniform given `x`, as of fresh sharings, one more has chance
 //! `(x mod 2^f) / 2^f`, and the mean of `y` is `x / 2^f`. Where the joint term is zero or public, `m mod 2^f` is public, for
@@ -27,27 +28,63 @@
 //! The result is not independent of the operand: component 1 is `(m ≫ f) − 2^(ℓ−2−f)` mod `2^(ℓ−f)`. See
 //! [`cross`](super::cross) for why that is harmless.
 //!
+//! **Without a wrap**, in a ring of at most `ℓ − f` bits, `(m ≫ f) − (r ≫ f)` is the quotient: two terms, which roles 0 and 1
+//! and role 2 make of theirs. Rounds and bits: 0 of a sharing or two terms, 1 and `2ℓ` of three terms, of which roles 0 and 1
+//! exchange theirs under masks as in [`reshare`](super::reshare), without what that deals. Functionality as above, whatever `x`
+//! is: no bound. A whole multiple of `2^f` is divided exactly, since both terms drop the same. Simulator: that of the
+//! exchange.
+//!
 //! Simulator. Role 2 receives nothing. Role 0 receives the message of the crossing. Role 1 receives what is dealt under a
 //! mask from `k_0`, and the messages of the crossing, whose masks are others: all are uniform. `m` says nothing of `x`: it is
 //! a component that both hold, or such a term times public values.
 
+use ombra_ir::settings::wrap_bytes;
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::{Factors, begin, deal, dealt_sharing};
 use super::divide_three;
-use super::reshare::{Operand, own_term};
+use super::local::linear::Ring;
+use super::reshare::{Operand, open_to_two, own_term};
 use super::{Cx, Purpose};
-use crate::settings::rep3::share::{Component, Shared, ring_mask};
+use crate::settings::rep3::share::{Component, Shared, Sum, ring_mask};
 
-/// The quotient of `n` elements of a ring of `from` bits by `2^by`, `by ≤ from − 2`, in a ring of `to` bits; `by = 0` is the
-/// same value in a larger ring, whose wrap has the weight `2^from`. A ring that is not larger takes the low bits of the
-/// quotient in that of the operand.
-pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, (from, to): (u8, u8), by: u8) -> Result<Shared> {
+/// The quotient of `n` elements of a ring of `from` bits by `2^by`, `by ≤ from − 2`, in a ring of `to` bits: a sum of two terms
+/// where `to ≤ from − by`, else a sharing. `by = 0` is the same value in a larger ring, whose wrap has the weight `2^from`.
+pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, (from, to): (u8, u8), by: u8) -> Result<Ring> {
     if from < 8 || by.saturating_add(2) > from || to > 64 || by == 0 && to <= from {
         let found = format!("division by 2^{by} of a {from}-bit ring into one of {to} bits");
         return Err(Diagnostic::internal("E0803", found));
     }
-    divide(cx, x, n, Division { bits: from, by, out: to.max(from) }).await
+    let term = own_term(cx, x, n);
+    let division = Division { bits: from, by, out: to };
+    if to <= from - by {
+        // What was opened is uniform as it is.
+        let term = if x.has_three_terms() { open_to_two(cx, term, from).await? } else { dithered(cx, term) };
+        return Ok(Ring::Two(Sum::new(Some(divided(cx, term, division)))));
+    }
+    let shared = match x.has_three_terms() {
+        true => divide_three::divide(cx, term, n, division).await?,
+        false => divide(cx, dithered(cx, term), n, division).await?,
+    };
+    Ok(Ring::Shared(shared))
+}
+
+/// This role's term of the quotient without a wrap: `m ≫ f` at roles 0 and 1, `−(r ≫ f)` at role 2.
+fn divided(cx: &Cx, mut term: Vec<u64>, division: Division) -> Vec<u64> {
+    let (mask, by) = (ring_mask(division.bits), division.by);
+    match cx.role() {
+        2 => term.iter_mut().for_each(|t| *t = ((t.wrapping_neg() & mask) >> by).wrapping_neg()),
+        _ => term.iter_mut().for_each(|t| *t = (*t & mask) >> by),
+    }
+    term
+}
+
+/// A term that is zero by construction would make the rounding that of one threshold for all elements.
+fn dithered(cx: &Cx, mut term: Vec<u64>) -> Vec<u64> {
+    let is_negative = cx.role() == 2;
+    let signed = |i: usize| if is_negative { dither(i).wrapping_neg() } else { dither(i) };
+    term.iter_mut().enumerate().for_each(|(i, t)| *t = t.wrapping_add(signed(i)));
+    term
 }
 
 /// `x / 2^by` for `x` in a ring of `bits`, as an element of a ring of `out` bits.
@@ -61,7 +98,7 @@ pub(super) struct Division {
 impl Division {
     /// Bits of the ring of the wrap: whole bytes, so that what is sent is uniform.
     pub(super) fn wrap_bits(self) -> u8 {
-        (self.out - (self.bits - self.by)).div_ceil(8) * 8
+        8 * wrap_bytes(self.bits, self.out, self.by)
     }
 
     /// Ring mask, a quarter of the ring, the sign bit's position, and the weight of the wrap, `2^(bits − by)`.
@@ -90,19 +127,11 @@ impl Division {
     }
 }
 
-async fn divide(cx: &Cx, x: Operand<'_>, n: usize, division: Division) -> Result<Shared> {
-    let mut term = own_term(cx, x, n);
-    if x.has_three_terms() {
-        return divide_three::divide(cx, term, n, division).await;
-    }
-    if cx.role() == 2 {
-        term.iter_mut().for_each(|t| *t = t.wrapping_neg());
-    }
-    // A term that is zero by construction would make the rounding that of one threshold for all elements.
-    term.iter_mut().enumerate().for_each(|(i, t)| *t = t.wrapping_add(dither(i)));
+/// The quotient of a sum of two terms.
+async fn divide(cx: &Cx, mut term: Vec<u64>, n: usize, division: Division) -> Result<Shared> {
     let (mut joint, mut single) = (Vec::new(), Vec::new());
     let factors = if cx.role() == 2 {
-        term.iter_mut().for_each(|r| *r &= ring_mask(division.bits));
+        term.iter_mut().for_each(|r| *r = r.wrapping_neg() & ring_mask(division.bits));
         single = term.iter().map(|r| (r >> division.by).wrapping_neg()).collect();
         Factors::Single(vec![term.iter().map(|r| 1 ^ division.low_half(*r)).collect()])
     } else {

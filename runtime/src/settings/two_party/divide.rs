@@ -14,19 +14,20 @@
 //! Simulator. The client's choices are uniform, the server's answer is under a pad.
 
 use ombra_ir::Result;
+use ombra_ir::settings::wrap_bytes;
 
 use super::Purpose;
 use super::pair::Pair;
 use crate::backend::bits::to_planes;
 use crate::backend::bits::words;
 use crate::ot::pads::times_bytes;
-use crate::settings::dealer::divide::{dealt_bytes, local, shifted, shl, unshifted};
+use crate::settings::dealer::divide::{local, shifted, shl, unshifted};
 use crate::settings::dealer::share::Share;
 use crate::wiped::Zeroizing;
 
 /// The quotient of `n` elements of a ring of `from` bits by `2^by`, in a ring of `to` bits.
 pub async fn divide(pair: &Pair, x: &Share, n: usize, (from, to): (u8, u8), by: u8) -> Result<Share> {
-    let (width, role) = (dealt_bytes(from, to, by), pair.cx().role());
+    let (width, role) = (wrap_bytes(from, to, by), pair.cx().role());
     if width == 0 {
         return Ok(local(role, x, from, by));
     }

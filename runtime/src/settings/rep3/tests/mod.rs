@@ -9,6 +9,7 @@ mod rank;
 mod rows;
 mod transcript;
 mod truncate;
+mod two_terms;
 
 use std::future::Future;
 use std::rc::Rc;
@@ -20,6 +21,7 @@ use ombra_ir::ty::Sharing;
 
 use crate::exec::lockstep::{self, Sent};
 use crate::settings::rep3::Cx;
+use crate::settings::rep3::local::linear::Ring;
 use crate::settings::rep3::share::{Bits, Component, Shared, Sum, ring_mask};
 use crate::settings::testing::{Words, assert_declared, signed};
 
@@ -62,6 +64,20 @@ fn open(shares: &[Shared; 3], n: usize, bits: u8) -> Vec<u64> {
     }
     let parts = [0, 1, 2].map(|role| words(&shares[role].a));
     (0..n).map(|i| parts.iter().fold(0u64, |sum, part| sum.wrapping_add(part[i])) & ring_mask(bits)).collect()
+}
+
+/// The same of a value that is a sharing or a sum of two terms, of which roles 0 and 1 know the same one.
+fn open_ring(parts: [Ring; 3], n: usize, bits: u8) -> Vec<u64> {
+    match parts {
+        [Ring::Shared(x), Ring::Shared(y), Ring::Shared(z)] => open(&[x, y, z], n, bits),
+        [Ring::Two(x), Ring::Two(y), Ring::Two(z)] => {
+            let terms = [x, y, z].map(|sum| sum.into_words().unwrap_or_else(|| vec![0; n]));
+            let [x, y, z] = terms.map(|term| term.iter().map(|w| w & ring_mask(bits)).collect::<Vec<_>>());
+            assert!(x == y, "the term of roles 0 and 1");
+            x.iter().zip(&z).map(|(x, z)| x.wrapping_add(*z) & ring_mask(bits)).collect()
+        }
+        _ => panic!("a value in one form at all roles"),
+    }
 }
 
 fn open_bits(shares: &[Bits; 3]) -> Vec<bool> {

@@ -68,17 +68,20 @@ fn divisions_and_resharing() {
             Op::Truncate { by: 13, bits: 64 },
             Op::Truncate { by: 62, bits: 64 },
             Op::Truncate { by: 0, bits: 64 },
+            Op::Truncate { by: 16, bits: 56 },
+            Op::Truncate { by: 16, bits: 48 },
             Op::Reshare,
         ] {
             let from_bits = if matches!(op, Op::Truncate { by: 0, .. }) { 40 } else { 64 };
-            let sizes = Sizes { from_bits, ..sizes(N, 64, third) };
+            let bits = if let Op::Truncate { bits, .. } = op { bits } else { 64 };
+            let sizes = Sizes { from_bits, ..sizes(N, bits, third) };
             assert_full_rank(&format!("{op:?}, {}", 2 + u8::from(third)), &traffic(&op, &sizes), |cx, role| {
                 let (op, terms) = (op.clone(), terms[role].clone());
                 async move {
                     let operand = if third { Operand::Three(&terms) } else { Operand::Two(&terms) };
                     match op {
-                        Op::Truncate { by, bits } => truncate(&cx, operand, N, (from_bits, bits), by).await,
-                        _ => reshare(&cx, operand, N, 64).await,
+                        Op::Truncate { by, bits } => truncate(&cx, operand, N, (from_bits, bits), by).await.map(drop),
+                        _ => reshare(&cx, operand, N, 64).await.map(drop),
                     }
                 }
             });

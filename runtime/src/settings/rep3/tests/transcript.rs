@@ -65,6 +65,8 @@ fn cases() -> Vec<Case> {
         let forms = shared.into_iter().chain([Form::Two, Form::Three]);
         cases.extend(forms.map(|form| Case { op: op.clone(), form }));
     }
+    // Without a wrap, of three terms alone there is a message.
+    cases.push(Case { op: Op::Truncate { by: 16, bits: 48 }, form: Form::Three });
     for op in [
         Op::Msb { width: 40, drop: 6 },
         Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false },
@@ -72,7 +74,7 @@ fn cases() -> Vec<Case> {
         Op::RowMax { shape: Vec::new(), width: 30, drop: 2 },
         Op::ArgMax { width: 30 },
     ] {
-        cases.extend(shared.map(|form| Case { op: op.clone(), form }));
+        cases.extend(shared.into_iter().chain([Form::Two]).map(|form| Case { op: op.clone(), form }));
     }
     // The message of a revelation is component 2.
     let open = shared.into_iter().filter(|form| *form != Form::Without(2));
@@ -122,7 +124,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
             from_bits: if matches!(op, Op::Truncate { by: 0, .. }) { SMALL } else { 64 },
             ..sizes(
                 if matches!(op, Op::RowMax { .. } | Op::ArgMax { .. }) { ROWS } else { N },
-                if let Op::Lookup { bits, .. } = op { *bits } else { 64 },
+                if let Op::Lookup { bits, .. } | Op::Truncate { bits, .. } = op { *bits } else { 64 },
                 *form == Form::Three,
             )
         },
@@ -138,24 +140,26 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                 Form::Three => Operand::Three(&sum),
                 _ => Operand::Shared(&shared),
             };
+            let of_two = operand.two_terms(cx.role());
+            let taken = of_two.as_ref().unwrap_or(&shared);
             match op {
                 Op::Truncate { by, bits } => {
                     let from = if by == 0 { SMALL } else { 64 };
                     truncate(&cx, operand, N, (from, bits), by).await.map(drop)
                 }
                 Op::Reshare => reshare(&cx, operand, N, 64).await.map(drop),
-                Op::Msb { width, drop: low } => msb(&cx, &shared, N, width, low).await.map(drop),
-                Op::ExpDigits { scale, tail, .. } => exp_digits(&cx, &shared, N, scale, tail).await.map(drop),
+                Op::Msb { width, drop: low } => msb(&cx, taken, N, width, low).await.map(drop),
+                Op::ExpDigits { scale, tail, .. } => exp_digits(&cx, taken, N, scale, tail).await.map(drop),
                 Op::Lookup { curve, bits, .. } => {
-                    look_up(&cx, &CurveTables::default(), &shared, N, curve, CELLS, bits).await.map(drop)
+                    look_up(&cx, &CurveTables::default(), taken, N, curve, CELLS, bits).await.map(drop)
                 }
                 Op::And => and(&cx, &bits, &bits).await.map(drop),
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
                 Op::Select => select(&cx, &bits, &shared, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {
-                    row_max(&cx, &shared, &[LEN as u32; ROWS], 64, (width, low)).await.map(drop)
+                    row_max(&cx, taken, &[LEN as u32; ROWS], 64, (width, low)).await.map(drop)
                 }
-                Op::ArgMax { width } => arg_max(&cx, &shared, ROWS, LEN, 64, width).await.map(drop),
+                Op::ArgMax { width } => arg_max(&cx, taken, ROWS, LEN, 64, width).await.map(drop),
                 Op::Reveal { .. } => reveal(&cx, &shared, N, 64).await.map(drop),
                 Op::Embed => {
                     let block = |start: usize, count: usize| {

@@ -6,7 +6,7 @@ use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::truncate::{dither, truncate};
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     Shared,
     Two,
@@ -23,21 +23,27 @@ impl Form {
     }
 }
 
-/// The truncated values of `x` given in a form.
+/// The truncated values of `x` given in a form, in the same ring.
 fn truncated(seed: u64, rot: u8, x: &[u64], form: Form, bits: u8, by: u8) -> Vec<u64> {
+    divided(seed, rot, x, form, (bits, bits), by)
+}
+
+/// The truncated values of `x` of a ring of `from` bits given in a form, in a ring of `to` bits.
+fn divided(seed: u64, rot: u8, x: &[u64], form: Form, (from, to): (u8, u8), by: u8) -> Vec<u64> {
     let n = x.len();
     let mut words = Words(seed);
-    let sizes = sizes(n, bits, form == Form::Three);
+    let sizes = Sizes { from_bits: from, ..sizes(n, to, form == Form::Three) };
     let shared = share(x, &mut words);
     let sum = terms(x, form == Form::Three, &mut words);
-    let shares = run(seed, rot, &Op::Truncate { by, bits }, &sizes, |cx, role| {
+    let shares = run(seed, rot, &Op::Truncate { by, bits: to }, &sizes, |cx, role| {
         let (shared, sum) = (shared[role].clone(), sum[role].clone());
         async move {
             let operand = form.operand(&shared, &sum);
-            truncate(&cx, operand, n, (bits, bits), by).await
+            truncate(&cx, operand, n, (from, to), by).await
         }
     });
-    open(&shares, n, bits)
+    assert_eq!(matches!(shares[0], Ring::Two(_)), to <= from - by);
+    open_ring(shares, n, to)
 }
 
 #[test]
@@ -61,7 +67,43 @@ fn values_keep_their_size_in_a_larger_ring() {
                 }
             });
             let expected: Vec<u64> = x.iter().map(|v| *v & ring_mask(to)).collect();
-            assert_eq!(open(&shares, n, to), expected, "from {from} to {to} bits");
+            assert_eq!(open_ring(shares, n, to), expected, "from {from} to {to} bits");
+        }
+    }
+}
+
+/// Into every smaller ring, of every value of a ring of 8 bits and many of 16: what is far from the ends of its ring, and
+/// where there is no wrap any value. The floor or one more, and whole multiples exactly.
+#[test]
+fn quotients_in_smaller_rings() {
+    for (from, step) in [(8u8, 1), (16, 37)] {
+        for (by, to) in (1..=from - 2).flat_map(|by| (1..=from / 8).map(move |bytes| (by, 8 * bytes))) {
+            let half = if to <= from - by { 1i64 << (from - 1) } else { 1 << (from - 2) };
+            let x: Vec<u64> = (1 - half..half).step_by(step).map(|v| v as u64).collect();
+            for (rot, form) in [(0, Form::Shared), (1, Form::Two), (2, Form::Three)] {
+                let y = divided(11, rot, &x, form, (from, to), by);
+                for (x, y) in x.iter().zip(y) {
+                    let floor = (*x as i64) >> by;
+                    let up = y.wrapping_sub(floor as u64) & ring_mask(to);
+                    let is_whole = *x & ring_mask(by) == 0;
+                    assert!(up == 0 || up == 1 && !is_whole, "{x} / 2^{by} from {from} to {to} bits, {form:?}: {y}");
+                }
+            }
+        }
+    }
+}
+
+/// Of three terms without a wrap the mean is right too, whatever the value is.
+#[test]
+fn rounding_without_a_wrap_is_not_biased() {
+    for (rings, by) in [((64, 48), 16), ((40, 24), 16), ((16, 8), 4)] {
+        for fraction in [0, 1u64 << (by - 2), 3 << (by - 2)] {
+            let x = vec![(9 << by) + fraction; 6000];
+            for form in [Form::Shared, Form::Two, Form::Three] {
+                let up: u64 = divided(fraction + 3, 0, &x, form, rings, by).iter().map(|y| y - 9).sum();
+                let chance = up as f64 / 6000.0;
+                assert!((chance - fraction as f64 / f64::from(1u32 << by)).abs() < 0.025, "{chance}");
+            }
         }
     }
 }
@@ -142,10 +184,14 @@ fn rounding_is_decided_by_the_joint_term() {
             let dropped = |x: u64| x & ring_mask(by);
             let m: Vec<u64> = joint.iter().enumerate().map(|(i, joint)| joint.wrapping_add(dither(i))).collect();
             let expected: Vec<i64> = x.iter().zip(&m).map(|(x, m)| i64::from(dropped(*x) > dropped(*m))).collect();
-            assert_eq!(rounding(&x, &open(&shares, n, bits), bits, by), expected, "{bits} bits by {by}");
+            let component = match &shares[0] {
+                Ring::Shared(shared) => shared.b.to_vec(n),
+                _ => panic!("a sharing"),
+            };
+            assert_eq!(rounding(&x, &open_ring(shares, n, bits), bits, by), expected, "{bits} bits by {by}");
 
             let kept = |x: u64| x & ring_mask(bits - by);
-            for (component, m) in shares[0].b.to_vec(n).iter().zip(&m) {
+            for (component, m) in component.iter().zip(&m) {
                 let quotient = (m.wrapping_add(quarter) & ring_mask(bits)) >> by;
                 assert_eq!(kept(*component), kept(quotient.wrapping_sub(quarter >> by)));
             }
@@ -184,7 +230,7 @@ fn rounding_of_a_single_term_is_not_biased() {
             let sum = Sum::new(holders.contains(&role).then(|| vec![value as u64; n]));
             async move { truncate(&cx, Operand::Two(&sum), n, (bits, bits), by).await }
         });
-        let up = rounding(&vec![value as u64; n], &open(&shares, n, bits), bits, by).iter().sum::<i64>();
+        let up = rounding(&vec![value as u64; n], &open_ring(shares, n, bits), bits, by).iter().sum::<i64>();
         let chance = up as f64 / n as f64;
         assert!((chance - 0.5).abs() < 0.03, "rounded up with chance {chance}");
     }
