@@ -8,7 +8,7 @@
 //! | | alone, at most | middle | parabolas | with rounding | tail |
 //! |---|---|---|---|---|---|
 //! | GELU | w = 1/4 | 8, w = 1/8 | 7e-4, 9e-5 | 7e-4, 2e-4 | 1e-14 |
-//! | SiLU | w = 1/4 | 16, w = 1/8 | 2.1e-4, 3e-5 | 4e-4, 1.5e-4 | 2.6e-6 |
+//! | SiLU | w = 1/8 | 16, w = 1/8 | 3e-5 | 1.5e-4 | 2.6e-6 |
 //! | softplus | w = 1/4 | 16, w = 1/4 | 7e-5 | 2e-4 | 1.9e-7 |
 //! | tanh | w = 1/8 | 8, w = 1/8 | 1.7e-4 | 2.3e-4 | 3.8e-7 |
 //! | sigmoid | w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
@@ -83,7 +83,7 @@ fn form(curve: Curve) -> Option<Form> {
     let of = |coarsest, range, cell, beyond| Form { middle: Table { range, cell }, beyond, coarsest };
     Some(match curve {
         Curve::Gelu | Curve::GeluTanh => of(-2, 3, -3, Beyond::Line),
-        Curve::Silu => of(-2, 4, -3, Beyond::Line),
+        Curve::Silu => of(-3, 4, -3, Beyond::Line),
         Curve::Softplus => of(-2, 4, -2, Beyond::Line),
         Curve::Tanh => of(-3, 3, -3, Beyond::Ends(-1, 1)),
         Curve::Sigmoid => of(-2, 4, -2, Beyond::Ends(0, 1)),

@@ -85,8 +85,13 @@ fn limbs(module: &Module) -> Vec<bool> {
     loop {
         let before = found.iter().filter(|f| **f).count();
         for (at, node) in module.ops.iter().enumerate() {
-            // What is narrowed from such a ring stays in one of its own.
-            found[at] |= matches!(node.op, M::Narrow { .. }) && node.args.iter().any(|a| found[a.index()]);
+            // What is narrowed from such a ring, or divided into one, stays in one of its own.
+            let goes_on = match node.op {
+                M::Narrow { .. } => true,
+                M::Truncate { .. } => ring(at) != Some(RING),
+                _ => false,
+            };
+            found[at] |= goes_on && node.args.iter().any(|a| found[a.index()]);
             let alike: Vec<usize> = node
                 .args
                 .iter()
