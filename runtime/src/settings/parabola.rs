@@ -59,29 +59,33 @@ impl Parabola {
         ((whole + (1u128 << by >> 1)) >> by) as u64
     }
 
-    /// `P_0`, `P_1` and `P_2` of the cell whose coefficients are given, at `m`.
-    pub fn terms(self, [a0, a1, a2]: [i64; 3], m: u64) -> [u64; 3] {
-        let (cell, scale) = (self.one_hot.cell, self.scale);
-        let [a0, a1, a2, u] = [a0, a1, a2, self.one_hot.low(m) as i64].map(i128::from);
-        let p0 = (a0 << (2 * cell)) + (a1 << cell) * u + a2 * u * u;
-        let p1 = -((a1 << cell) + 2 * a2 * u);
-        let shifts = [2 * cell, cell + scale - self.scales[1], scale - self.scales[2]];
-        let [p0, p1, p2] = [p0, p1, a2];
-        [p0 >> shifts[0], p1 >> shifts[1], p2 >> shifts[2]].map(|p| p as u64)
+    /// `P_0`, `P_1` and `P_2` at `m` of the cell whose coefficients are given.
+    pub fn terms(self, coefficients: [i64; 3], m: u64) -> [u64; 3] {
+        let unshifted = self.unshifted(coefficients.map(|a| a as u64), m);
+        std::array::from_fn(|k| (unshifted[k] as i64 >> self.shifts()[k]) as u64)
+    }
+
+    /// The same modulo 2^64, before they are shifted: of parties' shares of coefficients, shares of them.
+    fn unshifted(self, [a0, a1, a2]: [u64; 3], m: u64) -> [u64; 3] {
+        let (cell, u) = (self.one_hot.cell, self.one_hot.low(m));
+        let p0 = (a0 << (2 * cell)).wrapping_add((a1 << cell).wrapping_mul(u)).wrapping_add(a2.wrapping_mul(u * u));
+        [p0, (a1 << cell).wrapping_add(a2.wrapping_mul(2 * u)).wrapping_neg(), a2]
+    }
+
+    /// By how much each is shifted.
+    fn shifts(self) -> [u8; 3] {
+        let [_, s1, s2] = self.scales;
+        [2 * self.one_hot.cell, self.one_hot.cell + self.scale - s1, self.scale - s2]
     }
 
     /// One party's shares of `σ·P_0`, `σ·P_1` and `σ·P_2`; those of the `second` are less.
     pub fn shares(self, tables: &Tables<3>, vectors: &[u64], m: &[u64], second: bool) -> [Vec<u64>; 3] {
-        let (cell, scale) = (self.one_hot.cell, self.scale);
         let at: Vec<usize> = m.iter().map(|m| self.one_hot.index(*m)).collect();
         let sums = sums_of_entries(Isa::best(), vectors, &at, tables);
         let mut own = [Vec::with_capacity(m.len()), Vec::with_capacity(m.len()), Vec::with_capacity(m.len())];
-        let shifts = [2 * cell, cell + scale - self.scales[1], scale - self.scales[2]];
-        for ([a0, a1, a2], m) in sums.into_iter().zip(m) {
-            let u = self.one_hot.low(*m);
-            let p0 = (a0 << (2 * cell)).wrapping_add((a1 << cell).wrapping_mul(u)).wrapping_add(a2.wrapping_mul(u * u));
-            let p1 = (a1 << cell).wrapping_add(a2.wrapping_mul(2 * u)).wrapping_neg();
-            for ((own, p), by) in own.iter_mut().zip([p0, p1, a2]).zip(shifts) {
+        let shifts = self.shifts();
+        for (sums, m) in sums.into_iter().zip(m) {
+            for ((own, p), by) in own.iter_mut().zip(self.unshifted(sums, *m)).zip(shifts) {
                 own.push(if second { (p >> by).wrapping_neg() } else { p >> by });
             }
         }

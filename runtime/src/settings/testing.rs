@@ -1,7 +1,8 @@
 //! What the tests of all settings' kernels share: words, declared messages, and statistics of what is received.
 
 use ombra_ir::curve::{Cells, Curve};
-use ombra_ir::settings::Traffic;
+use ombra_ir::settings::{RowLens, Sizes, Traffic};
+use ombra_ir::ty::Sharing;
 
 use crate::exec::lockstep::Sent;
 
@@ -18,6 +19,23 @@ impl Words {
 
     pub fn take(&mut self, n: usize) -> Vec<u64> {
         (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// Of `out` elements of a ring of `bits`, made of as many in `forms`.
+pub fn sizes(out: usize, bits: u8, forms: [Sharing; 2]) -> Sizes<'static> {
+    Sizes {
+        out: out as u64,
+        bits,
+        from_bits: bits,
+        forms,
+        elements: [out as u64, 0],
+        of_server: [false; 2],
+        rows: RowLens::Equal { count: 0, len: 0 },
+        table_rows: 0,
+        tokens: 0,
+        inner: 0,
+        columns: 0,
     }
 }
 

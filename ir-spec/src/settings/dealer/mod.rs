@@ -8,7 +8,7 @@ mod bits;
 
 pub use bits::{Comparison, Join, LARGEST_CHUNK, MOST_JOINED};
 
-use super::{Protocol, Sizes, Traffic, plane_bytes, wrap_bytes};
+use super::{Protocol, Sizes, Traffic, plane_bytes, two_party, wrap_bytes};
 use crate::module::Party;
 use crate::op::{EXP_RING, EXP_SCALE, EXP_WINDOWS, Op};
 use crate::ty::Sharing;
@@ -38,25 +38,10 @@ fn product(a: Sharing, b: Sharing) -> Option<Sharing> {
     }
 }
 
-/// Whether parties take part in an op together; `public` says which of its first two operands every party knows.
+/// Whether parties take part in an op together; `public` says which of its first two operands every party knows. Beside the
+/// ops of two parties alone, in which values are neither masked nor held.
 pub fn is_interactive(op: &Op, public: [bool; 2]) -> bool {
-    match op {
-        Op::Mul | Op::MatMul { .. } => public == [false; 2],
-        Op::Mask
-        | Op::Hold
-        | Op::Truncate { .. }
-        | Op::Msb { .. }
-        | Op::And
-        | Op::BitToRing { .. }
-        | Op::ExpDigits { .. }
-        | Op::Select
-        | Op::Lookup { .. }
-        | Op::RowMax { .. }
-        | Op::ArgMax { .. }
-        | Op::Embed
-        | Op::Reveal { .. } => true,
-        _ => false,
-    }
+    matches!(op, Op::Mask | Op::Hold) || two_party::is_interactive(op, public)
 }
 
 /// What `op` sends. Ops that are local, or composite, send nothing.

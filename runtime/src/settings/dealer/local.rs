@@ -223,8 +223,18 @@ fn concat(site: Site<'_>, args: &[Arc<Value>], axis: usize) -> Result<Value> {
     combine(site, &args.iter().zip(shapes.iter().copied()).collect::<Vec<_>>(), &join)
 }
 
+/// The operands of an op that are bits, broadcast to the result's shape.
+pub(in crate::settings) fn wide_operands(site: Site<'_>, args: &[Arc<Value>]) -> Result<Vec<BitShare>> {
+    let count = match site.node().op {
+        Op::And => 2,
+        Op::Select => 1,
+        _ => 0,
+    };
+    (0..count).map(|i| wide_bits(site, args, i)).collect()
+}
+
 /// The bits of an operand, broadcast to the result's shape.
-pub(in crate::settings) fn wide_bits(site: Site<'_>, args: &[Arc<Value>], i: usize) -> Result<BitShare> {
+fn wide_bits(site: Site<'_>, args: &[Arc<Value>], i: usize) -> Result<BitShare> {
     let x = args.get(i).ok_or_else(missing)?.bits()?;
     let shape = operand_shape(site, i)?;
     if shape == site.shape() {

@@ -41,7 +41,7 @@ use super::tables::CurveTables;
 use super::weights::{Found, Part, Weight, Weights};
 use super::words::broadcast::{expand, volume, zip};
 use super::words::movement::slice;
-use super::words::ops::{is_linear, missing, operand_shape};
+use super::words::ops::{OpSizes, is_linear, missing};
 use super::words::product::Plan;
 use crate::backend::bits::words;
 use crate::exec::Task;
@@ -172,25 +172,13 @@ async fn reveal(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Option<Vec<u64
 
 /// The task of an op that sends messages.
 fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>) -> Result<Task<Ended<Value>>> {
-    let node = site.node();
-    let (n, threads, role) = (site.bound.len(site.id), site.threads, role(site));
-    let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
-    let bits = node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits);
-    let (from, from_scale) = operand_ring.unwrap_or((64, 0));
-    let lens = match node.op {
-        Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
-        _ => None,
-    };
-    let shapes =
-        (0..node.args.len()).map(|i| operand_shape(site, i).map(<[usize]>::to_vec)).collect::<Result<Vec<_>>>()?;
-    let wide = match node.op {
-        Op::And => vec![local::wide_bits(site, &args, 0)?, local::wide_bits(site, &args, 1)?],
-        Op::Select => vec![local::wide_bits(site, &args, 0)?],
-        _ => Vec::new(),
-    };
+    let (node, dims) = (site.node(), OpSizes::new(site)?);
+    let (threads, role) = (site.threads, role(site));
+    let wide = local::wide_operands(site, &args)?;
     let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
-    let (out, op, own) = (site.shape().to_vec(), node.op.clone(), cx.clone());
+    let (op, own) = (node.op.clone(), cx.clone());
     let kernel = async move {
+        let OpSizes { n, ref out, ref shapes, bits, from: (from, from_scale), .. } = dims;
         let cx = &own;
         let arg = |i: usize| args.get(i).ok_or_else(missing);
         let share = |i: usize| -> Result<Share> {
@@ -207,7 +195,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
         };
         let result = match &op {
             Op::Mul | Op::MatMul { .. } => {
-                let operation = Operation::new(&op, &shapes, &out, threads)?;
+                let operation = Operation::new(&op, shapes, out, threads)?;
                 operation.run(cx, &args, known, &share, n, bits).await?
             }
             Op::Mask => {
@@ -223,7 +211,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
             }
             Op::Select => {
                 let [b] = wide.as_slice() else { return Err(missing()) };
-                let wide_x = |words: &[u64]| expand(words, shapes.get(1).ok_or_else(missing)?, &out);
+                let wide_x = |words: &[u64]| expand(words, dims.shape(1)?, out);
                 let x = match &**arg(1)? {
                     Value::Masked(masked) => masked.map(wide_x)?,
                     x => {
@@ -234,23 +222,12 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
                 let (_, selected) = bits::select(cx, b, &[x], bits).await?;
                 selected.into_iter().next().ok_or_else(missing)?
             }
-            Op::RowMax { width, drop, .. } => {
-                let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
-                tree::row_max(cx, &share(0)?, lens, bits, (*width, *drop)).await?
-            }
-            Op::ArgMax { width } => {
-                let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
-                tree::arg_max(cx, &share(0)?, n, len, bits, *width).await?
-            }
+            Op::RowMax { width, drop, .. } => tree::row_max(cx, &share(0)?, dims.lens(), bits, (*width, *drop)).await?,
+            Op::ArgMax { width } => tree::arg_max(cx, &share(0)?, n, dims.row_len(), bits, *width).await?,
             Op::Embed => {
                 let Value::Ids(ids) = &**arg(0)? else { return Err(unexpected("ids of the client")) };
                 let [id_shape, table_shape] = shapes.as_slice() else { return Err(missing()) };
-                let sizes = Table {
-                    rows: table_shape.first().copied().unwrap_or(0),
-                    columns: table_shape.get(1..).map_or(Ok(1), volume)?,
-                    tokens: volume(id_shape)?,
-                    bits,
-                };
+                let sizes = Table::new(id_shape, table_shape, bits)?;
                 let table = arg(1)?;
                 let sum = |part: Part| {
                     move |vectors: &[u64]| {

@@ -42,6 +42,14 @@ pub struct Table {
     pub bits: u8,
 }
 
+impl Table {
+    /// Those of a lookup of ids in a table of a ring of `bits`. E0804 for more elements than can be counted.
+    pub fn new(ids: &[usize], table: &[usize], bits: u8) -> Result<Self> {
+        let (rows, columns) = table.split_first().map_or((0, &[][..]), |(rows, rest)| (*rows, rest));
+        Ok(Table { rows, columns: volume(columns)?, tokens: volume(ids)?, bits })
+    }
+}
+
 /// A table that is made block by block, or stored.
 pub struct Rows<'a> {
     /// All of it, where this party has it stored: nothing is copied then.

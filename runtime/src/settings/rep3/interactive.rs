@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use ombra_ir::Result;
 use ombra_ir::curve::Cells;
-use ombra_ir::module::Id;
 use ombra_ir::op::Op;
 use ombra_ir::settings::rep3::is_interactive;
 use ombra_ir::{Diagnostic, bind};
@@ -31,6 +30,7 @@ use crate::settings::rep3::truncate::truncate;
 use crate::settings::tables::CurveTables;
 use crate::settings::weights::{Matrix, Weight};
 use crate::settings::words::broadcast::expand;
+use crate::settings::words::ops::{OpSizes, missing};
 
 /// Whether an op has a kernel here: it sends messages, or may.
 pub(super) fn has_kernel(op: &Op) -> bool {
@@ -45,27 +45,19 @@ pub(super) fn start(
     given: Option<Vec<u64>>,
     tables: Rc<CurveTables>,
 ) -> Result<Task<Ended<Value>>> {
-    let node = site.module.node(site.id);
-    let shape_of = |id: Id| site.bound.shapes[id.index()].clone();
-    let n = site.bound.len(site.id);
-    let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
-    let bits = node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits);
+    let node = site.node();
+    let dims = OpSizes::new(site)?;
     let (op, own, threads) = (node.op.clone(), cx.clone(), site.threads);
-    let lens = match op {
-        Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
-        _ => None,
-    };
-    let shapes: Vec<Vec<usize>> = node.args.iter().map(|&arg| shape_of(arg)).collect();
-    let wide = |i: usize| wide_bits(site, args.get(i).ok_or_else(too_few)?.bits()?, i);
+    let wide = |i: usize| wide_bits(site, args.get(i).ok_or_else(missing)?.bits()?, i);
     let wide = match op {
-        Op::And if shapes.first() != shapes.get(1) => vec![wide(0)?, wide(1)?],
-        Op::Select if shapes.first().map(Vec::as_slice) != Some(site.shape()) => vec![wide(0)?],
+        Op::And if dims.shapes.first() != dims.shapes.get(1) => vec![wide(0)?, wide(1)?],
+        Op::Select if dims.shapes.first() != Some(&dims.out) => vec![wide(0)?],
         _ => Vec::new(),
     };
-    let out = site.shape().to_vec();
     let kernel = async move {
+        let OpSizes { n, ref out, ref shapes, bits, from: (from, from_scale), .. } = dims;
         let cx = &own;
-        let arg = |i: usize| args.get(i).ok_or_else(too_few);
+        let arg = |i: usize| args.get(i).ok_or_else(missing);
         // What is taken as two terms.
         let taken = usize::from(matches!(op, Op::Select));
         let of_two = args.get(taken).and_then(|x| x.operand().ok()?.two_terms(cx.role()));
@@ -73,8 +65,7 @@ pub(super) fn start(
         let shared = match &op {
             Op::Input { .. } => input(cx, given, n, bits).await?,
             Op::Truncate { by, bits } => {
-                let rings = (operand_ring.map_or(64, |(bits, _)| bits), *bits);
-                let ring = truncate(cx, arg(0)?.operand()?, n, rings, *by).await?;
+                let ring = truncate(cx, arg(0)?.operand()?, n, (from, *bits), *by).await?;
                 return Ok(Ended::Value(Value::Ring(ring)));
             }
             Op::Reshare => reshare(cx, arg(0)?.operand()?, n, bits).await?,
@@ -84,15 +75,15 @@ pub(super) fn start(
                     Some(b) => b,
                     None => arg(0)?.bits()?,
                 };
-                let (x, shape) = (terms()?, shapes.get(1).ok_or_else(too_few)?);
-                match *shape == out {
+                let (x, shape) = (terms()?, dims.shape(1)?);
+                match shape == out {
                     true => select(cx, b, x, bits).await?,
-                    false => select(cx, b, &wide_words(x, shape, &out)?, bits).await?,
+                    false => select(cx, b, &wide_words(x, shape, out)?, bits).await?,
                 }
             }
             Op::ExpDigits { scale, tail, .. } => exp_digits(cx, terms()?, n, *scale, *tail).await?,
             Op::RowMax { width, drop, .. } => {
-                let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
+                let lens = dims.lens();
                 let max = row_max(cx, terms()?, lens, bits, (*width, *drop)).await?;
                 if of_two.is_some() {
                     let term = own_term(cx, Operand::Shared(&max), lens.len());
@@ -100,10 +91,7 @@ pub(super) fn start(
                 }
                 max
             }
-            Op::ArgMax { width } => {
-                let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
-                arg_max(cx, terms()?, n, len, bits, *width).await?
-            }
+            Op::ArgMax { width } => arg_max(cx, terms()?, n, dims.row_len(), bits, *width).await?,
             Op::Embed => {
                 let ids = match &**arg(0)? {
                     Value::Ids(ids) => ids.as_deref(),
@@ -112,13 +100,7 @@ pub(super) fn start(
                 let [id_shape, table_shape] = shapes.as_slice() else {
                     return Err(Diagnostic::internal("E0811", "a lookup has two operands"));
                 };
-                let rows = table_shape.first().copied().unwrap_or(0);
-                let sizes = Table {
-                    rows,
-                    columns: table_shape.get(1..).map_or(1, |rest| rest.iter().product()),
-                    tokens: id_shape.iter().product(),
-                    bits,
-                };
+                let sizes = Table::new(id_shape, table_shape, bits)?;
                 let table = arg(1)?;
                 let block = |start: usize, count: usize| match &**table {
                     Value::Matrix(matrix) => shared_block(matrix, start, count),
@@ -126,13 +108,12 @@ pub(super) fn start(
                 };
                 let (stored, at_once) = match &**table {
                     Value::Matrix(matrix) => (None, matrix.block_rows()),
-                    value => (Some(value.shared()?), rows.max(1)),
+                    value => (Some(value.shared()?), sizes.rows.max(1)),
                 };
                 embed(cx, ids, &Rows { stored, block: &block, at_once }, sizes, threads).await?
             }
             Op::Lookup { curve, window, cell, bits, scale } => {
-                let from = operand_ring.map_or(0, |(_, scale)| scale);
-                let cells = Cells { window: *window, from, cell: *cell, scale: *scale };
+                let cells = Cells { window: *window, from: from_scale, cell: *cell, scale: *scale };
                 let sum = look_up(cx, &tables, terms()?, n, *curve, cells, *bits).await?;
                 return Ok(Ended::Value(Value::Ring(Ring::Three(sum))));
             }
@@ -162,10 +143,6 @@ fn wide_words(x: &Shared, shape: &[usize], out: &[usize]) -> Result<Shared> {
         Some(words) => expand(words, shape, out).map(Component::from),
     };
     Ok(Shared { a: wide(&x.a)?, b: wide(&x.b)? })
-}
-
-fn too_few() -> Diagnostic {
-    Diagnostic::internal("E0811", "an op has too few operands")
 }
 
 fn shared_block(matrix: &Matrix, start: usize, count: usize) -> Result<Shared> {

@@ -37,7 +37,7 @@ use super::rep3::embed::Table;
 use super::weights::{Found, Weight, Weights};
 use super::words::broadcast::{expand, volume};
 use super::words::movement::slice;
-use super::words::ops::{is_linear, missing, operand_shape};
+use super::words::ops::{OpSizes, is_linear, missing};
 use super::words::product::Plan;
 use crate::backend::bits::words;
 use crate::exec::Task;
@@ -150,25 +150,13 @@ async fn reveal(pair: &Pair, x: &Share, n: usize, bits: u8) -> Result<Option<Vec
 
 /// The task of an op that sends messages.
 fn start(site: Site<'_>, pair: Pair, args: Vec<Arc<Value>>) -> Result<Task<Ended<Value>>> {
-    let node = site.node();
-    let (n, threads, role) = (site.bound.len(site.id), site.threads, site.party.index() as u8);
-    let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
-    let bits = node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits);
-    let (from, from_scale) = operand_ring.unwrap_or((64, 0));
-    let lens = match node.op {
-        Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
-        _ => None,
-    };
-    let shapes =
-        (0..node.args.len()).map(|i| operand_shape(site, i).map(<[usize]>::to_vec)).collect::<Result<Vec<_>>>()?;
-    let wide = match node.op {
-        Op::And => vec![local::wide_bits(site, &args, 0)?, local::wide_bits(site, &args, 1)?],
-        Op::Select => vec![local::wide_bits(site, &args, 0)?],
-        _ => Vec::new(),
-    };
+    let (node, dims) = (site.node(), OpSizes::new(site)?);
+    let (threads, role) = (site.threads, site.party.index() as u8);
+    let wide = local::wide_operands(site, &args)?;
     let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
-    let (out, op, port) = (site.shape().to_vec(), node.op.clone(), pair.cx().port());
+    let (op, port) = (node.op.clone(), pair.cx().port());
     let kernel = async move {
+        let OpSizes { n, ref out, ref shapes, bits, from: (from, from_scale), .. } = dims;
         let pair = &pair;
         let arg = |i: usize| args.get(i).ok_or_else(missing);
         let share = |i: usize| -> Result<Share> {
@@ -177,7 +165,7 @@ fn start(site: Site<'_>, pair: Pair, args: Vec<Arc<Value>>) -> Result<Task<Ended
         };
         // An operand's share in the shape of the result.
         let spread = |i: usize| -> Result<Zeroizing<Vec<u64>>> {
-            expand(share(i)?.own()?, shapes.get(i).ok_or_else(missing)?, &out).map(Zeroizing::new)
+            expand(share(i)?.own()?, dims.shape(i)?, out).map(Zeroizing::new)
         };
         let result = match &op {
             Op::Mul => {
@@ -209,22 +197,13 @@ fn start(site: Site<'_>, pair: Pair, args: Vec<Arc<Value>>) -> Result<Task<Ended
                 bits::select(pair, b, &spread(1)?, bits).await?
             }
             Op::RowMax { width, drop, .. } => {
-                let lens = lens.as_ref().map_or(&[][..], |rows| &rows.lens);
-                tree::row_max(pair, &share(0)?, lens, bits, (*width, *drop)).await?
+                tree::row_max(pair, &share(0)?, dims.lens(), bits, (*width, *drop)).await?
             }
-            Op::ArgMax { width } => {
-                let len = shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1);
-                tree::arg_max(pair, &share(0)?, (n, len), bits, *width).await?
-            }
+            Op::ArgMax { width } => tree::arg_max(pair, &share(0)?, (n, dims.row_len()), bits, *width).await?,
             Op::Embed => {
                 let Value::Ids(ids) = &**arg(0)? else { return Err(unexpected("ids of the client")) };
                 let [id_shape, table_shape] = shapes.as_slice() else { return Err(missing()) };
-                let sizes = Table {
-                    rows: table_shape.first().copied().unwrap_or(0),
-                    columns: table_shape.get(1..).map_or(Ok(1), volume)?,
-                    tokens: volume(id_shape)?,
-                    bits,
-                };
+                let sizes = Table::new(id_shape, table_shape, bits)?;
                 let table = (role == 1).then(|| share(1)).transpose()?;
                 let table = table.as_ref().map(Share::own).transpose()?;
                 lookup::embed(pair, ids.as_deref(), table, sizes).await?

@@ -1,5 +1,8 @@
 //! Ops that act on every share alone, for any setting that holds secrets as words.
 
+use std::sync::Arc;
+
+use ombra_ir::bind::Rows;
 use ombra_ir::op::Op;
 use ombra_ir::plain::Tensor;
 use ombra_ir::{Diagnostic, Result};
@@ -47,6 +50,58 @@ pub fn is_linear(op: &Op) -> bool {
 pub fn operand_shape<'a>(site: Site<'a>, i: usize) -> Result<&'a [usize]> {
     let arg = site.node().args.get(i).ok_or_else(missing)?;
     Ok(&site.bound.shapes[arg.index()])
+}
+
+/// What the kernel of an op that sends messages knows of its sizes.
+pub struct OpSizes {
+    /// Elements of the result.
+    pub n: usize,
+    /// Its sizes.
+    pub out: Vec<usize>,
+    /// Sizes of the operands.
+    pub shapes: Vec<Vec<usize>>,
+    /// Rows, for `row_max`.
+    rows: Option<Arc<Rows>>,
+    /// Ring bits of the result, or else of the first operand.
+    pub bits: u8,
+    /// Ring bits and fraction bits of the first operand, 64 and 0 of what is no ring element.
+    pub from: (u8, u8),
+}
+
+impl OpSizes {
+    /// Those of an op. E0401 for a `row_max` without rows.
+    pub fn new(site: Site<'_>) -> Result<Self> {
+        let node = site.node();
+        let operand_ring = node.args.first().and_then(|&arg| site.module.ty(arg).as_ring());
+        let rows = match node.op {
+            Op::RowMax { .. } => Some(site.bound.rows(site.module, site.id)?),
+            _ => None,
+        };
+        let shapes = (0..node.args.len()).map(|i| operand_shape(site, i).map(<[usize]>::to_vec));
+        Ok(OpSizes {
+            n: site.bound.len(site.id),
+            out: site.shape().to_vec(),
+            shapes: shapes.collect::<Result<Vec<_>>>()?,
+            rows,
+            bits: node.ty.as_ring().or(operand_ring).map_or(64, |(bits, _)| bits),
+            from: operand_ring.unwrap_or((64, 0)),
+        })
+    }
+
+    /// The sizes of an operand. E0811 where there is none.
+    pub fn shape(&self, i: usize) -> Result<&[usize]> {
+        self.shapes.get(i).map(Vec::as_slice).ok_or_else(missing)
+    }
+
+    /// The length of every row of a `row_max`.
+    pub fn lens(&self) -> &[u32] {
+        self.rows.as_ref().map_or(&[], |rows| &rows.lens)
+    }
+
+    /// The length of the rows of an `arg_max`.
+    pub fn row_len(&self) -> usize {
+        self.shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(1)
+    }
 }
 
 /// A linear map of the words of the one operand that is secret; `index` gives the public integers of a `gather`. E0815 for

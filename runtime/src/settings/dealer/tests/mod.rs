@@ -18,7 +18,7 @@ use crate::exec::lockstep::{self, Sent};
 use crate::settings::dealer::share::{BitShare, Share};
 use crate::settings::dealer::{Cx, Keys};
 use crate::settings::rep3::share::ring_mask;
-use crate::settings::testing::{Words, assert_declared, signed};
+use crate::settings::testing::{self, Words, assert_declared, signed};
 
 /// Shares of `x` at every role; nothing at the dealer.
 fn share(x: &[u64], words: &mut Words) -> [Rc<Share>; 3] {
@@ -64,21 +64,7 @@ fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
 
 /// Of `out` elements of a ring of `bits`, made of shared operands.
 fn sizes(out: usize, bits: u8) -> Sizes<'static> {
-    let rows = RowLens::Equal { count: 0, len: 0 };
-    let (forms, elements, of_server) = ([Sharing::Shared, Sharing::Public], [out as u64, 0], [false; 2]);
-    Sizes {
-        out: out as u64,
-        bits,
-        from_bits: bits,
-        forms,
-        elements,
-        of_server,
-        rows,
-        table_rows: 0,
-        tokens: 0,
-        inner: 0,
-        columns: 0,
-    }
+    testing::sizes(out, bits, [Sharing::Shared, Sharing::Public])
 }
 
 /// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the context and the role.

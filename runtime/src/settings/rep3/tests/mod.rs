@@ -23,7 +23,7 @@ use crate::exec::lockstep::{self, Sent};
 use crate::settings::rep3::Cx;
 use crate::settings::rep3::local::linear::Ring;
 use crate::settings::rep3::share::{Bits, Component, Shared, Sum, ring_mask};
-use crate::settings::testing::{Words, assert_declared, signed};
+use crate::settings::testing::{self, Words, assert_declared, signed};
 
 /// Sharings of `x` at every role.
 fn share(x: &[u64], words: &mut Words) -> [Rc<Shared>; 3] {
@@ -99,22 +99,7 @@ fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
 }
 
 fn sizes(out: usize, bits: u8, sum3: bool) -> Sizes<'static> {
-    let rows = RowLens::Equal { count: 0, len: 0 };
-    let form = if sum3 { Sharing::Sum3 } else { Sharing::Shared };
-    let (forms, elements, of_server) = ([form, Sharing::Public], [out as u64, 0], [false; 2]);
-    Sizes {
-        out: out as u64,
-        bits,
-        from_bits: bits,
-        forms,
-        elements,
-        of_server,
-        rows,
-        table_rows: 0,
-        tokens: 0,
-        inner: 0,
-        columns: 0,
-    }
+    testing::sizes(out, bits, [if sum3 { Sharing::Sum3 } else { Sharing::Shared }, Sharing::Public])
 }
 
 /// What role 2 deals to roles 0 and 1 so many ticks before they begin, and what they send each other in every round.

@@ -22,7 +22,7 @@ use crate::ot::tests::set_up;
 use crate::settings::cx::Cx;
 use crate::settings::dealer::share::{BitShare, Share};
 use crate::settings::rep3::share::ring_mask;
-use crate::settings::testing::{Words, assert_declared};
+use crate::settings::testing::{self, Words, assert_declared};
 
 /// A session of two parties; every op that it runs has a number of its own.
 struct Two {
@@ -128,17 +128,5 @@ fn traffic(op: &Op, sizes: &Sizes) -> Traffic {
 
 /// Of `out` elements of a ring of `bits`, made of shared operands.
 fn sizes(out: usize, bits: u8) -> Sizes<'static> {
-    Sizes {
-        out: out as u64,
-        bits,
-        from_bits: bits,
-        forms: [Sharing::Shared; 2],
-        elements: [out as u64, 0],
-        of_server: [false; 2],
-        rows: RowLens::Equal { count: 0, len: 0 },
-        table_rows: 0,
-        tokens: 0,
-        inner: 0,
-        columns: 0,
-    }
+    testing::sizes(out, bits, [Sharing::Shared; 2])
 }
