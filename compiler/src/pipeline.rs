@@ -23,6 +23,7 @@ use crate::passes::fold_norms::fold_norms;
 use crate::passes::lift_reshapes::lift_reshapes;
 use crate::passes::narrow_demand::{narrow_demand, take_last};
 use crate::passes::narrow_rings::narrow_rings;
+use crate::passes::pack_first::pack_first;
 use crate::ranges;
 use crate::ranges::assume::assume;
 use crate::ranges::bounds::{Ranges, listed};
@@ -575,6 +576,7 @@ fn scheduled(
         },
     )?;
     let mut module = expand(&lowered.module).map_err(one)?;
+    module = pack_first(module).map_err(one)?;
     module = delay_normalisation(module).map_err(one)?;
     module = if has(Pass::Widths) { narrow_rings(module) } else { widen(&module) }.map_err(one)?;
     module = assign_masks(module).map_err(one)?;

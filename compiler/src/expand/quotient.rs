@@ -130,7 +130,7 @@ pub(super) fn sqrt(e: &mut Emit, x: Id, range: Range4, out: u8) -> Result<Id> {
 
 /// `e^x` for `x ≤ max` at the scale of `x`.
 pub(super) fn exp(e: &mut Emit, x: Id, max: i8) -> Result<Id> {
-    let (bits, scale, _) = e.ring(x)?;
+    let (_, scale, _) = e.ring(x)?;
     let top = libm::exp(f64::from(max));
     let log = libm::ceil(libm::log2(top)) as i32;
     let shift = CONSTANT - log;
@@ -140,7 +140,7 @@ pub(super) fn exp(e: &mut Emit, x: Id, max: i8) -> Result<Id> {
             .note("expected values up to 15")
     })?;
     let below = e.add_real(x, -f64::from(max))?;
-    let y = softmax::exp(e, below, bits)?;
+    let y = softmax::exp(e, below, EXP_SCALE)?;
     let scaled =
         e.guarded(Op::MulInt { k: libm::round(libm::ldexp(top, shift)) as i64 }, &[y], EXP_SCALE + CONSTANT as u8 + 1)?;
     let scaled = e.op(Op::SetScale { scale: read }, &[scaled])?;

@@ -5,10 +5,10 @@
 //! there. Softmax subtracts the row's maximum first; only entries that the public mask keeps are compared, exponentiated
 //! and summed, so nothing depends on what a mask hides.
 //!
-//! The maximum need not be exact, since it cancels in the quotient: scores are cut to quarters or halves for it, without a
-//! message, in the smallest ring that holds them. It lies between half less and one more than the true one, which leaves
-//! the sum of a row's exponentials at a third or more. The exponential is in a ring of
-//! 32 bits with 29 fraction bits.
+//! The maximum need not be exact, since it cancels in the quotient: scores are cut or divided to quarters or halves for it,
+//! without a message, in the smallest ring that holds them. It lies between half less and one more than the true one, which
+//! leaves the sum of a row's exponentials at a third or more. The exponential is in a ring of 32 bits with 29 fraction bits,
+//! of which a setting that divides without a message keeps those that the quotient has.
 //!
 //! What takes the place of softmax in models trained for MPC has neither maximum nor exponential: a comparison and a
 //! product an entry (2ReLU), or a product alone (2Quad), then the same reciprocal a row and product an entry. 2ReLU takes
@@ -19,10 +19,11 @@ use ombra_ir::dim::Dim;
 use ombra_ir::infer::size;
 use ombra_ir::module::Id;
 use ombra_ir::norms::BIT;
-use ombra_ir::op::{EXP_SCALE, EXP_WINDOW, Op, exp_lowest};
+use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op, exp_lowest};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
+const BYTE: u8 = 8;
 /// Levels of a row's maximum: what each falls short by leaves the maximum exponential below 2.
 const LONGEST: u8 = 20;
 /// What rounding may take off the logarithm of a row's sum.
@@ -32,12 +33,17 @@ const MAX_FRACTION: u8 = 5;
 /// Fraction bits of scores that are cut for the maximum: the first where comparisons have [`FEW`] bits then, else the last.
 const COARSE: [u8; 2] = [2, 1];
 const FEW: u8 = 9;
+/// Fraction bits of exponentials that are multiplied by the reciprocal of their sum, at least, where bits of the product cost; and
+/// of the reciprocal, more than of the quotient.
+const WEIGHT_SCALE: u8 = 16;
+const WEIGHT_SPARE: u8 = 5;
 /// Where exponentials may begin to count as 0, above [`exp_lowest`], as a power of two.
 const BLUR: u8 = 4;
 
-/// `e^x` at scale [`EXP_SCALE`] for `x ≤ 1/2`, in a ring of `bits`: of all that its bound allows where the setting has a
-/// window for that, else 0 below −32, and perhaps from there to −16.
-pub(super) fn exp(e: &mut Emit, x: Id, bits: u8) -> Result<Id> {
+/// `e^x` for `x ≤ 1/2` in the largest ring: of all that its bound allows where the setting has a window for that, else 0 below
+/// −32, and perhaps from there to −16. It has [`EXP_SCALE`] fraction bits, or `finest`, if that is less, where the setting divides in
+/// place of making the ring larger: fewer bits cost less.
+pub(super) fn exp(e: &mut Emit, x: Id, finest: u8) -> Result<Id> {
     let (own, scale, _) = e.ring(x)?;
     let holding = e.module.setting.protocol().exp_windows.clone();
     let size = e.max_size(x)?;
@@ -49,12 +55,27 @@ pub(super) fn exp(e: &mut Emit, x: Id, bits: u8) -> Result<Id> {
     let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], EXP_SCALE + 1)?;
     // Shares may take two units off: nothing is to be negative.
     let mut y = e.guarded(Op::AddInt { k: 2 }, &[y], EXP_SCALE + 1)?;
+    // A byte less to choose.
+    let divides = divides_freely(e) && finest + BYTE <= EXP_SCALE;
+    if divides {
+        y = e.guarded(Op::Truncate { by: BYTE, bits: EXP_RING - BYTE }, &[y], EXP_SCALE + 1 - BYTE)?;
+    }
     if holding.is_none() {
         let below = e.below(x, exp_lowest(window), scale + BLUR)?;
         let keep = e.op(Op::Not, &[below])?;
         y = e.op(Op::Select, &[keep, y])?;
     }
-    e.widen(y, bits, (EXP_SCALE + 1, BoundFrom::Guarded))
+    let (_, found, bound) = e.ring(y)?;
+    if divides && found > finest {
+        let by = found - finest;
+        return e.guarded(Op::Truncate { by, bits: 64 }, &[y], bound - by);
+    }
+    e.widen(y, 64, (bound, BoundFrom::Guarded))
+}
+
+/// Whether a division into a ring that it leaves takes no message, and gives a sum of terms.
+fn divides_freely(e: &Emit) -> bool {
+    e.module.setting.protocol().quotient.is_sum()
 }
 
 fn too_fine(scale: u8, bits: u8) -> Diagnostic {
@@ -86,12 +107,19 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let packed = e.narrow(packed, bits)?;
     let bound = apart(e, packed)?;
     let below = e.guarded(Op::Sub, &[packed, max_each], bound)?;
-    let exp = exp(e, below, 64)?;
+    let exp = exp(e, below, scale.max(WEIGHT_SCALE))?;
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
-    // As fine as the product of both has room for.
-    let inverse = reciprocal::reciprocal_at(e, sum, (least_sum, log2 + 1), QUOTIENT as u8 - EXP_SCALE)?;
+    let (_, fraction, _) = e.ring(exp)?;
+    // As fine as the product of both has room for, or as a quotient and the longest row need.
+    let finest = if divides_freely(e) {
+        (LEAST_SIGNIFICANT as u8 + log2 + 1).max(scale + WEIGHT_SPARE)
+    } else {
+        QUOTIENT as u8 - fraction
+    };
+    let inverse = reciprocal::reciprocal_at(e, sum, (least_sum, log2 + 1), finest)?;
     let inverse_each = e.op(Op::RowExpand { shape: shape.clone() }, &[inverse, mask])?;
-    let product = e.guarded(Op::Mul, &[exp, inverse_each], QUOTIENT as u8 + 1)?;
+    let (_, precision, _) = e.ring(inverse)?;
+    let product = e.guarded(Op::Mul, &[exp, inverse_each], fraction + precision + 1)?;
     let y = e.truncate_to(product, scale, scale + 1)?;
     e.op(Op::Unpack { shape }, &[y, mask])
 }
@@ -119,12 +147,26 @@ fn row_max(e: &mut Emit, packed: Id, mask: Id, shape: &[Dim]) -> Result<(Id, f64
     let fraction = COARSE.into_iter().find(few).unwrap_or(last);
     let unit = scale.saturating_sub(fraction);
     let by = unit.div_ceil(8) * 8;
-    if scale < COARSE[0] || by >= bits || ring > bits - by {
+    let divides = divides_freely(e);
+    let taken = if divides { unit } else { by };
+    if scale < COARSE[0] || taken >= bits || ring > bits - taken {
         let drop = scale.saturating_sub(MAX_FRACTION);
         let (width, drop) = comparison(whole, drop, bits).ok_or_else(|| no_room(bound, bits))?;
         let small = e.narrow(packed, ring.max(ring_of(width)).min(bits))?;
         let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop }, &[small, mask])?;
         return Ok((max, libm::exp(-LEVELLED)));
+    }
+    if divides {
+        // The quotient is less than a unit off, either way, and an exponential's operand may be half of 1.
+        let small = ring_of(bound.saturating_sub(unit) + 3).min(bits - unit);
+        let coarse = e.op(Op::Truncate { by: unit, bits: small }, &[packed])?;
+        let (_, _, bound) = e.ring(coarse)?;
+        let (width, _) = comparison(size(e.ty(coarse)) + BIT, 0, small).ok_or_else(|| no_room(bound, small))?;
+        let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop: 0 }, &[coarse, mask])?;
+        let max = e.widen(max, ring, (bound, BoundFrom::Guarded))?;
+        let max = e.op(Op::Upscale { by: unit }, &[max])?;
+        let max = e.op(Op::SetScale { scale }, &[max])?;
+        return Ok((max, libm::exp(-LEVELLED - libm::ldexp(1.0, -i32::from(fraction)))));
     }
     let fine = e.guarded(Op::MulInt { k: 1 << (by - unit) }, &[packed], bits - 1)?;
     let fine = e.op(Op::SetScale { scale: by }, &[fine])?;

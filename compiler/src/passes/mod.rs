@@ -1,5 +1,5 @@
-//! Passes over the typed graph, and over core ops (`delay_normalisation`, `narrow_rings`, `assign_masks`,
-//! `assign_rotations`), one a file.
+//! Passes over the typed graph, and over core ops (`pack_first`, `delay_normalisation`, `narrow_rings`,
+//! `assign_masks`, `assign_rotations`), one a file.
 //! `pipeline.rs` knows their order.
 
 pub mod approximate;
@@ -12,6 +12,7 @@ pub mod fold_norms;
 pub mod lift_reshapes;
 pub mod narrow_demand;
 pub mod narrow_rings;
+pub mod pack_first;
 
 use ombra_ir::Result;
 use ombra_ir::infer::{has_result, push_like};

@@ -5,7 +5,7 @@ use crate::lower::RING;
 use crate::ranges::bounds::Ranges;
 use ombra_ir::Result;
 use ombra_ir::infer::push_like;
-use ombra_ir::module::{Id, Module};
+use ombra_ir::module::{Id, Module, Node};
 use ombra_ir::op::Op as M;
 use ombra_ir::plain::Tensor;
 use ombra_ir::ty::Sharing;
@@ -75,7 +75,11 @@ pub fn widen(expanded: &Module) -> Result<Module> {
 fn limbs(module: &Module) -> Vec<bool> {
     let ring = |id: usize| module.ops[id].ty.as_ring().map(|(bits, _)| bits);
     let makes_ring = |op: &M| matches!(op, M::Cut { .. } | M::ExpDigits { .. } | M::Lookup { .. });
-    let mut found: Vec<bool> = module.ops.iter().map(|n| makes_ring(&n.op)).collect();
+    let divides = |n: &Node| match n.op {
+        M::Truncate { by, bits } => by > 0 && ring(n.args[0].index()).is_some_and(|from| bits <= from - by),
+        _ => false,
+    };
+    let mut found: Vec<bool> = module.ops.iter().map(|n| makes_ring(&n.op) || divides(n)).collect();
     // A cut's ring follows from its operand's.
     for node in module.ops.iter().filter(|n| matches!(n.op, M::Cut { .. })) {
         for arg in node.args.iter().map(|a| a.index()) {
@@ -98,7 +102,7 @@ fn limbs(module: &Module) -> Vec<bool> {
                 .map(|a| a.index())
                 .filter(|&a| ring(a).is_some() && ring(a) == ring(at) && ring(a) != Some(RING))
                 .collect();
-            let all = alike.iter().any(|&a| found[a]) || found[at] && !makes_ring(&node.op);
+            let all = alike.iter().any(|&a| found[a]) || found[at] && !makes_ring(&node.op) && !divides(node);
             if all {
                 found[at] |= !alike.is_empty();
                 alike.into_iter().for_each(|a| found[a] = true);

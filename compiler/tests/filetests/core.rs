@@ -5,8 +5,10 @@ use super::files;
 use ombra_compiler::passes::assign_masks::assign_masks;
 use ombra_compiler::passes::delay_normalisation::delay_normalisation;
 use ombra_compiler::passes::narrow_rings::narrow_rings;
+use ombra_compiler::passes::pack_first::pack_first;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::Op;
+use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::reference::{RefValue, Rounding, eval_rounded};
 use ombra_ir::verify::verify;
 use ombra_ir::{Bindings, Result, text};
@@ -40,6 +42,10 @@ fn revealed(module: &Module) -> BTreeMap<(bool, u32), RefValue> {
     for (name, size) in [("seq", 3), ("past", 2)] {
         sizes.set(module.dims.find(name).unwrap(), size);
     }
+    // What a causal mask keeps.
+    if let Some(kept) = module.dims.find("kept") {
+        sizes.set(kept, 6);
+    }
     let mut values: Vec<RefValue> = Vec::new();
     let mut found = BTreeMap::new();
     for (at, node) in module.ops.iter().enumerate() {
@@ -51,6 +57,10 @@ fn revealed(module: &Module) -> BTreeMap<(bool, u32), RefValue> {
             _ => None,
         };
         let value = match seed {
+            None if matches!(node.op, Op::Public { .. }) => {
+                let causal = (0..9).map(|i| i % 3 <= i / 3).collect();
+                RefValue::plain(Tensor::new(vec![3, 3], Data::Bool(causal)).unwrap())
+            }
             Some(seed) => drawn(module, Id(at as u32), seed, &sizes),
             None => eval_rounded(module.setting, &node.op, &args, &node.ty, &sizes, Rounding::Floor).unwrap(),
         };
@@ -88,6 +98,11 @@ fn signed(value: &RefValue) -> RefValue {
 #[test]
 fn quotients_behind_products() {
     check("delay_normalisation", delay_normalisation);
+}
+
+#[test]
+fn packing() {
+    check_exact("pack_first", pack_first);
 }
 
 #[test]

@@ -117,13 +117,6 @@ impl Setting {
             .note(format!("expected  {}", names.join(", "))))
     }
 
-    /// Whether every bit of a ring is sent: where products of secrets are finished between the parties. Elsewhere a product is
-    /// a sum of terms, in a ring that its division keeps.
-    pub fn pays_for_ring_bits(self) -> bool {
-        let protocol = self.protocol();
-        protocol.parties.len() > 1 && (protocol.product)(Sharing::Shared, Sharing::Shared) == Some(Sharing::Shared)
-    }
-
     /// What every party sends, by its number, with what is dealt apart.
     pub fn apart(self, bytes: [u64; 3]) -> Sent {
         let mut online = bytes;

@@ -123,8 +123,9 @@ fn neighbours(setting: Setting, party: Party) -> Result<[Party; 2]> {
 /// The weights of a module at one party, by op. They serve any number of sessions: with the same key, a new client
 /// makes its part alone, without a message.
 ///
-/// Only what cannot be made again is stored: terms that were received, and small weights. Derived terms come from the
-/// key and the server's from the key and its file whenever an op needs them, so that memory holds one weight at a time.
+/// Only what cannot be made again is stored: terms that were received, in the bytes that came, and small weights. Derived terms
+/// come from the key and the server's from the key and its file whenever an op needs them, so that memory holds the words of
+/// one weight at a time.
 pub struct Weights {
     party: Party,
     /// Whose term follows from the key.
@@ -214,6 +215,8 @@ struct Recipe {
     bound: u8,
     norms: Norms,
     label: Label,
+    /// The term that does not follow from the key, where it came from the server.
+    received: Option<Arc<Zeroizing<Vec<u8>>>>,
 }
 
 impl Weights {
@@ -339,24 +342,28 @@ impl Weights {
     }
 
     /// Sends or receives what a weight needs, and stores it where it must be.
-    fn hold(&self, receives: Party, recipe: Recipe, tick: &mut u32, mut net: Option<&mut dyn Net>) -> Result<Held> {
+    fn hold(&self, receives: Party, mut recipe: Recipe, tick: &mut u32, mut net: Option<&mut dyn Net>) -> Result<Held> {
         let width = usize::from(recipe.bits / 8);
         if let (true, true, Some(net)) = (self.party == receives, recipe.secret, net.as_deref_mut()) {
             let mut rest = Zeroizing::new(Vec::new());
             // It is touched as data arrives.
-            rest.try_reserve_exact(recipe.n).map_err(|_| no_memory(&recipe))?;
-            while rest.len() < recipe.n {
-                let bytes = CHUNK.min(recipe.n - rest.len()) * width;
-                let payload = Zeroizing::new(net.recv(WEIGHTS_EPOCH, *tick, Party::Server, bytes as u64)?);
-                let start = rest.len();
-                rest.resize(start + payload.len() / width, 0);
-                unpack_ring(&payload, recipe.bits.into(), &mut rest[start..])?;
+            let bytes = recipe.n.saturating_mul(width);
+            rest.try_reserve_exact(bytes).map_err(|_| no_memory(&recipe, bytes))?;
+            while rest.len() < bytes {
+                let payload = (bytes - rest.len()).min(CHUNK * width);
+                rest.extend_from_slice(&Zeroizing::new(net.recv(
+                    WEIGHTS_EPOCH,
+                    *tick,
+                    Party::Server,
+                    payload as u64,
+                )?));
                 *tick += 1;
             }
-            return Ok(Held::Stored(Arc::new(Weight::Private(self.terms(None, Some(Arc::new(rest)))))));
+            recipe.received = Some(Arc::new(rest));
+            return self.held(recipe);
         }
         if let (true, true, Some(net)) = (self.own.is_some(), recipe.secret, net) {
-            let rest = if self.derives == Party::Client { Part::Second } else { Part::First };
+            let rest = self.rest();
             let mut chunk = Zeroizing::new(vec![0; CHUNK.min(recipe.n)]);
             for start in (0..recipe.n).step_by(CHUNK) {
                 let words = &mut chunk[..CHUNK.min(recipe.n - start)];
@@ -367,19 +374,15 @@ impl Weights {
                 *tick += 1;
             }
         }
+        self.held(recipe)
+    }
+
+    /// A weight that is small as words, another as what those are made from.
+    fn held(&self, recipe: Recipe) -> Result<Held> {
         if recipe.n > SMALL {
             return Ok(Held::Made(recipe));
         }
         self.block(&recipe, 0, recipe.n).map(|weight| Held::Stored(Arc::new(weight)))
-    }
-
-    /// Terms of which one follows from the key, and the other is the rest.
-    fn terms(&self, derived: Option<Words>, rest: Option<Words>) -> Terms {
-        if self.derives == Party::Client {
-            Terms { first: derived, second: rest }
-        } else {
-            Terms { first: rest, second: derived }
-        }
     }
 
     /// Elements `start..start + len` of a weight.
@@ -398,7 +401,10 @@ impl Weights {
             let second = self.own.is_some().then(|| part(Part::Whole)).transpose()?;
             return Ok(Weight::Private(Terms { first: None, second }));
         }
-        let has = |term: Part| self.own.is_some() || term == self.derived();
+        let has = |term: Part| match recipe.received {
+            Some(_) => term == self.rest(),
+            None => self.own.is_some() || term == self.derived(),
+        };
         let term = |term: Part| has(term).then(|| part(term)).transpose();
         Ok(Weight::Private(Terms { first: term(Part::First)?, second: term(Part::Second)? }))
     }
@@ -408,8 +414,19 @@ impl Weights {
         if self.derives == Party::Client { Part::First } else { Part::Second }
     }
 
+    /// The other one.
+    fn rest(&self) -> Part {
+        if self.derives == Party::Client { Part::Second } else { Part::First }
+    }
+
     /// Sets `words` to a part of a weight from element `start` on. Of a weight that everybody knows there is the whole.
     fn fill(&self, recipe: &Recipe, part: Part, start: usize, words: &mut [u64]) -> Result<()> {
+        if let Some(bytes) = recipe.received.as_ref().filter(|_| part == self.rest()) {
+            let width = usize::from(recipe.bits / 8);
+            let bytes = bytes.get(start * width..(start + words.len()) * width);
+            let bytes = bytes.ok_or_else(|| Diagnostic::internal("E0814", "a weight's term is short"))?;
+            return unpack_ring(bytes, recipe.bits.into(), words);
+        }
         let key = || self.prg.as_ref().ok_or_else(|| Diagnostic::internal("E0814", "a weight has no key"));
         if recipe.secret && !self.alone && part == self.derived() {
             key()?.fill_u64_at(recipe.label, start as u64, words);
@@ -545,11 +562,10 @@ fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {
     let n = volume(&shape)?;
     let label = Label { op: id.0, step: 0, purpose: Purpose::Weight as u16, part: 0 };
     let (bound, norms) = (node.ty.bound, node.ty.norms);
-    Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound, norms, label })
+    Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound, norms, label, received: None })
 }
 
-fn no_memory(recipe: &Recipe) -> Diagnostic {
-    let bytes = recipe.n.saturating_mul(8);
+fn no_memory(recipe: &Recipe, bytes: usize) -> Diagnostic {
     Diagnostic::input("E0814", format!("no memory for the shares of tensor `{}`", recipe.name))
         .note(format!("expected  room for {bytes} bytes"))
         .note("help      run on a machine with more memory, or use a smaller model")

@@ -382,7 +382,7 @@ fn softmax_costs_fall_by_the_factor() {
                         exact += 1;
                     } else {
                         // Sums of scores may have a bound one bit wider, and a ring then a byte more.
-                        let near = times.abs_diff(old.bytes) * 12 <= old.bytes;
+                        let near = times.abs_diff(old.bytes) * 10 <= old.bytes;
                         assert!(near, "{name} by {factor}, seq {seq}: layer {layer}: {times} and {}", old.bytes);
                     }
                 }

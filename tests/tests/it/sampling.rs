@@ -225,7 +225,7 @@ fn penalties_are_taken(setting: Setting) {
             // The client sends a word of eight bytes for every logit, where it does not share with itself; comparisons may be a
             // little wider, and logits that have a narrow ring are brought into the large one.
             let more = costs.measured.bytes.iter().sum::<u64>() - plain.bytes.iter().sum::<u64>();
-            assert!((4 * added.len() as u64..32 * added.len() as u64).contains(&more), "{more} bytes more");
+            assert!((4 * added.len() as u64..48 * added.len() as u64).contains(&more), "{more} bytes more");
             let wider = if setting == Setting::Dealer { 10 } else { 2 };
             assert!(
                 costs.measured.rounds <= plain.rounds + wider,
