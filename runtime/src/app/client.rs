@@ -324,7 +324,7 @@ impl<'a> Conversation<'a> {
         isolation: Option<&Isolation>,
         dealt: Option<&Choice>,
     ) -> Result<Self> {
-        let keys = keys(session, folder.plan.module.setting, dealt.map(|choice| &choice.key));
+        let keys = keys(session, folder, dealt.map(|choice| &choice.key));
         let keys = match dealt {
             None => keys?,
             Some(choice) => {

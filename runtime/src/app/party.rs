@@ -82,7 +82,7 @@ impl Serving<'_> {
             Purpose::Prepared => Some(begin_prepared(folder, keep, material, session)?),
             _ => None,
         };
-        let keys = keys(session, plan.module.setting, prepared.as_ref().map(|prepared| &prepared.key))?;
+        let keys = keys(session, folder, prepared.as_ref().map(|prepared| &prepared.key))?;
         // Until it is here, the session holds the memory that the largest one could take.
         let request: Request = client.recv_control_soon(CONTROL, limits.connect.min(limits.receive))?;
         request.check(plan)?;

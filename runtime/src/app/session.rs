@@ -27,7 +27,7 @@ use crate::exec::{LinkNet, Net, Opened, Steps};
 use crate::prg::Key;
 use crate::settings;
 use crate::settings::cx::Keys;
-use crate::settings::weights::{Weights, agree_keys, agree_keys_of_two};
+use crate::settings::weights::{Weights, agree_keys_of_two};
 use crate::transport::{Party, Session};
 
 /// Largest control message of a session in bytes.
@@ -181,12 +181,12 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Fresh pair keys of a session; `dealt` is the one that this party shares with a dealer who is not there.
-pub(super) fn keys(session: &Session, setting: Setting, dealt: Option<&Key>) -> Result<Keys> {
+/// Fresh keys of a session; `dealt` is the one that this party shares with a dealer who is not there.
+pub(super) fn keys(session: &Session, folder: &PlanFolder, dealt: Option<&Key>) -> Result<Keys> {
     let net = &mut LinkNet::new(session, RUN);
     match dealt {
         Some(key) => agree_keys_of_two(session.party(), key, net),
-        None => agree_keys(setting, session.party(), net),
+        None => settings::agree_keys(folder.plan.module.setting, &folder.digest, session.party(), net),
     }
 }
 

@@ -26,6 +26,7 @@ use ombra_ir::schedule::of_server;
 use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 
+use crate::exec::net::Net;
 use crate::exec::run::check_kernels;
 use crate::exec::{Run, Steps};
 use cx::Keys;
@@ -33,6 +34,17 @@ use dealer::Dealer;
 use rep3::Rep3;
 use two_party::TwoParty;
 use weights::Weights;
+
+/// Fresh keys of `party` for a session in which all run the plan with the digest `plan`.
+///
+/// # Errors
+/// No randomness, and whatever ended the session.
+pub fn agree_keys(setting: Setting, plan: &str, party: Party, net: &mut dyn Net) -> Result<Keys> {
+    match setting {
+        Setting::TwoParty => two_party::keys::agree(plan, party, net),
+        _ => weights::agree_keys(setting, party, net),
+    }
+}
 
 /// The side of `party` of a session with fresh keys, in the setting of the verified `module`, with `threads` threads for
 /// products.

@@ -23,6 +23,15 @@ use crate::ty::Sharing;
 /// 2^levels` bits of streams: 15 bits and about 15 ns at 8 levels, 31 bits and 4 ns at 4. So 8 are cheaper on every link of
 /// less than 1 Gbit/s.
 pub const TREE_LEVELS: u8 = 8;
+/// Payload bytes that client and server send to set up a session: 16 of each for its id, and 16 of the server for the key
+/// that they share; in each direction 128 base transfers, by a point of 32 bytes from who offers and two for each from who
+/// chooses; 32 bytes for each of the 128 levels of trees; and a digest of 32 bytes.
+pub const SETUP_SENT: [u64; 2] = {
+    let each = 32 + 128 * 64 + 128 * 32 + 32;
+    [16 + each, 32 + each]
+};
+/// Rounds of it.
+pub const SETUP_ROUNDS: u32 = 4;
 /// Bits of a leaf of a comparison at most: it is one of `2^4` entries.
 pub const LEAF: u8 = 4;
 
