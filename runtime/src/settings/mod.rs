@@ -69,7 +69,7 @@ pub fn begin(
 /// Checks that parties can run a module: its setting has a kernel for every op.
 ///
 /// # Errors
-/// `E0815` for an op without a kernel, `E0421` for a setting without messages.
+/// `E0815` for an op without a kernel, `E0421` for a setting without messages, and for a table that is too large for it.
 pub fn check(module: &Module) -> Result<()> {
     match module.setting {
         Setting::ThreeParty => check_kernels::<Rep3>(module),
@@ -79,6 +79,7 @@ pub fn check(module: &Module) -> Result<()> {
         }
         Setting::TwoParty => {
             check_tables(module)?;
+            ombra_ir::settings::two_party::check(module)?;
             check_kernels::<TwoParty>(module)
         }
         Setting::Plain => Err(no_parties()),
@@ -98,5 +99,5 @@ fn check_tables(module: &Module) -> Result<()> {
 
 fn no_parties() -> Diagnostic {
     Diagnostic::input("E0421", "a plan for one party in the clear does not run between parties")
-        .note("help      compile for 3pc or 2pc-dealer")
+        .note("help      compile for 3pc, 2pc-dealer or 2pc")
 }

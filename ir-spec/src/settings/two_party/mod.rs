@@ -15,7 +15,8 @@
 
 use super::dealer::{ExpTable, exp_table};
 use super::{Protocol, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
-use crate::module::Party;
+use crate::diag::{Diagnostic, Result};
+use crate::module::{Module, Party};
 use crate::op::{EXP_WINDOWS, Op};
 use crate::ty::Sharing;
 
@@ -120,6 +121,30 @@ pub fn exp(window: u8, tail: bool) -> Exp {
 /// 1 and 2.
 pub fn power_scales(scale: u8) -> [u8; 2] {
     [scale - (scale / 2 + 2), scale - (scale / 2 + 4)]
+}
+
+/// Rows of a private table at most: a lookup is one transfer of one of so many entries, and sends all of them.
+pub const MOST_ROWS: u64 = 1 << 14;
+
+/// Checks that the setting serves a module: its private tables are small.
+///
+/// # Errors
+/// `E0421`.
+pub fn check(module: &Module) -> Result<()> {
+    for node in module.ops.iter().filter(|node| matches!(node.op, Op::Embed)) {
+        let rows = node.args.get(1).and_then(|&table| module.ty(table).shape.first()?.as_constant());
+        let rows = rows.and_then(|rows| u64::try_from(rows).ok()).unwrap_or(u64::MAX);
+        if rows > MOST_ROWS {
+            return Err(Diagnostic::input("E0421", "a private table is too large for the setting 2pc")
+                .at(node.origin.node.clone())
+                .note(format!("expected  at most {MOST_ROWS} rows"))
+                .note(format!("found     {rows}"))
+                .note(
+                    "help      make the embedding public with --base or --public, or compile for 3pc or 2pc-dealer",
+                ));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of a number mod `2^bits`.
@@ -270,7 +295,11 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Setting;
     use super::*;
+    use crate::dim::{Dim, Dims};
+    use crate::module::{Id, Node, Origin, Stage};
+    use crate::ty::Ty;
 
     /// Elements that are so many that all bytes are whole.
     const MANY: u64 = 1 << 20;
@@ -320,6 +349,22 @@ mod tests {
         let weight = Sizes { of_server: [false, true], ..sizes(32) };
         assert_eq!(measured(&Op::Mul, &weight), (32 * 16, triangle(32), 2));
         assert_eq!(measured(&Op::MatMul { trans_b: false }, &weight), (32 * 16, 64 * triangle(32), 2));
+    }
+
+    #[test]
+    fn large_private_tables_are_refused() {
+        let with = |rows: u64| {
+            let mut module = Module::empty("m".to_owned(), Setting::TwoParty, Stage::Scheduled, Dims::default());
+            let shape = vec![Dim::from(rows as u32), Dim::from(4)];
+            let ty = Ty::ring(32, 12, Sharing::Shared, shape, 20);
+            for (op, args) in [(Op::Weight { name: "table".to_owned() }, vec![]), (Op::Embed, vec![Id(0); 2])] {
+                module.ops.push(Node { op, args, ty: ty.clone(), origin: Origin::default(), rot: 0 });
+            }
+            module
+        };
+        assert_eq!(check(&with(MOST_ROWS)), Ok(()));
+        let error = check(&with(MOST_ROWS + 1)).unwrap_err();
+        assert!(error.code == "E0421" && error.to_string().contains("16385"), "{error}");
     }
 
     #[test]

@@ -56,7 +56,11 @@ pub fn measure(
     threads: usize,
     size: Size,
 ) -> Result<Profile> {
-    let third = setting.third()?;
+    let third = setting.third().map_err(|error| {
+        error.note(
+            "help      time is predicted for the settings with a third party; of 2pc `inspect` gives bytes and rounds",
+        )
+    })?;
     let links = match config {
         Some(path) => {
             let endpoint = Endpoint::new(&PartyConfig::read(path)?, "", network)?;
