@@ -44,6 +44,12 @@ const WITH_DEALER: &[Case] = &[
     Case { setting: Setting::Dealer, ..exact("gpt2-optimum-past", None, "dealer-gpt2-optimum-past") },
 ];
 
+/// The table of docs/costs.md that shows what two parties alone send.
+const ALONE: &[Case] = &[
+    Case { setting: Setting::TwoParty, ..exact("llama-trained/frozen", TRAINED, "two-party-llama-trained-frozen") },
+    Case { setting: Setting::TwoParty, ..exact("gpt2-optimum-past", None, "two-party-gpt2-optimum-past") },
+];
+
 const fn exact(model: &'static str, base: Option<&'static str>, file: &'static str) -> Case {
     Case { model, base, file, forms: EXACT, setting: Setting::ThreeParty }
 }
@@ -65,7 +71,7 @@ const fn approximated(file: &'static str, forms: [&'static str; 3]) -> Case {
 }
 
 fn all_cases() -> impl Iterator<Item = &'static Case> {
-    CASES.iter().chain(&APPROXIMATED[1..]).chain(WITH_DEALER)
+    CASES.iter().chain(&APPROXIMATED[1..]).chain(WITH_DEALER).chain(ALONE)
 }
 
 /// Steps that are counted: name, new tokens, cached tokens.
@@ -251,10 +257,32 @@ fn dealer_table() -> String {
     out
 }
 
+/// The table of docs/costs.md between the last comments: what client and server send where they are alone.
+fn alone_table() -> String {
+    let mut out = String::from(
+        "| model | every session | prompt of 32: bytes | rounds | next token: bytes | rounds |\n|---|---|---|---|---|---|\n",
+    );
+    for case in ALONE {
+        let compiled = compiled(case);
+        let steps = [report(&compiled, 32, 0), report(&compiled, 1, 32)];
+        let _ = write!(out, "| `{}` | {} |", case.model, size(steps[0].setup_bytes));
+        for step in steps {
+            let _ = write!(out, " {} | {} |", size(step.total_bytes()), step.rounds);
+        }
+        out.push('\n');
+    }
+    out
+}
+
 #[test]
 fn the_readme_has_these_costs() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/costs.md");
-    let tables = [("counts", table()), ("approximations", approximations_table()), ("dealer", dealer_table())];
+    let tables = [
+        ("counts", table()),
+        ("approximations", approximations_table()),
+        ("dealer", dealer_table()),
+        ("two-party", alone_table()),
+    ];
     for (name, expected) in tables {
         compare_table(&path, name, &expected).unwrap_or_else(|e| panic!("{e}"));
     }

@@ -121,8 +121,8 @@ pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
     Ok((module.setting.protocol().traffic)(&node.op, &sizes))
 }
 
-/// What it costs to share the private weights of a module once: one after another, without waiting. A weight that is used
-/// twice in the same form is shared once.
+/// What it costs to set up a session: to share the private weights of a module once, one after another, without waiting, and
+/// correlations where a setting has any. A weight that is used twice in the same form is shared once.
 pub fn setup_cost(module: &Module) -> Cost {
     let mut distinct = BTreeMap::new();
     for node in &module.ops {
@@ -131,12 +131,13 @@ pub fn setup_cost(module: &Module) -> Cost {
             distinct.insert((name.as_str(), bits, scale), sizes.fold(1, u64::saturating_mul));
         }
     }
-    let mut cost = Cost::default();
+    let (bytes, rounds) = module.setting.session_setup();
+    let mut cost = Cost { bytes, rounds };
     for ((_, bits, _), elements) in distinct {
         let sent = (module.setting.protocol().setup)(elements, bits);
         cost.bytes.iter_mut().zip(sent).for_each(|(sum, bytes)| *sum = sum.saturating_add(bytes));
     }
-    cost.rounds = u32::from(cost.bytes.iter().any(|&bytes| bytes > 0));
+    cost.rounds = cost.rounds.max(u32::from(cost.bytes.iter().any(|&bytes| bytes > 0)));
     cost
 }
 

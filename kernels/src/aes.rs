@@ -120,6 +120,7 @@ impl Cipher {
                         combine::<OP>(out, word(block));
                     }
                 }
+                wipe(&mut blocks);
             }
             // SAFETY: the engine was made from an `AesIsa` that proves AES.
             #[cfg(target_arch = "x86_64")]
@@ -149,6 +150,7 @@ impl Cipher {
                         *out = word(block) ^ (node & !1);
                     }
                 }
+                wipe(&mut blocks);
             }
             // SAFETY: the engine was made from an `AesIsa` that proves AES; the lengths are equal.
             #[cfg(target_arch = "x86_64")]
@@ -170,6 +172,7 @@ impl Cipher {
                     aes.encrypt_blocks(some);
                     blocks.iter_mut().zip(some).for_each(|(to, from)| *to = word(from));
                 }
+                wipe(&mut some);
             }
             // SAFETY: the engine was made from an `AesIsa` that proves AES.
             #[cfg(target_arch = "x86_64")]
@@ -205,6 +208,11 @@ impl Cipher {
         }
         hashes.as_flattened_mut().zeroize();
     }
+}
+
+/// Wipes blocks that were worked on.
+fn wipe(blocks: &mut [Block]) {
+    blocks.iter_mut().for_each(|block| block.as_mut_slice().zeroize());
 }
 
 fn word(block: &Block) -> u128 {

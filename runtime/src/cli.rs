@@ -21,7 +21,7 @@ use crate::app::service::log::Format;
 use crate::app::service::{self, serve_party};
 use crate::transport::{SessionId, parse_session};
 
-/// Runs a plan that `ombra compile` made between client, server and helper.
+/// Runs a plan that `ombra compile` made between client, server and the third party of its setting, where that has one.
 #[derive(Parser)]
 #[command(name = "ombra-run", version)]
 struct Cli {
@@ -111,9 +111,9 @@ enum Command {
         #[arg(short, value_name = "FOLDER")]
         output: PathBuf,
     },
-    /// Write systemd units and Kubernetes manifests for server and helper, or dealer.
+    /// Write systemd units and Kubernetes manifests for the server and, where there is one, helper or dealer.
     ServiceFiles {
-        /// The setting whose parties are to run: 3pc or 2pc-dealer.
+        /// The setting whose parties are to run: 3pc, 2pc-dealer or 2pc.
         #[arg(long, default_value = "3pc", value_name = "NAME")]
         setting: String,
         /// Where they are written.

@@ -38,7 +38,8 @@
 //! drain_s = 30                     # how long sessions may go on after SIGTERM
 //! ```
 //!
-//! The client connects to the server and the third party, helper or dealer, and the server connects to that party.
+//! The client connects to the server and, where the setting has one, the third party, helper or dealer, and the server
+//! connects to that party.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -40,12 +40,16 @@ pub fn generate(party: Party, folder: &Path) -> Result<Fingerprint> {
     Ok(Fingerprint::of(certificate.der()))
 }
 
-/// Makes keys, certificates and configurations for client, server and `third`, the parties of a run on this machine:
-/// `folder/NAME/party.toml` with `key.pem` and `cert.pem` beside it. Returns the configurations' paths in that order.
+/// [`write_set`] for client, server and `third`.
+pub fn write_local_set(folder: &Path, third: Party) -> Result<[PathBuf; 3]> {
+    write_set(folder, [Party::Client, Party::Server, third])
+}
+
+/// Makes keys, certificates and configurations for the parties of a run on this machine: `folder/NAME/party.toml` with
+/// `key.pem` and `cert.pem` beside it. Returns the configurations' paths in the order of the parties.
 ///
 /// The listeners' ports are free loopback ports at the time of the call; nothing keeps them reserved.
-pub fn write_local_set(folder: &Path, third: Party) -> Result<[PathBuf; 3]> {
-    let parties = [Party::Client, Party::Server, third];
+pub fn write_set<const N: usize>(folder: &Path, parties: [Party; N]) -> Result<[PathBuf; N]> {
     let no_port =
         |error: std::io::Error| Diagnostic::input("E0713", format!("no free port on the loopback interface: {error}"));
     // All listeners live until every port is chosen, so no two parties get the same one.

@@ -24,3 +24,5 @@ mod service_files;
 mod sessions;
 #[path = "app/strict_dealer.rs"]
 mod strict_dealer;
+#[path = "app/two_party.rs"]
+mod two_party;

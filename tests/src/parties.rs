@@ -12,7 +12,7 @@ use ombra_runtime::app::request::Advance;
 use ombra_runtime::app::{PlanFolder, Request, program};
 use ombra_runtime::exec::{LinkNet, Net, Opened, TensorSource};
 use ombra_runtime::settings;
-use ombra_runtime::settings::weights::{Weights, agree_keys, agree_weight_key};
+use ombra_runtime::settings::weights::{Weights, agree_weight_key};
 use ombra_runtime::transport::{Session, Snapshot};
 use std::sync::Arc;
 
@@ -158,7 +158,7 @@ fn party_run(
     let log = Log { sent: Vec::new(), received: [[0; 256]; 3] };
     let mut net = Recorded { links: LinkNet::new(session, 1), log };
     let module = folder.module(request, choice.way())?;
-    let keys = agree_keys(folder.plan.module.setting, party, &mut net)?;
+    let keys = settings::agree_keys(folder.plan.module.setting, &folder.digest, party, &mut net)?;
     let own = match party {
         Party::Server => Some(Arc::new(folder.server_weights()?) as Arc<dyn TensorSource>),
         Party::Client | Party::Helper | Party::Dealer => None,

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub struct AdviseArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Parties and trust: 3pc, or 2pc-dealer.
+    /// Parties and trust: 3pc, 2pc-dealer, or 2pc.
     #[arg(long, default_value = "3pc", value_parser = setting)]
     setting: Setting,
     /// The network that decides, beside lan and wan: lan, wan or BANDWIDTH,RTT.

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 pub struct CompileArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Parties and trust: 3pc, or 2pc-dealer.
+    /// Parties and trust: 3pc, 2pc-dealer, or 2pc.
     #[arg(long, default_value = "3pc", value_parser = setting)]
     setting: Setting,
     /// The dealer gets nothing of the model: every client downloads a term of the private weights once, which the dealer gets

@@ -129,7 +129,11 @@ fn tiles(report: &Report) -> Markup {
             @if let Some(time) = time {
                 (tile("predicted time", &seconds(time.total()), &made_of(report)))
             }
-            (tile("sent once", &size(report.setup_bytes), &format!("to share the private weights with the {}", report.setup_to)))
+            @if report.setup_to == "nobody" {
+                (tile("sent in every session", &size(report.setup_bytes), "to set up correlations; private weights stay where they are"))
+            } @else {
+                (tile("sent once", &size(report.setup_bytes), &format!("to share the private weights with the {}", report.setup_to)))
+            }
             (tile("products of secrets", &count(report.macs.secret), &format!("and {} by public factors", count(report.macs.public))))
             (tile("assumed bounds", &report.bounds.assumed.to_string(), "ranges of values that nothing proves"))
         }
@@ -321,12 +325,14 @@ fn seen(report: &Report) -> Markup {
         public += &format!(", the contents of {name}");
     }
     let senders = report.bytes.keys().chain(report.offline_bytes.keys());
-    let third = senders.copied().find(|name| !["client", "server"].contains(name)).unwrap_or_default();
-    let rows = [
+    let third = senders.copied().find(|name| !["client", "server"].contains(name));
+    let mut rows = vec![
         ("client", format!("{}; {public}", report.revealed.join(", ")), "private weights, what is computed under MPC"),
         ("server", public.clone(), "the client's inputs and results, what is computed under MPC"),
-        (third, public.clone(), "the client's inputs and results, private weights, what is computed under MPC"),
     ];
+    if let Some(third) = third {
+        rows.push((third, public, "the client's inputs and results, private weights, what is computed under MPC"));
+    }
     html! {
         section {
             h2 { "Who sees what" }

@@ -61,10 +61,13 @@ impl Report {
             let _ = writeln!(out, "time    {}", self.time_line(time));
         }
         let to = match self.setup_to {
-            "client" => ", to every client: the dealer gets nothing of the model",
-            _ => "",
+            "client" => "once, to every client: the dealer gets nothing of the model",
+            "nobody" if self.setup_bytes > 0 => {
+                "in every session, for transfers: the server's weights stay where they are"
+            }
+            _ => "once",
         };
-        let _ = writeln!(out, "set-up  {} sent once{to}", size(self.setup_bytes));
+        let _ = writeln!(out, "set-up  {} sent {to}", size(self.setup_bytes));
         let _ = writeln!(
             out,
             "work    {} secret by secret, {} by public factors",

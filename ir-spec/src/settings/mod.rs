@@ -64,8 +64,8 @@ pub struct Protocol {
 }
 
 impl Setting {
-    /// The settings that a model can be compiled for. The kernels of [`Setting::TwoParty`] run programs that are built by hand.
-    pub const ALL: [Setting; 3] = [Setting::ThreeParty, Setting::Plain, Setting::Dealer];
+    /// All settings: a model can be compiled for each.
+    pub const ALL: [Setting; 4] = [Setting::ThreeParty, Setting::Plain, Setting::Dealer, Setting::TwoParty];
 
     /// Its facts.
     pub fn protocol(self) -> &'static Protocol {
@@ -82,13 +82,18 @@ impl Setting {
         self.protocol().name
     }
 
+    /// The party beside client and server, where there is one.
+    pub fn beside(self) -> Option<Party> {
+        self.protocol().parties.iter().copied().find(|party| party.is_third())
+    }
+
     /// The party beside client and server.
     ///
     /// # Errors
     /// `E0421` for a setting without a third party.
     pub fn third(self) -> Result<Party> {
-        let third = self.protocol().parties.iter().copied().find(|party| party.is_third());
-        third.ok_or_else(|| Diagnostic::input("E0421", format!("the setting {} has no third party", self.name())))
+        self.beside()
+            .ok_or_else(|| Diagnostic::input("E0421", format!("the setting {} has no third party", self.name())))
     }
 
     /// The party that deals.
@@ -115,6 +120,18 @@ impl Setting {
         let names: Vec<_> = parties.iter().map(|party| party.name()).collect();
         Err(Diagnostic::input("E0711", format!("the setting {} has no {party}", self.name()))
             .note(format!("expected  {}", names.join(", "))))
+    }
+
+    /// Payload bytes that every party sends at the beginning of every session for the correlations that it is run with, and
+    /// the rounds of that.
+    pub fn session_setup(self) -> ([u64; 3], u32) {
+        match self {
+            Setting::TwoParty => {
+                let [client, server] = two_party::SETUP_SENT;
+                ([client, server, 0], two_party::SETUP_ROUNDS)
+            }
+            Setting::ThreeParty | Setting::Plain | Setting::Dealer => ([0; 3], 0),
+        }
     }
 
     /// What every party sends, by its number, with what is dealt apart.

@@ -158,7 +158,7 @@ impl Opened {
         let (config, local) = match &self.config {
             None => {
                 let local =
-                    LocalParties::start(program, folder, setting.third()?, material.as_ref(), network, *threads)?;
+                    LocalParties::start(program, folder, setting.beside(), material.as_ref(), network, *threads)?;
                 (local.client.clone(), Some(local))
             }
             Some(config) => (config.clone(), None),

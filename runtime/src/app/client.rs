@@ -324,22 +324,21 @@ impl<'a> Conversation<'a> {
         isolation: Option<&Isolation>,
         dealt: Option<&Choice>,
     ) -> Result<Self> {
-        let keys = keys(session, folder.plan.module.setting, dealt.map(|choice| &choice.key));
-        let keys = match dealt {
-            None => keys?,
+        let agreed = keys(session, folder, dealt.map(|choice| &choice.key));
+        let (keys, agreeing) = match dealt {
+            None => agreed?,
             Some(choice) => {
-                let keys = choice.heed(keys)?;
+                let agreed = choice.heed(agreed)?;
                 choice.spend()?;
-                keys
+                agreed
             }
         };
         let mut peers = vec![Party::Server];
-        if dealt.is_none() {
-            peers.push(folder.plan.module.setting.third()?);
-        }
+        peers.extend(folder.plan.module.setting.beside().filter(|_| dealt.is_none()));
         peers.iter().try_for_each(|peer| session.link(*peer)?.send_control(&request))?;
         let mut phases = Phases::new(session, folder.plan.module.setting);
         let (weights, sends) = phases.run(|| client_weights(folder, session, dealt))?;
+        phases.add(agreeing);
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
         let region = Region::open(folder, threads, isolation)?;
         let engine = Engine::new(session, folder, &request, keys, weights, threads)?;
@@ -424,7 +423,7 @@ impl<'a> Conversation<'a> {
         }
         let module = self.engine.module(advance)?;
         let step = program::prepare(&module, &inputs.sizes, &inputs.public, limits.max_memory_bytes)?;
-        program::check_traffic(&step, limits.max_traffic_bytes)?;
+        program::check_traffic(&step, &limits)?;
         if let Some(slot) = module.inputs.iter().find(|slot| slot.name == PENALTIES) {
             let shape = concrete(&slot.shape, &step.bound.bindings)?;
             known.push((slot.name.clone(), penalties(&shape, choosing, answers)?));

@@ -14,7 +14,7 @@ use ombra_ir::{Diagnostic, Result};
 use super::access::MaterialPaths;
 use super::isolation::Program;
 use crate::config::PartyConfig;
-use crate::keygen::write_local_set;
+use crate::keygen::{write_local_set, write_set};
 use crate::transport::{Party, SessionId};
 
 /// What a serving process writes on standard output once it accepts sessions.
@@ -40,15 +40,16 @@ struct Running {
 }
 
 impl LocalParties {
-    /// Makes keys and starts the server and the `third` party of the plan folder `plan` with `program`, and waits until they
-    /// accept sessions. With material of a dealer, that need not be there. `network` is the link emulation as text.
+    /// Makes keys and starts the server and the `third` party, where there is one, of the plan folder `plan` with `program`,
+    /// and waits until they accept sessions. With material of a dealer, that need not be there. `network` is the link
+    /// emulation as text.
     ///
     /// # Errors
-    /// `E1011`, and those of [`write_local_set`].
+    /// `E1011`, and those of [`write_set`].
     pub fn start(
         program: &Program,
         plan: &Path,
-        third: Party,
+        third: Option<Party>,
         material: Option<&MaterialPaths>,
         network: &str,
         threads: usize,
@@ -57,10 +58,19 @@ impl LocalParties {
         make_private(&folder)?;
         // From here on whatever ends this function removes the folder.
         let mut running = Running { children: Vec::new(), folder };
-        let [client, server, other] = write_local_set(&running.folder, third)?;
+        let (client, server, other) = match third {
+            Some(third) => {
+                let [client, server, other] = write_local_set(&running.folder, third)?;
+                (client, server, Some((third, other)))
+            }
+            None => {
+                let [client, server] = write_set(&running.folder, [Party::Client, Party::Server])?;
+                (client, server, None)
+            }
+        };
         let client = PartyConfig::read(&client)?;
-        let parties = [(third, other), (Party::Server, server)];
-        for (party, config) in parties.into_iter().filter(|(party, _)| material.is_none() || !party.is_third()) {
+        let parties = other.into_iter().chain([(Party::Server, server)]);
+        for (party, config) in parties.filter(|(party, _)| material.is_none() || !party.is_third()) {
             let mut command = program.command();
             let child = command
                 .arg("serve")

@@ -61,7 +61,9 @@ impl Serving<'_> {
                     answer(session)
                 }
                 (Purpose::Share, Keep::Helper(side)) => side.take(self.folder, session),
-                (Purpose::Share, Keep::Server(_)) => Err(senseless(Party::Client, "a sharing to the server")),
+                (Purpose::Share, Keep::Server(_) | Keep::Alone(_)) => {
+                    Err(senseless(Party::Client, "a sharing to the server"))
+                }
                 (Purpose::Run | Purpose::Prepared, _) => self.steps(session),
             }));
             served.unwrap_or_else(|_| {
@@ -82,7 +84,7 @@ impl Serving<'_> {
             Purpose::Prepared => Some(begin_prepared(folder, keep, material, session)?),
             _ => None,
         };
-        let keys = keys(session, plan.module.setting, prepared.as_ref().map(|prepared| &prepared.key))?;
+        let (keys, agreeing) = keys(session, folder, prepared.as_ref().map(|prepared| &prepared.key))?;
         // Until it is here, the session holds the memory that the largest one could take.
         let request: Request = client.recv_control_soon(CONTROL, limits.connect.min(limits.receive))?;
         request.check(plan)?;
@@ -96,7 +98,8 @@ impl Serving<'_> {
             None => keep.weights(folder, session, &request.digest()?)?,
         };
         phases.push(cost);
-        measured(0, cost);
+        phases.add(agreeing);
+        measured(0, phases.last());
         let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
         let most = program::most_bytes(folder, &request, limit);
         if !take(most) {
@@ -109,12 +112,12 @@ impl Serving<'_> {
         let mut course = Course::default();
         // Also after the last step: a party that had nothing to wait for in it learns here whether it failed.
         let mut take = |advance| course.take(&request, advance);
-        let third = plan.module.setting.third()?;
+        let third = plan.module.setting.beside();
         while let Next::Step(advance) = next(session, third, &mut take)? {
             let module = engine.module(advance)?;
             let inputs = request.step(plan, advance, limit)?;
             let step = program::prepare(&module, &inputs.sizes, &inputs.public, limit)?;
-            program::check_traffic(&step, limits.max_traffic_bytes)?;
+            program::check_traffic(&step, &limits)?;
             let mut dealt =
                 prepared.as_mut().map(|prepared| prepared.step(&request, &inputs, advance.choice.way())).transpose()?;
             session.set_stepping(true);
@@ -134,7 +137,7 @@ impl Serving<'_> {
 ///
 /// The third party hears the server first, which may be in the last step yet: a dealer has done its part of that long
 /// before. So it has no time of its own for what the client says; the server has, and speaks now and then until it knows.
-fn next(session: &Session, third: Party, take: &mut dyn FnMut(Advance) -> Result<()>) -> Result<Next> {
+fn next(session: &Session, third: Option<Party>, take: &mut dyn FnMut(Advance) -> Result<()>) -> Result<Next> {
     let limits = session.limits();
     let soon = limits.idle.max(limits.receive);
     let of_server: Option<Next> = match session.party().is_third() {
@@ -148,11 +151,15 @@ fn next(session: &Session, third: Party, take: &mut dyn FnMut(Advance) -> Result
     if let Next::Step(advance) = next {
         take(advance)?;
     }
-    match of_server {
-        None if session.purpose() == Purpose::Prepared => {}
-        None => session.link(third)?.send_control(&next)?,
-        Some(other) if other == next => {}
-        Some(_) => return Err(senseless(Party::Client, &format!("different steps to server and {third}"))),
+    match (of_server, third) {
+        (None, None) => {}
+        (None, Some(_)) if session.purpose() == Purpose::Prepared => {}
+        (None, Some(third)) => session.link(third)?.send_control(&next)?,
+        (Some(other), _) if other == next => {}
+        (Some(_), _) => {
+            let third = session.party();
+            return Err(senseless(Party::Client, &format!("different steps to server and {third}")));
+        }
     }
     Ok(next)
 }

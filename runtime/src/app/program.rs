@@ -11,6 +11,7 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::Plan;
 use ombra_ir::schedule::{Cost, Schedule, schedule};
+use ombra_ir::settings::Traffic;
 use ombra_ir::settings::dealer::exp_table;
 use ombra_ir::ty::{Elem, Sharing};
 use ombra_ir::{Diagnostic, Result, verify};
@@ -18,6 +19,7 @@ use ombra_ir::{Diagnostic, Result, verify};
 use super::client::max_positions;
 use super::folder::PlanFolder;
 use super::request::{Advance, Request};
+use crate::config::Limits;
 use crate::exec::run::check_ticks;
 use crate::settings;
 
@@ -76,12 +78,21 @@ fn scheduled(module: &Module, bound: Result<Bound>, limit: u64) -> Result<Step> 
     Ok(Step { bound, schedule, cost, memory, longest })
 }
 
-/// Checks that all parties together send at most `limit` payload bytes in `step`: a plan of a few ops may ask for very
-/// large ones.
+/// Checks that all parties together send at most as many payload bytes in `step` as `limits` allow, and client and server
+/// no longer message: a plan of a few ops may ask for very large ones.
 ///
 /// # Errors
 /// `E1021`.
-pub fn check_traffic(step: &Step, limit: u64) -> Result<()> {
+pub fn check_traffic(step: &Step, limits: &Limits) -> Result<()> {
+    let limit = limits.max_traffic_bytes;
+    // What a dealer sends is cut into short messages.
+    let longest = step.longest.iter().take(2).flatten().fold(0, |longest, &bytes| bytes.max(longest));
+    if longest > limits.max_frame_bytes {
+        return Err(Diagnostic::input("E1021", "a message of a step is longer than this party accepts")
+            .note(format!("expected  at most {} bytes", limits.max_frame_bytes))
+            .note(format!("found     {longest} bytes, as the plan says"))
+            .note("help      give a shorter input, or raise limits.max_frame_bytes in every party's configuration"));
+    }
     let bytes = step.cost.bytes.iter().fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
     if bytes <= limit {
         return Ok(());
@@ -140,6 +151,7 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         let elements = bound.shapes.get(i).map_or(&[][..], Vec::as_slice);
         let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
         let temporary = elements.saturating_mul(temporary_bytes(module, &node.op));
+        let temporary = temporary.saturating_add(transfer_bytes(module, traffic));
         add(start, latest(starts).saturating_add(traffic.rounds), traffic.bytes().saturating_add(temporary));
         if owner.get(i) == Some(&i) && !matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. }) {
             let bytes = match (node.ty.elem, node.ty.sharing) {
@@ -158,6 +170,15 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         most = most.max(live);
     }
     most
+}
+
+/// Bytes of the rows of transfers in an op of two parties: 16 for each, of which its chooser sends about 2 in the first round.
+fn transfer_bytes(module: &Module, traffic: &Traffic) -> u64 {
+    if module.setting.session_setup().1 == 0 {
+        return 0;
+    }
+    let chosen = traffic.msgs.iter().filter(|msg| msg.round == 0).map(|msg| msg.bytes);
+    chosen.fold(0u64, u64::saturating_add).saturating_mul(9)
 }
 
 /// Most bytes that a party has of an element of a lookup while it is under way, beside its messages: a vector of bits of all

@@ -27,7 +27,7 @@ use crate::exec::{LinkNet, Net, Opened, Steps};
 use crate::prg::Key;
 use crate::settings;
 use crate::settings::cx::Keys;
-use crate::settings::weights::{Weights, agree_keys, agree_keys_of_two};
+use crate::settings::weights::{Weights, agree_keys_of_two};
 use crate::transport::{Party, Session};
 
 /// Largest control message of a session in bytes.
@@ -59,6 +59,14 @@ pub struct Measured {
     pub dealt: u64,
     /// Seconds that the phase took.
     pub seconds: f64,
+}
+
+impl Measured {
+    /// What the session has sent since its meter was reset at `start`.
+    pub(super) fn since(session: &Session, start: Instant) -> Measured {
+        let seen = session.meter().snapshot();
+        Measured { depth: seen.depth, bytes: seen.sent_bytes(), dealt: 0, seconds: start.elapsed().as_secs_f64() }
+    }
 }
 
 /// What one party measured in a session.
@@ -99,6 +107,15 @@ impl<'a> Phases<'a> {
     /// Adds a phase that was measured elsewhere.
     pub(super) fn push(&mut self, measured: Measured) {
         self.stats.phases.push(measured);
+    }
+
+    /// Adds what came before to the last phase.
+    pub(super) fn add(&mut self, before: Measured) {
+        if let Some(last) = self.stats.phases.last_mut() {
+            last.depth = last.depth.saturating_add(before.depth);
+            last.bytes = last.bytes.saturating_add(before.bytes);
+            last.seconds += before.seconds;
+        }
     }
 
     /// What the last phase measured.
@@ -181,13 +198,19 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Fresh pair keys of a session; `dealt` is the one that this party shares with a dealer who is not there.
-pub(super) fn keys(session: &Session, setting: Setting, dealt: Option<&Key>) -> Result<Keys> {
+/// Fresh keys of a session, and what counts as its set-up of that; `dealt` is the key that this party shares with a dealer
+/// who is not there. Pair keys are 16 bytes and count nowhere; what else a setting agrees on does.
+pub(super) fn keys(session: &Session, folder: &PlanFolder, dealt: Option<&Key>) -> Result<(Keys, Measured)> {
     let net = &mut LinkNet::new(session, RUN);
-    match dealt {
+    let setting = folder.plan.module.setting;
+    session.meter().reset();
+    let start = Instant::now();
+    let keys = match dealt {
         Some(key) => agree_keys_of_two(session.party(), key, net),
-        None => agree_keys(setting, session.party(), net),
-    }
+        None => settings::agree_keys(setting, &folder.digest, session.party(), net),
+    }?;
+    let counts = setting.session_setup().1 > 0;
+    Ok((keys, if counts { Measured::since(session, start) } else { Measured::default() }))
 }
 
 /// The messages of the set-up.

@@ -16,7 +16,8 @@
 //! takes the place of the old for sessions that begin later; those under way go on with theirs for some time, and what is
 //! kept of a sharing is wiped when the last of them ends, see [`super::uses`]. Until then the helper has both in memory.
 //!
-//! Parties without such a thread, in one process, share in the session that needs it first.
+//! Parties without such a thread, in one process, share in the session that needs it first. Where there is no third party,
+//! nothing of this is done: the server's weights are its own share, and no client gets a part of them.
 //!
 //! In a session, the server offers a sharing by its name until the helper holds it, then gives the client its part.
 //! 1. server to helper: [`Offer`]; helper to server: [`Held`]. Both say what the client asked of them.
@@ -27,7 +28,7 @@
 //! its part.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ombra_ir::{Diagnostic, Result};
@@ -129,6 +130,8 @@ struct Sharing {
 pub enum Keep {
     /// The server's.
     Server(ServerSide),
+    /// The server's where there is no third party: nobody else has a part of its weights.
+    Alone(AloneSide),
     /// The helper's.
     Helper(HelperSide),
 }
@@ -138,6 +141,13 @@ pub struct ServerSide {
     file: Arc<File>,
     state: Mutex<State>,
     changed: Condvar,
+    uses: Uses,
+}
+
+/// What a server keeps that shares its weights with nobody: they are as they are in its file.
+pub struct AloneSide {
+    file: Arc<File>,
+    weights: OnceLock<Arc<Weights>>,
     uses: Uses,
 }
 
@@ -174,6 +184,10 @@ impl Keep {
         match party {
             Party::Server => {
                 let file = Arc::new(folder.server_weights()?);
+                if folder.plan.module.setting.beside().is_none() {
+                    let (weights, uses) = Default::default();
+                    return Ok(Keep::Alone(AloneSide { file, weights, uses }));
+                }
                 let (state, changed, uses) = Default::default();
                 Ok(Keep::Server(ServerSide { file, state, changed, uses }))
             }
@@ -197,6 +211,7 @@ impl Keep {
     ) -> Result<(Arc<Weights>, Measured)> {
         let (weights, cost) = match self {
             Keep::Server(side) => side.weights(folder, session, request),
+            Keep::Alone(side) => Ok((side.weights(folder)?, Measured::default())),
             Keep::Helper(side) => side.weights(folder, session, request),
         }?;
         self.uses().add(session, &weights);
@@ -206,6 +221,7 @@ impl Keep {
     fn uses(&self) -> &Uses {
         match self {
             Keep::Server(side) => &side.uses,
+            Keep::Alone(side) => &side.uses,
             Keep::Helper(side) => &side.uses,
         }
     }
@@ -219,6 +235,7 @@ impl Keep {
     pub fn held(&self) -> usize {
         let current = match self {
             Keep::Server(side) => side.lock().current.is_some(),
+            Keep::Alone(side) => side.weights.get().is_some(),
             Keep::Helper(side) => lock(&side.kept).is_some(),
         };
         self.uses().held() + usize::from(current)
@@ -228,8 +245,21 @@ impl Keep {
     pub fn is_ready(&self) -> bool {
         match self {
             Keep::Server(side) => side.lock().current.is_some(),
-            Keep::Helper(_) => true,
+            Keep::Alone(_) | Keep::Helper(_) => true,
         }
+    }
+}
+
+impl AloneSide {
+    /// The weights, which are still those that the server was started with.
+    fn weights(&self, folder: &PlanFolder) -> Result<Arc<Weights>> {
+        self.file.check_unchanged()?;
+        if let Some(weights) = self.weights.get() {
+            return Ok(Arc::clone(weights));
+        }
+        let own = Some(Arc::clone(&self.file) as Arc<dyn TensorSource>);
+        let weights = Weights::unshared(&folder.plan.module, Party::Server, public(folder), own)?;
+        Ok(Arc::clone(self.weights.get_or_init(|| Arc::new(weights))))
     }
 }
 
@@ -477,7 +507,7 @@ impl ServerSide {
         session.meter().reset();
         let start = Instant::now();
         self.send_terms(folder, session, key)?;
-        Ok(Some(measured(session, start)))
+        Ok(Some(Measured::since(session, start)))
     }
 }
 
@@ -546,15 +576,9 @@ impl HelperSide {
 
 impl Sharing {
     fn new(epoch: String, key: Option<Key>, weights: Weights, session: &Session, start: Instant) -> Sharing {
-        let cost = measured(session, start);
+        let cost = Measured::since(session, start);
         Sharing { epoch, key, weights: Arc::new(weights), cost, uncounted: Mutex::new(true) }
     }
-}
-
-/// What the session has sent since its meter was reset at `start`.
-fn measured(session: &Session, start: Instant) -> Measured {
-    let seen = session.meter().snapshot();
-    Measured { depth: seen.depth, bytes: seen.sent_bytes(), dealt: 0, seconds: start.elapsed().as_secs_f64() }
 }
 
 fn send_key(link: &Link, key: &Key) -> Result<()> {
@@ -576,6 +600,10 @@ pub(super) fn client_weights(
     session: &Session,
     dealt: Option<&Choice>,
 ) -> Result<(Arc<Weights>, bool)> {
+    if folder.plan.module.setting.beside().is_none() {
+        let weights = Weights::unshared(&folder.plan.module, Party::Client, public(folder), None)?;
+        return Ok((Arc::new(weights), true));
+    }
     let server = session.link(Party::Server)?;
     let Given { epoch, counts } = server.recv_control(CONTROL)?;
     let (module, parties) = (&folder.plan.module, (folder.plan.derives()?, Party::Client));

@@ -124,7 +124,8 @@ impl BaseSender {
             let (first, second) = pair.split_at(POINT);
             for (j, own, other) in [(0, first, second), (1, second, first)] {
                 let sum = point(own)? + to_group(session, direction, index, j, other);
-                keys.push(key(session, (direction, index, j), &self.public, pair, &(sum * self.secret)));
+                let shared = Zeroizing::new(sum * self.secret);
+                keys.push(key(session, (direction, index, j), &self.public, pair, &shared));
             }
         }
         Ok(keys)
@@ -176,7 +177,8 @@ impl BaseReceiver {
         let mut keys = Zeroizing::new(Vec::with_capacity(BASE_COUNT));
         for (index, (secret, pair)) in self.secrets.iter().zip(self.points.chunks_exact(2 * POINT)).enumerate() {
             let choice = (self.choices >> index & 1) as u8;
-            keys.push(key(session, (direction, index, choice), public, pair, &(sender * secret)));
+            let shared = Zeroizing::new(sender * secret);
+            keys.push(key(session, (direction, index, choice), public, pair, &shared));
         }
         Ok((Zeroizing::new(self.choices), keys))
     }

@@ -6,6 +6,7 @@
 //! ```text
 //!   base        128 transfers of random keys in each direction, by Diffie-Hellman in the group ristretto255     [base]
 //!   trees       16 (or 32, …) punctured trees of seeds, the bits of Δ saying where their holes are              [tree]
+//!   confirmed   both send a digest of what they saw of all this, and go on with a session id that it is part of
 //!   extension   from the leaves rows with  v_i = w_i ⊕ c_i·Δ:  w_i, Δ at who offers, v_i, c_i at who chooses     [softspoken]
 //!   pads        a hash of the rows breaks their correlation; each pad is a value that its use consumes           [pads]
 //! ```
@@ -16,17 +17,19 @@
 //!
 //! Adversary: one semi-honest party. Messages have one length each, given by public sizes; one of another length, or with
 //! something that is no element of the group, is refused with `E0908`. What follows from a party that sends other rows
-//! than it should is not detected, as everywhere in this setting.
+//! than it should is not detected, as everywhere in this setting. Messages of the set-up that were changed on their way, or
+//! that belong to another session, another plan or the other role, are: the parties' digests differ.
 //!
 //! Assumptions, all of which hold for every session anew, since its id goes into every hash and every fixed key:
 //! - computational Diffie-Hellman in ristretto255, with SHA-256 as a random oracle, for the base;
 //! - AES-128 as a pseudorandom function of its key, for the streams of leaves;
 //! - AES-128 under a known key as an ideal permutation, for trees and for the hash: `π(π(x) ⊕ t) ⊕ π(x)` is then a
 //!   tweakable circular correlation-robust hash, as long as no tweak `t` is used twice for one `Δ`. A tweak is the label of
-//!   a call with the direction of the transfer, and the number of a transfer within the call. A label is used once: in
-//!   debug builds a second use panics.
+//!   a call with the direction of the transfer, and the number of a transfer within the call. A label is used once: a second
+//!   use is refused.
 //!
-//! No branch and no index depends on a choice, a pad or `Δ`. Seeds, keys, rows and pads are wiped when they are dropped.
+//! No branch and no index depends on a choice, a pad or `Δ`. Seeds, keys, rows and pads are wiped when they are dropped; what
+//! the library of hashes keeps of its input until its memory is used again is not.
 
 pub mod base;
 pub mod pads;
@@ -116,7 +119,7 @@ pub trait Offer {
     /// `64·words` transfers under `label`, from the message that the other party wrote for them.
     ///
     /// # Errors
-    /// `E0908` for a message of another length.
+    /// `E0908` for a message of another length, `E0909` for a label that was used, or of a step that is over.
     fn offer(&self, label: Label, words: usize, message: &[u8]) -> Result<Offered>;
 }
 
@@ -125,7 +128,7 @@ pub trait Choose {
     /// `64·words` transfers under `label`; what the other party needs for them is added to `message`.
     ///
     /// # Errors
-    /// More transfers than a label has.
+    /// `E0909` for more transfers than a label has, and for a label that was used, or of a step that is over.
     fn choose(&self, label: Label, words: usize, message: &mut Vec<u8>) -> Result<Chosen>;
 }
 
@@ -147,14 +150,32 @@ pub fn os_random(out: &mut [u8]) -> Result<()> {
     })
 }
 
-/// The set-up at one party: two messages each way, the first of [`FIRST_BYTES`] and the second of [`SECOND_BYTES`], each
-/// of which is sent before the peer's is awaited.
+/// What both parties saw of a set-up: a hash of the messages of each.
+struct Transcript([Sha256; 2]);
+
+impl Transcript {
+    fn add(&mut self, sender: u8, message: &[u8]) {
+        let hash = &mut self.0[usize::from(sender & 1)];
+        hash.update((message.len() as u64).to_le_bytes());
+        hash.update(message);
+    }
+
+    /// The id of the session that began like this.
+    fn end(self, session: &SessionId) -> SessionId {
+        let [first, second] = self.0.map(|hash| hash.finalize());
+        SessionId::of(&[&session.0, &first, &second])
+    }
+}
+
+/// The set-up at one party: three messages each way, the first of [`FIRST_BYTES`], the second of [`SECOND_BYTES`] and the
+/// last of [`CONFIRM_BYTES`], each of which is sent before the peer's is awaited.
 pub struct Begun {
     session: SessionId,
     party: u8,
     depth: u8,
     sender: BaseSender,
     receiver: BaseReceiver,
+    transcript: Transcript,
 }
 
 /// The set-up after its first messages.
@@ -162,10 +183,26 @@ pub struct Exchanged {
     session: SessionId,
     party: u8,
     depth: u8,
-    choosing: Choosing,
+    grown: Trees,
     holes: Zeroizing<u128>,
     keys: Zeroizing<Vec<u128>>,
+    transcript: Transcript,
 }
+
+/// The set-up before the peer has confirmed what it saw: there are no pads yet.
+pub struct Unconfirmed {
+    session: SessionId,
+    party: u8,
+    grown: Trees,
+    holes: Zeroizing<u128>,
+    received: Trees,
+}
+
+/// Bytes of a party's confirmation.
+pub const CONFIRM_BYTES: usize = 32;
+
+/// Bytes that each party sends in the set-up.
+pub const SETUP_BYTES: usize = FIRST_BYTES + SECOND_BYTES + CONFIRM_BYTES;
 
 /// Begins the set-up at a party, 0 or 1, with trees of a `depth` that [`Trees`] allows. Returns its first message.
 ///
@@ -178,7 +215,9 @@ pub fn begin(session: &SessionId, party: u8, depth: u8, random: Random<'_>) -> R
     // Who chooses in the extension sends the keys of its trees, so it offers in the base, and the other way round.
     let sender = BaseSender::new(random, &mut message)?;
     let receiver = BaseReceiver::new(session, own, random, &mut message)?;
-    Ok((Begun { session: session.clone(), party, depth, sender, receiver }, message))
+    let mut transcript = Transcript(Default::default());
+    transcript.add(party, &message);
+    Ok((Begun { session: session.clone(), party, depth, sender, receiver, transcript }, message))
 }
 
 impl Begun {
@@ -187,32 +226,62 @@ impl Begun {
     /// # Errors
     /// `E0908` for a message of another length, or with what is no element of the group.
     pub fn exchange(self, message: &[u8], random: Random<'_>) -> Result<(Exchanged, Vec<u8>)> {
-        let Begun { session, party, depth, sender, receiver } = self;
+        let Begun { session, party, depth, sender, receiver, mut transcript } = self;
+        transcript.add(1 - party, message);
         let Some((public, points)) = message.split_first_chunk().filter(|_| message.len() == FIRST_BYTES) else {
             return Err(refused("the first message of the set-up has another length"));
         };
         let other = Direction::offered_by(1 - party);
         let pairs = sender.keys(&session, other, points)?;
         let (holes, keys) = receiver.keys(&session, Direction::offered_by(party), public)?;
-        let trees = Trees::grow(&session, depth, random)?;
+        let mut grown = Trees::grow(&session, depth, random)?;
         let mut message = Vec::with_capacity(SECOND_BYTES);
-        trees.send(&pairs, &mut message);
-        let choosing = Choosing::new(&session, other, trees);
-        Ok((Exchanged { session, party, depth, choosing, holes, keys }, message))
+        grown.send(&pairs, &mut message);
+        transcript.add(party, &message);
+        Ok((Exchanged { session, party, depth, grown, holes, keys, transcript }, message))
     }
 }
 
 impl Exchanged {
-    /// Takes the peer's second message: both directions are ready.
+    /// Takes the peer's second message and returns the confirmation.
     ///
     /// # Errors
     /// `E0908` for a message of another length.
-    pub fn finish(self, message: &[u8]) -> Result<Transfers> {
-        let Exchanged { session, party, depth, choosing, holes, keys } = self;
-        let trees = Trees::receive(&session, depth, *holes, &keys, message)?;
-        let offering = Offering::new(&session, Direction::offered_by(party), *holes, trees);
+    pub fn finish(self, message: &[u8]) -> Result<(Unconfirmed, [u8; CONFIRM_BYTES])> {
+        let Exchanged { session, party, depth, grown, holes, keys, mut transcript } = self;
+        let received = Trees::receive(&session, depth, *holes, &keys, message)?;
+        transcript.add(1 - party, message);
+        let session = transcript.end(&session);
+        let own = confirmation(&session, party);
+        Ok((Unconfirmed { session, party, grown, holes, received }, own))
+    }
+}
+
+impl Unconfirmed {
+    /// Takes the peer's confirmation: both directions are ready.
+    ///
+    /// # Errors
+    /// `E0908` where the peer saw another set-up than this party.
+    pub fn confirm(self, message: &[u8]) -> Result<Transfers> {
+        let Unconfirmed { session, party, grown, holes, received } = self;
+        if message != confirmation(&session, 1 - party) {
+            return Err(refused("the peer saw other messages of the set-up than were sent")
+                .note("help      run the same plan and the same version at client and server"));
+        }
+        let offering = Offering::new(&session, Direction::offered_by(party), *holes, received);
+        let choosing = Choosing::new(&session, Direction::offered_by(1 - party), grown);
         Ok(Transfers { offering: Box::new(offering), choosing: Box::new(choosing) })
     }
+}
+
+/// What a party says of a session's id, which no other one says.
+fn confirmation(session: &SessionId, party: u8) -> [u8; CONFIRM_BYTES] {
+    session.hash(b"confirm ").chain_update([party]).finalize().into()
+}
+
+/// A use of transfers that a program asks for and that there is none of.
+fn unserved(what: &str) -> Diagnostic {
+    Diagnostic::internal("E0909", "a use of oblivious transfers is refused").note(what)
 }
 
 /// A message that no party that follows the protocol sends.

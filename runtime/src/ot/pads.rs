@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use ombra_ir::Result;
 
-use super::{MOST_PURPOSES, SessionId, mask, refused};
+use super::{MOST_PURPOSES, SessionId, mask, refused, unserved};
 use crate::backend::bits::{from_planes, to_planes, words};
 use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::prg::{Cipher, Label};
@@ -43,6 +43,8 @@ const BATCH: usize = 64;
 const MOST_PLANES: usize = 14;
 /// Bytes of a block that is hashed.
 const BLOCK: usize = 16;
+/// Blocks that one label's tweaks tell apart.
+const MOST_BLOCKS: usize = 1 << 32;
 
 /// The hash of a session: `π(π(x) ⊕ t) ⊕ π(x)` for a tweak `t`.
 pub struct Hash(Cipher);
@@ -54,7 +56,7 @@ impl Hash {
     }
 
     /// Replaces transfer `first + i` of a label by its hash.
-    fn apply(&self, label: Label, first: usize, rows: &mut [u128]) {
+    pub(super) fn apply(&self, label: Label, first: usize, rows: &mut [u128]) {
         let mut inner = Zeroizing::new(vec![0u128; BATCH.min(rows.len())]);
         for (batch, rows) in rows.chunks_mut(BATCH).enumerate() {
             self.0.permute(rows);
@@ -122,9 +124,9 @@ impl Chosen {
     /// With choices of its own, as many as there are transfers; returns the bits that the offerer needs.
     ///
     /// # Errors
-    /// Another number of choices.
+    /// `E0909` for another number of choices.
     pub fn with(mut self, choices: &[u64]) -> Result<(Decided, Vec<u64>)> {
-        check(choices.len(), self.bits.len())?;
+        check(64 * choices.len(), self.rows.len())?;
         let flips = self.bits.iter().zip(choices).map(|(bits, choices)| bits ^ choices).collect();
         self.bits.iter_mut().zip(choices).for_each(|(bits, choices)| *bits = *choices);
         Ok((Decided(self), flips))
@@ -138,7 +140,7 @@ impl Chosen {
 
 /// Bytes that [`Settled::times`] sends.
 pub fn times_bytes(planes: usize, n: usize, bits: u8) -> usize {
-    (0..planes).map(|i| n * ring_bytes(bits, i)).sum()
+    (0..planes).fold(0, |sum: usize, i| sum.saturating_add(n.saturating_mul(ring_bytes(bits, i))))
 }
 
 /// The sizes of products of bits with rows: `count` elements, in a matrix with rows of `inner`, each times a row of `width`.
@@ -157,7 +159,7 @@ pub struct Rows {
 impl Rows {
     /// Bytes that [`Settled::times_rows`] sends.
     pub fn message_bytes(self, bits: u8) -> usize {
-        times_bytes(self.planes, self.count * self.width, bits)
+        times_bytes(self.planes, self.count.saturating_mul(self.width), bits)
     }
 
     fn blocks(self) -> usize {
@@ -169,14 +171,28 @@ impl Rows {
         self.count / self.inner.max(1) * self.width
     }
 
-    /// Checks that there are transfers and tweaks enough.
+    /// Checks that there are its transfers, and tweaks enough: rows of one element or more, and of its elements whole rows.
     fn check(self, found: usize) -> Result<()> {
-        let transfers = self.planes * 64 * words(self.count);
-        if self.width == 0 || transfers.checked_mul(self.blocks()).is_none_or(|blocks| blocks > 1 << 32) {
-            return Err(refused("rows have other sizes than pads serve"));
+        let transfers = transfers(self.planes, self.count);
+        let blocks = transfers.and_then(|transfers| transfers.checked_mul(self.blocks()));
+        let whole = self.inner > 0 && self.count.is_multiple_of(self.inner);
+        match (transfers, blocks) {
+            (Some(transfers), Some(0..=MOST_BLOCKS)) if self.width > 0 && whole => check(found, transfers),
+            _ => Err(unserved("rows have other sizes than pads serve")),
         }
-        check(found, transfers)
     }
+}
+
+/// Transfers for so many planes of `n` bits each, which are whole words.
+fn transfers(planes: usize, n: usize) -> Option<usize> {
+    words(n).checked_mul(64)?.checked_mul(planes)
+}
+
+/// Elements of a ring of `bits` without what is above it. That would tell a choice: who offers knows both pads.
+fn within(mut share: Zeroizing<Vec<u64>>, bits: u8) -> Zeroizing<Vec<u64>> {
+    let ring = u64::MAX.checked_shr(64 - u32::from(bits.min(64))).unwrap_or(0);
+    share.iter_mut().for_each(|word| *word &= ring);
+    share
 }
 
 /// Bytes of an element mod `2^(bits − i)`.
@@ -187,6 +203,11 @@ fn ring_bytes(bits: u8, i: usize) -> usize {
 /// Bytes of a table of `2^k` entries of 2 bits.
 pub const fn table_bytes(k: usize) -> usize {
     if k < 2 { 1 } else { (2 << k) / 8 }
+}
+
+/// The bits of such a table.
+const fn table_mask(k: usize) -> u64 {
+    (1 << (2 << k)) - 1
 }
 
 /// Tables from which an entry is chosen: `n` of them, of `count` entries of so many bytes.
@@ -208,20 +229,24 @@ impl Entries {
 
     /// Bytes that [`Settled::entries`] sends.
     pub fn message_bytes(self) -> usize {
-        self.n * self.count * self.bytes
+        self.n.saturating_mul(self.count).saturating_mul(self.bytes)
     }
 
     fn blocks(self) -> usize {
         self.bytes.div_ceil(BLOCK)
     }
 
-    /// Checks that there are transfers and tweaks enough.
+    /// Checks that there are its transfers, and tweaks enough: entries of one byte or more, one of them or more.
     fn check(self, found: usize) -> Result<()> {
         let blocks = self.n.checked_mul(self.count).and_then(|all| all.checked_mul(self.blocks()));
-        if self.planes() > MOST_PLANES || blocks.is_none_or(|blocks| blocks > 1 << 32) {
-            return Err(refused("tables have other sizes than pads serve"));
+        match (transfers(self.planes(), self.n), blocks) {
+            (Some(transfers), Some(0..=MOST_BLOCKS))
+                if self.planes() <= MOST_PLANES && self.count > 0 && self.bytes > 0 =>
+            {
+                check(found, transfers)
+            }
+            _ => Err(unserved("tables have other sizes than pads serve")),
         }
-        check(found, self.planes() * 64 * words(self.n))
     }
 }
 
@@ -248,10 +273,10 @@ impl Settled {
     /// `planes`, lowest first, at `64·words(n)` transfers each. What is sent is added to `message`.
     ///
     /// # Errors
-    /// Fewer transfers than that.
+    /// `E0909` for another number of transfers.
     pub fn times(self, planes: usize, b: &[u64], bits: u8, message: &mut Vec<u8>) -> Result<Zeroizing<Vec<u64>>> {
-        let (n, stride) = (b.len(), 64 * words(b.len()));
-        check(self.len(), planes * stride)?;
+        let n = b.len();
+        let stride = check_planes(self.len(), planes, n)?;
         let mut share = Zeroizing::new(vec![0u64; n]);
         let mut masked = vec![0; n];
         for plane in 0..planes {
@@ -264,14 +289,14 @@ impl Settled {
             }
             pack_ring(&masked, 8 * ring_bytes(bits, plane) as u32, message);
         }
-        Ok(share)
+        Ok(within(share, bits))
     }
 
     /// Shares of the sums over `inner` elements of `a·b`, where `b` is a row of `width` elements that begins at `row_at` the
     /// number of the element of `a`. What is sent is added to `message`.
     ///
     /// # Errors
-    /// Fewer transfers than that, rows that are not in `b`, sizes that pads do not serve.
+    /// `E0909` for another number of transfers, rows that are not in `b`, sizes that pads do not serve.
     pub fn times_rows(
         self,
         sizes: Rows,
@@ -295,8 +320,9 @@ impl Settled {
                     self.0.hash.apply(label, at * blocks, pads);
                 }
                 let begin = row_at(i);
-                let row = b.get(begin..begin + width).ok_or_else(|| refused("a row is not in its matrix"))?;
-                let Some(share) = share.chunks_exact_mut(width).nth(i / inner.max(1)) else { break };
+                let row =
+                    b.get(begin..begin.saturating_add(width)).ok_or_else(|| unserved("a row is not in its matrix"))?;
+                let Some(share) = share.chunks_exact_mut(width).nth(i / inner) else { break };
                 let [zero, one] = &pads;
                 let pads = halves(zero).zip(halves(one));
                 for (((masked, b), share), (zero, one)) in masked.iter_mut().zip(row).zip(share).zip(pads) {
@@ -306,18 +332,18 @@ impl Settled {
                 pack_ring(&masked, 8 * ring_bytes(bits, plane) as u32, message);
             }
         }
-        Ok(share)
+        Ok(within(share, bits))
     }
 
     /// Tables of `2^K` entries of 2 bits, in the low bits of a word for each of `n` elements, whose choices have a plane for each of `K` bits, at
     /// `64·words(n)` transfers each.
     ///
     /// # Errors
-    /// Fewer transfers than that.
+    /// `E0909` for another number of transfers.
     pub fn tables<const K: usize>(self, tables: &[u64], message: &mut Vec<u8>) -> Result<()> {
         const { assert!(K >= 1 && K <= WITH_BIT.len(), "the entries of a table lie in one word of a pad") };
-        let (n, stride) = (tables.len(), 64 * words(tables.len()));
-        check(self.len(), K * stride)?;
+        let n = tables.len();
+        let stride = check_planes(self.len(), K, n)?;
         let mut masked = Zeroizing::new(tables.to_vec());
         for (plane, with_bit) in WITH_BIT.iter().enumerate().take(K) {
             let [zero, one] = self.pads(plane * stride..plane * stride + n);
@@ -326,6 +352,8 @@ impl Settled {
                 *masked ^= u64::from((zero & !with_bit) | (one & with_bit));
             }
         }
+        // A table of two entries is half a byte. What else is in the word would go under pads that the chooser has.
+        masked.iter_mut().for_each(|masked| *masked &= table_mask(K));
         pack_ring(&masked, 8 * table_bytes(K) as u32, message);
         Ok(())
     }
@@ -334,7 +362,7 @@ impl Settled {
     /// each.
     ///
     /// # Errors
-    /// Fewer transfers than that, sizes that pads do not serve.
+    /// `E0909` for another number of transfers, sizes that pads do not serve.
     pub fn entries(self, sizes: Entries, entries: &[u8], message: &mut Vec<u8>) -> Result<()> {
         sizes.check(self.len())?;
         check(entries.len(), sizes.message_bytes())?;
@@ -362,10 +390,10 @@ impl Settled {
     /// For each of `n` transfers `C` random bits `b`, and shares of their products with the chooser's bit: planes of each.
     ///
     /// # Errors
-    /// Fewer transfers than that.
+    /// `E0909` for another number of transfers.
     pub fn triples<const C: usize>(self, n: usize) -> Result<[Zeroizing<Vec<u64>>; 2]> {
         const { assert!(C >= 1 && C <= 64, "the bits of a triple lie in one word of a pad") };
-        check(self.len(), n)?;
+        check_planes(self.len(), 1, n)?;
         let [zero, one] = self.pads(0..n);
         let shares = planes::<C>(zero.iter().map(|zero| *zero as u64).collect());
         let bits = planes::<C>(zero.iter().zip(one.iter()).map(|(zero, one)| (zero ^ one) as u64).collect());
@@ -374,7 +402,7 @@ impl Settled {
 }
 
 /// The label of the tweaks of a table's entries: no call has it, since its purpose is below [`MOST_PURPOSES`].
-fn of_entries(label: Label, plane: usize) -> Label {
+pub(super) fn of_entries(label: Label, plane: usize) -> Label {
     Label { purpose: label.purpose | ((plane as u16 + 1) * MOST_PURPOSES), ..label }
 }
 
@@ -402,8 +430,7 @@ impl Decided {
     /// # Errors
     /// `E0908` for a message of another length.
     pub fn times(self, planes: usize, n: usize, bits: u8, message: &[u8]) -> Result<Zeroizing<Vec<u64>>> {
-        let stride = 64 * words(n);
-        check(self.len(), planes * stride)?;
+        let stride = check_planes(self.len(), planes, n)?;
         if message.len() != times_bytes(planes, n, bits) {
             return Err(refused("a product's message has another length"));
         }
@@ -420,7 +447,7 @@ impl Decided {
                 *share = share.wrapping_add(product << plane);
             }
         }
-        Ok(share)
+        Ok(within(share, bits))
     }
 
     /// The other share of [`Settled::times_rows`], from its message.
@@ -447,14 +474,14 @@ impl Decided {
                 let (own, after) = rest.split_at(bytes * width);
                 rest = after;
                 unpack_ring(own, 8 * bytes as u32, &mut masked)?;
-                let Some(share) = share.chunks_exact_mut(width).nth(i / inner.max(1)) else { break };
+                let Some(share) = share.chunks_exact_mut(width).nth(i / inner) else { break };
                 for ((share, pad), masked) in share.iter_mut().zip(halves(&pads)).zip(&masked) {
                     let product = pad.wrapping_add(choice.wrapping_neg() & masked);
                     *share = share.wrapping_add(product << plane);
                 }
             }
         }
-        Ok(share)
+        Ok(within(share, bits))
     }
 
     /// The chosen entries of [`Settled::tables`], from its message.
@@ -463,8 +490,7 @@ impl Decided {
     /// `E0908` for a message of another length.
     pub fn tables<const K: usize>(self, n: usize, message: &[u8]) -> Result<Zeroizing<Vec<u64>>> {
         const { assert!(K >= 1 && K <= WITH_BIT.len(), "the entries of a table lie in one word of a pad") };
-        let stride = 64 * words(n);
-        check(self.len(), K * stride)?;
+        let stride = check_planes(self.len(), K, n)?;
         if message.len() != n * table_bytes(K) {
             return Err(refused("a table's message has another length"));
         }
@@ -519,12 +545,17 @@ impl Decided {
     /// For each of `n` transfers the random choice, and the other shares of its products with `C` bits: planes of each.
     ///
     /// # Errors
-    /// Fewer transfers than that.
+    /// `E0909` for another number of transfers.
     pub fn triples<const C: usize>(self, n: usize) -> Result<[Zeroizing<Vec<u64>>; 2]> {
         const { assert!(C >= 1 && C <= 64, "the bits of a triple lie in one word of a pad") };
-        check(self.len(), n)?;
+        check_planes(self.len(), 1, n)?;
         let shares = planes::<C>(self.pads(0..n).iter().map(|pad| *pad as u64).collect());
-        Ok([Zeroizing::new(self.0.bits[..words(n)].to_vec()), shares])
+        let mut bits = Zeroizing::new(self.0.bits[..words(n)].to_vec());
+        if let Some(last) = bits.last_mut() {
+            // Choices of which there is no product.
+            *last &= u64::MAX >> (64 * words(n) - n);
+        }
+        Ok([bits, shares])
     }
 }
 
@@ -546,10 +577,17 @@ fn planes<const C: usize>(words: Vec<u64>) -> Zeroizing<Vec<u64>> {
     planes
 }
 
-/// Checks that a use has the transfers that it needs.
+/// Checks that a use has the transfers that it needs, and no others.
 fn check(found: usize, needed: usize) -> Result<()> {
-    if found >= needed {
+    if found == needed {
         return Ok(());
     }
-    Err(refused("fewer transfers than a use needs").note(format!("expected  {needed}, found {found}")))
+    Err(unserved("a use has another number of transfers").note(format!("expected  {needed}, found {found}")))
+}
+
+/// Checks that a use of so many planes of `n` bits has their transfers. Returns those of a plane.
+fn check_planes(found: usize, planes: usize, n: usize) -> Result<usize> {
+    let too_many = || unserved("a use has more transfers than there are numbers");
+    check(found, transfers(planes, n).ok_or_else(too_many)?)?;
+    transfers(1, n).ok_or_else(too_many)
 }

@@ -15,16 +15,17 @@
 //! *Offerer's view*: the corrections are masked by the streams of its holes. *Chooser's view*: nothing.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use ombra_ir::{Diagnostic, Result};
+use ombra_ir::Result;
 use ombra_kernels::each_isa;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::pads::{Chosen, Hash, Offered};
 use super::tree::{Trees, delta};
-use super::{BASE_COUNT, Choose, Direction, Offer, SessionId, mask, refused};
-use crate::prg::{Label, Prg, UsedLabels};
+use super::{BASE_COUNT, Choose, Direction, Offer, SessionId, mask, refused, unserved};
+use crate::prg::{Label, Prg};
 use crate::wiped::Zeroizing as Wiped;
 
 /// Words of a stream that are worked on at once: 4096 transfers, whose 128 planes stay in the second cache.
@@ -44,7 +45,25 @@ struct End {
     trees: Trees,
     direction: Direction,
     hash: Arc<Hash>,
-    used: RefCell<UsedLabels>,
+    used: RefCell<Used>,
+}
+
+/// The labels that were used in the last step; those of earlier ones are over.
+#[derive(Default)]
+struct Used {
+    step: u32,
+    labels: HashSet<Label>,
+}
+
+impl Used {
+    /// Marks a label. Says whether it was new.
+    fn claim(&mut self, label: Label) -> bool {
+        if label.step > self.step {
+            self.step = label.step;
+            self.labels.clear();
+        }
+        label.step == self.step && self.labels.insert(label)
+    }
 }
 
 /// The end that chooses: it knows the trees whole.
@@ -92,6 +111,7 @@ each_isa! {
                 *row = u128::from(*low) | u128::from(*high) << 64;
             });
         }
+        halves.as_flattened_mut().zeroize();
     }
 }
 
@@ -122,11 +142,13 @@ impl End {
     /// The label of a call, for its one use.
     fn claim(&self, label: Label, words: usize) -> Result<Label> {
         if words > MOST_WORDS {
-            return Err(Diagnostic::internal("E0909", "a call asks for more transfers than a label has"));
+            return Err(unserved("a call asks for more transfers than a label has"));
         }
         let label = self.direction.label(label);
-        self.used.borrow_mut().claim(label);
-        Ok(label)
+        if self.used.borrow_mut().claim(label) {
+            return Ok(label);
+        }
+        Err(unserved("a label was used before, or its step is over"))
     }
 
     /// Planes and sums of all trees for `words` words of the streams from `start` on. Leaves begin at place `first`.

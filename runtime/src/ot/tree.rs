@@ -33,7 +33,7 @@ pub struct Trees {
     pub(super) depth: usize,
     /// `2^depth` of every tree at who grew them. At the receiver one less, in the order of `place ⊕ hole`.
     pub(super) leaves: Vec<Prg>,
-    /// The sums of left and of right children, level by level; none at the receiver.
+    /// The sums of left and of right children, level by level, until they are sent; none at the receiver.
     sums: Zeroizing<Vec<u128>>,
 }
 
@@ -99,9 +99,10 @@ impl Trees {
         Ok(trees)
     }
 
-    /// Adds the message, under the pairs of base keys.
-    pub(super) fn send(&self, pairs: &[u128], message: &mut Vec<u8>) {
-        self.sums.iter().zip(pairs).for_each(|(sum, key)| message.extend((sum ^ key).to_le_bytes()));
+    /// Adds the message, under the pairs of base keys. What it is made of is wiped then.
+    pub(super) fn send(&mut self, pairs: &[u128], message: &mut Vec<u8>) {
+        let sums = std::mem::take(&mut self.sums);
+        sums.iter().zip(pairs).for_each(|(sum, key)| message.extend((sum ^ key).to_le_bytes()));
     }
 
     /// The trees of the other party. Bit `i` of `holes` is the choice that key `i` was received with: a level's path goes

@@ -26,6 +26,7 @@ use ombra_ir::schedule::of_server;
 use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 
+use crate::exec::net::Net;
 use crate::exec::run::check_kernels;
 use crate::exec::{Run, Steps};
 use cx::Keys;
@@ -33,6 +34,17 @@ use dealer::Dealer;
 use rep3::Rep3;
 use two_party::TwoParty;
 use weights::Weights;
+
+/// Fresh keys of `party` for a session in which all run the plan with the digest `plan`.
+///
+/// # Errors
+/// No randomness, and whatever ended the session.
+pub fn agree_keys(setting: Setting, plan: &str, party: Party, net: &mut dyn Net) -> Result<Keys> {
+    match setting {
+        Setting::TwoParty => two_party::keys::agree(plan, party, net),
+        _ => weights::agree_keys(setting, party, net),
+    }
+}
 
 /// The side of `party` of a session with fresh keys, in the setting of the verified `module`, with `threads` threads for
 /// products.
@@ -57,7 +69,7 @@ pub fn begin(
 /// Checks that parties can run a module: its setting has a kernel for every op.
 ///
 /// # Errors
-/// `E0815` for an op without a kernel, `E0421` for a setting without messages.
+/// `E0815` for an op without a kernel, `E0421` for a setting without messages, and for a table that is too large for it.
 pub fn check(module: &Module) -> Result<()> {
     match module.setting {
         Setting::ThreeParty => check_kernels::<Rep3>(module),
@@ -67,6 +79,7 @@ pub fn check(module: &Module) -> Result<()> {
         }
         Setting::TwoParty => {
             check_tables(module)?;
+            ombra_ir::settings::two_party::check(module)?;
             check_kernels::<TwoParty>(module)
         }
         Setting::Plain => Err(no_parties()),
@@ -86,5 +99,5 @@ fn check_tables(module: &Module) -> Result<()> {
 
 fn no_parties() -> Diagnostic {
     Diagnostic::input("E0421", "a plan for one party in the clear does not run between parties")
-        .note("help      compile for 3pc or 2pc-dealer")
+        .note("help      compile for 3pc, 2pc-dealer or 2pc")
 }

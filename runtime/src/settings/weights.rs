@@ -14,7 +14,6 @@ use ombra_ir::module::{Id, Module, Node, Party, Setting};
 use ombra_ir::norms::{Measure, Norms};
 use ombra_ir::op::Op;
 use ombra_ir::reference::encode_into;
-use ombra_ir::settings::two_party::TREE_LEVELS;
 use ombra_ir::{Bindings, Diagnostic, Result};
 
 use super::cx::{Keys, Purpose};
@@ -23,9 +22,6 @@ use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::backend::gemm::{MatRef, gemm_acc};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
-use crate::ot::base::FIRST_BYTES;
-use crate::ot::tree::SECOND_BYTES;
-use crate::ot::{self, SessionId};
 use crate::prg::{Key, Label, Prg};
 use crate::wiped::Zeroizing;
 
@@ -36,12 +32,8 @@ const BLOCK: usize = 1 << 17;
 /// Weights of at most this many elements are stored by every party.
 const SMALL: usize = 1 << 14;
 
-/// Fresh pair keys, by one message from every party to the one before it. Two parties alone have one, and set up their
-/// transfers beside it.
+/// Fresh pair keys of three parties, by one message from every party to the one before it.
 pub fn agree_keys(setting: Setting, party: Party, net: &mut dyn Net) -> Result<Keys> {
-    if setting == Setting::TwoParty {
-        return agree_keys_alone(party, net);
-    }
     let own = Key::random()?;
     let [before, after] = neighbours(setting, party)?;
     net.send(KEYS_EPOCH, 0, before, own.bytes().to_vec())?;
@@ -60,36 +52,6 @@ pub fn agree_keys_of_two(party: Party, dealt: &Key, net: &mut dyn Net) -> Result
     let own = Key::random()?;
     net.send(KEYS_EPOCH, 0, Party::Client, own.bytes().to_vec())?;
     Ok(Keys::new(&own, dealt, &private))
-}
-
-/// The key of client and server where there is nobody else, and their transfers: 16 bytes of each
-/// for the session's id, the two messages of the set-up each way, and the server's key to the client.
-fn agree_keys_alone(party: Party, net: &mut dyn Net) -> Result<Keys> {
-    let (number, peer) = match party {
-        Party::Client => (0, Party::Server),
-        _ => (1, Party::Client),
-    };
-    let [nonce, fresh, private] = [Key::random()?, Key::random()?, Key::random()?];
-    net.send(KEYS_EPOCH, 0, peer, nonce.bytes().to_vec())?;
-    let other = receive_key(peer, 0, net)?;
-    let nonces = if number == 0 { [nonce.bytes(), other.bytes()] } else { [other.bytes(), nonce.bytes()] };
-    let session = SessionId::of(&nonces.map(|nonce| &nonce[..]));
-    let (begun, message) = ot::begin(&session, number, TREE_LEVELS, &mut ot::os_random)?;
-    net.send(KEYS_EPOCH, 1, peer, message)?;
-    let message = net.recv(KEYS_EPOCH, 1, peer, FIRST_BYTES as u64)?;
-    let (exchanged, message) = begun.exchange(&message, &mut ot::os_random)?;
-    net.send(KEYS_EPOCH, 2, peer, message)?;
-    let transfers = exchanged.finish(&net.recv(KEYS_EPOCH, 2, peer, SECOND_BYTES as u64)?)?;
-    // Who has no third party to share a key with has one for itself.
-    let keys = if party == Party::Client {
-        let shared = receive_key(Party::Server, 3, net)?;
-        Keys::new(&fresh, &shared, &private)
-    } else {
-        let shared = Key::random()?;
-        net.send(KEYS_EPOCH, 3, Party::Client, shared.bytes().to_vec())?;
-        Keys::new(&shared, &fresh, &private)
-    };
-    Ok(keys.with_transfers(transfers))
 }
 
 /// A fresh key of the weights, drawn by the server, which it and the party that `derives` its term know and nobody else.

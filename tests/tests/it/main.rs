@@ -24,3 +24,4 @@ mod savings;
 mod secrecy_of_files;
 mod secrecy_of_frames;
 mod tuned;
+mod two_parties;

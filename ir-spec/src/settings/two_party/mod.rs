@@ -15,7 +15,8 @@
 
 use super::dealer::{ExpTable, exp_table};
 use super::{Protocol, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
-use crate::module::Party;
+use crate::diag::{Diagnostic, Result};
+use crate::module::{Module, Party};
 use crate::op::{EXP_WINDOWS, Op};
 use crate::ty::Sharing;
 
@@ -23,6 +24,15 @@ use crate::ty::Sharing;
 /// 2^levels` bits of streams: 15 bits and about 15 ns at 8 levels, 31 bits and 4 ns at 4. So 8 are cheaper on every link of
 /// less than 1 Gbit/s.
 pub const TREE_LEVELS: u8 = 8;
+/// Payload bytes that client and server send to set up a session: 16 of each for its id, and 16 of the server for the key
+/// that they share; in each direction 128 base transfers, by a point of 32 bytes from who offers and two for each from who
+/// chooses; 32 bytes for each of the 128 levels of trees; and a digest of 32 bytes.
+pub const SETUP_SENT: [u64; 2] = {
+    let each = 32 + 128 * 64 + 128 * 32 + 32;
+    [16 + each, 32 + each]
+};
+/// Rounds of it.
+pub const SETUP_ROUNDS: u32 = 4;
 /// Bits of a leaf of a comparison at most: it is one of `2^4` entries.
 pub const LEAF: u8 = 4;
 
@@ -111,6 +121,30 @@ pub fn exp(window: u8, tail: bool) -> Exp {
 /// 1 and 2.
 pub fn power_scales(scale: u8) -> [u8; 2] {
     [scale - (scale / 2 + 2), scale - (scale / 2 + 4)]
+}
+
+/// Rows of a private table at most: a lookup is one transfer of one of so many entries, and sends all of them.
+pub const MOST_ROWS: u64 = 1 << 14;
+
+/// Checks that the setting serves a module: its private tables are small.
+///
+/// # Errors
+/// `E0421`.
+pub fn check(module: &Module) -> Result<()> {
+    for node in module.ops.iter().filter(|node| matches!(node.op, Op::Embed)) {
+        let rows = node.args.get(1).and_then(|&table| module.ty(table).shape.first()?.as_constant());
+        let rows = rows.and_then(|rows| u64::try_from(rows).ok()).unwrap_or(u64::MAX);
+        if rows > MOST_ROWS {
+            return Err(Diagnostic::input("E0421", "a private table is too large for the setting 2pc")
+                .at(node.origin.node.clone())
+                .note(format!("expected  at most {MOST_ROWS} rows"))
+                .note(format!("found     {rows}"))
+                .note(
+                    "help      make the embedding public with --base or --public, or compile for 3pc or 2pc-dealer",
+                ));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of a number mod `2^bits`.
@@ -261,7 +295,11 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Setting;
     use super::*;
+    use crate::dim::{Dim, Dims};
+    use crate::module::{Id, Node, Origin, Stage};
+    use crate::ty::Ty;
 
     /// Elements that are so many that all bytes are whole.
     const MANY: u64 = 1 << 20;
@@ -311,6 +349,22 @@ mod tests {
         let weight = Sizes { of_server: [false, true], ..sizes(32) };
         assert_eq!(measured(&Op::Mul, &weight), (32 * 16, triangle(32), 2));
         assert_eq!(measured(&Op::MatMul { trans_b: false }, &weight), (32 * 16, 64 * triangle(32), 2));
+    }
+
+    #[test]
+    fn large_private_tables_are_refused() {
+        let with = |rows: u64| {
+            let mut module = Module::empty("m".to_owned(), Setting::TwoParty, Stage::Scheduled, Dims::default());
+            let shape = vec![Dim::from(rows as u32), Dim::from(4)];
+            let ty = Ty::ring(32, 12, Sharing::Shared, shape, 20);
+            for (op, args) in [(Op::Weight { name: "table".to_owned() }, vec![]), (Op::Embed, vec![Id(0); 2])] {
+                module.ops.push(Node { op, args, ty: ty.clone(), origin: Origin::default(), rot: 0 });
+            }
+            module
+        };
+        assert_eq!(check(&with(MOST_ROWS)), Ok(()));
+        let error = check(&with(MOST_ROWS + 1)).unwrap_err();
+        assert!(error.code == "E0421" && error.to_string().contains("16385"), "{error}");
     }
 
     #[test]

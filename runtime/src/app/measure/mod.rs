@@ -32,7 +32,7 @@ use crate::exec::{LinkNet, Steps, TensorSource};
 use crate::keygen::write_local_set;
 use crate::prg::{Key, Label, Prg};
 use crate::settings;
-use crate::settings::weights::{Weights, agree_keys, agree_weight_key};
+use crate::settings::weights::{Weights, agree_weight_key};
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose, Session, SessionId};
 
 /// How often a program runs; the shortest time counts.
@@ -56,7 +56,11 @@ pub fn measure(
     threads: usize,
     size: Size,
 ) -> Result<Profile> {
-    let third = setting.third()?;
+    let third = setting.third().map_err(|error| {
+        error.note(
+            "help      time is predicted for the settings with a third party; of 2pc `inspect` gives bytes and rounds",
+        )
+    })?;
     let links = match config {
         Some(path) => {
             let endpoint = Endpoint::new(&PartyConfig::read(path)?, "", network)?;
@@ -230,7 +234,7 @@ fn no_more() -> Diagnostic {
 fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Result<Box<dyn Steps>> {
     let own = session.party();
     let mut net = LinkNet::new(session, run);
-    let keys = agree_keys(program.module.setting, own, &mut net)?;
+    let keys = settings::agree_keys(program.module.setting, "measure", own, &mut net)?;
     let key = agree_weight_key(Party::Client, own, &mut net)?;
     let zeros: Arc<dyn TensorSource> = Arc::new(Zeros::of(&program.module, &program.bound));
     let server = (own == Party::Server).then(|| Arc::clone(&zeros));

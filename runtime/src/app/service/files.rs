@@ -23,8 +23,8 @@ const SERVER_EGRESS: &str = "  egress:
     - ports:
         - protocol: TCP
           port: 7002";
-/// Helper and dealer connect to nobody.
-const THIRD_EGRESS: &str = "  egress: []";
+/// Helper and dealer connect to nobody, nor does a server without them.
+const NO_EGRESS: &str = "  egress: []";
 /// Where the server keeps a dealer's material, and the list of what it used of it.
 const STATE: &str = "/var/lib/ombra-server";
 
@@ -61,7 +61,7 @@ impl State {
     }
 }
 
-/// The files for server and third party of a setting, by their paths in the folder that they are written to.
+/// The files for server and third party, where there is one, of a setting, by their paths in the folder that they are written to.
 ///
 /// # Errors
 /// `E0421` for a setting of one party.
@@ -69,10 +69,18 @@ pub fn contents(setting: Setting) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
     let dealer = setting.protocol().dealer;
     let state = if dealer.is_some() { State::of_server() } else { State::none() };
-    for (party, port, egress, control, state) in [
-        (Party::Server, "7001", SERVER_EGRESS, ", control = \"/run/ombra/server.sock\"", state),
-        (setting.third()?, "7002", THIRD_EGRESS, "", State::none()),
-    ] {
+    let third = match setting.beside() {
+        None if setting.protocol().parties.len() == 1 => Some(setting.third()?),
+        third => third,
+    };
+    // Renewing is sharing anew, with a third party.
+    let (egress, control) = match third {
+        Some(_) => (SERVER_EGRESS, ", control = \"/run/ombra/server.sock\""),
+        None => (NO_EGRESS, ""),
+    };
+    let server = (Party::Server, "7001", egress, control, state);
+    let third = third.map(|third| (third, "7002", NO_EGRESS, "", State::none()));
+    for (party, port, egress, control, state) in [server].into_iter().chain(third) {
         let fill = |text: &str| {
             text.replace("WRITTEN", &state.written)
                 .replace("#ARGUMENTS\n", &state.more_arguments)

@@ -115,6 +115,11 @@ pub fn serve_party(options: &Options) -> Result<()> {
     let folder = PlanFolder::open(&options.folder)?;
     config.check_setting(folder.plan.module.setting)?;
     let keep = Keep::new(party, &folder)?;
+    if matches!(keep, Keep::Alone(_)) && config.service.renew.is_some() {
+        return Err(Diagnostic::input("E0711", "service.renew_s is for weights that are shared")
+            .note(format!("found     a plan of {}, whose server keeps them", folder.plan.module.setting.name()))
+            .note("help      remove it"));
+    }
     let material = server_material(options)?;
     if material.is_some() {
         folder.plan.module.setting.dealer()?;

@@ -11,6 +11,7 @@
 mod bits;
 mod compare;
 mod divide;
+pub mod keys;
 mod lookup;
 mod pair;
 mod products;

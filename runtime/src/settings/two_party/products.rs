@@ -134,6 +134,12 @@ pub async fn multiply_matrices(
     bits: u8,
 ) -> Result<Share> {
     let sizes = matrices.sizes;
+    if sizes.width == 0 || sizes.count == 0 {
+        // No element meets another: what each party has is a sum of nothing.
+        pair.round().await;
+        pair.round().await;
+        return Ok(sum([None, None], own));
+    }
     let left = Zeroizing::new(matrices.left(x)?);
     let decided = choose(pair, right, &left, bits)?;
     pair.round().await;
