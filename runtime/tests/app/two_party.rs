@@ -7,14 +7,15 @@ use std::process::{Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ombra_ir::draw::Choosing;
+use ombra_ir::draw::{Choosing, Way};
 use ombra_ir::module::Setting;
 use ombra_ir::plan;
 use ombra_ir::settings::two_party::{SETUP_ROUNDS, SETUP_SENT};
 use ombra_runtime::app::client::Conversation;
 use ombra_runtime::app::report::Report;
-use ombra_runtime::app::{PlanFolder, Request};
-use ombra_runtime::config::PartyConfig;
+use ombra_runtime::app::request::Advance;
+use ombra_runtime::app::{PlanFolder, Request, program};
+use ombra_runtime::config::{Limits, PartyConfig};
 use ombra_runtime::keygen::write_set;
 use ombra_runtime::ot::base::FIRST_BYTES;
 use ombra_runtime::transport::{Endpoint, Frame, Party, Purpose, Session};
@@ -201,4 +202,37 @@ fn messages_that_no_party_sends_end_one_session() {
         drop(session);
         site.works(what);
     }
+}
+
+/// A server that shares its weights with nobody has nothing to renew.
+#[test]
+fn renewing_what_nobody_shares_is_refused() {
+    let site = Site::new();
+    let text = fs::read_to_string(&site.server).unwrap();
+    fs::write(&site.server, text + "\n[service]\nrenew_s = 60\n").unwrap();
+    let mut command = ombra_run();
+    command.arg("serve").arg(&site.plan.0).args(["--party", "server", "--threads", "1", "--config"]).arg(&site.server);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), errors.matches("error[").count()), (Some(2), 1), "{errors}");
+    assert!(errors.contains("E0711") && errors.contains("renew_s"), "{errors}");
+}
+
+/// A step with a message that a party would refuse is refused before it begins.
+#[test]
+fn a_message_that_is_too_long_is_refused_before_its_step() {
+    let plan = plans::cached_in(Setting::TwoParty);
+    let folder = PlanFolder::open(&plan.0).unwrap();
+    let request = Request::text(3);
+    let module = folder.module(&request, Way::default()).unwrap();
+    let inputs = request.step(&folder.plan, Advance { new: 3, ..Advance::default() }, 1 << 30).unwrap();
+    let step = program::prepare(&module, &inputs.sizes, &inputs.public, 1 << 30).unwrap();
+    let longest = step.longest.iter().flatten().copied().max().unwrap();
+    assert!(longest > 0);
+    let checked = |most| {
+        let limits = Limits { max_frame_bytes: most, ..Limits::default() };
+        program::check_traffic(&step, &limits).map_err(|error| error.code)
+    };
+    assert_eq!(checked(longest), Ok(()));
+    assert_eq!(checked(longest - 1), Err("E1021"));
 }
