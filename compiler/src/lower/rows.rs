@@ -10,7 +10,7 @@ use ombra_ir::op::Op as M;
 impl Lower<'_> {
     /// The index of the maximum element of every row, which is the last axis.
     pub(super) fn arg_max(&mut self, v: ValueId, x: ValueId) -> Result<Id> {
-        let scores = self.shares_at(x, self.scale_of(x).min(self.options.f))?;
+        let scores = self.at_f(x)?;
         let (_, bound) = self.ring(scores)?;
         // Only the order of the scores matters: the smallest ring holds it.
         let bits = ring_for(bound);

@@ -9,7 +9,6 @@
 use super::RING;
 use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use crate::ranges::bounds::Ranges;
-use ombra_ir::module::OutputKind;
 use ombra_ir::plain::{Binary, DType, Unary};
 use std::collections::BTreeMap;
 
@@ -30,16 +29,8 @@ const DROPPED: i32 = 16;
 /// Fraction bits of weights that are not given up for a cheaper truncation.
 const PRECISE: i32 = 14;
 
-/// Fraction bits of logits of which only the greatest is looked for.
-const LOGITS: u8 = 12;
-
 /// Fraction bits of values that have others than `f` when they are rescaled: secret ones, and those of one party.
-pub(super) fn scales(
-    graph: &Graph,
-    ranges: &Ranges,
-    f: u8,
-    reveal: &[(usize, OutputKind)],
-) -> BTreeMap<ValueId, u8> {
+pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8) -> BTreeMap<ValueId, u8> {
     let mut scales: BTreeMap<ValueId, u8> = BTreeMap::new();
     let moving = |v: ValueId| {
         graph.node(v).is_ok_and(|n| n.dtype == DType::F32 && matches!(n.owner, Owner::Secret | Owner::Client))
@@ -90,14 +81,6 @@ pub(super) fn scales(
         let room = graph.users(v).iter().filter(|u| secret(u)).map(|&u| room(graph, ranges, &scales, u, f)).min();
         // The most that its products leave; how large its elements are is known when it is shared.
         scales.insert(v, room.unwrap_or(i32::MAX).clamp(WEIGHTS.0, WEIGHTS.1) as u8);
-    }
-    // Weights before them are as fine as those before any value.
-    for (output, _) in reveal.iter().filter(|(_, kind)| *kind == OutputKind::NextToken) {
-        let Some(logits) = graph.outputs.get(*output).map(|output| output.value) else { continue };
-        let outputs = graph.outputs.iter().filter(|output| output.value == logits).count();
-        if graph.users(logits).is_empty() && outputs == 1 {
-            scales.insert(logits, f.min(LOGITS));
-        }
     }
     scales
 }

@@ -14,8 +14,8 @@
 
 use crate::expand::ring_of;
 use ombra_ir::Result;
-use ombra_ir::infer::{push, push_like, push_source};
-use ombra_ir::module::{Id, Module, OutputKind};
+use ombra_ir::infer::{has_result, push, push_like, push_source};
+use ombra_ir::module::{Id, Module, Node, OutputKind};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::settings::{RowLens, Sizes, wrap_bytes};
 use ombra_ir::ty::{BoundFrom, Elem, Sharing, Ty};
@@ -48,10 +48,18 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
         };
         let op = with_ring(&node.op, rings[i]);
         let args = (0..node.args.len()).map(|slot| {
-            // What is revealed is what was made.
-            let whole = matches!(node.op, Op::Reveal { .. });
+            let arg = ids[node.args[slot].index()];
+            let whole = match node.op {
+                // What is revealed is what was made, and a table is looked up in as it is.
+                Op::Reveal { .. } | Op::Embed => true,
+                // Where the ring is there, a division needs no wrap.
+                Op::Truncate { by, .. } => {
+                    out.ty(arg).sharing != Sharing::Sum3 && wrap_bytes(ring_bits(&out, arg), rings[i], by) == 0
+                }
+                _ => false,
+            };
             let bits = if whole { 64 } else { operand_bits(&module, &kept, (i, slot), rings[i]) };
-            taken(&mut out, ids[node.args[slot].index()], bits)
+            taken(&mut out, arg, bits)
         });
         let args = args.collect::<Result<Vec<_>>>()?;
         let id = match (&op, &*args) {
@@ -67,20 +75,30 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
             (Op::Reshare, &[x]) if out.ty(x).sharing.is_sum() => x,
             _ => push_like(&mut out, node, op, &args)?,
         };
+        let id = match ring_bits(&out, id) {
+            found if node.op == Op::Embed && found < rings[i] => {
+                push_like(&mut out, node, Op::Truncate { by: 0, bits: rings[i] }, &[id])?
+            }
+            _ => id,
+        };
         let was_shared = node.ty.sharing == Sharing::Shared && matches!(node.op, Op::Truncate { .. } | Op::Reshare);
         let id = match out.ty(id).sharing {
-            // Two terms that every op takes stay as they are, within the bound that was declared.
-            Sharing::Sum2 if was_shared && !kept.shared[i] && out.ty(id).bound <= node.ty.bound => id,
-            Sharing::Sum2 if was_shared && !kept.shared[i] => {
-                let (_, scale) = out.ty(id).as_ring().unwrap_or_default();
-                push_like(&mut out, node, Op::SetScale { scale }, &[id])?
-            }
+            // Two terms that every op takes stay as they are.
+            Sharing::Sum2 if was_shared && !kept.shared[i] => id,
             Sharing::Sum2 | Sharing::Sum3 if was_shared => push_like(&mut out, node, Op::Reshare, &[id])?,
             _ => id,
         };
-        ids.push(id);
+        ids.push(within(&mut out, node, id)?);
     }
     Ok(out)
+}
+
+/// The value with what the node that it stands for says of its size, where that is more than its own op says.
+fn within(out: &mut Module, node: &Node, id: Id) -> Result<Id> {
+    let ty = out.ty(id);
+    let Some((_, scale)) = ty.as_ring().filter(|_| has_result(&node.op)) else { return Ok(id) };
+    let finer = node.ty.bound < ty.bound || ty.norms.finer(&node.ty.norms) != ty.norms;
+    if finer { push_like(out, node, Op::SetScale { scale }, &[id]) } else { Ok(id) }
 }
 
 /// What is kept of values, by their number.
@@ -180,11 +198,7 @@ fn is_fixed(op: &Op) -> bool {
     op.class() == Class::Source && !matches!(op, Op::State { .. }) && !is_weight(op)
         || matches!(
             op,
-            Op::Reveal { .. }
-                | Op::Cut { .. }
-                | Op::ExpDigits { .. }
-                | Op::Lookup { .. }
-                | Op::Encode { .. }
+            Op::Reveal { .. } | Op::Cut { .. } | Op::ExpDigits { .. } | Op::Lookup { .. } | Op::Encode { .. }
         )
 }
 
@@ -204,6 +218,7 @@ fn takes_own_ring(op: &Op, slot: usize) -> bool {
         | Op::Narrow { .. }
         | Op::Cut { .. }
         | Op::Reveal { .. }
+        | Op::Embed
         | Op::Encode { .. } => false,
         Op::Select => slot == 1,
         _ => true,
@@ -261,8 +276,9 @@ fn price(module: &Module, x: &Ty, (from, to, by): (u8, u8, u8), is_shared: bool)
     divided + if is_sum && is_shared { reshared } else { 0 }
 }
 
-/// The ring in which a value is divided by `2^by` into a ring of `to` bits: the smallest that has room for a wrap, or the one
-/// that leaves all bits, where that is cheaper. More bits of a sum are sent by nobody but its division.
+/// The ring in which a value is divided by `2^by` into a ring of `to` bits: the smallest that has room for a wrap, or, of a sum,
+/// the one that leaves all bits, where the division is cheaper in that. What a sum is a product of then has that ring too,
+/// which is not counted: that depends on sizes, and the division takes a round less.
 fn divided_in(module: &Module, x: &Ty, (to, by): (u8, u8), is_shared: bool) -> u8 {
     let least = ring_of(x.bound.max(by).saturating_add(2));
     let whole = to.saturating_add(by).div_ceil(8).saturating_mul(8);
@@ -281,6 +297,8 @@ fn operand_bits(module: &Module, kept: &Kept, (i, slot): (usize, usize), bits: u
         // A division of what is assumed takes it whole.
         Op::Truncate { .. } if kept.assumed[arg.index()] => own,
         Op::Truncate { by, .. } => divided_in(module, ty, (bits, by), kept.shared[i]),
+        // Rows are brought into a larger ring, not the table.
+        Op::Embed => ring_of(ty.bound.saturating_add(2)),
         Op::Msb { width, .. } => ring_of(width),
         Op::ExpDigits { window, .. } => ring_of(scale.saturating_add(window)),
         Op::Lookup { window, .. } => ring_of(window),

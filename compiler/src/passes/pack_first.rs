@@ -10,7 +10,7 @@
 //! ```
 
 use ombra_ir::Result;
-use ombra_ir::infer::{push, push_like, tighten};
+use ombra_ir::infer::{push, push_like};
 use ombra_ir::module::{Id, Module, Node};
 use ombra_ir::norms::Norms;
 use ombra_ir::op::Op;
@@ -33,11 +33,11 @@ pub fn pack_first(module: Module) -> Result<Module> {
             ids.push(push_like(&mut out, node, node.op.clone(), &args)?);
             continue;
         };
-        let mut chain = vec![x];
-        while let Some(last) = chain.last().filter(|last| moved.get(last) == Some(&mask)) {
-            chain.extend(module.node(*last).args.first().copied());
+        let (mut first, mut chain) = (x, Vec::new());
+        while moved.get(&first) == Some(&mask) {
+            chain.push(first);
+            first = module.node(first).args[0];
         }
-        let Some(first) = chain.pop() else { continue };
         let mut made = match packed.get(&(first, mask)) {
             Some(&made) => made,
             None => push(&mut out, Op::Pack, &[ids[first.index()], args[1]], None, node.origin.clone())?,
@@ -50,9 +50,12 @@ pub fn pack_first(module: Module) -> Result<Module> {
             };
             packed.insert((id, mask), made);
         }
-        let ty = of_some(node).ty;
-        tighten(&mut out, made, ty.bound, ty.bound_from, &ty.norms);
-        ids.push(made);
+        let ty = out.ty(made);
+        let (finer, scale) = (node.ty.bound < ty.bound || ty.norms.finer(&node.ty.norms) != ty.norms, ty.as_ring());
+        ids.push(match scale {
+            Some((_, scale)) if finer => push_like(&mut out, &of_some(node), Op::SetScale { scale }, &[made])?,
+            _ => made,
+        });
     }
     super::without_unused(&out)
 }

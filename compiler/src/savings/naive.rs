@@ -35,7 +35,8 @@ pub fn unpack_masks(graph: &mut Graph, ranges: &Ranges) -> Result<()> {
     Ok(())
 }
 
-/// An expanded module in which every comparison looks at all bits and every function runs in the program's ring.
+/// An expanded module in which every comparison looks at all bits and every function runs in the program's ring, but for
+/// rings that ops make themselves.
 ///
 /// # Errors
 /// A type that does not follow; none for a module that the verifier passes.

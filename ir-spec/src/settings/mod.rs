@@ -212,7 +212,7 @@ pub struct Sizes<'a> {
     pub out: u64,
     /// Ring bits of the operand and of the result, where they are ring elements.
     pub bits: u8,
-    /// Ring bits of operand 0 where it has another ring than the result, for `extend`.
+    /// Ring bits of operand 0 where it has another ring than the result, for a division.
     pub from_bits: u8,
     /// The forms of the first two operands; of what is not there, public.
     pub forms: [Sharing; 2],
