@@ -327,6 +327,23 @@ fn client_run(plan: &Folder, config: &Path) -> u64 {
     report(&path).phases[0].bytes["server"].measured
 }
 
+/// A server that could serve nobody does not begin to.
+#[test]
+fn a_server_without_the_third_party_is_refused() {
+    let plan = plans::cached();
+    let (_keys, [_, server, _]) = configurations();
+    let text = fs::read_to_string(&server).unwrap();
+    let (before, after) = text.split_once("[peers.helper]").unwrap();
+    let rest = after.find("\n[").map_or("", |at| &after[at..]);
+    fs::write(&server, format!("{before}{rest}")).unwrap();
+    let mut command = ombra_run();
+    command.arg("serve").arg(&plan.0).args(["--party", "server", "--threads", "1", "--config"]).arg(&server);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), errors.matches("error[").count()), (Some(2), 1), "{errors}");
+    assert!(errors.contains("E0711") && errors.contains("peers.helper is missing"), "{errors}");
+}
+
 #[test]
 fn serving_parties_outlive_clients_and_each_other() {
     let plan = plans::cached();

@@ -124,6 +124,16 @@ pub fn serve_party(options: &Options) -> Result<()> {
     if material.is_some() {
         folder.plan.module.setting.dealer()?;
     }
+    let third = folder.plan.module.setting.protocol().parties.iter().find(|party| party.is_third());
+    if let Some(third) = third
+        && party == Party::Server
+        && material.is_none()
+        && !config.peers.contains_key(third)
+    {
+        return Err(Diagnostic::input("E0711", format!("peers.{third} is missing"))
+            .note(format!("found     a plan of {}", folder.plan.module.setting.name()))
+            .note(format!("help      add [peers.{third}] with address and fingerprint")));
+    }
     let endpoint = Endpoint::new(&config, &folder.digest, network)?;
     let total = config.limits.total_memory_bytes.unwrap_or_else(|| machine_bytes() / 2);
     let limit = config.limits.max_memory_bytes.min(total);
