@@ -1,12 +1,13 @@
 //! Reshapes away from products.
 //!
-//! Exporters flatten `[batch, seq, k]` to `[batch·seq, k]` around a product with a weight. A product with a matrix, and
+//! Exporters flatten `[batch, seq, k]`, or heads of it, to `[batch·seq, k]` around a product with a weight. A product with a
+//! matrix, and
 //! an element-wise operation with a vector along the last axis or a scalar, commute with any reshape that keeps the last
 //! axis; moved behind them, two reshapes meet and cancel, and the sequence stays an axis of its own, which later
 //! passes need. Nothing is computed that was not, and no owner changes. Only secret values move.
 
 use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
-use ombra_ir::Result;
+use ombra_ir::{Dim, Result};
 
 /// Moves reshapes behind products and merges neighbours, until nothing changes.
 pub fn lift_reshapes(graph: &mut Graph) -> Result<()> {
@@ -50,7 +51,7 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
             if graph.shape(w).len() != 2 {
                 return Ok(false);
             }
-            let Some(source) = flattened(graph, x) else { return Ok(false) };
+            let Some(source) = flattened(graph, x)? else { return Ok(false) };
             let product = graph.add(Op::MATMUL, &[source, w], origin.clone())?;
             let shape = graph.shape(id).to_vec();
             let new = graph.add(Op::Tensor(TensorOp::Reshape { shape }), &[product], origin)?;
@@ -59,7 +60,7 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
         }
         Op::ADD | Op::SUB | Op::MUL | Op::DIV => {
             for (slot, other) in [(0, 1), (1, 0)] {
-                let Some(source) = flattened(graph, operands[slot]) else { continue };
+                let Some(source) = flattened(graph, operands[slot])? else { continue };
                 let small = graph.shape(operands[other]);
                 let leading = small.len().saturating_sub(1);
                 if small.len() > 1 && !small[..leading].iter().all(|d| d.is(1))
@@ -84,10 +85,22 @@ fn lift(graph: &mut Graph, id: ValueId) -> Result<bool> {
     }
 }
 
-/// The operand of a reshape that keeps the last axis and merges leading axes.
-fn flattened(graph: &Graph, id: ValueId) -> Option<ValueId> {
-    let Some(Op::Tensor(TensorOp::Reshape { shape })) = graph.op(id) else { return None };
-    let source = graph.operand(id, 0)?;
-    let from = graph.shape(source);
-    (from.len() > shape.len() && from.len() >= 2 && from.last() == shape.last()).then_some(source)
+/// What a reshape makes of its operand by merging leading axes alone: the operand, where the last axis stays, or the operand
+/// with its trailing axes merged, where they become the last one, as heads do.
+fn flattened(graph: &mut Graph, id: ValueId) -> Result<Option<ValueId>> {
+    let Some(Op::Tensor(TensorOp::Reshape { shape })) = graph.op(id).cloned() else { return Ok(None) };
+    let (Some(source), Some((last, leading))) = (graph.operand(id, 0), shape.split_last()) else { return Ok(None) };
+    let from = graph.shape(source).to_vec();
+    if from.len() > shape.len() && from.len() >= 2 && from.last() == Some(last) {
+        return Ok(Some(source));
+    }
+    for kept in leading.len() + 1..from.len().saturating_sub(1) {
+        let merged = from[kept..].iter().try_fold(Dim::constant(1), |product, dim| product.mul(dim))?;
+        if merged == *last {
+            let shape = from[..kept].iter().cloned().chain([merged]).collect();
+            let origin = graph.node(id)?.origin.clone();
+            return graph.add(Op::Tensor(TensorOp::Reshape { shape }), &[source], origin).map(Some);
+        }
+    }
+    Ok(None)
 }
