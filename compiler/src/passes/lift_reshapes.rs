@@ -1,9 +1,8 @@
 //! Reshapes away from products.
 //!
 //! Exporters flatten `[batch, seq, k]`, or heads of it, to `[batch·seq, k]` around a product with a weight. A product with a
-//! matrix, and
-//! an element-wise operation with a vector along the last axis or a scalar, commute with any reshape that keeps the last
-//! axis; moved behind them, two reshapes meet and cancel, and the sequence stays an axis of its own, which later
+//! matrix, and an element-wise operation with a vector along the last axis or a scalar, commute with any reshape that keeps
+//! the last axis; moved behind them, two reshapes meet and cancel, and the sequence stays an axis of its own, which later
 //! passes need. Nothing is computed that was not, and no owner changes. Only secret values move.
 
 use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
