@@ -38,7 +38,7 @@ use ombra_ir::module::{Module, OutputKind, Stage};
 use ombra_ir::network::Network;
 use ombra_ir::plain::{Data, Tensor};
 use ombra_ir::plan::{BoundsOf, ClientState, FileDigest, GraphInput, Plan};
-use ombra_ir::settings::{Setting, two_party};
+use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Dim, Result};
 use std::collections::BTreeMap;
 
@@ -516,9 +516,7 @@ fn bounded_analysed(
 
 /// The plan with the programs that choose its next token otherwise, each of which the verifier has passed.
 fn drawing(plan: Plan, options: &Options) -> std::result::Result<Plan, Errors> {
-    if options.setting == Setting::TwoParty {
-        two_party::check(&plan.module).map_err(one)?;
-    }
+    (options.setting.protocol().check)(&plan.module).map_err(one)?;
     let spread = if options.passes.has(Pass::Rotations) { options.spread } else { Spread::Fixed };
     let drawings = sampling::drawings(&plan.module, spread, options.penalties).map_err(one)?;
     for drawing in &drawings {

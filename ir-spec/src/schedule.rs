@@ -131,7 +131,7 @@ pub fn setup_cost(module: &Module) -> Cost {
             distinct.insert((name.as_str(), bits, scale), sizes.fold(1, u64::saturating_mul));
         }
     }
-    let (bytes, rounds) = module.setting.session_setup();
+    let (bytes, rounds) = module.setting.protocol().session_setup;
     let mut cost = Cost { bytes, rounds };
     for ((_, bits, _), elements) in distinct {
         let sent = (module.setting.protocol().setup)(elements, bits);

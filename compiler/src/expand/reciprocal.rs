@@ -28,7 +28,8 @@ pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
 }
 
 /// `1/x` with `out` fraction bits for `least ≤ x < 2^max_log2`, of what has size 1 on the last axis; error 3e-5 relative
-/// where it has so many significant bits, of which the longest row of a softmax may leave ten. Below the range the result is any number below `2^(out + 7)`.
+/// where it has so many significant bits, of which the longest row of a softmax may leave ten. Below the range the result
+/// is any number below `2^(out + 7)`.
 ///
 /// # Errors
 /// `E0507` where the range is too wide.

@@ -23,6 +23,7 @@ use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op, exp_lowest};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
+/// Bits of an exponential that are dropped before it is chosen: as many as make its ring a byte smaller.
 const BYTE: u8 = 8;
 /// Levels of a row's maximum: what each falls short by leaves the maximum exponential below 2.
 const LONGEST: u8 = 20;
@@ -55,7 +56,6 @@ pub(super) fn exp(e: &mut Emit, x: Id, finest: u8) -> Result<Id> {
     let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], EXP_SCALE + 1)?;
     // Shares may take two units off: nothing is to be negative.
     let mut y = e.guarded(Op::AddInt { k: 2 }, &[y], EXP_SCALE + 1)?;
-    // A byte less to choose.
     let divides = divides_freely(e) && finest + BYTE <= EXP_SCALE;
     if divides {
         y = e.guarded(Op::Truncate { by: BYTE, bits: EXP_RING - BYTE }, &[y], EXP_SCALE + 1 - BYTE)?;

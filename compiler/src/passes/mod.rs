@@ -16,8 +16,8 @@ pub mod pack_first;
 
 use ombra_ir::Result;
 use ombra_ir::infer::{has_result, push_like};
-use ombra_ir::module::{Id, Module};
-use ombra_ir::op::Class;
+use ombra_ir::module::{Id, Module, Node};
+use ombra_ir::op::{Class, Op};
 
 /// The module without values that nothing takes.
 fn without_unused(module: &Module) -> Result<Module> {
@@ -35,6 +35,14 @@ fn without_unused(module: &Module) -> Result<Module> {
         ids[i] = push_like(&mut out, node, node.op.clone(), &args)?;
     }
     Ok(out)
+}
+
+/// The value with what the node that it stands for says of its size, where that is more than its own op says.
+fn within(out: &mut Module, node: &Node, id: Id) -> Result<Id> {
+    let ty = out.ty(id);
+    let Some((_, scale)) = ty.as_ring().filter(|_| has_result(&node.op)) else { return Ok(id) };
+    let finer = node.ty.bound < ty.bound || ty.norms.finer(&node.ty.norms) != ty.norms;
+    if finer { push_like(out, node, Op::SetScale { scale }, &[id]) } else { Ok(id) }
 }
 
 /// The ops that take every value.

@@ -14,8 +14,8 @@
 
 use crate::expand::ring_of;
 use ombra_ir::Result;
-use ombra_ir::infer::{has_result, push, push_like, push_source};
-use ombra_ir::module::{Id, Module, Node, OutputKind};
+use ombra_ir::infer::{push, push_like, push_source};
+use ombra_ir::module::{Id, Module, OutputKind};
 use ombra_ir::op::{Class, Op};
 use ombra_ir::settings::{RowLens, Sizes, wrap_bytes};
 use ombra_ir::ty::{BoundFrom, Elem, Sharing, Ty};
@@ -75,11 +75,10 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
             (Op::Reshare, &[x]) if out.ty(x).sharing.is_sum() => x,
             _ => push_like(&mut out, node, op, &args)?,
         };
-        let id = match ring_bits(&out, id) {
-            found if node.op == Op::Embed && found < rings[i] => {
-                push_like(&mut out, node, Op::Truncate { by: 0, bits: rings[i] }, &[id])?
-            }
-            _ => id,
+        let id = if node.op == Op::Embed && ring_bits(&out, id) < rings[i] {
+            push_like(&mut out, node, Op::Truncate { by: 0, bits: rings[i] }, &[id])?
+        } else {
+            id
         };
         let was_shared = node.ty.sharing == Sharing::Shared && matches!(node.op, Op::Truncate { .. } | Op::Reshare);
         let id = match out.ty(id).sharing {
@@ -88,17 +87,9 @@ pub fn narrow_rings(module: Module) -> Result<Module> {
             Sharing::Sum2 | Sharing::Sum3 if was_shared => push_like(&mut out, node, Op::Reshare, &[id])?,
             _ => id,
         };
-        ids.push(within(&mut out, node, id)?);
+        ids.push(super::within(&mut out, node, id)?);
     }
     Ok(out)
-}
-
-/// The value with what the node that it stands for says of its size, where that is more than its own op says.
-fn within(out: &mut Module, node: &Node, id: Id) -> Result<Id> {
-    let ty = out.ty(id);
-    let Some((_, scale)) = ty.as_ring().filter(|_| has_result(&node.op)) else { return Ok(id) };
-    let finer = node.ty.bound < ty.bound || ty.norms.finer(&node.ty.norms) != ty.norms;
-    if finer { push_like(out, node, Op::SetScale { scale }, &[id]) } else { Ok(id) }
 }
 
 /// What is kept of values, by their number.

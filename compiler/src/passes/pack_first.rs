@@ -50,12 +50,7 @@ pub fn pack_first(module: Module) -> Result<Module> {
             };
             packed.insert((id, mask), made);
         }
-        let ty = out.ty(made);
-        let (finer, scale) = (node.ty.bound < ty.bound || ty.norms.finer(&node.ty.norms) != ty.norms, ty.as_ring());
-        ids.push(match scale {
-            Some((_, scale)) if finer => push_like(&mut out, &of_some(node), Op::SetScale { scale }, &[made])?,
-            _ => made,
-        });
+        ids.push(super::within(&mut out, &of_some(node), made)?);
     }
     super::without_unused(&out)
 }

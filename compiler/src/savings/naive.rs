@@ -75,12 +75,12 @@ pub fn widen(expanded: &Module) -> Result<Module> {
 /// Values in rings that an op itself makes, and what meets them there: these rings are part of what is computed.
 fn limbs(module: &Module) -> Vec<bool> {
     let ring = |id: usize| module.ops[id].ty.as_ring().map(|(bits, _)| bits);
-    let makes_ring = |op: &M| matches!(op, M::Cut { .. } | M::ExpDigits { .. } | M::Lookup { .. });
-    let divides = |n: &Node| match n.op {
+    let makes_ring = |n: &Node| match n.op {
+        M::Cut { .. } | M::ExpDigits { .. } | M::Lookup { .. } => true,
         M::Truncate { by, bits } => by > 0 && ring(n.args[0].index()).is_some_and(|from| bits <= from - by),
         _ => false,
     };
-    let mut found: Vec<bool> = module.ops.iter().map(|n| makes_ring(&n.op) || divides(n)).collect();
+    let mut found: Vec<bool> = module.ops.iter().map(makes_ring).collect();
     // A cut's ring follows from its operand's.
     for node in module.ops.iter().filter(|n| matches!(n.op, M::Cut { .. })) {
         for arg in node.args.iter().map(|a| a.index()) {
@@ -103,7 +103,7 @@ fn limbs(module: &Module) -> Vec<bool> {
                 .map(|a| a.index())
                 .filter(|&a| ring(a).is_some() && ring(a) == ring(at) && ring(a) != Some(RING))
                 .collect();
-            let all = alike.iter().any(|&a| found[a]) || found[at] && !makes_ring(&node.op) && !divides(node);
+            let all = alike.iter().any(|&a| found[a]) || found[at] && !makes_ring(node);
             if all {
                 found[at] |= !alike.is_empty();
                 alike.into_iter().for_each(|a| found[a] = true);

@@ -10,7 +10,7 @@ pub mod rep3;
 pub mod two_party;
 
 use crate::diag::{Diagnostic, Result};
-use crate::module::Party;
+use crate::module::{Module, Party};
 use crate::op::Op;
 use crate::ty::Sharing;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,11 @@ pub struct Protocol {
     pub traffic: fn(&Op, &Sizes) -> Traffic,
     /// Payload bytes that every party sends to share so many elements of a private weight once, in a ring of so many bits.
     pub setup: fn(u64, u8) -> [u64; 3],
+    /// Payload bytes that every party sends at the beginning of every session for the correlations that it is run with, and
+    /// the rounds of that.
+    pub session_setup: ([u64; 3], u32),
+    /// Checks that the setting serves a module.
+    pub check: fn(&Module) -> Result<()>,
 }
 
 impl Setting {
@@ -120,18 +125,6 @@ impl Setting {
         let names: Vec<_> = parties.iter().map(|party| party.name()).collect();
         Err(Diagnostic::input("E0711", format!("the setting {} has no {party}", self.name()))
             .note(format!("expected  {}", names.join(", "))))
-    }
-
-    /// Payload bytes that every party sends at the beginning of every session for the correlations that it is run with, and
-    /// the rounds of that.
-    pub fn session_setup(self) -> ([u64; 3], u32) {
-        match self {
-            Setting::TwoParty => {
-                let [client, server] = two_party::SETUP_SENT;
-                ([client, server, 0], two_party::SETUP_ROUNDS)
-            }
-            Setting::ThreeParty | Setting::Plain | Setting::Dealer => ([0; 3], 0),
-        }
     }
 
     /// What every party sends, by its number, with what is dealt apart.

@@ -174,7 +174,7 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
 
 /// Bytes of the rows of transfers in an op of two parties: 16 for each, of which its chooser sends about 2 in the first round.
 fn transfer_bytes(module: &Module, traffic: &Traffic) -> u64 {
-    if module.setting.session_setup().1 == 0 {
+    if module.setting.protocol().session_setup.1 == 0 {
         return 0;
     }
     let chosen = traffic.msgs.iter().filter(|msg| msg.round == 0).map(|msg| msg.bytes);

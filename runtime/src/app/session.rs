@@ -209,7 +209,7 @@ pub(super) fn keys(session: &Session, folder: &PlanFolder, dealt: Option<&Key>) 
         Some(key) => agree_keys_of_two(session.party(), key, net),
         None => settings::agree_keys(setting, &folder.digest, session.party(), net),
     }?;
-    let counts = setting.session_setup().1 > 0;
+    let counts = setting.protocol().session_setup.1 > 0;
     Ok((keys, if counts { Measured::since(session, start) } else { Measured::default() }))
 }
 

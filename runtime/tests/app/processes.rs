@@ -327,6 +327,16 @@ fn client_run(plan: &Folder, config: &Path) -> u64 {
     report(&path).phases[0].bytes["server"].measured
 }
 
+/// The one error with which a server does not begin to serve.
+pub fn refused_to_serve(plan: &Folder, config: &Path) -> String {
+    let mut command = ombra_run();
+    command.arg("serve").arg(&plan.0).args(["--party", "server", "--threads", "1", "--config"]).arg(config);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), errors.matches("error[").count()), (Some(2), 1), "{errors}");
+    errors
+}
+
 /// A server that could serve nobody does not begin to.
 #[test]
 fn a_server_without_the_third_party_is_refused() {
@@ -336,11 +346,7 @@ fn a_server_without_the_third_party_is_refused() {
     let (before, after) = text.split_once("[peers.helper]").unwrap();
     let rest = after.find("\n[").map_or("", |at| &after[at..]);
     fs::write(&server, format!("{before}{rest}")).unwrap();
-    let mut command = ombra_run();
-    command.arg("serve").arg(&plan.0).args(["--party", "server", "--threads", "1", "--config"]).arg(&server);
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!((output.status.code(), errors.matches("error[").count()), (Some(2), 1), "{errors}");
+    let errors = refused_to_serve(&plan, &server);
     assert!(errors.contains("E0711") && errors.contains("peers.helper is missing"), "{errors}");
 }
 

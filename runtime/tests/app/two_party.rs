@@ -21,7 +21,7 @@ use ombra_runtime::ot::base::FIRST_BYTES;
 use ombra_runtime::transport::{Endpoint, Frame, Party, Purpose, Session};
 
 use super::plans::{self, Folder, MAX, continuation};
-use super::processes::{Running, Serving, ombra_run};
+use super::processes::{Running, Serving, ombra_run, refused_to_serve};
 
 const PROMPT: [i64; 3] = [3, 1, 4];
 /// Within this time whatever ends a session has ended it.
@@ -210,11 +210,7 @@ fn renewing_what_nobody_shares_is_refused() {
     let site = Site::new();
     let text = fs::read_to_string(&site.server).unwrap();
     fs::write(&site.server, text + "\n[service]\nrenew_s = 60\n").unwrap();
-    let mut command = ombra_run();
-    command.arg("serve").arg(&site.plan.0).args(["--party", "server", "--threads", "1", "--config"]).arg(&site.server);
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!((output.status.code(), errors.matches("error[").count()), (Some(2), 1), "{errors}");
+    let errors = refused_to_serve(&site.plan, &site.server);
     assert!(errors.contains("E0711") && errors.contains("renew_s"), "{errors}");
 }
 

@@ -330,7 +330,7 @@ fn softmaxes(built: &Built, report: &Report) -> BTreeMap<u32, Softmax> {
 
 /// Everything nonlinear in attention has one row for each head, so it falls by the factor: elements but for tables, and
 /// bytes to a thousandth where comparisons are as wide as before and planes of bits fill their bytes. Calibration makes some a bit
-/// wider or narrower, and a few rows leave bytes half full: both are within four hundredths.
+/// wider or narrower, so that a ring has a byte more or less, and a few rows leave bytes half full: both are within a tenth.
 #[test]
 fn softmax_costs_fall_by_the_factor() {
     let mut exact = 0;

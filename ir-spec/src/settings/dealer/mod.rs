@@ -28,6 +28,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     traffic,
     // The server sends the dealer what its key with the client does not make.
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
+    session_setup: ([0; 3], 0),
+    check: |_| Ok(()),
 };
 
 /// Products of secrets in any of their forms are shares; with what is public they keep the secret's form.

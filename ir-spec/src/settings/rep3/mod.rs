@@ -43,6 +43,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     traffic,
     // The server sends the helper's component, the one that no key makes.
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
+    session_setup: ([0; 3], 0),
+    check: |_| Ok(()),
 };
 
 /// Directions of links, over which what an op sends spreads.

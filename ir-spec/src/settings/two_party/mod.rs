@@ -50,6 +50,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     traffic,
     // The server keeps its weights: they are its share.
     setup: |_, _| [0; 3],
+    session_setup: ([SETUP_SENT[0], SETUP_SENT[1], 0], SETUP_ROUNDS),
+    check,
 };
 
 /// Products of secrets are shares, as secrets are.

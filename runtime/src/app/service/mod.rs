@@ -124,11 +124,10 @@ pub fn serve_party(options: &Options) -> Result<()> {
     if material.is_some() {
         folder.plan.module.setting.dealer()?;
     }
-    let third = folder.plan.module.setting.protocol().parties.iter().find(|party| party.is_third());
-    if let Some(third) = third
+    if let Some(third) = folder.plan.module.setting.beside()
         && party == Party::Server
         && material.is_none()
-        && !config.peers.contains_key(third)
+        && !config.peers.contains_key(&third)
     {
         return Err(Diagnostic::input("E0711", format!("peers.{third} is missing"))
             .note(format!("found     a plan of {}", folder.plan.module.setting.name()))
