@@ -11,10 +11,7 @@ use ombra_lattice::slots::{
     SlotKey, Slots, decrypt_slots, encrypt_slots, multiply_slots, read_slot_ciphertext, read_slot_public_key,
     slot_public_key,
 };
-use ombra_lattice::tiles::{
-    Labels, TileKey, Tiles, Tiling, decrypt_products, encrypt_left, multiply_right, read_tile_public_key,
-    tile_public_key,
-};
+use ombra_lattice::tiles::{Labels, Tiling, tile_client, tile_server};
 use ombra_lattice::weights::{
     ClientKey, EncryptedMatrix, ServerKey, Shape, client_product, encrypt_block, server_finish,
 };
@@ -71,29 +68,32 @@ fn weights(c: &mut Criterion) {
     }
 }
 
-/// Scores of twelve heads, 32 rows and columns.
+/// Scores of twelve heads, 32 rows and columns, and a layer's weights for one token and for 64, in both sets.
 fn tiles(c: &mut Criterion) {
-    let tiles = Tiles::new(&TILE_SETS[0]);
-    let key = TileKey::new(&tiles, seed());
-    let mut group = c.benchmark_group("tiles/scores of 32");
-    group.sample_size(10);
-    group.bench_function("public key", |b| b.iter(|| tile_public_key(&tiles, &key, &PUBLIC, seed())));
-    let bytes = tile_public_key(&tiles, &key, &PUBLIC, seed());
-    let (Ok(public), Ok(tiling)) =
-        (read_tile_public_key(&tiles, &PUBLIC, &bytes), Tiling::new(&TILE_SETS[0], 12, 32, 64, 32))
-    else {
-        return;
-    };
-    let left = vec![1 << 39; 12 * 32 * 64];
-    let labels = || Labels { public_seed: &PUBLIC, first_index: 0, seed: seed() };
-    group.bench_function("encrypt", |b| b.iter(|| encrypt_left(&tiles, &key, &tiling, 40, &left, labels())));
-    let Ok(message) = encrypt_left(&tiles, &key, &tiling, 40, &left, labels()) else { return };
-    group.bench_function("multiply", |b| {
-        b.iter(|| multiply_right(&tiles, &public, &tiling, 40, &message, &left, labels()));
-    });
-    let Ok((answer, _)) = multiply_right(&tiles, &public, &tiling, 40, &message, &left, labels()) else { return };
-    group.bench_function("decrypt", |b| b.iter(|| decrypt_products(&tiles, &key, &tiling, 40, &answer)));
-    group.finish();
+    for set in TILE_SETS {
+        let Ok(client) = tile_client(set, seed()) else { continue };
+        let public = client.public_key(&PUBLIC, seed());
+        let Ok(server) = tile_server(set, &PUBLIC, &public) else { continue };
+        for (name, [batch, rows, inner, cols]) in [
+            ("scores of 32", [12, 32, 64, 32]),
+            ("weights of 1", [1, 1, 768, 768]),
+            ("weights of 64", [1, 64, 768, 768]),
+        ] {
+            let mut group = c.benchmark_group(format!("tiles/{name} in ring {}", set.ring));
+            group.sample_size(10);
+            let Ok(tiling) = Tiling::new(set, batch, rows, inner, cols) else { continue };
+            let (left, right) = (vec![1 << 39; batch * rows * inner], vec![1 << 39; batch * inner * cols]);
+            let labels = || Labels { public_seed: &PUBLIC, first_index: 0, seed: seed() };
+            group.bench_function("encrypt", |b| b.iter(|| client.encrypt_left(&tiling, 40, &left, labels())));
+            let Ok(message) = client.encrypt_left(&tiling, 40, &left, labels()) else { continue };
+            group.bench_function("multiply", |b| {
+                b.iter(|| server.multiply_right(&tiling, 40, &message, &right, labels()));
+            });
+            let Ok((answer, _)) = server.multiply_right(&tiling, 40, &message, &right, labels()) else { continue };
+            group.bench_function("decrypt", |b| b.iter(|| client.decrypt_products(&tiling, 40, &answer)));
+            group.finish();
+        }
+    }
 }
 
 fn slots(c: &mut Criterion) {

@@ -116,6 +116,7 @@ pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
         table_rows: table.and_then(|s| s.first()).map_or(0, |&v| v as u64),
         tokens: node.args.first().map_or(0, |&a| bound.len(a) as u64),
         inner: node.args.first().and_then(|a| bound.shapes[a.index()].last()).map_or(0, |&v| v as u64),
+        matrix_rows: bound.shapes[id.index()].iter().rev().nth(1).map_or(0, |&v| v as u64),
         columns: bound.shapes[id.index()].last().map_or(0, |&v| v as u64),
     };
     Ok((module.setting.protocol().traffic)(&node.op, &sizes))
@@ -131,7 +132,7 @@ pub fn setup_cost(module: &Module) -> Cost {
             distinct.insert((name.as_str(), bits, scale), sizes.fold(1, u64::saturating_mul));
         }
     }
-    let (bytes, rounds) = module.setting.protocol().session_setup;
+    let (bytes, rounds) = (module.setting.protocol().session_setup)(module);
     let mut cost = Cost { bytes, rounds };
     for ((_, bits, _), elements) in distinct {
         let sent = (module.setting.protocol().setup)(elements, bits);

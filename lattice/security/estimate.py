@@ -201,7 +201,8 @@ SETS = [
     (5, "weights, ring 52", 8192, 112),
     (6, "weights, ring 56", 8192, 120),
     (7, "weights, ring 60", 8192, 128),
-    (33, "tiles and switching keys", 4096, 88),
+    (33, "tiles and switching keys, ring 40", 4096, 88),
+    (34, "tiles and switching keys, ring 64", 8192, 150),
     (65, "slots", 8192, 150),
 ]
 

@@ -4,6 +4,8 @@
 //! computed by the script beside it; a test compares the two. Secrets are ternary and uniform, errors as in
 //! [`crate::random`].
 
+use crate::bits::packed_bytes;
+
 /// Two largest primes below 2^44 that are 1 mod 2^14.
 pub const PRIMES_44: [u64; 2] = [(1 << 44) - 16_383, (1 << 44) - 606_207];
 /// Three largest primes below 2^50 that are 1 mod 2^14.
@@ -46,12 +48,15 @@ pub struct TileSet {
     pub ring: u32,
     /// Coefficients of a polynomial.
     pub n: usize,
-    /// Factors of the ciphertext's modulus.
-    pub primes: [u64; 2],
+    /// Factors of the ciphertext's modulus, two or three.
+    pub primes: &'static [u64],
 }
 
 /// All sets for tiles.
-pub const TILE_SETS: &[TileSet] = &[TileSet { id: 33, ring: 40, n: 4096, primes: PRIMES_44 }];
+pub const TILE_SETS: &[TileSet] = &[
+    TileSet { id: 33, ring: 40, n: 4096, primes: &PRIMES_44 },
+    TileSet { id: 34, ring: 64, n: 8192, primes: &PRIMES_50 },
+];
 
 /// Element-wise products (`slots`) mod a prime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +95,21 @@ impl TileSet {
     /// The set with this id.
     pub fn by_id(id: u16) -> Option<&'static TileSet> {
         TILE_SETS.iter().find(|set| set.id == id)
+    }
+
+    /// The cheapest set for rings of `bits` bits.
+    pub fn for_ring(bits: u32) -> Option<&'static TileSet> {
+        TILE_SETS.iter().find(|set| set.ring >= bits)
+    }
+
+    /// Bits of a residue.
+    pub fn residue_bits(&self) -> u32 {
+        self.primes.iter().map(|p| u64::BITS - p.leading_zeros()).fold(0, u32::max)
+    }
+
+    /// Bytes of a ciphertext whose `a` is a seed.
+    pub fn ciphertext_bytes(&self) -> usize {
+        packed_bytes(self.primes.len() * self.n, self.residue_bits())
     }
 }
 
@@ -131,7 +151,8 @@ mod tests {
             (7, 60, 8192, 128, 80),
         ];
         assert_eq!(weights, frozen);
-        assert_eq!(TILE_SETS, [TileSet { id: 33, ring: 40, n: 4096, primes: PRIMES_44 }]);
+        let tiles: Vec<_> = TILE_SETS.iter().map(|s| (s.id, s.ring, s.n, s.primes)).collect();
+        assert_eq!(tiles, [(33, 40, 4096, &PRIMES_44[..]), (34, 64, 8192, &PRIMES_50)]);
         assert_eq!(SLOT_SETS, [SlotSet { id: 65, prime: SLOT_PRIME, n: 8192, primes: PRIMES_50 }]);
     }
 
@@ -162,7 +183,7 @@ mod tests {
             check(set.id, set.n, set.log_q, in_use);
         }
         let log = |primes: &[u64]| primes.iter().map(|p| (*p as f64).log2()).sum::<f64>().ceil() as u32;
-        TILE_SETS.iter().for_each(|set| check(set.id, set.n, log(&set.primes), true));
+        TILE_SETS.iter().for_each(|set| check(set.id, set.n, log(set.primes), true));
         SLOT_SETS.iter().for_each(|set| check(set.id, set.n, log(&set.primes), true));
     }
 

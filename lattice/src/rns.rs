@@ -7,7 +7,7 @@ use std::array::from_fn;
 
 use crate::arith::{inverse_mod, mul_mod, pow_mod, ratio};
 use crate::exact::lift;
-use crate::lanes::{Isa, Lanes, each_lanes};
+use crate::lanes::{Isa, each_lanes};
 use crate::ntt::Ntt;
 use crate::random::{Secret, Stream};
 
@@ -22,13 +22,22 @@ pub(crate) struct Ring<const K: usize> {
     hats: [[u64; 2]; K],
 }
 
+/// A modulus of messages.
+#[derive(Clone, Copy)]
+pub(crate) enum Modulus {
+    /// This power of two, up to 2^64.
+    Bits(u32),
+    /// An odd number below each of a ciphertext's primes.
+    Odd(u64),
+}
+
 /// A modulus of messages, and what encoding needs of it.
 pub(crate) struct Encoding<const K: usize> {
-    t: u64,
-    /// q mod t and its ratio, where `t` is no power of two.
+    t: Modulus,
+    /// q mod t, and its ratio where `t` is odd.
     q: [u64; 2],
-    /// -1/t mod each prime and its ratio.
-    minus_inverse: [[u64; 2]; K],
+    /// -1/t mod each prime.
+    minus_inverse: [u64; K],
 }
 
 impl<const K: usize> Ring<K> {
@@ -117,84 +126,111 @@ impl<const K: usize> Ring<K> {
     }
 
     /// What encoding messages mod `t` needs.
-    pub(crate) fn encoding(&self, t: u64) -> Encoding<K> {
-        let q = self.transforms.iter().fold(1, |product, p| mul_mod(product, p.prime() % t, t));
-        let minus = |k: usize| {
-            let p = self.prime(k);
-            let minus = p - inverse_mod(t % p, p);
-            [minus, ratio(minus, p)]
+    pub(crate) fn encoding(&self, t: Modulus) -> Encoding<K> {
+        let primes = self.transforms.iter().map(Ntt::prime);
+        let q = match t {
+            Modulus::Bits(bits) => [primes.fold(1, u64::wrapping_mul) & mask(bits), 0],
+            Modulus::Odd(t) => {
+                let q = primes.fold(1, |product, p| mul_mod(product, p % t, t));
+                [q, ratio(q, t)]
+            }
         };
-        let q_ratio = if t.is_power_of_two() { 0 } else { ratio(q, t) };
-        Encoding { t, q: [q, q_ratio], minus_inverse: from_fn(minus) }
+        let residue = |p: u64| match t {
+            Modulus::Bits(bits) => pow_mod(2, bits.into(), p),
+            Modulus::Odd(t) => t,
+        };
+        let minus_inverse = from_fn(|k| self.prime(k) - inverse_mod(residue(self.prime(k)), self.prime(k)));
+        Encoding { t, q, minus_inverse }
     }
 
     /// ⌊q m/t⌉ mod each prime, below `2q`, for numbers `m` below `t`: with `r` the number nearest to zero that is `q m`
     /// mod `t`, it is `(q m - r)/t`, and `-r/t` mod every prime.
     pub(crate) fn encode(&self, encoding: &Encoding<K>, m: &[u64]) -> Poly<K> {
-        let t = encoding.t;
         let mut rest = Secret(m.to_vec());
-        if t.is_power_of_two() {
-            rest.iter_mut().for_each(|m| *m = m.wrapping_mul(encoding.q[0]) & (t - 1));
-        } else {
-            crate::ntt::scale(self.isa(), t, encoding.q, rest.as_chunks_mut().0);
+        match encoding.t {
+            Modulus::Bits(bits) => rest.iter_mut().for_each(|m| *m = m.wrapping_mul(encoding.q[0]) & mask(bits)),
+            Modulus::Odd(t) => crate::ntt::scale(self.isa(), t, encoding.q, rest.as_chunks_mut().0),
         }
-        from_fn(|k| {
-            let mut out = Secret::zeros(self.n);
-            balance(self.isa(), t, self.prime(k), encoding.minus_inverse[k], rest.as_chunks().0, out.as_chunks_mut().0);
-            out
-        })
+        from_fn(|k| self.balanced(k, encoding.t, encoding.minus_inverse[k], &rest))
     }
 
     /// Values of the polynomial whose coefficients are the numbers nearest to zero that are `m` mod `t`, times `factor`,
     /// prepared for products.
-    pub(crate) fn plain(&self, t: u64, m: &[u64], factor: [u64; K]) -> Poly<K> {
+    pub(crate) fn plain(&self, t: Modulus, m: &[u64], factor: [u64; K]) -> Poly<K> {
         from_fn(|k| {
             let p = self.prime(k);
-            let c = mul_mod(pow_mod(2, 52, p), factor[k], p);
-            let mut out = Secret::zeros(self.n);
-            balance(self.isa(), t, p, [c, ratio(c, p)], m.as_chunks().0, out.as_chunks_mut().0);
+            let mut out = self.balanced(k, t, mul_mod(pow_mod(2, 52, p), factor[k], p), m);
             self.transforms[k].forward(&mut out);
             out
         })
     }
 
-    /// `x modulus / q`, rounded, mod `modulus`, for coefficients `x` below `2q` and a modulus below 2^56. A result is off
-    /// by less than one half and `K`/8.
-    pub(crate) fn rescale(&self, x: &Poly<K>, modulus: u64) -> Vec<u64> {
-        let share = |k: usize| {
-            let p = self.prime(k);
-            // The fraction is rounded to the nearest.
-            let fraction = ((u128::from(modulus % p) << 52) + u128::from(p / 2)) / u128::from(p);
-            [modulus / p, fraction as u64]
+    /// The numbers nearest to zero that are `m` mod `t`, times a constant mod a prime; below `2p`.
+    fn balanced(&self, k: usize, t: Modulus, factor: u64, m: &[u64]) -> Secret {
+        let p = self.prime(k);
+        let mut out = Secret::zeros(m.len());
+        let pair = |x: u64| [x, ratio(x, p)];
+        let narrow = match t {
+            Modulus::Bits(bits) => 1u64.checked_shl(bits).filter(|t| *t < p),
+            Modulus::Odd(t) => Some(t),
         };
-        let shares: [[u64; 2]; K] = from_fn(share);
-        let primes: [u64; K] = from_fn(|k| self.prime(k));
-        let mut out = vec![0; x[0].len()];
-        let x: [&[[u64; 8]]; K] = from_fn(|k| x[k].as_chunks().0);
-        let out8 = out.as_chunks_mut().0;
-        // One function for each number of primes: kernels are compiled without parameters of their own.
-        match K {
-            2 => rescale2(
-                self.isa(),
-                [primes[0], primes[1]],
-                [self.hats[0], self.hats[1]],
-                [shares[0], shares[1]],
-                modulus,
-                [x[0], x[1]],
-                out8,
-            ),
-            _ => rescale3(
-                self.isa(),
-                from_fn(|k| primes[k]),
-                from_fn(|k| self.hats[k]),
-                from_fn(|k| shares[k]),
-                modulus,
-                from_fn(|k| x[k]),
-                out8,
-            ),
+        match (narrow, t) {
+            (None, Modulus::Bits(bits)) => {
+                let (mut low, mut high) = (Secret::zeros(m.len()), Secret::zeros(m.len()));
+                for ((low, high), m) in low.iter_mut().zip(high.iter_mut()).zip(m) {
+                    let centred = m.cast_signed() << (64 - bits) >> (64 - bits);
+                    *low = centred.cast_unsigned() & mask(48);
+                    *high = (centred >> 48).cast_unsigned();
+                }
+                let factors = [pair(factor), pair(mul_mod(pow_mod(2, 48, p), factor, p))];
+                let parts = [low.as_chunks().0, high.as_chunks().0];
+                balance_wide(self.isa(), p, factors, parts, out.as_chunks_mut().0);
+            }
+            (t, _) => {
+                balance(self.isa(), t.unwrap_or_default(), p, pair(factor), m.as_chunks().0, out.as_chunks_mut().0)
+            }
         }
         out
     }
+
+    /// `x 2^bits / q`, rounded, mod `2^bits`, for coefficients `x` below `2q` and up to 100 bits. A result is off by less
+    /// than one half and `K 2^(bits - 78)`.
+    pub(crate) fn rescale_bits(&self, x: &Poly<K>, bits: u32) -> Vec<u128> {
+        let mut out = vec![0u128; self.n];
+        for (k, x) in x.iter().enumerate() {
+            // x/q is the sum of the y_k/q_k up to a whole number, which 128 bits of a fraction lose.
+            let (p, mut y) = (self.prime(k), Secret(x.to_vec()));
+            crate::ntt::scale(self.isa(), p, self.hats[k], y.as_chunks_mut().0);
+            let inverse = u128::MAX / u128::from(p);
+            out.iter_mut()
+                .zip(y.iter())
+                .for_each(|(out, y)| *out = out.wrapping_add(inverse.wrapping_mul((*y).into())));
+        }
+        out.iter_mut().for_each(|x| *x = x.wrapping_add(1 << (127 - bits)) >> (128 - bits));
+        out
+    }
+}
+
+impl Ring<3> {
+    /// `x modulus / q`, rounded, mod `modulus`, for coefficients `x` below `2q` and a modulus below 2^56. A result is off
+    /// by less than one half and three eighths.
+    pub(crate) fn rescale(&self, x: &Poly<3>, modulus: u64) -> Vec<u64> {
+        let primes: [u64; 3] = from_fn(|k| self.prime(k));
+        let shares = primes.map(|p| {
+            // The fraction is rounded to the nearest.
+            let fraction = ((u128::from(modulus % p) << 52) + u128::from(p / 2)) / u128::from(p);
+            [modulus / p, fraction as u64]
+        });
+        let hats = from_fn(|k| [self.hats[k][0], self.hats[k][1]]);
+        let mut out = vec![0; x[0].len()];
+        rescale(self.isa(), primes, hats, shares, modulus, from_fn(|k| x[k].as_chunks().0), out.as_chunks_mut().0);
+        out
+    }
+}
+
+/// The lowest `bits` bits.
+fn mask(bits: u32) -> u64 {
+    u64::MAX >> (64 - bits)
 }
 
 each_lanes! {
@@ -235,44 +271,41 @@ each_lanes! {
         }
     }
 
-    fn rescale2(isa, l; p: [u64; 2], hats: [[u64; 2]; 2], shares: [[u64; 2]; 2], modulus: u64, x: [&[[u64; 8]]; 2], out: &mut [[u64; 8]]) {
-        rescale_any(l, p, hats, shares, modulus, x, out);
-    }
-
-    fn rescale3(isa, l; p: [u64; 3], hats: [[u64; 2]; 3], shares: [[u64; 2]; 3], modulus: u64, x: [&[[u64; 8]]; 3], out: &mut [[u64; 8]]) {
-        rescale_any(l, p, hats, shares, modulus, x, out);
-    }
-}
-
-/// With `y_k = x (q/q_k)^-1 mod q_k`, `x/q` is the sum of the `y_k/q_k` up to a whole number.
-#[inline(always)]
-fn rescale_any<L: Lanes, const K: usize>(
-    l: L,
-    p: [u64; K],
-    hats: [[u64; 2]; K],
-    shares: [[u64; 2]; K],
-    modulus: u64,
-    x: [&[[u64; 8]]; K],
-    out: &mut [[u64; 8]],
-) {
-    let top = l.splat(modulus);
-    let twice = l.splat(2 * modulus);
-    for (i, out) in out.iter_mut().enumerate() {
-        let (mut whole, mut fraction) = (l.splat(0), l.splat(1 << 51));
-        let mut k = 0;
-        while k < K {
-            let hat = [l.splat(hats[k][0]), l.splat(hats[k][1])];
-            let y = l.mul_shoup(l.load(&x[k][i]), hat[0], hat[1], l.modulus(p[k]));
-            let y = l.cut(y, l.splat(p[k]));
-            // The quotient has at most 13 bits, so the low half is all of this product but what is above 2^52.
-            whole = l.madd_low(whole, y, l.splat(shares[k][0]));
-            whole = l.add(whole, l.shl(l.madd_high(l.splat(0), y, l.splat(shares[k][0])), 52));
-            whole = l.madd_high(whole, y, l.splat(shares[k][1]));
-            fraction = l.madd_low(fraction, y, l.splat(shares[k][1]));
-            k += 1;
+    /// `low + 2^48 high`, times a constant mod p, whose products with 1 and 2^48 are the factors; below `2p`. `low` has 48
+    /// bits, `high` at most 16 with its sign.
+    fn balance_wide(isa, l; p: u64, factors: [[u64; 2]; 2], parts: [&[[u64; 8]]; 2], out: &mut [[u64; 8]]) {
+        let (modulus, pv, p2) = (l.modulus(p), l.splat(p), l.splat(2 * p));
+        let [low, high] = factors;
+        let (low, low_ratio, high, high_ratio) = (l.splat(low[0]), l.splat(low[1]), l.splat(high[0]), l.splat(high[1]));
+        for (i, out) in out.iter_mut().enumerate() {
+            let top = l.add_if_negative(l.load(&parts[1][i]), pv);
+            let sum = l.mul_shoup(l.load(&parts[0][i]), low, low_ratio, modulus);
+            let sum = l.add(sum, l.mul_shoup(top, high, high_ratio, modulus));
+            l.store(l.cut(sum, p2), out);
         }
-        let sum = l.add(whole, l.shr(fraction, 52));
-        l.store(l.cut(l.cut(sum, twice), top), out);
+    }
+
+    /// With `y_k = x (q/q_k)^-1 mod q_k`, `x/q` is the sum of the `y_k/q_k` up to a whole number.
+    fn rescale(isa, l; p: [u64; 3], hats: [[u64; 2]; 3], shares: [[u64; 2]; 3], modulus: u64, x: [&[[u64; 8]]; 3], out: &mut [[u64; 8]]) {
+        let top = l.splat(modulus);
+        let twice = l.splat(2 * modulus);
+        for (i, out) in out.iter_mut().enumerate() {
+            let (mut whole, mut fraction) = (l.splat(0), l.splat(1 << 51));
+            let mut k = 0;
+            while k < 3 {
+                let hat = [l.splat(hats[k][0]), l.splat(hats[k][1])];
+                let y = l.mul_shoup(l.load(&x[k][i]), hat[0], hat[1], l.modulus(p[k]));
+                let y = l.cut(y, l.splat(p[k]));
+                // The quotient has at most 13 bits, so the low half is all of this product but what is above 2^52.
+                whole = l.madd_low(whole, y, l.splat(shares[k][0]));
+                whole = l.add(whole, l.shl(l.madd_high(l.splat(0), y, l.splat(shares[k][0])), 52));
+                whole = l.madd_high(whole, y, l.splat(shares[k][1]));
+                fraction = l.madd_low(fraction, y, l.splat(shares[k][1]));
+                k += 1;
+            }
+            let sum = l.add(whole, l.shr(fraction, 52));
+            l.store(l.cut(l.cut(sum, twice), top), out);
+        }
     }
 }
 
@@ -335,60 +368,95 @@ mod tests {
         from_fn(|k| poly[k][i] % ring.prime(k))
     }
 
-    fn encodings_are_rounded<const K: usize>(primes: [u64; K], moduli: &[u64]) {
+    fn encodings_are_rounded<const K: usize>(primes: [u64; K], t: Modulus) {
         let n = 64;
         let ring = Ring::new(n, primes);
         let q = primes.iter().fold(Big([1, 0, 0, 0]), |q, p| q.times(*p));
-        for &t in moduli {
-            let mut m = vec![0; n];
-            Stream::new(&[5; 16], 0).uniform(t, &mut m);
-            (m[0], m[1], m[2]) = (0, t - 1, t / 2);
-            let found = ring.encode(&ring.encoding(t), &m);
-            for (i, m) in m.iter().enumerate() {
-                let found = join(&ring, residues(&found, &ring, i));
-                // |q m - t found| is at most t/2, mod q t.
-                let (left, right) = (q.times(*m), found.times(t));
-                let off = if right.less(&left) { left.minus(&right) } else { right.minus(&left) };
-                let wrapped = q.times(t).minus(&off);
-                let off = if wrapped.less(&off) { wrapped } else { off };
-                assert!(off.less(&Big([t / 2 + 1, 0, 0, 0])), "{t} {i}: {off:?}");
-            }
-            // The way back, as far as the new modulus is exact.
-            let modulus = if t.is_power_of_two() { t << 12 } else { t << 11 };
-            for (i, found) in ring.rescale(&found, modulus).iter().enumerate() {
-                let want = m[i] * (modulus / t);
-                let off = centred((found + modulus - want) % modulus, modulus);
-                assert!(off.abs() <= 1, "{t} {i}: {off}");
+        let (most, half, times) = match t {
+            Modulus::Bits(bits) => (mask(bits), 1 << (bits - 1), [1 << (bits / 2), 1 << (bits - bits / 2)]),
+            Modulus::Odd(t) => (t - 1, t / 2, [t, 1]),
+        };
+        let times = |x: &Big| x.times(times[0]).times(times[1]);
+        let mut m = vec![0; n];
+        match t {
+            Modulus::Bits(_) => Stream::new(&[5; 16], 0).words(&mut m),
+            Modulus::Odd(t) => Stream::new(&[5; 16], 0).uniform(t, &mut m),
+        }
+        m.iter_mut().for_each(|m| *m &= mask(64 - most.leading_zeros()));
+        (m[0], m[1], m[2]) = (0, most, half);
+        let encoded = ring.encode(&ring.encoding(t), &m);
+        for (i, m) in m.iter().enumerate() {
+            let found = join(&ring, residues(&encoded, &ring, i));
+            // |q m - t found| is at most t/2, mod q t.
+            let (left, right) = (q.times(*m), times(&found));
+            let off = if right.less(&left) { left.minus(&right) } else { right.minus(&left) };
+            let wrapped = times(&q).minus(&off);
+            let off = if wrapped.less(&off) { wrapped } else { off };
+            assert!(off.less(&Big([half + 1, 0, 0, 0])), "{most} {i}: {off:?}");
+        }
+        // The way back.
+        if let Modulus::Bits(bits) = t {
+            for (i, (found, m)) in ring.rescale_bits(&encoded, bits + 12).iter().zip(&m).enumerate() {
+                let off = found.wrapping_sub(u128::from(*m) << 12) << (116 - bits);
+                assert!(off.cast_signed().unsigned_abs() <= 1 << (116 - bits), "{bits} {i}");
             }
         }
     }
 
     #[test]
     fn messages_are_encoded_to_the_nearest() {
-        encodings_are_rounded(PRIMES_44, &[1 << 40, 1 << 33]);
-        encodings_are_rounded(PRIMES_50, &[SLOT_PRIME, 1 << 40]);
+        [33, 40].into_iter().for_each(|bits| encodings_are_rounded(PRIMES_44, Modulus::Bits(bits)));
+        [33, 48, 50, 56, 64].into_iter().for_each(|bits| encodings_are_rounded(PRIMES_50, Modulus::Bits(bits)));
+        encodings_are_rounded(PRIMES_50, Modulus::Odd(SLOT_PRIME));
     }
 
-    fn rescaling<const K: usize>(primes: [u64; K], modulus: u64) {
-        let n = 512;
-        let ring = Ring::new(n, primes);
+    /// Numbers mod 2^bits are the same as those that are nearest to zero, times any constant.
+    #[test]
+    fn plain_polynomials_have_signs() {
+        let ring = Ring::new(64, PRIMES_50);
+        for bits in [24, 49, 51, 64] {
+            let mut m = vec![0; 64];
+            Stream::new(&[8; 16], 0).words(&mut m);
+            m.iter_mut().for_each(|m| *m &= mask(bits));
+            (m[0], m[1], m[2]) = (mask(bits), (1 << (bits - 1)) + 1, (1 << (bits - 1)) - 1);
+            for (k, p) in PRIMES_50.into_iter().enumerate() {
+                for (found, m) in ring.balanced(k, Modulus::Bits(bits), 12_345, &m).iter().zip(&m) {
+                    let centred = i128::from(m.cast_signed() << (64 - bits) >> (64 - bits));
+                    assert_eq!(i128::from(found % p), (centred * 12_345).rem_euclid(p.into()), "{bits} {m}");
+                }
+            }
+        }
+    }
+
+    fn exact<const K: usize>(ring: &Ring<K>, x: &Poly<K>, i: usize) -> f64 {
+        let q = (0..K).fold(Big([1, 0, 0, 0]), |q, k| q.times(ring.prime(k))).float();
+        join(ring, residues(x, ring, i)).float() / q
+    }
+
+    fn rescaling_to_bits<const K: usize>(primes: [u64; K], bits: u32) {
+        let ring = Ring::new(512, primes);
         let x = ring.uniform(&mut Stream::new(&[6; 16], 0));
-        let q = primes.iter().fold(Big([1, 0, 0, 0]), |q, p| q.times(*p)).float();
-        for (i, found) in ring.rescale(&x, modulus).iter().enumerate() {
-            let exact = join(&ring, residues(&x, &ring, i)).float() / q * modulus as f64;
-            let off = (*found as f64 - exact).abs();
-            let off = off.min(modulus as f64 - off);
-            // Floats know the quotient to some units themselves where the modulus has 54 bits.
-            assert!(off < 0.5 + K as f64 / 8.0 + modulus as f64 / 2f64.powi(51), "{i}: {off}");
+        for (i, found) in ring.rescale_bits(&x, bits).iter().enumerate() {
+            let off = (*found as f64 * (-f64::from(bits)).exp2() - exact(&ring, &x, i)).abs();
+            // Floats know the quotient to 2^-52 themselves.
+            assert!(off.min(1.0 - off) < 0.51 * (-f64::from(bits)).exp2() + 2f64.powi(-51), "{bits} {i}: {off}");
         }
     }
 
     #[test]
     fn moduli_are_changed_to_the_nearest() {
-        rescaling(PRIMES_44, 1 << 52);
-        rescaling(PRIMES_44, 1 << 30);
-        rescaling(PRIMES_50, 1 << 45);
-        rescaling(PRIMES_50, SLOT_PRIME << 11);
+        [20, 30, 44, 52].into_iter().for_each(|bits| rescaling_to_bits(PRIMES_44, bits));
+        [20, 45, 76].into_iter().for_each(|bits| rescaling_to_bits(PRIMES_50, bits));
+        let ring = Ring::new(512, PRIMES_50);
+        let x = ring.uniform(&mut Stream::new(&[6; 16], 0));
+        for modulus in [1 << 45, SLOT_PRIME << 11] {
+            for (i, found) in ring.rescale(&x, modulus).iter().enumerate() {
+                let off = (*found as f64 - exact(&ring, &x, i) * modulus as f64).abs();
+                let off = off.min(modulus as f64 - off);
+                // Floats know the quotient to some units themselves where the modulus has 54 bits.
+                assert!(off < 0.875 + modulus as f64 / 2f64.powi(51), "{i}: {off}");
+            }
+        }
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn party_run(
     let log = Log { sent: Vec::new(), received: [[0; 256]; 3] };
     let mut net = Recorded { links: LinkNet::new(session, 1), log };
     let module = folder.module(request, choice.way())?;
-    let keys = settings::agree_keys(folder.plan.module.setting, &folder.digest, party, &mut net)?;
+    let keys = settings::agree_keys(&folder.plan.module, &folder.digest, party, &mut net)?;
     let own = match party {
         Party::Server => Some(Arc::new(folder.server_weights()?) as Arc<dyn TensorSource>),
         Party::Client | Party::Helper | Party::Dealer => None,

@@ -259,6 +259,7 @@ fn price(module: &Module, x: &Ty, (from, to, by): (u8, u8, u8), is_shared: bool)
         table_rows: 0,
         tokens: 0,
         inner: 0,
+        matrix_rows: 0,
         columns: 0,
     };
     let divided = (protocol.traffic)(&Op::Truncate { by, bits: to }, &sizes(x.sharing)).bytes();

@@ -191,7 +191,7 @@ pub(super) static MUL: Description = Description {
 pub(super) static MATMUL: Description = Description {
     name: "matmul",
     result: "scales add; the form that the setting gives a product (`3pc`: shared · shared is sum3, shared · public is sum2)",
-    bound: "a + b + lg inner",
+    bound: "a + b + lg inner; in `2pc` for two secrets one more where both bounds are below 7",
     norms: [
         "the lesser of row a · column b (row b with `trans_b`), which is Cauchy–Schwarz, and size a · size b · inner",
         "size · √columns",
@@ -220,6 +220,11 @@ pub(super) static MATMUL: Description = Description {
         let mut shape = t.broadcast(5, a_batch, b_batch)?;
         shape.extend([rows.clone(), columns.clone()]);
         let bound = u32::from(a.ty.bound) + u32::from(b.ty.bound) + log;
+        // Integers below 2^a and 2^b have products that are below 2^(a+b) by 2^a and more: an error up to that changes nothing.
+        let bound = match matrix_error(t, &a, &b) {
+            Some(error) if u32::from(a.ty.bound.max(b.ty.bound)) < error => bound.max(error) + 1,
+            _ => bound,
+        };
         Ok(ring(bits, u32::from(a_scale) + u32::from(b_scale), sharing, shape, bound))
     },
     derive_norms: NormRule::OfOperands(|op, t, ty| {
@@ -229,6 +234,7 @@ pub(super) static MATMUL: Description = Description {
         let inner = a.ty.shape.last().and_then(|n| t.cx.dims.upper(n)).map(log);
         let by_size = inner.map(|n| size(a.ty) + size(b.ty) + n);
         let Some(size) = most.into_iter().chain(by_size).min() else { return Norms::default() };
+        let size = matrix_error(t, &a, &b).map_or(size, |error| sum(size, BIT * error));
         Numbers { size, rows: row_of(t.cx, &ty.shape).map(|n| size + n) }.fit()
     }),
     meaning: Some(|op, e| {
@@ -237,6 +243,11 @@ pub(super) static MATMUL: Description = Description {
     }),
     ..OF_TWO
 };
+
+/// What a product of matrices is off by less than, as a logarithm.
+fn matrix_error(t: &Typing, a: &Operand, b: &Operand) -> Option<u32> {
+    t.cx.setting.protocol().matrix_error.filter(|_| a.ty.sharing.is_secret() && b.ty.sharing.is_secret())
+}
 
 pub(super) static REDUCE_SUM: Description = Description {
     name: "reduce_sum",

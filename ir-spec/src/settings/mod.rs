@@ -61,9 +61,11 @@ pub struct Protocol {
     pub traffic: fn(&Op, &Sizes) -> Traffic,
     /// Payload bytes that every party sends to share so many elements of a private weight once, in a ring of so many bits.
     pub setup: fn(u64, u8) -> [u64; 3],
-    /// Payload bytes that every party sends at the beginning of every session for the correlations that it is run with, and
-    /// the rounds of that.
-    pub session_setup: ([u64; 3], u32),
+    /// Payload bytes that every party sends at the beginning of every session for the correlations and keys that a module is
+    /// run with, and the rounds of that.
+    pub session_setup: fn(&Module) -> ([u64; 3], u32),
+    /// Every element of a product of two secret matrices is off by less than two to this; where there is none it is exact.
+    pub matrix_error: Option<u32>,
     /// Checks that the setting serves a module.
     pub check: fn(&Module) -> Result<()>,
 }
@@ -221,6 +223,8 @@ pub struct Sizes<'a> {
     pub tokens: u64,
     /// The inner size of a matrix product.
     pub inner: u64,
+    /// Rows of a matrix of the result.
+    pub matrix_rows: u64,
     /// Columns of the result.
     pub columns: u64,
 }

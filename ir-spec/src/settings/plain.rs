@@ -18,7 +18,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     rotations: 1,
     traffic: |_, _| Traffic::default(),
     setup: |_, _| [0; 3],
-    session_setup: ([0; 3], 0),
+    session_setup: |_| ([0; 3], 0),
+    matrix_error: None,
     check: |_| Ok(()),
 };
 

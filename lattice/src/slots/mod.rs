@@ -39,7 +39,7 @@ use crate::exact::Exact;
 use crate::ntt::Ntt;
 use crate::params::SlotSet;
 use crate::random::Secret;
-use crate::rns::{Encoding, Poly, Ring};
+use crate::rns::{Encoding, Modulus, Poly, Ring};
 
 /// Bits of a residue that is sent.
 const RESIDUE: u32 = 50;
@@ -66,7 +66,7 @@ impl Slots {
     /// Tables of a set.
     pub fn new(set: &'static SlotSet) -> Slots {
         let ring = Ring::new(set.n, set.primes);
-        let encoding = ring.encoding(set.prime);
+        let encoding = ring.encoding(Modulus::Odd(set.prime));
         let values = WIDTHS.iter().map(|width| Ntt::new(*width, set.prime)).collect();
         Slots { set, ring, encoding, values, exact: Exact::new(set.n, ANSWER + 1) }
     }

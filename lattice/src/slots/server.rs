@@ -8,7 +8,7 @@ use crate::bits::{pack, packed_bytes};
 use crate::error::{Error, Result};
 use crate::lanes::each_lanes;
 use crate::random::{Secret, Seed, Stream, Use};
-use crate::rns::Poly;
+use crate::rns::{Modulus, Poly};
 
 /// The client's public key as the server uses it.
 pub struct SlotPublicKey {
@@ -113,7 +113,7 @@ pub(super) fn products(
     let mut plain = Vec::new();
     for (ciphertext, values) in terms {
         let polynomial = slots.polynomial(ciphertext.width, values)?;
-        plain.push(ring.plain(slots.set.prime, &polynomial, [1; 3]));
+        plain.push(ring.plain(Modulus::Odd(slots.set.prime), &polynomial, [1; 3]));
     }
     let mut stream = seed.stream(Use::SlotAnswer, SECRET);
     let mut small = Secret::zeros(ring.len());

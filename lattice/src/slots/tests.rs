@@ -7,7 +7,7 @@ use crate::arith::{centred, inverse_mod, mul_mod};
 use crate::params::{SLOT_PRIME as P, SLOT_SETS};
 use crate::random::views::{UNEVEN, chi_square};
 use crate::random::{Seed, Stream};
-use crate::rns::add;
+use crate::rns::{Modulus, add};
 
 const PUBLIC: [u8; 16] = [1; 16];
 
@@ -151,7 +151,7 @@ fn a_client_that_guesses_the_servers_values_cannot_tell_and_could_without_the_ma
     unpack(&answer, ANSWER, &mut sent);
     // a y, as the client computes it for its guess, and the same with the server's encryption of zero.
     let guess = |with_zero: bool| {
-        let plain = slots.ring.plain(P, &slots.polynomial(n, &y).expect("values are right"), [1; 3]);
+        let plain = slots.ring.plain(Modulus::Odd(P), &slots.polynomial(n, &y).expect("values are right"), [1; 3]);
         let mut product = slots.ring.zero();
         for k in 0..3 {
             slots.ring.transforms()[k].dot([&cx.parts[1][k]], [&plain[k]], &mut product[k]);

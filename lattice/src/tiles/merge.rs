@@ -1,20 +1,22 @@
 //! Merging of ciphertexts by automorphisms, with key switches.
 
-use super::{DIGIT, DIGITS};
+use std::array::from_fn;
+
+use super::{DIGITS, Tiles};
 use crate::lanes::each_lanes;
 use crate::random::Secret;
-use crate::rns::{Poly, Ring};
+use crate::rns::{Poly, Ring, add};
 
 /// A key switch for one level: prepared encryptions of the digits' weights times the turned secret, and the turn itself.
-pub(super) struct SwitchKey {
-    /// `b` and `a` of every digit.
-    pub(super) parts: [[Poly<2>; 2]; DIGITS],
+pub(super) struct SwitchKey<const K: usize> {
+    /// `b` and `a` of every digit of every residue.
+    pub(super) parts: [[Ciphertext<K>; K]; DIGITS],
     pub(super) from: Vec<u16>,
     pub(super) negative: Vec<u64>,
 }
 
 /// A ciphertext in coefficients: `b` and `a`.
-pub(super) type Ciphertext = [Poly<2>; 2];
+pub(super) type Ciphertext<const K: usize> = [Poly<K>; 2];
 
 /// X → X^(N/h + 1) with h = 2^level: which coefficient comes to a place, and all bits where with a changed sign. It fixes
 /// multiples of 2h and negates other multiples of h.
@@ -39,57 +41,60 @@ pub(super) fn automorphism(a: &[u64], from: &[u16], negative: &[u64], p: u64, ou
 }
 
 /// Room for one merge.
-pub(super) struct Room {
-    minus: [Poly<2>; 2],
-    turned: [Poly<2>; 2],
-    digits: [Secret; DIGITS],
-    spare: Secret,
+pub(super) struct Room<const K: usize> {
+    minus: Ciphertext<K>,
+    turned: Ciphertext<K>,
+    digits: [Poly<K>; DIGITS],
+    spare: [Secret; 2],
 }
 
-impl Room {
-    pub(super) fn new(ring: &Ring<2>) -> Room {
+impl<const K: usize> Room<K> {
+    pub(super) fn new(ring: &Ring<K>) -> Room<K> {
         let zero = || [ring.zero(), ring.zero()];
-        let digits = std::array::from_fn(|_| Secret::zeros(ring.len()));
-        Room { minus: zero(), turned: zero(), digits, spare: Secret::zeros(ring.len()) }
+        Room { minus: zero(), turned: zero(), digits: zero(), spare: from_fn(|_| Secret::zeros(ring.len())) }
     }
 }
 
 /// `x + X^h y + auto(x - X^h y)` in place of `x`, with h = 2^level; all coefficients below their primes.
-pub(super) fn merge(
-    ring: &Ring<2>,
-    key: &SwitchKey,
-    level: usize,
-    x: &mut Ciphertext,
-    y: &Ciphertext,
-    room: &mut Room,
+pub(super) fn merge<const K: usize>(
+    tiles: &Tiles<K>,
+    (level, key): (usize, &SwitchKey<K>),
+    x: &mut Ciphertext<K>,
+    y: &Ciphertext<K>,
+    room: &mut Room<K>,
 ) {
+    let (ring, digit) = (&tiles.ring, tiles.digit());
     let (n, h, isa) = (ring.len(), 1 << level, ring.isa());
+    let [spare, other] = &mut room.spare;
     for side in 0..2 {
-        for k in 0..2 {
+        for k in 0..K {
             let p = ring.prime(k);
-            let (from, to) = (&y[side][k], &mut room.spare);
-            for (to, y) in to.iter_mut().zip(&from[n - h..]) {
+            let from = &y[side][k];
+            for (to, y) in spare.iter_mut().zip(&from[n - h..]) {
                 *to = p - y;
             }
-            to[h..].copy_from_slice(&from[..n - h]);
+            spare[h..].copy_from_slice(&from[..n - h]);
             let minus = room.minus[side][k].as_chunks_mut().0;
-            plus_minus(isa, p, room.spare.as_chunks().0, x[side][k].as_chunks_mut().0, minus);
+            plus_minus(isa, p, spare.as_chunks().0, x[side][k].as_chunks_mut().0, minus);
             automorphism(&room.minus[side][k], &key.from, &key.negative, p, &mut room.turned[side][k]);
         }
     }
-    for k in 0..2 {
+    for k in 0..K {
         let (t, p) = (&ring.transforms()[k], ring.prime(k));
-        for (d, digit) in room.digits.iter_mut().enumerate() {
-            let of = room.turned[1][d / 2].as_chunks().0;
-            cut_digit(isa, DIGIT * (d as u32 % 2), of, digit.as_chunks_mut().0);
-            t.forward(digit);
+        for (part, digits) in (0u32..).zip(&mut room.digits) {
+            for (turned, to) in room.turned[1].iter().zip(digits) {
+                cut_digit(isa, digit, digit * part, turned.as_chunks().0, to.as_chunks_mut().0);
+                t.forward(to);
+            }
         }
-        let digits: [&[u64]; DIGITS] = std::array::from_fn(|d| &*room.digits[d]);
         for (side, x) in x.iter_mut().enumerate() {
-            let parts: [&[u64]; DIGITS] = std::array::from_fn(|d| &*key.parts[d][side][k]);
-            t.dot(digits, parts, &mut room.spare);
-            t.inverse(&mut room.spare);
-            add_below(isa, p, room.spare.as_chunks().0, x[k].as_chunks_mut().0);
+            let parts: [[&[u64]; K]; DIGITS] = from_fn(|part| from_fn(|d| &*key.parts[part][d][side][k]));
+            let digits: [[&[u64]; K]; DIGITS] = from_fn(|part| from_fn(|d| &*room.digits[part][d]));
+            t.dot(digits[0], parts[0], spare);
+            t.dot(digits[1], parts[1], other);
+            add(isa, p, other.as_chunks().0, spare.as_chunks_mut().0);
+            t.inverse(spare);
+            add_below(isa, p, spare.as_chunks().0, x[k].as_chunks_mut().0);
         }
         add_below(isa, p, room.turned[0][k].as_chunks().0, x[0][k].as_chunks_mut().0);
     }
@@ -114,8 +119,8 @@ each_lanes! {
         }
     }
 
-    fn cut_digit(isa, l; shift: u32, x: &[[u64; 8]], out: &mut [[u64; 8]]) {
-        let mask = l.splat((1 << DIGIT) - 1);
+    fn cut_digit(isa, l; bits: u32, shift: u32, x: &[[u64; 8]], out: &mut [[u64; 8]]) {
+        let mask = l.splat((1 << bits) - 1);
         for (out, x) in out.iter_mut().zip(x) {
             l.store(l.and(l.shr(l.load(x), shift), mask), out);
         }
@@ -154,9 +159,9 @@ mod tests {
         let x = [[PRIMES_44[0] - 1, PRIMES_44[0], 0, 1, 1 << 22, (1 << 22) - 1, 12345, 1 << 43]];
         for isa in crate::lanes::Isa::available() {
             let (mut low, mut high) = ([[0; 8]], [[0; 8]]);
-            cut_digit(isa, 0, &x, &mut low);
-            cut_digit(isa, DIGIT, &x, &mut high);
-            assert!((0..8).all(|i| low[0][i] + (high[0][i] << DIGIT) == x[0][i]));
+            cut_digit(isa, 22, 0, &x, &mut low);
+            cut_digit(isa, 22, 22, &x, &mut high);
+            assert!((0..8).all(|i| low[0][i] + (high[0][i] << 22) == x[0][i]));
         }
     }
 }

@@ -9,7 +9,7 @@
 //! ```text
 //! client   Enc(left tiles), (b, a) with b + a s = ⌊q m/2^bits⌉ + e
 //! server   products with its tiles, times 1/r mod q for r merged ones;  pairs x, y: x + X^h y + auto(x - X^h y), where
-//!          auto: X → X^(N/h + 1), h = k/2, k/4 …, and a key switch with digits of 22 bits in each prime
+//!          auto: X → X^(N/h + 1), h = k/2, k/4 …, and a key switch with two digits in each prime
 //!          A = a + pk_1 u + e',  B = b + pk_0 u + R,  u ternary, R uniform mod q
 //!          it sends A changed to 2^(bits+12), of B the results' coefficients changed to 2^(bits+4), keeps -⌊2^bits R/q⌉
 //! client   ⌊B + A s⌉
@@ -28,8 +28,8 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use self::client::{TileKey, decrypt_products, encrypt_left, tile_public_key};
-pub use self::server::{TilePublicKey, multiply_right, read_tile_public_key};
+pub use self::client::{TileClient, tile_client};
+pub use self::server::{TileServer, tile_server};
 use crate::bits::{pack, packed_bytes, unpack};
 use crate::error::{Error, Result, check_length};
 use crate::exact::Exact;
@@ -37,47 +37,53 @@ use crate::params::TileSet;
 use crate::random::Seed;
 use crate::rns::{Poly, Ring};
 
-/// Bits of a residue that is sent.
-const RESIDUE: u32 = 44;
 /// Bits of A and of B below a unit that are sent.
 const BELOW_A: u32 = 12;
 const BELOW_B: u32 = 4;
-/// Bits of a digit of a key switch, of which a residue has two.
-const DIGIT: u32 = 22;
+/// Digits of a residue in a key switch.
+const DIGITS: usize = 2;
 /// Levels of merging: up to 2^7 products become one.
 const LEVELS: usize = 7;
-/// Digits of a key switch.
-const DIGITS: usize = 4;
+/// Bits of the largest error of a product in its units, up to [`MOST_INNER`] terms: what is off by `2^ERROR_BITS` is off by
+/// too much for any tiling that [`Tiling::new`] makes.
+pub const ERROR_BITS: u32 = 7;
+/// Most terms of a product's element.
+pub const MOST_INNER: usize = 1 << 20;
 
-/// What both parties compute once for a set.
-pub struct Tiles {
+/// What both parties compute once for a set of `K` primes.
+struct Tiles<const K: usize> {
     set: &'static TileSet,
-    ring: Ring<2>,
+    ring: Ring<K>,
     exact: Exact,
 }
 
-impl Tiles {
-    /// Tables of a set.
-    pub fn new(set: &'static TileSet) -> Tiles {
-        Tiles { set, ring: Ring::new(set.n, set.primes), exact: Exact::new(set.n, set.ring + BELOW_A) }
+impl<const K: usize> Tiles<K> {
+    /// Tables of a set. Refuses one with another number of primes.
+    fn new(set: &'static TileSet) -> Result<Tiles<K>> {
+        let other = |_| Error::new(format!("expected a set of {K} primes, found {}", set.primes.len()));
+        let primes = set.primes.try_into().map_err(other)?;
+        Ok(Tiles { set, ring: Ring::new(set.n, primes), exact: Exact::new(set.n, set.ring + BELOW_A) })
     }
 
-    /// Bytes of the public key: one encryption of zero and the switching keys.
-    pub fn public_key_bytes(&self) -> usize {
-        (1 + LEVELS * DIGITS) * self.ciphertext_bytes()
+    /// Bits of a digit of a key switch.
+    fn digit(&self) -> u32 {
+        self.set.residue_bits() / DIGITS as u32
     }
 
-    /// Bytes of a ciphertext whose `a` is a seed.
-    fn ciphertext_bytes(&self) -> usize {
-        packed_bytes(2 * self.set.n, RESIDUE)
-    }
-
-    fn check_ring(&self, bits: u32) -> Result<()> {
+    fn check(&self, tiling: &Tiling, bits: u32) -> Result<()> {
+        if tiling.set != self.set {
+            return Err(Error::new(format!("expected a tiling of set {}, found {}", self.set.id, tiling.set.id)));
+        }
         if (1..=self.set.ring).contains(&bits) {
             return Ok(());
         }
         Err(Error::new(format!("expected products mod 2^1 to 2^{}, found 2^{bits}", self.set.ring)))
     }
+}
+
+/// Bytes of the public key of a set: one encryption of zero and the switching keys.
+pub fn public_key_bytes(set: &TileSet) -> usize {
+    (1 + LEVELS * DIGITS * set.primes.len()) * set.ciphertext_bytes()
 }
 
 /// How a batch of products of equal sizes is cut into tiles. Public: it follows from sizes alone.
@@ -91,7 +97,7 @@ pub struct Tiling {
     pub inner: usize,
     /// Columns of a right matrix, which the server has.
     pub cols: usize,
-    n: usize,
+    set: &'static TileSet,
     /// Sizes of a tile.
     tile: [usize; 3],
 }
@@ -105,18 +111,29 @@ struct Place {
 }
 
 impl Tiling {
-    /// The tiling with the fewest products of tiles, among those the fewest ciphertexts, and among those the least noise,
-    /// which grows with a tile's columns. Refused are empty matrices.
-    pub fn new(set: &TileSet, batch: usize, rows: usize, inner: usize, cols: usize) -> Result<Tiling> {
-        if [batch, rows, inner, cols].iter().any(|size| !(1..=1 << 20).contains(size)) {
-            return Err(Error::new("expected matrices with 1 to 2^20 rows and columns"));
+    /// The tiling that costs least, of those with an error below `2^ERROR_BITS`. Costs are in products of two tiles: a merge
+    /// of two ciphertexts takes the time of some 25, and a ciphertext, with its way over a link of 250 Mbit/s, of 120.
+    /// Refused are empty matrices, and more than [`MOST_INNER`] terms.
+    pub fn new(set: &'static TileSet, batch: usize, rows: usize, inner: usize, cols: usize) -> Result<Tiling> {
+        if [batch, rows, inner, cols].contains(&0) || inner > MOST_INNER {
+            return Err(Error::new(format!("expected matrices with 1 to {MOST_INNER} inner rows and columns")));
         }
-        let k = inner.next_power_of_two().clamp(2, 1 << LEVELS);
-        let area = set.n / k;
-        let heights = (0..=area.trailing_zeros()).map(|e| 1 << e);
-        let cost = |m: &usize| (rows.div_ceil(*m) * cols.div_ceil(area / m), rows.div_ceil(*m), area / m);
-        let m = heights.min_by_key(cost).unwrap_or(area);
-        Ok(Tiling { batch, rows, inner, cols, n: set.n, tile: [m, k, area / m] })
+        let log = set.n.trailing_zeros();
+        let most = (LEVELS as u32).min(inner.next_power_of_two().trailing_zeros().max(1));
+        let of = |k: u32, m: u32| Tiling { batch, rows, inner, cols, set, tile: [1 << m, 1 << k, 1 << (log - k - m)] };
+        let tilings = (1..=most).flat_map(|k| (0..=log - k).map(move |m| (k, m)));
+        let small = tilings.map(|(k, m)| of(k, m)).filter(|t| noise::max_error(t, set.ring) < 1 << ERROR_BITS);
+        let cost = |t: &Tiling| {
+            let sums = t.products().saturating_mul(t.counts()[1]);
+            let messages = t.ciphertexts().saturating_add(t.answers());
+            sums.saturating_add(t.products().saturating_mul(25)).saturating_add(messages.saturating_mul(120))
+        };
+        small.min_by_key(cost).ok_or_else(|| Error::new("no tiling of these sizes is exact enough"))
+    }
+
+    /// The parameter set.
+    pub fn set(&self) -> &'static TileSet {
+        self.set
     }
 
     /// Rows, inner sizes and columns of tiles of one product.
@@ -127,13 +144,13 @@ impl Tiling {
     /// Ciphertexts that the client sends.
     pub fn ciphertexts(&self) -> usize {
         let [rows, inner, _] = self.counts();
-        self.batch * rows * inner
+        self.batch.saturating_mul(rows).saturating_mul(inner)
     }
 
     /// Products of tiles that are merged, each a sum over the inner size.
     pub fn products(&self) -> usize {
         let [rows, _, cols] = self.counts();
-        self.batch * rows * cols
+        self.batch.saturating_mul(rows).saturating_mul(cols)
     }
 
     /// Ciphertexts that the server sends.
@@ -143,17 +160,19 @@ impl Tiling {
 
     /// Bytes of the client's message.
     pub fn message_bytes(&self) -> usize {
-        self.ciphertexts() * packed_bytes(2 * self.n, RESIDUE)
+        self.ciphertexts().saturating_mul(self.set.ciphertext_bytes())
     }
 
-    /// Bytes of the server's answer for products mod 2^bits.
+    /// Bytes of the server's answer for products mod 2^bits: the A of all its ciphertexts, and then the results' B.
     pub fn answer_bytes(&self, bits: u32) -> usize {
-        (0..self.answers()).map(|group| self.group_bytes(group, bits)).sum()
+        let results = self.batch.saturating_mul(self.rows).saturating_mul(self.cols);
+        let b = results.saturating_mul((bits + BELOW_B) as usize).div_ceil(8);
+        self.answers().saturating_mul(self.a_bytes(bits)).saturating_add(b)
     }
 
-    fn group_bytes(&self, group: usize, bits: u32) -> usize {
-        let results: usize = self.group(group).map(|place| self.results(place)).sum();
-        packed_bytes(self.n, bits + BELOW_A) + packed_bytes(results, bits + BELOW_B)
+    /// Bytes of one answer's A.
+    fn a_bytes(&self, bits: u32) -> usize {
+        packed_bytes(self.set.n, bits + BELOW_A)
     }
 
     /// The products that one answer holds, in order.
@@ -178,10 +197,6 @@ impl Tiling {
         [m.min(self.rows - place.row * m), n.min(self.cols - place.col * n)]
     }
 
-    fn results(&self, place: Place) -> usize {
-        self.sizes(place).iter().product()
-    }
-
     /// For every result of product number `at` of an answer that merges `merged`: its coefficient, and its element of the
     /// batch's results.
     fn positions(&self, place: Place, at: usize, merged: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
@@ -198,7 +213,7 @@ impl Tiling {
     /// Coefficients of a left tile of a batch of matrices, row by row.
     fn left(&self, batch: usize, row: usize, inner: usize, matrices: &[u64]) -> Vec<u64> {
         let [m, k, n] = self.tile;
-        let mut out = vec![0; self.n];
+        let mut out = vec![0; self.set.n];
         for i in 0..m.min(self.rows - row * m) {
             for j in 0..k.min(self.inner - inner * k) {
                 out[i * k * n + k - 1 - j] = matrices[(batch * self.rows + row * m + i) * self.inner + inner * k + j];
@@ -210,13 +225,13 @@ impl Tiling {
     /// Coefficients of a right tile, mod 2^bits, turned back by k - 1.
     fn right(&self, batch: usize, inner: usize, col: usize, matrices: &[u64], bits: u32) -> Vec<u64> {
         let [_, k, n] = self.tile;
-        let mut out = vec![0; self.n];
+        let mut out = vec![0; self.set.n];
         for c in 0..n.min(self.cols - col * n) {
             for j in 0..k.min(self.inner - inner * k) {
                 let x = matrices[(batch * self.inner + inner * k + j) * self.cols + col * n + c];
                 match (c * k + j).checked_sub(k - 1) {
                     Some(at) => out[at] = x,
-                    None => out[self.n + c * k + j - (k - 1)] = x.wrapping_neg() & (u64::MAX >> (64 - bits)),
+                    None => out[self.set.n + c * k + j - (k - 1)] = x.wrapping_neg() & (u64::MAX >> (64 - bits)),
                 }
             }
         }
@@ -229,22 +244,30 @@ impl Tiling {
 }
 
 /// Residues of a polynomial, prime by prime.
-fn write_residues(poly: &Poly<2>, out: &mut [u8]) {
-    let each = out.len() / 2;
-    poly.iter().zip(out.chunks_exact_mut(each)).for_each(|(residues, out)| pack(residues, RESIDUE, out));
+fn write_residues<const K: usize>(set: &TileSet, poly: &Poly<K>, out: &mut [u8]) {
+    let each = out.len() / K;
+    poly.iter().zip(out.chunks_exact_mut(each)).for_each(|(residues, out)| pack(residues, set.residue_bits(), out));
 }
 
 /// The same read again. Refuses what is no residue.
-fn read_residues(ring: &Ring<2>, bytes: &[u8]) -> Result<Poly<2>> {
-    let mut poly = ring.zero();
-    for (k, (residues, bytes)) in poly.iter_mut().zip(bytes.chunks_exact(bytes.len() / 2)).enumerate() {
-        unpack(bytes, RESIDUE, residues);
-        let p = ring.prime(k);
+fn read_residues<const K: usize>(tiles: &Tiles<K>, bytes: &[u8]) -> Result<Poly<K>> {
+    let mut poly = tiles.ring.zero();
+    for (k, (residues, bytes)) in poly.iter_mut().zip(bytes.chunks_exact(bytes.len() / K)).enumerate() {
+        unpack(bytes, tiles.set.residue_bits(), residues);
+        let p = tiles.ring.prime(k);
         if residues.iter().fold(false, |above, x| above | (*x >= p)) {
             return Err(Error::new("a ciphertext holds a number above its modulus"));
         }
     }
     Ok(poly)
+}
+
+/// Refuses elements that are not below 2^bits.
+fn check_elements(bits: u32, elements: &[u64]) -> Result<()> {
+    if elements.iter().fold(0, |all, x| all | x) & !(u64::MAX >> (64 - bits)) != 0 {
+        return Err(Error::new(format!("expected elements below 2^{bits}")));
+    }
+    Ok(())
 }
 
 /// Where the randomness of one call comes from.

@@ -11,8 +11,8 @@ use ombra_ir::op::Op;
 use ombra_ir::plain::{DType, Tensor};
 use ombra_ir::plan::Plan;
 use ombra_ir::schedule::{Cost, Schedule, schedule};
-use ombra_ir::settings::Traffic;
 use ombra_ir::settings::dealer::exp_table;
+use ombra_ir::settings::{Setting, Traffic};
 use ombra_ir::ty::{Elem, Sharing};
 use ombra_ir::{Diagnostic, Result, verify};
 
@@ -151,7 +151,7 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
         let elements = bound.shapes.get(i).map_or(&[][..], Vec::as_slice);
         let elements = elements.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
         let temporary = elements.saturating_mul(temporary_bytes(module, &node.op));
-        let temporary = temporary.saturating_add(transfer_bytes(module, traffic));
+        let temporary = temporary.saturating_add(correlation_bytes(module, &node.op, traffic));
         add(start, latest(starts).saturating_add(traffic.rounds), traffic.bytes().saturating_add(temporary));
         if owner.get(i) == Some(&i) && !matches!(node.op, Op::Weight { .. } | Op::PublicWeight { .. }) {
             let bytes = match (node.ty.elem, node.ty.sharing) {
@@ -172,13 +172,18 @@ fn live_bytes(module: &Module, bound: &Bound, schedule: &Schedule) -> u64 {
     most
 }
 
-/// Bytes of the rows of transfers in an op of two parties: 16 for each, of which its chooser sends about 2 in the first round.
-fn transfer_bytes(module: &Module, traffic: &Traffic) -> u64 {
-    if module.setting.protocol().session_setup.1 == 0 {
+/// Bytes of what an op of two parties computes with beside its messages, all of which its chooser begins: of transfers rows of
+/// 16 for each, of which about 2 are sent in the first round; of ciphertexts both polynomials in words of 8, one of which is
+/// sent in 44 bits at least.
+fn correlation_bytes(module: &Module, op: &Op, traffic: &Traffic) -> u64 {
+    if module.setting != Setting::TwoParty {
         return 0;
     }
-    let chosen = traffic.msgs.iter().filter(|msg| msg.round == 0).map(|msg| msg.bytes);
-    chosen.fold(0u64, u64::saturating_add).saturating_mul(9)
+    let begun = traffic.msgs.iter().filter(|msg| msg.round == 0).map(|msg| msg.bytes).fold(0u64, u64::saturating_add);
+    match op {
+        Op::MatMul { .. } => begun.saturating_mul(3),
+        _ => begun.saturating_mul(9),
+    }
 }
 
 /// Most bytes that a party has of an element of a lookup while it is under way, beside its messages: a vector of bits of all
@@ -313,7 +318,6 @@ mod tests {
     use ombra_ir::dim::Dims;
     use ombra_ir::module::Stage;
     use ombra_ir::op::EXP_WINDOW;
-    use ombra_ir::settings::Setting;
 
     use super::*;
 

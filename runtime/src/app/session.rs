@@ -202,14 +202,14 @@ impl<'a> Engine<'a> {
 /// who is not there. Pair keys are 16 bytes and count nowhere; what else a setting agrees on does.
 pub(super) fn keys(session: &Session, folder: &PlanFolder, dealt: Option<&Key>) -> Result<(Keys, Measured)> {
     let net = &mut LinkNet::new(session, RUN);
-    let setting = folder.plan.module.setting;
+    let module = &folder.plan.module;
     session.meter().reset();
     let start = Instant::now();
     let keys = match dealt {
         Some(key) => agree_keys_of_two(session.party(), key, net),
-        None => settings::agree_keys(setting, &folder.digest, session.party(), net),
+        None => settings::agree_keys(module, &folder.digest, session.party(), net),
     }?;
-    let counts = setting.protocol().session_setup.1 > 0;
+    let counts = (module.setting.protocol().session_setup)(module).1 > 0;
     Ok((keys, if counts { Measured::since(session, start) } else { Measured::default() }))
 }
 

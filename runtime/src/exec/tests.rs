@@ -207,7 +207,7 @@ fn run_party(
 ) -> Result<Vec<Seen>> {
     let fault = if party == Party::Server { fault } else { Fault::None };
     let mut net = Faulty { links: LinkNet::new(session, 5), fault };
-    let keys = settings::agree_keys(module.setting, "a plan", party, &mut net)?;
+    let keys = settings::agree_keys(module, "a plan", party, &mut net)?;
     let own = (party == Party::Server).then(|| Arc::new(own.clone()) as Arc<dyn TensorSource>);
     let public = Arc::new(public.clone());
     let weights = Arc::new(if module.setting.third().is_ok() {

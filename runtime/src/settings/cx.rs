@@ -15,8 +15,8 @@ use ombra_ir::{Diagnostic, Result};
 use crate::backend::bits;
 use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::exec::port::Port;
-use crate::ot::Transfers;
 use crate::prg::{Key, Label, Prg, UsedLabels};
+use crate::settings::two_party::Correlations;
 
 /// The keys of one party for one session. A label is used once per key: in debug builds a second use panics.
 pub struct Keys {
@@ -26,8 +26,8 @@ pub struct Keys {
     next: Stream,
     /// Known to this party alone.
     private: Stream,
-    /// Transfers between two parties, where the setting has them.
-    transfers: Option<Transfers>,
+    /// What two parties have beside, in a setting of two.
+    pair: Option<Correlations>,
 }
 
 struct Stream {
@@ -40,17 +40,17 @@ impl Keys {
     /// that no other party knows.
     pub fn new(own: &Key, next: &Key, private: &Key) -> Self {
         let stream = |key| Stream { prg: Prg::new(key), used: RefCell::default() };
-        Keys { own: stream(own), next: stream(next), private: stream(private), transfers: None }
+        Keys { own: stream(own), next: stream(next), private: stream(private), pair: None }
     }
 
-    /// The keys with transfers that were set up beside them.
-    pub(crate) fn with_transfers(self, transfers: Transfers) -> Self {
-        Keys { transfers: Some(transfers), ..self }
+    /// The keys with what was set up beside them.
+    pub(crate) fn with_pair(self, pair: Correlations) -> Self {
+        Keys { pair: Some(pair), ..self }
     }
 
-    /// The transfers, for their one user.
-    pub(crate) fn take_transfers(&mut self) -> Option<Transfers> {
-        self.transfers.take()
+    /// What was set up beside the keys, for its one user.
+    pub(crate) fn take_pair(&mut self) -> Option<Correlations> {
+        self.pair.take()
     }
 }
 
@@ -144,6 +144,10 @@ pub enum Purpose {
     Select,
     /// Transfers of products of ring elements.
     Product,
+    /// Public polynomials of a product of matrices.
+    TilesPublic,
+    /// Secret randomness of a product of matrices.
+    Tiles,
     /// Transfers of entries of a table, and the server's masks of them.
     Entries,
 }

@@ -35,14 +35,14 @@ use rep3::Rep3;
 use two_party::TwoParty;
 use weights::Weights;
 
-/// Fresh keys of `party` for a session in which all run the plan with the digest `plan`.
+/// Fresh keys of `party` for a session in which all run `module`, of the plan with the digest `plan`.
 ///
 /// # Errors
 /// No randomness, and whatever ended the session.
-pub fn agree_keys(setting: Setting, plan: &str, party: Party, net: &mut dyn Net) -> Result<Keys> {
-    match setting {
-        Setting::TwoParty => two_party::keys::agree(plan, party, net),
-        _ => weights::agree_keys(setting, party, net),
+pub fn agree_keys(module: &Module, plan: &str, party: Party, net: &mut dyn Net) -> Result<Keys> {
+    match module.setting {
+        Setting::TwoParty => two_party::keys::agree(plan, module, party, net),
+        setting => weights::agree_keys(setting, party, net),
     }
 }
 

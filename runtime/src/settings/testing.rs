@@ -35,6 +35,7 @@ pub fn sizes(out: usize, bits: u8, forms: [Sharing; 2]) -> Sizes<'static> {
         table_rows: 0,
         tokens: 0,
         inner: 0,
+        matrix_rows: 0,
         columns: 0,
     }
 }

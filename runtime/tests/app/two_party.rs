@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use ombra_ir::draw::{Choosing, Way};
 use ombra_ir::module::Setting;
 use ombra_ir::plan;
-use ombra_ir::settings::two_party::{SETUP_ROUNDS, SETUP_SENT};
+use ombra_ir::settings::two_party::{SETUP_ROUNDS, SETUP_SENT, TILE_SEED, tile_sets};
+use ombra_lattice::tiles::public_key_bytes;
 use ombra_runtime::app::client::Conversation;
 use ombra_runtime::app::report::Report;
 use ombra_runtime::app::request::Advance;
@@ -107,7 +108,12 @@ fn two_processes_generate_and_cost_what_is_declared() {
         assert!(phase.bytes.values().all(|bytes| bytes.measured > 0), "{}", phase.name);
     }
     let setup = &report.phases[0];
-    assert_eq!(["client", "server"].map(|party| setup.bytes[party].measured), SETUP_SENT);
+    // Beside the transfers, a public key for products in the rings of this plan.
+    let sets = tile_sets(&PlanFolder::open(&folder.0).unwrap().plan.module);
+    let keys: Vec<_> = sets.iter().map(|set| (TILE_SEED + public_key_bytes(set)) as u64).collect();
+    assert!(!keys.is_empty());
+    let expected = [SETUP_SENT[0] + keys.iter().sum::<u64>(), SETUP_SENT[1]];
+    assert_eq!(["client", "server"].map(|party| setup.bytes[party].measured), expected);
     assert_eq!(setup.rounds.measured, u64::from(SETUP_ROUNDS));
     assert!(report.peak_rss_bytes.keys().eq(["client", "server"]));
     assert_eq!(report.verify.unwrap().outputs[0].token_agreement, Some(1.0));

@@ -14,7 +14,7 @@ const MAX_MAP_LINES: usize = 150;
 const CRATES: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("lattice", &["ombra-kernels"]),
-    ("ir-spec", &["ombra-kernels"]),
+    ("ir-spec", &["ombra-kernels", "ombra-lattice"]),
     ("compiler", &["ombra-ir", "ombra-kernels"]),
     ("runtime", &["ombra-ir", "ombra-kernels", "ombra-lattice"]),
     ("examples", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),

@@ -28,7 +28,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     traffic,
     // The server sends the dealer what its key with the client does not make.
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
-    session_setup: ([0; 3], 0),
+    session_setup: |_| ([0; 3], 0),
+    matrix_error: None,
     check: |_| Ok(()),
 };
 

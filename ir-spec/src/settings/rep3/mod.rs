@@ -43,7 +43,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     traffic,
     // The server sends the helper's component, the one that no key makes.
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
-    session_setup: ([0; 3], 0),
+    session_setup: |_| ([0; 3], 0),
+    matrix_error: None,
     check: |_| Ok(()),
 };
 
@@ -256,6 +257,7 @@ mod tests {
             table_rows: 0,
             tokens: 0,
             inner: 0,
+            matrix_rows: 0,
             columns: 0,
         }
     }

@@ -1,17 +1,22 @@
 //! `2pc`: client and server alone, with additive shares; one of the two may be corrupted and is semi-honest.
 //!
 //! What every op sends, to the byte and the round; tests hold the runtime's kernels to it. Roles: 0 the client, 1 the
-//! server. All correlations are oblivious transfers, made in the op that uses them: who chooses sends what the extension
-//! needs and its choices in one message, who offers answers in the next round.
+//! server. Products of matrices are of the client's ciphertexts ([`tilings`]). All other correlations are oblivious
+//! transfers, made in the op that uses them: who chooses sends what the extension needs and its choices in one message, who
+//! offers answers in the next round.
 //!
 //! | what | of who chooses | of who offers |
 //! |---|---|---|
 //! | 64 random transfers | 120 bytes | |
 //! | 64 chosen transfers | 128 bytes | |
+//! | products of matrices | ciphertexts of its part | ciphertexts of products |
 //! | an element's product with `p` bits in a ring of `ℓ` | `p` transfers | Σ `ℓ − i` bits for `i < p`, in whole bytes each |
 //! | one of `c` entries of `b` bytes | `⌈log2 c⌉` transfers | `c·b` bytes |
 //!
 //! Transfers are made 64 at a time: of `n` elements there are `64⌈n / 64⌉` for every bit.
+
+use ombra_lattice::params::TileSet;
+use ombra_lattice::tiles::{ERROR_BITS, MOST_INNER, Tiling, public_key_bytes};
 
 use super::dealer::{ExpTable, exp_table};
 use super::{Protocol, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
@@ -24,13 +29,15 @@ use crate::ty::Sharing;
 /// 2^levels` bits of streams: 15 bits and about 15 ns at 8 levels, 31 bits and 4 ns at 4. So 8 are cheaper on every link of
 /// less than 1 Gbit/s.
 pub const TREE_LEVELS: u8 = 8;
-/// Payload bytes that client and server send to set up a session: 16 of each for its id, and 16 of the server for the key
-/// that they share; in each direction 128 base transfers, by a point of 32 bytes from who offers and two for each from who
+/// Payload bytes that client and server send to set up a session without ciphertexts: 16 of each for its id, and 16 of the
+/// server for the key that they share; in each direction 128 base transfers, by a point of 32 bytes from who offers and two for each from who
 /// chooses; 32 bytes for each of the 128 levels of trees; and a digest of 32 bytes.
 pub const SETUP_SENT: [u64; 2] = {
     let each = 32 + 128 * 64 + 128 * 32 + 32;
     [16 + each, 32 + each]
 };
+/// Bytes of the seed of a public key's polynomials, which the client sends with the key.
+pub const TILE_SEED: usize = 16;
 /// Rounds of it.
 pub const SETUP_ROUNDS: u32 = 4;
 /// Bits of a leaf of a comparison at most: it is one of `2^4` entries.
@@ -50,7 +57,11 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     traffic,
     // The server keeps its weights: they are its share.
     setup: |_, _| [0; 3],
-    session_setup: ([SETUP_SENT[0], SETUP_SENT[1], 0], SETUP_ROUNDS),
+    session_setup: |module| {
+        let keys = tile_sets(module).iter().map(|set| (TILE_SEED + public_key_bytes(set)) as u64).sum::<u64>();
+        ([SETUP_SENT[0] + keys, SETUP_SENT[1], 0], SETUP_ROUNDS)
+    },
+    matrix_error: Some(ERROR_BITS),
     check,
 };
 
@@ -125,10 +136,48 @@ pub fn power_scales(scale: u8) -> [u8; 2] {
     [scale - (scale / 2 + 2), scale - (scale / 2 + 4)]
 }
 
+/// The sets of ciphertexts that the products of a module take, each once: the client sends a public key for each when a
+/// session is set up.
+pub fn tile_sets(module: &Module) -> Vec<&'static TileSet> {
+    let products = module.ops.iter().filter(|node| {
+        let secret = |i: usize| node.args.get(i).is_some_and(|&arg| module.ty(arg).sharing.is_secret());
+        matches!(node.op, Op::MatMul { .. }) && secret(0) && secret(1)
+    });
+    let rings = products.filter_map(|node| Some(node.ty.as_ring()?.0));
+    let mut sets: Vec<_> = rings.filter_map(|bits| TileSet::for_ring(bits.into())).collect();
+    sets.sort_by_key(|set| set.id);
+    sets.dedup();
+    sets
+}
+
+/// How two secret matrices are multiplied in a ring of `bits`: of the client's part of the left one with the server's part of
+/// the right one, and, where the client has a part of the right one too, of that with the server's part of the left one, all
+/// turned. `sizes` are how many products there are, and rows, inner size and columns of each. None where a size is 0 or the
+/// inner one is too large, see [`check`].
+pub fn tilings(sizes: [usize; 4], of_server: bool, bits: u8) -> Vec<Tiling> {
+    let [batch, rows, inner, columns] = sizes;
+    let Some(set) = TileSet::for_ring(bits.into()) else { return Vec::new() };
+    let straight = Tiling::new(set, batch, rows, inner, columns);
+    let turned = if of_server { None } else { Some(Tiling::new(set, batch, columns, inner, rows)) };
+    std::iter::once(straight).chain(turned).flatten().collect()
+}
+
+/// The sizes of [`tilings`]: where all rows meet one matrix, they are rows of one product.
+fn matrices(s: &Sizes) -> [usize; 4] {
+    let (columns, of_one) = (s.columns.max(1), s.inner.saturating_mul(s.columns));
+    let (batch, rows) = if s.elements[1] <= of_one {
+        (1, s.out / columns)
+    } else {
+        (s.out / columns.saturating_mul(s.matrix_rows).max(1), s.matrix_rows)
+    };
+    [batch, rows, s.inner, s.columns].map(|size| usize::try_from(size).unwrap_or(usize::MAX))
+}
+
 /// Rows of a private table at most: a lookup is one transfer of one of so many entries, and sends all of them.
 pub const MOST_ROWS: u64 = 1 << 14;
 
-/// Checks that the setting serves a module: its private tables are small.
+/// Checks that the setting serves a module: its private tables are small, and no sum of products is too long for one
+/// ciphertext's noise.
 ///
 /// # Errors
 /// `E0421`.
@@ -144,6 +193,17 @@ pub fn check(module: &Module) -> Result<()> {
                 .note(
                     "help      make the embedding public with --base or --public, or compile for 3pc or 2pc-dealer",
                 ));
+        }
+    }
+    for node in module.ops.iter().filter(|node| matches!(node.op, Op::MatMul { .. })) {
+        let inner = node.args.first().and_then(|&arg| module.ty(arg).shape.last());
+        let most = inner.and_then(|inner| module.dims.upper(inner)).unwrap_or(i128::MAX);
+        if most > MOST_INNER as i128 {
+            return Err(Diagnostic::input("E0421", "a sum of products is too long for the setting 2pc")
+                .at(node.origin.node.clone())
+                .note(format!("expected  at most {MOST_INNER} terms"))
+                .note(format!("found     up to {most}"))
+                .note("help      give a smaller --max, or compile for 3pc or 2pc-dealer"));
         }
     }
     Ok(())
@@ -248,12 +308,13 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             _ => t.transfer(0, bits, n, times_bytes(bits, n, bits)),
         },
         Op::MatMul { .. } if !s.forms.contains(&Sharing::Public) => {
-            let elements = n.checked_div(s.columns).unwrap_or(0).saturating_mul(s.inner);
-            let answer = times_bytes(bits, elements.saturating_mul(s.columns), bits);
-            match s.of_server {
-                [false, true] => t.transfer(0, bits, elements, answer),
-                _ => t.both(bits, elements, answer),
-            }
+            let tilings = tilings(matrices(s), s.of_server == [false, true], s.bits);
+            let sum = |bytes: fn(&Tiling, u32) -> usize| {
+                tilings.iter().map(|tiling| bytes(tiling, s.bits.into()) as u64).fold(0, u64::saturating_add)
+            };
+            t.send(0, 0, 1, sum(|tiling, _| tiling.message_bytes()));
+            t.send(1, 1, 0, sum(Tiling::answer_bytes));
+            t.rounds += 2;
         }
         Op::Truncate { by, bits } => match wrap_bytes(s.from_bits, *bits, *by) {
             0 => {}
@@ -318,6 +379,7 @@ mod tests {
             table_rows: 0,
             tokens: 0,
             inner: 64,
+            matrix_rows: 32,
             columns: 64,
         }
     }
@@ -350,7 +412,40 @@ mod tests {
         assert_eq!(measured(&Op::Mul, &sizes(32)), (32 * 16 + triangle(32), 32 * 16 + triangle(32), 2));
         let weight = Sizes { of_server: [false, true], ..sizes(32) };
         assert_eq!(measured(&Op::Mul, &weight), (32 * 16, triangle(32), 2));
-        assert_eq!(measured(&Op::MatMul { trans_b: false }, &weight), (32 * 16, 64 * triangle(32), 2));
+    }
+
+    #[test]
+    fn products_of_matrices_are_of_ciphertexts() {
+        let of = |sizes: &Sizes| {
+            let t = traffic(&Op::MatMul { trans_b: false }, sizes);
+            assert_eq!((t.rounds, t.msgs.len()), (2, 2));
+            [0, 1].map(|i| t.msgs[i].bytes)
+        };
+        // 64 rows of 768 by 768 columns, of a weight: ciphertexts of 4096·88 bits, answers of 52 and results of 44.
+        let weight = Sizes {
+            out: 64 * 768,
+            elements: [64 * 768, 768 * 768],
+            of_server: [false, true],
+            inner: 768,
+            matrix_rows: 64,
+            columns: 768,
+            ..sizes(40)
+        };
+        assert_eq!(of(&weight), [48 * 45_056, 12 * 26_624 + 64 * 768 * 44 / 8]);
+        // The same rows as four sequences.
+        assert_eq!(of(&Sizes { matrix_rows: 16, ..weight.clone() }), of(&weight));
+        // Twelve heads, scores of 32 tokens: as many ciphertexts in the other direction.
+        let heads = Sizes {
+            out: 12 * 32 * 32,
+            elements: [12 * 32 * 64; 2],
+            inner: 64,
+            matrix_rows: 32,
+            columns: 32,
+            ..sizes(40)
+        };
+        assert_eq!(of(&heads), [24 * 45_056, 2 * (3 * 26_624 + 12 * 32 * 32 * 44 / 8)]);
+        let none = traffic(&Op::MatMul { trans_b: false }, &Sizes { out: 0, matrix_rows: 0, ..heads });
+        assert_eq!((none.rounds, none.msgs.len()), (2, 0));
     }
 
     #[test]

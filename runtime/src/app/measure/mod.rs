@@ -234,7 +234,7 @@ fn no_more() -> Diagnostic {
 fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Result<Box<dyn Steps>> {
     let own = session.party();
     let mut net = LinkNet::new(session, run);
-    let keys = settings::agree_keys(program.module.setting, "measure", own, &mut net)?;
+    let keys = settings::agree_keys(&program.module, "measure", own, &mut net)?;
     let key = agree_weight_key(Party::Client, own, &mut net)?;
     let zeros: Arc<dyn TensorSource> = Arc::new(Zeros::of(&program.module, &program.bound));
     let server = (own == Party::Server).then(|| Arc::clone(&zeros));

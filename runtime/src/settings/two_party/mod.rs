@@ -1,11 +1,12 @@
-//! `2pc`: client and server alone hold additive shares, and make their correlations by oblivious transfers.
+//! `2pc`: client and server alone hold additive shares, and make their correlations by oblivious transfers; matrices are
+//! multiplied by ciphertexts of the client's.
 //!
 //! Roles: 0 the client, 1 the server. Key `k_1` is known to both, and masks nothing of one from the other: it says what of a
 //! client's input is whose share. What each hides from the other is under pads of transfers ([`crate::ot`]), or under random
 //! numbers of its own. A private weight is the server's share, and the client's is 0.
 //!
 //! Every message is what a transfer's chooser sends, which is uniform, or a value under a pad that its receiver has not, or a
-//! value under a random share of the other party's: so it is uniform given all that the receiver holds, whatever the values
+//! value under a random share of the other party's, or a ciphertext that nobody tells from a uniform one: so it is uniform given all that the receiver holds, whatever the values
 //! are, and simulators of ops compose. What is opened to the client is its share and the output that they determine.
 
 mod bits;
@@ -13,6 +14,7 @@ mod compare;
 mod divide;
 pub mod keys;
 mod lookup;
+pub mod matrices;
 mod pair;
 mod products;
 #[cfg(test)]
@@ -45,13 +47,23 @@ use crate::exec::Task;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
 use crate::ot::Transfers;
 use crate::wiped::Zeroizing;
+use matrices::{Matrices, TileKeys, multiply_matrices};
 use pair::Pair;
-use products::{Matrices, Right, multiply, multiply_matrices};
+use products::{Right, multiply};
+
+/// What two parties have beside keys that they share: transfers, and keys of ciphertexts.
+pub struct Correlations {
+    /// Oblivious transfers in both directions.
+    pub transfers: Transfers,
+    /// Keys for products of matrices.
+    pub tiles: TileKeys,
+}
 
 /// One party of the setting in a session: its keys and transfers, and the weights that it knows.
 pub struct TwoParty {
     keys: Rc<Keys>,
     transfers: Rc<Transfers>,
+    tiles: Rc<TileKeys>,
     weights: Arc<Weights>,
     role: u8,
 }
@@ -62,9 +74,10 @@ impl TwoParty {
     /// # Errors
     /// `E0801` for keys of another setting.
     pub fn new(party: Party, mut keys: Keys, weights: Arc<Weights>) -> Result<Self> {
-        let none = || Diagnostic::internal("E0801", "the keys of two parties come with transfers");
-        let transfers = Rc::new(keys.take_transfers().ok_or_else(none)?);
-        Ok(TwoParty { keys: Rc::new(keys), transfers, weights, role: party.index() as u8 })
+        let none = || Diagnostic::internal("E0801", "the keys of two parties come with what they share alone");
+        let Correlations { transfers, tiles } = keys.take_pair().ok_or_else(none)?;
+        let (transfers, tiles) = (Rc::new(transfers), Rc::new(tiles));
+        Ok(TwoParty { keys: Rc::new(keys), transfers, tiles, weights, role: party.index() as u8 })
     }
 }
 
@@ -94,7 +107,8 @@ impl Side for TwoParty {
                 if !is_interactive(op, [public(0), public(1)]) {
                     return local::run(site, &args).map(Begun::Value);
                 }
-                return start(site, Pair::new(cx, Rc::clone(&self.transfers)), args).map(Begun::Waits);
+                let pair = Pair::new(cx, Rc::clone(&self.transfers));
+                return start(site, pair, Rc::clone(&self.tiles), args).map(Begun::Waits);
             }
         };
         Ok(Begun::Value(Arc::new(value)))
@@ -150,7 +164,7 @@ async fn reveal(pair: &Pair, x: &Share, n: usize, bits: u8) -> Result<Option<Vec
 }
 
 /// The task of an op that sends messages.
-fn start(site: Site<'_>, pair: Pair, args: Vec<Arc<Value>>) -> Result<Task<Ended<Value>>> {
+fn start(site: Site<'_>, pair: Pair, tiles: Rc<TileKeys>, args: Vec<Arc<Value>>) -> Result<Task<Ended<Value>>> {
     let (node, dims) = (site.node(), OpSizes::new(site)?);
     let (threads, role) = (site.threads, site.party.index() as u8);
     let wide = local::wide_operands(site, &args)?;
@@ -181,8 +195,8 @@ fn start(site: Site<'_>, pair: Pair, args: Vec<Arc<Value>>) -> Result<Task<Ended
                 let terms = [(Some(x.into()), Some(y.into()))];
                 let own = Plan::new(xs, ys, *trans_b)?.sum_of_products(&terms, threads)?.unwrap_or_default();
                 let right = if known == [false, true] { Right::OfServer } else { Right::Shared };
-                let matrices = Matrices::new(xs, ys, *trans_b, bits)?;
-                multiply_matrices(pair, &matrices, (x, y), Zeroizing::new(own), right, bits).await?
+                let matrices = Matrices::new(xs, ys, *trans_b)?;
+                multiply_matrices(pair, &tiles, &matrices, (x, y), Zeroizing::new(own), right, bits).await?
             }
             Op::Truncate { by, bits } => divide::divide(pair, &share(0)?, n, (from, *bits), *by).await?,
             Op::BitToRing { bits } => bits::bit_to_ring(pair, arg(0)?.bits()?, *bits).await?,

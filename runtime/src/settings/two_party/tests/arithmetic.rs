@@ -2,12 +2,15 @@
 
 use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::op::{EXP_RING, EXP_SCALE};
+use ombra_lattice::tiles::ERROR_BITS;
 
-use super::super::products::{Matrices, Right, multiply, multiply_matrices};
+use super::super::matrices::{Matrices, multiply_matrices};
+use super::super::products::{Right, multiply};
 use super::super::{divide, lookup};
 use super::*;
 use crate::settings::rep3::embed::Table;
 use crate::settings::testing::{off_parabolas, signed, spread};
+use crate::settings::words::broadcast::broadcast_shape;
 use crate::settings::words::product::Plan;
 use crate::wiped::Zeroizing;
 
@@ -54,18 +57,21 @@ fn products_are_exact() {
     }
 }
 
+/// In both parameter sets, of shared matrices and of a weight, with every kind of batch.
 #[test]
-fn products_of_matrices_are_exact() {
+fn products_of_matrices() {
     let (two, mut words) = (Two::new(6), Words(6));
-    let cases: [(&[usize], &[usize], bool); 5] = [
+    let cases: [(&[usize], &[usize], bool); 7] = [
         (&[2, 3], &[3, 4], false),
         (&[2, 3], &[5, 3], true),
         (&[3, 2, 4], &[3, 4, 2], false),
         (&[2, 1, 2, 3], &[2, 4, 3], true),
         (&[2, 2, 3], &[3, 1], false),
+        (&[2, 3], &[1, 1, 5, 3], true),
+        (&[2, 3], &[2, 3, 4], false),
     ];
-    for (xs, ys, trans_b) in cases {
-        for (right, bits) in [(Right::Shared, 40), (Right::OfServer, 64)] {
+    for (case, (xs, ys, trans_b)) in cases.into_iter().enumerate() {
+        for (right, bits) in [(Right::Shared, 40), (Right::OfServer, [24, 64, 56][case % 3])] {
             let (x, y) = (words.take(xs.iter().product()), words.take(ys.iter().product()));
             let plan = |x: &[u64], y: &[u64]| {
                 let terms = [(Some(x.into()), Some(y.into()))];
@@ -77,18 +83,52 @@ fn products_of_matrices_are_exact() {
                 Right::Shared => share(&y, &mut words),
                 Right::OfServer => [Share::of(vec![0; y.len()]), Share::of(y.clone())].map(Rc::new),
             };
-            let n = expected.len();
-            let columns = if trans_b { ys[ys.len() - 2] } else { ys[ys.len() - 1] } as u64;
-            let (inner, of_server) = (xs[xs.len() - 1] as u64, [false, right == Right::OfServer]);
-            let sizes = Sizes { inner, columns, of_server, ..sizes(n, bits) };
-            let z = two.run(&Op::MatMul { trans_b }, &sizes, |pair, role| {
+            let z = two.run(&Op::MatMul { trans_b }, &matrix_sizes(xs, ys, trans_b, right, bits), |pair, role| {
                 let (x, y) = (Rc::clone(&xs_shared[role]), Rc::clone(&y_shared[role]));
                 let own = Zeroizing::new(plan(x.own().unwrap(), y.own().unwrap()));
-                let matrices = Matrices::new(xs, ys, trans_b, bits).unwrap();
-                async move { multiply_matrices(&pair, &matrices, (x.own()?, y.own()?), own, right, bits).await }
+                let matrices = Matrices::new(xs, ys, trans_b).unwrap();
+                let tiles = Rc::clone(&two.tiles[role]);
+                async move { multiply_matrices(&pair, &tiles, &matrices, (x.own()?, y.own()?), own, right, bits).await }
             });
-            assert_eq!(open(&z, n, bits), expected, "{xs:?} · {ys:?}");
+            for (z, expected) in open(&z, expected.len(), bits).into_iter().zip(expected) {
+                let off = signed(z.wrapping_sub(expected) & ring_mask(bits), bits);
+                assert!(off.abs() < 1 << ERROR_BITS, "{xs:?} · {ys:?}: off by {off}");
+            }
         }
+    }
+}
+
+/// What the compiler declares of a product.
+fn matrix_sizes(xs: &[usize], ys: &[usize], trans_b: bool, right: Right, bits: u8) -> Sizes<'static> {
+    let last = |shape: &[usize], at: usize| shape[shape.len() - at];
+    let columns = last(ys, if trans_b { 2 } else { 1 });
+    let left = broadcast_shape(&xs[..xs.len() - 2], &ys[..ys.len() - 2]).unwrap();
+    let out = left.iter().product::<usize>() * last(xs, 2) * columns;
+    Sizes {
+        elements: [xs, ys].map(|shape| shape.iter().product::<usize>() as u64),
+        of_server: [false, right == Right::OfServer],
+        inner: last(xs, 1) as u64,
+        matrix_rows: last(xs, 2) as u64,
+        columns: columns as u64,
+        ..sizes(out, bits)
+    }
+}
+
+#[test]
+fn products_of_empty_matrices_send_nothing() {
+    let two = Two::new(12);
+    for (xs, ys) in [(&[0, 3], &[3, 2]), (&[2, 3], &[3, 0]), (&[2, 0], &[0, 2])] {
+        let out = xs[0] * ys[1];
+        let z =
+            two.run(&Op::MatMul { trans_b: false }, &matrix_sizes(xs, ys, false, Right::Shared, 40), |pair, role| {
+                let (own, tiles) = (Zeroizing::new(vec![0; out]), Rc::clone(&two.tiles[role]));
+                let matrices = Matrices::new(xs, ys, false).unwrap();
+                let words = [vec![0; xs[0] * xs[1]], vec![0; ys[0] * ys[1]]];
+                async move {
+                    multiply_matrices(&pair, &tiles, &matrices, (&words[0], &words[1]), own, Right::Shared, 40).await
+                }
+            });
+        assert_eq!(open(&z, out, 40), vec![0; out]);
     }
 }
 

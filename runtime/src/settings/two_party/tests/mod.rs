@@ -11,8 +11,11 @@ use std::rc::Rc;
 use ombra_ir::op::Op;
 use ombra_ir::settings::{RowLens, Setting, Sizes, Traffic};
 use ombra_ir::ty::Sharing;
+use ombra_lattice::params::TILE_SETS;
 
 use super::Keys;
+use super::keys::{client_key, server_key};
+use super::matrices::TileKeys;
 use super::pair::Pair;
 use crate::exec::lockstep::{Sent, keys};
 use crate::exec::port::Part;
@@ -27,6 +30,7 @@ use crate::settings::testing::{self, Words, assert_declared};
 /// A session of two parties; every op that it runs has a number of its own.
 struct Two {
     transfers: [Rc<Transfers>; 2],
+    tiles: [Rc<TileKeys>; 2],
     keys: [Rc<Keys>; 2],
     next: Cell<u32>,
 }
@@ -34,7 +38,14 @@ struct Two {
 impl Two {
     fn new(seed: u64) -> Two {
         let [client, server, _] = keys(seed);
-        Two { transfers: set_up(seed, 8).map(Rc::new), keys: [client, server], next: Cell::new(0) }
+        let (mut of_client, mut of_server) = (Vec::new(), Vec::new());
+        for set in TILE_SETS {
+            let mut sent = Vec::new();
+            of_client.push(client_key(set, &mut sent).unwrap());
+            of_server.push(server_key(set, &sent).unwrap());
+        }
+        let tiles = [TileKeys::Client(of_client), TileKeys::Server(of_server)].map(Rc::new);
+        Two { transfers: set_up(seed, 8).map(Rc::new), tiles, keys: [client, server], next: Cell::new(0) }
     }
 
     /// Runs `kernel` with the messages of `op`, which it checks. `kernel` is given the pair and the role.

@@ -3,10 +3,12 @@
 
 use ombra_ir::curve::{Cells, Curve};
 
+use super::super::matrices::{Matrices, multiply_matrices};
 use super::super::products::{Right, multiply};
 use super::super::{bits, compare, divide, lookup};
 use super::*;
 use crate::settings::testing::{EXTRA, affine_rank};
+use crate::wiped::Zeroizing;
 
 /// Bits of a message that are looked at: its first and its last bytes.
 const BYTES: usize = 12;
@@ -117,6 +119,32 @@ fn products_and_lookups_are_uniform() {
         async move { bytes_of(&lookup::curve(&pair, &x, N, (Curve::Gelu, cells), RING).await?, RING) }
     });
     assert_uniform("lookup", &lookup);
+}
+
+/// Ciphertexts, answers and shares of one product of fixed matrices, in many runs: what the client decrypts is uniform.
+#[test]
+fn products_of_matrices_are_uniform() {
+    let (x, two) = (share(&[3, 1, 4, 1], &mut Words(79)), Two::new(10));
+    let shape = [2, 2];
+    let sizes = Sizes { elements: [4; 2], inner: 2, matrix_rows: 2, columns: 2, ..sizes(4, RING) };
+    let run = || {
+        let ([client, _], sent) = two.run_seen(&Op::MatMul { trans_b: false }, &sizes, |pair, role| {
+            let (x, tiles) = (Rc::clone(&x[role]), Rc::clone(&two.tiles[role]));
+            let matrices = Matrices::new(&shape, &shape, false).unwrap();
+            async move {
+                let (x, own) = (x.own()?, Zeroizing::new(vec![0; 4]));
+                let share = multiply_matrices(&pair, &tiles, &matrices, (x, x), own, Right::Shared, RING).await?;
+                bytes_of(&share, RING)
+            }
+        });
+        let [first, answer] = [0, 1].map(|i| sent[i].bytes[..5].to_vec());
+        [first, answer, client]
+    };
+    let runs: Vec<_> = (0..8 * 12 + EXTRA).map(|_| run()).collect();
+    for (i, what) in ["ciphertexts", "answers", "shares"].into_iter().enumerate() {
+        let views: Vec<Vec<u8>> = runs.iter().map(|run| run[i].clone()).collect();
+        assert_eq!(affine_rank(&views), 8 * views[0].len(), "{what}");
+    }
 }
 
 /// A comparison whose server leaves its random bits out is seen: what the client holds then is not random given its own
