@@ -28,6 +28,12 @@ pub enum Curve {
     Reciprocal,
     /// `1 / √x` from 1/1000 on, and 31.6 below; likewise.
     Rsqrt,
+    /// [`Curve::Gelu`] of what is not positive: cells count down from the one at 1, all others are below.
+    GeluBelow,
+    /// [`Curve::GeluTanh`] likewise.
+    GeluTanhBelow,
+    /// [`Curve::Silu`] likewise.
+    SiluBelow,
 }
 
 /// Below these, functions that have a pole at 0 stay as they are.
@@ -36,7 +42,7 @@ const ROOTS_POLE: f64 = 1e-3;
 
 impl Curve {
     /// All of them.
-    pub const ALL: [Curve; 9] = [
+    pub const ALL: [Curve; 12] = [
         Curve::Gelu,
         Curve::GeluTanh,
         Curve::Silu,
@@ -46,6 +52,9 @@ impl Curve {
         Curve::Erf,
         Curve::Reciprocal,
         Curve::Rsqrt,
+        Curve::GeluBelow,
+        Curve::GeluTanhBelow,
+        Curve::SiluBelow,
     ];
 
     /// The word that stands for it in the text form.
@@ -60,18 +69,21 @@ impl Curve {
             Curve::Erf => "erf",
             Curve::Reciprocal => "reciprocal",
             Curve::Rsqrt => "rsqrt",
+            Curve::GeluBelow => "gelu_below",
+            Curve::GeluTanhBelow => "gelu_tanh_below",
+            Curve::SiluBelow => "silu_below",
         }
     }
 
     /// The function's value.
     pub fn at(self, x: f64) -> f64 {
         match self {
-            Curve::Gelu => x * 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
-            Curve::GeluTanh => {
+            Curve::Gelu | Curve::GeluBelow => x * 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
+            Curve::GeluTanh | Curve::GeluTanhBelow => {
                 let root = libm::sqrt(2.0 / std::f64::consts::PI);
                 0.5 * x * (1.0 + libm::tanh(root * (x + 0.044715 * x * x * x)))
             }
-            Curve::Silu => x / (1.0 + libm::exp(-x)),
+            Curve::Silu | Curve::SiluBelow => x / (1.0 + libm::exp(-x)),
             Curve::Softplus => x.max(0.0) + libm::log1p(libm::exp(-x.abs())),
             Curve::Tanh => libm::tanh(x),
             Curve::Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
@@ -81,9 +93,13 @@ impl Curve {
         }
     }
 
-    /// Whether all cells of a table are from 0 on; half of them are below otherwise.
-    fn is_of_positive(self) -> bool {
-        matches!(self, Curve::Reciprocal | Curve::Rsqrt)
+    /// The lowest of `n` cells of a table, counted from the one at 0: half of them are below where nothing else is said.
+    fn first_cell(self, n: i64) -> i64 {
+        match self {
+            Curve::Reciprocal | Curve::Rsqrt => 0,
+            Curve::GeluBelow | Curve::GeluTanhBelow | Curve::SiluBelow => 2 - n,
+            _ => -n / 2,
+        }
     }
 }
 
@@ -120,7 +136,7 @@ impl Cells {
         let node = libm::sqrt(3.0) / 2.0;
         let mut table = [Vec::new(), Vec::new(), Vec::new()];
         for cell in 0..n {
-            let middle = width * (if cell < n / 2 || curve.is_of_positive() { cell } else { cell - n }) as f64;
+            let middle = width * (if cell < curve.first_cell(n) + n { cell } else { cell - n }) as f64;
             let [low, at, high] = [-node, 0.0, node].map(|u| curve.at(middle + width * u));
             let parabola = [at, (high - low) / (2.0 * node), (high + low - 2.0 * at) / (2.0 * node * node)];
             for (list, coefficient) in table.iter_mut().zip(parabola) {
@@ -176,6 +192,23 @@ mod tests {
                 }
             }
             assert!(worst < most, "{}: {worst:.2e}", curve.name());
+        }
+    }
+
+    /// From one cell above 0 down, but for the lowest two.
+    #[test]
+    fn parabolas_below_zero_are_those_of_the_whole() {
+        for (part, whole) in
+            [(Curve::GeluBelow, Curve::Gelu), (Curve::GeluTanhBelow, Curve::GeluTanh), (Curve::SiluBelow, Curve::Silu)]
+        {
+            let cells = |window| Cells { window, from: 12, cell: 10, scale: 22 };
+            let (part, whole) = (cells(15).parabolas(part).unwrap(), cells(16).parabolas(whole).unwrap());
+            for (part, whole) in part.iter().zip(&whole) {
+                assert_eq!((part.len(), whole.len()), (32, 64));
+                for cell in -30i64..=1 {
+                    assert_eq!(part[cell.rem_euclid(32) as usize], whole[cell.rem_euclid(64) as usize], "{cell}");
+                }
+            }
         }
     }
 

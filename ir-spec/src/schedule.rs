@@ -112,6 +112,7 @@ pub fn traffic_of(module: &Module, bound: &Bound, id: Id) -> Result<Traffic> {
         forms: operands.map(|arg| arg.map_or(Sharing::Public, |a| module.ty(a).sharing)),
         elements: operands.map(|arg| arg.map_or(0, |a| bound.len(a) as u64)),
         of_server: operands.map(|arg| arg.is_some_and(|a| of_server(module, a))),
+        same: squares(&node.op, &node.args),
         rows: lens,
         table_rows: table.and_then(|s| s.first()).map_or(0, |&v| v as u64),
         tokens: node.args.first().map_or(0, |&a| bound.len(a) as u64),
@@ -140,6 +141,11 @@ pub fn setup_cost(module: &Module) -> Cost {
     }
     cost.rounds = cost.rounds.max(u32::from(cost.bytes.iter().any(|&bytes| bytes > 0)));
     cost
+}
+
+/// Whether an op multiplies a value by itself: an element, or a matrix by its own rows.
+pub fn squares(op: &Op, args: &[Id]) -> bool {
+    matches!((op, args), (Op::Mul | Op::MatMul { trans_b: true }, [a, b]) if a == b)
 }
 
 /// Movements behind which a private weight is still known as one: what is further away counts as any other secret.

@@ -14,6 +14,11 @@
 //! | sigmoid | w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
 //! | erf | w = 1/16 | 4, w = 1/16 | 5e-5 | 9e-5 | 3e-8 |
 //!
+//! Two parties alone pay for every cell, and little for comparisons. So what is a line beyond its middle they fold:
+//! `f(x) = x⁺ + f(−abs x)` holds for any sign that is taken for that of `x`, so few bits of it are looked at, and half of the
+//! table goes. Where `abs x` may lie beyond the table, which for GELU is cut 1/4 wide, the last term is 0 there, which is as
+//! small as the tails above.
+//!
 //! A table alone is the narrowest that holds the value, of at most 256 cells, which are as fine as 128 allow.
 //!
 //! Inverses are looked up in steps of a wide range, [`steps`](super::steps).
@@ -37,6 +42,9 @@ const RING: u8 = 32;
 const ROOM: u8 = 29;
 /// Its fraction bits at most.
 const SCALE: u8 = 24;
+/// Ring bits of what is looked up below 0, which is more than −1/2, and its fraction bits.
+const FOLDED_RING: u8 = 24;
+const FOLDED_SCALE: u8 = 22;
 
 /// A table: to `±2^range` in cells `2^cell` wide.
 #[derive(Clone, Copy)]
@@ -98,6 +106,11 @@ pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let none = || Diagnostic::internal("E0505", format!("no table of {} for all values", curve.name()));
     let form = form(curve).ok_or_else(none)?;
     let has_dealer = e.has_dealer();
+    if let Some(below) = below(curve).filter(|_| e.has_ciphertexts()) {
+        let table = Table { cell: form.coarsest, ..form.middle };
+        let y = folded(e, x, scale.clamp(COARSEST, FINEST), below, table)?;
+        return finished(e, y, (outer, scale));
+    }
     let y = if let Some(table) = form.alone(e.max_size(x)?) {
         // A cell of 2^16 units is the most that the widest ring of products holds.
         let finest = if has_dealer { FINEST } else { 16u8.saturating_add_signed(-table.cell) };
@@ -108,6 +121,55 @@ pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
         in_parts(e, x, scale.clamp(COARSEST, FINEST), curve, form.middle, form.beyond)?
     };
     finished(e, y, (outer, scale))
+}
+
+/// The curve's part below 0, where it is a line beyond its middle.
+fn below(curve: Curve) -> Option<Curve> {
+    match curve {
+        Curve::Gelu => Some(Curve::GeluBelow),
+        Curve::GeluTanh => Some(Curve::GeluTanhBelow),
+        Curve::Silu => Some(Curve::SiluBelow),
+        _ => None,
+    }
+}
+
+/// `x⁺ + f(−abs x)`.
+fn folded(e: &mut Emit, x: Id, from: u8, below: Curve, table: Table) -> Result<Id> {
+    let (x, bits) = in_room(e, x, from, table)?;
+    let (_, _, bound) = e.ring(x)?;
+    let cell = from.saturating_add_signed(table.cell);
+    // What is taken for negative may be half a cell above 0.
+    let negative = e.sign(x, cell - 1)?;
+    let lower = e.op(Op::Select, &[negative, x])?;
+    let upper = e.guarded(Op::Sub, &[x, lower], bound)?;
+    let folded = e.guarded(Op::Sub, &[lower, upper], bound)?;
+    let window = e.narrow(folded, ring_of(table.range + from).min(bits))?;
+    let op = Op::Lookup { curve: below, window: table.range + from, cell, bits: FOLDED_RING, scale: FOLDED_SCALE };
+    let y = e.guarded(op, &[window], FOLDED_SCALE - 1)?;
+    // The lowest cell but two of as many as there are powers of two.
+    let end = libm::exp2(table.range.into()) - 2.0 * libm::exp2(table.cell.into());
+    let y = if e.max_size(x)? < end {
+        y
+    } else {
+        let outside = e.below(folded, -end, cell - 1)?;
+        let inside = e.op(Op::Not, &[outside])?;
+        e.op(Op::Select, &[inside, y])?
+    };
+    let by = FOLDED_SCALE - from;
+    let y = e.guarded(Op::Truncate { by, bits }, &[y], FOLDED_SCALE - by)?;
+    e.guarded(Op::Add, &[upper, y], bound.max(from + table.range) + 1)
+}
+
+/// The value with so many fraction bits, in a ring in which it is compared with both ends of a table.
+fn in_room(e: &mut Emit, x: Id, from: u8, table: Table) -> Result<(Id, u8)> {
+    let (outer, scale, bound) = e.ring(x)?;
+    let whole = bound
+        .saturating_sub(scale.saturating_sub(from))
+        .saturating_add(from.saturating_sub(scale))
+        .max(from + table.range)
+        .saturating_add(3);
+    let bits = ring_of(whole).min(outer);
+    Ok((brought_to(e, x, from, bits)?, bits))
 }
 
 /// The value with so many fraction bits in a ring of `bits`, whatever lies above it.
@@ -138,14 +200,7 @@ fn entry(e: &mut Emit, x: Id, curve: Curve, table: Table, beyond: Beyond) -> Res
 
 /// The entry in the middle, and what the function is beyond.
 fn in_parts(e: &mut Emit, x: Id, from: u8, curve: Curve, table: Table, beyond: Beyond) -> Result<Id> {
-    let (outer, scale, bound) = e.ring(x)?;
-    let whole = bound
-        .saturating_sub(scale.saturating_sub(from))
-        .saturating_add(from.saturating_sub(scale))
-        .max(from + table.range)
-        .saturating_add(3);
-    let bits = ring_of(whole).min(outer);
-    let x = brought_to(e, x, from, bits)?;
+    let (x, bits) = in_room(e, x, from, table)?;
     let (_, _, bound) = e.ring(x)?;
     let end = libm::exp2(f64::from(table.range)) - 2.0 * libm::exp2(f64::from(table.cell));
     let drop = from.saturating_sub(BRANCH_FRACTION);

@@ -213,6 +213,11 @@ impl Emit<'_> {
         self.module.setting.protocol().dealer.is_some()
     }
 
+    /// Whether matrices are multiplied by ciphertexts, and elements at a far higher price.
+    pub(crate) fn has_ciphertexts(&self) -> bool {
+        self.module.setting.protocol().matrix_error.is_some()
+    }
+
     /// What the size of a value is less than, or equal to.
     pub(crate) fn max_size(&self, x: Id) -> Result<f64> {
         let (_, scale, _) = self.ring(x)?;

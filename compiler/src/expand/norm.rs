@@ -9,6 +9,10 @@
 //! half a unit on average with a variance of 1/12: of three, `Σ c² + 3 Σ c + 2n` of the cut values `c` is `Σ y²` on average,
 //! off by one part in `‖y‖`.
 //!
+//! Two parties alone take a row's product with itself, and with its factor, as one of matrices, whose ciphertexts are many
+//! elements': the first one's error, of some ten units, is less than what cut elements lose, and nothing beside a long `n·eps`;
+//! the second one's is divided.
+//!
 //! **Steps.** `1/√S` is looked up for every power of 16, as [`steps`](super::steps) says, from the finest statistic that has
 //! room for the step. With integers `a` and `b` for which `b·n = a²·2^z`, `√n / √S = a 2^(z/2) / √(b·S)`, so that all factors
 //! are small integers and powers of two.
@@ -41,6 +45,9 @@ const LEAST_FACTOR: f64 = 15.0;
 const ROOM: u8 = 62;
 /// Bits that are cut off a centred row before the last product.
 const FINER: u8 = 8;
+/// The least `n·eps`, in units of the operand, beside which what a product of a row with itself is off by is nothing where no
+/// element is cut.
+const BY_ROWS: f64 = (1 << 20) as f64;
 /// How many times the begin of a step its end is at least.
 const WORTHWHILE: f64 = 3.0;
 /// How many times longer than what is cut off a row is that has the length of `eps` alone.
@@ -198,9 +205,30 @@ fn normalise(e: &mut Emit, x: Id, count: u64, eps: f64, (form, is_centred): (For
     } else {
         (x, factor)
     };
-    let product = e.guarded(Op::Mul, &[x, factor], ROOM - cut)?;
+    let product = if e.has_ciphertexts() {
+        let (factor, row) = (matrix_of_row(e, factor)?, matrix_of_row(e, x)?);
+        let product = e.guarded(Op::MatMul { trans_b: false }, &[factor, row], ROOM - cut)?;
+        row_of_matrix(e, product)?
+    } else {
+        e.guarded(Op::Mul, &[x, factor], ROOM - cut)?
+    };
     let product = e.op(Op::SetScale { scale: form.scale + by }, &[product])?;
     e.guarded(Op::Truncate { by, bits: 64 }, &[product], bound)
+}
+
+/// Every row as a matrix of one row.
+fn matrix_of_row(e: &mut Emit, x: Id) -> Result<Id> {
+    let shape = e.ty(x).shape.clone();
+    let (last, rows) = shape.split_last().ok_or_else(too_long)?;
+    e.op(Op::Reshape { shape: [rows, &[1.into(), last.clone()]].concat() }, &[x])
+}
+
+/// The only row of every matrix.
+fn row_of_matrix(e: &mut Emit, x: Id) -> Result<Id> {
+    let shape = e.ty(x).shape.clone();
+    let (last, rows) = shape.split_last().ok_or_else(too_long)?;
+    let (_, rows) = rows.split_last().ok_or_else(too_long)?;
+    e.op(Op::Reshape { shape: [rows, &[last.clone()]].concat() }, &[x])
 }
 
 /// The bits of all thresholds, given as logarithms in units of the operand, along the last axis; none of none.
@@ -255,12 +283,19 @@ impl Statistics {
         }
         let most = libm::ceil(self.most - 2.0 * f64::from(cut)).min(FULL - f64::from(cut));
         let (axis, bound) = (last_axis(e, self.x), most.max(2.0) as u8);
+        let eps = libm::round(self.eps * libm::exp2(-2.0 * f64::from(cut)));
+        let by_rows = e.has_ciphertexts() && (cut > 0 || eps >= BY_ROWS);
         let squares = |e: &mut Emit, y: Id| -> Result<Id> {
-            let squares = e.guarded(Op::Mul, &[y, y], bound)?;
-            let sum = e.guarded(Op::ReduceSum { axis }, &[squares], bound)?;
+            let sum = if by_rows {
+                let row = matrix_of_row(e, y)?;
+                let product = e.guarded(Op::MatMul { trans_b: true }, &[row, row], bound)?;
+                row_of_matrix(e, product)?
+            } else {
+                let squares = e.guarded(Op::Mul, &[y, y], bound)?;
+                e.guarded(Op::ReduceSum { axis }, &[squares], bound)?
+            };
             e.op(Op::SetScale { scale: 0 }, &[sum])
         };
-        let eps = libm::round(self.eps * libm::exp2(-2.0 * f64::from(cut)));
         let (sum, constant) = if cut == 0 {
             (squares(e, self.x)?, eps)
         } else {

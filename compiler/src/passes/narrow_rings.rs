@@ -255,6 +255,7 @@ fn price(module: &Module, x: &Ty, (from, to, by): (u8, u8, u8), is_shared: bool)
         forms: [form, Sharing::Public],
         elements: [8, 0],
         of_server: [false; 2],
+        same: false,
         rows: RowLens::Listed(&[]),
         table_rows: 0,
         tokens: 0,

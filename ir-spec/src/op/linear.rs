@@ -191,7 +191,7 @@ pub(super) static MUL: Description = Description {
 pub(super) static MATMUL: Description = Description {
     name: "matmul",
     result: "scales add; the form that the setting gives a product (`3pc`: shared · shared is sum3, shared · public is sum2)",
-    bound: "a + b + lg inner; in `2pc` for two secrets one more where both bounds are below 7",
+    bound: "a + b + lg inner; in `2pc` for two secrets one more, and 9 at least, where both bounds are below 8",
     norms: [
         "the lesser of row a · column b (row b with `trans_b`), which is Cauchy–Schwarz, and size a · size b · inner",
         "size · √columns",

@@ -215,6 +215,8 @@ pub struct Sizes<'a> {
     pub elements: [u64; 2],
     /// Which of them the server knows: a private weight, or what is moved from one.
     pub of_server: [bool; 2],
+    /// Whether they are one value, for `matmul` one that meets its own rows: a square, or a matrix times itself turned.
+    pub same: bool,
     /// Row lengths, for `row_max`; for `arg_max` one row of the axis' length for each result element.
     pub rows: RowLens<'a>,
     /// Rows of the table, for `embed`.

@@ -98,10 +98,10 @@ impl<const K: usize> TileClient for Client<K> {
         tiling.check("elements of left matrices", left.len(), tiling.rows, tiling.inner)?;
         check_elements(bits, left)?;
         let encoding = ring.encoding(Modulus::Bits(bits));
-        let [rows, inner, _] = tiling.counts();
+        let [_, inner, _] = tiling.counts();
         let mut out = vec![0; tiling.ciphertexts() * set.ciphertext_bytes()];
         out.par_chunks_exact_mut(set.ciphertext_bytes()).enumerate().for_each(|(i, out)| {
-            let tile = Secret(tiling.left(i / (rows * inner), i / inner % rows, i % inner, left));
+            let tile = Secret(tiling.left(i / inner, i % inner, left));
             let mut b = ring.encode(&encoding, &tile);
             let index = CIPHERTEXTS + u64::from(labels.first_index) + i as u64;
             let a = ring.uniform(&mut Stream::new(labels.public_seed, index));

@@ -2,7 +2,9 @@
 //!
 //! A product of two shared matrices is two of these, one of them transposed, and two that each party computes alone.
 //! A left tile (m × k) stands at `i k n + (k-1-j)`, a right one (k × n) at `c k + j`, turned back by `k - 1`, with
-//! m k n = N (Cheetah, eprint 2022/207): the results of their product are the coefficients at multiples of `k`.
+//! m k n = N (Cheetah, eprint 2022/207): the results of their product are the coefficients at multiples of `k`. Of a batch of
+//! low matrices a left tile holds several, and each right tile is multiplied by the one with its own; what it gives of the
+//! others is masked and not sent.
 //! Up to `k` products are merged into one ciphertext by automorphisms (Chen, Dai, Kim, Song, eprint 2020/015), so that
 //! only full ciphertexts are sent:
 //!
@@ -141,10 +143,34 @@ impl Tiling {
         [self.rows.div_ceil(self.tile[0]), self.inner.div_ceil(self.tile[1]), self.cols.div_ceil(self.tile[2])]
     }
 
+    /// Matrices of a left tile, where one or more lie in a tile.
+    fn together(&self) -> usize {
+        (self.tile[0] / self.rows).max(1)
+    }
+
+    /// Left tiles for every tile of the inner size.
+    fn lefts(&self) -> usize {
+        self.batch.div_ceil(self.together()).saturating_mul(self.counts()[0])
+    }
+
+    /// The rows of all left matrices that lie in a left tile.
+    fn left_rows(&self, tile: usize) -> std::ops::Range<usize> {
+        let (of_matrix, together) = (self.counts()[0], self.together());
+        let first = tile / of_matrix * together * self.rows;
+        let last = self.batch.min((tile / of_matrix + 1) * together) * self.rows;
+        let from = first + tile % of_matrix * self.tile[0];
+        from..last.min(from + self.tile[0])
+    }
+
     /// Ciphertexts that the client sends.
     pub fn ciphertexts(&self) -> usize {
-        let [rows, inner, _] = self.counts();
-        self.batch.saturating_mul(rows).saturating_mul(inner)
+        self.lefts().saturating_mul(self.counts()[1])
+    }
+
+    /// The ciphertext that a product of tiles takes for a tile of the inner size.
+    fn left_of(&self, place: Place, inner: usize) -> usize {
+        let [of_matrix, inners, _] = self.counts();
+        (place.batch / self.together() * of_matrix + place.row) * inners + inner
     }
 
     /// Products of tiles that are merged, each a sum over the inner size.
@@ -203,20 +229,21 @@ impl Tiling {
         let [m, k, n] = self.tile;
         let [rows, cols] = self.sizes(place);
         let (all_rows, all_cols) = (self.rows, self.cols);
+        let first = place.batch % self.together() * all_rows;
         (0..rows * cols).map(move |i| {
             let (r, c) = (i / cols, i % cols);
             let element = (place.batch * all_rows + place.row * m + r) * all_cols + place.col * n + c;
-            ((r * n + c) * k + at * (k / merged), element)
+            (((first + r) * n + c) * k + at * (k / merged), element)
         })
     }
 
     /// Coefficients of a left tile of a batch of matrices, row by row.
-    fn left(&self, batch: usize, row: usize, inner: usize, matrices: &[u64]) -> Vec<u64> {
-        let [m, k, n] = self.tile;
+    fn left(&self, tile: usize, inner: usize, matrices: &[u64]) -> Vec<u64> {
+        let [_, k, n] = self.tile;
         let mut out = vec![0; self.set.n];
-        for i in 0..m.min(self.rows - row * m) {
+        for (i, row) in self.left_rows(tile).enumerate() {
             for j in 0..k.min(self.inner - inner * k) {
-                out[i * k * n + k - 1 - j] = matrices[(batch * self.rows + row * m + i) * self.inner + inner * k + j];
+                out[i * k * n + k - 1 - j] = matrices[row * self.inner + inner * k + j];
             }
         }
         out

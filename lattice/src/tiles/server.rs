@@ -132,13 +132,13 @@ impl<const K: usize> Server<K> {
         factor: [u64; K],
     ) -> Ciphertext<K> {
         let ring = &self.tiles.ring;
-        let [rows, inner, _] = tiling.counts();
+        let [_, inner, _] = tiling.counts();
         let mut out = [ring.zero(), ring.zero()];
         let mut term = Secret::zeros(ring.len());
         for i in 0..inner {
             let tile = Secret(tiling.right(place.batch, i, place.col, right, bits));
             let plain = ring.plain(Modulus::Bits(bits), &tile, factor);
-            let left = &lefts[(place.batch * rows + place.row) * inner + i];
+            let left = &lefts[tiling.left_of(place, i)];
             for (out, left) in out.iter_mut().zip(left) {
                 for (k, t) in ring.transforms().iter().enumerate() {
                     t.dot([&left[k]], [&plain[k]], &mut term);

@@ -93,6 +93,8 @@ fn shares_sum_to_the_products_for_all_kinds_of_sizes() {
         [1, 1, 1, 1, 40],
         [5, 2, 1, 3, 17],
         [1, 1, 3072, 40, 40],
+        [70, 1, 300, 1, 40],
+        [5, 3, 4, 2, 40],
     ];
     shares_sum_to_the_products(&TILE_SETS[0], &cases);
     let cases = [[3, 20, 64, 20, 64], [1, 1, 70, 300, 56], [1, 9, 300, 5, 48], [1, 1, 1, 1, 64], [2, 30, 8, 30, 41]];
@@ -110,6 +112,9 @@ fn tilings_cost_what_they_should() {
     assert_eq!(of(12, 32, 64, 32), ([32, 32, 4], 24, 96, 3));
     assert_eq!(of(1, 64, 768, 2304), ([64, 16, 4], 48, 576, 36));
     assert_eq!(of(1, 1, 768, 2304), ([1, 128, 32], 6, 72, 1));
+    // Squares of rows, and twelve heads' scores of one token.
+    assert_eq!(of(32, 1, 768, 1), ([32, 128, 1], 6, 32, 1));
+    assert_eq!(of(12, 1, 64, 64), ([4, 64, 16], 3, 48, 1));
     assert!(Tiling::new(set, 1, 0, 1, 1).is_err() && Tiling::new(set, 1, 1, MOST_INNER + 1, 1).is_err());
     for set in TILE_SETS {
         let tiling = Tiling::new(set, usize::MAX, usize::MAX, MOST_INNER, usize::MAX).expect("sizes are right");

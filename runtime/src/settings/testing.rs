@@ -31,6 +31,7 @@ pub fn sizes(out: usize, bits: u8, forms: [Sharing; 2]) -> Sizes<'static> {
         forms,
         elements: [out as u64, 0],
         of_server: [false; 2],
+        same: false,
         rows: RowLens::Equal { count: 0, len: 0 },
         table_rows: 0,
         tokens: 0,

@@ -253,6 +253,7 @@ mod tests {
             forms: [if sum3 { Sharing::Sum3 } else { Sharing::Shared }, Sharing::Public],
             elements: [0; 2],
             of_server: [false; 2],
+            same: false,
             rows: RowLens::Equal { count: 0, len: 0 },
             table_rows: 0,
             tokens: 0,

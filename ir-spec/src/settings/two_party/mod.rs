@@ -61,7 +61,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
         let keys = tile_sets(module).iter().map(|set| (TILE_SEED + public_key_bytes(set)) as u64).sum::<u64>();
         ([SETUP_SENT[0] + keys, SETUP_SENT[1], 0], SETUP_ROUNDS)
     },
-    matrix_error: Some(ERROR_BITS),
+    // Of two products of tiles.
+    matrix_error: Some(ERROR_BITS + 1),
     check,
 };
 
@@ -150,16 +151,38 @@ pub fn tile_sets(module: &Module) -> Vec<&'static TileSet> {
     sets
 }
 
+/// What a product of two secret matrices takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Both parties have a part of the right one.
+    Shared,
+    /// The server has it whole.
+    OfServer,
+    /// It is the left one, turned: the parties' mixed products are each other's, turned.
+    Same,
+}
+
 /// How two secret matrices are multiplied in a ring of `bits`: of the client's part of the left one with the server's part of
-/// the right one, and, where the client has a part of the right one too, of that with the server's part of the left one, all
+/// the right one, and, where that says more, of the client's part of the right one with the server's part of the left one, all
 /// turned. `sizes` are how many products there are, and rows, inner size and columns of each. None where a size is 0 or the
 /// inner one is too large, see [`check`].
-pub fn tilings(sizes: [usize; 4], of_server: bool, bits: u8) -> Vec<Tiling> {
+pub fn tilings(sizes: [usize; 4], right: Right, bits: u8) -> Vec<Tiling> {
     let [batch, rows, inner, columns] = sizes;
     let Some(set) = TileSet::for_ring(bits.into()) else { return Vec::new() };
     let straight = Tiling::new(set, batch, rows, inner, columns);
-    let turned = if of_server { None } else { Some(Tiling::new(set, batch, columns, inner, rows)) };
+    let turned = (right == Right::Shared).then(|| Tiling::new(set, batch, columns, inner, rows));
     std::iter::once(straight).chain(turned).flatten().collect()
+}
+
+impl Sizes<'_> {
+    /// What a product of two secrets takes.
+    fn right(&self) -> Right {
+        match self.of_server {
+            [false, true] => Right::OfServer,
+            _ if self.same => Right::Same,
+            _ => Right::Shared,
+        }
+    }
 }
 
 /// The sizes of [`tilings`]: where all rows meet one matrix, they are rows of one product.
@@ -303,12 +326,14 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
     let mut t = Traffic::default();
     let (n, bits) = (s.out, u64::from(s.bits));
     match op {
-        Op::Mul if !s.forms.contains(&Sharing::Public) => match s.of_server {
-            [false, false] => t.both(bits, n, times_bytes(bits, n, bits)),
+        Op::Mul if !s.forms.contains(&Sharing::Public) => match (s.of_server, s.same) {
+            // Twice one mixed product: its highest bit is not needed.
+            ([false, false], true) => t.transfer(0, bits - 1, n, times_bytes(bits - 1, n, bits - 1)),
+            ([false, false], false) => t.both(bits, n, times_bytes(bits, n, bits)),
             _ => t.transfer(0, bits, n, times_bytes(bits, n, bits)),
         },
         Op::MatMul { .. } if !s.forms.contains(&Sharing::Public) => {
-            let tilings = tilings(matrices(s), s.of_server == [false, true], s.bits);
+            let tilings = tilings(matrices(s), s.right(), s.bits);
             let sum = |bytes: fn(&Tiling, u32) -> usize| {
                 tilings.iter().map(|tiling| bytes(tiling, s.bits.into()) as u64).fold(0, u64::saturating_add)
             };
@@ -375,6 +400,7 @@ mod tests {
             forms: [Sharing::Shared; 2],
             elements: [MANY; 2],
             of_server: [false; 2],
+            same: false,
             rows: RowLens::Equal { count: MANY / 4, len: 4 },
             table_rows: 0,
             tokens: 0,
@@ -412,6 +438,7 @@ mod tests {
         assert_eq!(measured(&Op::Mul, &sizes(32)), (32 * 16 + triangle(32), 32 * 16 + triangle(32), 2));
         let weight = Sizes { of_server: [false, true], ..sizes(32) };
         assert_eq!(measured(&Op::Mul, &weight), (32 * 16, triangle(32), 2));
+        assert_eq!(measured(&Op::Mul, &Sizes { same: true, ..sizes(32) }), (31 * 16, triangle(31), 2));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Products of secret matrices by the client's ciphertexts.
 //!
 //! Source: tiles of coefficients and their merging as in [`ombra_lattice::tiles`]. Parties and adversary: client and server,
-//! one semi-honest corruption. Rounds: 2. Bytes: [`tilings`]. Error: below `2^ERROR_BITS` units of the product, which has a
-//! double scale, up to a chance of 2^-72 an element.
+//! one semi-honest corruption. Rounds: 2. Bytes: [`tilings`]. Error: below `2^ERROR_BITS` units of each product in tiles, which
+//! has a double scale, up to a chance of 2^-72 an element.
 //!
 //! ```text
 //!   x y = x^0 y^0 + x^1 y^1 + x^0 y^1 + x^1 y^0, the last two each by a product in tiles: the client encrypts x^0, and y^0
 //!         turned, and the server multiplies by y^1, and by x^1 turned
 //!   x W = x^1 W + x^0 W, the first at the server alone
+//!   x x = x^0 x^0 + x^1 x^1 + p + p turned for a matrix and itself turned, p the product of x^0 and x^1 turned
 //! ```
 //!
 //! Simulator. The server sees ciphertexts under a key of the client's, the client's decryptions are under uniform masks: see
@@ -15,14 +16,14 @@
 
 use std::ops::Range;
 
-use ombra_ir::settings::two_party::tilings;
+use ombra_ir::settings::two_party::{Right, tilings};
 use ombra_ir::{Diagnostic, Result};
 use ombra_lattice::random::Seed;
 use ombra_lattice::tiles::{Labels, TileClient, TileServer, Tiling};
 
 use super::Purpose;
 use super::pair::Pair;
-use super::products::{Right, sum};
+use super::products::sum;
 use crate::settings::dealer::share::Share;
 use crate::settings::words::broadcast::{broadcast_shape, expand, volume};
 use crate::settings::words::movement::transpose;
@@ -147,7 +148,7 @@ pub async fn multiply_matrices(
     right: Right,
     bits: u8,
 ) -> Result<Share> {
-    let tilings = tilings(matrices.sizes, right == Right::OfServer, bits);
+    let tilings = tilings(matrices.sizes, right, bits);
     let parts = || (0u8..).zip(&tilings);
     let (asked, asked_bytes) = places(tilings.iter().map(Tiling::message_bytes));
     let (answered, answer_bytes) = places(tilings.iter().map(|tiling| tiling.answer_bytes(bits.into())));
@@ -198,8 +199,13 @@ pub async fn multiply_matrices(
         }
     }
     let [batch, rows, _, columns] = matrices.sizes;
-    if let Some(turned) = shares.get_mut(1) {
-        *turned = turn(turned, [batch, columns, rows])?;
+    match (right, shares.as_mut_slice()) {
+        (Right::Same, [straight]) => {
+            let turned = turn(straight, [batch, rows, columns])?;
+            shares.push(turned);
+        }
+        (_, [_, turned]) => *turned = turn(turned, [batch, columns, rows])?,
+        _ => {}
     }
     let mut shares = shares.into_iter();
     Ok(sum([shares.next(), shares.next()], own))

@@ -27,8 +27,8 @@ use std::sync::Arc;
 use ombra_ir::curve::Cells;
 use ombra_ir::module::{Id, Party};
 use ombra_ir::op::{Class, Op};
-use ombra_ir::schedule::of_server;
-use ombra_ir::settings::two_party::is_interactive;
+use ombra_ir::schedule::{of_server, squares};
+use ombra_ir::settings::two_party::{Right, is_interactive};
 use ombra_ir::ty::Ty;
 use ombra_ir::{Diagnostic, Result, bind};
 
@@ -49,7 +49,7 @@ use crate::ot::Transfers;
 use crate::wiped::Zeroizing;
 use matrices::{Matrices, TileKeys, multiply_matrices};
 use pair::Pair;
-use products::{Right, multiply};
+use products::multiply;
 
 /// What two parties have beside keys that they share: transfers, and keys of ciphertexts.
 pub struct Correlations {
@@ -169,7 +169,7 @@ fn start(site: Site<'_>, pair: Pair, tiles: Rc<TileKeys>, args: Vec<Arc<Value>>)
     let (threads, role) = (site.threads, site.party.index() as u8);
     let wide = local::wide_operands(site, &args)?;
     let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
-    let (op, port) = (node.op.clone(), pair.cx().port());
+    let (op, port, is_square) = (node.op.clone(), pair.cx().port(), squares(&node.op, &node.args));
     let kernel = async move {
         let OpSizes { n, ref out, ref shapes, bits, from: (from, from_scale), .. } = dims;
         let pair = &pair;
@@ -185,7 +185,11 @@ fn start(site: Site<'_>, pair: Pair, tiles: Rc<TileKeys>, args: Vec<Arc<Value>>)
         let result = match &op {
             Op::Mul => {
                 let (x, y) = if known[0] && !known[1] { (spread(1)?, spread(0)?) } else { (spread(0)?, spread(1)?) };
-                let right = if known == [false; 2] { Right::Shared } else { Right::OfServer };
+                let right = match known {
+                    [false, false] if is_square => Right::Same,
+                    [false, false] => Right::Shared,
+                    _ => Right::OfServer,
+                };
                 multiply(pair, &x, &y, right, bits).await?
             }
             Op::MatMul { trans_b } => {
@@ -194,7 +198,11 @@ fn start(site: Site<'_>, pair: Pair, tiles: Rc<TileKeys>, args: Vec<Arc<Value>>)
                 let (x, y) = (x.own()?, y.own()?);
                 let terms = [(Some(x.into()), Some(y.into()))];
                 let own = Plan::new(xs, ys, *trans_b)?.sum_of_products(&terms, threads)?.unwrap_or_default();
-                let right = if known == [false, true] { Right::OfServer } else { Right::Shared };
+                let right = match known {
+                    [false, true] => Right::OfServer,
+                    _ if is_square => Right::Same,
+                    _ => Right::Shared,
+                };
                 let matrices = Matrices::new(xs, ys, *trans_b)?;
                 multiply_matrices(pair, &tiles, &matrices, (x, y), Zeroizing::new(own), right, bits).await?
             }

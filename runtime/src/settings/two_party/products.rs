@@ -3,16 +3,17 @@
 //! Source: Gilboa, "Two Party RSA Key Generation" (CRYPTO 1999): one party's bits choose multiples of the other's number. It is
 //! exact in every ring up to 64 bits. Parties and adversary: client and server, one semi-honest corruption. Rounds: 2. Error:
 //! none. Bits: `16ℓ` from who chooses for each element, `Σ_{i<ℓ} (ℓ − i)` in whole bytes from the other. Of a shared value
-//! with a private weight the client alone chooses; of two shared values both do.
+//! with a private weight, and of a square, the client alone chooses; of two shared values both do.
 //!
 //! ```text
 //!   x y = x^0 y^0 + x^1 y^1 + x^0 y^1 + x^1 y^0, the last two each by transfers, of which the owner of x chooses
-//!   x w = x^1 w + x^0 w, the first at the server alone
+//!   x w = x^1 w + x^0 w, the first at the server alone;   x x = x^0 x^0 + x^1 x^1 + 2 x^0 x^1
 //! ```
 //!
 //! Simulator. Choices are uniform, answers are under pads.
 
 use ombra_ir::Result;
+use ombra_ir::settings::two_party::Right;
 
 use super::Purpose;
 use super::pair::Pair;
@@ -21,18 +22,9 @@ use crate::ot::pads::{Decided, times_bytes};
 use crate::settings::dealer::share::Share;
 use crate::wiped::Zeroizing;
 
-/// Whose part of the right operand a product takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Right {
-    /// Both parties have a share.
-    Shared,
-    /// The server has it whole.
-    OfServer,
-}
-
 /// Chooses with all bits of `x`, where this party does.
 fn choose(pair: &Pair, right: Right, x: &[u64], bits: u8) -> Result<Option<Decided>> {
-    if right == Right::OfServer && !pair.is_client() {
+    if right != Right::Shared && !pair.is_client() {
         return Ok(None);
     }
     let mut planes = Zeroizing::new(vec![0; usize::from(bits) * words(x.len())]);
@@ -48,10 +40,13 @@ pub(super) fn sum(parts: [Option<Zeroizing<Vec<u64>>>; 2], mut own: Zeroizing<Ve
     Share::of(std::mem::take(&mut *own))
 }
 
-/// `x·y` of as many elements each in a ring of `bits`; `y` is the server's own where `right` says so.
+/// `x·y` of as many elements each in a ring of `bits`; `y` is the server's own, or `x`, where `right` says so.
 pub async fn multiply(pair: &Pair, x: &[u64], y: &[u64], right: Right, bits: u8) -> Result<Share> {
-    let (n, planes) = (x.len(), usize::from(bits));
+    let n = x.len();
     let own = Zeroizing::new(x.iter().zip(y).map(|(x, y)| x.wrapping_mul(*y)).collect::<Vec<_>>());
+    // Twice a number less than half of the ring is as good as twice that number.
+    let (twice, bits) = if right == Right::Same { (1, bits - 1) } else { (0, bits) };
+    let planes = usize::from(bits);
     let decided = choose(pair, right, x, bits)?;
     pair.round().await;
     let mut offered = None;
@@ -64,5 +59,7 @@ pub async fn multiply(pair: &Pair, x: &[u64], y: &[u64], right: Right, bits: u8)
     let taken = |decided: Decided| {
         pair.answered(times_bytes(planes, n, bits), |message| decided.times(planes, n, bits, message))
     };
-    Ok(sum([offered, decided.map(taken).transpose()?], own))
+    let mut parts = [offered, decided.map(taken).transpose()?];
+    parts.iter_mut().flatten().for_each(|part| part.iter_mut().for_each(|word| *word <<= twice));
+    Ok(sum(parts, own))
 }

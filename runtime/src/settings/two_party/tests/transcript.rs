@@ -2,9 +2,10 @@
 //! independent and uniform, so that the differences of many runs have full rank.
 
 use ombra_ir::curve::{Cells, Curve};
+use ombra_ir::settings::two_party::Right;
 
 use super::super::matrices::{Matrices, multiply_matrices};
-use super::super::products::{Right, multiply};
+use super::super::products::multiply;
 use super::super::{bits, compare, divide, lookup};
 use super::*;
 use crate::settings::testing::{EXTRA, affine_rank};
