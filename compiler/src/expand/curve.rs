@@ -96,7 +96,7 @@ fn form(curve: Curve) -> Option<Form> {
         Curve::Tanh => of(-3, 3, -3, Beyond::Ends(-1, 1)),
         Curve::Sigmoid => of(-2, 4, -2, Beyond::Ends(0, 1)),
         Curve::Erf => of(-4, 2, -4, Beyond::Ends(-1, 1)),
-        Curve::Reciprocal | Curve::Rsqrt => return None,
+        Curve::Reciprocal | Curve::Rsqrt | Curve::GeluBelow | Curve::GeluTanhBelow | Curve::SiluBelow => return None,
     })
 }
 

@@ -114,7 +114,7 @@ struct Place {
 
 impl Tiling {
     /// The tiling that costs least, of those with an error below `2^ERROR_BITS`. Costs are in products of two tiles: a merge
-    /// of two ciphertexts takes the time of some 25, and a ciphertext, with its way over a link of 250 Mbit/s, of 120.
+    /// of two ciphertexts takes the time of some 25, and a ciphertext, with its way over a link of 125 Mbit/s, of 240.
     /// Refused are empty matrices, and more than [`MOST_INNER`] terms.
     pub fn new(set: &'static TileSet, batch: usize, rows: usize, inner: usize, cols: usize) -> Result<Tiling> {
         if [batch, rows, inner, cols].contains(&0) || inner > MOST_INNER {
@@ -128,7 +128,7 @@ impl Tiling {
         let cost = |t: &Tiling| {
             let sums = t.products().saturating_mul(t.counts()[1]);
             let messages = t.ciphertexts().saturating_add(t.answers());
-            sums.saturating_add(t.products().saturating_mul(25)).saturating_add(messages.saturating_mul(120))
+            sums.saturating_add(t.products().saturating_mul(25)).saturating_add(messages.saturating_mul(240))
         };
         small.min_by_key(cost).ok_or_else(|| Error::new("no tiling of these sizes is exact enough"))
     }

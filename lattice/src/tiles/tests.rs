@@ -109,7 +109,7 @@ fn tilings_cost_what_they_should() {
         (tiling.tile, tiling.ciphertexts(), tiling.products(), tiling.answers())
     };
     // Scores of twelve heads, a layer's weights for many tokens and for one.
-    assert_eq!(of(12, 32, 64, 32), ([32, 32, 4], 24, 96, 3));
+    assert_eq!(of(12, 32, 64, 32), ([32, 64, 2], 12, 192, 3));
     assert_eq!(of(1, 64, 768, 2304), ([64, 16, 4], 48, 576, 36));
     assert_eq!(of(1, 1, 768, 2304), ([1, 128, 32], 6, 72, 1));
     // Squares of rows, and twelve heads' scores of one token.

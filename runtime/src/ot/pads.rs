@@ -3,6 +3,7 @@
 //! | use | offerer sends, bits | what both have then |
 //! |---|---|---|
 //! | [`Settled::times`], of `p` planes of bits in a ring of `ℓ` | Σ `ℓ − i`, in whole bytes | shares of `a·b`, `a` the chooser's bits |
+//! | [`Settled::times_rows`], of rows of `w` elements | `w` times as much | the same of every element of `b`'s row, summed |
 //! | [`Settled::tables`], of `2^K` entries of 2 bits | `2·2^K`, in whole bytes | the offerer nothing, the chooser its entry |
 //! | [`Settled::entries`], of `c` entries of `b` bytes | `8·c·b` | the same |
 //! | [`Settled::triples`], of `C` bits | none | shares of `a·b_1 … a·b_C`, `a` the chooser's bit, `b` the offerer's, all random |
@@ -13,6 +14,7 @@
 //! ```text
 //!   h_0, h_1  the pads of a transfer after that;  the chooser has h_c
 //!   times     offerer sends  m = h_0 − h_1 + b·2^i mod 2^ℓ, keeps −h_0;   chooser  h_c + c·m = h_0 + c·b·2^i
+//!   rows      the same for every element of a row, under hashes of one row each, tweaked by the element's place
 //!   tables    K transfers choose one entry of 2^K: entry v goes under ⊕_j of the bits [2v, 2v + 2) of h_{j,v_j}
 //!   entries   the same with longer ones, block by block: under ⊕_j of hashes of transfer j's row for v_j, tweaked by v
 //!   triples   b = h_0 ⊕ h_1, shares h_0 and h_r of r·b, since h_r = h_0 ⊕ r·b
@@ -141,6 +143,46 @@ pub fn times_bytes(planes: usize, n: usize, bits: u8) -> usize {
     (0..planes).fold(0, |sum: usize, i| sum.saturating_add(n.saturating_mul(ring_bytes(bits, i))))
 }
 
+/// The sizes of products of bits with rows: `count` elements, in a matrix with rows of `inner`, each times a row of `width`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Planes of the chooser's elements.
+    pub planes: usize,
+    /// Its elements.
+    pub count: usize,
+    /// Of how many of them the products are summed.
+    pub inner: usize,
+    /// Elements of a row.
+    pub width: usize,
+}
+
+impl Rows {
+    /// Bytes that [`Settled::times_rows`] sends.
+    pub fn message_bytes(self, bits: u8) -> usize {
+        times_bytes(self.planes, self.count.saturating_mul(self.width), bits)
+    }
+
+    fn blocks(self) -> usize {
+        self.width.div_ceil(2)
+    }
+
+    /// Elements of the result.
+    fn results(self) -> usize {
+        self.count / self.inner.max(1) * self.width
+    }
+
+    /// Checks that there are its transfers, and tweaks enough: rows of one element or more, and of its elements whole rows.
+    fn check(self, found: usize) -> Result<()> {
+        let transfers = transfers(self.planes, self.count);
+        let blocks = transfers.and_then(|transfers| transfers.checked_mul(self.blocks()));
+        let whole = self.inner > 0 && self.count.is_multiple_of(self.inner);
+        match (transfers, blocks) {
+            (Some(transfers), Some(0..=MOST_BLOCKS)) if self.width > 0 && whole => check(found, transfers),
+            _ => Err(unserved("rows have other sizes than pads serve")),
+        }
+    }
+}
+
 /// Transfers for so many planes of `n` bits each, which are whole words.
 fn transfers(planes: usize, n: usize) -> Option<usize> {
     words(n).checked_mul(64)?.checked_mul(planes)
@@ -246,6 +288,49 @@ impl Settled {
                 *share = share.wrapping_sub((*zero as u64) << plane);
             }
             pack_ring(&masked, 8 * ring_bytes(bits, plane) as u32, message);
+        }
+        Ok(within(share, bits))
+    }
+
+    /// Shares of the sums over `inner` elements of `a·b`, where `b` is a row of `width` elements that begins at `row_at` the
+    /// number of the element of `a`. What is sent is added to `message`.
+    ///
+    /// # Errors
+    /// `E0909` for another number of transfers, rows that are not in `b`, sizes that pads do not serve.
+    pub fn times_rows(
+        self,
+        sizes: Rows,
+        (b, row_at): (&[u64], &dyn Fn(usize) -> usize),
+        bits: u8,
+        message: &mut Vec<u8>,
+    ) -> Result<Zeroizing<Vec<u64>>> {
+        sizes.check(self.len())?;
+        let Rows { planes, count, inner, width } = sizes;
+        let (stride, blocks) = (64 * words(count), sizes.blocks());
+        let mut share = Zeroizing::new(vec![0u64; sizes.results()]);
+        let mut pads = [Zeroizing::new(vec![0u128; blocks]), Zeroizing::new(vec![0u128; blocks])];
+        let mut masked = vec![0; width];
+        message.reserve(sizes.message_bytes(bits));
+        let label = of_entries(self.0.label, MOST_PLANES);
+        for plane in 0..planes {
+            for i in 0..count {
+                let at = plane * stride + i;
+                for (pads, delta) in pads.iter_mut().zip([0, *self.0.delta]) {
+                    pads.fill(self.0.rows[at] ^ delta);
+                    self.0.hash.apply(label, at * blocks, pads);
+                }
+                let begin = row_at(i);
+                let row =
+                    b.get(begin..begin.saturating_add(width)).ok_or_else(|| unserved("a row is not in its matrix"))?;
+                let Some(share) = share.chunks_exact_mut(width).nth(i / inner) else { break };
+                let [zero, one] = &pads;
+                let pads = halves(zero).zip(halves(one));
+                for (((masked, b), share), (zero, one)) in masked.iter_mut().zip(row).zip(share).zip(pads) {
+                    *masked = zero.wrapping_sub(one).wrapping_add(*b);
+                    *share = share.wrapping_sub(zero << plane);
+                }
+                pack_ring(&masked, 8 * ring_bytes(bits, plane) as u32, message);
+            }
         }
         Ok(within(share, bits))
     }
@@ -365,6 +450,40 @@ impl Decided {
         Ok(within(share, bits))
     }
 
+    /// The other share of [`Settled::times_rows`], from its message.
+    ///
+    /// # Errors
+    /// `E0908` for a message of another length, and the errors of the other side.
+    pub fn times_rows(self, sizes: Rows, bits: u8, message: &[u8]) -> Result<Zeroizing<Vec<u64>>> {
+        sizes.check(self.len())?;
+        if message.len() != sizes.message_bytes(bits) {
+            return Err(refused("a product's message has another length"));
+        }
+        let Rows { planes, count, inner, width } = sizes;
+        let (stride, blocks) = (64 * words(count), sizes.blocks());
+        let mut share = Zeroizing::new(vec![0u64; sizes.results()]);
+        let mut pads = Zeroizing::new(vec![0u128; blocks]);
+        let (mut masked, mut rest) = (vec![0; width], message);
+        let label = of_entries(self.0.label, MOST_PLANES);
+        for plane in 0..planes {
+            let (choices, bytes) = (self.choices(plane, count), ring_bytes(bits, plane));
+            for (i, choice) in choices.iter().enumerate() {
+                let at = plane * stride + i;
+                pads.fill(self.0.rows[at]);
+                self.0.hash.apply(label, at * blocks, &mut pads);
+                let (own, after) = rest.split_at(bytes * width);
+                rest = after;
+                unpack_ring(own, 8 * bytes as u32, &mut masked)?;
+                let Some(share) = share.chunks_exact_mut(width).nth(i / inner) else { break };
+                for ((share, pad), masked) in share.iter_mut().zip(halves(&pads)).zip(&masked) {
+                    let product = pad.wrapping_add(choice.wrapping_neg() & masked);
+                    *share = share.wrapping_add(product << plane);
+                }
+            }
+        }
+        Ok(within(share, bits))
+    }
+
     /// The chosen entries of [`Settled::tables`], from its message.
     ///
     /// # Errors
@@ -438,6 +557,11 @@ impl Decided {
         }
         Ok([bits, shares])
     }
+}
+
+/// Blocks as words.
+fn halves(blocks: &[u128]) -> impl Iterator<Item = u64> {
+    blocks.iter().flat_map(|block| [*block as u64, (*block >> 64) as u64])
 }
 
 /// All ones where two small numbers are equal.

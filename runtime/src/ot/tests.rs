@@ -1,6 +1,6 @@
 //! Set-up, extension and every use of pads between two parties in one thread.
 
-use super::pads::{Decided, Entries, Hash, Settled, table_bytes, times_bytes};
+use super::pads::{Decided, Entries, Hash, Rows, Settled, table_bytes, times_bytes};
 use super::softspoken::message_bytes;
 use super::*;
 use crate::backend::bits::{to_planes, words};
@@ -120,6 +120,29 @@ fn products_of_bits_with_ring_elements() {
             let sum = share[i].wrapping_add(other[i]);
             assert_eq!(sum << (64 - bits), a[i].wrapping_mul(b[i]) << (64 - bits), "{planes} planes, {bits} bits");
             assert!((share[i] | other[i]) <= u64::MAX >> (64 - bits), "{planes} planes, {bits} bits: above the ring");
+        }
+    }
+}
+
+#[test]
+fn products_of_bits_with_rows() {
+    let [first, second] = set_up(14, 4);
+    for (part, (rows, inner, width, bits)) in (0..).zip([(3, 5, 7, 64), (1, 70, 1, 24), (2, 1, 33, 40)]) {
+        let (planes, count) = (usize::from(bits), rows * inner);
+        let (a, choices) = numbers(part, count, planes);
+        let (b, _) = numbers(part + 100, inner * width, 64);
+        let (settled, decided) = batch([&first, &second], Label { part: part as u16, ..LABEL }, &choices);
+        let sizes = Rows { planes, count, inner, width };
+        let mut message = Vec::new();
+        let share = settled.times_rows(sizes, (&b, &|i| i % inner * width), bits, &mut message).unwrap();
+        assert_eq!(message.len(), sizes.message_bytes(bits));
+        let other = decided.times_rows(sizes, bits, &message).unwrap();
+        for (at, (x, y)) in share.iter().zip(other.iter()).enumerate() {
+            let (row, column) = (at / width, at % width);
+            let term = |j: usize| a[row * inner + j].wrapping_mul(b[j * width + column]);
+            let sum = (0..inner).fold(0u64, |sum, j| sum.wrapping_add(term(j)));
+            assert_eq!(x.wrapping_add(*y) << (64 - bits), sum << (64 - bits), "{sizes:?}");
+            assert!((x | y) <= u64::MAX >> (64 - bits), "{sizes:?}: above the ring");
         }
     }
 }
@@ -307,6 +330,14 @@ fn uses_of_nothing_and_of_too_much() {
         assert_eq!(code(decided.entries(sizes, &[]).map(|_| 0)), Err("E0909"), "{sizes:?}");
     }
     let most = usize::MAX;
+    for (planes, count, inner, width) in
+        [(2, 1, 1, 0), (2, 1, 0, 1), (2, 3, 2, 1), (most, 1, 1, 1), (2, most, 1, 1), (2, 1, 1, most)]
+    {
+        let (settled, decided) = both(&[0; 2]);
+        let sizes = Rows { planes, count, inner, width };
+        assert_eq!(code(settled.times_rows(sizes, (&[1], &|_| 0), 8, nothing).map(|_| 0)), Err("E0909"), "{sizes:?}");
+        assert_eq!(code(decided.times_rows(sizes, 8, &[]).map(|_| 0)), Err("E0909"), "{sizes:?}");
+    }
     assert_eq!(code(both(&[0]).1.times(most, 1, 8, &[]).map(|_| 0)), Err("E0909"));
     assert_eq!(code(both(&[0]).1.times(1, most, 8, &[]).map(|_| 0)), Err("E0909"));
 }

@@ -1,7 +1,7 @@
 //! `2pc`: client and server alone, with additive shares; one of the two may be corrupted and is semi-honest.
 //!
 //! What every op sends, to the byte and the round; tests hold the runtime's kernels to it. Roles: 0 the client, 1 the
-//! server. Products of matrices are of the client's ciphertexts ([`tilings`]). All other correlations are oblivious
+//! server. Products of large matrices are of the client's ciphertexts ([`tilings`]). All other correlations are oblivious
 //! transfers, made in the op that uses them: who chooses sends what the extension needs and its choices in one message, who
 //! offers answers in the next round.
 //!
@@ -9,7 +9,8 @@
 //! |---|---|---|
 //! | 64 random transfers | 120 bytes | |
 //! | 64 chosen transfers | 128 bytes | |
-//! | products of matrices | ciphertexts of its part | ciphertexts of products |
+//! | products of matrices: ciphertexts, the client's | of its parts | of products |
+//! | or, where that is less, for every element of the left one | as an element's product | the same for every element of a row of the right one |
 //! | an element's product with `p` bits in a ring of `ℓ` | `p` transfers | Σ `ℓ − i` bits for `i < p`, in whole bytes each |
 //! | one of `c` entries of `b` bytes | `⌈log2 c⌉` transfers | `c·b` bytes |
 //!
@@ -162,16 +163,28 @@ pub enum Right {
     Same,
 }
 
-/// How two secret matrices are multiplied in a ring of `bits`: of the client's part of the left one with the server's part of
-/// the right one, and, where that says more, of the client's part of the right one with the server's part of the left one, all
-/// turned. `sizes` are how many products there are, and rows, inner size and columns of each. None where a size is 0 or the
-/// inner one is too large, see [`check`].
+/// Products in tiles by which two secret matrices are multiplied in a ring of `bits`: of the client's part of the left one with
+/// the server's part of the right one, and of the client's part of the right one with the server's part of the left one, all
+/// turned, where both have such. `sizes` are how many products there are, and rows, inner size and columns of each. None where
+/// transfers take fewer bytes, and where a size is 0 or the inner one is too large, see [`check`].
 pub fn tilings(sizes: [usize; 4], right: Right, bits: u8) -> Vec<Tiling> {
     let [batch, rows, inner, columns] = sizes;
     let Some(set) = TileSet::for_ring(bits.into()) else { return Vec::new() };
     let straight = Tiling::new(set, batch, rows, inner, columns);
     let turned = (right == Right::Shared).then(|| Tiling::new(set, batch, columns, inner, rows));
-    std::iter::once(straight).chain(turned).flatten().collect()
+    let tilings: Vec<_> = std::iter::once(straight).chain(turned).flatten().collect();
+    let bytes = |tiling: &Tiling| [tiling.message_bytes(), tiling.answer_bytes(bits.into())];
+    let in_tiles = tilings.iter().flat_map(bytes).fold(0u64, |sum, bytes| sum.saturating_add(bytes as u64));
+    let times = if right == Right::Shared { 2 } else { 1 };
+    let [choices, answers] = by_transfers(sizes, bits);
+    if choices.saturating_add(answers).saturating_mul(times) < in_tiles { Vec::new() } else { tilings }
+}
+
+/// Bytes of who chooses and of who offers where matrices are multiplied by transfers, of one party's left one.
+fn by_transfers([batch, rows, inner, columns]: [usize; 4], bits: u8) -> [u64; 2] {
+    let elements = (batch as u64).saturating_mul(rows as u64).saturating_mul(inner as u64);
+    let choices = u64::from(bits).saturating_mul(elements.div_ceil(64)).saturating_mul(EXTENSION + 8);
+    [choices, times_bytes(bits.into(), elements.saturating_mul(columns as u64), bits.into())]
 }
 
 impl Sizes<'_> {
@@ -333,7 +346,17 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             _ => t.transfer(0, bits, n, times_bytes(bits, n, bits)),
         },
         Op::MatMul { .. } if !s.forms.contains(&Sharing::Public) => {
-            let tilings = tilings(matrices(s), s.right(), s.bits);
+            let (sizes, right) = (matrices(s), s.right());
+            let tilings = tilings(sizes, right, s.bits);
+            if tilings.is_empty() && !sizes.contains(&0) {
+                let [_, answer] = by_transfers(sizes, s.bits);
+                let elements = sizes[..3].iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
+                match right {
+                    Right::Shared => t.both(bits, elements, answer),
+                    Right::OfServer | Right::Same => t.transfer(0, bits, elements, answer),
+                }
+                return t;
+            }
             let sum = |bytes: fn(&Tiling, u32) -> usize| {
                 tilings.iter().map(|tiling| bytes(tiling, s.bits.into()) as u64).fold(0, u64::saturating_add)
             };
@@ -458,7 +481,7 @@ mod tests {
             columns: 768,
             ..sizes(40)
         };
-        assert_eq!(of(&weight), [48 * 45_056, 12 * 26_624 + 64 * 768 * 44 / 8]);
+        assert_eq!(of(&weight), [24 * 45_056, 12 * 26_624 + 64 * 768 * 44 / 8]);
         // The same rows as four sequences.
         assert_eq!(of(&Sizes { matrix_rows: 16, ..weight.clone() }), of(&weight));
         // Twelve heads, scores of 32 tokens: as many ciphertexts in the other direction.
@@ -471,6 +494,13 @@ mod tests {
             ..sizes(40)
         };
         assert_eq!(of(&heads), [24 * 45_056, 2 * (3 * 26_624 + 12 * 32 * 32 * 44 / 8)]);
+        // With themselves, half of that.
+        let own = traffic(&Op::MatMul { trans_b: true }, &Sizes { same: true, ..heads.clone() });
+        assert_eq!([0, 1].map(|i| 2 * own.msgs[i].bytes), of(&heads));
+        // A row with itself is cheaper by transfers.
+        let row = Sizes { out: 1, elements: [768; 2], same: true, inner: 768, matrix_rows: 1, columns: 1, ..sizes(64) };
+        let triangle: u64 = (1..=64).map(|bits: u64| bits.div_ceil(8)).sum();
+        assert_eq!(of(&row), [768 * 64 * 2, 768 * triangle]);
         let none = traffic(&Op::MatMul { trans_b: false }, &Sizes { out: 0, matrix_rows: 0, ..heads });
         assert_eq!((none.rounds, none.msgs.len()), (2, 0));
     }

@@ -1,6 +1,7 @@
-//! Products of secret matrices by the client's ciphertexts.
+//! Products of secret matrices by the client's ciphertexts, and by transfers where they are so small that those are less.
 //!
-//! Source: tiles of coefficients and their merging as in [`ombra_lattice::tiles`]. Parties and adversary: client and server,
+//! Source: tiles of coefficients and their merging as in [`ombra_lattice::tiles`]; Gilboa's product as in
+//! [`products`](super::products), of an element with a row. Parties and adversary: client and server,
 //! one semi-honest corruption. Rounds: 2. Bytes: [`tilings`]. Error: below `2^ERROR_BITS` units of each product in tiles, which
 //! has a double scale, up to a chance of 2^-72 an element.
 //!
@@ -10,6 +11,8 @@
 //!   x W = x^1 W + x^0 W, the first at the server alone
 //!   x x = x^0 x^0 + x^1 x^1 + p + p turned for a matrix and itself turned, p the product of x^0 and x^1 turned
 //! ```
+//!
+//! By transfers each party chooses with the bits of its part of x, which the other one's rows of y are multiples of: exact.
 //!
 //! Simulator. The server sees ciphertexts under a key of the client's, the client's decryptions are under uniform masks: see
 //! there. Public polynomials of a call are of a seed that both draw from `k_1`, what each draws in secret is of one of its own.
@@ -23,7 +26,8 @@ use ombra_lattice::tiles::{Labels, TileClient, TileServer, Tiling};
 
 use super::Purpose;
 use super::pair::Pair;
-use super::products::sum;
+use super::products::{choose, sum};
+use crate::ot::pads::{Decided, Rows};
 use crate::settings::dealer::share::Share;
 use crate::settings::words::broadcast::{broadcast_shape, expand, volume};
 use crate::settings::words::movement::transpose;
@@ -149,6 +153,9 @@ pub async fn multiply_matrices(
     bits: u8,
 ) -> Result<Share> {
     let tilings = tilings(matrices.sizes, right, bits);
+    if tilings.is_empty() {
+        return by_transfers(pair, matrices, (x, y), own, right, bits).await;
+    }
     let parts = || (0u8..).zip(&tilings);
     let (asked, asked_bytes) = places(tilings.iter().map(Tiling::message_bytes));
     let (answered, answer_bytes) = places(tilings.iter().map(|tiling| tiling.answer_bytes(bits.into())));
@@ -209,4 +216,45 @@ pub async fn multiply_matrices(
     }
     let mut shares = shares.into_iter();
     Ok(sum([shares.next(), shares.next()], own))
+}
+
+/// The same by transfers.
+async fn by_transfers(
+    pair: &Pair,
+    matrices: &Matrices,
+    (x, y): (&[u64], &[u64]),
+    own: Zeroizing<Vec<u64>>,
+    right: Right,
+    bits: u8,
+) -> Result<Share> {
+    let [batch, rows, inner, columns] = matrices.sizes;
+    let sizes = Rows { planes: bits.into(), count: batch * rows * inner, inner, width: columns };
+    if sizes.count == 0 || columns == 0 {
+        // No element meets another: what each party has is a sum of nothing.
+        pair.round().await;
+        pair.round().await;
+        return Ok(sum([None, None], own));
+    }
+    let decided = choose(pair, right, &*matrices.left(x)?, bits)?;
+    pair.round().await;
+    let mut offered = None;
+    if right == Right::Shared || !pair.is_client() {
+        let settled = pair.offer(Purpose::Product, 0, sizes.planes, sizes.count)?;
+        let y = matrices.right(y, true)?;
+        let row_at = |i: usize| (i / (rows * inner) * inner + i % inner) * columns;
+        let mut message = Vec::new();
+        offered = Some(settled.times_rows(sizes, (&y, &row_at), bits, &mut message)?);
+        pair.answer(&message);
+    }
+    pair.round().await;
+    let taken =
+        |decided: Decided| pair.answered(sizes.message_bytes(bits), |message| decided.times_rows(sizes, bits, message));
+    let mut parts = [offered, decided.map(taken).transpose()?];
+    if right == Right::Same {
+        for part in parts.iter_mut().flatten() {
+            let turned = turn(part, [batch, rows, columns])?;
+            part.iter_mut().zip(turned.iter()).for_each(|(part, turned)| *part = part.wrapping_add(*turned));
+        }
+    }
+    Ok(sum(parts, own))
 }

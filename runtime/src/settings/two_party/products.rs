@@ -23,7 +23,7 @@ use crate::settings::dealer::share::Share;
 use crate::wiped::Zeroizing;
 
 /// Chooses with all bits of `x`, where this party does.
-fn choose(pair: &Pair, right: Right, x: &[u64], bits: u8) -> Result<Option<Decided>> {
+pub(super) fn choose(pair: &Pair, right: Right, x: &[u64], bits: u8) -> Result<Option<Decided>> {
     if right != Right::Shared && !pair.is_client() {
         return Ok(None);
     }

@@ -64,11 +64,12 @@ fn products_are_exact() {
     }
 }
 
-/// In both parameter sets, of shared matrices and of a weight, with every kind of batch.
+/// By transfers and in both parameter sets, of shared matrices, of a weight and of a matrix with itself, with every kind of
+/// batch.
 #[test]
 fn products_of_matrices() {
     let (two, mut words) = (Two::new(6), Words(6));
-    let cases: [(&[usize], &[usize], bool); 7] = [
+    let cases: [(&[usize], &[usize], bool); 9] = [
         (&[2, 3], &[3, 4], false),
         (&[2, 3], &[5, 3], true),
         (&[3, 2, 4], &[3, 4, 2], false),
@@ -76,6 +77,9 @@ fn products_of_matrices() {
         (&[2, 2, 3], &[3, 1], false),
         (&[2, 3], &[1, 1, 5, 3], true),
         (&[2, 3], &[2, 3, 4], false),
+        // Large enough for ciphertexts.
+        (&[2, 20, 40], &[40, 50], false),
+        (&[2, 40, 50], &[2, 40, 50], true),
     ];
     for (case, (xs, ys, trans_b)) in cases.into_iter().enumerate() {
         for (right, bits) in [(Right::Shared, 40), (Right::OfServer, [24, 64, 56][case % 3]), (Right::Same, 40)] {

@@ -2,7 +2,7 @@
 //! independent and uniform, so that the differences of many runs have full rank.
 
 use ombra_ir::curve::{Cells, Curve};
-use ombra_ir::settings::two_party::Right;
+use ombra_ir::settings::two_party::{Right, tilings};
 
 use super::super::matrices::{Matrices, multiply_matrices};
 use super::super::products::multiply;
@@ -125,17 +125,20 @@ fn products_and_lookups_are_uniform() {
 /// Ciphertexts, answers and shares of one product of fixed matrices, in many runs: what the client decrypts is uniform.
 #[test]
 fn products_of_matrices_are_uniform() {
-    let (x, two) = (share(&[3, 1, 4, 1], &mut Words(79)), Two::new(10));
-    let shape = [2, 2];
-    let sizes = Sizes { elements: [4; 2], inner: 2, matrix_rows: 2, columns: 2, ..sizes(4, RING) };
+    const SIDE: usize = 32;
+    let (x, two) = (share(&vec![3; SIDE * SIDE], &mut Words(79)), Two::new(10));
+    let shape = [SIDE; 2];
+    let n = SIDE as u64;
+    let sizes = Sizes { elements: [n * n; 2], inner: n, matrix_rows: n, columns: n, ..sizes(SIDE * SIDE, RING) };
+    assert!(!tilings([1, SIDE, SIDE, SIDE], Right::Shared, RING).is_empty());
     let run = || {
         let ([client, _], sent) = two.run_seen(&Op::MatMul { trans_b: false }, &sizes, |pair, role| {
             let (x, tiles) = (Rc::clone(&x[role]), Rc::clone(&two.tiles[role]));
             let matrices = Matrices::new(&shape, &shape, false).unwrap();
             async move {
-                let (x, own) = (x.own()?, Zeroizing::new(vec![0; 4]));
+                let (x, own) = (x.own()?, Zeroizing::new(vec![0; SIDE * SIDE]));
                 let share = multiply_matrices(&pair, &tiles, &matrices, (x, x), own, Right::Shared, RING).await?;
-                bytes_of(&share, RING)
+                Ok(bytes_of(&share, RING)?[..12].to_vec())
             }
         });
         let [first, answer] = [0, 1].map(|i| sent[i].bytes[..5].to_vec());
