@@ -99,8 +99,8 @@ pub struct Options {
     pub overrides: Overrides,
     /// What the client learns; empty for the default.
     pub reveal: Vec<Reveal>,
-    /// Fraction bits.
-    pub f: u8,
+    /// Fraction bits of activations; those of the setting where nothing is said.
+    pub f: Option<u8>,
     /// Inputs to measure ranges on that nothing proves; drawn if there are none. Masks, positions and caches have defaults.
     pub calibration: Vec<Inputs>,
     /// Rows of token ids to measure on beside them; longer ones than the model takes are cut.
@@ -125,6 +125,13 @@ pub struct Options {
     pub strict_dealer: bool,
 }
 
+impl Options {
+    /// Fraction bits of activations.
+    pub fn fraction_bits(&self) -> u8 {
+        self.f.unwrap_or(self.setting.protocol().fraction_bits)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Options {
@@ -132,7 +139,7 @@ impl Default for Options {
             sizes: import::Options::default(),
             overrides: Overrides::default(),
             reveal: Vec::new(),
-            f: 16,
+            f: None,
             calibration: Vec::new(),
             calibration_rows: Vec::new(),
             bounds_of: BoundsOf::Model,
@@ -567,7 +574,7 @@ fn scheduled(
         lower::Options {
             setting: options.setting,
             name,
-            f: options.f,
+            f: options.fraction_bits(),
             ranges,
             statics: &statics,
             reveal,

@@ -35,9 +35,9 @@ pub struct CompileArgs {
     /// What the client learns: `next-token` or the name of an output; repeatable.
     #[arg(long)]
     reveal: Vec<String>,
-    /// Fraction bits.
-    #[arg(long, default_value_t = 16)]
-    fixed_point: u8,
+    /// Fraction bits [default: 16; for 2pc 14].
+    #[arg(long)]
+    fixed_point: Option<u8>,
     #[command(flatten)]
     approximations: ApproximationArgs,
     /// The network that choices assume: lan, wan or BANDWIDTH,RTT.
@@ -248,11 +248,9 @@ fn refuse_unbuilt(args: &CompileArgs) -> Outcome {
             );
         }
     }
-    if !(8..=20).contains(&args.fixed_point) {
-        errors.push(
-            Diagnostic::input("E0561", format!("--fixed-point {} is out of range", args.fixed_point))
-                .note("expected 8 to 20"),
-        );
+    if let Some(bits) = args.fixed_point.filter(|bits| !(8..=20).contains(bits)) {
+        errors
+            .push(Diagnostic::input("E0561", format!("--fixed-point {bits} is out of range")).note("expected 8 to 20"));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

@@ -16,8 +16,8 @@
 //!
 //! Two parties alone pay for every cell, and little for comparisons. So what is a line beyond its middle they fold:
 //! `f(x) = x⁺ + f(−abs x)` holds for any sign that is taken for that of `x`, so few bits of it are looked at, and half of the
-//! table goes. Where `abs x` may lie beyond the table, which for GELU is cut 1/4 wide, the last term is 0 there, which is as
-//! small as the tails above.
+//! table goes. Where `abs x` may lie beyond the table, the last term is 0 there: for SiLU that is the tail above; the table of
+//! GELU ends at 4 and is cut 1/4 wide, where the last term is 9e-4, which is little more than its parabolas' error.
 //!
 //! A table alone is the narrowest that holds the value, of at most 256 cells, which are as fine as 128 allow.
 //!
@@ -67,6 +67,8 @@ struct Form {
     beyond: Beyond,
     /// The logarithm of the maximum width of a cell.
     coarsest: i8,
+    /// The table below 0, of half as many cells.
+    folded: Table,
 }
 
 impl Form {
@@ -88,9 +90,12 @@ const FINE_CELLS: i8 = 7;
 const MOST_CELLS: i8 = 8;
 
 fn form(curve: Curve) -> Option<Form> {
-    let of = |coarsest, range, cell, beyond| Form { middle: Table { range, cell }, beyond, coarsest };
+    let of = |coarsest, range, cell, beyond| {
+        let middle = Table { range, cell };
+        Form { middle, beyond, coarsest, folded: middle }
+    };
     Some(match curve {
-        Curve::Gelu | Curve::GeluTanh => of(-2, 3, -3, Beyond::Line),
+        Curve::Gelu | Curve::GeluTanh => Form { folded: Table { range: 2, cell: -2 }, ..of(-2, 3, -3, Beyond::Line) },
         Curve::Silu => of(-3, 4, -3, Beyond::Line),
         Curve::Softplus => of(-2, 4, -2, Beyond::Line),
         Curve::Tanh => of(-3, 3, -3, Beyond::Ends(-1, 1)),
@@ -107,8 +112,7 @@ pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let form = form(curve).ok_or_else(none)?;
     let has_dealer = e.has_dealer();
     if let Some(below) = below(curve).filter(|_| e.has_ciphertexts()) {
-        let table = Table { cell: form.coarsest, ..form.middle };
-        let y = folded(e, x, scale.clamp(COARSEST, FINEST), below, table)?;
+        let y = folded(e, x, scale.clamp(COARSEST, FINEST), below, form.folded)?;
         return finished(e, y, (outer, scale));
     }
     let y = if let Some(table) = form.alone(e.max_size(x)?) {
@@ -151,7 +155,7 @@ fn folded(e: &mut Emit, x: Id, from: u8, below: Curve, table: Table) -> Result<I
     let y = if e.max_size(x)? < end {
         y
     } else {
-        let outside = e.below(folded, -end, cell - 1)?;
+        let outside = e.below(folded, -end, cell - 3)?;
         let inside = e.op(Op::Not, &[outside])?;
         e.op(Op::Select, &[inside, y])?
     };

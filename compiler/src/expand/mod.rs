@@ -215,7 +215,7 @@ impl Emit<'_> {
 
     /// Whether matrices are multiplied by ciphertexts, and elements at a far higher price.
     pub(crate) fn has_ciphertexts(&self) -> bool {
-        self.module.setting.protocol().matrix_error.is_some()
+        self.module.setting.protocol().ciphertexts.is_some()
     }
 
     /// What the size of a value is less than, or equal to.

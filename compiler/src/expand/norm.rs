@@ -39,8 +39,10 @@ const CUTS: [u8; 6] = [0, 8, 16, 24, 32, 40];
 const FULL: f64 = 62.0;
 /// Logarithm of a cut statistic, in its own units, from which on it tells steps apart.
 const RESOLVED: f64 = 10.0;
-/// Bits of the factor of the longest row, where there is room: rows as long as that are hardly seen.
+/// Bits of the factor of the longest row, where there is room: rows as long as that are hardly seen. And where a longer
+/// product costs more.
 const LEAST_FACTOR: f64 = 15.0;
+const SHORT_FACTOR: f64 = 8.0;
 /// Bits of a product of an element and its row's factor.
 const ROOM: u8 = 62;
 /// Bits that are cut off a centred row before the last product.
@@ -50,8 +52,10 @@ const FINER: u8 = 8;
 const BY_ROWS: f64 = (1 << 20) as f64;
 /// How many times the begin of a step its end is at least.
 const WORTHWHILE: f64 = 3.0;
-/// How many times longer than what is cut off a row is that has the length of `eps` alone.
+/// How many times longer than what is cut off a row is that has the length of `eps` alone. And where a longer product costs
+/// more: other rows are longer than that.
 const LONGER: f64 = 1024.0;
+const SHORT_LONGER: f64 = 128.0;
 
 /// What is asked of a norm.
 #[derive(Clone, Copy)]
@@ -174,12 +178,14 @@ fn normalise(e: &mut Emit, x: Id, count: u64, eps: f64, (form, is_centred): (For
     // x · gain / √S has its point so far to the left that the longest row's factor has some bits, and no further than any
     // row's maximum entry allows. Divisions by whole bytes cost the same.
     let point = f64::from(form.scale) + libm::log2(count as f64) / 2.0;
+    let short = e.has_ciphertexts();
+    let (least_factor, longer) = if short { (SHORT_FACTOR, SHORT_LONGER) } else { (LEAST_FACTOR, LONGER) };
     let wanted =
-        |cut: u8| libm::ceil((LEAST_FACTOR + libm::log2(a as f64) + most / 2.0 - f64::from(cut) - point) / 8.0) * 8.0;
+        |cut: u8| libm::ceil((least_factor + libm::log2(a as f64) + most / 2.0 - f64::from(cut) - point) / 8.0) * 8.0;
     let room = |cut: u8| f64::from(ROOM - cut) - 0.5 - point;
     let byte = libm::exp2(FINER.into());
     let is_finer = is_centred && count as f64 >= byte && wanted(FINER).max(8.0) <= room(FINER);
-    let cut = if is_finer && eps >= count as f64 * (LONGER * byte) * (LONGER * byte) { FINER } else { 0 };
+    let cut = if is_finer && eps >= count as f64 * (longer * byte) * (longer * byte) { FINER } else { 0 };
     let by = libm::floor(wanted(cut).max(8.0).min(room(cut))) as i32;
     let by = u8::try_from(by).ok().filter(|&by| by > 0).ok_or_else(too_long)?;
 

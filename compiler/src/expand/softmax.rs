@@ -73,9 +73,9 @@ pub(super) fn exp(e: &mut Emit, x: Id, finest: u8) -> Result<Id> {
     e.widen(y, 64, (bound, BoundFrom::Guarded))
 }
 
-/// Whether a division into a ring that it leaves takes no message, and gives a sum of terms.
+/// Whether a division into a ring that it leaves takes no message, and the bits of a product cost.
 fn divides_freely(e: &Emit) -> bool {
-    e.module.setting.protocol().quotient.is_sum()
+    e.module.setting.protocol().quotient.is_sum() || e.has_ciphertexts()
 }
 
 fn too_fine(scale: u8, bits: u8) -> Diagnostic {

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const LEAST_ROW: u8 = 4;
 /// Fewest fraction bits of a public factor that spares its product a truncation before it.
 const FACTOR: i32 = 13;
+/// Fraction bits of a left side that are not given up for shorter ciphertexts.
+const SHORT: u8 = 10;
 /// Most and fewest significant bits of a constant factor.
 const CONSTANT: (i32, i32) = (14, 30);
 
@@ -55,11 +57,15 @@ impl Lower<'_> {
         self.fitting(v, a, (left, right), trans_b)
     }
 
-    /// A product whose left side drops fraction bits where its result would not fit the ring.
+    /// A product whose left side drops fraction bits where its result would not fit the ring, or, down to [`SHORT`], that of
+    /// short ciphertexts.
     fn fitting(&mut self, v: ValueId, a: ValueId, (left, right): (Id, Id), trans_b: bool) -> Result<Id> {
         let (own, other) = (self.ring(left)?.0, self.ring(right)?.0);
         let bits = self.bound_at(v, own.saturating_add(other)).map_or(0, |(bits, _)| bits);
-        let excess = bits.saturating_sub(RING - 2);
+        let secret = self.module.ty(right).sharing.is_secret();
+        let short = self.options.setting.protocol().ciphertexts.filter(|_| secret);
+        let excess = short.map(|ciphertexts| bits.saturating_sub(ciphertexts.short_ring - 2));
+        let excess = excess.filter(|&excess| own >= SHORT + excess).unwrap_or(bits.saturating_sub(RING - 2));
         let left = if excess == 0 { left } else { self.shares_at(a, own.saturating_sub(excess).max(1))? };
         self.value(v, M::MatMul { trans_b }, &[left, right])
     }

@@ -96,7 +96,7 @@ pub fn lower(graph: &Graph, options: Options) -> std::result::Result<Lowered, Ve
     let mut l = Lower {
         graph,
         fixed,
-        scales: scales::scales(graph, options.ranges, options.f),
+        scales: scales::scales(graph, options.ranges, options.f, options.setting.protocol()),
         options,
         module,
         weights: BTreeMap::new(),

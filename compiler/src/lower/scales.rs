@@ -4,12 +4,14 @@
 //! residual that leads there, has more, as many as the row's length leaves room for. A product of two secret activations
 //! has [`PRODUCT`]: its small entries count as much as its large ones where a norm follows. A matrix has as many as its
 //! largest element leaves of [`WEIGHT`], and fewer where its product would not fit the ring, or where its truncation would
-//! drop more than [`DROPPED`] bits, which cost by the byte.
+//! drop more than [`DROPPED`] bits, which cost by the byte. Where products are of ciphertexts, a weight gives up bits down to
+//! [`SHORT`] for a product in a ring that these are short in.
 
 use super::RING;
 use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use crate::ranges::bounds::Ranges;
 use ombra_ir::plain::{Binary, DType, Unary};
+use ombra_ir::settings::{Protocol, Setting};
 use std::collections::BTreeMap;
 
 /// Most fraction bits of a norm's operand.
@@ -28,9 +30,11 @@ const WEIGHTS: (i32, i32) = (8, 20);
 const DROPPED: i32 = 16;
 /// Fraction bits of weights that are not given up for a cheaper truncation.
 const PRECISE: i32 = 14;
+/// Fraction bits of weights that are not given up for shorter ciphertexts.
+const SHORT: i32 = 14;
 
 /// Fraction bits of values that have others than `f` when they are rescaled: secret ones, and those of one party.
-pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8) -> BTreeMap<ValueId, u8> {
+pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8, protocol: &Protocol) -> BTreeMap<ValueId, u8> {
     let mut scales: BTreeMap<ValueId, u8> = BTreeMap::new();
     let moving = |v: ValueId| {
         graph.node(v).is_ok_and(|n| n.dtype == DType::F32 && matches!(n.owner, Owner::Secret | Owner::Client))
@@ -50,7 +54,9 @@ pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8) -> BTreeMap<ValueId,
         match node.op {
             Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
                 let scale = row_scale(graph, ranges, args[0], matches!(node.op, Op::LayerNorm { .. }));
-                raise(&mut scales, args[0], scale.clamp(i32::from(f), i32::from(RESIDUAL)) as u8);
+                // A longer row makes its products' ciphertexts long.
+                let finest = if protocol.ciphertexts.is_some() { f } else { RESIDUAL.max(f) };
+                raise(&mut scales, args[0], scale.clamp(i32::from(f), i32::from(finest)) as u8);
             }
             Op::MUL if args.iter().all(|&a| moving(a)) && graph.users(v).iter().all(|&u| is_product(graph, u, v)) => {
                 raise(&mut scales, v, PRODUCT);
@@ -78,7 +84,11 @@ pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8) -> BTreeMap<ValueId,
         if !graph.users(v).iter().any(secret) {
             continue;
         }
-        let room = graph.users(v).iter().filter(|u| secret(u)).map(|&u| room(graph, ranges, &scales, u, f)).min();
+        let room = |&u: &ValueId| {
+            let (room, short) = rooms(graph, ranges, &scales, u, f, protocol);
+            short.filter(|short| *short >= SHORT).map_or(room, |short| room.min(short))
+        };
+        let room = graph.users(v).iter().filter(|u| secret(u)).map(room).min();
         // The most that its products leave; how large its elements are is known when it is shared.
         scales.insert(v, room.unwrap_or(i32::MAX).clamp(WEIGHTS.0, WEIGHTS.1) as u8);
     }
@@ -121,16 +131,29 @@ fn row_scale(graph: &Graph, ranges: &Ranges, x: ValueId, centred: bool) -> i32 {
 
 /// Fraction bits that a product's result leaves to its weight; public factors that it is rotated by take some more.
 pub(super) fn room(graph: &Graph, ranges: &Ranges, scales: &BTreeMap<ValueId, u8>, product: ValueId, f: u8) -> i32 {
+    rooms(graph, ranges, scales, product, f, Setting::Plain.protocol()).0
+}
+
+/// The same, and how many are left in the ring of short ciphertexts.
+fn rooms(
+    graph: &Graph,
+    ranges: &Ranges,
+    scales: &BTreeMap<ValueId, u8>,
+    product: ValueId,
+    f: u8,
+    protocol: &Protocol,
+) -> (i32, Option<i32>) {
     let (Some(Op::Tensor(TensorOp::MatMul)), Some(left)) = (graph.op(product), graph.operand(product, 0)) else {
-        return i32::MAX;
+        return (i32::MAX, None);
     };
-    let Some(most) = ranges.size(product) else { return i32::MAX };
+    let Some(most) = ranges.size(product) else { return (i32::MAX, None) };
     let bits = if most > 0.0 { libm::ceil(libm::log2(most)) as i32 + 1 } else { 0 };
     let scale = scales.get(&left).copied().unwrap_or(f);
     let rotation = if is_rotated(graph, product) { i32::from(f) + 1 } else { 0 };
-    let fits = i32::from(RING) - 2 - bits - i32::from(scale) - rotation;
+    let left_of = |ring: u8| i32::from(ring) - 2 - bits - i32::from(scale) - rotation;
     let wanted = i32::from(scales.get(&product).copied().unwrap_or(f));
-    fits.min((wanted + DROPPED - i32::from(scale)).max(PRECISE))
+    let room = left_of(RING).min((wanted + DROPPED - i32::from(scale)).max(PRECISE));
+    (room, protocol.ciphertexts.map(|ciphertexts| left_of(ciphertexts.short_ring)))
 }
 
 /// Whether a value is multiplied by public numbers before anything else.

@@ -34,13 +34,12 @@ const ROOMS: [u8; 4] = [39, 47, 55, 62];
 /// Bits that a division takes.
 const LARGEST: u8 = 62;
 
-/// The module with the division behind the products, if its setting deals products, or multiplies matrices by ciphertexts.
+/// The module with the division behind the products, if its setting deals products.
 ///
 /// # Errors
 /// None that a legal module has.
 pub fn delay_normalisation(module: Module) -> Result<Module> {
-    let protocol = module.setting.protocol();
-    if protocol.dealer.is_none() && protocol.matrix_error.is_none() {
+    if module.setting.protocol().dealer.is_none() {
         return Ok(module);
     }
     let quotients = quotients(&module);

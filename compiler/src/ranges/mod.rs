@@ -61,7 +61,7 @@ pub fn prove(
             }
             Ok(seen)
         };
-        bounds::prove(&statics, options.f, &largest, &measure)
+        bounds::prove(&statics, options.fraction_bits(), &largest, &measure)
     };
     let own = from(weights).map_err(one)?;
     if options.bounds_of == BoundsOf::Model {

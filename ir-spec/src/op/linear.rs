@@ -246,7 +246,8 @@ pub(super) static MATMUL: Description = Description {
 
 /// What a product of matrices is off by less than, as a logarithm.
 fn matrix_error(t: &Typing, a: &Operand, b: &Operand) -> Option<u32> {
-    t.cx.setting.protocol().matrix_error.filter(|_| a.ty.sharing.is_secret() && b.ty.sharing.is_secret())
+    let ciphertexts = t.cx.setting.protocol().ciphertexts.filter(|_| [a, b].iter().all(|x| x.ty.sharing.is_secret()));
+    ciphertexts.map(|ciphertexts| ciphertexts.error)
 }
 
 pub(super) static REDUCE_SUM: Description = Description {

@@ -50,7 +50,10 @@ pub struct Protocol {
     pub matrix_product: fn(Sharing, Sharing) -> Option<Sharing>,
     /// The form of a quotient in a ring that its division leaves: what no wrap has to be paid for.
     pub quotient: Sharing,
-    /// The windows of `exp_digits`.
+    /// Fraction bits of activations where nobody asks for others: what is enough for trained models, and 2 more where such
+    /// bits cost little.
+    pub fraction_bits: u8,
+    /// The windows of `exp_digits` that are wide enough, and not too dear, for a whole range.
     pub exp_windows: RangeInclusive<u8>,
     /// Numbers that add up to a secret. What a `cut` of `x` by `2^k` loses follows: of `c` uniform ones, `c/2` of a unit on
     /// average, with a variance of `c/12`.
@@ -64,10 +67,20 @@ pub struct Protocol {
     /// Payload bytes that every party sends at the beginning of every session for the correlations and keys that a module is
     /// run with, and the rounds of that.
     pub session_setup: fn(&Module) -> ([u64; 3], u32),
-    /// Every element of a product of two secret matrices is off by less than two to this; where there is none it is exact.
-    pub matrix_error: Option<u32>,
+    /// By what secret matrices are multiplied where that is ciphertexts. Without, such products are exact, and as long as
+    /// shares of any ring.
+    pub ciphertexts: Option<Ciphertexts>,
     /// Checks that the setting serves a module.
     pub check: fn(&Module) -> Result<()>,
+}
+
+/// Facts of products by ciphertexts.
+#[derive(Clone, Copy, Debug)]
+pub struct Ciphertexts {
+    /// Every element of a product is off by less than two to this.
+    pub error: u32,
+    /// Rings of more bits cost several times as much.
+    pub short_ring: u8,
 }
 
 impl Setting {

@@ -13,13 +13,14 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     product: one_form,
     matrix_product: one_form,
     quotient: Sharing::Shared,
+    fraction_bits: 16,
     exp_windows: EXP_WINDOW..=EXP_WINDOW,
     components: 1,
     rotations: 1,
     traffic: |_, _| Traffic::default(),
     setup: |_, _| [0; 3],
     session_setup: |_| ([0; 3], 0),
-    matrix_error: None,
+    ciphertexts: None,
     check: |_| Ok(()),
 };
 

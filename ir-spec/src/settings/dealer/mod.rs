@@ -21,6 +21,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     product,
     matrix_product: product,
     quotient: Sharing::Shared,
+    fraction_bits: 16,
     exp_windows: EXP_WINDOWS,
     // Of a masked number: what norms cut is masked.
     components: 3,
@@ -29,7 +30,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     // The server sends the dealer what its key with the client does not make.
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
     session_setup: |_| ([0; 3], 0),
-    matrix_error: None,
+    ciphertexts: None,
     check: |_| Ok(()),
 };
 

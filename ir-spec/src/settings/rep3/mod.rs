@@ -37,6 +37,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
         _ => None,
     },
     quotient: Sharing::Sum2,
+    fraction_bits: 16,
     exp_windows: EXP_WINDOW..=EXP_WINDOW,
     components: 3,
     rotations: 3,
@@ -44,7 +45,7 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     // The server sends the helper's component, the one that no key makes.
     setup: |elements, bits| [0, elements.saturating_mul(u64::from(bits) / 8), 0],
     session_setup: |_| ([0; 3], 0),
-    matrix_error: None,
+    ciphertexts: None,
     check: |_| Ok(()),
 };
 

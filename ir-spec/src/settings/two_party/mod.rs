@@ -16,14 +16,14 @@
 //!
 //! Transfers are made 64 at a time: of `n` elements there are `64⌈n / 64⌉` for every bit.
 
-use ombra_lattice::params::TileSet;
+use ombra_lattice::params::{TILE_SETS, TileSet};
 use ombra_lattice::tiles::{ERROR_BITS, MOST_INNER, Tiling, public_key_bytes};
 
 use super::dealer::{ExpTable, exp_table};
-use super::{Protocol, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
+use super::{Ciphertexts, Protocol, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
 use crate::diag::{Diagnostic, Result};
 use crate::module::{Module, Party};
-use crate::op::{EXP_WINDOWS, Op};
+use crate::op::{EXP_WINDOW, EXP_WINDOWS, Op};
 use crate::ty::Sharing;
 
 /// Levels of the trees from which transfers are extended. A transfer takes `128 / levels − 1` bits and `128 / levels ·
@@ -52,7 +52,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     product,
     matrix_product: product,
     quotient: Sharing::Shared,
-    exp_windows: EXP_WINDOWS,
+    fraction_bits: 14,
+    exp_windows: *EXP_WINDOWS.start()..=EXP_WINDOW + 1,
     components: 2,
     rotations: 1,
     traffic,
@@ -62,8 +63,8 @@ pub(super) static PROTOCOL: Protocol = Protocol {
         let keys = tile_sets(module).iter().map(|set| (TILE_SEED + public_key_bytes(set)) as u64).sum::<u64>();
         ([SETUP_SENT[0] + keys, SETUP_SENT[1], 0], SETUP_ROUNDS)
     },
-    // Of two products of tiles.
-    matrix_error: Some(ERROR_BITS + 1),
+    // Two products of tiles, in rings of the first parameter set.
+    ciphertexts: Some(Ciphertexts { error: ERROR_BITS + 1, short_ring: TILE_SETS[0].ring as u8 }),
     check,
 };
 
