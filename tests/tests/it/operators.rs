@@ -309,7 +309,7 @@ fn what_is_revealed_is_rounded_down_whatever_the_shares_are() {
         let module = &built.compiled.plan.module;
         let reveal = module.ops.iter().find(|n| matches!(n.op, Op::Reveal { .. })).expect("y is revealed");
         let (_, scale) = reveal.ty.as_ring().expect("a ring value is revealed");
-        assert!(scale <= options.f, "{scale} fraction bits are revealed");
+        assert!(scale <= options.fraction_bits(), "{scale} fraction bits are revealed");
         let (request, given) =
             infer_request(&built.plan.plan, small.inputs.clone().into_iter().collect()).expect("fits");
         let runs: Vec<Vec<i64>> = (0..3)
