@@ -12,7 +12,7 @@ use super::inverse::{Range4, rsqrt};
 use super::reciprocal::{Compared, combine, compare_all, raise};
 use super::{Emit, FINE, fixed, softmax};
 use ombra_ir::module::Id;
-use ombra_ir::op::{EXP_SCALE, Op};
+use ombra_ir::op::{Op, exp_form};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
@@ -29,6 +29,8 @@ const REST: u8 = FINE - 2;
 const BLUR: i32 = 6;
 /// Bits of the constant `e^max`.
 const CONSTANT: i32 = 14;
+/// Fraction bits that a result of so large a constant may lack: its error is more than a unit of what it has.
+const MOST_RAISED: u8 = 8;
 /// Degree of the logarithm's series.
 const LOG_DEGREE: usize = 6;
 /// Fraction bits of the logarithm's series.
@@ -134,16 +136,19 @@ pub(super) fn exp(e: &mut Emit, x: Id, max: i8) -> Result<Id> {
     let top = libm::exp(f64::from(max));
     let log = libm::ceil(libm::log2(top)) as i32;
     let shift = CONSTANT - log;
-    let read = u8::try_from(i32::from(EXP_SCALE) + shift).ok().filter(|s| (scale..=60).contains(s));
+    let (_, fraction) = exp_form(e.module.setting, false);
+    let read =
+        u8::try_from(i32::from(fraction) + shift).ok().filter(|s| *s <= 60 && scale <= s.saturating_add(MOST_RAISED));
     let read = read.ok_or_else(|| {
         Diagnostic::input("E0517", format!("an exponential of values up to {max} does not fit"))
             .note("expected values up to 15")
     })?;
     let below = e.add_real(x, -f64::from(max))?;
-    let y = softmax::exp(e, below, EXP_SCALE)?;
-    let scaled =
-        e.guarded(Op::MulInt { k: libm::round(libm::ldexp(top, shift)) as i64 }, &[y], EXP_SCALE + CONSTANT as u8 + 1)?;
+    let y = softmax::exp(e, below, fraction)?;
+    let factor = Op::MulInt { k: libm::round(libm::ldexp(top, shift)) as i64 };
+    let scaled = e.guarded(factor, &[y], fraction + CONSTANT as u8 + 1)?;
     let scaled = e.op(Op::SetScale { scale: read }, &[scaled])?;
+    let scaled = raise(e, scaled, scale.max(read))?;
     e.truncate_to(scaled, scale, u8::try_from((i32::from(scale) + log + 1).max(1)).unwrap_or(u8::MAX))
 }
 

@@ -7,8 +7,8 @@
 //!
 //! The maximum need not be exact, since it cancels in the quotient: scores are cut or divided to quarters or halves for it,
 //! without a message, in the smallest ring that holds them. It lies between half less and one more than the true one, which
-//! leaves the sum of a row's exponentials at a third or more. The exponential is in a ring of 32 bits with 29 fraction bits,
-//! of which a setting that divides without a message keeps those that the quotient has.
+//! leaves the sum of a row's exponentials at a third or more. Where the setting divides without a message, the exponential
+//! has a byte less than elsewhere, and is then divided to the fraction bits of the quotient.
 //!
 //! What takes the place of softmax in models trained for MPC has neither maximum nor exponential: a comparison and a
 //! product an entry (2ReLU), or a product alone (2Quad), then the same reciprocal a row and product an entry. 2ReLU takes
@@ -19,12 +19,10 @@ use ombra_ir::dim::Dim;
 use ombra_ir::infer::size;
 use ombra_ir::module::Id;
 use ombra_ir::norms::BIT;
-use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW, Op, exp_lowest};
+use ombra_ir::op::{EXP_WINDOW, Op, exp_form, exp_lowest};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
-/// Bits of an exponential that are dropped before it is chosen: as many as make its ring a byte smaller.
-const BYTE: u8 = 8;
 /// Levels of a row's maximum: what each falls short by leaves the maximum exponential below 2.
 const LONGEST: u8 = 20;
 /// What rounding may take off the logarithm of a row's sum.
@@ -42,32 +40,42 @@ const WEIGHT_SPARE: u8 = 5;
 const BLUR: u8 = 4;
 
 /// `e^x` for `x ≤ 1/2` in the largest ring: of all that its bound allows where the setting has a window for that, else 0 below
-/// −32, and perhaps from there to −16. It has [`EXP_SCALE`] fraction bits, or `finest`, if that is less, where the setting divides in
-/// place of making the ring larger: fewer bits cost less.
+/// −32, and perhaps from there to −16. It has as many fraction bits as the setting gives it, or `finest`, if that is less, where
+/// the setting divides in place of making the ring larger: fewer bits cost less.
 pub(super) fn exp(e: &mut Emit, x: Id, finest: u8) -> Result<Id> {
-    let (own, scale, _) = e.ring(x)?;
+    let (_, scale, _) = e.ring(x)?;
     let holding = e.module.setting.protocol().exp_windows.clone();
     let size = e.max_size(x)?;
     let holding = holding.into_iter().find(|&window| size <= -exp_lowest(window));
     let window = holding.unwrap_or(EXP_WINDOW);
+    let keep = match holding {
+        Some(_) => None,
+        None => {
+            let below = e.below(x, exp_lowest(window), scale + BLUR)?;
+            Some(e.op(Op::Not, &[below])?)
+        }
+    };
+    exp_where(e, x, window, keep, finest)
+}
+
+/// `e^x` where `keep` is 1 or not there, 0 elsewhere: in a window of the setting, where `keep` leaves it nothing beyond.
+fn exp_where(e: &mut Emit, x: Id, window: u8, keep: Option<Id>, finest: u8) -> Result<Id> {
+    let (own, scale, _) = e.ring(x)?;
     if scale.saturating_add(window) > own {
         return Err(too_fine(scale, own));
     }
-    let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], EXP_SCALE + 1)?;
-    // Shares may take two units off: nothing is to be negative.
-    let mut y = e.guarded(Op::AddInt { k: 2 }, &[y], EXP_SCALE + 1)?;
-    let divides = divides_freely(e) && finest + BYTE <= EXP_SCALE;
-    if divides {
-        y = e.guarded(Op::Truncate { by: BYTE, bits: EXP_RING - BYTE }, &[y], EXP_SCALE + 1 - BYTE)?;
-    }
-    if holding.is_none() {
-        let below = e.below(x, exp_lowest(window), scale + BLUR)?;
-        let keep = e.op(Op::Not, &[below])?;
+    let (ring, fraction) = exp_form(e.module.setting, false);
+    let size = ring - 2;
+    let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], size)?;
+    let divides = divides_freely(e);
+    // Shares may take a unit off where a result is shifted once, and else two: nothing is to be negative.
+    let mut y = e.guarded(Op::AddInt { k: if divides { 1 } else { 2 } }, &[y], size)?;
+    if let Some(keep) = keep {
         y = e.op(Op::Select, &[keep, y])?;
     }
-    let (_, found, bound) = e.ring(y)?;
-    if divides && found > finest {
-        let by = found - finest;
+    let (_, _, bound) = e.ring(y)?;
+    if divides && fraction > finest {
+        let by = fraction - finest;
         return e.guarded(Op::Truncate { by, bits: 64 }, &[y], bound - by);
     }
     e.widen(y, 64, (bound, BoundFrom::Guarded))
@@ -101,13 +109,7 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let log2 = u8::try_from(max_columns.max(2).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX);
     reciprocal::check_row(log2, LONGEST)?;
     let packed = e.op(Op::Pack, &[x, mask])?;
-    let (max, least_sum) = row_max(e, packed, mask, &shape)?;
-    let (bits, _, _) = e.ring(max)?;
-    let max_each = e.op(Op::RowExpand { shape: shape.clone() }, &[max, mask])?;
-    let packed = e.narrow(packed, bits)?;
-    let bound = apart(e, packed)?;
-    let below = e.guarded(Op::Sub, &[packed, max_each], bound)?;
-    let exp = exp(e, below, scale.max(WEIGHT_SCALE))?;
+    let (exp, least_sum) = exponentials(e, packed, mask, &shape)?;
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
     let (_, fraction, _) = e.ring(exp)?;
     // As fine as the product of both has room for, or as a quotient and the longest row need.
@@ -122,6 +124,86 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let product = e.guarded(Op::Mul, &[exp, inverse_each], fraction + precision + 1)?;
     let y = e.truncate_to(product, scale, scale + 1)?;
     e.op(Op::Unpack { shape }, &[y, mask])
+}
+
+/// The exponentials of packed scores less what is taken for their row's maximum, and what the sum of a row's is at least.
+fn exponentials(e: &mut Emit, packed: Id, mask: Id, shape: &[Dim]) -> Result<(Id, f64)> {
+    let (bits, scale, bound) = e.ring(packed)?;
+    let finest = scale.max(WEIGHT_SCALE);
+    let fraction = coarse_fraction(e, packed)?;
+    let unit = scale.saturating_sub(fraction);
+    let small = ring_of(bound.saturating_sub(unit) + 3);
+    if divides_freely(e) && scale >= COARSE[0] && unit < bits && small <= bits - unit {
+        return exponentials_of_coarse(e, packed, (mask, shape), (fraction, small), finest);
+    }
+    let (max, least_sum) = row_max(e, packed, mask, shape)?;
+    let (bits, _, _) = e.ring(max)?;
+    let max_each = e.op(Op::RowExpand { shape: shape.to_vec() }, &[max, mask])?;
+    let packed = e.narrow(packed, bits)?;
+    let bound = apart(e, packed)?;
+    let below = e.guarded(Op::Sub, &[packed, max_each], bound)?;
+    Ok((exp(e, below, finest)?, least_sum))
+}
+
+/// [`exponentials`] with the maximum of quotients, whose terms take no message, in units of `2^-fraction` in a ring of `small`
+/// bits.
+///
+/// An exponential looks at its operand modulo `2^6`, and so at 8 bits of a maximum of which two at most are its fraction. These
+/// are lifted to the scale of the scores, and nothing is extended: what is above them differs from the maximum by multiples
+/// of the window. Whether an entry is too far below for the window the quotients tell, whose difference from their maximum
+/// is less than a unit off.
+fn exponentials_of_coarse(
+    e: &mut Emit,
+    packed: Id,
+    (mask, shape): (Id, &[Dim]),
+    (fraction, small): (u8, u8),
+    finest: u8,
+) -> Result<(Id, f64)> {
+    const LOW: u8 = 8;
+    let (_, scale, bound) = e.ring(packed)?;
+    let apart = 2.0 * e.max_size(packed)? + 1.0;
+    let coarse = e.op(Op::Truncate { by: scale - fraction, bits: small }, &[packed])?;
+    let (width, _) = comparison(size(e.ty(coarse)) + BIT, 0, small).ok_or_else(|| no_room(bound, small))?;
+    let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop: 0 }, &[coarse, mask])?;
+
+    let by = (scale - fraction).div_ceil(8) * 8;
+    let (ring, fine) = (LOW + by, fraction + by);
+    let low = e.narrow(max, LOW)?;
+    let lifted = e.op(Op::Lift { by }, &[low])?;
+    let each = e.op(Op::RowExpand { shape: shape.to_vec() }, &[lifted, mask])?;
+    let mut scores = e.narrow(packed, ring)?;
+    if fine > scale {
+        scores = e.guarded(Op::Upscale { by: fine - scale }, &[scores], ring - 1)?;
+    }
+    let below = e.guarded(Op::Sub, &[scores, each], ring - 1)?;
+
+    let lowest = -exp_lowest(EXP_WINDOW);
+    let keep = if apart <= lowest {
+        None
+    } else {
+        let each = e.op(Op::RowExpand { shape: shape.to_vec() }, &[max, mask])?;
+        let difference = e.op(Op::Sub, &[coarse, each])?;
+        let (_, _, bound) = e.ring(difference)?;
+        // It is not above 0, and the window is less than what entries may be apart.
+        let inside = fixed(lowest, fraction)? - 1;
+        let above = e.guarded(Op::AddInt { k: inside }, &[difference], bound)?;
+        let outside = e.sign(above, fraction + BLUR)?;
+        Some(e.op(Op::Not, &[outside])?)
+    };
+    let exp = exp_where(e, below, EXP_WINDOW, keep, finest)?;
+    // A quotient is less than a unit off, either way, and an exponential's operand may be half of 1.
+    Ok((exp, libm::exp(-LEVELLED - libm::ldexp(1.0, -i32::from(fraction)))))
+}
+
+/// Fraction bits of scores that are made coarser for the maximum.
+fn coarse_fraction(e: &Emit, packed: Id) -> Result<u8> {
+    let (bits, scale, _) = e.ring(packed)?;
+    // A difference of two scores has a bit more than they have.
+    let whole = size(e.ty(packed)) + BIT;
+    let compared = |fraction: u8| comparison(whole, scale.saturating_sub(fraction), bits);
+    let few = |fraction: &u8| compared(*fraction).is_some_and(|(width, drop)| width - drop <= FEW);
+    let [_, last] = COARSE;
+    Ok(COARSE.into_iter().find(few).unwrap_or(last))
 }
 
 /// Bits of the difference of a score and what is taken for a row's maximum, which may be one more than that.
@@ -141,32 +223,15 @@ fn row_max(e: &mut Emit, packed: Id, mask: Id, shape: &[Dim]) -> Result<(Id, f64
     let whole = size(e.ty(packed)) + BIT;
     let ring = ring_of(apart(e, packed)?.max(scale.saturating_add(EXP_WINDOW)).saturating_add(2)).min(bits);
     let components = e.module.setting.protocol().components;
-    let compared = |fraction: u8| comparison(whole, scale.saturating_sub(fraction), bits);
-    let few = |fraction: &u8| compared(*fraction).is_some_and(|(width, drop)| width - drop <= FEW);
-    let [_, last] = COARSE;
-    let fraction = COARSE.into_iter().find(few).unwrap_or(last);
+    let fraction = coarse_fraction(e, packed)?;
     let unit = scale.saturating_sub(fraction);
     let by = unit.div_ceil(8) * 8;
-    let divides = divides_freely(e);
-    let taken = if divides { unit } else { by };
-    if scale < COARSE[0] || taken >= bits || ring > bits - taken {
+    if scale < COARSE[0] || by >= bits || ring > bits - by {
         let drop = scale.saturating_sub(MAX_FRACTION);
         let (width, drop) = comparison(whole, drop, bits).ok_or_else(|| no_room(bound, bits))?;
         let small = e.narrow(packed, ring.max(ring_of(width)).min(bits))?;
         let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop }, &[small, mask])?;
         return Ok((max, libm::exp(-LEVELLED)));
-    }
-    if divides {
-        // The quotient is less than a unit off, either way, and an exponential's operand may be half of 1.
-        let small = ring_of(bound.saturating_sub(unit) + 3).min(bits - unit);
-        let coarse = e.op(Op::Truncate { by: unit, bits: small }, &[packed])?;
-        let (_, _, bound) = e.ring(coarse)?;
-        let (width, _) = comparison(size(e.ty(coarse)) + BIT, 0, small).ok_or_else(|| no_room(bound, small))?;
-        let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop: 0 }, &[coarse, mask])?;
-        let max = e.widen(max, ring, (bound, BoundFrom::Guarded))?;
-        let max = e.op(Op::Upscale { by: unit }, &[max])?;
-        let max = e.op(Op::SetScale { scale }, &[max])?;
-        return Ok((max, libm::exp(-LEVELLED - libm::ldexp(1.0, -i32::from(fraction)))));
     }
     let fine = e.guarded(Op::MulInt { k: 1 << (by - unit) }, &[packed], bits - 1)?;
     let fine = e.op(Op::SetScale { scale: by }, &[fine])?;

@@ -195,7 +195,8 @@ pub(super) fn chosen(e: &mut Emit, entries: Id, passed: Option<Id>, steps: usize
     let taken = e.op(Op::Select, &[passed, difference])?;
     let axis = last_axis(e, taken);
     let sum = e.guarded(Op::ReduceSum { axis }, &[taken], ROOM)?;
-    e.guarded(Op::Add, &[sum, first], ROOM)
+    let sum = e.guarded(Op::Add, &[sum, first], ROOM)?;
+    if e.ty(sum).sharing.is_sum() { e.guarded(Op::Reshare, &[sum], ROOM) } else { Ok(sum) }
 }
 
 /// The bits `1{x < t}` along the last axis, which has size 1 in `x`; values less than `2^drop` units under a threshold may

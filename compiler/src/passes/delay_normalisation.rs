@@ -3,7 +3,10 @@
 //!
 //! `softmax(x) · V = (e · V) / Σ e` with `e = exp(x − max)`: exponentials are divided to the scale of weights, the sums of
 //! their products with the values to one fraction, and multiplied with the reciprocal, which then lies beside the product
-//! instead of before it. Done where the longest row has at least [`FACTOR`] times as many keys as a value has elements.
+//! instead of before it. Done where the longest row has at least [`FACTOR`] times as many keys as a value has elements, in
+//! `3pc` [`FACTOR_OF_THREE`] times: there a longer ring of the exponentials and the division of the sums cost as much as is
+//! saved where a row has about as many keys as a value has elements, and two rounds are saved in any case. Where the result
+//! is only moved and then divided, that division takes the reciprocal's bits too (`3pc`).
 //!
 //! ```text
 //!   before                                    after
@@ -27,6 +30,8 @@ use std::collections::BTreeMap;
 
 /// Keys an element of a value from which the division is delayed.
 const FACTOR: i64 = 2;
+/// The same in `3pc`, where the longest prompt tells what rows are usual.
+const FACTOR_OF_THREE: i64 = 16;
 /// Significant bits of the reciprocal of the longest row's sum.
 const SIGNIFICANT: u8 = 13;
 /// Bits that products of the reciprocal may have: those of rings of whole bytes, less a sign.
@@ -34,15 +39,18 @@ const ROOMS: [u8; 4] = [39, 47, 55, 62];
 /// Bits that a division takes.
 const LARGEST: u8 = 62;
 
-/// The module with the division behind the products, if its setting deals products.
+/// The module with the division behind the products, if its setting has a third party.
 ///
 /// # Errors
 /// None that a legal module has.
 pub fn delay_normalisation(module: Module) -> Result<Module> {
-    if module.setting.protocol().dealer.is_none() {
+    if module.setting.beside().is_none() {
         return Ok(module);
     }
     let quotients = quotients(&module);
+    let users = super::users(&module);
+    // Bits that values have more than before, which their division takes.
+    let mut finer: BTreeMap<Id, u8> = BTreeMap::new();
     let mut out = Module { ops: Vec::with_capacity(module.ops.len()), ..module.without_ops() };
     let mut ids: Vec<Id> = Vec::with_capacity(module.ops.len());
     for (i, node) in module.ops.iter().enumerate() {
@@ -51,9 +59,26 @@ pub fn delay_normalisation(module: Module) -> Result<Module> {
             (Some(quotient), _) => exponentials(&mut out, node, [ids[quotient.e.index()], args[1]])?,
             (_, Some(quotient)) => {
                 let reciprocal = ids[quotient.reciprocal.index()];
-                divided(&mut out, node, quotient, [args[0], args[1], reciprocal])?
+                let (product, by) = times_reciprocal(&mut out, node, quotient, [args[0], args[1], reciprocal])?;
+                if divides_freely(&module) && is_divided(&module, &users, Id(i as u32)) {
+                    finer.insert(Id(i as u32), by);
+                    product
+                } else {
+                    let op = if by > 0 { Op::Truncate { by, bits: 64 } } else { Op::Reshare };
+                    push_like(&mut out, &guarded(node), op, &[product])?
+                }
             }
-            _ => push_like(&mut out, node, node.op.clone(), &args)?,
+            _ => match (&node.op, node.args.first().and_then(|arg| finer.get(arg)).copied()) {
+                (Op::Truncate { by, bits }, Some(more)) => {
+                    push_like(&mut out, &guarded(node), Op::Truncate { by: by + more, bits: *bits }, &args)?
+                }
+                (op, Some(more)) => {
+                    finer.insert(Id(i as u32), more);
+                    let bound = (node.ty.bound + more + 1, BoundFrom::Guarded);
+                    push(&mut out, op.clone(), &args, Some(bound), node.origin.clone())?
+                }
+                (op, None) => push_like(&mut out, node, op.clone(), &args)?,
+            },
         };
         ids.push(id);
     }
@@ -108,7 +133,8 @@ fn precision(module: &Module, [weights, e, reciprocal]: [Id; 3], node: &Node) ->
     let is_product = left == weights && values != weights && module.ty(values).sharing.is_secret();
     let largest = |ty: &Ty| module.dims.upper(ty.shape.last()?).and_then(|n| i64::try_from(n).ok());
     let (keys, elements) = (largest(module.ty(weights))?, largest(&node.ty)?);
-    if !is_product || of_server(module, values) || keys < FACTOR.checked_mul(elements)? {
+    let factor = if divides_freely(module) { FACTOR_OF_THREE } else { FACTOR };
+    if !is_product || of_server(module, values) || keys < factor.checked_mul(elements)? {
         return None;
     }
     let (_, scale) = node.ty.as_ring()?;
@@ -135,8 +161,13 @@ fn exponentials(out: &mut Module, node: &Node, [e, mask]: [Id; 2]) -> Result<Id>
     push(out, node.op.clone(), &[kept, mask], None, node.origin.clone())
 }
 
-/// The product of exponentials with values over the sum of the exponentials, as `node` has it.
-fn divided(out: &mut Module, node: &Node, quotient: &Quotient, [e, values, reciprocal]: [Id; 3]) -> Result<Id> {
+/// The product of exponentials with values times the reciprocal of their sum, and its bits beside those that `node` has.
+fn times_reciprocal(
+    out: &mut Module,
+    node: &Node,
+    quotient: &Quotient,
+    [e, values, reciprocal]: [Id; 3],
+) -> Result<(Id, u8)> {
     let origin = &node.origin;
     let (kept, result) = (scale(out.ty(e)), scale(&node.ty));
     let sum = push(out, node.op.clone(), &[e, values], None, origin.clone())?;
@@ -144,10 +175,28 @@ fn divided(out: &mut Module, node: &Node, quotient: &Quotient, [e, values, recip
     let reciprocal = divided_to(out, reciprocal, quotient.precision, origin)?;
     let by = kept + quotient.precision - result;
     let bound = (node.ty.bound + by + 1, BoundFrom::Guarded);
-    let product = push(out, Op::Mul, &[sum, reciprocal], Some(bound), origin.clone())?;
-    let op = if by > 0 { Op::Truncate { by, bits: 64 } } else { Op::Reshare };
-    let bounded = Node { ty: Ty { bound_from: BoundFrom::Guarded, ..node.ty.clone() }, ..node.clone() };
-    push_like(out, &bounded, op, &[product])
+    Ok((push(out, Op::Mul, &[sum, reciprocal], Some(bound), origin.clone())?, by))
+}
+
+/// The node with a bound that follows from a formula.
+fn guarded(node: &Node) -> Node {
+    Node { ty: Ty { bound_from: BoundFrom::Guarded, ..node.ty.clone() }, ..node.clone() }
+}
+
+/// Whether the setting divides a sum without a message where its ring is large enough: it then need not be divided twice.
+fn divides_freely(module: &Module) -> bool {
+    module.setting.protocol().quotient.is_sum()
+}
+
+/// Whether a value is only moved, and then divided.
+fn is_divided(module: &Module, users: &[Vec<Id>], id: Id) -> bool {
+    let of = &users[id.index()];
+    !of.is_empty()
+        && of.iter().all(|user| match module.node(*user).op {
+            Op::Truncate { by, .. } => by > 0,
+            Op::Reshape { .. } | Op::Transpose { .. } => is_divided(module, users, *user),
+            _ => false,
+        })
 }
 
 /// The value with at most so many fraction bits, in its ring.

@@ -189,7 +189,12 @@ fn is_fixed(op: &Op) -> bool {
     op.class() == Class::Source && !matches!(op, Op::State { .. }) && !is_weight(op)
         || matches!(
             op,
-            Op::Reveal { .. } | Op::Cut { .. } | Op::ExpDigits { .. } | Op::Lookup { .. } | Op::Encode { .. }
+            Op::Reveal { .. }
+                | Op::Cut { .. }
+                | Op::Lift { .. }
+                | Op::ExpDigits { .. }
+                | Op::Lookup { .. }
+                | Op::Encode { .. }
         )
 }
 
@@ -208,6 +213,7 @@ fn takes_own_ring(op: &Op, slot: usize) -> bool {
         | Op::Lookup { .. }
         | Op::Narrow { .. }
         | Op::Cut { .. }
+        | Op::Lift { .. }
         | Op::Reveal { .. }
         | Op::Embed
         | Op::Encode { .. } => false,
@@ -271,10 +277,14 @@ fn price(module: &Module, x: &Ty, (from, to, by): (u8, u8, u8), is_shared: bool)
 
 /// The ring in which a value is divided by `2^by` into a ring of `to` bits: the smallest that has room for a wrap, or, of a sum,
 /// the one that leaves all bits, where the division is cheaper in that. What a sum is a product of then has that ring too,
-/// which is not counted: that depends on sizes, and the division takes a round less.
-fn divided_in(module: &Module, x: &Ty, (to, by): (u8, u8), is_shared: bool) -> u8 {
+/// which is not counted: that depends on sizes, and the division takes a round less. A quotient of a sharing that is two terms
+/// from the beginning is to take no message: it gets the ring for that.
+fn divided_in(module: &Module, x: &Ty, quotient: &Ty, (to, by): (u8, u8), is_shared: bool) -> u8 {
     let least = ring_of(x.bound.max(by).saturating_add(2));
     let whole = to.saturating_add(by).div_ceil(8).saturating_mul(8);
+    if x.sharing == Sharing::Shared && quotient.sharing.is_sum() && whole <= 64 {
+        return whole.max(least);
+    }
     let price = |from: u8| price(module, x, (from, to, by), is_shared);
     let is_cheaper = x.sharing.is_sum() && whole > least && whole <= 64 && price(whole) <= price(least);
     if is_cheaper { whole } else { least }
@@ -289,14 +299,14 @@ fn operand_bits(module: &Module, kept: &Kept, (i, slot): (usize, usize), bits: u
     let taken = match node.op {
         // A division of what is assumed takes it whole.
         Op::Truncate { .. } if kept.assumed[arg.index()] => own,
-        Op::Truncate { by, .. } => divided_in(module, ty, (bits, by), kept.shared[i]),
+        Op::Truncate { by, .. } => divided_in(module, ty, &node.ty, (bits, by), kept.shared[i]),
         // Rows are brought into a larger ring, not the table.
         Op::Embed => ring_of(ty.bound.saturating_add(2)),
         Op::Msb { width, .. } => ring_of(width),
         Op::ExpDigits { window, .. } => ring_of(scale.saturating_add(window)),
         Op::Lookup { window, .. } => ring_of(window),
         Op::Reveal { slot } if is_index(module, slot) => 0,
-        Op::Cut { .. } | Op::Reveal { .. } | Op::Encode { .. } => own,
+        Op::Cut { .. } | Op::Lift { .. } | Op::Reveal { .. } | Op::Encode { .. } => own,
         _ => bits,
     };
     taken.max(needed_by_bound(module, arg)).min(own)

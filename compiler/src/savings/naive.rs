@@ -76,13 +76,13 @@ pub fn widen(expanded: &Module) -> Result<Module> {
 fn limbs(module: &Module) -> Vec<bool> {
     let ring = |id: usize| module.ops[id].ty.as_ring().map(|(bits, _)| bits);
     let makes_ring = |n: &Node| match n.op {
-        M::Cut { .. } | M::ExpDigits { .. } | M::Lookup { .. } => true,
+        M::Cut { .. } | M::Lift { .. } | M::ExpDigits { .. } | M::Lookup { .. } => true,
         M::Truncate { by, bits } => by > 0 && ring(n.args[0].index()).is_some_and(|from| bits <= from - by),
         _ => false,
     };
     let mut found: Vec<bool> = module.ops.iter().map(makes_ring).collect();
-    // A cut's ring follows from its operand's.
-    for node in module.ops.iter().filter(|n| matches!(n.op, M::Cut { .. })) {
+    // The ring of what is cut or lifted follows from its operand's.
+    for node in module.ops.iter().filter(|n| matches!(n.op, M::Cut { .. } | M::Lift { .. })) {
         for arg in node.args.iter().map(|a| a.index()) {
             found[arg] |= ring(arg) != Some(RING);
         }

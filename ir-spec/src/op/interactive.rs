@@ -93,24 +93,25 @@ pub(super) static HELD: Description = Description { name: "hold", result: "held"
 /// Outside of what the op holds for, its result is any element of its ring.
 pub(super) static EXP_DIGITS: Description = Description {
     name: "exp_digits",
-    result: "ring 32, scale 29, shared",
-    bound: "31",
+    result: "shared; ring 32, scale 29, and in `3pc` without `tail` ring 24, scale 21",
+    bound: "ring bits − 1",
     constraints: &[
         c(SHARING, "the operand is a shared or a masked ring tensor, or a sum of two terms"),
         c(ATTRIBUTE, "scale is the operand's, window from 5 to 10, their sum at most 62 and the ring bits"),
     ],
     infer: |op, t| {
-        let (&Op::ExpDigits { scale, window, .. }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (&Op::ExpDigits { scale, window, tail }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
         let (bits, found) = t.masked_or_two_term_ring(1, &x)?;
         let fits = u32::from(scale) + u32::from(window) <= u32::from(bits.min(62));
         if found != scale || !EXP_WINDOWS.contains(&window) || !fits {
             return Err(t.fails(2, format!("scale {scale} and window {window} of {}", describe(x.ty))));
         }
-        Ok(ring(EXP_RING, EXP_SCALE.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(EXP_RING) - 1))
+        let (bits, scale) = exp_form(t.cx.setting, tail);
+        Ok(ring(bits, scale.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(bits) - 1))
     },
     meaning: Some(|op, e| {
-        let Op::ExpDigits { scale, window, .. } = *op else { return Err(e.other()) };
-        interactive::exp_digits(e.operand()?, scale, window)
+        let Op::ExpDigits { scale, window, tail } = *op else { return Err(e.other()) };
+        interactive::exp_digits(e.operand()?, (scale, window), exp_form(e.setting, tail))
     }),
     ..INTERACTIVE
 };
@@ -118,7 +119,7 @@ pub(super) static EXP_DIGITS: Description = Description {
 pub(super) static SELECT: Description = Description {
     name: "select",
     operands: &["b", "x"],
-    result: "the common shape, shared",
+    result: "the common shape, in the form that the setting gives a quotient without a wrap (`3pc`: sum2)",
     constraints: &[
         c(ELEMENT, "operand 0 is shared bits"),
         c(SHARING, "operand 1 is a shared or a masked ring tensor, or a sum of two terms"),
@@ -129,7 +130,8 @@ pub(super) static SELECT: Description = Description {
         t.shared_bits(1, &b)?;
         let (bits, scale) = t.masked_or_two_term_ring(2, &x)?;
         let shape = t.broadcast(3, &b.ty.shape, &x.ty.shape)?;
-        Ok(ring(bits, scale.into(), Sharing::Shared, shape, x.ty.bound.into()))
+        let form = t.cx.setting.protocol().quotient;
+        Ok(ring(bits, scale.into(), form, shape, x.ty.bound.into()))
     },
     meaning: Some(|_, e| {
         let [b, x] = e.operands()?;

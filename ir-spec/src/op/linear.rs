@@ -140,6 +140,36 @@ pub(super) static UPSCALE: Description = Description {
     ..ARITHMETIC
 };
 
+/// `2^by · x mod 2^(bits + by)` follows from `x mod 2^bits`, and of a sum so does that of every term.
+pub(super) static LIFT: Description = Description {
+    name: "lift",
+    result: "ring bits + by, scale + by",
+    bound: "x + by",
+    norms: ["times 2^by", "times 2^by", "times 2^by"],
+    constraints: &[
+        c(ELEMENT, "the operand is a ring tensor"),
+        c(ATTRIBUTE, "by is a multiple of 8 from 8 on, and the new ring has at most 64 bits"),
+    ],
+    infer: |op, t| {
+        let (&Op::Lift { by }, [x]) = (op, t.operands()?) else { return Err(t.other()) };
+        let (bits, scale) = t.ring(1, &x)?;
+        if by == 0 || !by.is_multiple_of(8) || u32::from(bits) + u32::from(by) > 64 {
+            return Err(t.fails(2, format!("by {by}, {bits} bits")));
+        }
+        let bound = u32::from(x.ty.bound) + u32::from(by);
+        Ok(ring(bits + by, u32::from(scale) + u32::from(by), x.ty.sharing, x.ty.shape.clone(), bound))
+    },
+    derive_norms: NormRule::OfOperands(|op, t, _| {
+        let Op::Lift { by } = *op else { return Norms::default() };
+        t.first_norms().map(|n| n + BIT * u32::from(by))
+    }),
+    meaning: Some(|op, e| {
+        let Op::Lift { by } = *op else { return Err(e.other()) };
+        linear::lift(e.operand()?, by)
+    }),
+    ..ARITHMETIC
+};
+
 pub(super) static SET_SCALE: Description = Description {
     name: "set_scale",
     result: "the new scale",

@@ -19,14 +19,23 @@ use crate::dim::Dim;
 use crate::infer::{Rule, Typing};
 use crate::norms::Norms;
 use crate::reference::{Evaluation, RefValue};
+use crate::settings::Setting;
 use crate::text::{Attr, Attribute, Attrs, no_such_op};
 use crate::ty::Ty;
 use serde::{Deserialize, Serialize};
 
-/// Ring bits of the result of `exp_digits`.
+/// Ring bits of the result of `exp_digits`, at most.
 pub const EXP_RING: u8 = 32;
-/// Fraction bits of the result of `exp_digits`.
+/// Fraction bits of the result of `exp_digits`, at most.
 pub const EXP_SCALE: u8 = 29;
+
+/// Ring and fraction bits of the result of `exp_digits`: a byte less, but of a tail, where a setting divides without a
+/// message, so that bits that are dropped later are not sent.
+pub fn exp_form(setting: Setting, tail: bool) -> (u8, u8) {
+    let less = if setting.protocol().quotient.is_sum() && !tail { 8 } else { 0 };
+    (EXP_RING - less, EXP_SCALE - less)
+}
+
 /// Bits above the fraction that `exp_digits` looks at where a setting has no choice: it takes its operand modulo `2^6`.
 pub const EXP_WINDOW: u8 = 6;
 /// Bits above the fraction that it may look at.
@@ -303,6 +312,11 @@ ops! {
         /// Added fraction bits.
         by: u8,
     } => linear::UPSCALE;
+    /// x · 2^by with the scale raised by `by`, in a ring of `by` more bits, whatever x is: a local homomorphism to a larger ring.
+    Lift {
+        /// Added fraction bits, and bits of the ring: a multiple of 8.
+        by: u8,
+    } => linear::LIFT;
     /// The same integers read with another scale: the real value times 2^(old − new).
     SetScale {
         /// The new fraction bits.

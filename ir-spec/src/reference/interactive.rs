@@ -4,7 +4,6 @@ use super::movement::broadcast;
 use super::{RefValue, map_elements, mismatch, signed, zip_elements};
 use crate::curve::{Cells, Curve};
 use crate::diag::Result;
-use crate::op::{EXP_RING, EXP_SCALE};
 
 /// The sign bit of the low `width` bits.
 pub(crate) fn msb(x: &RefValue, width: u8) -> Result<RefValue> {
@@ -25,16 +24,17 @@ pub(crate) fn zip(
     RefValue::bit(shape, zip_elements(&x, &y, |x, y| f(*x, *y))?)
 }
 
-/// `e^x`, rounded down, of what `x` has modulo `2^window`: three quarters of that are below zero.
-pub(crate) fn exp_digits(x: &RefValue, scale: u8, window: u8) -> Result<RefValue> {
+/// `e^x` in a ring of `bits` with `fraction` bits, rounded down, of what `x` has modulo `2^window`: three quarters of that are
+/// below zero.
+pub(crate) fn exp_digits(x: &RefValue, (scale, window): (u8, u8), (bits, fraction): (u8, u8)) -> Result<RefValue> {
     let (_, values) = x.as_ring()?;
     let (unit, window) = (libm::exp2(-f64::from(scale)), window + scale);
     let quarter = 1u64 << (window - 2);
     let exp = |v: &u64| {
         let x = signed(v.wrapping_add(quarter), window) - quarter as i64;
-        libm::floor(libm::ldexp(libm::exp(x as f64 * unit), EXP_SCALE.into())) as u64
+        libm::floor(libm::ldexp(libm::exp(x as f64 * unit), fraction.into())) as u64
     };
-    RefValue::ring(EXP_RING, x.shape.clone(), map_elements(values, exp)?)
+    RefValue::ring(bits, x.shape.clone(), map_elements(values, exp)?)
 }
 
 /// `f(x)` by the parabola of the cell of `x`, of what `x` has modulo `2^window`.

@@ -63,6 +63,13 @@ pub(crate) fn narrow(x: &RefValue, bits: u8) -> Result<RefValue> {
     RefValue::ring(bits, x.shape.clone(), values.to_vec())
 }
 
+/// `x · 2^by` in a ring of `by` more bits.
+pub(crate) fn lift(x: &RefValue, by: u8) -> Result<RefValue> {
+    let (bits, values) = x.as_ring()?;
+    let lifted = values.iter().map(|v| v.checked_shl(by.into()).unwrap_or(0)).collect();
+    RefValue::ring(bits.saturating_add(by), x.shape.clone(), lifted)
+}
+
 /// Sum over an axis.
 pub(crate) fn reduce_sum(x: &RefValue, axis: usize, shape: Vec<usize>) -> Result<RefValue> {
     let (bits, values) = x.as_ring()?;

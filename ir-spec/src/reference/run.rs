@@ -213,9 +213,12 @@ fn shared(node: &Node, values: &[Option<Values>]) -> bool {
     let of_shared = || node.args.iter().all(|a| matches!(values.get(a.index()), Some(Some(Values::Shared(_)))));
     match node.op {
         Op::Weight { .. } | Op::PublicWeight { .. } => true,
-        Op::SetScale { .. } | Op::Upscale { .. } | Op::Reshare | Op::Reshape { .. } | Op::Transpose { .. } => {
-            of_shared()
-        }
+        Op::SetScale { .. }
+        | Op::Upscale { .. }
+        | Op::Lift { .. }
+        | Op::Reshare
+        | Op::Reshape { .. }
+        | Op::Transpose { .. } => of_shared(),
         _ => false,
     }
 }

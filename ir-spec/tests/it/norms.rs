@@ -62,6 +62,7 @@ fn op(kind: u8, k: i64, ty: &Ty) -> Op {
         18 => Op::Reshape { shape: shape(&[n]) },
         19 => Op::Reshape { shape: shape(&[n / 2, 2]) },
         20 => Op::Reshape { shape: shape(&[n / 6, 6]) },
+        21 => Op::Lift { by: 8 },
         _ => Op::Expand { shape: shape(&[2, 3, 4]) },
     }
 }

@@ -71,13 +71,13 @@ fn truncation_is_the_floor() {
 #[test]
 fn an_exponential_by_digits_is_that_of_its_window() {
     let x = in_ring(64, &[6], &[0, -65536, -32 << 16, 1 << 15, (-64 << 16) - 65536, -40 << 16]);
-    let one = 1i64 << 29;
-    let e = |x: f64| (x.exp() * one as f64).floor() as i64;
-    let expected = [one, e(-1.0), 0, e(0.5), e(-1.0), 0];
-    assert_eq!(
-        run(Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false }, &[&x], &[6]),
-        in_ring(32, &[6], &expected)
-    );
+    for (tail, bits, scale) in [(false, 24, 21), (true, 32, 29)] {
+        let one = 1i64 << scale;
+        let e = |x: f64| (x.exp() * one as f64).floor() as i64;
+        let expected = [one, e(-1.0), 0, e(0.5), e(-1.0), 0];
+        let found = run(Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail }, &[&x], &[6]);
+        assert_eq!(found, in_ring(bits, &[6], &expected));
+    }
 }
 
 #[test]
@@ -85,6 +85,12 @@ fn a_cut_is_the_floor_less_one() {
     let x = in_ring(32, &[6], &[-257, -256, -1, 0, 255, 256]);
     assert_eq!(run(Op::Cut { by: 8 }, &[&x], &[6]), in_ring(24, &[6], &[-3, -2, -2, -1, -1, 0]));
     assert_eq!(try_run(Op::Cut { by: 32 }, &[&x], &[6]).unwrap_err().code, "E0380");
+}
+
+#[test]
+fn a_lift_is_a_multiple_in_a_larger_ring() {
+    let x = in_ring(8, &[3], &[-128, 3, 127]);
+    assert_eq!(run(Op::Lift { by: 16 }, &[&x], &[3]), in_ring(24, &[3], &[-128 << 16, 3 << 16, 127 << 16]));
 }
 
 #[test]

@@ -88,6 +88,8 @@ fn bounds_are_the_proven_ones() {
     assert_eq!(go(m, norm, &[x]), "ring64.20[seq, 8] shared <22 rows 21.59");
     assert_eq!(go(m, Op::Cut { by: 8 }, &[x]), "ring56.8[seq, 8] shared <13");
     assert_eq!(go(m, Op::Cut { by: 16 }, &[x]), "ring48.0[seq, 8] shared <5");
+    let narrow = push(m, Op::Narrow { bits: 24 }, &[x], None, Origin::default()).unwrap();
+    assert_eq!(go(m, Op::Lift { by: 16 }, &[narrow]), "ring40.32[seq, 8] shared <36");
     let found = ombra_ir::verify::findings(m);
     assert_eq!(found.iter().map(|f| f.diagnostic.code).collect::<Vec<_>>(), ["E0305"], "a size without maximum");
 }

@@ -15,9 +15,9 @@ mod tree;
 pub use carry::{Carry, CarryBits, LARGEST_GROUP, LARGEST_JOIN, carry, group_products, join_bits};
 pub use tree::{MUX_PRODUCTS, tree_steps};
 
-use super::{Dealt, Protocol, ROUND_BITS, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
+use super::{Dealt, Protocol, ROUND_BITS, RowLens, Setting, Sizes, Traffic, plane_bytes, wrap_bytes};
 use crate::module::Party;
-use crate::op::{EXP_RING, EXP_WINDOW, Op};
+use crate::op::{EXP_WINDOW, Op, exp_form};
 use crate::ty::Sharing;
 
 /// The setting's facts.
@@ -110,15 +110,26 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::Msb { width, drop } => t.msb(s.out, width - drop),
         Op::And => t.and(plane_bytes(s.out)),
         Op::BitToRing { .. } => t.cross_term(1, s.out * eb),
-        Op::Select => t.select(s.out * eb),
+        Op::Select => t.cross_term(2, s.out * eb),
         // Four factors of 64 bits, of which one is taken, and the rounded terms of a product.
-        Op::ExpDigits { .. } => {
+        Op::ExpDigits { tail, .. } => {
+            let (bits, _) = exp_form(Setting::ThreeParty, *tail);
             t.deal(0, 1, 4 * 8 * s.out);
-            t.exchange(s.out * u64::from(EXP_RING) / 8);
+            t.exchange(s.out * u64::from(bits) / 8);
         }
         Op::Lookup { window, cell, .. } => t.lookup(s.out, 1 << (window - cell), eb),
-        Op::RowMax { width, drop, .. } => t.tree(&s.rows, width - drop, eb, false),
-        Op::ArgMax { width } => t.tree(&s.rows, *width, eb, true),
+        Op::RowMax { width, drop, .. } => {
+            t.tree(&s.rows, width - drop, eb, false);
+            if !s.forms[0].is_sum() {
+                t.deal(0, 1, s.out * eb);
+            }
+        }
+        Op::ArgMax { width } => {
+            let levels = t.tree(&s.rows, *width, eb, true);
+            if levels > 0 {
+                t.cross_term(1, levels * s.out * eb);
+            }
+        }
         // The client sends one key of a pair to each of the others; then a sum over all three is reshared. Role 2 waits for
         // its key.
         Op::Embed => {
@@ -176,12 +187,6 @@ impl Traffic {
         self.exchange(3 * n * bytes);
     }
 
-    /// A bit times a ring element: two products, and a summand that role 2 deals.
-    fn select(&mut self, bytes: u64) {
-        self.deal(1, 1, bytes);
-        self.cross_term(2, bytes);
-    }
-
     /// Roles 0 and 1 exchange their masked terms, and role 2 deals its own to role 1.
     fn reshare(&mut self, bytes: u64) {
         self.deal(1, 1, bytes);
@@ -193,17 +198,17 @@ impl Traffic {
         self.reshare(bytes);
     }
 
-    /// Of every step the signs of all its differences, then level by level a selection, and of the signs those that the next
-    /// level's pairs have. With indices, the first level's are its bits, and the last level's value is not needed.
-    fn tree(&mut self, rows: &RowLens<'_>, width: u8, eb: u64, indexed: bool) {
+    /// Of every step the signs of all its differences, then level by level a selection, which is two products of a bit and a
+    /// ring element, and of the signs those that the next level's pairs have. With indices, a level chooses the bits of the
+    /// levels before it, and the last value is not needed. The number of levels.
+    fn tree(&mut self, rows: &RowLens<'_>, width: u8, eb: u64, indexed: bool) -> u64 {
         let levels = rows.pairs_by_level();
         let mut level = 0;
         for step in tree_steps(rows, width) {
             self.msb(rows.comparisons(level, 1 << step), width);
             for i in 1..=step {
-                let (first, last) = (level == 0, usize::from(level) + 1 == levels.len());
-                let pairs = levels.get(usize::from(level)).copied().unwrap_or(0) * eb;
-                let selected = if indexed { u64::from(!first) + u64::from(!last) } else { 1 };
+                let last = usize::from(level) + 1 == levels.len();
+                let pairs = levels.get(usize::from(level)).copied().unwrap_or(0);
                 let at = self.rounds;
                 if i < step {
                     let plane = plane_bytes(rows.comparisons(level + 1, 1 << (step - i)));
@@ -211,17 +216,17 @@ impl Traffic {
                     self.exchange(plane);
                     self.rounds = at;
                 }
-                if indexed && first {
-                    self.cross_term(1, pairs);
-                    self.rounds = at;
+                if indexed && level > 0 {
+                    self.and(u64::from(level) * plane_bytes(pairs));
                 }
-                match selected {
-                    0 => self.rounds = at + 1,
-                    _ => self.select(selected * pairs),
+                if !(indexed && last) {
+                    self.rounds = at;
+                    self.cross_term(2, pairs * eb);
                 }
                 level += 1;
             }
         }
+        levels.len() as u64
     }
 
     /// Role 2 deals the products of its bits in every group to role 1, masked; roles 0 and 1 exchange their halves of the
@@ -277,9 +282,11 @@ mod tests {
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 0));
         assert_eq!(per_element(&Op::And, 800, false), (3, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (3 * 64, 1));
-        assert_eq!(per_element(&Op::Select, 800, false), (5 * 64, 1));
-        let exp = Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false };
-        assert_eq!(per_element(&exp, 800, false), (4 * 64 + 2 * 32, 1));
+        assert_eq!(per_element(&Op::Select, 800, false), (4 * 64, 1));
+        for (tail, bits) in [(false, 24), (true, 32)] {
+            let exp = Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail };
+            assert_eq!(per_element(&exp, 800, false), (4 * 64 + 2 * bits, 1));
+        }
         // Few elements take few rounds, many take few bits.
         for (n, w, bits, rounds) in [(800, 5, 18, 1), (800, 17, 97, 2), (800_000, 17, 76, 4), (800, 64, 439, 3)] {
             let op = Op::Msb { width: w, drop: 0 };

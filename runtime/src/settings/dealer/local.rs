@@ -47,7 +47,9 @@ pub(in crate::settings) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Ar
         (Op::Sub, _) => both(site, args, u64::wrapping_sub, negative)?,
         (Op::Neg, x) => each(x, |words| Ok(negative(words.to_vec())))?,
         (Op::MulInt { k }, x) => each(x, |words| Ok(scaled(words, *k as u64)))?,
-        (Op::Upscale { by }, x) => each(x, |words| Ok(scaled(words, 1u64.checked_shl((*by).into()).unwrap_or(0))))?,
+        (Op::Upscale { by } | Op::Lift { by }, x) => {
+            each(x, |words| Ok(scaled(words, 1u64.checked_shl((*by).into()).unwrap_or(0))))?
+        }
         (Op::AddInt { k }, x) => plus_int(role, x, *k as u64)?,
         (Op::Cut { by }, x) => {
             let arg = node.args.first().ok_or_else(missing)?;

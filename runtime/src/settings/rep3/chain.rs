@@ -52,7 +52,7 @@ pub(super) fn extend(site: Site<'_>, op: &Op, args: &[Arc<Value>]) -> Result<Opt
     let link = match op {
         Op::Neg => Link::MulInt(u64::MAX),
         Op::MulInt { k } => Link::MulInt(*k as u64),
-        Op::Upscale { by } => Link::Shl(u32::from(*by)),
+        Op::Upscale { by } | Op::Lift { by } => Link::Shl(u32::from(*by)),
         Op::AddInt { k } => Link::AddInt { k: *k as u64, to_a: role_of(&site) == 0, to_b: role_of(&site) == 2 },
         Op::Add | Op::Sub => return join(site, op, args),
         _ => return Ok(None),

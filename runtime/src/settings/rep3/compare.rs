@@ -36,18 +36,23 @@ use crate::settings::rep3::share::{Bits, Shared};
 /// The sign of `n` values that fit in `width` bits: 1 where negative. The lowest `drop` bits of both terms are left out,
 /// with their carry: values in `[0, 2^drop)` may count as negative, depending on the shares.
 pub async fn msb(cx: &Cx, x: &Shared, n: usize, width: u8, drop: u8) -> Result<Bits> {
+    msb_of_terms(cx, &two_terms(cx, x, n), (width, drop)).await
+}
+
+/// [`msb`] of values of which this role has a term of two.
+pub(super) async fn msb_of_terms(cx: &Cx, terms: &[u64], (width, drop): (u8, u8)) -> Result<Bits> {
     if width > 64 || drop >= width {
         return Err(Diagnostic::internal("E0803", format!("sign of a value of {width} bits")));
     }
-    msb_by(cx, x, n, (width, drop), &carry(n as u64, width - drop - 1)).await
+    msb_by(cx, terms, (width, drop), &carry(terms.len() as u64, width - drop - 1)).await
 }
 
-/// [`msb`] with the carry of the lower bits made so: its groups have 1 to [`LARGEST_GROUP`] bits each, `width − drop − 1`
+/// [`msb_of_terms`] with the carry of the lower bits made so: its groups have 1 to [`LARGEST_GROUP`] bits each, `width − drop − 1`
 /// together.
-pub(super) async fn msb_by(cx: &Cx, x: &Shared, n: usize, (width, drop): (u8, u8), carry: &Carry) -> Result<Bits> {
-    let groups = &carry.groups;
+pub(super) async fn msb_by(cx: &Cx, terms: &[u64], (width, drop): (u8, u8), carry: &Carry) -> Result<Bits> {
+    let (groups, n) = (&carry.groups, terms.len());
     debug_assert_eq!(groups.iter().sum::<u8>(), width - drop - 1, "groups hold every bit but the highest");
-    let own = planes_of(&two_terms(cx, x, n), width, drop);
+    let own = planes_of(terms, width, drop);
     let words = plane_words(n);
     let highest = own.get(own.len().saturating_sub(words)..).unwrap_or(&[]);
     let crossed = match cx.role() {

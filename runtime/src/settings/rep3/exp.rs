@@ -4,10 +4,11 @@
 //! difference, `e^(m−r) = e^m · e^(−r)`, every factor is known to one side. Two digits keep the factors small where the
 //! terms wrap.
 //! Parties and adversary: three, one semi-honest corruption. Correlation: none.
-//! Rounds: 1, before which role 2 has dealt. Bits per element: 320.
-//! Functionality: `round(2^18 e^(m_lo)) · round(2^43 e^(x − m_lo)) / 2^32`, rounded down, less 0 or 1 unit of `2^-29` as the
-//! shares decide: it depends on `m`, a component that two roles hold, by a part of `2e-6` at most, as a truncation's
-//! last bit does. For the tail `2^12` and `2^49` take the place of `2^18` and `2^43`, and the part is `1.3e-4`.
+//! Rounds: 1, before which role 2 has dealt. Bits per element: 304, and 320 for the tail.
+//! Functionality: `round(2^19 e^(m_lo)) · round(2^42 e^(x − m_lo)) / 2^40`, rounded down, less 0 or 1 unit of `2^-21` as the
+//! shares decide: it depends on `m`, a component that two roles hold, by a part of `1e-6` at most, as a truncation's
+//! last bit does. For the tail `2^12`, `2^49` and `2^32` take the place of `2^19`, `2^42` and `2^40`, the unit is `2^-29`, and
+//! the part is `1.3e-4`.
 //! Error: at most 4e-6, for `−32 ≤ x ≤ 1/2`; elsewhere the result is any element of the ring. For the tail at most 1.3e-4 of
 //! the result and 4 units more, and for uniform shares less than a unit on average where `−18 ≤ x`: a small factor of role 2
 //! is rounded to 0 in the other form, where it is below `2^-44`.
@@ -18,21 +19,22 @@
 //!   m = 2^(s+4) m_hi + m_lo and r the same: m_hi, r_hi of 2 bits, m_lo, r_lo of s + 4 bits, which are 16
 //!   x = 16 h + l with l = (m_lo − r_lo) / 2^s in (−16, 16), so h ≡ m_hi − r_hi mod 4 is −2, −1, 0 or 1, and
 //!   e^x = [T(m_hi − r_hi) e^(−r_lo)] · e^(m_lo),  T = 1, e^16, e^−32, e^−16
-//!   c_j = T(j − r_hi) e^(−r_lo) at scale 43 for j = 0..3 at role 2;  a = e^(m_lo) at scale 18 at roles 0 and 1
+//!   c_j = T(j − r_hi) e^(−r_lo) at scale 42 for j = 0..3 at role 2;  a = e^(m_lo) at scale 19 at roles 0 and 1
 //!   dealt: c_j + F(k_0)_j to role 1;  y1 = a·(c_j + F(k_0)_j) at role 1, y0 = −a·F(k_0)_j at role 0, j = m_hi
-//!         z = ⌊y / 2^32⌋ there; components 0 and 2 of the result are t0 = F(k_0)' and t2 = F(k_2) mod 2^32
+//!         z = ⌊y / 2^40⌋ there; components 0 and 2 of the result are t0 = F(k_0)' and t2 = F(k_2) mod 2^24
 //!         role 0 sends z0 − t0 to role 1, role 1 sends z1 − t2 to role 0: component 1 is their sum
 //! ```
 //!
 //! The product has scale 61 and is below `2^62`, so its multiple of `2^64` is 0 for every choice but the one that counts,
-//! and of that one too. Shifting two terms loses at most one unit of `2^-29`; rounding `c_j` costs
-//! `2^-44 e^16`, rounding `a` one part in `2^19`. Roles 0 and 1 need the same integer `a`, because it is multiplied by
+//! and of that one too. Shifting two terms loses one unit of `2^-21` at most; rounding `c_j`
+//! costs `2^-43 e^16`, rounding `a` one part in `2^20`. Roles 0 and 1 need the same integer `a`, because it is multiplied by
 //! masks: it comes from doubles by the operations whose results IEEE 754 prescribes, which are the same on every machine.
 //!
 //! Simulator. Role 1 receives words under fresh `F(k_0)_j` and one under `t0`, role 0 one
 //! under `t2`; neither knows the key of what it receives. Role 2 receives nothing.
 
-use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
+use ombra_ir::op::{EXP_WINDOW, exp_form};
+use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::two_terms;
@@ -48,20 +50,20 @@ const DIGITS: usize = 4;
 const HIGH: [f64; DIGITS] = [0.0, 1.0, -2.0, -1.0];
 /// Fraction bits of both factors together.
 const PRODUCT_SCALE: u8 = 61;
-/// Bits by which the product is shifted right.
-const SHIFT: u8 = PRODUCT_SCALE - EXP_SCALE;
 
 /// Fraction bits of the factor of roles 0 and 1; role 2's has the others.
 fn joint_scale(tail: bool) -> u8 {
-    if tail { 12 } else { 18 }
+    if tail { 12 } else { 19 }
 }
 
-/// `e^x` of `n` elements with `scale` fraction bits, in a ring of [`EXP_RING`] bits at scale [`EXP_SCALE`]; right on average
-/// for small results too where `tail` is set.
+/// `e^x` of `n` elements with `scale` fraction bits, in the ring and at the scale of [`exp_form`]; right on average for small
+/// results too where `tail` is set.
 pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) -> Result<Shared> {
     if scale > 64 - EXP_WINDOW {
         return Err(Diagnostic::internal("E0803", format!("an exponential of {scale} fraction bits")));
     }
+    let (bits, fraction) = exp_form(Setting::ThreeParty, tail);
+    let shift = PRODUCT_SCALE - fraction;
     let term = two_terms(cx, x, n);
     let role = cx.role();
     let masks = |key: u8| cx.draw(key, Purpose::ExpFactor, 0, DIGITS * n);
@@ -77,12 +79,12 @@ pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8, tail: bool) ->
     let sign = if role == 0 { u64::MAX } else { 1 };
     let share = |i: usize| {
         let entry = (0..DIGITS).fold(0, |chosen, j| chosen | entries[j * n + i] & equal(digits[i], j as u64));
-        (factor[i].wrapping_mul(entry).wrapping_mul(sign) >> SHIFT).wrapping_sub(own[i])
+        (factor[i].wrapping_mul(entry).wrapping_mul(sign) >> shift).wrapping_sub(own[i])
     };
     let mut sum: Vec<u64> = (0..n).map(share).collect();
-    cx.send(1 - role, &sum, EXP_RING);
+    cx.send(1 - role, &sum, bits);
     cx.exchange().await;
-    sum.iter_mut().zip(cx.take(1 - role, n, EXP_RING)?).for_each(|(s, other)| *s = s.wrapping_add(other));
+    sum.iter_mut().zip(cx.take(1 - role, n, bits)?).for_each(|(s, other)| *s = s.wrapping_add(other));
     Ok(if role == 0 { Shared::new(own, sum) } else { Shared::new(sum, own) })
 }
 
@@ -175,7 +177,7 @@ mod tests {
                     check(x, m);
                 }
             }
-            assert!(worst < if tail { 8.0e-9 } else { 3.9e-6 }, "{worst:e}");
+            assert!(worst < if tail { 8.0e-9 } else { 2.7e-6 }, "{worst:e}");
         }
     }
 
@@ -190,7 +192,7 @@ mod tests {
     /// Over all joint terms, small results are right on average: sums of many of them lack nothing.
     #[test]
     fn small_results_of_the_tail_have_no_bias() {
-        let (scale, unit) = (13u8, f64::from(EXP_SCALE).exp2());
+        let (scale, unit) = (13u8, f64::from(exp_form(Setting::ThreeParty, true).1).exp2());
         let bias = |x: i64, tail: bool| {
             let all = (0..1i64 << (scale + EXP_WINDOW)).step_by(61);
             let n = all.clone().count() as f64;

@@ -22,9 +22,9 @@ use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::input::input;
 use crate::settings::rep3::join::and;
 use crate::settings::rep3::local::linear::Ring;
-use crate::settings::rep3::reshare::{Operand, own_term, reshare};
+use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::reveal::reveal;
-use crate::settings::rep3::share::{Component, Shared, Sum};
+use crate::settings::rep3::share::{Component, Shared};
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::rep3::truncate::truncate;
 use crate::settings::tables::CurveTables;
@@ -76,20 +76,20 @@ pub(super) fn start(
                     None => arg(0)?.bits()?,
                 };
                 let (x, shape) = (terms()?, dims.shape(1)?);
-                match shape == out {
+                let sum = match shape == out {
                     true => select(cx, b, x, bits).await?,
                     false => select(cx, b, &wide_words(x, shape, out)?, bits).await?,
-                }
+                };
+                return Ok(Ended::Value(Value::Ring(Ring::Two(sum))));
             }
             Op::ExpDigits { scale, tail, .. } => exp_digits(cx, terms()?, n, *scale, *tail).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = dims.lens();
                 let max = row_max(cx, terms()?, lens, bits, (*width, *drop)).await?;
                 if of_two.is_some() {
-                    let term = own_term(cx, Operand::Shared(&max), lens.len());
-                    return Ok(Ended::Value(Value::Ring(Ring::Two(Sum::new(Some(term))))));
+                    return Ok(Ended::Value(Value::Ring(Ring::Two(max))));
                 }
-                max
+                reshare(cx, Operand::Two(&max), n, bits).await?
             }
             Op::ArgMax { width } => arg_max(cx, terms()?, n, dims.row_len(), bits, *width).await?,
             Op::Embed => {

@@ -262,20 +262,46 @@ fn fold(z: &mut [u64; CHOICES], a: u64, half: usize) {
 
 /// Plane by plane `x ∧ y`, and in the first planes `more` of role 2; `part` tells the calls of one op level apart.
 async fn and_planes(cx: &Cx, x: &Planes, y: &Planes, more: &[u64], n: usize, part: u8) -> Result<Planes> {
-    let terms = x.a.iter().zip(&x.b).zip(y.a.iter().zip(&y.b));
-    let mut z: Vec<u64> = terms.map(|((xa, xb), (ya, yb))| xa & (ya ^ yb) ^ xb & ya).collect();
-    cx.xor_zero_share(Purpose::And, part, &mut z);
-    let (role, count) = (cx.role(), x.count());
-    if role == 2 {
-        z.iter_mut().zip(more).for_each(|(z, more)| *z ^= more);
-        return deal_planes(cx, &z, (Purpose::AndDeal, part), count, n);
+    let and = And::begin(cx, x, y, more, n, part)?;
+    if cx.role() != 2 {
+        cx.exchange().await;
     }
-    cx.send_planes(1 - role, &z, count, n);
-    cx.exchange().await;
-    z.iter_mut().zip(cx.take_planes(1 - role, count, n)?).for_each(|(z, other)| *z ^= other);
-    let mut known = deal_planes(cx, &[], (Purpose::AndDeal, part), count, n)?;
-    known.add_joint(cx, &z);
-    Ok(known)
+    and.end(cx)
+}
+
+/// An and of planes whose messages are sent: after the exchange, [`And::end`] gives the result.
+pub(super) struct And {
+    /// This role's term.
+    term: Vec<u64>,
+    count: usize,
+    n: usize,
+    part: u8,
+}
+
+impl And {
+    /// Sends the messages of `x ∧ y`, planes of `n` bits.
+    pub(super) fn begin(cx: &Cx, x: &Planes, y: &Planes, more: &[u64], n: usize, part: u8) -> Result<And> {
+        let terms = x.a.iter().zip(&x.b).zip(y.a.iter().zip(&y.b));
+        let mut term: Vec<u64> = terms.map(|((xa, xb), (ya, yb))| xa & (ya ^ yb) ^ xb & ya).collect();
+        cx.xor_zero_share(Purpose::And, part, &mut term);
+        match cx.role() {
+            2 => term.iter_mut().zip(more).for_each(|(z, more)| *z ^= more),
+            role => cx.send_planes(1 - role, &term, x.count(), n),
+        }
+        Ok(And { term, count: x.count(), n, part })
+    }
+
+    /// The result, after the exchange.
+    pub(super) fn end(self, cx: &Cx) -> Result<Planes> {
+        let And { mut term, count, n, part } = self;
+        if cx.role() == 2 {
+            return deal_planes(cx, &term, (Purpose::AndDeal, part), count, n);
+        }
+        term.iter_mut().zip(cx.take_planes(1 - cx.role(), count, n)?).for_each(|(z, other)| *z ^= other);
+        let mut known = deal_planes(cx, &[], (Purpose::AndDeal, part), count, n)?;
+        known.add_joint(cx, &term);
+        Ok(known)
+    }
 }
 
 /// Deals `count` planes of `n` bits that role 2 knows, in components 0 and 2, of which the first is for a purpose and part.

@@ -64,7 +64,9 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         Op::Neg => mul_int(arg(0)?.ring()?, u64::MAX)?,
         Op::MulInt { k } => mul_int(arg(0)?.ring()?, *k as u64)?,
         Op::AddInt { k } => add_int(role_of(&site), view(0)?, *k)?,
-        Op::Upscale { by } => mul_int(arg(0)?.ring()?, 1u64.checked_shl(u32::from(*by)).unwrap_or(0))?,
+        Op::Upscale { by } | Op::Lift { by } => {
+            mul_int(arg(0)?.ring()?, 1u64.checked_shl(u32::from(*by)).unwrap_or(0))?
+        }
         Op::Cut { by } => cut(arg(0)?.ring()?, operand_bits(site, 0)?, *by)?,
         Op::Mul => mul(view(0)?, view(1)?, site.shape())?,
         Op::MatMul { trans_b } => matmul(role_of(&site), view(0)?, view(1)?, *trans_b, site.threads)?,

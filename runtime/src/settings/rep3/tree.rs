@@ -12,6 +12,10 @@
 //! four comparisons that are known already, chosen by the bits of the pairs: so whatever the shares decide where low bits are
 //! left out, an entry is taken that is short of each other one by no more than it would be level by level.
 //!
+//! An index is made of bits: of an entry of level `l` the upper ones are its place there, which is public, and the lower `l` are
+//! shared. `b` is the new highest of these, and the others are those of `x`, and where `b` is 1 those of `y`: `l` ands. The bits
+//! of the last entry go into the ring in a round more: `3ℓ` bits each.
+//!
 //! Simulator: the steps' simulators one after another; every level has its own randomness.
 
 use ombra_ir::settings::RowLens;
@@ -20,30 +24,33 @@ use ombra_ir::{Diagnostic, Result};
 
 use super::Cx;
 use super::choice::Choice;
-use super::compare::msb;
-use super::convert::{Conversion, Selection};
-use super::cross::bit;
-use crate::settings::rep3::share::{Bits, Component, Shared};
+use super::compare::msb_of_terms;
+use super::convert::{Selection, bit_to_ring};
+use super::cross::{bit, two_terms};
+use super::join::And;
+use super::planes::Planes;
+use crate::backend::bits::{planes_of, words as plane_words};
+use crate::settings::rep3::share::{Bits, Shared, Sum};
 use crate::settings::rows;
+use crate::settings::words::ops::packed;
 
-/// Entries of all rows, one row after another, at one party.
+/// Entries of all rows, one row after another: this role's term of two.
 struct Rows {
     lens: Vec<usize>,
-    a: Vec<u64>,
-    b: Vec<u64>,
+    terms: Vec<u64>,
 }
 
-/// The maximum of every row of `x`, whose rows of `lens` entries lie one after another; 0 for an empty row.
-/// The difference of two entries of a row fits in `width.0` bits, of which the lowest `width.1` are not compared.
-pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8)) -> Result<Shared> {
-    let mut rows = rows_of(x, lens)?;
+/// The maximum of every row of `x`, whose rows of `lens` entries lie one after another, as a sum of two terms; 0 for an empty
+/// row. The difference of two entries of a row fits in `width.0` bits, of which the lowest `width.1` are not compared.
+pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8)) -> Result<Sum> {
+    let mut rows = rows_of(cx, x, lens)?;
     let mut level = 0;
     for step in tree_steps(&RowLens::Listed(lens), width.0 - width.1) {
         let mut compared = Compared::new(&cx.at_level(level), &rows, step, width).await?;
         for left in (0..step).rev() {
             let cx = cx.at_level(level);
             let (low, high) = rows.pairs();
-            let selection = Selection::begin(&cx, &compared.pairs(), 1, &high.minus(&low).shared(), bits)?;
+            let selection = Selection::begin(&cx, &compared.pairs(), 1, &minus(&high, &low), bits)?;
             let next = if left > 0 { Some(compared.next(&cx)?) } else { None };
             cx.exchange().await;
             rows = rows.next(&low, &selection.end(&cx)?);
@@ -53,50 +60,104 @@ pub async fn row_max(cx: &Cx, x: &Shared, lens: &[u32], bits: u8, width: (u8, u8
             level += 1;
         }
     }
-    Ok(rows.result())
+    Ok(Sum::new(Some(rows.result())))
 }
 
 /// The index of the first maximum of every row of `x`: `count` rows of `len ≥ 1` entries.
 /// The difference of two entries of a row fits in `width` bits.
 pub async fn arg_max(cx: &Cx, x: &Shared, count: usize, len: usize, bits: u8, width: u8) -> Result<Shared> {
     let lens = vec![u32::try_from(len).unwrap_or(u32::MAX); count];
-    let mut rows = rows_of(x, &lens)?;
-    // Indices are public until the first selection.
-    let mut indices: Option<Rows> = None;
+    let mut rows = rows_of(cx, x, &lens)?;
+    let mut offsets = Offsets { a: vec![0; rows.terms.len()], b: vec![0; rows.terms.len()] };
     let mut level = 0;
     for step in tree_steps(&RowLens::Equal { count: count as u64, len: len as u64 }, width) {
         let mut compared = Compared::new(&cx.at_level(level), &rows, step, (width, 0)).await?;
         for left in (0..step).rev() {
             let cx = cx.at_level(level);
             let last = rows.lens.iter().all(|&len| len <= 2);
-            let (low, high) = rows.pairs();
             let less = compared.pairs();
-            let index_pairs = indices.as_ref().map(Rows::pairs);
-            let mut chosen_from = if last { rows.emptied() } else { high.minus(&low) };
-            let values = chosen_from.a.len();
-            if let Some((low, high)) = &index_pairs {
-                chosen_from.append(high.minus(low));
-            }
-            let (times, from) = (chosen_from.a.len() / low.a.len().max(1), chosen_from.shared());
-            let selection = if times > 0 { Some(Selection::begin(&cx, &less, times, &from, bits)?) } else { None };
-            let conversion = if indices.is_none() { Some(Conversion::begin(&cx, &less, bits)?) } else { None };
+            let (low, high) = rows.pairs();
+            // The last value is not needed.
+            let selection = if last { None } else { Some(Selection::begin(&cx, &less, 1, &minus(&high, &low), bits)?) };
+            let chosen = if level > 0 { Some(offsets.choose(&cx, &rows.lens, &less, level)?) } else { None };
             let next = if left > 0 { Some(compared.next(&cx)?) } else { None };
-            cx.exchange().await;
-            let mut chosen = selection.map_or_else(|| Ok(Shared::zero()), |s| s.end(&cx))?;
-            let less = conversion.map_or_else(|| Ok(Shared::zero()), |c| c.end(&cx))?;
-            let chosen_indices = split_off(&mut chosen, values);
-            indices = Some(match (&indices, &index_pairs) {
-                (Some(indices), Some((low, _))) => indices.next(low, &chosen_indices),
-                _ => first_indices(&cx, &rows, &less),
-            });
-            rows = if last { rows.emptied() } else { rows.next(&low, &chosen) };
+            if selection.is_some() || chosen.is_some() {
+                cx.exchange().await;
+            }
+            let selected = selection.map_or_else(|| Ok(Vec::new()), |s| s.end(&cx))?;
+            let chosen = chosen.map(|chosen| chosen.end(&cx)).transpose()?;
             if let Some(next) = next {
                 compared = next.end(&cx)?;
             }
+            offsets = offsets.next(&rows.lens, &less, chosen.as_ref(), level);
+            rows = rows.next(&low, &selected);
             level += 1;
         }
     }
-    Ok(indices.map_or_else(Shared::zero, |indices| indices.result()))
+    offsets.in_ring(cx, level, bits).await
+}
+
+/// Which entry of its row every entry comes from, but for what its own place says: the low bits of its index, shared as the
+/// exclusive or of components, in a word each.
+struct Offsets {
+    a: Vec<u64>,
+    b: Vec<u64>,
+}
+
+/// Tells the ands of indices from those of comparisons at the same level.
+const OF_INDICES: u8 = u8::MAX;
+
+impl Offsets {
+    /// Of every pair the difference of both entries' `level` bits where `less` is 1, on its way.
+    fn choose(&self, cx: &Cx, lens: &[usize], less: &Bits, level: u8) -> Result<And> {
+        let words = plane_words(less.n);
+        let planes = |words: &[u64]| {
+            let (low, high) = rows::pairs(lens, words);
+            let either: Vec<u64> = low.iter().zip(&high).map(|(x, y)| x ^ y).collect();
+            planes_of(&either, level, 0)
+        };
+        let count = usize::from(level);
+        let either = Planes::new(planes(&self.a), planes(&self.b), count, words);
+        let less = Planes::new(less.a.repeat(count), less.b.repeat(count), count, words);
+        And::begin(cx, &less, &either, &[], rows::pair_count(lens), OF_INDICES)
+    }
+
+    /// Those of the next level: `less` is the new highest bit of a pair's, and 0 of an odd last entry's.
+    fn next(&self, lens: &[usize], less: &Bits, chosen: Option<&Planes>, level: u8) -> Offsets {
+        let component = |words: &[u64], less: &[u64], chosen: Option<&[u64]>| {
+            let (low, _) = rows::pairs(lens, words);
+            let plane = plane_words(low.len());
+            let added = |i: usize| {
+                let of = |planes: &[u64]| (0..level).fold(0, |w, k| w | bit(&planes[usize::from(k) * plane..], i) << k);
+                chosen.map_or(0, of)
+            };
+            let joined = low.iter().enumerate().map(|(i, low)| low ^ added(i) | bit(less, i) << level);
+            rows::next(lens, words, joined)
+        };
+        Offsets {
+            a: component(&self.a, &less.a, chosen.map(|planes| planes.a.as_slice())),
+            b: component(&self.b, &less.b, chosen.map(|planes| planes.b.as_slice())),
+        }
+    }
+
+    /// The offsets of `levels` bits as elements of a ring.
+    async fn in_ring(&self, cx: &Cx, levels: u8, bits: u8) -> Result<Shared> {
+        if levels == 0 || self.a.is_empty() {
+            return Ok(Shared::zero());
+        }
+        let n = self.a.len();
+        let each = |words: &[u64]| {
+            packed(&(0..levels).flat_map(|k| words.iter().map(move |w| w >> k & 1)).collect::<Vec<_>>())
+        };
+        let all = Bits::new(usize::from(levels) * n, each(&self.a), each(&self.b));
+        let found = bit_to_ring(cx, &all, bits).await?;
+        let sum = |words: &[u64]| {
+            let index =
+                |i: usize| (0..levels).fold(0u64, |sum, k| sum.wrapping_add(words[usize::from(k) * n + i] << k));
+            (0..n).map(index).collect()
+        };
+        Ok(found.map(sum))
+    }
 }
 
 /// Comparisons of all pairs of neighbours: 1 where the first is less than the second. Of a group of `s` neighbours those of
@@ -127,8 +188,9 @@ impl Compared {
             }
             all
         };
-        let difference = Rows { lens: Vec::new(), a: differences(&rows.a), b: differences(&rows.b) };
-        let bits = less_than(cx, &difference, width).await?;
+        // A greater second entry leaves a difference below 0.
+        let below: Vec<u64> = differences(&rows.terms).iter().map(|x| x.wrapping_neg()).collect();
+        let bits = msb_of_terms(cx, &below, width).await?;
         Ok(Compared { groups, bits })
     }
 
@@ -209,83 +271,37 @@ fn gathered(bits: &Bits, places: impl Iterator<Item = Option<usize>>) -> Bits {
     Bits::new(n, a, b)
 }
 
-/// The bits 1 where `low < high`, from `high − low`.
-async fn less_than(cx: &Cx, difference: &Rows, (width, drop): (u8, u8)) -> Result<Bits> {
-    let n = difference.a.len();
-    let negated = |x: &[u64]| x.iter().map(|x| x.wrapping_neg()).collect();
-    msb(cx, &Shared::new(negated(&difference.a), negated(&difference.b)), n, width, drop).await
-}
-
-/// The indices after the first level. A public number is component 0, which role 0 holds as `a` and role 2 as `b`.
-fn first_indices(cx: &Cx, from: &Rows, less: &Shared) -> Rows {
-    let lens = &from.lens;
-    let pairs = rows::pair_count(lens);
-    let component = |c: &Component, public: bool| rows::next_indices(lens, c.to_vec(pairs), public);
-    let (a, b) = (component(&less.a, cx.role() == 0), component(&less.b, cx.role() == 2));
-    Rows { lens: rows::halved(lens), a, b }
-}
-
-/// Takes away the elements from `at` on.
-fn split_off(x: &mut Shared, at: usize) -> Shared {
-    let (a, b) = (x.a.data().unwrap_or(&[]), x.b.data().unwrap_or(&[]));
-    let tail = Shared::new(a.get(at..).unwrap_or(&[]).to_vec(), b.get(at..).unwrap_or(&[]).to_vec());
-    let head = Shared::new(a.get(..at).unwrap_or(&[]).to_vec(), b.get(..at).unwrap_or(&[]).to_vec());
-    *x = head;
-    tail
-}
-
-fn rows_of(x: &Shared, lens: &[u32]) -> Result<Rows> {
+fn rows_of(cx: &Cx, x: &Shared, lens: &[u32]) -> Result<Rows> {
     let lens: Vec<usize> = lens.iter().map(|&len| len as usize).collect();
     let n = lens.iter().sum();
-    let (a, b) = (x.a.to_vec(n), x.b.to_vec(n));
-    if a.len() != n || b.len() != n {
+    let terms = two_terms(cx, x, n);
+    if terms.len() != n {
         return Err(Diagnostic::internal("E0804", "rows do not cover their entries")
             .note(format!("expected  {n} entries"))
-            .note(format!("found     {} and {}", a.len(), b.len())));
+            .note(format!("found     {}", terms.len())));
     }
-    Ok(Rows { lens, a, b })
+    Ok(Rows { lens, terms })
+}
+
+/// The differences of entries.
+fn minus(x: &[u64], y: &[u64]) -> Vec<u64> {
+    x.iter().zip(y).map(|(x, y)| x.wrapping_sub(*y)).collect()
 }
 
 impl Rows {
-    /// The first and the second entries of all pairs; each as rows without lengths.
-    fn pairs(&self) -> (Rows, Rows) {
-        let ((low_a, high_a), (low_b, high_b)) = (rows::pairs(&self.lens, &self.a), rows::pairs(&self.lens, &self.b));
-        let flat = |a: Vec<u64>, b: Vec<u64>| Rows { lens: Vec::new(), a, b };
-        (flat(low_a, low_b), flat(high_a, high_b))
+    /// The first and the second entries of all pairs.
+    fn pairs(&self) -> (Vec<u64>, Vec<u64>) {
+        rows::pairs(&self.lens, &self.terms)
     }
 
     /// The rows of the next level: `low + chosen` of every pair, then the odd last entry.
-    fn next(&self, low: &Rows, chosen: &Shared) -> Rows {
-        let component = |words: &[u64], low: &[u64], chosen: &Component| {
-            let joined = low.iter().zip(chosen.to_vec(low.len())).map(|(low, chosen)| low.wrapping_add(chosen));
-            rows::next(&self.lens, words, joined)
-        };
-        let (a, b) = (component(&self.a, &low.a, &chosen.a), component(&self.b, &low.b, &chosen.b));
-        Rows { lens: rows::halved(&self.lens), a, b }
-    }
-
-    /// The differences of entries, as rows without lengths.
-    fn minus(&self, other: &Rows) -> Rows {
-        let minus = |x: &[u64], y: &[u64]| x.iter().zip(y).map(|(x, y)| x.wrapping_sub(*y)).collect();
-        Rows { lens: Vec::new(), a: minus(&self.a, &other.a), b: minus(&self.b, &other.b) }
-    }
-
-    /// Adds entries at the end.
-    fn append(&mut self, mut other: Rows) {
-        self.a.append(&mut other.a);
-        self.b.append(&mut other.b);
-    }
-
-    fn shared(&self) -> Shared {
-        Shared::new(self.a.clone(), self.b.clone())
-    }
-
-    fn emptied(&self) -> Rows {
-        Rows { lens: Vec::new(), a: Vec::new(), b: Vec::new() }
+    fn next(&self, low: &[u64], chosen: &[u64]) -> Rows {
+        let joined = low.iter().zip(chosen).map(|(low, chosen)| low.wrapping_add(*chosen));
+        Rows { lens: rows::halved(&self.lens), terms: rows::next(&self.lens, &self.terms, joined) }
     }
 
     /// One entry a row; 0 for an empty row.
-    fn result(self) -> Shared {
-        Shared::new(rows::column(&self.lens, &self.a), rows::column(&self.lens, &self.b))
+    fn result(self) -> Vec<u64> {
+        rows::column(&self.lens, &self.terms)
     }
 }

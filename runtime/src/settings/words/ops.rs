@@ -24,6 +24,7 @@ pub fn is_linear(op: &Op) -> bool {
             | Op::MulInt { .. }
             | Op::AddInt { .. }
             | Op::Upscale { .. }
+            | Op::Lift { .. }
             | Op::SetScale { .. }
             | Op::Mul
             | Op::MatMul { .. }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::settings::rep3::compare::{msb, msb_by};
 use crate::settings::rep3::convert::{Selection, bit_to_ring};
+use crate::settings::rep3::cross::two_terms;
 use crate::settings::rep3::join::and;
 
 fn signs(seed: u64, rot: u8, x: &[u64], width: u8) -> Vec<bool> {
@@ -78,7 +79,7 @@ fn exhaustive_signs_by_every_grouping() {
             let declared = sign_traffic(n as u64, &carry);
             let (bits, sent) = lockstep::run(3, rot, &declared, |cx| {
                 let (shared, carry) = (shared[usize::from(cx.role())].clone(), carry.clone());
-                async move { msb_by(&cx, &shared, n, (width + drop, drop), &carry).await }
+                async move { msb_by(&cx, &two_terms(&cx, &shared, n), (width + drop, drop), &carry).await }
             })
             .expect("the kernel runs as declared");
             assert_declared(&sent, &declared);
@@ -171,19 +172,19 @@ fn elements_are_selected_in_small_rings() {
                 (0..(n * times) as u64).map(|i| if bits == 8 { i % 256 } else { words.next() & mask }).collect();
             let (bs, xs) = (share_bits(&b, &mut words), share(&x, &mut words));
             let declared = selection_traffic((n * times) as u64, u64::from(bits / 8));
-            let (shares, sent) = lockstep::run(8, rot, &declared, |cx| {
+            let (terms, sent) = lockstep::run(8, rot, &declared, |cx| {
                 let role = usize::from(cx.role());
                 let (b, x) = (bs[role].clone(), xs[role].clone());
                 async move {
-                    let selection = Selection::begin(&cx, &b, times, &x, bits)?;
+                    let selection = Selection::begin(&cx, &b, times, &two_terms(&cx, &x, n * times), bits)?;
                     cx.exchange().await;
-                    selection.end(&cx)
+                    selection.end(&cx).map(|term| Ring::Two(Sum::new(Some(term))))
                 }
             })
             .expect("the kernel runs as declared");
             assert_declared(&sent, &declared);
             let expected: Vec<u64> = x.iter().enumerate().map(|(i, x)| if b[i % n] { *x } else { 0 }).collect();
-            assert_eq!(open(&shares, n * times, bits), expected, "{times} for each bit in {bits} bits");
+            assert_eq!(open_ring(terms, n * times, bits), expected, "{times} for each bit in {bits} bits");
         }
     }
 }

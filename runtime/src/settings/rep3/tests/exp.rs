@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::settings::rep3::exp::exp_digits;
-use ombra_ir::op::{EXP_RING, EXP_SCALE, EXP_WINDOW};
+use ombra_ir::op::{EXP_WINDOW, exp_form};
 
 /// Maximum error that the op's description states.
 const ERROR: f64 = 4e-6;
@@ -10,17 +10,19 @@ const ERROR: f64 = 4e-6;
 /// `e^x` of integers of `scale`, in a ring of `bits`, from given sharings.
 fn exps(shares: &[Rc<Shared>; 3], n: usize, (scale, tail): (u8, bool), rot: u8) -> Vec<u64> {
     let op = Op::ExpDigits { scale, window: EXP_WINDOW, tail };
-    let results = run(9, rot, &op, &sizes(n, EXP_RING, false), |cx, role| {
+    let (bits, _) = exp_form(Setting::ThreeParty, tail);
+    let results = run(9, rot, &op, &sizes(n, bits, false), |cx, role| {
         let x = shares[role].clone();
         async move { exp_digits(&cx, &x, n, scale, tail).await }
     });
-    open(&results, n, EXP_RING)
+    open(&results, n, bits)
 }
 
 fn assert_close(found: &[u64], x: &[i64], (scale, tail): (u8, bool)) {
+    let (bits, fraction) = exp_form(Setting::ThreeParty, tail);
     for (found, x) in found.iter().zip(x) {
         let real = (*x as f64 / f64::from(scale).exp2()).exp();
-        let error = signed(*found, EXP_RING) as f64 / f64::from(EXP_SCALE).exp2() - real;
+        let error = signed(*found, bits) as f64 / f64::from(fraction).exp2() - real;
         let allowed = if tail { 1.3e-4 * real + 1.2e-8 } else { ERROR };
         assert!(error.abs() < allowed, "e^({x} / 2^{scale}) is off by {error:e}");
     }
@@ -67,5 +69,6 @@ fn far_values_are_some_element() {
     let mut words = Words(6);
     let x = words.take(2000);
     let found = exps(&share(&x, &mut words), x.len(), (16, false), 0);
-    assert!(found.iter().all(|word| word >> EXP_RING == 0));
+    let (bits, _) = exp_form(Setting::ThreeParty, false);
+    assert!(found.iter().all(|word| word >> bits == 0));
 }

@@ -52,6 +52,11 @@ fn share_bits(x: &[bool], words: &mut Words) -> [Rc<Bits>; 3] {
     [part(&x0, &x1), part(&x1, &x2), part(&x2, &x0)]
 }
 
+/// [`sizes`] of what takes two terms and gives them.
+fn sizes_of_two(out: usize, bits: u8) -> Sizes<'static> {
+    testing::sizes(out, bits, [Sharing::Sum2, Sharing::Public])
+}
+
 /// The shared values, after a check that neighbours hold the same components.
 fn open(shares: &[Shared; 3], n: usize, bits: u8) -> Vec<u64> {
     let words = |component: &Component| {
@@ -109,9 +114,9 @@ fn dealt_and_exchanged(bytes: [u64; 2], lead: u32, exchanged: &[u64]) -> Traffic
     Traffic { rounds: exchanged.len() as u32, msgs, dealt: Some(Dealt { bytes, lead }) }
 }
 
-/// What a selection of `words` elements of `bytes` sends: two factors and a summand.
+/// What a selection of `words` elements of `bytes` sends: two factors.
 fn selection_traffic(words: u64, bytes: u64) -> Traffic {
-    dealt_and_exchanged([0, 3 * words * bytes], 1, &[words * bytes])
+    dealt_and_exchanged([0, 2 * words * bytes], 1, &[words * bytes])
 }
 
 /// What `n` sign bits send whose carry is made so.

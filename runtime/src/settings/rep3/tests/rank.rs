@@ -8,6 +8,7 @@
 use super::*;
 use crate::settings::rep3::compare::msb_by;
 use crate::settings::rep3::convert::{bit_to_ring, select};
+use crate::settings::rep3::cross::two_terms;
 use crate::settings::rep3::curve::look_up;
 use crate::settings::rep3::exp::exp_digits;
 use crate::settings::rep3::join::and;
@@ -158,7 +159,7 @@ fn sign_bits_by_several_groups_and_joins() {
         let shares = share(&words.take(N), &mut words);
         assert_full_rank(&format!("signs by {carry:?}"), &sign_traffic(N as u64, &carry), |cx, role| {
             let (shares, carry) = (shares[role].clone(), carry.clone());
-            async move { msb_by(&cx, &shares, N, (width, 0), &carry).await }
+            async move { msb_by(&cx, &two_terms(&cx, &shares, N), (width, 0), &carry).await }
         });
     }
 }
@@ -170,12 +171,13 @@ fn greatest_entries() {
     let mut words = Words(7);
     let shares = share(&words.take(N * LEN), &mut words);
     let rows = RowLens::Equal { count: N as u64, len: LEN as u64 };
-    let sizes = Sizes { rows, ..sizes(N, 16, false) };
+    let of_two = Sizes { rows, ..sizes_of_two(N, 16) };
     let op = Op::RowMax { shape: Vec::new(), width: 9, drop: 2 };
-    assert_full_rank("greatest entries", &traffic(&op, &sizes), |cx, role| {
+    assert_full_rank("greatest entries", &traffic(&op, &of_two), |cx, role| {
         let shares = shares[role].clone();
         async move { row_max(&cx, &shares, &[LEN as u32; N], 16, (9, 2)).await }
     });
+    let sizes = Sizes { rows, ..sizes(N, 16, false) };
     assert_full_rank("their indices", &traffic(&Op::ArgMax { width: 9 }, &sizes), |cx, role| {
         let shares = shares[role].clone();
         async move { arg_max(&cx, &shares, N, LEN, 16, 9).await }

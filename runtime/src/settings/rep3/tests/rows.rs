@@ -7,13 +7,13 @@ use crate::settings::rep3::tree::{arg_max, row_max};
 fn greatest(seed: u64, rot: u8, x: &[i64], lens: &[u32], bits: u8, width: u8) -> Vec<i64> {
     let words: Vec<u64> = x.iter().map(|v| *v as u64).collect();
     let shared = share(&words, &mut Words(seed));
-    let sizes = Sizes { rows: RowLens::Listed(lens), ..sizes(lens.len(), bits, false) };
+    let sizes = Sizes { rows: RowLens::Listed(lens), ..sizes_of_two(lens.len(), bits) };
     let op = Op::RowMax { shape: Vec::new(), width, drop: 0 };
-    let shares = run(seed, rot, &op, &sizes, |cx, role| {
+    let terms = run(seed, rot, &op, &sizes, |cx, role| {
         let (shared, lens) = (shared[role].clone(), lens.to_vec());
-        async move { row_max(&cx, &shared, &lens, bits, (width, 0)).await }
+        async move { row_max(&cx, &shared, &lens, bits, (width, 0)).await.map(Ring::Two) }
     });
-    open(&shares, lens.len(), bits).iter().map(|v| signed(*v, bits)).collect()
+    open_ring(terms, lens.len(), bits).iter().map(|v| signed(*v, bits)).collect()
 }
 
 #[test]

@@ -44,6 +44,16 @@ enum Form {
     Three,
 }
 
+impl Form {
+    fn sharing(self) -> Sharing {
+        match self {
+            Form::Shared | Form::Without(_) => Sharing::Shared,
+            Form::Two => Sharing::Sum2,
+            Form::Three => Sharing::Sum3,
+        }
+    }
+}
+
 /// An interactive op on an operand of some form.
 #[derive(Clone, Debug)]
 struct Case {
@@ -122,6 +132,7 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
             table_rows: TABLE as u64,
             tokens: ids.len() as u64,
             from_bits: if matches!(op, Op::Truncate { by: 0, .. }) { SMALL } else { 64 },
+            forms: [form.sharing(), Sharing::Public],
             ..sizes(
                 if matches!(op, Op::RowMax { .. } | Op::ArgMax { .. }) { ROWS } else { N },
                 if let Op::Lookup { bits, .. } | Op::Truncate { bits, .. } = op { *bits } else { 64 },
@@ -157,7 +168,11 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                 Op::BitToRing { .. } => bit_to_ring(&cx, &bits, 64).await.map(drop),
                 Op::Select => select(&cx, &bits, &shared, 64).await.map(drop),
                 Op::RowMax { width, drop: low, .. } => {
-                    row_max(&cx, taken, &[LEN as u32; ROWS], 64, (width, low)).await.map(drop)
+                    let max = row_max(&cx, taken, &[LEN as u32; ROWS], 64, (width, low)).await?;
+                    match form {
+                        Form::Two => Ok(()),
+                        _ => reshare(&cx, Operand::Two(&max), ROWS, 64).await.map(drop),
+                    }
                 }
                 Op::ArgMax { width } => arg_max(&cx, taken, ROWS, LEN, 64, width).await.map(drop),
                 Op::Reveal { .. } => reveal(&cx, &shared, N, 64).await.map(drop),

@@ -5,7 +5,7 @@ use crate::settings::rep3::compare::msb;
 use crate::settings::rep3::convert::select;
 use crate::settings::rep3::curve::look_up;
 use crate::settings::rep3::exp::exp_digits;
-use crate::settings::rep3::reshare::{Operand, own_term};
+use crate::settings::rep3::reshare::Operand;
 use crate::settings::rep3::tree::{arg_max, row_max};
 use crate::settings::tables::CurveTables;
 use ombra_ir::curve::{Cells, Curve};
@@ -40,6 +40,10 @@ fn assert_same(results: [[Shared; 3]; 2], n: usize) {
     assert!(one == other);
 }
 
+fn assert_same_sums([one, other]: [[Sum; 3]; 2]) {
+    assert!(one.iter().zip(&other).all(|(x, y)| x.data() == y.data()));
+}
+
 #[test]
 fn sharings_that_are_made_of_them() {
     let x: Vec<u64> = (0..N as u64).map(|i| (i * 977).wrapping_sub(40_000)).collect();
@@ -52,7 +56,7 @@ fn sharings_that_are_made_of_them() {
         let bits = bits[role].clone();
         async move { select(&cx, &bits, &x, 32).await }
     });
-    assert_same(selected, N);
+    assert_same_sums(selected);
 
     let rows = RowLens::Equal { count: (N / LEN) as u64, len: LEN as u64 };
     let sizes = Sizes { rows, ..super::sizes(N / LEN, 32, false) };
@@ -73,11 +77,10 @@ fn terms_bits_and_sums_that_are_made_of_them() {
     }
 
     let rows = RowLens::Equal { count: (N / LEN) as u64, len: LEN as u64 };
-    let sizes = Sizes { rows, ..super::sizes(N / LEN, 32, false) };
+    let sizes = Sizes { rows, ..sizes_of_two(N / LEN, 32) };
     let op = Op::RowMax { shape: Vec::new(), width: 20, drop: 0 };
     let maxima = results(&op, &sizes, &x, |cx, _, x| async move {
-        let max = row_max(&cx, &x, &[LEN as u32; N / LEN], 32, (20, 0)).await?;
-        Ok(Ring::Two(Sum::new(Some(own_term(&cx, Operand::Shared(&max), N / LEN)))))
+        row_max(&cx, &x, &[LEN as u32; N / LEN], 32, (20, 0)).await.map(Ring::Two)
     });
     let greatest: Vec<u64> = x.chunks(LEN).map(|row| row.iter().map(|x| *x as i64).max().unwrap() as u64).collect();
     for maxima in maxima {
@@ -87,8 +90,7 @@ fn terms_bits_and_sums_that_are_made_of_them() {
 
     let cells = Cells { window: 18, from: 14, cell: 12, scale: 24 };
     let op = Op::Lookup { curve: Curve::Gelu, window: 18, cell: 12, bits: 32, scale: 24 };
-    let [one, other] = results(&op, &super::sizes(N, 32, false), &x, |cx, _, x| async move {
+    assert_same_sums(results(&op, &super::sizes(N, 32, false), &x, |cx, _, x| async move {
         look_up(&cx, &CurveTables::default(), &x, N, Curve::Gelu, cells, 32).await
-    });
-    assert!(one.iter().zip(&other).all(|(x, y)| x.data() == y.data()));
+    }));
 }
