@@ -67,23 +67,27 @@ fn exp_where(e: &mut Emit, x: Id, window: u8, keep: Option<Id>, finest: u8) -> R
     let (ring, fraction) = exp_form(e.module.setting, false);
     let size = ring - 2;
     let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], size)?;
-    let divides = divides_freely(e);
     // Shares may take a unit off where a result is shifted once, and else two: nothing is to be negative.
-    let mut y = e.guarded(Op::AddInt { k: if divides { 1 } else { 2 } }, &[y], size)?;
+    let mut y = e.guarded(Op::AddInt { k: if divides_freely(e) { 1 } else { 2 } }, &[y], size)?;
     if let Some(keep) = keep {
         y = e.op(Op::Select, &[keep, y])?;
     }
     let (_, _, bound) = e.ring(y)?;
-    if divides && fraction > finest {
+    if drops_bits(e) && fraction > finest {
         let by = fraction - finest;
         return e.guarded(Op::Truncate { by, bits: 64 }, &[y], bound - by);
     }
     e.widen(y, 64, (bound, BoundFrom::Guarded))
 }
 
-/// Whether a division into a ring that it leaves takes no message, and the bits of a product cost.
+/// Whether a division into a ring that it leaves takes no message, and gives a sum of terms.
 fn divides_freely(e: &Emit) -> bool {
-    e.module.setting.protocol().quotient.is_sum() || e.has_ciphertexts()
+    e.module.setting.protocol().quotient.is_sum()
+}
+
+/// Whether bits of a product cost more than a division of its factor.
+fn drops_bits(e: &Emit) -> bool {
+    divides_freely(e) || e.has_ciphertexts()
 }
 
 fn too_fine(scale: u8, bits: u8) -> Diagnostic {
@@ -113,7 +117,7 @@ pub(super) fn softmax(e: &mut Emit, x: Id, mask: Id) -> Result<Id> {
     let sum = e.op(Op::RowSum { shape: shape.clone() }, &[exp, mask])?;
     let (_, fraction, _) = e.ring(exp)?;
     // As fine as the product of both has room for, or as a quotient and the longest row need.
-    let finest = if divides_freely(e) {
+    let finest = if drops_bits(e) {
         (LEAST_SIGNIFICANT as u8 + log2 + 1).max(scale + WEIGHT_SPARE)
     } else {
         QUOTIENT as u8 - fraction
