@@ -220,6 +220,7 @@ mod tests {
             (Curve::GeluTanh, 5, -2, 7e-4),
             (Curve::GeluTanh, 3, -3, 1e-4),
             (Curve::Silu, 4, -3, 3e-5),
+            (Curve::Silu, 4, -2, 2.5e-4),
             (Curve::Softplus, 4, -2, 7e-5),
             (Curve::Tanh, 3, -3, 1.7e-4),
             (Curve::Sigmoid, 4, -2, 9e-5),

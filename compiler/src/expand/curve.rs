@@ -16,8 +16,8 @@
 //!
 //! Two parties alone pay for every cell, and little for comparisons. So what is a line beyond its middle they fold:
 //! `f(x) = x⁺ + f(−abs x)` holds for any sign that is taken for that of `x`, so few bits of it are looked at, and half of the
-//! table goes. Where `abs x` may lie beyond the table, the last term is 0 there: for SiLU that is the tail above; the table of
-//! GELU ends at 4 and is cut 1/4 wide, where the last term is 9e-4, which is little more than its parabolas' error.
+//! table goes. Where `abs x` may lie beyond the table, the last term is 0 there: for SiLU, cut 1/4 wide and so 2.5e-4 off, that
+//! is 4e-6; the table of GELU ends at 4 and is cut 1/4 wide, where the last term is 9e-4, little more than its parabolas' error.
 //!
 //! A table alone is the narrowest that holds the value, of at most 256 cells, which are as fine as 128 allow.
 //!
@@ -96,7 +96,7 @@ fn form(curve: Curve) -> Option<Form> {
     };
     Some(match curve {
         Curve::Gelu | Curve::GeluTanh => Form { folded: Table { range: 2, cell: -2 }, ..of(-2, 3, -3, Beyond::Line) },
-        Curve::Silu => of(-3, 4, -3, Beyond::Line),
+        Curve::Silu => Form { folded: Table { range: 4, cell: -2 }, ..of(-3, 4, -3, Beyond::Line) },
         Curve::Softplus => of(-2, 4, -2, Beyond::Line),
         Curve::Tanh => of(-3, 3, -3, Beyond::Ends(-1, 1)),
         Curve::Sigmoid => of(-2, 4, -2, Beyond::Ends(0, 1)),
