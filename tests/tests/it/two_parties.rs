@@ -29,11 +29,12 @@ fn local(name: &str, built: &Built, arguments: &[&str]) -> Report {
     report
 }
 
-/// A classifier with GELU and layer norms, and decoders of GPT-2's and LLaMA's kind.
+/// A classifier with GELU and layer norms, and decoders of GPT-2's and LLaMA's kind; with `OMBRA_LONG` the whole corpus.
 #[test]
 fn logits_are_those_of_onnx_runtime_between_two_processes() {
-    for name in ["bert-functions-2.5", "gpt2-torchscript-op13-fixed", "llama-torchscript-op17"] {
-        let built = build_in(Setting::TwoParty, name, None, logits()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let few = ["bert-functions-2.5", "gpt2-torchscript-op13-fixed", "llama-torchscript-op17"].map(|name| (name, None));
+    for (name, base) in if corpus::long() { corpus::selected() } else { few.to_vec() } {
+        let built = build_in(Setting::TwoParty, name, base, logits()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let set = corpus::folder(name).join("test_data_set_0");
         let report = local(name, &built, &["--test-data", set.to_str().expect("it is text")]);
         let outputs = report.test_data.expect("it was compared").outputs;
