@@ -16,8 +16,9 @@
 //!
 //! Two parties alone pay for every cell, and little for comparisons. So what is a line beyond its middle they fold:
 //! `f(x) = x⁺ + f(−abs x)` holds for any sign that is taken for that of `x`, so few bits of it are looked at, and half of the
-//! table goes. Where `abs x` may lie beyond the table, the last term is 0 there: for SiLU, cut 1/4 wide and so 2.5e-4 off, that
-//! is 4e-6; the table of GELU ends at 4 and is cut 1/4 wide, where the last term is 9e-4, little more than its parabolas' error.
+//! table goes. Where `abs x` may lie beyond the table, the last term is 0 there: for SiLU, cut 1/4 wide, that is 4e-6, and the
+//! error with rounding 4e-4 at 16 fraction bits, 6e-4 at 12; the table of GELU ends at 4 and is cut 1/4 wide, where the last term
+//! is 9e-4, and with rounding 1.2e-3.
 //!
 //! A table alone is the narrowest that holds the value, of at most 256 cells, which are as fine as 128 allow.
 //!

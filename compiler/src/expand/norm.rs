@@ -22,7 +22,8 @@
 //! which is joined to all of the finer one's, for one round.
 //!
 //! Errors relative to the row's maximum entry: 2e-5 below `2^42` units, and 6e-5 within a
-//! factor of 16 of the longest row that is allowed; 2e-3 up to `2^46`; 5e-2 up to `2^50`. Rounds: 1 for the statistic, the
+//! factor of 16 of the longest row that is allowed; 2e-3 up to `2^46`; 5e-2 up to `2^50`. In `2pc`, whose factors are shorter,
+//! 2e-3 for the longest row, 7e-4 within a factor of 16 of it, and 2e-4 below. Rounds: 1 for the statistic, the
 //! comparisons of as many bits as lie between `n·eps` and the longest row, 1 for what they choose, 2 an element; one more
 //! where there are levels.
 

@@ -224,6 +224,26 @@ fn norms_of_rows_of_any_length() {
     }
 }
 
+/// Of two parties alone, whose factors are shorter.
+#[test]
+fn norms_of_rows_of_any_length_with_short_factors() {
+    let mut random = Rng::with_seed(3);
+    for (columns, scale, length) in [(48, 14, 27), (96, 14, 31), (576, 14, 36)] {
+        for (eps, centred) in [(1e-5, false), (1e-5, true), (0.0, false)] {
+            let norm = Norm { setting: Setting::TwoParty, columns, scale, length, eps, centred };
+            let (logs, rows): (Vec<f64>, Vec<Vec<i64>>) = norm.rows(8, &mut random).into_iter().unzip();
+            for (log, error) in logs.iter().zip(norm.errors(&rows, Some(&mut random))) {
+                let most = match f64::from(length) - log {
+                    below if below < 4.0 => 2e-3,
+                    below if below < 8.0 => 7e-4,
+                    _ => 2e-4,
+                };
+                assert!(error <= most, "{columns} columns, {eps:e}, {centred}, length 2^{log}: {error:.1e}");
+            }
+        }
+    }
+}
+
 /// The far end, beyond what scales are chosen for.
 #[test]
 fn norms_of_the_longest_rows() {

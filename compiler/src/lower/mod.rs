@@ -215,7 +215,14 @@ impl Lower<'_> {
     /// The bound of the integers that stand for a value at a scale, and where it comes from.
     fn bound_at(&self, v: ValueId, scale: u8) -> Option<(u8, BoundFrom)> {
         let range = self.options.ranges.values.get(&v)?;
-        range.size().is_finite().then(|| (magnitude_bits(range.size(), scale), range.from))
+        range.size().is_finite().then(|| (bits_of(self.largest_at(range.size(), scale)), range.from))
+    }
+
+    /// The largest integer that stands for a graph value of at most this size: what is not yet divided may be off by what a
+    /// product of matrices is.
+    fn largest_at(&self, max: f64, scale: u8) -> f64 {
+        let ciphertexts = self.options.setting.protocol().ciphertexts.filter(|_| scale > self.options.f);
+        largest_integer(max, scale) + ciphertexts.map_or(0.0, |ciphertexts| libm::exp2(ciphertexts.error.into()))
     }
 
     /// One op whose result is the graph's value `v`, within the range of `v`.
@@ -251,7 +258,7 @@ impl Lower<'_> {
         let Some((_, scale)) = self.module.ty(id).as_ring() else { return };
         let Some((bound, from)) = self.bound_at(v, scale) else { return };
         let size = self.options.ranges.size(v).filter(|_| from == BoundFrom::Weights);
-        let size = size.and_then(|size| quarters(largest_integer(size, scale)));
+        let size = size.and_then(|size| quarters(self.largest_at(size, scale)));
         tighten(&mut self.module, id, bound, from, &Norms { size, ..Norms::default() });
     }
 
@@ -609,7 +616,10 @@ fn largest_integer(max: f64, scale: u8) -> f64 {
 
 /// Bits of the integer that stands for a real of at most this size: `|x| < 2^bits`, with room for rounding.
 pub fn magnitude_bits(max: f64, scale: u8) -> u8 {
-    let units = largest_integer(max, scale);
+    bits_of(largest_integer(max, scale))
+}
+
+fn bits_of(units: f64) -> u8 {
     if !units.is_finite() {
         return 120;
     }

@@ -79,7 +79,8 @@ impl<const K: usize> TileClient for Client<K> {
                 // -1, 0 and 1 as p - 1, 0 and 1.
                 let small = Secret(residues(&self.small, p));
                 automorphism(&small, &from, &negative, p, &mut turned);
-                // 1 is odd, -1 is p - 1 and even with its highest bit set: no branch and no division.
+                // 1 is odd, -1 is p - 1 and even with its highest bit set: no branch and no division. A turned 0 may be p, which
+                // has both: the two terms have no bit in common then, and their sum is p again.
                 let top = u64::BITS - 1 - p.leading_zeros();
                 b[prime].iter_mut().zip(turned.iter()).for_each(|(b, s)| {
                     *b = factor & (s & 1).wrapping_neg() | (p - factor) & (s >> top & 1).wrapping_neg();

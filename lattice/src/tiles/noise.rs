@@ -8,6 +8,9 @@
 //! the encryption of zero                                    √(2 · 2N/3) · σ / Δ
 //! what is cut off A, times s, and off B                     √(2N/3/12) · 2^-12,   √(1/12) · 2^-4
 //! ```
+//!
+//! In rings of more than 56 bits what is cut off A is up to a whole unit of its, on one side: of mean square 1/4, as the bound
+//! takes it everywhere.
 
 use super::{BELOW_A, BELOW_B, DIGITS, Tiling};
 use crate::random::ERROR_DEVIATION;

@@ -13,7 +13,7 @@ use crate::arith::inverse_mod;
 use crate::bits::{Packer, packed_bytes};
 use crate::error::{Result, check_length};
 use crate::params::TileSet;
-use crate::random::{Secret, Seed, Stream, Use};
+use crate::random::{Secret, Seed, Stream, Use, wipe_wide};
 use crate::rns::{Modulus, add};
 
 /// The client's public key for one set as the server uses it.
@@ -183,8 +183,10 @@ impl<const K: usize> Server<K> {
         ring.rescale_bits(&packed[1], bits + BELOW_A).into_iter().for_each(|word| packer.push(word, bits + BELOW_A));
         packer.finish();
         let b = ring.rescale_bits(&packed[0], bits + BELOW_B);
-        let share = ring.rescale_bits(&mask, bits).iter().map(|word| *word as u64).collect();
-        Answer { a, b, mask: Secret(share) }
+        let mut mask = ring.rescale_bits(&mask, bits);
+        let share = Secret(mask.iter().map(|word| *word as u64).collect());
+        wipe_wide(&mut mask);
+        Answer { a, b, mask: share }
     }
 }
 

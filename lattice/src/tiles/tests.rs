@@ -125,6 +125,18 @@ fn tilings_cost_what_they_should() {
     assert_eq!(keys, [29 * 45_056, 43 * 153_600]);
 }
 
+/// Of a zero that is written as the prime both are added.
+#[test]
+fn weights_of_digits_and_their_negatives_have_no_bit_in_common() {
+    for set in TILE_SETS {
+        for p in set.primes {
+            for weight in [1, 1 << (set.residue_bits() / 2)] {
+                assert_eq!((weight & (p - weight), weight | (p - weight)), (0, *p));
+            }
+        }
+    }
+}
+
 fn noise_is_as_the_formula_says<const K: usize>(set: &'static TileSet, bits: u32, sizes: [usize; 4]) {
     let (client, server) = halves::<K>(set);
     let Tiles { ring, .. } = &client.tiles;
