@@ -235,7 +235,7 @@ fn row_of_matrix(e: &mut Emit, x: Id) -> Result<Id> {
     let shape = e.ty(x).shape.clone();
     let (last, rows) = shape.split_last().ok_or_else(too_long)?;
     let (_, rows) = rows.split_last().ok_or_else(too_long)?;
-    e.op(Op::Reshape { shape: [rows, &[last.clone()]].concat() }, &[x])
+    e.op(Op::Reshape { shape: [rows, std::slice::from_ref(last)].concat() }, &[x])
 }
 
 /// The bits of all thresholds, given as logarithms in units of the operand, along the last axis; none of none.

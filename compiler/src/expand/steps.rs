@@ -69,7 +69,7 @@ impl Costs {
     fn bytes(self, cells: u8) -> usize {
         match self {
             Costs::Bits => 1 << cells >> 3,
-            Costs::Cells => 3 * usize::from(ENTRY / 8) << cells,
+            Costs::Cells => (3 * usize::from(ENTRY / 8)) << cells,
         }
     }
 }

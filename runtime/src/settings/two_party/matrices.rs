@@ -235,7 +235,7 @@ async fn by_transfers(
         pair.round().await;
         return Ok(sum([None, None], own));
     }
-    let decided = choose(pair, right, &*matrices.left(x)?, bits)?;
+    let decided = choose(pair, right, &matrices.left(x)?, bits)?;
     pair.round().await;
     let mut offered = None;
     if right == Right::Shared || !pair.is_client() {
