@@ -213,6 +213,11 @@ impl Emit<'_> {
         self.module.setting.protocol().dealer.is_some()
     }
 
+    /// Whether a division into a ring that it leaves takes no message, and gives a sum of terms.
+    pub(crate) fn divides_freely(&self) -> bool {
+        self.module.setting.protocol().divides_freely()
+    }
+
     /// Whether matrices are multiplied by ciphertexts, and elements at a far higher price.
     pub(crate) fn has_ciphertexts(&self) -> bool {
         self.module.setting.protocol().ciphertexts.is_some()

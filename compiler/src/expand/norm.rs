@@ -212,7 +212,7 @@ fn normalise(e: &mut Emit, x: Id, count: u64, eps: f64, (form, is_centred): (For
     } else {
         (x, factor)
     };
-    let product = if e.has_ciphertexts() {
+    let product = if short {
         let (factor, row) = (matrix_of_row(e, factor)?, matrix_of_row(e, x)?);
         let product = e.guarded(Op::MatMul { trans_b: false }, &[factor, row], ROOM - cut)?;
         row_of_matrix(e, product)?

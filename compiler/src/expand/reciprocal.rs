@@ -8,7 +8,7 @@
 //! bucket may be taken for one of it, but none of a bucket for one below. What is normalised may then begin a little
 //! below 1, where the first approximation still holds.
 
-use super::steps::{self, Costs, Step};
+use super::steps::{self, Step};
 use super::{Emit, fixed};
 use ombra_ir::dim::Dim;
 use ombra_ir::module::Id;
@@ -35,7 +35,7 @@ pub(super) fn check_row(log2: u8, most: u8) -> Result<()> {
 /// `E0507` where the range is too wide.
 pub(super) fn reciprocal_at(e: &mut Emit, x: Id, (least, max_log2): (f64, u8), out: u8) -> Result<Id> {
     check_row(max_log2, WIDEST)?;
-    let (table, shifts) = steps::reciprocals(Costs::of(e), least, libm::exp2(max_log2.into()));
+    let (table, shifts) = steps::reciprocals(e, least, libm::exp2(max_log2.into()));
     let steps: Vec<Step> = shifts.iter().map(|&q| Step { value: x, q }).collect();
     let worth: Vec<i32> = shifts.iter().map(|q| i32::from(out) - q).collect();
     let entries = steps::entries(e, &table, &steps, 1, &worth)?;

@@ -68,7 +68,7 @@ fn exp_where(e: &mut Emit, x: Id, window: u8, keep: Option<Id>, finest: u8) -> R
     let size = ring - 2;
     let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], size)?;
     // Shares may take a unit off where a result is shifted once, and else two: nothing is to be negative.
-    let mut y = e.guarded(Op::AddInt { k: if divides_freely(e) { 1 } else { 2 } }, &[y], size)?;
+    let mut y = e.guarded(Op::AddInt { k: if e.divides_freely() { 1 } else { 2 } }, &[y], size)?;
     if let Some(keep) = keep {
         y = e.op(Op::Select, &[keep, y])?;
     }
@@ -80,14 +80,9 @@ fn exp_where(e: &mut Emit, x: Id, window: u8, keep: Option<Id>, finest: u8) -> R
     e.widen(y, 64, (bound, BoundFrom::Guarded))
 }
 
-/// Whether a division into a ring that it leaves takes no message, and gives a sum of terms.
-fn divides_freely(e: &Emit) -> bool {
-    e.module.setting.protocol().quotient.is_sum()
-}
-
 /// Whether bits of a product cost more than a division of its factor.
 fn drops_bits(e: &Emit) -> bool {
-    divides_freely(e) || e.has_ciphertexts()
+    e.divides_freely() || e.has_ciphertexts()
 }
 
 fn too_fine(scale: u8, bits: u8) -> Diagnostic {
@@ -101,7 +96,7 @@ fn longest_row(e: &Emit, x: Id) -> Result<u64> {
     let shape = &e.ty(x).shape;
     let columns = shape.last().ok_or_else(|| Diagnostic::internal("E0505", "softmax of a scalar"))?;
     e.module.dims.upper(columns).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| {
-        Diagnostic::input("E0506", "a softmax row has no greatest length").note("give --max for its sizes")
+        Diagnostic::input("E0506", "a softmax row has no maximum length").note("give --max for its sizes")
     })
 }
 
@@ -137,7 +132,7 @@ fn exponentials(e: &mut Emit, packed: Id, mask: Id, shape: &[Dim]) -> Result<(Id
     let fraction = coarse_fraction(e, packed)?;
     let unit = scale.saturating_sub(fraction);
     let small = ring_of(bound.saturating_sub(unit) + 3);
-    if divides_freely(e) && scale >= COARSE[0] && unit < bits && small <= bits - unit {
+    if e.divides_freely() && scale >= COARSE[0] && unit < bits && small <= bits - unit {
         return exponentials_of_coarse(e, packed, (mask, shape), (fraction, small), finest);
     }
     let (max, least_sum) = row_max(e, packed, mask, shape)?;

@@ -50,30 +50,6 @@ pub(super) struct Table {
 pub(super) const ROOT: Table =
     Table { curve: Curve::Rsqrt, cells: 9, octaves: 4, range: -5, top: 0.9, blur: 4, scale: 26, stride: 2 };
 
-/// What a lookup costs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Costs {
-    /// A bit of every cell.
-    Bits,
-    /// The entries of every cell.
-    Cells,
-}
-
-impl Costs {
-    /// Those of a module's setting.
-    pub(super) fn of(e: &Emit) -> Costs {
-        if e.has_ciphertexts() { Costs::Cells } else { Costs::Bits }
-    }
-
-    /// Bytes of `2^cells` cells.
-    fn bytes(self, cells: u8) -> usize {
-        match self {
-            Costs::Bits => 1 << cells >> 3,
-            Costs::Cells => (3 * usize::from(ENTRY / 8)) << cells,
-        }
-    }
-}
-
 /// Logarithms of the numbers of cells that tables of `1/x` may have.
 const RECIPROCALS: [u8; 3] = [7, 8, 9];
 /// Bytes, or nearly so, of a step beside its cells, and of a comparison and what it chooses.
@@ -87,9 +63,12 @@ fn reciprocal(cells: u8) -> Table {
 }
 
 /// The table of `1/x` that takes the fewest bytes for values from `least` to `most`, and the shifts of its steps.
-pub(super) fn reciprocals(costs: Costs, least: f64, most: f64) -> (Table, Vec<i32>) {
+pub(super) fn reciprocals(e: &Emit, least: f64, most: f64) -> (Table, Vec<i32>) {
+    // A bit of every cell, or all its entries.
+    let bytes_of =
+        |cells: u8| if e.has_ciphertexts() { (3 * usize::from(ENTRY / 8)) << cells } else { 1 << cells >> 3 };
     let price = |(table, shifts): &(Table, Vec<i32>)| {
-        shifts.len() * (costs.bytes(table.cells) + OF_STEP) + (shifts.len() - 1) * OF_THRESHOLD
+        shifts.len() * (bytes_of(table.cells) + OF_STEP) + (shifts.len() - 1) * OF_THRESHOLD
     };
     let mut all = RECIPROCALS.map(|cells| {
         let table = reciprocal(cells);

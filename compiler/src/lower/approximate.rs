@@ -31,7 +31,7 @@ impl Lower<'_> {
         let columns =
             self.graph.shape(v).last().and_then(|d| self.module.dims.upper(d)).and_then(|n| u64::try_from(n).ok());
         let columns = columns.ok_or_else(|| {
-            Diagnostic::input("E0506", "a softmax row has no greatest length").note("give --max for its sizes")
+            Diagnostic::input("E0506", "a softmax row has no maximum length").note("give --max for its sizes")
         })?;
         let (min_log2, max_log2) = self.divisor_range(v, x, columns.max(1), numerator, eps)?;
         let (square, shift) = match numerator {

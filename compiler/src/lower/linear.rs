@@ -41,7 +41,7 @@ impl Lower<'_> {
             // What the ring leaves beside the result's own bits and the left side as it is.
             let bits = self.bound_at(v, 0).map_or(0, |(bits, _)| i32::from(bits));
             let left_over = i32::from(RING) - 2 - bits - i32::from(scale);
-            let most = super::scales::room(self.graph, self.options.ranges, &self.scales, v, f).min(left_over);
+            let most = super::scales::room(self.graph, self.options.ranges, &self.scales, v, (f, None)).min(left_over);
             let largest = self.largest(b)?;
             let whole = self.graph.is_whole(b);
             let finest = if whole { 0 } else { super::scales::weight_scale(largest, most) };

@@ -11,7 +11,7 @@ use super::RING;
 use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use crate::ranges::bounds::Ranges;
 use ombra_ir::plain::{Binary, DType, Unary};
-use ombra_ir::settings::{Protocol, Setting};
+use ombra_ir::settings::Protocol;
 use std::collections::BTreeMap;
 
 /// Most fraction bits of a norm's operand.
@@ -84,10 +84,8 @@ pub(super) fn scales(graph: &Graph, ranges: &Ranges, f: u8, protocol: &Protocol)
         if !graph.users(v).iter().any(secret) {
             continue;
         }
-        let room = |&u: &ValueId| {
-            let (room, short) = rooms(graph, ranges, &scales, u, f, protocol);
-            short.filter(|short| *short >= SHORT).map_or(room, |short| room.min(short))
-        };
+        let short = protocol.ciphertexts.map(|ciphertexts| ciphertexts.short_ring);
+        let room = |&u: &ValueId| room(graph, ranges, &scales, u, (f, short));
         let room = graph.users(v).iter().filter(|u| secret(u)).map(room).min();
         // The most that its products leave; how large its elements are is known when it is shared.
         scales.insert(v, room.unwrap_or(i32::MAX).clamp(WEIGHTS.0, WEIGHTS.1) as u8);
@@ -129,31 +127,26 @@ fn row_scale(graph: &Graph, ranges: &Ranges, x: ValueId, centred: bool) -> i32 {
     ROW - bits - centre
 }
 
-/// Fraction bits that a product's result leaves to its weight; public factors that it is rotated by take some more.
-pub(super) fn room(graph: &Graph, ranges: &Ranges, scales: &BTreeMap<ValueId, u8>, product: ValueId, f: u8) -> i32 {
-    rooms(graph, ranges, scales, product, f, Setting::Plain.protocol()).0
-}
-
-/// The same, and how many are left in the ring of short ciphertexts.
-fn rooms(
+/// Fraction bits that a product's result leaves to its weight, in a `short` ring where at least [`SHORT`] are left there; public
+/// factors that it is rotated by take some more.
+pub(super) fn room(
     graph: &Graph,
     ranges: &Ranges,
     scales: &BTreeMap<ValueId, u8>,
     product: ValueId,
-    f: u8,
-    protocol: &Protocol,
-) -> (i32, Option<i32>) {
+    (f, short): (u8, Option<u8>),
+) -> i32 {
     let (Some(Op::Tensor(TensorOp::MatMul)), Some(left)) = (graph.op(product), graph.operand(product, 0)) else {
-        return (i32::MAX, None);
+        return i32::MAX;
     };
-    let Some(most) = ranges.size(product) else { return (i32::MAX, None) };
+    let Some(most) = ranges.size(product) else { return i32::MAX };
     let bits = if most > 0.0 { libm::ceil(libm::log2(most)) as i32 + 1 } else { 0 };
     let scale = scales.get(&left).copied().unwrap_or(f);
     let rotation = if is_rotated(graph, product) { i32::from(f) + 1 } else { 0 };
     let left_of = |ring: u8| i32::from(ring) - 2 - bits - i32::from(scale) - rotation;
     let wanted = i32::from(scales.get(&product).copied().unwrap_or(f));
     let room = left_of(RING).min((wanted + DROPPED - i32::from(scale)).max(PRECISE));
-    (room, protocol.ciphertexts.map(|ciphertexts| left_of(ciphertexts.short_ring)))
+    short.map(left_of).filter(|short| *short >= SHORT).map_or(room, |short| room.min(short))
 }
 
 /// Whether a value is multiplied by public numbers before anything else.

@@ -60,7 +60,7 @@ pub fn delay_normalisation(module: Module) -> Result<Module> {
             (_, Some(quotient)) => {
                 let reciprocal = ids[quotient.reciprocal.index()];
                 let (product, by) = times_reciprocal(&mut out, node, quotient, [args[0], args[1], reciprocal])?;
-                if divides_freely(&module) && is_divided(&module, &users, Id(i as u32)) {
+                if module.setting.protocol().divides_freely() && is_divided(&module, &users, Id(i as u32)) {
                     finer.insert(Id(i as u32), by);
                     product
                 } else {
@@ -133,7 +133,7 @@ fn precision(module: &Module, [weights, e, reciprocal]: [Id; 3], node: &Node) ->
     let is_product = left == weights && values != weights && module.ty(values).sharing.is_secret();
     let largest = |ty: &Ty| module.dims.upper(ty.shape.last()?).and_then(|n| i64::try_from(n).ok());
     let (keys, elements) = (largest(module.ty(weights))?, largest(&node.ty)?);
-    let factor = if divides_freely(module) { FACTOR_OF_THREE } else { FACTOR };
+    let factor = if module.setting.protocol().divides_freely() { FACTOR_OF_THREE } else { FACTOR };
     if !is_product || of_server(module, values) || keys < factor.checked_mul(elements)? {
         return None;
     }
@@ -181,11 +181,6 @@ fn times_reciprocal(
 /// The node with a bound that follows from a formula.
 fn guarded(node: &Node) -> Node {
     Node { ty: Ty { bound_from: BoundFrom::Guarded, ..node.ty.clone() }, ..node.clone() }
-}
-
-/// Whether the setting divides a sum without a message where its ring is large enough: it then need not be divided twice.
-fn divides_freely(module: &Module) -> bool {
-    module.setting.protocol().quotient.is_sum()
 }
 
 /// Whether a value is only moved, and then divided.

@@ -270,7 +270,7 @@ fn price(module: &Module, x: &Ty, (from, to, by): (u8, u8, u8), is_shared: bool)
         columns: 0,
     };
     let divided = (protocol.traffic)(&Op::Truncate { by, bits: to }, &sizes(x.sharing)).bytes();
-    let is_sum = wrap_bytes(from, to, by) == 0 && protocol.quotient.is_sum();
+    let is_sum = wrap_bytes(from, to, by) == 0 && protocol.divides_freely();
     let reshared = (protocol.traffic)(&Op::Reshare, &sizes(protocol.quotient)).bytes();
     divided + if is_sum && is_shared { reshared } else { 0 }
 }

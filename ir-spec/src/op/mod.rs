@@ -32,7 +32,7 @@ pub const EXP_SCALE: u8 = 29;
 /// Ring and fraction bits of the result of `exp_digits`: a byte less, but of a tail, where a setting divides without a
 /// message, so that bits that are dropped later are not sent.
 pub fn exp_form(setting: Setting, tail: bool) -> (u8, u8) {
-    let less = if setting.protocol().quotient.is_sum() && !tail { 8 } else { 0 };
+    let less = if setting.protocol().divides_freely() && !tail { 8 } else { 0 };
     (EXP_RING - less, EXP_SCALE - less)
 }
 

@@ -74,6 +74,13 @@ pub struct Protocol {
     pub check: fn(&Module) -> Result<()>,
 }
 
+impl Protocol {
+    /// Whether a division into a ring that it leaves takes no message, and gives a sum of terms.
+    pub fn divides_freely(&self) -> bool {
+        self.quotient.is_sum()
+    }
+}
+
 /// Facts of products by ciphertexts.
 #[derive(Clone, Copy, Debug)]
 pub struct Ciphertexts {

@@ -29,8 +29,8 @@ use super::pair::Pair;
 use super::products::{choose, sum};
 use crate::ot::pads::{Decided, Rows};
 use crate::settings::dealer::share::Share;
-use crate::settings::words::broadcast::{broadcast_shape, expand, volume};
 use crate::settings::words::movement::transpose;
+use crate::settings::words::product::Plan;
 use crate::wiped::Zeroizing;
 
 /// What a party has of the keys of ciphertexts, by parameter set.
@@ -41,62 +41,19 @@ pub enum TileKeys {
     Server(Vec<(u16, Box<dyn TileServer + Send>)>),
 }
 
-/// Where the matrices of a product are.
-pub struct Matrices {
-    /// Products, and rows, inner size and columns of each: where all rows meet one matrix, they are rows of one product.
-    sizes: [usize; 4],
-    shapes: [Vec<usize>; 2],
-    trans_b: bool,
+/// The left matrices, each turned or not.
+fn left(plan: &Plan, words: &[u64], turned: bool) -> Result<Zeroizing<Vec<u64>>> {
+    let [batch, rows, inner, _] = plan.sizes();
+    let words = Zeroizing::new(plan.left(words)?);
+    if turned { turn(&words, [batch, rows, inner]) } else { Ok(words) }
 }
 
-impl Matrices {
-    /// The product of matrices of two shapes, where `trans_b` says that the right ones are given with their axes exchanged.
-    ///
-    /// # Errors
-    /// `E0804` where there is no product.
-    pub fn new(x: &[usize], y: &[usize], trans_b: bool) -> Result<Matrices> {
-        let wrong = || Diagnostic::internal("E0804", format!("matrices of shapes {x:?} and {y:?} have no product"));
-        let ([left @ .., rows, inner], [right @ .., r, c]) = (x, y) else { return Err(wrong()) };
-        let (other, columns) = if trans_b { (*c, *r) } else { (*r, *c) };
-        if other != *inner {
-            return Err(wrong());
-        }
-        let batch = volume(&broadcast_shape(left, right)?)?;
-        let (batch, rows) = if volume(right)? == 1 { (1, batch * rows) } else { (batch, *rows) };
-        Ok(Matrices { sizes: [batch, rows, *inner, columns], shapes: [x.to_vec(), y.to_vec()], trans_b })
-    }
-
-    /// An operand of every product, matrix by matrix.
-    fn spread(&self, operand: usize, words: &[u64]) -> Result<Vec<u64>> {
-        let [batch, ..] = self.sizes;
-        let [x, y] = &self.shapes;
-        let axes = |shape: &[usize]| shape.len().saturating_sub(2);
-        let ends = &self.shapes[operand][axes(&self.shapes[operand])..];
-        let batch =
-            if batch == 1 && operand == 1 { Vec::new() } else { broadcast_shape(&x[..axes(x)], &y[..axes(y)])? };
-        // One right matrix has axes of size 1 at most, which the others do not need.
-        if batch.is_empty() {
-            return Ok(words.to_vec());
-        }
-        expand(words, &self.shapes[operand], &[&batch[..], ends].concat())
-    }
-
-    /// The right operand, its inner axis first or last.
-    fn right(&self, words: &[u64], inner_first: bool) -> Result<Zeroizing<Vec<u64>>> {
-        let [batch, _, inner, columns] = self.sizes;
-        let words = Zeroizing::new(self.spread(1, words)?);
-        let (rows, width) = if self.trans_b { (columns, inner) } else { (inner, columns) };
-        if inner_first != self.trans_b { Ok(words) } else { turn(&words, [batch, rows, width]) }
-    }
-
-    fn left(&self, words: &[u64]) -> Result<Zeroizing<Vec<u64>>> {
-        self.spread(0, words).map(Zeroizing::new)
-    }
-
-    fn left_turned(&self, words: &[u64]) -> Result<Zeroizing<Vec<u64>>> {
-        let [batch, rows, inner, _] = self.sizes;
-        turn(&self.left(words)?, [batch, rows, inner])
-    }
+/// The right matrices, their inner axis first or last.
+fn right(plan: &Plan, words: &[u64], inner_first: bool) -> Result<Zeroizing<Vec<u64>>> {
+    let [batch, _, inner, columns] = plan.sizes();
+    let words = Zeroizing::new(plan.right(words)?);
+    let (rows, width) = if plan.trans_b() { (columns, inner) } else { (inner, columns) };
+    if inner_first != plan.trans_b() { Ok(words) } else { turn(&words, [batch, rows, width]) }
 }
 
 /// Matrices with their axes exchanged.
@@ -142,19 +99,19 @@ fn places(lengths: impl Iterator<Item = usize>) -> (Vec<Range<usize>>, usize) {
 }
 
 /// The product of matrices in a ring of `bits`. `own` is this party's product of its parts, `x` its left operand; `y` its
-/// right one, the whole at the server where `right` says that.
+/// right one, the whole at the server where `of` says that.
 pub async fn multiply_matrices(
     pair: &Pair,
     keys: &TileKeys,
-    matrices: &Matrices,
+    plan: &Plan,
     (x, y): (&[u64], &[u64]),
     own: Zeroizing<Vec<u64>>,
-    right: Right,
+    of: Right,
     bits: u8,
 ) -> Result<Share> {
-    let tilings = tilings(matrices.sizes, right, bits);
+    let tilings = tilings(plan.sizes(), of, bits);
     if tilings.is_empty() {
-        return by_transfers(pair, matrices, (x, y), own, right, bits).await;
+        return by_transfers(pair, plan, (x, y), own, of, bits).await;
     }
     let parts = || (0u8..).zip(&tilings);
     let (asked, asked_bytes) = places(tilings.iter().map(Tiling::message_bytes));
@@ -164,7 +121,7 @@ pub async fn multiply_matrices(
         TileKeys::Client(keys) => {
             let mut message = Vec::with_capacity(asked_bytes);
             for (part, tiling) in parts() {
-                let mut left = if part == 0 { matrices.left(x)? } else { matrices.right(y, false)? };
+                let mut left = if part == 0 { left(plan, x, false)? } else { right(plan, y, false)? };
                 cut(&mut left, bits);
                 let (public_seed, seed) = seeds(pair, part)?;
                 let labels = Labels { public_seed: &public_seed, first_index: 0, seed };
@@ -189,7 +146,7 @@ pub async fn multiply_matrices(
             let mut answer = Vec::with_capacity(answer_bytes);
             pair.answered(asked_bytes, |message| {
                 for ((part, tiling), place) in parts().zip(asked) {
-                    let mut right = if part == 0 { matrices.right(y, true)? } else { matrices.left_turned(x)? };
+                    let mut right = if part == 0 { right(plan, y, true)? } else { left(plan, x, true)? };
                     cut(&mut right, bits);
                     let (public_seed, seed) = seeds(pair, part)?;
                     let labels = Labels { public_seed: &public_seed, first_index: 0, seed };
@@ -205,8 +162,8 @@ pub async fn multiply_matrices(
             pair.round().await;
         }
     }
-    let [batch, rows, _, columns] = matrices.sizes;
-    match (right, shares.as_mut_slice()) {
+    let [batch, rows, _, columns] = plan.sizes();
+    match (of, shares.as_mut_slice()) {
         (Right::Same, [straight]) => {
             let turned = turn(straight, [batch, rows, columns])?;
             shares.push(turned);
@@ -221,13 +178,13 @@ pub async fn multiply_matrices(
 /// The same by transfers.
 async fn by_transfers(
     pair: &Pair,
-    matrices: &Matrices,
+    plan: &Plan,
     (x, y): (&[u64], &[u64]),
     own: Zeroizing<Vec<u64>>,
-    right: Right,
+    of: Right,
     bits: u8,
 ) -> Result<Share> {
-    let [batch, rows, inner, columns] = matrices.sizes;
+    let [batch, rows, inner, columns] = plan.sizes();
     let sizes = Rows { planes: bits.into(), count: batch * rows * inner, inner, width: columns };
     if sizes.count == 0 || columns == 0 {
         // No element meets another: what each party has is a sum of nothing.
@@ -235,12 +192,12 @@ async fn by_transfers(
         pair.round().await;
         return Ok(sum([None, None], own));
     }
-    let decided = choose(pair, right, &matrices.left(x)?, bits)?;
+    let decided = choose(pair, of, &left(plan, x, false)?, bits)?;
     pair.round().await;
     let mut offered = None;
-    if right == Right::Shared || !pair.is_client() {
+    if of == Right::Shared || !pair.is_client() {
         let settled = pair.offer(Purpose::Product, 0, sizes.planes, sizes.count)?;
-        let y = matrices.right(y, true)?;
+        let y = right(plan, y, true)?;
         let row_at = |i: usize| (i / (rows * inner) * inner + i % inner) * columns;
         let mut message = Vec::new();
         offered = Some(settled.times_rows(sizes, (&y, &row_at), bits, &mut message)?);
@@ -250,7 +207,7 @@ async fn by_transfers(
     let taken =
         |decided: Decided| pair.answered(sizes.message_bytes(bits), |message| decided.times_rows(sizes, bits, message));
     let mut parts = [offered, decided.map(taken).transpose()?];
-    if right == Right::Same {
+    if of == Right::Same {
         for part in parts.iter_mut().flatten() {
             let turned = turn(part, [batch, rows, columns])?;
             part.iter_mut().zip(turned.iter()).for_each(|(part, turned)| *part = part.wrapping_add(*turned));

@@ -47,7 +47,7 @@ use crate::exec::Task;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
 use crate::ot::Transfers;
 use crate::wiped::Zeroizing;
-use matrices::{Matrices, TileKeys, multiply_matrices};
+use matrices::{TileKeys, multiply_matrices};
 use pair::Pair;
 use products::multiply;
 
@@ -197,14 +197,14 @@ fn start(site: Site<'_>, pair: Pair, tiles: Rc<TileKeys>, args: Vec<Arc<Value>>)
                 let (x, y) = (share(0)?, share(1)?);
                 let (x, y) = (x.own()?, y.own()?);
                 let terms = [(Some(x.into()), Some(y.into()))];
-                let own = Plan::new(xs, ys, *trans_b)?.sum_of_products(&terms, threads)?.unwrap_or_default();
+                let plan = Plan::new(xs, ys, *trans_b)?;
+                let own = plan.sum_of_products(&terms, threads)?.unwrap_or_default();
                 let right = match known {
                     [false, true] => Right::OfServer,
                     _ if is_square => Right::Same,
                     _ => Right::Shared,
                 };
-                let matrices = Matrices::new(xs, ys, *trans_b)?;
-                multiply_matrices(pair, &tiles, &matrices, (x, y), Zeroizing::new(own), right, bits).await?
+                multiply_matrices(pair, &tiles, &plan, (x, y), Zeroizing::new(own), right, bits).await?
             }
             Op::Truncate { by, bits } => divide::divide(pair, &share(0)?, n, (from, *bits), *by).await?,
             Op::BitToRing { bits } => bits::bit_to_ring(pair, arg(0)?.bits()?, *bits).await?,

@@ -57,6 +57,27 @@ impl Plan {
         self
     }
 
+    /// How many products there are, and rows, inner size and columns of each: all rows that meet one matrix are rows of one.
+    pub fn sizes(&self) -> [usize; 4] {
+        [self.batches.len(), self.m, self.k, self.n]
+    }
+
+    /// The left matrices of all products, row by row. E0804 when the operand is not as large as its shape.
+    pub fn left(&self, x: &[u64]) -> Result<Vec<u64>> {
+        every(x, self.batches.iter().map(|(at, _)| *at), self.m * self.k)
+    }
+
+    /// The right matrices of all products, with their axes as they are given. E0804 when the operand is not as large as its
+    /// shape.
+    pub fn right(&self, y: &[u64]) -> Result<Vec<u64>> {
+        every(y, self.batches.iter().map(|(_, at)| *at), self.k * self.n)
+    }
+
+    /// Whether right matrices are given with their axes exchanged.
+    pub fn trans_b(&self) -> bool {
+        self.trans_b
+    }
+
     /// `Σ a·b` over the pairs; `None` when every pair has a zero.
     pub fn sum_of_products(&self, pairs: &Pairs<'_>, threads: usize) -> Result<Option<Vec<u64>>> {
         let mut out: Option<Vec<u64>> = None;
@@ -84,4 +105,14 @@ impl Plan {
 /// The words from `at` on; none where they end before.
 fn tail(words: &[u64], at: usize) -> &[u64] {
     words.get(at..).unwrap_or(&[])
+}
+
+/// The words of matrices of one size that begin at these places.
+fn every(words: &[u64], starts: impl Iterator<Item = usize>, size: usize) -> Result<Vec<u64>> {
+    let short = || Diagnostic::internal("E0804", "an operand of a product is smaller than its shape");
+    let mut all = Vec::with_capacity(size * starts.size_hint().0);
+    for at in starts {
+        all.extend_from_slice(words.get(at..at + size).ok_or_else(short)?);
+    }
+    Ok(all)
 }

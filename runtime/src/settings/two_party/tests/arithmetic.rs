@@ -5,7 +5,7 @@ use ombra_ir::op::{EXP_RING, EXP_SCALE};
 use ombra_ir::settings::two_party::Right;
 use ombra_lattice::tiles::ERROR_BITS;
 
-use super::super::matrices::{Matrices, multiply_matrices};
+use super::super::matrices::multiply_matrices;
 use super::super::products::multiply;
 use super::super::{divide, lookup};
 use super::*;
@@ -100,9 +100,9 @@ fn products_of_matrices() {
             let z = two.run(&Op::MatMul { trans_b }, &matrix_sizes(xs, ys, trans_b, right, bits), |pair, role| {
                 let (x, y) = (Rc::clone(&xs_shared[role]), Rc::clone(&y_shared[role]));
                 let own = Zeroizing::new(plan(x.own().unwrap(), y.own().unwrap()));
-                let matrices = Matrices::new(xs, ys, trans_b).unwrap();
+                let product = Plan::new(xs, ys, trans_b).unwrap();
                 let tiles = Rc::clone(&two.tiles[role]);
-                async move { multiply_matrices(&pair, &tiles, &matrices, (x.own()?, y.own()?), own, right, bits).await }
+                async move { multiply_matrices(&pair, &tiles, &product, (x.own()?, y.own()?), own, right, bits).await }
             });
             for (z, expected) in open(&z, expected.len(), bits).into_iter().zip(expected) {
                 let off = signed(z.wrapping_sub(expected) & ring_mask(bits), bits);
@@ -137,10 +137,10 @@ fn products_of_empty_matrices_send_nothing() {
         let z =
             two.run(&Op::MatMul { trans_b: false }, &matrix_sizes(xs, ys, false, Right::Shared, 40), |pair, role| {
                 let (own, tiles) = (Zeroizing::new(vec![0; out]), Rc::clone(&two.tiles[role]));
-                let matrices = Matrices::new(xs, ys, false).unwrap();
+                let product = Plan::new(xs, ys, false).unwrap();
                 let words = [vec![0; xs[0] * xs[1]], vec![0; ys[0] * ys[1]]];
                 async move {
-                    multiply_matrices(&pair, &tiles, &matrices, (&words[0], &words[1]), own, Right::Shared, 40).await
+                    multiply_matrices(&pair, &tiles, &product, (&words[0], &words[1]), own, Right::Shared, 40).await
                 }
             });
         assert_eq!(open(&z, out, 40), vec![0; out]);

@@ -4,11 +4,12 @@
 use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::settings::two_party::{Right, tilings};
 
-use super::super::matrices::{Matrices, multiply_matrices};
+use super::super::matrices::multiply_matrices;
 use super::super::products::multiply;
 use super::super::{bits, compare, divide, lookup};
 use super::*;
 use crate::settings::testing::{EXTRA, affine_rank};
+use crate::settings::words::product::Plan;
 use crate::wiped::Zeroizing;
 
 /// Bits of a message that are looked at: its first and its last bytes.
@@ -134,10 +135,10 @@ fn products_of_matrices_are_uniform() {
     let run = || {
         let ([client, _], sent) = two.run_seen(&Op::MatMul { trans_b: false }, &sizes, |pair, role| {
             let (x, tiles) = (Rc::clone(&x[role]), Rc::clone(&two.tiles[role]));
-            let matrices = Matrices::new(&shape, &shape, false).unwrap();
+            let product = Plan::new(&shape, &shape, false).unwrap();
             async move {
                 let (x, own) = (x.own()?, Zeroizing::new(vec![0; SIDE * SIDE]));
-                let share = multiply_matrices(&pair, &tiles, &matrices, (x, x), own, Right::Shared, RING).await?;
+                let share = multiply_matrices(&pair, &tiles, &product, (x, x), own, Right::Shared, RING).await?;
                 Ok(bytes_of(&share, RING)?[..12].to_vec())
             }
         });
