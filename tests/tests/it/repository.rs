@@ -13,6 +13,7 @@ const MAX_MAP_LINES: usize = 150;
 /// The crates, and which of the others each may use.
 const CRATES: &[(&str, &[&str])] = &[
     ("kernels", &[]),
+    ("gpu", &["ombra-kernels"]),
     ("lattice", &["ombra-kernels"]),
     ("ir-spec", &["ombra-kernels", "ombra-lattice"]),
     ("compiler", &["ombra-ir", "ombra-kernels"]),
