@@ -43,9 +43,9 @@ pub(super) static TRUNCATE: Description = Description {
         let bound = u32::from(x.ty.bound.saturating_sub(by)) + u32::from(by > 0);
         Ok(ring(bits, u32::from(scale) - u32::from(by), form, x.ty.shape.clone(), bound))
     },
-    derive_norms: NormRule::OfOperands(|op, t, ty| match *op {
-        Op::Truncate { by: 0, .. } => t.first_norms(),
-        Op::Truncate { by, .. } => shifted(t, ty, by, 0),
+    derive_norms: NormRule::OfOperands(|op, t, ty| match (op, t.operands()) {
+        (Op::Truncate { by: 0, .. }, _) => t.first_norms(),
+        (Op::Truncate { by, .. }, Ok([x])) => shifted(t, &x, ty, *by, 0),
         _ => Norms::default(),
     }),
     meaning: Some(|op, e| {
@@ -245,8 +245,8 @@ pub(super) static EMBED: Description = Description {
     name: "embed",
     operands: &["ids", "table"],
     result: "shape of ids, then the table's columns; shared",
-    bound: "table",
-    norms: ["table", "table", ""],
+    bound: "table; in `2pc` one more",
+    norms: ["table; in `2pc` + 1", "table; in `2pc` + √columns", ""],
     constraints: &[
         c(ELEMENT, "operand 0 is integers that the client knows"),
         c(SHARING, "the table is a shared ring tensor"),
@@ -261,9 +261,13 @@ pub(super) static EMBED: Description = Description {
         let [_, features] = &*table.ty.shape else {
             return Err(t.fails(3, format!("{} axes", table.ty.shape.len())));
         };
-        Ok(moved(table.ty, ids.ty.shape.iter().chain([features]).cloned().collect()))
+        let ty = moved(table.ty, ids.ty.shape.iter().chain([features]).cloned().collect());
+        let bound = u32::from(ty.bound) + u32::from(t.cx.setting.protocol().ciphertexts.is_some());
+        Ok(with(&ty, bound))
     },
-    derive_norms: NormRule::OfOperands(|_, t, _| match t.operands() {
+    // By ciphertexts an element is off by one unit.
+    derive_norms: NormRule::OfOperands(|_, t, ty| match t.operands() {
+        Ok([_, table]) if t.cx.setting.protocol().ciphertexts.is_some() => shifted(t, &table, ty, 0, 0),
         Ok([_, table]) => Norms { columns: None, ..table.ty.norms },
         Err(_) => Norms::default(),
     }),

@@ -368,8 +368,8 @@ pub(super) static CUT: Description = Description {
         let bound = (left + 1).max(left.min(1) + 2);
         Ok(ring(bits - by, u32::from(scale - by), x.ty.sharing, x.ty.shape.clone(), bound))
     },
-    derive_norms: NormRule::OfOperands(|op, t, ty| match *op {
-        Op::Cut { by } => shifted(t, ty, by, log(3)),
+    derive_norms: NormRule::OfOperands(|op, t, ty| match (op, t.operands()) {
+        (Op::Cut { by }, Ok([x])) => shifted(t, &x, ty, *by, log(3)),
         _ => Norms::default(),
     }),
     meaning: Some(|op, e| {
@@ -379,9 +379,8 @@ pub(super) static CUT: Description = Description {
     ..ARITHMETIC
 };
 
-/// Norms of what is divided by `2^by`, with an error in every element, as a logarithm.
-pub(super) fn shifted(t: &Typing, ty: &Ty, by: u8, error: u32) -> Norms {
-    let Ok([x]) = t.operands() else { return Norms::default() };
+/// Norms of `x` divided by `2^by`, with an error in every element, as a logarithm.
+pub(super) fn shifted(t: &Typing, x: &Operand, ty: &Ty, by: u8, error: u32) -> Norms {
     let less = |n: u32| n.saturating_sub(BIT * u32::from(by));
     let rows = spread_row(t.cx, x.ty, &ty.shape).zip(row_of(t.cx, &ty.shape));
     Numbers { size: sum(less(size(x.ty)), error), rows: rows.map(|(x, n)| sum(less(x), error + n)) }.fit()

@@ -366,7 +366,7 @@ fn attention_like_block_with_a_cache_in(setting: Setting) {
     let q = b.ring(Op::Weight { name: q }, (64, 12), Sharing::Shared, &[four.clone(), four.clone()], 13);
     let product = b.rotated(2, Op::MatMul { trans_b: true }, &[x, q]);
     let query = b.rotated(2, Op::Truncate { by: 12, bits: 64 }, &[product]);
-    let before = b.ring(Op::State { slot: 0 }, (64, 12), Sharing::Shared, &[past, four.clone()], 21);
+    let before = b.ring(Op::State { slot: 0 }, (64, 12), Sharing::Shared, &[past, four.clone()], 22);
     let keys = b.op(Op::Concat { axis: 0 }, &[before, x]);
     b.op(Op::SetState { slot: 0 }, &[keys]);
     let scores = b.rotated(1, Op::MatMul { trans_b: true }, &[query, keys]);

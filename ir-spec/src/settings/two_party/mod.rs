@@ -22,7 +22,7 @@ use ombra_lattice::tiles::{ERROR_BITS, MOST_INNER, Tiling, public_key_bytes};
 use super::dealer::{ExpTable, exp_table};
 use super::{Ciphertexts, Protocol, RowLens, Sizes, Traffic, plane_bytes, wrap_bytes};
 use crate::diag::{Diagnostic, Result};
-use crate::module::{Module, Party};
+use crate::module::{Module, Node, Party};
 use crate::op::{EXP_WINDOW, EXP_WINDOWS, Op};
 use crate::ty::Sharing;
 
@@ -139,15 +139,19 @@ pub fn power_scales(scale: u8) -> [u8; 2] {
     [scale - (scale / 2 + 2), scale - (scale / 2 + 4)]
 }
 
-/// The sets of ciphertexts that the products of a module take, each once: the client sends a public key for each when a
-/// session is set up.
+/// The sets of ciphertexts that the products and lookups of a module take, each once: the client sends a public key for each
+/// when a session is set up.
 pub fn tile_sets(module: &Module) -> Vec<&'static TileSet> {
-    let products = module.ops.iter().filter(|node| {
+    let set = |node: &Node| {
         let secret = |i: usize| node.args.get(i).is_some_and(|&arg| module.ty(arg).sharing.is_secret());
-        matches!(node.op, Op::MatMul { .. }) && secret(0) && secret(1)
-    });
-    let rings = products.filter_map(|node| Some(node.ty.as_ring()?.0));
-    let mut sets: Vec<_> = rings.filter_map(|bits| TileSet::for_ring(bits.into())).collect();
+        let (bits, _) = node.ty.as_ring()?;
+        match node.op {
+            Op::MatMul { .. } if secret(0) && secret(1) => TileSet::for_ring(bits.into()),
+            Op::Embed => TileSet::for_ring(u32::from(bits) + ROW_DROPPED),
+            _ => None,
+        }
+    };
+    let mut sets: Vec<_> = module.ops.iter().filter_map(set).collect();
     sets.sort_by_key(|set| set.id);
     sets.dedup();
     sets
@@ -181,6 +185,29 @@ pub fn tilings(sizes: [usize; 4], right: Right, bits: u8) -> Vec<Tiling> {
     if choices.saturating_add(answers).saturating_mul(times) < in_tiles { Vec::new() } else { tilings }
 }
 
+/// Bits below the units of a row that is looked up by ciphertexts: the error of the product stays in them.
+pub const ROW_DROPPED: u32 = ERROR_BITS + 1;
+
+/// Ids of a lookup that are one product at least, and products at most.
+const IDS_AT_ONCE: usize = 64;
+const MOST_PRODUCTS: usize = 1 << 8;
+
+/// Products in tiles by which a private table of so many rows and columns in a ring of `bits` is looked up at so many ids: some
+/// of the client's unit vectors each, times the table, with [`ROW_DROPPED`] bits more. None where transfers of all rows take
+/// fewer bytes, and of wider rings.
+pub fn row_tilings([ids, rows, columns]: [usize; 3], bits: u8) -> Vec<Tiling> {
+    let wide = u32::from(bits) + ROW_DROPPED;
+    let Some(set) = TileSet::for_ring(wide) else { return Vec::new() };
+    let at_once = IDS_AT_ONCE.max(ids.div_ceil(MOST_PRODUCTS));
+    let tilings = (0..ids).step_by(at_once).map(|first| Tiling::new(set, 1, at_once.min(ids - first), rows, columns));
+    let Some(tilings) = tilings.map(std::result::Result::ok).collect::<Option<Vec<_>>>() else { return Vec::new() };
+    let bytes = |tiling: &Tiling| (tiling.message_bytes() + tiling.answer_bytes(wide)) as u64;
+    let in_tiles = tilings.iter().map(bytes).fold(0, u64::saturating_add);
+    let entries = (ids as u64).saturating_mul(columns as u64).saturating_mul(rows as u64);
+    let by_transfers = entries.saturating_mul(ring_bytes(bits.into()));
+    if rows as u64 <= MOST_ROWS && by_transfers < in_tiles { Vec::new() } else { tilings }
+}
+
 /// Bytes of who chooses and of who offers where matrices are multiplied by transfers, of one party's left one.
 fn by_transfers([batch, rows, inner, columns]: [usize; 4], bits: u8) -> [u64; 2] {
     let elements = (batch as u64).saturating_mul(rows as u64).saturating_mul(inner as u64);
@@ -210,11 +237,11 @@ fn matrices(s: &Sizes) -> [usize; 4] {
     [batch, rows, s.inner, s.columns].map(|size| usize::try_from(size).unwrap_or(usize::MAX))
 }
 
-/// Rows of a private table at most: a lookup is one transfer of one of so many entries, and sends all of them.
+/// Rows of a private table at most that is looked up by transfers: each is one of so many entries, and sends all of them.
 pub const MOST_ROWS: u64 = 1 << 14;
 
-/// Checks that the setting serves a module: its private tables are small, and no sum of products is too long for one
-/// ciphertext's noise.
+/// Checks that the setting serves a module: tables that are too large for transfers fit ciphertexts, and no sum of products
+/// is too long for their noise.
 ///
 /// # Errors
 /// `E0421`.
@@ -222,11 +249,14 @@ pub fn check(module: &Module) -> Result<()> {
     for node in module.ops.iter().filter(|node| matches!(node.op, Op::Embed)) {
         let rows = node.args.get(1).and_then(|&table| module.ty(table).shape.first()?.as_constant());
         let rows = rows.and_then(|rows| u64::try_from(rows).ok()).unwrap_or(u64::MAX);
-        if rows > MOST_ROWS {
+        let bits = node.ty.as_ring().map_or(0, |(bits, _)| bits);
+        let fits = TileSet::for_ring(u32::from(bits) + ROW_DROPPED).is_some();
+        let most = if fits { MOST_INNER as u64 } else { MOST_ROWS };
+        if rows > most {
             return Err(Diagnostic::input("E0421", "a private table is too large for the setting 2pc")
                 .at(node.origin.node.clone())
-                .note(format!("expected  at most {MOST_ROWS} rows"))
-                .note(format!("found     {rows}"))
+                .note(format!("expected  at most {most} rows"))
+                .note(format!("found     {rows} of a ring of {bits} bits"))
                 .note(
                     "help      make the embedding public with --base or --public, or compile for 3pc or 2pc-dealer",
                 ));
@@ -288,6 +318,16 @@ impl Traffic {
     fn transfer(&mut self, chooser: u8, planes: u64, n: u64, answer: u64) {
         self.choices(0, chooser, planes, n);
         self.send(1, 1 - chooser, chooser, answer);
+        self.rounds += 2;
+    }
+
+    /// The client's ciphertexts, and the server's products.
+    fn tiles(&mut self, tilings: &[Tiling], bits: u32) {
+        let sum = |bytes: &dyn Fn(&Tiling) -> usize| {
+            tilings.iter().map(|tiling| bytes(tiling) as u64).fold(0, u64::saturating_add)
+        };
+        self.send(0, 0, 1, sum(&Tiling::message_bytes));
+        self.send(1, 1, 0, sum(&|tiling| tiling.answer_bytes(bits)));
         self.rounds += 2;
     }
 
@@ -358,12 +398,7 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
                 }
                 return t;
             }
-            let sum = |bytes: fn(&Tiling, u32) -> usize| {
-                tilings.iter().map(|tiling| bytes(tiling, s.bits.into()) as u64).fold(0, u64::saturating_add)
-            };
-            t.send(0, 0, 1, sum(|tiling, _| tiling.message_bytes()));
-            t.send(1, 1, 0, sum(Tiling::answer_bytes));
-            t.rounds += 2;
+            t.tiles(&tilings, s.bits.into());
         }
         Op::Truncate { by, bits } => match wrap_bytes(s.from_bits, *bits, *by) {
             0 => {}
@@ -383,6 +418,13 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.transfer(0, u64::from(window - cell) + powers.iter().sum::<u64>(), n, answer);
         }
         Op::Embed => {
+            let columns = s.out.checked_div(s.tokens).unwrap_or(0);
+            let sizes = [s.tokens, s.table_rows, columns].map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+            let tilings = row_tilings(sizes, s.bits);
+            if !tilings.is_empty() {
+                t.tiles(&tilings, u32::from(s.bits) + ROW_DROPPED);
+                return t;
+            }
             let planes = u64::from((s.table_rows.max(2) - 1).ilog2() + 1);
             let answer = s.out.saturating_mul(s.table_rows).saturating_mul(ring_bytes(bits));
             t.transfer(0, planes, s.tokens, answer);
@@ -410,7 +452,7 @@ mod tests {
     use super::super::Setting;
     use super::*;
     use crate::dim::{Dim, Dims};
-    use crate::module::{Id, Node, Origin, Stage};
+    use crate::module::{Id, Origin, Stage};
     use crate::ty::Ty;
 
     /// Elements that are so many that all bytes are whole.
@@ -508,18 +550,33 @@ mod tests {
 
     #[test]
     fn large_private_tables_are_refused() {
-        let with = |rows: u64| {
+        let with = |rows: u64, bits: u8| {
             let mut module = Module::empty("m".to_owned(), Setting::TwoParty, Stage::Scheduled, Dims::default());
             let shape = vec![Dim::from(rows as u32), Dim::from(4)];
-            let ty = Ty::ring(32, 12, Sharing::Shared, shape, 20);
+            let ty = Ty::ring(bits, 12, Sharing::Shared, shape, 20);
             for (op, args) in [(Op::Weight { name: "table".to_owned() }, vec![]), (Op::Embed, vec![Id(0); 2])] {
                 module.ops.push(Node { op, args, ty: ty.clone(), origin: Origin::default(), rot: 0 });
             }
             module
         };
-        assert_eq!(check(&with(MOST_ROWS)), Ok(()));
-        let error = check(&with(MOST_ROWS + 1)).unwrap_err();
-        assert!(error.code == "E0421" && error.to_string().contains("16385"), "{error}");
+        for (most, bits) in [(MOST_ROWS, 64), (MOST_INNER as u64, 56)] {
+            assert_eq!(check(&with(most, bits)), Ok(()));
+            let error = check(&with(most + 1, bits)).unwrap_err();
+            assert!(error.code == "E0421" && error.to_string().contains(&format!("{}", most + 1)), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_of_large_tables_are_looked_up_by_ciphertexts() {
+        let sent = |ids, table_rows| {
+            traffic(&Op::Embed, &Sizes { out: ids * 576, table_rows, tokens: ids, ..sizes(24) }).bytes()
+        };
+        let all = |ids, rows| ids * 576 * rows * 3;
+        // As many ids as are one product take few bytes more than one.
+        assert!(sent(64, 49152) < all(64, 49152) / 200 && sent(1, 49152) < all(1, 49152) / 4);
+        assert!((all(4, 7)..all(4, 7) + 1000).contains(&sent(4, 7)));
+        assert!(row_tilings([1, 49152, 576], 57).is_empty() && !row_tilings([1, 49152, 576], 56).is_empty());
+        assert_eq!(row_tilings([20_000, 49152, 576], 24).len(), 20_000_usize.div_ceil(79));
     }
 
     #[test]

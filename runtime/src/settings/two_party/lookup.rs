@@ -18,9 +18,11 @@
 
 use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::settings::dealer::exp_shift;
-use ombra_ir::settings::two_party::{Exp, exp, power_scales};
+use ombra_ir::settings::two_party::{Exp, ROW_DROPPED, exp, power_scales, row_tilings};
 use ombra_ir::{Diagnostic, Result};
+use ombra_lattice::tiles::Tiling;
 
+use super::matrices::{TileKeys, in_tiles};
 use super::pair::Pair;
 use super::{Purpose, mismatch};
 use crate::backend::bits::{to_planes, words};
@@ -166,39 +168,100 @@ pub async fn curve(pair: &Pair, x: &Share, n: usize, (curve, cells): (Curve, Cel
 
 /// The rows of the server's table at `ids`, which the client alone gives; a negative id counts from the end.
 ///
+/// Where that is fewer bytes than all rows ([`row_tilings`]), ids become unit vectors, in which 1 stands for 2^e, times the
+/// table: the error of such a product is below 2^(e-1), and its e lowest bits are dropped by both parties for themselves. A row
+/// is right, or one unit too low. Otherwise it is exact, one transfer of all rows for every id.
+///
 /// # Errors
 /// E0806 when an id is out of range.
-pub async fn embed(pair: &Pair, ids: Option<&[i64]>, table: Option<&[u64]>, sizes: Table) -> Result<Share> {
+pub async fn embed(
+    pair: &Pair,
+    keys: &TileKeys,
+    ids: Option<&[i64]>,
+    table: Option<&[u64]>,
+    sizes: Table,
+) -> Result<Share> {
+    let Table { rows, columns, tokens, bits } = sizes;
+    let fits = match (pair.is_client(), ids, table) {
+        (true, Some(ids), _) => ids.len() == tokens,
+        (false, None, Some(table)) => table.len() == rows * columns,
+        _ => false,
+    };
+    if !fits {
+        return Err(Diagnostic::internal("E0804", "a lookup takes ids of the client alone"));
+    }
+    let place = |&id: &i64| crate::exec::side::row_index(id, rows).map(|row| row as u64);
+    let places = Zeroizing::new(ids.unwrap_or_default().iter().map(place).collect::<Result<Vec<u64>>>()?);
+    let table = table.unwrap_or_default();
+    let tilings = row_tilings([tokens, rows, columns], bits);
+    if tilings.is_empty() {
+        by_transfers(pair, &places, table, sizes).await
+    } else {
+        by_tiles(pair, keys, &tilings, &places, table, bits).await
+    }
+}
+
+/// Unit vectors times the table, without the bits that the error is in.
+async fn by_tiles(
+    pair: &Pair,
+    keys: &TileKeys,
+    tilings: &[Tiling],
+    places: &[u64],
+    table: &[u64],
+    bits: u8,
+) -> Result<Share> {
+    let client = pair.is_client();
+    let at_once = tilings.first().map_or(0, |tiling| tiling.rows);
+    let operand = |part: usize| {
+        if !client {
+            return Ok(Zeroizing::new(table.to_vec()));
+        }
+        let (Some(places), Some(tiling)) = (places.get(part * at_once..), tilings.get(part)) else {
+            return Err(mismatch("a lookup of another size"));
+        };
+        let mut units = Zeroizing::new(vec![0u64; tiling.rows * tiling.inner]);
+        for (row, place) in units.chunks_exact_mut(tiling.inner.max(1)).zip(places) {
+            row.iter_mut().zip(0u64..).for_each(|(unit, at)| *unit = u64::from(at == *place) << ROW_DROPPED);
+        }
+        Ok(units)
+    };
+    let products = in_tiles(pair, keys, tilings, operand, bits + ROW_DROPPED as u8).await?;
+    // The error may be negative: half a unit more keeps it from the next one below.
+    let half = if client { 1 << (ROW_DROPPED - 1) } else { 0 };
+    let rows = products.iter().flat_map(|product| product.iter());
+    Ok(Share::of(rows.map(|x| dropped(x.wrapping_add(half), bits)).collect()))
+}
+
+/// The `bits` bits of a ring above those that are dropped.
+fn dropped(x: u64, bits: u8) -> u64 {
+    x >> ROW_DROPPED & (u64::MAX >> (64 - bits))
+}
+
+/// One transfer of all rows for every id.
+async fn by_transfers(pair: &Pair, places: &[u64], table: &[u64], sizes: Table) -> Result<Share> {
     let Table { rows, columns, tokens, bits } = sizes;
     let width = usize::from(bits).div_ceil(8);
     let entries = Entries { n: tokens, count: rows, bytes: columns * width };
-    match (pair.is_client(), ids, table) {
-        (true, Some(ids), _) if ids.len() == tokens => {
-            let places = ids.iter().map(|&id| crate::exec::side::row_index(id, rows).map(|row| row as u64));
-            let places = Zeroizing::new(places.collect::<Result<Vec<_>>>()?);
-            let chosen = pair.choose(Purpose::Entries, 0, &planes(&places, entries.planes()))?;
-            pair.round().await;
-            pair.round().await;
-            let found = pair.answered(entries.message_bytes(), |message| chosen.entries(entries, message))?;
-            let word = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |x, b| x << 8 | u64::from(*b));
-            Ok(Share::of(found.chunks_exact(width).map(word).collect()))
-        }
-        (false, None, Some(table)) if table.len() == rows * columns => {
-            pair.round().await;
-            let settled = pair.offer(Purpose::Entries, 0, entries.planes(), tokens)?;
-            let masks = Zeroizing::new(pair.cx().draw_private(Purpose::Entries, 0, tokens * columns));
-            let mut all = Zeroizing::new(Vec::with_capacity(entries.message_bytes()));
-            for masks in masks.chunks_exact(columns.max(1)) {
-                for (at, word) in table.iter().enumerate() {
-                    all.extend_from_slice(&word.wrapping_add(masks[at % columns]).to_le_bytes()[..width]);
-                }
-            }
-            let mut message = Vec::new();
-            settled.entries(entries, &all, &mut message)?;
-            pair.answer(&message);
-            pair.round().await;
-            Ok(Share::of(masks.iter().map(|mask| mask.wrapping_neg()).collect()))
-        }
-        _ => Err(Diagnostic::internal("E0804", "a lookup takes ids of the client alone")),
+    if pair.is_client() {
+        let chosen = pair.choose(Purpose::Entries, 0, &planes(places, entries.planes()))?;
+        pair.round().await;
+        pair.round().await;
+        let found = pair.answered(entries.message_bytes(), |message| chosen.entries(entries, message))?;
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |x, b| x << 8 | u64::from(*b));
+        return Ok(Share::of(found.chunks_exact(width).map(word).collect()));
     }
+    pair.round().await;
+    let settled = pair.offer(Purpose::Entries, 0, entries.planes(), tokens)?;
+    let masks = Zeroizing::new(pair.cx().draw_private(Purpose::Entries, 0, tokens * columns));
+    let mut all = Zeroizing::new(Vec::with_capacity(entries.message_bytes()));
+    for masks in masks.chunks_exact(columns.max(1)) {
+        for (at, word) in table.iter().enumerate() {
+            all.extend_from_slice(&word.wrapping_add(masks[at % columns]).to_le_bytes()[..width]);
+        }
+    }
+    let mut message = Vec::new();
+    settled.entries(entries, &all, &mut message)?;
+    pair.answer(&message);
+    pair.round().await;
+    Ok(Share::of(masks.iter().map(|mask| mask.wrapping_neg()).collect()))
 }

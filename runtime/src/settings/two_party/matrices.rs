@@ -70,7 +70,8 @@ fn key<'a, T: ?Sized>(keys: &'a [(u16, Box<T>)], tiling: &Tiling) -> Result<&'a 
 }
 
 /// Both parties' seed of the public polynomials of a part of an op, and this party's secret one.
-fn seeds(pair: &Pair, part: u8) -> Result<([u8; 16], Seed)> {
+fn seeds(pair: &Pair, part: usize) -> Result<([u8; 16], Seed)> {
+    let part = u8::try_from(part).map_err(|_| Diagnostic::internal("E0801", "an op has too many products"))?;
     let bytes = |words: Vec<u64>| -> [u8; 16] {
         let words = Zeroizing::new(words);
         std::array::from_fn(|i| words.get(i / 8).map_or(0, |word| word.to_le_bytes()[i % 8]))
@@ -82,10 +83,6 @@ fn seeds(pair: &Pair, part: u8) -> Result<([u8; 16], Seed)> {
 /// What the peer sent that is no ciphertext of this product.
 pub(super) fn refused(error: ombra_lattice::Error) -> Diagnostic {
     Diagnostic::peer("E0910", "ciphertexts of a product are refused").note(error.to_string())
-}
-
-fn cut(words: &mut [u64], bits: u8) {
-    words.iter_mut().for_each(|word| *word &= u64::MAX >> (64 - bits));
 }
 
 /// The places of messages of these lengths, one after another, and the length of all.
@@ -113,16 +110,52 @@ pub async fn multiply_matrices(
     if tilings.is_empty() {
         return by_transfers(pair, plan, (x, y), own, of, bits).await;
     }
-    let parts = || (0u8..).zip(&tilings);
+    let client = pair.is_client();
+    let operand = |part: usize| match (client, part) {
+        (true, 0) => left(plan, x, false),
+        (true, _) => right(plan, y, false),
+        (false, 0) => right(plan, y, true),
+        (false, _) => left(plan, x, true),
+    };
+    let mut shares = in_tiles(pair, keys, &tilings, operand, bits).await?;
+    let [batch, rows, _, columns] = plan.sizes();
+    match (of, shares.as_mut_slice()) {
+        (Right::Same, [straight]) => {
+            let turned = turn(straight, [batch, rows, columns])?;
+            shares.push(turned);
+        }
+        (_, [_, turned]) => *turned = turn(turned, [batch, columns, rows])?,
+        _ => {}
+    }
+    let mut shares = shares.into_iter();
+    Ok(sum([shares.next(), shares.next()], own))
+}
+
+/// This party's shares of products in a ring of `bits`, of one exchange: `operand` gives the client's left one of each, and the
+/// server's right one, its inner axis first.
+///
+/// # Errors
+/// E0910 for a message that is no ciphertexts of these products.
+pub(super) async fn in_tiles(
+    pair: &Pair,
+    keys: &TileKeys,
+    tilings: &[Tiling],
+    operand: impl Fn(usize) -> Result<Zeroizing<Vec<u64>>>,
+    bits: u8,
+) -> Result<Vec<Zeroizing<Vec<u64>>>> {
     let (asked, asked_bytes) = places(tilings.iter().map(Tiling::message_bytes));
     let (answered, answer_bytes) = places(tilings.iter().map(|tiling| tiling.answer_bytes(bits.into())));
-    let mut shares = Vec::new();
+    let words = |part: usize| {
+        let mut words = operand(part)?;
+        words.iter_mut().for_each(|word| *word &= u64::MAX >> (64 - bits));
+        Ok::<_, Diagnostic>(words)
+    };
+    let mut shares = Vec::with_capacity(tilings.len());
     match keys {
         TileKeys::Client(keys) => {
             let mut message = Vec::with_capacity(asked_bytes);
-            for (part, tiling) in parts() {
-                let mut left = if part == 0 { left(plan, x, false)? } else { right(plan, y, false)? };
-                cut(&mut left, bits);
+            for (part, tiling) in tilings.iter().enumerate() {
+                let left = words(part)?;
                 let (public_seed, seed) = seeds(pair, part)?;
                 let labels = Labels { public_seed: &public_seed, first_index: 0, seed };
                 let sent = key(keys, tiling)?.encrypt_left(tiling, bits.into(), &left, labels);
@@ -145,9 +178,8 @@ pub async fn multiply_matrices(
             pair.round().await;
             let mut answer = Vec::with_capacity(answer_bytes);
             pair.answered(asked_bytes, |message| {
-                for ((part, tiling), place) in parts().zip(asked) {
-                    let mut right = if part == 0 { right(plan, y, true)? } else { left(plan, x, true)? };
-                    cut(&mut right, bits);
+                for ((part, tiling), place) in tilings.iter().enumerate().zip(asked) {
+                    let right = words(part)?;
                     let (public_seed, seed) = seeds(pair, part)?;
                     let labels = Labels { public_seed: &public_seed, first_index: 0, seed };
                     let message = message.get(place).unwrap_or_default();
@@ -162,17 +194,7 @@ pub async fn multiply_matrices(
             pair.round().await;
         }
     }
-    let [batch, rows, _, columns] = plan.sizes();
-    match (of, shares.as_mut_slice()) {
-        (Right::Same, [straight]) => {
-            let turned = turn(straight, [batch, rows, columns])?;
-            shares.push(turned);
-        }
-        (_, [_, turned]) => *turned = turn(turned, [batch, columns, rows])?,
-        _ => {}
-    }
-    let mut shares = shares.into_iter();
-    Ok(sum([shares.next(), shares.next()], own))
+    Ok(shares)
 }
 
 /// The same by transfers.

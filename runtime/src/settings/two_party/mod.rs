@@ -229,7 +229,7 @@ fn start(site: Site<'_>, pair: Pair, tiles: Rc<TileKeys>, args: Vec<Arc<Value>>)
                 let sizes = Table::new(id_shape, table_shape, bits)?;
                 let table = (role == 1).then(|| share(1)).transpose()?;
                 let table = table.as_ref().map(Share::own).transpose()?;
-                lookup::embed(pair, ids.as_deref(), table, sizes).await?
+                lookup::embed(pair, &tiles, ids.as_deref(), table, sizes).await?
             }
             Op::Msb { width, drop } => {
                 let sign = compare::msb(pair, share(0)?.own()?, n, (*width, *drop)).await;

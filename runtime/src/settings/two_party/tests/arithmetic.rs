@@ -2,7 +2,7 @@
 
 use ombra_ir::curve::{Cells, Curve};
 use ombra_ir::op::{EXP_RING, EXP_SCALE};
-use ombra_ir::settings::two_party::Right;
+use ombra_ir::settings::two_party::{Right, row_tilings};
 use ombra_lattice::tiles::ERROR_BITS;
 
 use super::super::matrices::multiply_matrices;
@@ -193,26 +193,32 @@ fn curves() {
     }
 }
 
+/// By transfers, which is exact, and in both parameter sets, in one product and in more.
 #[test]
 fn rows_of_a_table() {
     let (two, mut words) = (Two::new(9), Words(9));
-    for (rows, columns, bits) in [(1, 2, 64), (7, 3, 24), (130, 5, 40)] {
+    for (rows, columns, bits, tokens) in
+        [(1, 2, 64, 4), (7, 3, 24, 4), (130, 5, 40, 4), (300, 200, 24, 68), (400, 150, 40, 5)]
+    {
         let table = words.take(rows * columns);
-        let ids = vec![0, rows as i64 - 1, -1, rows as i64 / 2];
-        let tokens = ids.len();
+        let mut ids = vec![0, rows as i64 - 1, -1, rows as i64 / 2];
+        ids.extend(words.take(tokens - ids.len()).iter().map(|id| (id % rows as u64) as i64));
+        let in_tiles = row_tilings([tokens, rows, columns], bits).len();
+        assert_eq!(in_tiles, if rows < 300 { 0 } else { tokens.div_ceil(64) });
         let sizes_of = Sizes { table_rows: rows as u64, tokens: tokens as u64, ..sizes(tokens * columns, bits) };
         let z = two.run(&Op::Embed, &sizes_of, |pair, role| {
-            let (ids, table) = (ids.clone(), table.clone());
+            let (ids, table, tiles) = (ids.clone(), table.clone(), Rc::clone(&two.tiles[role]));
             async move {
                 let (ids, table) = (Some(ids).filter(|_| role == 0), Some(table).filter(|_| role == 1));
-                lookup::embed(&pair, ids.as_deref(), table.as_deref(), Table { rows, columns, tokens, bits }).await
+                let sizes = Table { rows, columns, tokens, bits };
+                lookup::embed(&pair, &tiles, ids.as_deref(), table.as_deref(), sizes).await
             }
         });
         let row = |id: i64| if id < 0 { (id + rows as i64) as usize } else { id as usize };
-        let expected: Vec<u64> = ids
-            .iter()
-            .flat_map(|id| table[row(*id) * columns..][..columns].iter().map(|x| x & ring_mask(bits)))
-            .collect();
-        assert_eq!(open(&z, tokens * columns, bits), expected);
+        let expected = ids.iter().flat_map(|id| table[row(*id) * columns..][..columns].iter());
+        for (z, x) in open(&z, tokens * columns, bits).into_iter().zip(expected) {
+            let off = x.wrapping_sub(z) & ring_mask(bits);
+            assert!(off <= u64::from(in_tiles > 0), "{rows} rows of {bits} bits: off by {off}");
+        }
     }
 }
