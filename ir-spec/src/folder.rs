@@ -9,6 +9,8 @@ pub const CLIENT_MODEL: &str = "client.onnx";
 pub const CLIENT_DATA: &str = "client.onnx.data";
 /// The weights, in both folders.
 pub const WEIGHTS: &str = "weights.safetensors";
+/// What the metadata of the private weights calls the digest of the plan that they were written for.
+pub const PLAN_DIGEST: &str = "plan";
 /// The tokenizer, in `public/`.
 pub const TOKENIZER: &str = "tokenizer.json";
 /// How tokens are chosen, and the ids of end tokens.

@@ -14,7 +14,7 @@ use crate::pipeline::Compiled;
 use crate::secrecy::labels::Labels;
 use crate::secrecy::leak::Pieces;
 use crate::weights::stream::each_block;
-use ombra_ir::folder::{CLIENT_DATA, CLIENT_MODEL, CONFIGURATION, PLAN, TOKENIZER, WEIGHTS};
+use ombra_ir::folder::{CLIENT_DATA, CLIENT_MODEL, CONFIGURATION, PLAN, PLAN_DIGEST, TOKENIZER, WEIGHTS};
 use ombra_ir::plain::DType;
 use ombra_ir::plan::{self, FileDigest};
 use ombra_ir::{Bindings, Diagnostic, Result, files};
@@ -44,8 +44,7 @@ pub fn write(compiled: &mut Compiled, model: &Model, beside: &[Beside], folder: 
         fs::create_dir_all(dir).map_err(|e| failed(dir, &e))?;
     }
     remove(public_files(&public))?;
-    write_weights(compiled, model, Owner::Public, &public.join(WEIGHTS))?;
-    write_weights(compiled, model, Owner::Server, &server.join(WEIGHTS))?;
+    write_weights(compiled, model, Owner::Public, &public.join(WEIGHTS), None)?;
     compiled.plan.public_weights = digest_of(&public, WEIGHTS)?;
     compiled.plan.files.clear();
     if let Some(region) = &compiled.client_model {
@@ -69,7 +68,9 @@ pub fn write(compiled: &mut Compiled, model: &Model, beside: &[Beside], folder: 
         remove(public_files(&public))?;
         return Err(leak);
     }
-    Ok(plan::digest(&bytes))
+    let digest = plan::digest(&bytes);
+    write_weights(compiled, model, Owner::Server, &server.join(WEIGHTS), Some(&digest))?;
+    Ok(digest)
 }
 
 /// The files that a plan may have in its public folder.
@@ -121,9 +122,12 @@ fn search(mut pieces: Pieces, model: &Model, labels: &Labels, public: &Path) -> 
     Ok(())
 }
 
-/// Writes the weights of one owner as a safetensors file, in order of name.
-fn write_weights(compiled: &Compiled, model: &Model, owner: Owner, path: &Path) -> Result<()> {
+/// Writes the weights of one owner as a safetensors file, in order of name; `plan` is the digest of the plan that they are for.
+fn write_weights(compiled: &Compiled, model: &Model, owner: Owner, path: &Path, plan: Option<&str>) -> Result<()> {
     let mut header = Map::new();
+    if let Some(plan) = plan {
+        header.insert("__metadata__".into(), json!({ PLAN_DIGEST: plan }));
+    }
     let (mut values, mut offset) = (Vec::new(), 0u64);
     for (name, &(v, declared)) in compiled.weights.iter().filter(|(_, w)| w.1 == owner) {
         let node = compiled.graph.node(v)?;

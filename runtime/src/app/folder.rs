@@ -85,6 +85,7 @@ impl PlanFolder {
                 .note("help      the server needs the folder `server` that was written beside `public`"));
         }
         let weights = Weights::open(&path)?;
+        weights.check_plan(&self.digest)?;
         self.private.iter().try_for_each(|wanted| weights.check(wanted))?;
         Ok(weights)
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ombra_ir::bind::MAX_ELEMENTS;
+use ombra_ir::folder::PLAN_DIGEST;
 use ombra_ir::module::{Id, Module};
 use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
@@ -85,6 +86,22 @@ impl Weights {
     /// SHA-256 of the file, in hexadecimal.
     pub fn sha256(&self) -> &str {
         self.file.sha256()
+    }
+
+    /// Checks that the file was not written for another plan than the one with this digest. A file that names none is taken.
+    ///
+    /// # Errors
+    /// `E1003`.
+    pub fn check_plan(&self, digest: &str) -> Result<()> {
+        match self.header.metadata().as_ref().and_then(|metadata| metadata.get(PLAN_DIGEST)) {
+            Some(plan) if plan != digest => {
+                Err(Diagnostic::input("E1003", "the private weights were written for another plan")
+                    .at(self.file.name().to_owned())
+                    .note(format!("expected  {digest}, found {}", plan.escape_debug()))
+                    .note("help      take the folder `server` that was written beside `public`"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks that the file holds a weight with its name and sizes, as single-precision numbers.

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use ombra_ir::folder::PLAN_DIGEST;
 use ombra_ir::plan;
 use ombra_runtime::app::PlanFolder;
 
@@ -59,7 +60,17 @@ fn private_weights_must_be_those_of_the_plan() {
     }
     save_weights(&path, &[("w", vec![WIDTH, 6], values(WIDTH * 6))]);
     assert_eq!(refused(&folder), None);
+    // A file that says for which plan it is has to say this one.
     let bytes = fs::read(&path).unwrap();
+    let (header, values) = bytes[8..].split_at(bytes[0].into());
+    for (plan, expected) in [(PlanFolder::open(&folder.0).unwrap().digest, None), ("0".repeat(64), Some("E1003"))] {
+        let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+        header["__metadata__"] = serde_json::json!({ PLAN_DIGEST: plan });
+        let header = header.to_string();
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length[..], header.as_bytes(), values].concat()).unwrap();
+        assert_eq!(refused(&folder), expected, "{plan}");
+    }
     for length in [0, 7, 8, 20, bytes.len() - 1] {
         fs::write(&path, &bytes[..length]).unwrap();
         assert!(["E1001", "E1003"].contains(&refused(&folder).unwrap()), "{length}");
