@@ -97,13 +97,18 @@ fn conditions(args: &InspectArgs) -> Result<Conditions, Vec<Diagnostic>> {
     Ok(Conditions { network, profile })
 }
 
-fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
+/// The file that `path` means: itself, or the plan of a folder.
+fn plan_file(path: &Path) -> Result<PathBuf, Vec<Diagnostic>> {
     let candidates = [path.join("public").join(folder::PLAN), path.join(folder::PLAN), path.to_path_buf()];
-    let file = candidates.iter().find(|p| p.is_file()).ok_or_else(|| {
+    candidates.into_iter().find(|p| p.is_file()).ok_or_else(|| {
         one(Diagnostic::input("E0563", format!("{} holds no plan", path.display()))
-            .note("expected a folder that `ombra compile` wrote, or a plan.ombra"))
-    })?;
-    let bytes = files::read_bounded(file, plan::MAX_BYTES as u64)
+            .note("expected a folder that `ombra compile` wrote, a plan.ombra or an .mpcir file"))
+    })
+}
+
+fn read_plan(path: &Path) -> Result<Plan, Vec<Diagnostic>> {
+    let file = plan_file(path)?;
+    let bytes = files::read_bounded(&file, plan::MAX_BYTES as u64)
         .map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
     let plan = plan::decode(&bytes).map_err(one)?;
     verify::verify(&plan.module)?;
@@ -151,7 +156,8 @@ fn json(reports: &[&inspect::Report]) -> Result<String, Vec<Diagnostic>> {
 }
 
 /// Verifies a plan or an `.mpcir` file.
-pub fn check(file: &Path) -> Outcome {
+pub fn check(path: &Path) -> Outcome {
+    let file = &plan_file(path)?;
     let bytes = files::read_bounded(file, plan::MAX_BYTES as u64)
         .map_err(|e| one(Diagnostic::input("E0563", format!("cannot read {}: {e}", file.display()))))?;
     let module = if bytes.starts_with(plan::MAGIC) {

@@ -42,7 +42,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Verify a plan or an `.mpcir` file.
     Check {
-        /// `plan.ombra` or a text file.
+        /// A folder that `compile` wrote, `plan.ombra` or a text file.
         file: PathBuf,
     },
     /// Say for every node what it was recognised as, who owns it and where it will run.
@@ -76,7 +76,7 @@ struct ModelArgs {
     #[arg(long, value_name = "NAME=N", value_parser = pair)]
     dim: Vec<(String, u64)>,
     /// Maximum value of a symbolic size; by default what the model's tables of positions hold, at most 2048.
-    #[arg(long, value_name = "NAME=N", value_parser = pair)]
+    #[arg(long, value_name = "NAME=N", value_parser = maximum)]
     max: Vec<(String, u64)>,
 }
 
@@ -120,6 +120,14 @@ fn pair(text: &str) -> Result<(String, u64), String> {
     Ok((name.to_string(), value.parse().map_err(|_| format!("`{value}` is not a number"))?))
 }
 
+fn maximum(text: &str) -> Result<(String, u64), String> {
+    pair(text)
+        .and_then(|(name, most)| if most > 0 { Ok((name, most)) } else { Err("expected a maximum above 0".into()) })
+}
+
+/// Errors that are printed: the first ones name the cause, and a module has thousands of ops.
+const MOST_ERRORS: usize = 10;
+
 /// Does what the command line `arguments` says, the name of the program first; the exit status.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     let result = match Cli::parse_from(arguments).command {
@@ -133,8 +141,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     match result {
         Ok(()) => 0,
         Err(errors) => {
-            for e in &errors {
+            for e in errors.iter().take(MOST_ERRORS) {
                 eprintln!("{e}");
+            }
+            if errors.len() > MOST_ERRORS {
+                eprintln!("and {} errors more", errors.len() - MOST_ERRORS);
             }
             let internal = errors.iter().any(|e| e.kind == Kind::Internal);
             if internal { 1 } else { 2 }

@@ -6,7 +6,6 @@ use crate::ranges::calibrate::vocabulary;
 use ombra_ir::Diagnostic;
 use ombra_ir::module::OutputKind;
 use ombra_ir::plain::DType;
-use std::collections::BTreeSet;
 
 /// What the client learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,14 +65,17 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
             },
         }
     }
-    // One output may be revealed in both forms: each needs a value of its own.
-    let mut seen = BTreeSet::new();
-    for entry in &mut out {
-        if !seen.insert(entry.0) {
-            let copy = graph.outputs[entry.0].clone();
-            graph.outputs.push(copy);
-            entry.0 = graph.outputs.len() - 1;
-        }
+    // One output may be revealed in both forms: each needs a value and a name of its own.
+    let mut seen = Vec::new();
+    out.retain(|entry| {
+        let is_new = !seen.contains(entry);
+        seen.push(*entry);
+        is_new
+    });
+    let twice = |i: usize| out.iter().filter(|entry| entry.0 == i).count() > 1;
+    if let Some(at) = out.iter().position(|&(i, kind)| kind == OutputKind::NextToken && twice(i)) {
+        graph.outputs.push(Output { name: "next-token".into(), ..graph.outputs[out[at].0].clone() });
+        out[at].0 = graph.outputs.len() - 1;
     }
     if errors.is_empty() { Ok(out) } else { Err(errors) }
 }
