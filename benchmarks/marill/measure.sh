@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# A small LLaMA in the forms of MPC-friendly fine-tuning, run between three processes of this machine: bytes, rounds and
-# time of a prompt and of further tokens. Usage: benchmarks/marill/measure.sh [FOLDER] [NETWORK]; the folder gets models,
-# plans, reports and a table on standard output.
+# A small LLaMA in the forms of MPC-friendly fine-tuning, run between processes of this machine: bytes, rounds and time of a
+# prompt and of further tokens. Usage: [SETTING=2pc] [WIDTH=256] [LAYERS=4] [PROMPT=128] benchmarks/marill/measure.sh [FOLDER]
+# [NETWORK]; the folder gets models, plans, reports and a table on standard output.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-out/marill}
 network=${2:-none}
 prompt=${PROMPT:-128}
 layers=${LAYERS:-4}
+setting=${SETTING:-3pc}
+width=${WIDTH:-256}
 mkdir -p "$folder"
 bin=${BIN:-target/release}
 [ -n "${BIN:-}" ] || cargo build --release -p ombra-compiler -p ombra-runtime -p ombra-examples
-shape=(--layers "$layers" --hidden 256 --heads 8 --kv-heads 8 --ff 688 --vocab 2000)
+shape=(--layers "$layers" --hidden "$width" --heads 8 --kv-heads 8 --ff $((width * 43 / 16)) --vocab 2000)
 half=$((layers / 2))
 tokens=$(for i in $(seq 0 $((prompt - 1))); do echo $((i * 7919 % 2000)); done | paste -sd,)
 "$bin/generate-model" llama "${shape[@]}" -o "$folder/base.onnx"
@@ -19,7 +21,7 @@ run() {
     local name=$1
     shift
     "$bin/generate-model" llama "${shape[@]}" "$@" -o "$folder/$name.onnx"
-    "$bin/ombra" compile "$folder/$name.onnx" "${compile[@]}" -o "$folder/$name" > /dev/null 2> "$folder/$name.log"
+    "$bin/ombra" compile "$folder/$name.onnx" --setting "$setting" "${compile[@]}" -o "$folder/$name" > /dev/null 2> "$folder/$name.log"
     "$bin/ombra-run" local "$folder/$name" --tokens "$tokens" -n 3 --network "$network" --report "$folder/$name.json" > /dev/null
 }
 base=(--base "$folder/base.onnx")
