@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SETTINGS = ("3pc", "2pc-dealer")
+SETTINGS = ("3pc", "2pc-dealer", "2pc")
 LENGTHS = (64, 512, 2048)
 
 
