@@ -2,6 +2,7 @@
 
 use ombra_compiler::inspect::inspect;
 use ombra_compiler::onnx::Model;
+use ombra_ir::plan;
 use ombra_runtime::app::inputs::token_ids;
 use ombra_runtime::app::{PlanFolder, Request};
 use ombra_tests::built::{Built, Folder, build};
@@ -47,19 +48,27 @@ fn a_plan_with_a_changed_byte_is_refused() {
     assert!(PlanFolder::open(built.folder.path()).is_ok(), "the plan itself");
 }
 
-/// A file whose digest was made to fit the damage: the decoder and the verifier are alone with it, and what they let
-/// pass is run.
+/// A file whose digest was made to fit the damage, and weights that say to be for it: the decoder and the verifier are alone
+/// with it, and what they let pass is run.
 #[test]
 fn a_plan_that_was_changed_on_purpose_does_no_harm() {
     let built = build(NAME, BASE, Vec::new()).expect("it compiles");
     let path = plan_path(&built);
     let bytes = std::fs::read(&path).expect("the plan is there");
+    let weights_path = built.folder.path().join("server/weights.safetensors");
+    let mut weights = std::fs::read(&weights_path).expect("the weights are there");
+    let digest = plan::digest(&bytes);
+    let at = weights.windows(digest.len()).position(|part| part == digest.as_bytes()).expect("they name their plan");
     let request = Request::text(3);
     let (mut refused, mut failed, mut ran) = (0, 0, 0);
+    let named = at..at + digest.len();
     for at in positions(if long() { 5000 } else { 150 }, bytes.len() - 44) {
         let mut body = bytes[44..].to_vec();
         body[at] ^= 1 << (at % 8);
-        std::fs::write(&path, with_digest(&bytes[..12], &body)).expect("it can be written");
+        let changed = with_digest(&bytes[..12], &body);
+        weights[named.clone()].copy_from_slice(plan::digest(&changed).as_bytes());
+        std::fs::write(&path, changed).expect("it can be written");
+        std::fs::write(&weights_path, &weights).expect("they can be written");
         let opened = PlanFolder::open(built.folder.path());
         // Costs bind and schedule the whole module; sizes may have become impossible, which is an error and no panic.
         let costed = opened.and_then(|folder| inspect(&folder.plan, &BTreeMap::new()).map(|_| folder));
