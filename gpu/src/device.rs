@@ -199,6 +199,11 @@ impl Gpu {
         self.form
     }
 
+    /// The error after which it refuses all work, if there was one.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.state.0).clone()
+    }
+
     /// Bytes of right operands that are in its memory now.
     pub fn placed_bytes(&self) -> u64 {
         self.placed.load(Ordering::Relaxed)

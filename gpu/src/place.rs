@@ -140,6 +140,9 @@ impl Placed {
         if bytes_of(k.max(n)) > self.gpu.binding {
             return Err(Error::Sizes(format!("rows of {k} and {n} elements are too long for the device")));
         }
+        if x.is_empty() {
+            return Ok(());
+        }
         let gpu = &self.gpu;
         gpu.with_scratch(|scratch| scratch.add_product(gpu, (x, k), (&self.slabs, self.columns, trans_b), (out, n)))
     }

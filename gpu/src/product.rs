@@ -26,7 +26,7 @@ use crate::{Error, Form, Result};
 /// Bytes that are staged at once, in either direction.
 const STAGE: u64 = 16 << 20;
 /// Bytes of a chunk of an operand or a result.
-const CHUNK: u64 = 256 << 20;
+const CHUNK: u64 = 64 << 20;
 /// Multiplications of a submission: half a second at 64 of them a nanosecond, and at most a few seconds where it is slow.
 const SUBMISSION: u64 = 1 << 35;
 /// Up to this many rows, the right operand is read without tiles.
@@ -35,6 +35,8 @@ const FEW_ROWS: usize = 16;
 pub const MOST_SLABS: usize = 256;
 /// Bytes from one slab's sizes to the next: what every device can bind at.
 const SIZES: u64 = 256;
+/// Bytes of the sizes of all slabs, which are staged before elements.
+const TABLE: u64 = SIZES * MOST_SLABS as u64;
 /// Elements that are turned into bytes at once.
 const PIECE: usize = 512;
 
@@ -93,9 +95,10 @@ impl Programs {
     }
 }
 
-/// Buffers that all products share, each empty of secrets between them.
+/// Buffers that all products share, each empty of secrets between them. They are made before weights fill the device's
+/// memory, and nothing else is made for a product unless a row of it is longer than a chunk.
 pub struct Scratch {
-    /// On the way to the device; mapped between uses.
+    /// On the way to the device, the sizes of slabs before elements; mapped between uses.
     up: Buffer,
     /// On the way back.
     down: Buffer,
@@ -120,22 +123,22 @@ impl Scratch {
         let device = &gpu.device;
         let stage = STAGE.min(gpu.binding);
         Scratch {
-            up: buffer(device, stage, BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC),
+            up: buffer(device, TABLE + stage, BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC),
             down: buffer(device, stage, BufferUsages::MAP_READ | BufferUsages::COPY_DST),
-            sizes: buffer(device, SIZES * MOST_SLABS as u64, BufferUsages::UNIFORM | BufferUsages::COPY_DST),
-            x: buffer(device, 256, OPERAND),
-            c: buffer(device, 256, RESULT),
+            sizes: buffer(device, TABLE, BufferUsages::UNIFORM | BufferUsages::COPY_DST),
+            x: buffer(device, CHUNK.min(gpu.binding), OPERAND),
+            c: buffer(device, CHUNK.min(gpu.binding), RESULT),
         }
     }
 
     /// Elements that are staged at once.
     fn staged(&self) -> usize {
-        (self.up.size() / 8) as usize
+        ((self.up.size() - TABLE) / 8) as usize
     }
 
     /// Writes elements where they are staged, and has them copied to element `at` of a buffer.
     fn stage(&self, encoder: &mut CommandEncoder, words: &[u64], to: &Buffer, at: usize) -> Result<()> {
-        let mut view = self.up.slice(..bytes_of(words.len())).get_mapped_range_mut().map_err(failed)?;
+        let mut view = self.up.slice(TABLE..TABLE + bytes_of(words.len())).get_mapped_range_mut().map_err(failed)?;
         let mut bytes = [0u8; 8 * PIECE];
         for (i, piece) in words.chunks(PIECE).enumerate() {
             let bytes = &mut bytes[..8 * piece.len()];
@@ -147,8 +150,7 @@ impl Scratch {
         }
         bytes.zeroize();
         drop(view);
-        self.up.unmap();
-        encoder.copy_buffer_to_buffer(&self.up, 0, to, bytes_of(at), bytes_of(words.len()));
+        encoder.copy_buffer_to_buffer(&self.up, TABLE, to, bytes_of(at), bytes_of(words.len()));
         Ok(())
     }
 
@@ -160,7 +162,7 @@ impl Scratch {
     /// Overwrites what was staged.
     fn wipe(&self, staged: usize) -> Result<()> {
         if staged > 0 {
-            let mut view = self.up.slice(..bytes_of(staged)).get_mapped_range_mut().map_err(failed)?;
+            let mut view = self.up.slice(TABLE..TABLE + bytes_of(staged)).get_mapped_range_mut().map_err(failed)?;
             view.slice(..).fill(0);
         }
         Ok(())
@@ -172,6 +174,7 @@ impl Scratch {
         for piece in words.chunks(self.staged()) {
             let mut encoder = encoder(gpu);
             self.stage(&mut encoder, piece, to, at)?;
+            self.up.unmap();
             gpu.queue.submit([encoder.finish()]);
             let back = self.remap();
             gpu.wait()?;
@@ -232,7 +235,8 @@ impl Scratch {
                 staged = piece.len();
             }
         }
-        self.dispatch(gpu, &mut now, (m, k, n), right);
+        self.dispatch(gpu, &mut now, (m, k, n), right)?;
+        self.up.unmap();
         let used = [bytes_of(x.len()), bytes_of(out.len())];
         let mut at = 0;
         let count = out.len().div_ceil(self.staged());
@@ -267,14 +271,14 @@ impl Scratch {
         Ok(())
     }
 
-    /// Has the products of all slabs made.
+    /// Has the products of all slabs made; their sizes are staged.
     fn dispatch(
         &self,
         gpu: &Gpu,
         encoder: &mut CommandEncoder,
         (m, k, n): (usize, usize, usize),
         (slabs, columns, trans_b): (&[Slab], usize, bool),
-    ) {
+    ) -> Result<()> {
         let is_few = m <= FEW_ROWS;
         let (group_rows, group_columns) = if is_few { (FEW, few_columns(trans_b)) } else { (TILE, TILE) };
         let mut table = vec![0u8; SIZES as usize * slabs.len()];
@@ -291,7 +295,9 @@ impl Scratch {
             groups.push(((width as u32).div_ceil(group_columns), (m as u32).div_ceil(group_rows)));
             from += slab.rows;
         }
-        gpu.queue.write_buffer(&self.sizes, 0, &table);
+        let bytes = table.len() as u64;
+        self.up.slice(..bytes).get_mapped_range_mut().map_err(failed)?.copy_from_slice(&table);
+        encoder.copy_buffer_to_buffer(&self.up, 0, &self.sizes, 0, bytes);
         let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor::default());
         pass.set_pipeline(&gpu.programs.pipelines[usize::from(is_few)][usize::from(trans_b)]);
         for ((i, slab), (across, down)) in (0u32..).zip(slabs).zip(groups) {
@@ -299,6 +305,7 @@ impl Scratch {
             pass.set_bind_group(0, &bound, &[i * SIZES as u32]);
             pass.dispatch_workgroups(across, down, 1);
         }
+        Ok(())
     }
 
     fn bound(&self, gpu: &Gpu, slab: &Slab) -> BindGroup {
@@ -406,8 +413,12 @@ mod tests {
             assert_eq!(result(&gpu, scratch, encoder(&gpu), n * n), zeros, "the result");
             // What is in the operand's buffer comes out unchanged.
             let mut again = encoder(&gpu);
-            scratch.dispatch(&gpu, &mut again, (n, n, n), (&identity.slabs, n, false));
+            scratch.dispatch(&gpu, &mut again, (n, n, n), (&identity.slabs, n, false))?;
+            scratch.up.unmap();
             assert_eq!(result(&gpu, scratch, again, n * n), zeros, "the operand");
+            let back = scratch.remap();
+            gpu.wait()?;
+            arrived(&back)?;
             Ok(())
         })
         .unwrap();

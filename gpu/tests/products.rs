@@ -137,6 +137,7 @@ fn operands_of_other_sizes_are_errors_and_leave_the_device_usable() {
     wrong(placed.add_product(&[1; 3], false, &mut [0; 3]));
     wrong(placed.add_product(&[1; 2], false, &mut [0; 4]));
     wrong(placed.add_product(&[1; 2], true, &mut [0; 3]));
+    assert_eq!(placed.add_product(&[], false, &mut []), Ok(()), "no rows are no work");
     let mut out = [0; 3];
     placed.add_product(&[1, 2], false, &mut out).unwrap();
     assert_eq!(out, [3; 3]);

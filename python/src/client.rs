@@ -18,6 +18,7 @@ use ombra_runtime::app::inputs::Named;
 use ombra_runtime::app::isolation::Program;
 use ombra_runtime::app::talk::{self, Event, Finish, Job};
 use ombra_runtime::app::template::Message;
+use ombra_runtime::backend::products::Choice;
 use ombra_runtime::transport::{Party, Purpose};
 use pyo3::prelude::*;
 use serde_json::{Value, json};
@@ -221,7 +222,17 @@ fn open(
     let threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let peers = config.map_or(Peers::Local, Peers::Configured);
     let program = Program { path, arguments };
-    let access = Access { folder, peers, allow_public, threads, network, program, isolated: true, material: None };
+    let access = Access {
+        folder,
+        peers,
+        allow_public,
+        threads,
+        backend: Choice::Cpu,
+        network,
+        program,
+        isolated: true,
+        material: None,
+    };
     let opened = access.open()?;
     let model = opened.model(opened.has_text()?, &[])?;
     let connection = opened.connect()?;
@@ -297,13 +308,13 @@ fn infer(with: &Resources, inputs: Vec<Array>) -> Result<(Vec<Array>, ombra_runt
     let mut on_token = |_: usize, _: i64| Ok(ControlFlow::Continue(()));
     let options = client::Options {
         dealt: None,
-        threads: access.threads,
+        products: with.opened.products.clone(),
         keep_steps: false,
         isolation: isolation.as_ref(),
         on_token: &mut on_token,
     };
     let outcome = client::run(folder, &session, task, options)?;
-    let mut report = client::report(folder, access.threads, access.network.clone());
+    let mut report = client::report(folder, &with.opened.products, access.network.clone());
     report.add(&outcome);
     report.check_costs()?;
     Ok((outcome.outputs.into_iter().map(array).collect(), report))

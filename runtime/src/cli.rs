@@ -19,6 +19,7 @@ use crate::app::isolation::{self, Program};
 use crate::app::material::SPENT_FILE;
 use crate::app::service::log::Format;
 use crate::app::service::{self, serve_party};
+use crate::backend::products::Choice;
 use crate::transport::{SessionId, parse_session};
 
 /// Runs a plan that `ombra compile` made between client, server and the third party of its setting, where that has one.
@@ -350,7 +351,7 @@ struct ServeCommon {
     /// Threads for matrix products; one for each core by default.
     #[arg(long)]
     threads: Option<usize>,
-    /// Where kernels run.
+    /// Where products with large weights run.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     backend: Backend,
 }
@@ -369,10 +370,22 @@ struct Common {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Backend {
-    /// This machine's processor.
+    /// On a graphics processor where one is faster and right, else on the processor.
+    Auto,
+    /// On this machine's processor.
     Cpu,
-    /// A graphics processor.
+    /// On a graphics processor, or not at all.
     Gpu,
+}
+
+impl From<Backend> for Choice {
+    fn from(backend: Backend) -> Choice {
+        match backend {
+            Backend::Auto => Choice::Auto,
+            Backend::Cpu => Choice::Cpu,
+            Backend::Gpu => Choice::Gpu,
+        }
+    }
 }
 
 fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
@@ -424,6 +437,7 @@ fn command(command: Command) -> Result<()> {
                 config,
                 network: common.network,
                 threads,
+                backend: common.backend.into(),
                 with_input: end_with_input,
                 log,
                 material: material.material,
@@ -431,7 +445,7 @@ fn command(command: Command) -> Result<()> {
             })
         }
         Command::Deal { dir, plan, dim: sizes, steps, session, weights, output, common } => {
-            let threads = threads(&common)?;
+            let threads = threads_alone(&common)?;
             let folder = dir.or(plan).unwrap_or_default();
             command::deal(&Deal { folder, sizes, steps, session, weights, output, threads })
         }
@@ -497,7 +511,7 @@ fn command(command: Command) -> Result<()> {
         }
         Command::Work { memory } => isolation::work(memory),
         Command::Measure { setting, config, common } => {
-            let threads = threads(&common)?;
+            let threads = threads_alone(&common)?;
             measure_machine(setting.parse()?, config.as_deref(), &common.network, threads)
         }
     }
@@ -577,7 +591,7 @@ fn client(
     })
 }
 
-/// How a plan is to be opened, once the options that are not built have been refused.
+/// How a plan is to be opened.
 fn access(folder: PathBuf, peers: Peers, allow_public: Vec<String>, common: ServeCommon) -> Result<Access> {
     let threads = threads(&common)?;
     let program = Program::this()?;
@@ -586,6 +600,7 @@ fn access(folder: PathBuf, peers: Peers, allow_public: Vec<String>, common: Serv
         peers,
         allow_public,
         threads,
+        backend: common.backend.into(),
         network: common.network,
         program,
         isolated: true,
@@ -593,13 +608,17 @@ fn access(folder: PathBuf, peers: Peers, allow_public: Vec<String>, common: Serv
     })
 }
 
-/// Number of threads, once the options that are not built have been refused.
-fn threads(common: &ServeCommon) -> Result<usize> {
+/// Number of threads of a command that runs on the processor alone.
+fn threads_alone(common: &ServeCommon) -> Result<usize> {
     if common.backend == Backend::Gpu {
-        return Err(
-            Diagnostic::unsupported("E1012", "the backend `gpu` is not supported yet").note("expected  --backend cpu")
-        );
+        return Err(Diagnostic::unsupported("E1012", "this command runs on the processor alone")
+            .note("expected  --backend cpu or auto"));
     }
+    threads(common)
+}
+
+/// Number of threads.
+fn threads(common: &ServeCommon) -> Result<usize> {
     match common.threads {
         Some(0) => Err(Diagnostic::input("E1012", "no run without threads").note("expected  --threads 1 or more")),
         Some(count) => Ok(count),

@@ -1,5 +1,7 @@
 //! Plans through the whole runtime: folders, sessions of three parties, processes, reports.
 
+#[path = "app/backends.rs"]
+mod backends;
 #[path = "app/dealer_faults.rs"]
 mod dealer_faults;
 #[path = "app/dealt_window.rs"]

@@ -10,6 +10,7 @@ use ombra_runtime::app::inputs::{Named, find, infer_request};
 use ombra_runtime::app::region::Region;
 use ombra_runtime::app::request::Advance;
 use ombra_runtime::app::{PlanFolder, Request, program};
+use ombra_runtime::backend::products::Products;
 use ombra_runtime::exec::{LinkNet, Net, Opened, TensorSource};
 use ombra_runtime::settings;
 use ombra_runtime::settings::weights::{Weights, agree_weight_key};
@@ -172,7 +173,7 @@ fn party_run(
         Weights::unshared(&module, party, public, own)?
     };
     let weights = Arc::new(weights);
-    let mut run = settings::begin(Arc::clone(&module), party, keys, weights, 1)?;
+    let mut run = settings::begin(Arc::clone(&module), party, keys, weights, Products::cpu(1))?;
     let mut region = Region::open(folder, 1, None)?;
     let slots: Vec<(&str, DType)> = module.inputs.iter().map(|input| (input.name.as_str(), input.dtype)).collect();
     let mut steps = Vec::new();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ombra_ir::{Diagnostic, Result};
 use ombra_runtime::app::service::log::Format;
 use ombra_runtime::app::service::{Options, serve_party};
+use ombra_runtime::backend::products::Choice;
 
 /// Serves sessions until standard input ends. `args` are what follows `serve`: a plan folder, then options.
 ///
@@ -28,6 +29,7 @@ pub fn serve(args: &[String]) -> Result<()> {
         config: PathBuf::from(option("--config")?),
         network: option("--network")?.to_owned(),
         threads,
+        backend: Choice::Cpu,
         with_input: true,
         log: Format::Text,
         material: None,

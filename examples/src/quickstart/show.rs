@@ -18,6 +18,7 @@ use ombra_runtime::app::command::{ClientRun, Given, run_client};
 use ombra_runtime::app::isolation::Program;
 use ombra_runtime::app::report::Report;
 use ombra_runtime::app::text::Text;
+use ombra_runtime::backend::products::Choice;
 
 use super::table::{Column, table};
 use super::{plaintext, root, say, write};
@@ -175,6 +176,7 @@ pub(super) fn run(what: &Run) -> ombra_ir::Result<Report> {
         peers: Peers::Local,
         allow_public: Vec::new(),
         threads: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(3)),
+        backend: Choice::Cpu,
         network: "none".to_string(),
         program: Program::this()?,
         // The plan was made by this program.

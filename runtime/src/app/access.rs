@@ -15,6 +15,7 @@ use super::material::{ClientMaterial, Spent, part_of};
 use super::settings::Settings;
 use super::talk;
 use super::text::Text;
+use crate::backend::products::{Choice, Products};
 use crate::config::PartyConfig;
 use crate::transport::{Endpoint, Network, Party};
 
@@ -29,6 +30,8 @@ pub struct Access {
     pub allow_public: Vec<String>,
     /// Threads of every party on this machine.
     pub threads: usize,
+    /// Where every party on this machine makes products.
+    pub backend: Choice,
     /// The emulated network, as text.
     pub network: String,
     /// What is started for parties on this machine, and for what is kept apart.
@@ -85,6 +88,8 @@ pub struct Opened {
     pub folder: PlanFolder,
     /// How libraries are kept apart, where they are.
     pub isolation: Option<Isolation>,
+    /// How this party makes products.
+    pub products: Products,
     /// The emulated network.
     pub network: Option<Network>,
     config: Option<PartyConfig>,
@@ -111,7 +116,7 @@ impl Access {
     /// Opens the plan folder and reads the client's configuration, where there is one.
     ///
     /// # Errors
-    /// Those of [`Network::parse`], [`PlanFolder::open`] and [`PartyConfig::read`].
+    /// Those of [`Network::parse`], [`PlanFolder::open`], [`PartyConfig::read`] and [`Products::choose`].
     pub fn open(&self) -> Result<Opened> {
         let network = Network::parse(&self.network)?;
         let folder = PlanFolder::open(&self.folder)?;
@@ -123,7 +128,8 @@ impl Access {
         let program = self.program.clone();
         let isolation = Isolation { program, memory: limits.max_memory_bytes, time: limits.receive };
         let isolation = self.isolated.then_some(isolation);
-        Ok(Opened { access: self.clone(), folder, isolation, network, config })
+        let products = Products::choose(self.backend, self.threads, &folder.plan.module)?;
+        Ok(Opened { access: self.clone(), folder, isolation, products, network, config })
     }
 }
 
@@ -153,12 +159,13 @@ impl Opened {
     /// # Errors
     /// `E0711`, `E0712`, and those of [`LocalParties::start`].
     pub fn connect(&self) -> Result<Connection> {
-        let Access { folder, network, threads, program, material, .. } = &self.access;
+        let Access { folder, network, threads, backend, program, material, .. } = &self.access;
         let setting = self.folder.plan.module.setting;
         let (config, local) = match &self.config {
             None => {
+                let beside = setting.beside();
                 let local =
-                    LocalParties::start(program, folder, setting.beside(), material.as_ref(), network, *threads)?;
+                    LocalParties::start(program, folder, beside, material.as_ref(), network, (*threads, *backend))?;
                 (local.client.clone(), Some(local))
             }
             Some(config) => (config.clone(), None),
@@ -177,8 +184,8 @@ impl Opened {
 
     /// How texts are continued over sessions that choose next tokens in these `ways`.
     pub fn talk_options(&self, ways: Vec<Way>) -> talk::Options<'_> {
-        let Access { threads, allow_public, .. } = &self.access;
-        talk::Options { threads: *threads, isolation: self.isolation.as_ref(), allow_public, ways }
+        let (products, allow_public) = (self.products.clone(), &self.access.allow_public);
+        talk::Options { products, isolation: self.isolation.as_ref(), allow_public, ways }
     }
 }
 

@@ -25,6 +25,7 @@ use super::report::{Bounds, Pair, Phase, Report};
 use super::request::{Advance, Course, MAX_STEPS, Request, StepInputs};
 use super::session::{Engine, Next, Phases, Stats, guarded, keys};
 use super::sharing::client_weights;
+use crate::backend::products::{Products, Ran};
 use crate::exec::Opened;
 use crate::transport::{Party, Session};
 
@@ -87,12 +88,14 @@ pub struct Costs {
     pub phases: Vec<Phase>,
     /// Largest resident memory by party, in bytes.
     pub peak_rss: BTreeMap<String, u64>,
+    /// Where products ran, by party.
+    pub products: BTreeMap<String, Ran>,
 }
 
 /// How a session is run.
 pub struct Options<'a> {
-    /// Threads of this party.
-    pub threads: usize,
+    /// How this party makes products.
+    pub products: Products,
     /// Whether to keep every step.
     pub keep_steps: bool,
     /// How the plan's model in the clear is kept apart; nothing runs it in this process, which a model that is not to be
@@ -287,6 +290,7 @@ pub struct Conversation<'a> {
     course: Course,
     region: Region,
     engine: Engine<'a>,
+    products: Products,
     phases: Phases<'a>,
     planned: Vec<Planned>,
     /// The texts so far, padding included.
@@ -297,7 +301,7 @@ pub struct Conversation<'a> {
 type Planned = (&'static str, Vec<(String, u64)>, Cost);
 
 impl<'a> Conversation<'a> {
-    /// Agrees keys, makes the request, and gets the client's part of the weights.
+    /// Agrees keys, makes the request, and gets the client's part of the weights. Products run on `threads` threads.
     ///
     /// # Errors
     /// Whatever ended the session.
@@ -308,11 +312,11 @@ impl<'a> Conversation<'a> {
         threads: usize,
         isolation: Option<&Isolation>,
     ) -> Result<Self> {
-        Self::open_with(folder, session, request, threads, isolation, None)
+        Self::open_with(folder, session, request, Products::cpu(threads), isolation, None)
     }
 
-    /// [`open`](Self::open), with what a dealer gave ahead of time, who is not there then: it is spent once the server has
-    /// begun the session, before anything is sent to it.
+    /// [`open`](Self::open), with products made in this way, and what a dealer gave ahead of time, who is not there then: it
+    /// is spent once the server has begun the session, before anything is sent to it.
     ///
     /// # Errors
     /// Whatever ended the session.
@@ -320,7 +324,7 @@ impl<'a> Conversation<'a> {
         folder: &'a PlanFolder,
         session: &'a Session,
         request: Request,
-        threads: usize,
+        products: Products,
         isolation: Option<&Isolation>,
         dealt: Option<&Choice>,
     ) -> Result<Self> {
@@ -340,15 +344,15 @@ impl<'a> Conversation<'a> {
         let (weights, sends) = phases.run(|| client_weights(folder, session, dealt))?;
         phases.add(agreeing);
         let setup = if sends { setup_cost(&folder.plan.module) } else { Cost::default() };
-        let region = Region::open(folder, threads, isolation)?;
-        let engine = Engine::new(session, folder, &request, keys, weights, threads)?;
+        let region = Region::open(folder, products.threads(), isolation)?;
+        let engine = Engine::new(session, folder, &request, keys, weights, products.clone())?;
         let texts = match &request {
             Request::Generate { padding, .. } => vec![Vec::new(); padding.len()],
             Request::Infer { .. } => Vec::new(),
         };
         let planned = vec![("setup", Vec::new(), setup)];
         let course = Course::default();
-        Ok(Conversation { folder, session, peers, request, course, region, engine, phases, planned, texts })
+        Ok(Conversation { folder, session, peers, request, course, region, engine, products, phases, planned, texts })
     }
 
     /// How many positions at the beginning of `tokens` the session has in its cache already; never all of them, since a
@@ -450,7 +454,7 @@ impl<'a> Conversation<'a> {
     pub fn end(self) -> Result<Costs> {
         tell(self.session, &self.peers, Next::End)?;
         let others = peer_stats(self.session, &self.peers, self.planned.len())?;
-        let stats: Vec<Stats> = [self.phases.end()].into_iter().chain(others).collect();
+        let stats: Vec<Stats> = [self.phases.end(&self.products)].into_iter().chain(others).collect();
         let setting = self.folder.plan.module.setting;
         let phases = self
             .planned
@@ -460,7 +464,8 @@ impl<'a> Conversation<'a> {
             .collect();
         let parties = setting.protocol().parties;
         let peak_rss = parties.iter().zip(&stats).map(|(party, stats)| (party.name().to_owned(), stats.peak_rss));
-        Ok(Costs { phases, peak_rss: peak_rss.collect() })
+        let products = parties.iter().zip(&stats).map(|(party, stats)| (party.name().to_owned(), stats.products));
+        Ok(Costs { phases, peak_rss: peak_rss.collect(), products: products.collect() })
     }
 }
 
@@ -498,9 +503,9 @@ pub fn run(folder: &PlanFolder, session: &Session, task: Prepared, options: Opti
 
 fn steps(folder: &PlanFolder, session: &Session, task: Prepared, options: Options<'_>) -> Result<Outcome> {
     let Prepared { request, given, prompts, count, stop, choosing } = task;
-    let (threads, isolation) = (options.threads, options.isolation);
+    let (products, isolation) = (options.products, options.isolation);
     let mut conversation =
-        Conversation::open_with(folder, session, request.clone(), threads, isolation, options.dealt)?;
+        Conversation::open_with(folder, session, request.clone(), products, isolation, options.dealt)?;
     let mut all = Vec::new();
     let mut outputs = Vec::new();
     let mut tokens: Vec<Vec<i64>> = vec![Vec::new(); prompts.len()];
@@ -599,14 +604,14 @@ fn next_tokens(folder: &PlanFolder, outputs: &[Named]) -> Result<Vec<i64>> {
 }
 
 /// A report on runs of a plan, without any yet.
-pub fn report(folder: &PlanFolder, threads: usize, network: String) -> Report {
+pub fn report(folder: &PlanFolder, products: &Products, network: String) -> Report {
     Report {
         ombra: env!("CARGO_PKG_VERSION").to_owned(),
         setting: folder.plan.module.setting.name().to_owned(),
         strict_dealer: folder.plan.strict_dealer,
         plan_digest: folder.digest.clone(),
-        backend: "cpu".to_owned(),
-        threads,
+        backend: products.ran().backend.name().to_owned(),
+        threads: products.threads(),
         network,
         bounds: Bounds::of(&folder.plan),
         changes: folder.plan.changes.clone(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ombra_ir::diag::printable_lines;
+use ombra_ir::diag::{printable, printable_lines};
 use ombra_ir::draw::Choosing;
 use ombra_ir::module::Setting;
 use ombra_ir::plain::Data;
@@ -218,7 +218,7 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
     let checked = |(rows, task)| Ok((rows, Prepared::new(folder, task, &run.access.allow_public)?));
     let tasks = tasks.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
     let shown = opened.network.map_or("none".to_owned(), |_| run.access.network.clone());
-    let mut report = client::report(folder, run.access.threads, shown);
+    let mut report = client::report(folder, &opened.products, shown);
     let mut answers = BTreeMap::new();
     let mut outcomes = Vec::new();
     let client = Client { run, opened: &opened, model: &model };
@@ -254,6 +254,10 @@ pub fn run_client(run: &ClientRun) -> Result<()> {
             report.test_data = Some(test_data::compare(folder, outcome, expected)?);
         }
     }
+    if let Some(note) = opened.products.note() {
+        eprintln!("{}", printable(&note));
+    }
+    report.backends().iter().for_each(|line| eprintln!("{line}"));
     print_comparisons(&report)?;
     if let Some(path) = &run.report {
         report.write(path)?;
@@ -326,9 +330,9 @@ impl Client<'_> {
             let stopped = stream.as_ref().is_some_and(TextStream::has_stopped);
             Ok(if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
-        let (threads, isolation) = (self.opened.access.threads, self.opened.isolation.as_ref());
+        let (products, isolation) = (self.opened.products.clone(), self.opened.isolation.as_ref());
         let (keep_steps, dealt) = (self.run.verify, taken.as_ref());
-        let options = client::Options { threads, keep_steps, isolation, dealt, on_token: &mut on_token };
+        let options = client::Options { products, keep_steps, isolation, dealt, on_token: &mut on_token };
         let outcome = client::run(&self.opened.folder, &session, task, options);
         progress.end();
         for (stream, text) in streams.iter_mut().zip(&mut texts) {

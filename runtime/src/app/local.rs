@@ -13,6 +13,7 @@ use ombra_ir::{Diagnostic, Result};
 
 use super::access::MaterialPaths;
 use super::isolation::Program;
+use crate::backend::products::Choice;
 use crate::config::PartyConfig;
 use crate::keygen::{write_local_set, write_set};
 use crate::transport::{Party, SessionId};
@@ -42,7 +43,7 @@ struct Running {
 impl LocalParties {
     /// Makes keys and starts the server and the `third` party, where there is one, of the plan folder `plan` with `program`,
     /// and waits until they accept sessions. With material of a dealer, that need not be there. `network` is the link
-    /// emulation as text.
+    /// emulation as text; products run on `threads` threads, or where `backend` says.
     ///
     /// # Errors
     /// `E1011`, and those of [`write_set`].
@@ -52,7 +53,7 @@ impl LocalParties {
         third: Option<Party>,
         material: Option<&MaterialPaths>,
         network: &str,
-        threads: usize,
+        (threads, backend): (usize, Choice),
     ) -> Result<LocalParties> {
         let folder = env::temp_dir().join(format!("ombra-{}", SessionId::random()?));
         make_private(&folder)?;
@@ -76,6 +77,7 @@ impl LocalParties {
                 .arg("serve")
                 .arg(plan)
                 .args(["--party", party.name(), "--network", network, "--threads", &threads.to_string()])
+                .args((backend != Choice::default()).then_some(["--backend", backend.name()]).into_iter().flatten())
                 .arg("--config")
                 .arg(config)
                 .arg("--end-with-input")

@@ -12,6 +12,7 @@ use super::program;
 use super::request::{Advance, Course, Request};
 use super::session::{CONTROL, Engine, Measured, Next, Phases, Stats, guarded, keys, senseless};
 pub use super::sharing::Keep;
+use crate::backend::products::Products;
 use crate::transport::{Link, Party, Purpose, Session, abort_code};
 
 /// What a client may have queued that nobody has asked for: a request, and a word or two ahead. In a step it is more by the
@@ -26,8 +27,8 @@ pub struct Serving<'a> {
     pub keep: &'a Keep,
     /// What a dealer made ahead of time, at the server.
     pub material: Option<&'a ServerMaterial>,
-    /// Threads of a product.
-    pub threads: usize,
+    /// How products are made.
+    pub products: Products,
     /// Most memory that a step may take, in bytes.
     pub memory: u64,
     /// Is told how much of it the session could need at most, once that is known, and says whether it may have it.
@@ -36,15 +37,16 @@ pub struct Serving<'a> {
     pub measured: &'a dyn Fn(usize, Measured),
 }
 
-/// Serves one session to its end, with the memory that the party's limits allow. When it fails, the peers are told; a
-/// panic is a failure of this session alone.
+/// Serves one session to its end, with `threads` threads for products and the memory that the party's limits allow. When it
+/// fails, the peers are told; a panic is a failure of this session alone.
 ///
 /// # Errors
 /// Whatever ended the session, `E1014` for a panic.
 pub fn serve_session(folder: &PlanFolder, session: &Session, keep: &Keep, threads: usize) -> Result<()> {
     let limit = session.limits().max_memory_bytes;
-    let material = None;
-    Serving { folder, keep, material, threads, memory: limit, take: &mut |_| true, measured: &|_, _| {} }.serve(session)
+    let (material, products) = (None, Products::cpu(threads));
+    Serving { folder, keep, material, products, memory: limit, take: &mut |_| true, measured: &|_, _| {} }
+        .serve(session)
 }
 
 impl Serving<'_> {
@@ -75,7 +77,7 @@ impl Serving<'_> {
     }
 
     fn steps(self, session: &Session) -> Result<()> {
-        let Serving { folder, keep, material, threads, memory: limit, take, measured } = self;
+        let Serving { folder, keep, material, products, memory: limit, take, measured } = self;
         let client = session.link(Party::Client)?;
         let limits = session.limits();
         let plan = &folder.plan;
@@ -100,7 +102,7 @@ impl Serving<'_> {
         phases.push(cost);
         phases.add(agreeing);
         measured(0, phases.last());
-        let mut engine = Engine::new(session, folder, &request, keys, weights, threads)?;
+        let mut engine = Engine::new(session, folder, &request, keys, weights, products.clone())?;
         let most = program::most_bytes(folder, &request, limit);
         if !take(most) {
             return Err(Diagnostic::peer("E1034", "other sessions have the memory that this one could need")
@@ -128,7 +130,7 @@ impl Serving<'_> {
             session.set_stepping(false);
             measured(1, phases.last());
         }
-        client.send_control(&phases.end())
+        client.send_control(&phases.end(&products))
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Outcome;
 use super::comparison::Comparison;
+use crate::backend::products::{Backend, Ran, Why};
 
 /// The report of one run, as JSON.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -24,8 +25,11 @@ pub struct Report {
     pub strict_dealer: bool,
     /// Digest of the plan.
     pub plan_digest: String,
-    /// Where the client's kernels ran.
+    /// Where the client's products with large weights ran.
     pub backend: String,
+    /// Where those of every party ran, and why there.
+    #[serde(default)]
+    pub products: BTreeMap<String, Ran>,
     /// Threads of the client.
     pub threads: usize,
     /// The emulated network.
@@ -117,6 +121,13 @@ impl Report {
             let most = self.peak_rss_bytes.entry(party.clone()).or_default();
             *most = bytes.max(*most);
         }
+        self.products.extend(outcome.costs.products.clone());
+    }
+
+    /// A line for every party whose products ran elsewhere than on the processor, or would have if they could.
+    pub fn backends(&self) -> Vec<String> {
+        let chosen = self.products.iter().filter(|(_, ran)| (ran.backend, ran.why) != (Backend::Cpu, Why::Asked));
+        chosen.map(|(party, ran)| format!("{party}: {}", ran.text())).collect()
     }
 
     /// The error of the first phase whose measured costs are not the predicted ones.

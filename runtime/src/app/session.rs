@@ -23,6 +23,7 @@ use super::folder::PlanFolder;
 use super::material::Dealt;
 use super::program::Step;
 use super::request::{Advance, Request};
+use crate::backend::products::{Products, Ran};
 use crate::exec::{LinkNet, Net, Opened, Steps};
 use crate::prg::Key;
 use crate::settings;
@@ -77,6 +78,8 @@ pub struct Stats {
     pub phases: Vec<Measured>,
     /// Largest resident memory of the process, in bytes.
     pub peak_rss: u64,
+    /// Where its products ran.
+    pub products: Ran,
 }
 
 /// Measures one phase after the other.
@@ -123,9 +126,10 @@ impl<'a> Phases<'a> {
         self.stats.phases.last().copied().unwrap_or_default()
     }
 
-    /// All phases, and the memory of the process.
-    pub(super) fn end(mut self) -> Stats {
+    /// All phases, the memory of the process, and where `products` ran.
+    pub(super) fn end(mut self, products: &Products) -> Stats {
         self.stats.peak_rss = peak_rss();
+        self.stats.products = products.ran();
         self.stats
     }
 }
@@ -147,10 +151,10 @@ impl<'a> Engine<'a> {
         request: &Request,
         keys: Keys,
         weights: Arc<Weights>,
-        threads: usize,
+        products: Products,
     ) -> Result<Self> {
         let module = folder.module(request, Way::default())?;
-        let run = settings::begin(module, session.party(), keys, weights, threads)?;
+        let run = settings::begin(module, session.party(), keys, weights, products)?;
         Ok(Engine { session, folder, request: request.clone(), run, held: 0 })
     }
 

@@ -19,6 +19,7 @@ use super::folder::PlanFolder;
 use super::isolation::Isolation;
 use super::request::{MAX_STEPS, Request};
 use super::session::guarded;
+use crate::backend::products::Products;
 use crate::transport::{Meter, Session};
 
 /// Positions of a session's request where the plan has no limit.
@@ -81,8 +82,8 @@ pub enum Finish {
 
 /// How jobs are done.
 pub struct Options<'a> {
-    /// Threads of this party.
-    pub threads: usize,
+    /// How this party makes products.
+    pub products: Products,
     /// How the plan's model in the clear is kept apart.
     pub isolation: Option<&'a Isolation>,
     /// Inputs that the plan may make public though they are no masks or positions.
@@ -131,7 +132,8 @@ fn with_session<'a>(
         if let Some(job) = &mut current {
             session.wait_for_turn(&mut |before| _ = (job.listen)(Event::Waiting(before)))?;
         }
-        let mut conversation = Conversation::open(folder, &session, request, options.threads, options.isolation)?;
+        let products = options.products.for_session();
+        let mut conversation = Conversation::open_with(folder, &session, request, products, options.isolation, None)?;
         while let Some(job) = &mut current {
             if conversation.steps_left() < job.count {
                 break;

@@ -24,6 +24,7 @@ use super::net::Net;
 use super::port::Part;
 use super::side::{Begun, Ended, Given, Side, Site, row_index};
 use super::task::Task;
+use crate::backend::products::Products;
 
 /// Most ticks of a step: a plan with more rounds would run for days on any network.
 pub const MAX_TICKS: u32 = 1 << 22;
@@ -46,7 +47,7 @@ pub struct Run<S: Side> {
     module: Arc<Module>,
     party: Party,
     side: S,
-    threads: usize,
+    products: Products,
     states: Vec<Option<Kept<S::Value>>>,
     step: u32,
     failed: bool,
@@ -162,14 +163,14 @@ struct Step<'a, V> {
 }
 
 impl<S: Side> Run<S> {
-    /// The side of `party` of a session that runs the verified `module` with `threads` threads for products.
+    /// The side of `party` of a session that runs the verified `module` and makes products as `products` says.
     ///
     /// # Errors
     /// `E0815` when the setting has no kernel for one of its ops.
-    pub fn new(module: Arc<Module>, party: Party, side: S, threads: usize) -> Result<Self> {
+    pub fn new(module: Arc<Module>, party: Party, side: S, products: Products) -> Result<Self> {
         check_kernels::<S>(&module)?;
         let states = module.states.iter().map(|_| None).collect();
-        Ok(Run { module, party, side, threads, states, step: 0, failed: false })
+        Ok(Run { module, party, side, products, states, step: 0, failed: false })
     }
 
     /// Runs one step of the bound and scheduled module. The client gives `inputs`, one for each input slot; the other
@@ -337,7 +338,7 @@ impl<S: Side> Run<S> {
             epoch,
             traffic: step.schedule.traffic.get(id.index()).ok_or_else(missing)?,
             is_shared: step.uses[id.index()] > 1,
-            threads: self.threads,
+            products: &self.products,
         };
         match self.side.begin(site, args, given)? {
             Begun::Value(value) => step.put(id, value),

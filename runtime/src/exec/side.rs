@@ -10,6 +10,7 @@ use ombra_ir::ty::Ty;
 use ombra_ir::{Diagnostic, Result};
 
 use super::task::Task;
+use crate::backend::products::Products;
 
 /// Where and when an op runs.
 #[derive(Clone, Copy)]
@@ -28,8 +29,8 @@ pub struct Site<'a> {
     pub traffic: &'a Traffic,
     /// Whether more than one op takes the result.
     pub is_shared: bool,
-    /// Threads of a product.
-    pub threads: usize,
+    /// How products are made.
+    pub products: &'a Products,
 }
 
 impl<'a> Site<'a> {

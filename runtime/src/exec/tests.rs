@@ -14,10 +14,14 @@ use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Diagnostic, Dim, Dims, Result, plain};
 
 use super::*;
+use crate::backend::products::Products;
 use crate::settings;
 use crate::settings::plain::Plain;
 use crate::settings::weights::{Weights, agree_weight_key};
 use crate::transport::{self, Session};
+
+#[cfg(feature = "gpu")]
+mod backends;
 
 /// A module under construction; types are inferred.
 struct Build(Module);
@@ -216,7 +220,7 @@ fn run_party(
     } else {
         Weights::unshared(module, party, public, own)?
     });
-    let mut run = settings::begin(Arc::new(module.clone()), party, keys, weights, 1).unwrap();
+    let mut run = settings::begin(Arc::new(module.clone()), party, keys, weights, Products::cpu(1)).unwrap();
     if party.is_third() && derives == party {
         assert_eq!(received(&session.meter().snapshot()), 32, "two keys and nothing of the model");
     }
@@ -253,7 +257,7 @@ impl Net for Nobody {
 fn run_plain(module: &Module, steps: &[Given], weights: &Tensors) -> Vec<Vec<(u32, Vec<f64>)>> {
     let (module, weights) = (Arc::new(module.clone()), Arc::new(weights.clone()));
     let side = Plain::new(Arc::clone(&module), weights.clone(), weights);
-    let mut run = Run::new(Arc::clone(&module), Party::Client, side, 1).unwrap();
+    let mut run = Run::new(Arc::clone(&module), Party::Client, side, Products::cpu(1)).unwrap();
     // Nobody deals to a party that is alone.
     let alone = Module { setting: Setting::Plain, ..(*module).clone() };
     let step = |given: &Given| {

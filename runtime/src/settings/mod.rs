@@ -26,6 +26,7 @@ use ombra_ir::schedule::of_server;
 use ombra_ir::settings::Setting;
 use ombra_ir::{Diagnostic, Result};
 
+use crate::backend::products::Products;
 use crate::exec::net::Net;
 use crate::exec::run::check_kernels;
 use crate::exec::{Run, Steps};
@@ -46,8 +47,8 @@ pub fn agree_keys(module: &Module, plan: &str, party: Party, net: &mut dyn Net) 
     }
 }
 
-/// The side of `party` of a session with fresh keys, in the setting of the verified `module`, with `threads` threads for
-/// products.
+/// The side of `party` of a session with fresh keys, in the setting of the verified `module`, where
+/// `products` says how products are made.
 ///
 /// # Errors
 /// Those of [`check`].
@@ -56,12 +57,12 @@ pub fn begin(
     party: Party,
     keys: Keys,
     weights: Arc<Weights>,
-    threads: usize,
+    products: Products,
 ) -> Result<Box<dyn Steps>> {
     Ok(match module.setting {
-        Setting::ThreeParty => Box::new(Run::new(module, party, Rep3::new(keys, weights), threads)?),
-        Setting::Dealer => Box::new(Run::new(module, party, Dealer::new(party, keys, weights), threads)?),
-        Setting::TwoParty => Box::new(Run::new(module, party, TwoParty::new(party, keys, weights)?, threads)?),
+        Setting::ThreeParty => Box::new(Run::new(module, party, Rep3::new(keys, weights), products)?),
+        Setting::Dealer => Box::new(Run::new(module, party, Dealer::new(party, keys, weights), products)?),
+        Setting::TwoParty => Box::new(Run::new(module, party, TwoParty::new(party, keys, weights)?, products)?),
         Setting::Plain => return Err(no_parties()),
     })
 }

@@ -20,6 +20,7 @@ use super::cx::{Keys, Purpose};
 use super::words::broadcast::volume;
 use crate::backend::elementwise::{pack_ring, unpack_ring};
 use crate::backend::gemm::{MatRef, gemm_acc};
+use crate::backend::products::{Operands, Places, Products, SMALL};
 use crate::exec::net::{KEYS_EPOCH, Net, WEIGHTS_EPOCH};
 use crate::exec::source::{TensorSource, short};
 use crate::prg::{Key, Label, Prg};
@@ -29,8 +30,6 @@ use crate::wiped::Zeroizing;
 const CHUNK: usize = 1 << 20;
 /// Elements of a weight that are made at once: they stay in the second cache.
 const BLOCK: usize = 1 << 17;
-/// Weights of at most this many elements are stored by every party.
-const SMALL: usize = 1 << 14;
 
 /// Fresh pair keys of three parties, by one message from every party to the one before it.
 pub fn agree_keys(setting: Setting, party: Party, net: &mut dyn Net) -> Result<Keys> {
@@ -179,6 +178,8 @@ struct Recipe {
     label: Label,
     /// The term that does not follow from the key, where it came from the server.
     received: Option<Arc<Zeroizing<Vec<u8>>>>,
+    /// Where its parts lie on a device.
+    places: Places,
 }
 
 impl Weights {
@@ -460,18 +461,27 @@ impl Matrix {
     }
 
     /// The product of a part with `x`, whose last axis meets the weight's rows, or its columns where `trans_b` says that it is
-    /// given with its axes exchanged; row-major. Blocks of the weight are made, multiplied and overwritten one after another.
+    /// given with its axes exchanged; row-major. On the processor blocks of the weight are made, multiplied and overwritten
+    /// one after another; a device keeps what it has room for.
     ///
     /// # Errors
-    /// The weights file has become unreadable; E0814 at a party that does not know the part, E0804 for an `x` of no whole rows.
-    pub fn product(&self, part: Part, x: &[u64], trans_b: bool, threads: usize) -> Result<Vec<u64>> {
+    /// The weights file has become unreadable; E0814 at a party that does not know the part, E0804 for an `x` of no whole
+    /// rows, E0819 where a device fails.
+    pub fn product(&self, part: Part, x: &[u64], trans_b: bool, products: &Products) -> Result<Vec<u64>> {
         let (rows, columns) = (self.rows, self.columns);
         let (inner, width) = if trans_b { (columns, rows) } else { (rows, columns) };
         let m = x.len().checked_div(inner).unwrap_or(0);
         if m * inner != x.len() {
             return Err(Diagnostic::internal("E0804", "a product with a weight of other sizes"));
         }
-        let mut out = vec![0; volume(&[m, width])?];
+        let len = volume(&[m, width])?;
+        let operands = Operands { sizes: [rows, columns], x, trans_b, len };
+        let mut make = |start: usize, words: &mut [u64]| self.weights.fill(&self.recipe, part, start, words);
+        if let Some(out) = products.on_placed(&self.recipe.places, part as usize, &operands, &mut make)? {
+            return Ok(out);
+        }
+        let threads = products.threads();
+        let mut out = vec![0; len];
         let step = self.block_rows().min(rows);
         let mut made = Zeroizing::new(vec![0; step * columns]);
         let mut sums = vec![0; if trans_b && m > 1 { m * step } else { 0 }];
@@ -524,7 +534,19 @@ fn recipe(node: &Node, id: Id, name: &str, secret: bool) -> Result<Recipe> {
     let n = volume(&shape)?;
     let label = Label { op: id.0, step: 0, purpose: Purpose::Weight as u16, part: 0 };
     let (bound, norms) = (node.ty.bound, node.ty.norms);
-    Ok(Recipe { name: name.to_string(), secret, shape, n, bits, scale, bound, norms, label, received: None })
+    Ok(Recipe {
+        name: name.to_string(),
+        secret,
+        shape,
+        n,
+        bits,
+        scale,
+        bound,
+        norms,
+        label,
+        received: None,
+        places: Places::default(),
+    })
 }
 
 fn no_memory(recipe: &Recipe, bytes: usize) -> Diagnostic {

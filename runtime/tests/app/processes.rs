@@ -601,7 +601,7 @@ fn wrong_commands_exit_with_2() {
     let directory = plan.0.display().to_string();
     for (arguments, expected) in [
         (&["local", "DIR"][..], "nothing to run on"),
-        (&["local", "DIR", "--tokens", "1", "--backend", "gpu"], "not supported yet"),
+        (&["measure", "--backend", "gpu"], "the processor alone"),
         (&["local", "DIR", "--tokens", "1", "--threads", "0"], "threads"),
         (&["local", "DIR", "--tokens", "1", "--network", "fast"], "network"),
         (&["local", "DIR", "--prompt", "hello"], "tokenizer"),

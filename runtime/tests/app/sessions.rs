@@ -16,6 +16,7 @@ use ombra_runtime::app::report::{Phase, Report};
 use ombra_runtime::app::request::{Advance, Course, Request};
 use ombra_runtime::app::talk::{self, Event, Finish, Job};
 use ombra_runtime::app::{PlanFolder, test_data, verify};
+use ombra_runtime::backend::products::Products;
 use ombra_runtime::transport::{Party, Session};
 
 use super::plans::{self, MAX, VOCABULARY, WIDTH, continuation, head, table};
@@ -42,7 +43,7 @@ fn run(folder: &Path, task: Task) -> (Result<Outcome>, [Result<()>; 2]) {
             &session,
             task,
             Options {
-                threads: 1,
+                products: Products::cpu(1),
                 keep_steps: true,
                 isolation: None,
                 dealt: None,
@@ -281,7 +282,12 @@ fn jobs_share_a_session_and_end_for_their_own_reasons() {
     let peers = converse(&folder.0, |folder, session| {
         let mut only = Some(session);
         let mut connect = || only.take().ok_or_else(|| Diagnostic::peer("E0707", "no second session"));
-        let options = talk::Options { threads: 1, isolation: None, allow_public: &[], ways: vec![Way::default()] };
+        let options = talk::Options {
+            products: Products::cpu(1),
+            isolation: None,
+            allow_public: &[],
+            ways: vec![Way::default()],
+        };
         talk::run(folder, &mut connect, &mut || jobs.next(), &options);
     });
     assert_eq!(peers, [Ok(()), Ok(())]);
@@ -508,7 +514,7 @@ fn a_step_is_announced_after_its_inputs_were_checked() {
     });
     let task = Prepared::new(&open, ids(&[1, VOCABULARY as i64]), &[]).unwrap();
     let options = Options {
-        threads: 1,
+        products: Products::cpu(1),
         keep_steps: false,
         isolation: None,
         dealt: None,

@@ -13,6 +13,7 @@ use ombra_runtime::app::PlanFolder;
 use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, Serving, serve_session};
 use ombra_runtime::app::report::{Pair, Report};
+use ombra_runtime::backend::products::Products;
 use ombra_runtime::transport::{Party, Session};
 
 use super::plans::{self, Folder, VOCABULARY, WIDTH, continuation};
@@ -58,14 +59,22 @@ impl Site {
             scope.spawn(|| {
                 let (take, memory) = (&mut |_| true, 1 << 30);
                 let measured = &count_received;
-                let serving =
-                    Serving { folder: of_dealer, keep: parts, material: None, threads: 1, memory, take, measured };
+                let serving = Serving {
+                    folder: of_dealer,
+                    keep: parts,
+                    material: None,
+                    products: Products::cpu(1),
+                    memory,
+                    take,
+                    measured,
+                };
                 serving.serve(&dealer).unwrap();
             });
             let (prompts, choosing) = (vec![PROMPT.to_vec()], Choosing::default());
             let task = Prepared::new(mine, Task::Generate { prompts, count, stop: vec![], choosing }, &[]).unwrap();
             let on_token = &mut |_, _| Ok(ControlFlow::Continue(()));
-            let options = Options { threads: 1, keep_steps: false, isolation: None, dealt: None, on_token };
+            let options =
+                Options { products: Products::cpu(1), keep_steps: false, isolation: None, dealt: None, on_token };
             client::run(mine, &client, task, options).unwrap()
         });
         let report = Report { phases: outcome.costs.phases.clone(), ..Report::default() };

@@ -9,6 +9,7 @@ use ombra_runtime::app::client::{self, Options, Outcome, Prepared, Task};
 use ombra_runtime::app::party::{Keep, serve_session};
 use ombra_runtime::app::report::Report;
 use ombra_runtime::app::request::takes_padding;
+use ombra_runtime::backend::products::Products;
 use ombra_runtime::transport::{Party, Session};
 use ombra_tests::built::{build, logits};
 use ombra_tests::corpus;
@@ -46,7 +47,13 @@ fn generate_until(
             told[row].push(token);
             Ok(ControlFlow::Continue(()))
         };
-        let options = Options { threads: 1, keep_steps: false, isolation: None, dealt: None, on_token: &mut on_token };
+        let options = Options {
+            products: Products::cpu(1),
+            keep_steps: false,
+            isolation: None,
+            dealt: None,
+            on_token: &mut on_token,
+        };
         let outcome = client::run(folder, &to_client, task, options).unwrap_or_else(|e| panic!("client: {e}"));
         for thread in serving {
             thread.join().expect("no party panics").unwrap_or_else(|e| panic!("{e}"));

@@ -17,7 +17,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("lattice", &["ombra-kernels"]),
     ("ir-spec", &["ombra-kernels", "ombra-lattice"]),
     ("compiler", &["ombra-ir", "ombra-kernels"]),
-    ("runtime", &["ombra-ir", "ombra-kernels", "ombra-lattice"]),
+    ("runtime", &["ombra-gpu", "ombra-ir", "ombra-kernels", "ombra-lattice"]),
     ("examples", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
     ("tests", &["ombra-ir", "ombra-compiler", "ombra-runtime"]),
     ("benchmarks", &["ombra-ir", "ombra-lattice", "ombra-compiler", "ombra-runtime", "ombra-examples", "ombra-tests"]),
@@ -381,7 +381,7 @@ fn scripts_of_the_checks_can_be_run() {
         assert_eq!(mode & 0o111, 0o111);
     }
     let script = text(".ci/run");
-    for command in ["set -euo pipefail", "fmt --all --check", "-D warnings", "cargo test --locked --workspace"] {
+    for command in ["set -euo pipefail", "fmt --all --check", "-D warnings", "--locked --workspace", "cargo test"] {
         assert!(script.contains(command), ".ci/run lacks `{command}`");
     }
     assert!(!script.contains("|| true"), ".ci/run must not ignore a failure");

@@ -14,6 +14,7 @@ use super::{
 use crate::app::folder::PlanFolder;
 use crate::app::program;
 use crate::app::request::{Advance, MAX_STEPS, Request};
+use crate::backend::products::Products;
 use crate::prg::Key;
 use crate::settings;
 use crate::settings::cx::Keys;
@@ -110,7 +111,8 @@ pub fn deal(dealing: &Dealing<'_>, seeds: &Seeds) -> Result<Vec<String>> {
     folders.iter().try_for_each(|folder| make_folder(folder))?;
     let [client, server] = &folders;
     let keys = Keys::new(&seeds.server, &seeds.client, &Key::random()?);
-    let mut run = settings::begin(folder.module(&request, Way::default())?, dealer, keys, weights, threads)?;
+    let mut run =
+        settings::begin(folder.module(&request, Way::default())?, dealer, keys, weights, Products::cpu(threads))?;
     let mut names = Vec::new();
     let mut steps = Vec::with_capacity(advances.len());
     for (index, advance) in advances.into_iter().enumerate() {

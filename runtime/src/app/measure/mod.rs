@@ -27,6 +27,7 @@ pub use links::{BURST_BYTES, answer};
 pub use probes::{Probe, Size, probes};
 
 use super::local::make_private;
+use crate::backend::products::Products;
 use crate::config::PartyConfig;
 use crate::exec::{LinkNet, Steps, TensorSource};
 use crate::keygen::write_local_set;
@@ -239,7 +240,7 @@ fn start(session: &Session, run: u64, program: &Program, threads: usize) -> Resu
     let zeros: Arc<dyn TensorSource> = Arc::new(Zeros::of(&program.module, &program.bound));
     let server = (own == Party::Server).then(|| Arc::clone(&zeros));
     let weights = Weights::share(&program.module, (Party::Client, own), key.as_ref(), zeros, server, &mut net)?;
-    settings::begin(Arc::clone(&program.module), own, keys, Arc::new(weights), threads)
+    settings::begin(Arc::clone(&program.module), own, keys, Arc::new(weights), Products::cpu(threads))
 }
 
 /// Sessions of client, server and the third party in this process, over the loopback interface.

@@ -32,6 +32,7 @@ use super::material::{SPENT_FILE, ServerMaterial, Spent, part_of};
 use super::party::{QUEUE, Serving};
 use super::program;
 use super::sharing::{Keep, ServerSide};
+use crate::backend::products::{Choice, Products};
 use crate::config::PartyConfig;
 use crate::memory::{machine_bytes, raise_open_files, return_freed_blocks};
 use crate::transport::{Acceptor, Endpoint, Network, Party, Purpose, Session};
@@ -59,6 +60,8 @@ pub struct Options {
     pub network: String,
     /// Threads for products, of all sessions together.
     pub threads: usize,
+    /// Where products are made.
+    pub backend: Choice,
     /// Whether the process ends with its standard input and says only what goes wrong: another one started it.
     pub with_input: bool,
     /// How the log is written.
@@ -76,7 +79,7 @@ struct Service {
     material: Option<ServerMaterial>,
     endpoint: Endpoint,
     acceptor: Acceptor,
-    threads: usize,
+    products: Products,
     /// Most memory of a session, and that of one whose request is not known yet.
     limit: u64,
     largest: u64,
@@ -114,6 +117,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let folder = PlanFolder::open(&options.folder)?;
     config.check_setting(folder.plan.module.setting)?;
+    let products = Products::choose(options.backend, threads, &folder.plan.module)?;
     let keep = Keep::new(party, &folder)?;
     if matches!(keep, Keep::Alone(_)) && config.service.renew.is_some() {
         return Err(Diagnostic::input("E0711", "service.renew_s is for weights that are shared")
@@ -141,6 +145,9 @@ pub fn serve_party(options: &Options) -> Result<()> {
     if pool.is_err() {
         log.note(&format!("products run on the {} threads that there are", rayon::current_num_threads()));
     }
+    if let Some(note) = products.note() {
+        log.note(&note);
+    }
     let needed = u64::from(config.limits.max_sessions).saturating_mul(FILES_OF_SESSION);
     if let Some(files) = files.filter(|files| *files < needed) {
         log.note(&format!(
@@ -163,7 +170,7 @@ pub fn serve_party(options: &Options) -> Result<()> {
         material,
         endpoint,
         acceptor,
-        threads,
+        products,
         limit,
         largest,
         budget: Budget::new(total, config.limits.max_sessions),
@@ -324,7 +331,7 @@ impl Service {
             folder: &self.folder,
             keep: &self.keep,
             material: self.material.as_ref(),
-            threads: self.threads,
+            products: self.products.for_session(),
             memory: self.limit,
             take: &mut take,
             measured: &measured,

@@ -65,7 +65,7 @@ pub(in crate::settings) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Ar
             let plan = Plan::new(operand_shape(site, 0)?, operand_shape(site, 1)?, *trans_b)?;
             product(site, args, |(x, _), (y, _)| {
                 let pair = [(Some(x.into()), Some(y.into()))];
-                Ok(plan.sum_of_products(&pair, site.threads)?.unwrap_or_default())
+                Ok(plan.sum_of_products(&pair, site.products.threads())?.unwrap_or_default())
             })?
         }
         (Op::Concat { axis }, _) => concat(site, args, usize::from(*axis))?,
@@ -159,7 +159,7 @@ fn product(
                 1 => Part::Second,
                 _ => return Ok(Value::Share(Share::nothing())),
             };
-            let words = times(part, (x, xs), (matrix, ys), trans_b, site.threads)?;
+            let words = times(part, (x, xs), (matrix, ys), trans_b, site.products)?;
             Ok(Value::Share(Share::of(words)))
         }
         (Value::Public(x), Value::Public(y)) => f((x, xs), (y, ys)).map(Value::Public),

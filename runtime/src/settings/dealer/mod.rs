@@ -44,6 +44,7 @@ use super::words::movement::slice;
 use super::words::ops::{OpSizes, is_linear, missing};
 use super::words::product::Plan;
 use crate::backend::bits::words;
+use crate::backend::products::Products;
 use crate::exec::Task;
 use crate::exec::side::{Begun, Ended, Given, Side, Site};
 use embed::{Sums, embed};
@@ -173,7 +174,7 @@ async fn reveal(cx: &Cx, x: &Share, n: usize, bits: u8) -> Result<Option<Vec<u64
 /// The task of an op that sends messages.
 fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>) -> Result<Task<Ended<Value>>> {
     let (node, dims) = (site.node(), OpSizes::new(site)?);
-    let (threads, role) = (site.threads, role(site));
+    let (products, role) = (site.products.clone(), role(site));
     let wide = local::wide_operands(site, &args)?;
     let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
     let (op, own) = (node.op.clone(), cx.clone());
@@ -195,7 +196,7 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
         };
         let result = match &op {
             Op::Mul | Op::MatMul { .. } => {
-                let operation = Operation::new(&op, shapes, out, threads)?;
+                let operation = Operation::new(&op, shapes, out, &products)?;
                 operation.run(cx, &args, known, &share, n, bits).await?
             }
             Op::Mask => {
@@ -229,10 +230,11 @@ fn start(site: Site<'_>, cx: Cx, args: Vec<Arc<Value>>, tables: Rc<CurveTables>)
                 let [id_shape, table_shape] = shapes.as_slice() else { return Err(missing()) };
                 let sizes = Table::new(id_shape, table_shape, bits)?;
                 let table = arg(1)?;
+                let products = &products;
                 let sum = |part: Part| {
                     move |vectors: &[u64]| {
                         let shape = [vectors.len() / sizes.rows.max(1), sizes.rows];
-                        times(part, (vectors, &shape), (table, table_shape), false, threads)
+                        times(part, (vectors, &shape), (table, table_shape), false, products)
                     }
                 };
                 let (first, second, whole) = (sum(Part::First), sum(Part::Second), sum(Part::Whole));
@@ -261,14 +263,14 @@ fn times(
     (x, shape): (&[u64], &[usize]),
     (weight, weight_shape): (&Value, &[usize]),
     trans_b: bool,
-    threads: usize,
+    products: &Products,
 ) -> Result<Vec<u64>> {
     match weight {
         Value::Weight(terms) => {
             let pair = [(Some(x.into()), Some(part_of(part, terms)?))];
-            Ok(Plan::new(shape, weight_shape, trans_b)?.sum_of_products(&pair, threads)?.unwrap_or_default())
+            Ok(Plan::new(shape, weight_shape, trans_b)?.sum_of_products(&pair, products.threads())?.unwrap_or_default())
         }
-        Value::Matrix(matrix) => matrix.product(part, x, trans_b, threads),
+        Value::Matrix(matrix) => matrix.product(part, x, trans_b, products),
         _ => Err(unexpected("a private weight")),
     }
 }
@@ -279,14 +281,14 @@ struct Operation<'a> {
     trans_b: Option<bool>,
     shapes: [&'a [usize]; 2],
     out: &'a [usize],
-    threads: usize,
+    products: &'a Products,
 }
 
 impl<'a> Operation<'a> {
-    fn new(op: &Op, shapes: &'a [Vec<usize>], out: &'a [usize], threads: usize) -> Result<Self> {
+    fn new(op: &Op, shapes: &'a [Vec<usize>], out: &'a [usize], products: &'a Products) -> Result<Self> {
         let [x, y] = shapes else { return Err(missing()) };
         let trans_b = if let Op::MatMul { trans_b } = op { Some(*trans_b) } else { None };
-        Ok(Operation { trans_b, shapes: [x, y], out, threads })
+        Ok(Operation { trans_b, shapes: [x, y], out, products })
     }
 
     fn apply(&self, x: &[u64], y: &[u64]) -> Result<Vec<u64>> {
@@ -295,7 +297,7 @@ impl<'a> Operation<'a> {
             None => zip((x, xs), (y, ys), self.out, u64::wrapping_mul),
             Some(trans_b) => {
                 let pair = [(Some(x.into()), Some(y.into()))];
-                Ok(Plan::new(xs, ys, trans_b)?.sum_of_products(&pair, self.threads)?.unwrap_or_default())
+                Ok(Plan::new(xs, ys, trans_b)?.sum_of_products(&pair, self.products.threads())?.unwrap_or_default())
             }
         }
     }
@@ -331,7 +333,7 @@ impl<'a> Operation<'a> {
         let value = &**args.get(weight).ok_or_else(missing)?;
         let with = |part: Part| {
             move |x: &[u64]| match (self.trans_b, weight) {
-                (Some(trans_b), 1) => times(part, (x, self.shapes[0]), (value, self.shapes[1]), trans_b, self.threads),
+                (Some(trans_b), 1) => times(part, (x, self.shapes[0]), (value, self.shapes[1]), trans_b, self.products),
                 _ => {
                     let Value::Weight(terms) = value else { return Err(unexpected("a private weight")) };
                     let term = part_of(part, terms)?;

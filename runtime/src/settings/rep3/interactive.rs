@@ -47,7 +47,7 @@ pub(super) fn start(
 ) -> Result<Task<Ended<Value>>> {
     let node = site.node();
     let dims = OpSizes::new(site)?;
-    let (op, own, threads) = (node.op.clone(), cx.clone(), site.threads);
+    let (op, own, threads) = (node.op.clone(), cx.clone(), site.products.threads());
     let wide = |i: usize| wide_bits(site, args.get(i).ok_or_else(missing)?.bits()?, i);
     let wide = match op {
         Op::And if dims.shapes.first() != dims.shapes.get(1) => vec![wide(0)?, wide(1)?],

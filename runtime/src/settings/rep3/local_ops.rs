@@ -14,7 +14,7 @@ use crate::backend::bits as planes;
 use crate::backend::elementwise;
 use crate::exec::side::Site;
 use crate::settings::rep3::local::linear::{
-    AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int, sum_of,
+    AddSub, Ring, View, add_int, add_sub, concat, cut, map, mul, mul_int, sum_of, words_of,
 };
 use crate::settings::rep3::local::matmul::matmul;
 use crate::settings::rep3::share::{Bits, Shared, Sum};
@@ -69,7 +69,7 @@ pub(super) fn run(site: Site<'_>, args: &[Arc<Value>]) -> Result<Arc<Value>> {
         }
         Op::Cut { by } => cut(arg(0)?.ring()?, operand_bits(site, 0)?, *by)?,
         Op::Mul => mul(view(0)?, view(1)?, site.shape())?,
-        Op::MatMul { trans_b } => matmul(role_of(&site), view(0)?, view(1)?, *trans_b, site.threads)?,
+        Op::MatMul { trans_b } => matmul(role_of(&site), view(0)?, view(1)?, *trans_b, site.products.threads())?,
         Op::Concat { axis } => {
             let parts = (0..args.len()).map(view).collect::<Result<Vec<_>>>()?;
             concat(role_of(&site), &parts, usize::from(*axis))?
@@ -96,7 +96,7 @@ fn times_weight(site: Site<'_>, x: &Shared, w: &Value, trans_b: bool) -> Result<
         Party::Helper | Party::Dealer => (x.b.data().map(Cow::Borrowed), Part::Second),
     };
     let words = match w {
-        Value::Matrix(matrix) => own.map(|own| matrix.product(part, &own, trans_b, site.threads)).transpose()?,
+        Value::Matrix(matrix) => own.map(|own| matrix.product(part, &own, trans_b, site.products)).transpose()?,
         w => {
             let w = w.shared()?;
             let terms = match part {
@@ -105,7 +105,7 @@ fn times_weight(site: Site<'_>, x: &Shared, w: &Value, trans_b: bool) -> Result<
                 Part::Whole => sum_of(&w.a, &w.b),
             };
             let plan = Plan::new(operand_shape(site, 0)?, operand_shape(site, 1)?, trans_b)?;
-            plan.sum_of_products(&[(own, terms)], site.threads)?
+            plan.sum_of_products(&[(own, terms)], site.products.threads())?
         }
     };
     Ok(Ring::Three(Sum::new(words)))
@@ -114,6 +114,11 @@ fn times_weight(site: Site<'_>, x: &Shared, w: &Value, trans_b: bool) -> Result<
 /// `x · w` for a weight that is made block by block: blocks of `w`'s rows meet blocks of `x`'s columns, or give blocks of
 /// the result's columns where `w` is given with its axes exchanged.
 fn matmul_in_blocks(site: Site<'_>, x: &Ring, w: &Matrix, trans_b: bool) -> Result<Ring> {
+    if !w.is_secret() {
+        let (form, own) = words_of(role_of(&site), x);
+        let words = own.map(|own| w.product(Part::Whole, &own, trans_b, site.products)).transpose()?;
+        return Ok(form.with(words));
+    }
     let shape = operand_shape(site, 0)?;
     let axis = shape.len().checked_sub(1).ok_or_else(missing)?;
     let mut form = None;
@@ -125,12 +130,12 @@ fn matmul_in_blocks(site: Site<'_>, x: &Ring, w: &Matrix, trans_b: bool) -> Resu
         let block = Ring::weight(w.party(), w.block(start, count)?);
         let right = View { value: &block, shape: &[count, w.columns] };
         let product = if trans_b || count == w.rows {
-            matmul(role_of(&site), View { value: x, shape }, right, trans_b, site.threads)?
+            matmul(role_of(&site), View { value: x, shape }, right, trans_b, site.products.threads())?
         } else {
             let mut narrow = shape.to_vec();
             narrow[axis] = count;
             let left = map(x, |words| movement::slice(words, shape, axis, start, count))?;
-            matmul(role_of(&site), View { value: &left, shape: &narrow }, right, false, site.threads)?
+            matmul(role_of(&site), View { value: &left, shape: &narrow }, right, false, site.products.threads())?
         };
         let (kind, part) = product.into_term();
         form = Some(kind);

@@ -166,7 +166,7 @@ async fn reveal(pair: &Pair, x: &Share, n: usize, bits: u8) -> Result<Option<Vec
 /// The task of an op that sends messages.
 fn start(site: Site<'_>, pair: Pair, tiles: Rc<TileKeys>, args: Vec<Arc<Value>>) -> Result<Task<Ended<Value>>> {
     let (node, dims) = (site.node(), OpSizes::new(site)?);
-    let (threads, role) = (site.threads, site.party.index() as u8);
+    let (threads, role) = (site.products.threads(), site.party.index() as u8);
     let wide = local::wide_operands(site, &args)?;
     let known = [0, 1].map(|i| node.args.get(i).is_some_and(|&arg| of_server(site.module, arg)));
     let (op, port, is_square) = (node.op.clone(), pair.cx().port(), squares(&node.op, &node.args));

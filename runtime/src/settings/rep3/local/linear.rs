@@ -127,6 +127,17 @@ fn term(role: u8, x: &Ring, three: bool) -> Option<Cow<'_, [u64]>> {
     }
 }
 
+/// The form of the product of a value with a public one, and what logical role `role` multiplies for it; no words stand for
+/// zeros.
+pub fn words_of(role: u8, x: &Ring) -> (Term, Option<Cow<'_, [u64]>>) {
+    match x {
+        Ring::Public(x) => (Term::Public, Some(Cow::Borrowed(x))),
+        Ring::Shared(x) => (Term::Two, two_terms(role, x)),
+        Ring::Two(x) => (Term::Two, x.data().map(Cow::Borrowed)),
+        Ring::Three(x) => (Term::Three, x.data().map(Cow::Borrowed)),
+    }
+}
+
 /// This role's term of a sharing read as two: component 1 at roles 0 and 1, the others at role 2.
 pub(super) fn two_terms(role: u8, x: &Shared) -> Option<Cow<'_, [u64]>> {
     match role {
