@@ -377,7 +377,7 @@ fn rewritten_analysed(
 ) -> std::result::Result<Rewritten, Errors> {
     let Analysed { mut graph, labels, absent, .. } = analysed;
     let has = |pass: Pass| options.passes.has(pass);
-    let reveal = reveals(&mut graph, &options.reveal)?;
+    let reveal = reveals(&graph, &options.reveal)?;
     let reveal = keep_outputs(&mut graph, &reveal);
     // Reshapes first: a sequence merged with the batch has no last position to narrow to.
     if has(Pass::Demand) {

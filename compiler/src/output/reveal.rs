@@ -18,7 +18,7 @@ pub enum Reveal {
 
 /// Outputs to reveal, by index. The default is the next token for a causal language model, else every output
 /// but hidden states and caches.
-pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usize, OutputKind)>, Errors> {
+pub fn reveals(graph: &Graph, wanted: &[Reveal]) -> std::result::Result<Vec<(usize, OutputKind)>, Errors> {
     let names: Vec<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     let logits = graph.outputs.iter().position(|o| o.role == OutputRole::Logits);
     let causal = logits.filter(|&i| graph.shape(graph.outputs[i].value).len() == 3);
@@ -45,7 +45,7 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
         });
     }
     let mut errors = Vec::new();
-    let mut out = Vec::new();
+    let mut out: Vec<(usize, OutputKind)> = Vec::new();
     for reveal in wanted {
         match reveal {
             Reveal::NextToken => match causal {
@@ -65,17 +65,15 @@ pub fn reveals(graph: &mut Graph, wanted: &[Reveal]) -> std::result::Result<Vec<
             },
         }
     }
-    // One output may be revealed in both forms: each needs a value and a name of its own.
-    let mut seen = Vec::new();
-    out.retain(|entry| {
-        let is_new = !seen.contains(entry);
-        seen.push(*entry);
-        is_new
-    });
-    let twice = |i: usize| out.iter().filter(|entry| entry.0 == i).count() > 1;
-    if let Some(at) = out.iter().position(|&(i, kind)| kind == OutputKind::NextToken && twice(i)) {
-        graph.outputs.push(Output { name: "next-token".into(), ..graph.outputs[out[at].0].clone() });
-        out[at].0 = graph.outputs.len() - 1;
+    // The name of an output says what it is where a plan runs.
+    for (place, (i, kind)) in out.iter().enumerate() {
+        let Some((_, other)) = out[..place].iter().find(|before| before.0 == *i) else { continue };
+        let name = &names[*i];
+        let forms = if other == kind { "twice" } else { "as it is and as the next token, which follows from it" };
+        errors.push(
+            Diagnostic::input("E0541", format!("the output `{name}` is to be revealed {forms}"))
+                .note("help      give --reveal once for each output"),
+        );
     }
     if errors.is_empty() { Ok(out) } else { Err(errors) }
 }
@@ -114,8 +112,8 @@ mod tests {
     use ombra_ir::Dim;
     use ombra_ir::plain::Type;
 
-    /// What is revealed by default of `logits [2, width]` for tokens of a vocabulary of 100.
-    fn default_of(width: i64) -> OutputKind {
+    /// `logits [2, width]` of tokens of a vocabulary of 100.
+    fn with_logits(width: i64) -> Graph {
         let mut g = Graph::new();
         let sizes = |dims: &[i64]| dims.iter().map(|d| Dim::constant(*d)).collect::<Vec<_>>();
         let ids = Type::new(DType::I64, sizes(&[1, 2]));
@@ -128,11 +126,22 @@ mod tests {
             .add(Op::Tensor(TensorOp::Reshape { shape: sizes(&[1, 2, width]) }), &[rows], Origin::default())
             .expect("it fits");
         g.outputs.push(Output { name: "logits".into(), role: OutputRole::Logits, value });
-        reveals(&mut g, &[]).expect("there is a default")[0].1
+        g
+    }
+
+    #[test]
+    fn an_output_is_revealed_once() {
+        let g = with_logits(100);
+        let logits = || Reveal::Output("logits".into());
+        assert_eq!(reveals(&g, &[logits()]), Ok(vec![(0, OutputKind::Tensor)]));
+        for twice in [[logits(), logits()], [logits(), Reveal::NextToken], [Reveal::NextToken, Reveal::NextToken]] {
+            assert_eq!(reveals(&g, &twice).unwrap_err()[0].code, "E0541", "{twice:?}");
+        }
     }
 
     #[test]
     fn scores_of_few_labels_are_no_next_token() {
+        let default_of = |width| reveals(&with_logits(width), &[]).expect("there is a default")[0].1;
         assert_eq!(default_of(100), OutputKind::NextToken);
         assert_eq!(default_of(128), OutputKind::NextToken, "padded");
         assert_eq!(default_of(9), OutputKind::Tensor);
