@@ -1,6 +1,6 @@
 //! How far a plan's outputs are from those of the model in float.
 
-use super::{MAX_DIVERGENCE, MAX_MARGIN};
+use super::{MANY, MAX_DIVERGENCE, MAX_MARGIN};
 use rayon::prelude::*;
 
 /// A position where plan and model choose other tokens.
@@ -42,11 +42,9 @@ impl Logits {
     pub fn faults(&self, what: &str) -> Vec<String> {
         let mut faults = Vec::new();
         // Written so that what is no number is a fault.
-        if self.positions > 0 && (self.divergence > MAX_DIVERGENCE || self.divergence.is_nan()) {
-            faults.push(format!(
-                "the divergence over {what} is {:.2e}, expected at most {MAX_DIVERGENCE}",
-                self.divergence
-            ));
+        let most = MAX_DIVERGENCE * (MANY as f64 / self.positions.max(1) as f64).max(1.0);
+        if self.positions > 0 && (self.divergence > most || self.divergence.is_nan()) {
+            faults.push(format!("the divergence over {what} is {:.2e}, expected at most {most:.1e}", self.divergence));
         }
         for o in self.others.iter().filter(|o| o.margin > MAX_MARGIN || o.margin.is_nan()).take(4) {
             faults.push(format!(
@@ -203,6 +201,15 @@ mod tests {
         assert!((found.divergence - expected).abs() < 1e-12, "{} {expected}", found.divergence);
         let (model, plan) = found.perplexity.expect("targets were given");
         assert!(model < plan, "{model} {plan}");
+    }
+
+    #[test]
+    fn few_positions_may_diverge_as_much_as_many_together() {
+        let faults = |positions, divergence| Logits { positions, divergence, ..Logits::default() }.faults("them").len();
+        for (positions, most) in [(1, 5e-3), (5, 1e-3), (50, 1e-4), (1000, 1e-4)] {
+            assert_eq!([faults(positions, 0.99 * most), faults(positions, 1.01 * most)], [0, 1], "{positions}");
+        }
+        assert_eq!([faults(0, 0.0), faults(9, f64::NAN)], [0, 1]);
     }
 
     #[test]

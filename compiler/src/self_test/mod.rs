@@ -27,6 +27,9 @@ use std::collections::BTreeMap;
 
 /// Maximum mean divergence of the plan's distribution from the model's, in nats.
 pub const MAX_DIVERGENCE: f64 = 1e-4;
+/// Positions that a mean is over at least: fewer may have the divergence of so many together, since it is a few positions of
+/// strange rows that have most of it.
+pub const MANY: usize = 50;
 /// A token is another one, and no near tie, where the model's logits differ by more than this.
 pub const MAX_MARGIN: f64 = 0.5;
 /// Maximum relative error of an output that is no distribution.

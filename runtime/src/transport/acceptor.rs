@@ -542,4 +542,5 @@ fn late(endpoint: &Endpoint, session: &Session, limit: Duration) -> Diagnostic {
     let missing = needed(endpoint, session.purpose()).filter(|&peer| session.link(peer).is_err());
     let names = missing.map(|peer| peer.name()).collect::<Vec<_>>().join(" and ");
     Diagnostic::peer("E0708", format!("{names} did not join the session in {} s", limit.as_secs_f64()))
+        .note("help      see that it runs, with the same plan, and that it reaches this address")
 }
