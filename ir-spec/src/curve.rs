@@ -1,8 +1,13 @@
 //! Smooth functions of one variable, and the tables of polynomials that a lookup evaluates them by.
 //!
 //! A table cuts a range into cells of one width `w`. Where a value is known as `x = 2^s·i + l` with `−2^s < l < 2^s`, as a
-//! masked value is without a carry, `i` is the cell of `x` or the next one: so every parabola is fitted on two cells, around
-//! the point where they meet. Between Chebyshev nodes it is off by a 24th of the third derivative times `w³` at most.
+//! masked value is without a carry, `i` is the cell of `x` or the next one: so every polynomial is fitted on two cells, around
+//! the point where they meet. It has degree 4, between Chebyshev nodes.
+//!
+//! Whoever knows the mask knows where in its cell it is, and others where the masked value is in its own: with both counted
+//! from the middles of their cells, `l = 2^s (v − t)`. A lookup takes powers of `t` up to its square, which is as good as a
+//! parabola on one cell for every `v`: `t³ ≈ 3t/16` and `t⁴ ≈ t²/4 − 1/128` for `|t| ≤ 1/2`, off by a 32nd and by a 128th. That
+//! leaves a 192nd of the third derivative times `w³` at most, beside little of higher ones.
 
 use crate::diag::{Diagnostic, Result};
 use serde::{Deserialize, Serialize};
@@ -116,6 +121,12 @@ pub struct Cells {
     pub scale: u8,
 }
 
+/// Ring bits of a lookup's result and half its fraction bits, at most: what is left of 64 are [`LOOKUP_DIGITS`].
+pub const LOOKUP_ROOM: u8 = 64 - LOOKUP_DIGITS;
+
+/// Fraction bits of what coefficients are multiplied by, see [`factors_of_coefficients`].
+pub const LOOKUP_DIGITS: u8 = 18;
+
 /// Bits of a cell's index at most.
 pub const MOST_CELLS: u8 = 10;
 
@@ -125,21 +136,18 @@ impl Cells {
         1 << self.window.saturating_sub(self.cell).min(MOST_CELLS)
     }
 
-    /// The parabolas of `curve`, `a0 + a1 u + a2 u²` with `u = l / 2^cell` at the result's scale: of every cell `i` that `x`
-    /// may have modulo the window, coefficients of `u^k` in list `k`.
+    /// The polynomials of `curve`, `Σ a_k u^k` with `u = l / 2^cell` at the result's scale: of every cell `i` that `x` may have
+    /// modulo the window, coefficients of `u^k` in list `k`.
     ///
     /// # Errors
     /// `E0380` where a coefficient does not fit 62 bits.
-    pub fn parabolas(self, curve: Curve) -> Result<[Vec<i64>; 3]> {
+    pub fn polynomials(self, curve: Curve) -> Result<[Vec<i64>; COEFFICIENTS]> {
         let (n, width) = (self.count() as i64, libm::ldexp(1.0, i32::from(self.cell) - i32::from(self.from)));
-        // Chebyshev nodes of (−1, 1).
-        let node = libm::sqrt(3.0) / 2.0;
-        let mut table = [Vec::new(), Vec::new(), Vec::new()];
+        let mut table: [Vec<i64>; COEFFICIENTS] = Default::default();
         for cell in 0..n {
             let middle = width * (if cell < curve.first_cell(n) + n { cell } else { cell - n }) as f64;
-            let [low, at, high] = [-node, 0.0, node].map(|u| curve.at(middle + width * u));
-            let parabola = [at, (high - low) / (2.0 * node), (high + low - 2.0 * at) / (2.0 * node * node)];
-            for (list, coefficient) in table.iter_mut().zip(parabola) {
+            let polynomial = quartic(|u| curve.at(middle + width * u));
+            for (list, coefficient) in table.iter_mut().zip(polynomial) {
                 let fixed = libm::round(libm::ldexp(coefficient, self.scale.into()));
                 if fixed.is_nan() || fixed.abs() >= 4.6e18 {
                     return Err(Diagnostic::input("E0380", format!("a table of {} does not fit", curve.name()))
@@ -152,43 +160,91 @@ impl Cells {
     }
 }
 
+/// Coefficients of a cell's polynomial.
+pub const COEFFICIENTS: usize = 5;
+
+/// The polynomial of degree 4 that meets `f` at the Chebyshev nodes of (−1, 1).
+fn quartic(f: impl Fn(f64) -> f64) -> [f64; COEFFICIENTS] {
+    let root = libm::sqrt(5.0);
+    let squares = [(5.0 + root) / 8.0, (5.0 - root) / 8.0];
+    let a0 = f(0.0);
+    let both = squares.map(|square| {
+        let node = libm::sqrt(square);
+        let (low, high) = (f(-node), f(node));
+        // Divided by the node's powers, what is odd and what is even.
+        ((high - low) / (2.0 * node), ((high + low) / 2.0 - a0) / square)
+    });
+    let [(odd, even), (inner_odd, inner_even)] = both;
+    let apart = squares[0] - squares[1];
+    let (a3, a4) = ((odd - inner_odd) / apart, (even - inner_even) / apart);
+    [a0, odd - a3 * squares[0], even - a4 * squares[0], a3, a4]
+}
+
+/// What `Σ a_k (v − t)^k` is as `Σ t^j R_j(v)` for `j` up to 2, with the approximations of `t³` and `t⁴` above: of `R_j` the factors
+/// of every `a_k`, for `v` from −1/2 to 1/2 as an integer of `digits` fraction bits, 20 at most, with as many fraction bits.
+pub fn factors_of_coefficients(v: i64, digits: u8) -> [[i64; COEFFICIENTS]; 3] {
+    let one = 1i64 << digits;
+    let times = |a: i64, b: i64| (a * b) >> digits;
+    let square = times(v, v);
+    let (cube, fourth) = (times(square, v), times(square, square));
+    [
+        [one, v, square, cube, fourth - one / 128],
+        [0, -one, -2 * v, -3 * square - 3 * one / 16, -4 * cube - 3 * v / 4],
+        [0, 0, one, 3 * v, 6 * square + one / 4],
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Maximum error of both parabolas that a value may be given to.
+    const DIGITS: u8 = 20;
+
+    /// What a lookup makes of `x` in units of cells, where the masked value is at `v` of its cell; no bits are dropped but
+    /// those of the factors.
+    fn looked_up(table: &[Vec<i64>; COEFFICIENTS], x: f64, v: f64) -> f64 {
+        // The cell `i` for which `x − i = v − t` with `t` from −1/2 to 1/2.
+        let cell = libm::ceil(x - v - 0.5);
+        let t = v - (x - cell);
+        let factors = factors_of_coefficients(libm::round(libm::ldexp(v, DIGITS.into())) as i64, DIGITS);
+        let at = (cell as i64).rem_euclid(table[0].len() as i64) as usize;
+        let of = |factors: &[i64; COEFFICIENTS]| -> f64 {
+            let terms = factors.iter().zip(table).map(|(f, list)| libm::ldexp(*f as f64 * list[at] as f64, -60));
+            terms.sum()
+        };
+        let [r0, r1, r2] = factors.each_ref().map(of);
+        r0 + t * (r1 + t * r2)
+    }
+
+    /// Maximum error over all masks that a value may have.
     fn error(curve: Curve, range: i32, cell: i32) -> f64 {
         let cells = Cells { window: (range + 17) as u8, from: 16, cell: (16 + cell) as u8, scale: 40 };
-        let table = cells.parabolas(curve).unwrap();
-        let (n, width) = (cells.count() as i64, libm::ldexp(1.0, cell));
+        let table = cells.polynomials(curve).unwrap();
+        let width = libm::ldexp(1.0, cell);
         let most = libm::ldexp(1.0, range) - width;
         let mut worst = 0.0f64;
-        for step in 0..20_000 {
-            let x = most * (f64::from(step) / 10_000.0 - 1.0);
-            let below = libm::floor(x / width) as i64;
-            for cell in [below, below + 1] {
-                let u = x / width - cell as f64;
-                let at = |k: usize| libm::ldexp(table[k][cell.rem_euclid(n) as usize] as f64, -40);
-                worst = worst.max((at(0) + u * (at(1) + u * at(2)) - curve.at(x)).abs());
+        for step in 0..4000 {
+            let x = most * (f64::from(step) / 2000.0 - 1.0);
+            for v in -8..=8 {
+                worst = worst.max((looked_up(&table, x / width, f64::from(v) / 16.0) - curve.at(x)).abs());
             }
         }
         worst
     }
 
-    /// Of 512 cells from the first one that is used on, relative.
+    /// Of 256 cells from the first one that is used on, relative.
     #[test]
-    fn parabolas_of_inverses_are_as_close_as_stated() {
-        for (curve, range, first, most) in [(Curve::Reciprocal, -2, 31.0, 9e-6), (Curve::Rsqrt, -5, 26.0, 5e-6)] {
-            let cells = Cells { window: 23, from: (23 - range) as u8, cell: 14, scale: 40 };
-            let table = cells.parabolas(curve).unwrap();
-            let width = libm::ldexp(1.0, range - 9);
+    fn polynomials_of_inverses_are_as_close_as_stated() {
+        for (curve, range, first, most) in [(Curve::Reciprocal, -2, 15.5, 1e-5), (Curve::Rsqrt, -5, 13.0, 5e-6)] {
+            let cells = Cells { window: 23, from: (23 - range) as u8, cell: 15, scale: 40 };
+            let table = cells.polynomials(curve).unwrap();
+            let width = libm::ldexp(1.0, range - 8);
             let mut worst = 0.0f64;
-            for step in 0..50_000 {
-                let x = width * (first + (510.0 - first) * f64::from(step) / 50_000.0);
-                for cell in [0, 1].map(|next| (x / width) as usize + next) {
-                    let u = x / width - cell as f64;
-                    let at = |k: usize| libm::ldexp(table[k][cell] as f64, -40);
-                    worst = worst.max(((at(0) + u * (at(1) + u * at(2))) / curve.at(x) - 1.0).abs());
+            for step in 0..10_000 {
+                let x = first + (254.0 - first) * f64::from(step) / 10_000.0;
+                for v in -4..=4 {
+                    let found = looked_up(&table, x, f64::from(v) / 8.0);
+                    worst = worst.max((found / curve.at(x * width) - 1.0).abs());
                 }
             }
             assert!(worst < most, "{}: {worst:.2e}", curve.name());
@@ -197,12 +253,12 @@ mod tests {
 
     /// From one cell above 0 down, but for the lowest two.
     #[test]
-    fn parabolas_below_zero_are_those_of_the_whole() {
+    fn polynomials_below_zero_are_those_of_the_whole() {
         for (part, whole) in
             [(Curve::GeluBelow, Curve::Gelu), (Curve::GeluTanhBelow, Curve::GeluTanh), (Curve::SiluBelow, Curve::Silu)]
         {
             let cells = |window| Cells { window, from: 12, cell: 10, scale: 22 };
-            let (part, whole) = (cells(15).parabolas(part).unwrap(), cells(16).parabolas(whole).unwrap());
+            let (part, whole) = (cells(15).polynomials(part).unwrap(), cells(16).polynomials(whole).unwrap());
             for (part, whole) in part.iter().zip(&whole) {
                 assert_eq!((part.len(), whole.len()), (32, 64));
                 for cell in -30i64..=1 {
@@ -213,18 +269,19 @@ mod tests {
     }
 
     #[test]
-    fn parabolas_are_as_close_as_stated() {
+    fn polynomials_are_as_close_as_stated() {
         for (curve, range, cell, most) in [
-            (Curve::Gelu, 5, -2, 7e-4),
-            (Curve::Gelu, 3, -3, 9e-5),
-            (Curve::GeluTanh, 5, -2, 7e-4),
-            (Curve::GeluTanh, 3, -3, 1e-4),
-            (Curve::Silu, 4, -3, 3e-5),
-            (Curve::Silu, 4, -2, 2.5e-4),
-            (Curve::Softplus, 4, -2, 7e-5),
-            (Curve::Tanh, 3, -3, 1.7e-4),
-            (Curve::Sigmoid, 4, -2, 9e-5),
-            (Curve::Erf, 2, -4, 5e-5),
+            (Curve::Gelu, 5, -1, 7e-4),
+            (Curve::Gelu, 3, -2, 9e-5),
+            (Curve::Gelu, 2, -2, 9e-5),
+            (Curve::GeluTanh, 5, -1, 7e-4),
+            (Curve::GeluTanh, 3, -2, 1e-4),
+            (Curve::Silu, 4, -2, 3e-5),
+            (Curve::Silu, 4, -1, 2.5e-4),
+            (Curve::Softplus, 4, -1, 7e-5),
+            (Curve::Tanh, 3, -2, 1.7e-4),
+            (Curve::Sigmoid, 4, -1, 9e-5),
+            (Curve::Erf, 2, -3, 5e-5),
         ] {
             let found = error(curve, range, cell);
             assert!(found < most, "{} in cells of 2^{cell}: {found:.2e}", curve.name());

@@ -1,18 +1,18 @@
 //! Smooth functions by lookup: one table for the whole range of a value where that is narrow, else a table for the middle and
 //! straight lines outside.
 //!
-//! Cells are `w` wide and the table reaches to `2^t`; errors are those of the parabolas, [`ombra_ir::curve`], and of
+//! Cells are `w` wide and the table reaches to `2^t`; errors are those of the polynomials, [`ombra_ir::curve`], and of
 //! rounding. A value beyond the table would give any element: so a table alone serves where the value's bound is proven to
 //! lie a cell inside it, and otherwise the whole value is compared with both ends, two cells inside them.
 //!
-//! | | alone, at most | middle | parabolas | with rounding | tail |
+//! | | alone, at most | middle | polynomials | with rounding | tail |
 //! |---|---|---|---|---|---|
-//! | GELU | w = 1/4 | 8, w = 1/8 | 7e-4, 9e-5 | 7e-4, 2e-4 | 1e-14 |
-//! | SiLU | w = 1/8 | 16, w = 1/8 | 3e-5 | 1.5e-4 | 2.6e-6 |
-//! | softplus | w = 1/4 | 16, w = 1/4 | 7e-5 | 2e-4 | 1.9e-7 |
-//! | tanh | w = 1/8 | 8, w = 1/8 | 1.7e-4 | 2.3e-4 | 3.8e-7 |
-//! | sigmoid | w = 1/4 | 16, w = 1/4 | 9e-5 | 1.6e-4 | 1.9e-7 |
-//! | erf | w = 1/16 | 4, w = 1/16 | 5e-5 | 9e-5 | 3e-8 |
+//! | GELU | w = 1/2 | 8, w = 1/4 | 7e-4, 9e-5 | 7e-4, 2e-4 | 1e-14 |
+//! | SiLU | w = 1/2 | 16, w = 1/4 | 2.5e-4, 3e-5 | 4e-4, 1.5e-4 | 2.6e-6 |
+//! | softplus | w = 1/2 | 16, w = 1/2 | 7e-5 | 2e-4 | 1.9e-7 |
+//! | tanh | w = 1/4 | 8, w = 1/4 | 1.7e-4 | 2.3e-4 | 3.8e-7 |
+//! | sigmoid | w = 1/2 | 16, w = 1/2 | 9e-5 | 1.6e-4 | 1.9e-7 |
+//! | erf | w = 1/8 | 4, w = 1/8 | 5e-5 | 9e-5 | 3e-8 |
 //!
 //! Two parties alone pay for every cell, and little for comparisons. So what is a line beyond its middle they fold:
 //! `f(x) = x⁺ + f(−abs x)` holds for any sign that is taken for that of `x`, so few bits of it are looked at, and half of the
@@ -20,7 +20,7 @@
 //! error with rounding 4e-4 at 16 fraction bits, 6e-4 at 12; the table of GELU ends at 4 and is cut 1/4 wide, where the last term
 //! is 9e-4, and with rounding 1.2e-3.
 //!
-//! A table alone is the narrowest that holds the value, of at most 256 cells, which are as fine as 128 allow.
+//! A table alone is the narrowest that holds the value, of at most 256 cells, which are as fine as 64 allow.
 //!
 //! Inverses are looked up in steps of a wide range, [`steps`](super::steps).
 
@@ -87,7 +87,7 @@ impl Form {
 }
 
 /// Logarithms of the number of cells: up to which they are finer than they have to be, and at most.
-const FINE_CELLS: i8 = 7;
+const FINE_CELLS: i8 = 6;
 const MOST_CELLS: i8 = 8;
 
 fn form(curve: Curve) -> Option<Form> {
@@ -96,12 +96,12 @@ fn form(curve: Curve) -> Option<Form> {
         Form { middle, beyond, coarsest, folded: middle }
     };
     Some(match curve {
-        Curve::Gelu | Curve::GeluTanh => Form { folded: Table { range: 2, cell: -2 }, ..of(-2, 3, -3, Beyond::Line) },
-        Curve::Silu => Form { folded: Table { range: 4, cell: -2 }, ..of(-3, 4, -3, Beyond::Line) },
-        Curve::Softplus => of(-2, 4, -2, Beyond::Line),
-        Curve::Tanh => of(-3, 3, -3, Beyond::Ends(-1, 1)),
-        Curve::Sigmoid => of(-2, 4, -2, Beyond::Ends(0, 1)),
-        Curve::Erf => of(-4, 2, -4, Beyond::Ends(-1, 1)),
+        Curve::Gelu | Curve::GeluTanh => Form { folded: Table { range: 2, cell: -2 }, ..of(-1, 3, -2, Beyond::Line) },
+        Curve::Silu => Form { folded: Table { range: 4, cell: -2 }, ..of(-1, 4, -2, Beyond::Line) },
+        Curve::Softplus => of(-1, 4, -1, Beyond::Line),
+        Curve::Tanh => of(-2, 3, -2, Beyond::Ends(-1, 1)),
+        Curve::Sigmoid => of(-1, 4, -1, Beyond::Ends(0, 1)),
+        Curve::Erf => of(-3, 2, -3, Beyond::Ends(-1, 1)),
         Curve::Reciprocal | Curve::Rsqrt | Curve::GeluBelow | Curve::GeluTanhBelow | Curve::SiluBelow => return None,
     })
 }
@@ -111,15 +111,12 @@ pub(super) fn looked_up(e: &mut Emit, x: Id, curve: Curve) -> Result<Id> {
     let (outer, scale, _) = e.ring(x)?;
     let none = || Diagnostic::internal("E0505", format!("no table of {} for all values", curve.name()));
     let form = form(curve).ok_or_else(none)?;
-    let has_dealer = e.has_dealer();
     if let Some(below) = below(curve).filter(|_| e.has_ciphertexts()) {
         let y = folded(e, x, scale.clamp(COARSEST, FINEST), below, form.folded)?;
         return finished(e, y, (outer, scale));
     }
     let y = if let Some(table) = form.alone(e.max_size(x)?) {
-        // A cell of 2^16 units is the most that the widest ring of products holds.
-        let finest = if has_dealer { FINEST } else { 16u8.saturating_add_signed(-table.cell) };
-        let from = scale.clamp(COARSEST, finest);
+        let from = scale.clamp(COARSEST, FINEST);
         let x = brought_to(e, x, from, ring_of(table.range + 1 + from))?;
         entry(e, x, curve, table, form.beyond)?
     } else {

@@ -208,11 +208,6 @@ impl Emit<'_> {
         self.op(Op::AddInt { k: fixed(k, scale)? }, &[x])
     }
 
-    /// Whether a dealer gives masks, under which any value can be looked up.
-    pub(crate) fn has_dealer(&self) -> bool {
-        self.module.setting.protocol().dealer.is_some()
-    }
-
     /// Whether a division into a ring that it leaves takes no message, and gives a sum of terms.
     pub(crate) fn divides_freely(&self) -> bool {
         self.module.setting.protocol().divides_freely()

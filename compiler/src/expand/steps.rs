@@ -6,7 +6,7 @@
 //! `v_0 + Σ c_j (v_j − v_(j−1))`, in which every entry but the chosen one cancels, garbage or not.
 //!
 //! Rounds: the comparisons, beside which the lookup and its division are hidden, and 1. Errors of an entry: those of its
-//! parabola, of the lookup's rounding and of three units of a cut operand, 1.2e-5 relative for `1/√x`, 3e-5 for `1/x`; and half
+//! polynomial, of the lookup's rounding and of three units of a cut operand, 1.2e-5 relative for `1/√x`, 3e-5 for `1/x`; and half
 //! a unit of so many fraction bits as its worth leaves.
 
 use super::inverse::constant;
@@ -18,7 +18,7 @@ use ombra_ir::op::Op;
 use ombra_ir::{Diagnostic, Result};
 
 /// Bits below a cell's index.
-const CELL: u8 = 15;
+const CELL: u8 = 16;
 /// Ring bits of an entry, and the middle of entries below `2^(ENTRY − 1)`: less that, they have room for a division.
 const ENTRY: u8 = 32;
 const MIDDLE: u8 = ENTRY - 2;
@@ -48,17 +48,17 @@ pub(super) struct Table {
 
 /// `1/√x` in steps of 16, entries from 5.9 to 26.
 pub(super) const ROOT: Table =
-    Table { curve: Curve::Rsqrt, cells: 9, octaves: 4, range: -5, top: 0.9, blur: 4, scale: 26, stride: 2 };
+    Table { curve: Curve::Rsqrt, cells: 8, octaves: 4, range: -5, top: 0.9, blur: 4, scale: 26, stride: 2 };
 
 /// Logarithms of the numbers of cells that tables of `1/x` may have.
-const RECIPROCALS: [u8; 3] = [7, 8, 9];
+const RECIPROCALS: [u8; 3] = [6, 7, 8];
 /// Bytes, or nearly so, of a step beside its cells, and of a comparison and what it chooses.
 const OF_STEP: usize = 40;
 const OF_THRESHOLD: usize = 50;
 
 /// `1/x` in cells of one width: twice as many are one power of two more of a step. Entries reach up to 66.
 fn reciprocal(cells: u8) -> Table {
-    let (octaves, range) = (cells - 5, i32::from(cells) - 11);
+    let (octaves, range) = (cells - 4, i32::from(cells) - 10);
     Table { curve: Curve::Reciprocal, cells, octaves, range, top: 0.985, blur: 6, scale: 24, stride: 1 }
 }
 

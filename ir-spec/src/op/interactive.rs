@@ -3,7 +3,7 @@
 use super::linear::shifted;
 use super::ragged::{packed, rows};
 use super::*;
-use crate::curve::{Cells, MOST_CELLS};
+use crate::curve::{Cells, LOOKUP_ROOM, MOST_CELLS};
 use crate::infer::{Typing, describe, moved, ring, sign_width, size, with};
 use crate::norms::BIT;
 use crate::plain::DType;
@@ -151,8 +151,7 @@ pub(super) static LOOKUP: Description = Description {
         c(ATTRIBUTE, "the window is at most the operand's ring bits, and has from 1 to 10 bits more than a cell"),
         c(
             ATTRIBUTE,
-            "a cell has at least 1 bit; bits + 2 · cell and bits + cell + scale / 2 are at most 64; the scale is from 8 to the \
-             new ring bits less 2",
+            "a cell has at least 1 bit; bits + scale / 2 is at most 46; the scale is from 8 to the new ring bits less 2",
         ),
     ],
     infer: |op, t| {
@@ -161,8 +160,7 @@ pub(super) static LOOKUP: Description = Description {
         if window > from || window <= cell || window - cell > MOST_CELLS {
             return Err(t.fails(2, format!("a window of {window}, cells of {cell} and a ring of {from} bits")));
         }
-        let shift = (2 * u32::from(cell)).max(u32::from(cell) + u32::from(scale / 2));
-        if cell == 0 || u32::from(bits) + shift > 64 || scale < 8 || scale.saturating_add(2) > bits {
+        if cell == 0 || bits.saturating_add(scale / 2) > LOOKUP_ROOM || scale < 8 || scale.saturating_add(2) > bits {
             return Err(t.fails(3, format!("cells of {cell} bits, {scale} fraction bits in a ring of {bits}")));
         }
         let form = (t.cx.setting.protocol().product)(Sharing::Shared, Sharing::Shared).unwrap_or(Sharing::Shared);

@@ -458,7 +458,7 @@ ops! {
     } => interactive::EXP_DIGITS;
     /// x where the bit is 1, 0 elsewhere.
     Select => interactive::SELECT;
-    /// f(x) for what x has modulo `2^window` in two's complement, by one parabola for every cell of `2^cell` units: that of the
+    /// f(x) for what x has modulo `2^window` in two's complement, by one polynomial for every cell of `2^cell` units: that of the
     /// cell of x or of the next one, as the shares decide; the reference takes the first. Values in the highest cell, and
     /// beyond the window, give any element of the ring.
     Lookup {

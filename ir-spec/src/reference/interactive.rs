@@ -37,15 +37,15 @@ pub(crate) fn exp_digits(x: &RefValue, (scale, window): (u8, u8), (bits, fractio
     RefValue::ring(bits, x.shape.clone(), map_elements(values, exp)?)
 }
 
-/// `f(x)` by the parabola of the cell of `x`, of what `x` has modulo `2^window`.
+/// `f(x)` by the polynomial of the cell of `x`, of what `x` has modulo `2^window`.
 pub(crate) fn lookup(x: &RefValue, curve: Curve, cells: Cells, bits: u8) -> Result<RefValue> {
     let (_, values) = x.as_ring()?;
-    let [a0, a1, a2] = cells.parabolas(curve)?;
+    let table = cells.polynomials(curve)?;
     let of = |v: &u64| {
         let low = v & ((1 << cells.window.min(63)) - 1);
         let (at, u) = ((low >> cells.cell) as usize, i128::from(low & ((1 << cells.cell) - 1)));
-        let get = |list: &[i64]| i128::from(list.get(at).copied().unwrap_or(0));
-        (get(&a0) + ((get(&a1) * u) >> cells.cell) + ((get(&a2) * u * u) >> (2 * cells.cell))) as u64
+        let get = |list: &Vec<i64>| i128::from(list.get(at).copied().unwrap_or(0));
+        table.iter().rev().fold(0, |sum, list| ((sum * u) >> cells.cell) + get(list)) as u64
     };
     RefValue::ring(bits, x.shape.clone(), map_elements(values, of)?)
 }

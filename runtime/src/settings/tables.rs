@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use ombra_ir::Result;
-use ombra_ir::curve::{Cells, Curve};
+use ombra_ir::curve::{COEFFICIENTS, Cells, Curve};
 use ombra_kernels::entries::Tables;
 
 /// Tables that are kept at most; the oldest goes where there are more.
@@ -15,19 +15,19 @@ const MOST: usize = 64;
 pub struct CurveTables(RefCell<Vec<Made>>);
 
 /// Tables, and what they were made from.
-type Made = ((Curve, Cells), Rc<Tables<3>>);
+type Made = ((Curve, Cells), Rc<Tables<COEFFICIENTS>>);
 
 impl CurveTables {
     /// The tables of `curve` in `cells`.
     ///
     /// # Errors
-    /// Those of [`Cells::parabolas`].
-    pub fn of(&self, curve: Curve, cells: Cells) -> Result<Rc<Tables<3>>> {
+    /// Those of [`Cells::polynomials`].
+    pub fn of(&self, curve: Curve, cells: Cells) -> Result<Rc<Tables<COEFFICIENTS>>> {
         let mut kept = self.0.borrow_mut();
         if let Some((_, tables)) = kept.iter().find(|(of, _)| *of == (curve, cells)) {
             return Ok(Rc::clone(tables));
         }
-        let tables = Rc::new(Tables::new(&cells.parabolas(curve)?));
+        let tables = Rc::new(Tables::new(&cells.polynomials(curve)?));
         if kept.len() == MOST {
             kept.remove(0);
         }

@@ -59,15 +59,18 @@ pub fn worst_error(curve: Curve, from: u8, x: &[i64], found: &[f64]) -> f64 {
     x.iter().zip(found).map(error).fold(0.0, f64::max)
 }
 
-/// How far `y` is from the parabola of the cell of `x`, or of the next one, whichever is nearer.
-pub fn off_parabolas(curve: Curve, cells: Cells, x: i64, y: f64) -> f64 {
-    let (table, width) = (cells.parabolas(curve).unwrap(), 1i64 << cells.cell);
+/// How far `y` is from the polynomial of the cell of `x`, or of the next one, whichever is nearer, beyond what their highest
+/// powers are approximated by.
+pub fn off_polynomials(curve: Curve, cells: Cells, x: i64, y: f64) -> f64 {
+    let (table, width) = (cells.polynomials(curve).unwrap(), 1i64 << cells.cell);
     let at = |cell: i64| {
         let u = (x - width * cell) as f64 / width as f64;
-        let of = |k: usize| {
-            table[k][cell.rem_euclid(cells.count() as i64) as usize] as f64 * (-f64::from(cells.scale)).exp2()
+        let of = |list: &Vec<i64>| {
+            list[cell.rem_euclid(cells.count() as i64) as usize] as f64 * (-f64::from(cells.scale)).exp2()
         };
-        (of(0) + u * (of(1) + u * of(2)) - y).abs()
+        let [.., a3, a4] = table.each_ref().map(of);
+        let value = table.iter().rev().fold(0.0, |sum, list| sum * u + of(list));
+        (value - y).abs() - a3.abs() / 32.0 - a4.abs() * (1.0 / 16.0 + 1.0 / 128.0)
     };
     let below = x.div_euclid(width);
     at(below).min(at(below + 1))

@@ -1,10 +1,10 @@
-//! Smooth functions by one lookup of a parabola.
+//! Smooth functions by one lookup of a polynomial.
 //!
 //! Source: polynomials in a masked value whose powers of the mask are dealt. Parties and adversary, rounds, simulator and side
-//! channels: those of a [`lookup`](super::lookup) of three products, `P_k` and the powers `t^k` of
+//! channels: those of a [`lookup`](super::lookup) of three products, `R_k` and the powers `t^k` of
 //! [`parabola`](crate::settings::parabola). Bits per element, of `N` cells in a ring of `ℓ`: the window's in whole bytes each
-//! way for the mask, `3ℓ` each way, `N + 4ℓ` dealt to the server. Error: that of the parabola ([`ombra_ir::curve`]) and three
-//! units or less of its coefficients at `F/2 + 2` fraction bits or more.
+//! way for the mask, `3ℓ` each way, `N + 4ℓ` dealt to the server. Error: that of the polynomial ([`ombra_ir::curve`]) and a
+//! unit or less of its terms at `F/2` fraction bits, for `F` of the result.
 
 use ombra_ir::Result;
 use ombra_ir::curve::{Cells, Curve};

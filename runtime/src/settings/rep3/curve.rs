@@ -1,4 +1,4 @@
-//! Smooth functions by one lookup of a parabola, as a sum of three terms.
+//! Smooth functions by one lookup of a polynomial, as a sum of three terms.
 //!
 //! Source: one-hot lookups with a hidden sign ([`parabola`](crate::settings::parabola)), where what two parties know and what
 //! the third knows is a replicated sharing itself (see [`cross`](super::cross)): nothing is masked before, and whoever deals
@@ -7,13 +7,13 @@
 //! Rounds: 1, before which role 2 has dealt. Bits per element, of `N` cells in a ring of `ℓ`: `N + 3ℓ` from role 2 to role 1,
 //! `3ℓ` each way between roles 0 and 1. A division of the sum brings it into the ring and to the scale of what
 //! follows.
-//! Error: that of the parabola ([`ombra_ir::curve`]) and three units or less of its coefficients at `F/2 + 2` fraction bits or
-//! more. Side channels: every cell of the table is read; role 2 writes one word of a vector of four or fewer, by its own λ.
+//! Error: that of the polynomial ([`ombra_ir::curve`]) and a unit or less of its terms at `F/2` fraction bits, for `F` of the
+//! result. Side channels: every cell of the table is read; role 2 writes one word of a vector of four or fewer, by its own λ.
 //!
 //! ```text
-//!   m = x1 at roles 0 and 1, λ = −(x0 + x2) at role 2, both mod 2^W; σ, t and P_k as `parabola` says
+//!   m = x1 at roles 0 and 1, λ = −(x0 + x2) at role 2, both mod 2^W; σ, t and R_k as `parabola` says
 //!   dealt: b^0 = F(k_0) at roles 0 and 2, b^1 = b^0 ⊕ e to role 1;  D_k = σ·t^k = F(k_0)_k + d_k, d_k to role 1
-//!   roles 0 and 1 exchange their shares of σ·P_k + τ_k, under τ_k^0 = F(k_0)' and τ_k^1 = F(k_2)': v_k is their sum
+//!   roles 0 and 1 exchange their shares of σ·R_k + τ_k, under τ_k^0 = F(k_0)' and τ_k^1 = F(k_2)': v_k is their sum
 //!   f(x) = Σ D_k v_k − Σ D_k τ_k:  Σ F(k_0)_k v_k at role 0, Σ d_k v_k at role 1, −Σ D_k τ_k at role 2
 //! ```
 //!

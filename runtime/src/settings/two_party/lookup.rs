@@ -151,15 +151,16 @@ pub async fn exp_digits(pair: &Pair, x: &Share, n: usize, scale: u8, (window, ta
 
 /// `f(x)` of `n` elements in a ring of `bits`: three terms of a parabola.
 pub async fn curve(pair: &Pair, x: &Share, n: usize, (curve, cells): (Curve, Cells), bits: u8) -> Result<Share> {
-    let parabola = Parabola::new(cells, bits)?;
-    let table = cells.parabolas(curve)?;
+    let parabola = Parabola::unsigned(cells, bits)?;
+    let table = cells.polynomials(curve)?;
     let [first, second] = power_scales(cells.scale).map(|scale| scale + 1);
     let one_hot = parabola.one_hot;
     let factor = |lambda, k| parabola.power(lambda, k);
     let terms = |m, out: &mut [u64]| {
         for (cell, out) in out.chunks_exact_mut(3).enumerate() {
             let at = one_hot.index(m).wrapping_sub(cell) & (one_hot.count - 1);
-            out.copy_from_slice(&parabola.terms([0, 1, 2].map(|k| table[k].get(at).copied().unwrap_or(0)), m));
+            let coefficients = table.each_ref().map(|list| list.get(at).copied().unwrap_or(0));
+            out.copy_from_slice(&parabola.terms(coefficients, m));
         }
     };
     let sizes = Terms { one_hot, window: cells.window, bits, factors: &[0, first, second] };

@@ -108,7 +108,7 @@ fn exponentials() {
 fn lookups() {
     let mut words = Words(8);
     let shares = share(&words.take(N), &mut words);
-    for (window, cell, bits, scale) in [(16, 11, 32, 24), (15, 8, 24, 18), (12, 2, 40, 30), (10, 8, 32, 24)] {
+    for (window, cell, bits, scale) in [(16, 11, 32, 24), (15, 8, 24, 18), (12, 2, 32, 28), (10, 8, 32, 24)] {
         let cells = Cells { window, from: 8, cell, scale };
         // A vector of fewer than 8 bits is a byte whose others are random as well.
         let op = Op::Lookup { curve: Curve::Gelu, window, cell, bits, scale };

@@ -10,7 +10,7 @@ use super::super::products::multiply;
 use super::super::{divide, lookup};
 use super::*;
 use crate::settings::rep3::embed::Table;
-use crate::settings::testing::{off_parabolas, signed, spread};
+use crate::settings::testing::{off_polynomials, signed, spread};
 use crate::settings::words::broadcast::broadcast_shape;
 use crate::settings::words::product::Plan;
 use crate::wiped::Zeroizing;
@@ -186,7 +186,7 @@ fn curves() {
         });
         for (x, z) in x.iter().zip(open(&z, n, 32)) {
             let y = signed(z, 32) as f64 * (-f64::from(scale)).exp2();
-            let off = off_parabolas(curve, cells, *x, y);
+            let off = off_polynomials(curve, cells, *x, y);
             let most = 4.0 * (-f64::from(scale / 2 + 2)).exp2();
             assert!(off <= most, "{} at {x}: off by {off}", curve.name());
         }
