@@ -30,7 +30,8 @@ use ombra_ir::infer::{push, push_like, push_within, sign_width, size, tighten};
 use ombra_ir::module::{Id, Module, Node, Origin, OutputKind, Stage};
 use ombra_ir::norms::{BIT, Norms};
 use ombra_ir::op::{Class, Op};
-use ombra_ir::ty::{BoundFrom, Ty};
+use ombra_ir::settings::rep3::cut_first;
+use ombra_ir::ty::{BoundFrom, Sharing, Ty};
 use ombra_ir::{Diagnostic, Result};
 
 /// Fraction bits inside functions whose values stay near 1.
@@ -188,10 +189,11 @@ impl Emit<'_> {
     /// A value brought down to `scale`, within `2^bound` where it is used.
     pub(crate) fn truncate_to(&mut self, x: Id, scale: u8, bound: u8) -> Result<Id> {
         let (bits, from, found) = self.ring(x)?;
-        if found > bits - 2 {
+        let room = bits - division_spare(self.ty(x).sharing, from - scale);
+        if found > room {
             // What the formula says of the result holds before the division too.
             let before = bound.saturating_add(from - scale);
-            if before > bits - 2 {
+            if before > room {
                 return Err(no_room(before, bits));
             }
             tighten(self.module, x, before, BoundFrom::Guarded, &Norms::default());
@@ -259,6 +261,11 @@ impl Emit<'_> {
         }
         self.declared(Op::Reshare, &[x], bound)
     }
+}
+
+/// Bits that a ring has more than the bound of a value that is divided in it by `2^by` with a wrap.
+pub(crate) fn division_spare(form: Sharing, by: u8) -> u8 {
+    if form == Sharing::Sum3 && cut_first(by) > 0 { 3 } else { 2 }
 }
 
 /// Width and dropped bits of a comparison of values below `2^(size / 100)` in a ring of `bits`: without dropping where that

@@ -45,7 +45,7 @@ const RESOLVED: f64 = 10.0;
 const LEAST_FACTOR: f64 = 15.0;
 const SHORT_FACTOR: f64 = 8.0;
 /// Bits of a product of an element and its row's factor.
-const ROOM: u8 = 62;
+const ROOM: u8 = 61;
 /// Bits that are cut off a centred row before the last product.
 const FINER: u8 = 8;
 /// The least `n·eps`, in units of the operand, beside which what a product of a row with itself is off by is nothing where no

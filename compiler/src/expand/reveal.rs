@@ -1,8 +1,8 @@
 //! What is revealed as a tensor is rounded down by its last division, whatever the shares are.
 //!
-//! A truncation gives `y = ⌊x / 2^by⌋` or one more, as the shares decide. Who opens `y` and holds a share could tell how the
+//! A truncation of a sharing gives `y = ⌊x / 2^by⌋` or one more, as the shares decide. Who opens `y` and holds a share could tell how the
 //! dropped bits of `x` compare with it; and who opens `x` itself learns all of them, which are exact products with
-//! private weights. So `x` is divided, and the difference `d = x − 2^by · y` is compared: it is negative exactly where
+//! private weights. So `x` is reshared where it is a sum, and divided, and the difference `d = x − 2^by · y` is compared: it is negative exactly where
 //! `y` is one more than the floor. That costs a comparison of `by + 2` bits and a conversion for every element, and one
 //! resharing where `x` is a sum.
 //!
@@ -123,9 +123,13 @@ fn passes_units_on(op: &Op) -> bool {
 fn floor(e: &mut Emit, y: Id, x: Id, by: u8) -> Result<Id> {
     let (bits, scale, bound) = e.ring(y)?;
     let (from, _, whole) = e.ring(x)?;
-    let x = match e.ty(x).sharing {
-        Sharing::Shared => x,
-        _ => e.declared(Op::Reshare, &[x], (whole, BoundFrom::Guarded))?,
+    let (x, y) = match e.ty(x).sharing {
+        Sharing::Shared => (x, y),
+        // The quotient of three terms may be more than one unit off.
+        _ => {
+            let x = e.declared(Op::Reshare, &[x], (whole, BoundFrom::Guarded))?;
+            (x, e.guarded(Op::Truncate { by, bits }, &[x], bound)?)
+        }
     };
     // The difference is small: the lesser ring holds it.
     let least = from.min(bits);

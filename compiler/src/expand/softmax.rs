@@ -38,6 +38,11 @@ const WEIGHT_SCALE: u8 = 16;
 const WEIGHT_SPARE: u8 = 5;
 /// Where exponentials may begin to count as 0, above [`exp_lowest`], as a power of two.
 const BLUR: u8 = 4;
+/// The window of exponentials of coarse maxima, which are those of values that are this much less. Entries that are further from
+/// the maximum than `SHORT_LOWEST` are 0, and within two of that may be.
+const SHORT_WINDOW: u8 = EXP_WINDOW - 1;
+const SHORT_LESS: f64 = 0.75;
+const SHORT_LOWEST: f64 = 15.0;
 
 /// `e^x` for `x ≤ 1/2` in the largest ring: of all that its bound allows where the setting has a window for that, else 0 below
 /// −32, and perhaps from there to −16. It has as many fraction bits as the setting gives it, or `finest`, if that is less, where
@@ -64,7 +69,7 @@ fn exp_where(e: &mut Emit, x: Id, window: u8, keep: Option<Id>, finest: u8) -> R
     if scale.saturating_add(window) > own {
         return Err(too_fine(scale, own));
     }
-    let (ring, fraction) = exp_form(e.module.setting, false);
+    let (ring, fraction) = exp_form(e.module.setting, window, false);
     let size = ring - 2;
     let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], size)?;
     // Shares may take a unit off where a result is shifted once, and else two: nothing is to be negative.
@@ -147,7 +152,10 @@ fn exponentials(e: &mut Emit, packed: Id, mask: Id, shape: &[Dim]) -> Result<(Id
 /// [`exponentials`] with the maximum of quotients, whose terms take no message, in units of `2^-fraction` in a ring of `small`
 /// bits.
 ///
-/// An exponential looks at its operand modulo `2^6`, and so at 8 bits of a maximum of which two at most are its fraction. These
+/// The exponential is that of the window of 32, which holds from −16 to 0 and has two bytes: so all operands are made 3/4 less, by
+/// which factor no quotient differs. Entries from −13 down may be 0: less than 2.3e-6, a 27th of a unit of an exponential.
+///
+/// An exponential looks at its operand modulo `2^5`, and so at no more than 8 bits of a maximum of which two at most are its fraction. These
 /// are lifted to the scale of the scores, and nothing is extended: what is above them differs from the maximum by multiples
 /// of the window. Whether an entry is too far below for the window the quotients tell, whose difference from their maximum
 /// is less than a unit off.
@@ -175,23 +183,23 @@ fn exponentials_of_coarse(
         scores = e.guarded(Op::Upscale { by: fine - scale }, &[scores], ring - 1)?;
     }
     let below = e.guarded(Op::Sub, &[scores, each], ring - 1)?;
+    let below = e.guarded(Op::AddInt { k: fixed(-SHORT_LESS, fine)? }, &[below], ring - 1)?;
 
-    let lowest = -exp_lowest(EXP_WINDOW);
-    let keep = if apart <= lowest {
+    let keep = if apart <= SHORT_LOWEST {
         None
     } else {
         let each = e.op(Op::RowExpand { shape: shape.to_vec() }, &[max, mask])?;
         let difference = e.op(Op::Sub, &[coarse, each])?;
         let (_, _, bound) = e.ring(difference)?;
         // It is not above 0, and the window is less than what entries may be apart.
-        let inside = fixed(lowest, fraction)? - 1;
+        let inside = fixed(SHORT_LOWEST, fraction)? - 1;
         let above = e.guarded(Op::AddInt { k: inside }, &[difference], bound)?;
-        let outside = e.sign(above, fraction + BLUR)?;
+        let outside = e.sign(above, fraction)?;
         Some(e.op(Op::Not, &[outside])?)
     };
-    let exp = exp_where(e, below, EXP_WINDOW, keep, finest)?;
-    // A quotient is less than a unit off, either way, and an exponential's operand may be half of 1.
-    Ok((exp, libm::exp(-LEVELLED - libm::ldexp(1.0, -i32::from(fraction)))))
+    let exp = exp_where(e, below, SHORT_WINDOW, keep, finest)?;
+    // A quotient is less than a unit off, either way, and a unit is less than what operands are less.
+    Ok((exp, libm::exp(-LEVELLED - SHORT_LESS - libm::ldexp(1.0, -i32::from(fraction)))))
 }
 
 /// Fraction bits of scores that are made coarser for the maximum.
@@ -264,7 +272,7 @@ pub(super) struct Ratio {
 }
 
 /// Bits of a quotient before its division: one less than a truncation takes.
-const QUOTIENT: i32 = 61;
+const QUOTIENT: i32 = 60;
 /// Significant bits of the reciprocal of the maximum divisor.
 const LEAST_SIGNIFICANT: i32 = 10;
 

@@ -10,7 +10,7 @@
 //! a unit of so many fraction bits as its worth leaves.
 
 use super::inverse::constant;
-use super::{Emit, fixed, ring_of};
+use super::{Emit, division_spare, fixed, ring_of};
 use ombra_ir::curve::Curve;
 use ombra_ir::dim::Dim;
 use ombra_ir::module::Id;
@@ -152,6 +152,9 @@ pub(super) fn entries(e: &mut Emit, table: &Table, steps: &[Step], times: i64, w
         first += group.len();
         let part = columns(e, found, from, group.len())?;
         let by = table.scale - p;
+        // Entries fill a ring of which terms that are cut leave too little.
+        let is_full = MIDDLE > ENTRY - division_spare(e.ty(part).sharing, by);
+        let part = if is_full { e.guarded(Op::Reshare, &[part], MIDDLE)? } else { part };
         let part = e.guarded(Op::Truncate { by, bits: 64 }, &[part], MIDDLE - by + u8::from(by > 0))?;
         let part = e.guarded(Op::AddInt { k: 1 << (MIDDLE - by) }, &[part], MIDDLE - by + 2)?;
         let powers = worth[from..first].iter().map(|&w| {

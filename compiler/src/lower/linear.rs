@@ -5,6 +5,7 @@ use super::quotient::is_fine;
 use super::scales::LONGEST;
 use super::{Lower, RING};
 use crate::client_region;
+use crate::expand::division_spare;
 use crate::graph::{Graph, Op, Owner, TensorOp, ValueId};
 use crate::passes::fold_norms::{is_ones, tied_table};
 use ombra_ir::module::Id;
@@ -65,9 +66,15 @@ impl Lower<'_> {
         let secret = self.module.ty(right).sharing.is_secret();
         let short = self.options.setting.protocol().ciphertexts.filter(|_| secret);
         let excess = short.map(|ciphertexts| bits.saturating_sub(ciphertexts.short_ring - 2));
-        let excess = excess.filter(|&excess| own >= SHORT + excess).unwrap_or(bits.saturating_sub(RING - 2));
+        let excess = excess.filter(|&excess| own >= SHORT + excess).unwrap_or(bits.saturating_sub(self.room()));
         let left = if excess == 0 { left } else { self.shares_at(a, own.saturating_sub(excess).max(1))? };
         self.value(v, M::MatMul { trans_b }, &[left, right])
+    }
+
+    /// The bound of what is divided, at most.
+    fn room(&self) -> u8 {
+        let of_secrets = (self.options.setting.protocol().product)(Sharing::Shared, Sharing::Shared);
+        RING - of_secrets.map_or(2, |form| division_spare(form, self.options.f))
     }
 
     /// The private embedding table that a private weight is the transpose of: a tied head is shared and stored once.
@@ -83,7 +90,7 @@ impl Lower<'_> {
     /// `a ± b` at the finer of the two scales.
     pub(super) fn add(&mut self, v: ValueId, a: ValueId, b: ValueId, minus: bool) -> Result<Id> {
         let mut scale = self.common_scale(a, b)?;
-        if self.bound_at(v, scale).is_some_and(|(bits, _)| bits > RING - 2) {
+        if self.bound_at(v, scale).is_some_and(|(bits, _)| bits > self.room()) {
             // No room for products that were not truncated.
             for x in [a, b] {
                 if self.owner(x)? != Owner::Public {

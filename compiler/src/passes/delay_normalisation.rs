@@ -35,9 +35,9 @@ const FACTOR_OF_THREE: i64 = 16;
 /// Significant bits of the reciprocal of the longest row's sum.
 const SIGNIFICANT: u8 = 13;
 /// Bits that products of the reciprocal may have: those of rings of whole bytes, less a sign.
-const ROOMS: [u8; 4] = [39, 47, 55, 62];
+const ROOMS: [u8; 4] = [39, 47, 55, 61];
 /// Bits that a division takes.
-const LARGEST: u8 = 62;
+const LARGEST: u8 = 61;
 
 /// The module with the division behind the products, if its setting has a third party.
 ///
@@ -111,9 +111,7 @@ fn quotients(module: &Module) -> BTreeMap<Id, Quotient> {
             .map(|&user| precision(module, [id, e, reciprocal], module.node(user)))
             .collect::<Option<Vec<_>>>()?;
         let precision = precisions.into_iter().min()?;
-        let (_, from) = module.ty(e).as_ring()?;
-        let (_, kept) = module.ty(id).as_ring()?;
-        (fits && from >= kept).then_some((id, Quotient { e, reciprocal, precision }))
+        fits.then_some((id, Quotient { e, reciprocal, precision }))
     };
     (0..module.ops.len()).filter_map(|i| quotient(Id(i as u32))).collect()
 }
@@ -138,8 +136,9 @@ fn precision(module: &Module, [weights, e, reciprocal]: [Id; 3], node: &Node) ->
         return None;
     }
     let (_, scale) = node.ty.as_ring()?;
-    let (_, kept) = module.ty(weights).as_ring()?;
     let (_, from) = module.ty(e).as_ring()?;
+    // Exponentials may be coarser than weights.
+    let kept = module.ty(weights).as_ring()?.1.min(from);
     let log_keys = u8::try_from(keys.max(1).ilog2()).ok()?.saturating_add(1);
     let largest_sum = (module.ty(e).bound + 1 + log_keys).saturating_sub(from.saturating_sub(kept));
     if largest_sum.saturating_add(module.ty(values).bound) > LARGEST || node.ty.bound_from == BoundFrom::Calibrated {

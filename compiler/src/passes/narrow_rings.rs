@@ -12,7 +12,7 @@
 //!   %6 = narrow %5 {bits = 24}
 //! ```
 
-use crate::expand::ring_of;
+use crate::expand::{division_spare, ring_of};
 use ombra_ir::Result;
 use ombra_ir::infer::{push, push_like, push_source};
 use ombra_ir::module::{Id, Module, OutputKind};
@@ -278,15 +278,17 @@ fn price(module: &Module, x: &Ty, (from, to, by): (u8, u8, u8), is_shared: bool)
 /// The ring in which a value is divided by `2^by` into a ring of `to` bits: the smallest that has room for a wrap, or, of a sum,
 /// the one that leaves all bits, where the division is cheaper in that. What a sum is a product of then has that ring too,
 /// which is not counted: that depends on sizes, and the division takes a round less. A quotient of a sharing that is two terms
-/// from the beginning is to take no message: it gets the ring for that.
+/// from the beginning is to take no message: it gets the ring for that. A larger ring for what has to be shared anew afterwards
+/// saves a bit an element and a round, and costs bytes of the factors.
 fn divided_in(module: &Module, x: &Ty, quotient: &Ty, (to, by): (u8, u8), is_shared: bool) -> u8 {
-    let least = ring_of(x.bound.max(by).saturating_add(2));
+    let least = ring_of(x.bound.max(by).saturating_add(division_spare(x.sharing, by)));
     let whole = to.saturating_add(by).div_ceil(8).saturating_mul(8);
     if x.sharing == Sharing::Shared && quotient.sharing.is_sum() && whole <= 64 {
         return whole.max(least);
     }
     let price = |from: u8| price(module, x, (from, to, by), is_shared);
-    let is_cheaper = x.sharing.is_sum() && whole > least && whole <= 64 && price(whole) <= price(least);
+    let is_worth_it = || if is_shared { 8 * price(whole) <= 7 * price(least) } else { price(whole) <= price(least) };
+    let is_cheaper = x.sharing.is_sum() && whole > least && whole <= 64 && is_worth_it();
     if is_cheaper { whole } else { least }
 }
 

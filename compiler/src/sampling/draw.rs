@@ -109,6 +109,8 @@ fn random_part(e: &mut Emit, sum: Id, rows: &Dim, total: u8) -> Result<Id> {
         let product = e.guarded(Op::Mul, &[sum, number], total + width)?;
         let by = (i + 1) * width;
         let product = e.op(Op::SetScale { scale: by }, &[product])?;
+        // Of three terms a quotient may be two units off, and below 0.
+        let product = if e.ty(product).sharing.is_sum() { e.op(Op::Reshare, &[product])? } else { product };
         let quotient = e.guarded(Op::Truncate { by, bits: e.ring(product)?.0 }, &[product], total)?;
         part = Some(match part {
             None => quotient,

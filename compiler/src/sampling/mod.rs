@@ -501,6 +501,7 @@ fn share_of(e: &mut Emit, p: Id, total: u8) -> Result<Id> {
     let scale = (62 - total).min(16);
     let share = parameter(e, TOP_P, (64, scale), scale + 1)?;
     let part = e.guarded(Op::Mul, &[sum, share], total + scale)?;
+    let part = if e.ty(part).sharing.is_sum() { e.op(Op::Reshare, &[part])? } else { part };
     let part = e.guarded(Op::Truncate { by: scale, bits: e.ring(part)?.0 }, &[part], total)?;
     in_ring(e, part, ring)
 }

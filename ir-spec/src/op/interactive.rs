@@ -4,10 +4,11 @@ use super::linear::shifted;
 use super::ragged::{packed, rows};
 use super::*;
 use crate::curve::{Cells, LOOKUP_ROOM, MOST_CELLS};
-use crate::infer::{Typing, describe, moved, ring, sign_width, size, with};
+use crate::infer::{Operand, Typing, describe, moved, ring, sign_width, size, with};
 use crate::norms::BIT;
 use crate::plain::DType;
 use crate::reference::{RefValue, interactive, linear, movement, ragged};
+use crate::settings::rep3::cut_first;
 use crate::ty::{Elem, Sharing};
 
 const IS_SECRET: Constraint = c(SHARING, "the operand is a secret ring tensor");
@@ -19,14 +20,19 @@ pub(super) static TRUNCATE: Description = Description {
     name: "truncate",
     result: "`bits`, scale − by, shared; in a ring of at most the operand's bits less by in the form that the setting gives such a \
              quotient (`3pc`: sum2)",
-    bound: "max(x − by, 0) + 1; x for by = 0",
-    norms: ["x / 2^by + 1; x for by = 0", "x / 2^by + √n; x for by = 0", "x for by = 0"],
+    bound: "max(x − by, 0) + 1, of three terms by 8 or more max(x − by, 1) + 1; x for by = 0",
+    norms: [
+        "x / 2^by + 1, of three terms by 8 or more + 2; x for by = 0",
+        "x / 2^by + √n, of three terms by 8 or more + 2 √n; x for by = 0",
+        "x for by = 0",
+    ],
     constraints: &[
         IS_SECRET,
         c(ATTRIBUTE, "by is at most the scale and the ring bits less 2, and 0 only where the new ring has more bits"),
         c(
             LIMIT,
-            "the operand's bound is at most its ring bits less 2, unless the new ring has at most these bits less by",
+            "the operand's bound is at most its ring bits less 2, of three terms by 8 or more less 3, unless the new ring has at \
+             most these bits less by",
         ),
     ],
     infer: |op, t| {
@@ -36,16 +42,17 @@ pub(super) static TRUNCATE: Description = Description {
             return Err(t.fails(2, format!("by {by}, scale {scale}, from {from} to {bits} bits")));
         }
         let is_whole = bits <= from - by;
-        if u32::from(x.ty.bound) + 2 > u32::from(from) && !is_whole {
+        let is_cut = is_cut(&x, by);
+        if u32::from(x.ty.bound) + 2 + u32::from(is_cut) > u32::from(from) && !is_whole {
             return Err(t.fails(3, format!("a bound of {} in {from} bits", x.ty.bound)));
         }
         let form = if is_whole { t.cx.setting.protocol().quotient } else { Sharing::Shared };
-        let bound = u32::from(x.ty.bound.saturating_sub(by)) + u32::from(by > 0);
+        let bound = u32::from(x.ty.bound.saturating_sub(by).max(is_cut.into())) + u32::from(by > 0);
         Ok(ring(bits, u32::from(scale) - u32::from(by), form, x.ty.shape.clone(), bound))
     },
     derive_norms: NormRule::OfOperands(|op, t, ty| match (op, t.operands()) {
         (Op::Truncate { by: 0, .. }, _) => t.first_norms(),
-        (Op::Truncate { by, .. }, Ok([x])) => shifted(t, &x, ty, *by, 0),
+        (Op::Truncate { by, .. }, Ok([x])) => shifted(t, &x, ty, *by, if is_cut(&x, *by) { BIT } else { 0 }),
         _ => Norms::default(),
     }),
     meaning: Some(|op, e| {
@@ -54,6 +61,11 @@ pub(super) static TRUNCATE: Description = Description {
     }),
     ..INTERACTIVE
 };
+
+/// Whether a division cuts whole bytes off the terms of its operand, which is off by more than one unit then.
+fn is_cut(x: &Operand, by: u8) -> bool {
+    x.ty.sharing == Sharing::Sum3 && cut_first(by) > 0
+}
 
 pub(super) static RESHARE: Description = Description {
     name: "reshare",
@@ -93,7 +105,7 @@ pub(super) static HELD: Description = Description { name: "hold", result: "held"
 /// Outside of what the op holds for, its result is any element of its ring.
 pub(super) static EXP_DIGITS: Description = Description {
     name: "exp_digits",
-    result: "shared; ring 32, scale 29, and in `3pc` without `tail` ring 24, scale 21",
+    result: "shared; ring 32, scale 29, and in `3pc` without `tail` ring 24, scale 21, for a window of 5 ring 16, scale 14",
     bound: "ring bits − 1",
     constraints: &[
         c(SHARING, "the operand is a shared or a masked ring tensor, or a sum of two terms"),
@@ -106,12 +118,12 @@ pub(super) static EXP_DIGITS: Description = Description {
         if found != scale || !EXP_WINDOWS.contains(&window) || !fits {
             return Err(t.fails(2, format!("scale {scale} and window {window} of {}", describe(x.ty))));
         }
-        let (bits, scale) = exp_form(t.cx.setting, tail);
+        let (bits, scale) = exp_form(t.cx.setting, window, tail);
         Ok(ring(bits, scale.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(bits) - 1))
     },
     meaning: Some(|op, e| {
         let Op::ExpDigits { scale, window, tail } = *op else { return Err(e.other()) };
-        interactive::exp_digits(e.operand()?, (scale, window), exp_form(e.setting, tail))
+        interactive::exp_digits(e.operand()?, (scale, window), exp_form(e.setting, window, tail))
     }),
     ..INTERACTIVE
 };

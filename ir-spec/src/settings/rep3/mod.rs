@@ -49,6 +49,17 @@ pub(super) static PROTOCOL: Protocol = Protocol {
     check: |_| Ok(()),
 };
 
+/// Bits, in whole bytes, that a division of three terms by `2^by` cuts off every term before: what is sent is shorter by them.
+pub fn cut_first(by: u8) -> u8 {
+    by / 8 * 8
+}
+
+/// What role 2 deals of an exponential in a window of `2^window`: the number of factors, of which one is taken, and the bits of
+/// each. Two where the upper half of the window is not used.
+pub fn exp_factors(window: u8) -> (usize, u8) {
+    if window < EXP_WINDOW { (2, 56) } else { (4, 64) }
+}
+
 /// Directions of links, over which what an op sends spreads.
 const LINKS: u64 = 3;
 
@@ -67,7 +78,7 @@ pub fn dpf_key_bytes(domain: u64) -> u64 {
 /// Whether parties take part in an op together: they send messages, or take rounds.
 pub fn is_interactive(op: &Op) -> bool {
     match op {
-        Op::ExpDigits { window, .. } => *window == EXP_WINDOW,
+        Op::ExpDigits { window, .. } => *window <= EXP_WINDOW,
         _ => matches!(
             op,
             Op::Truncate { .. }
@@ -96,14 +107,17 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
             t.dealt = Some(Dealt::default());
             t.rounds = 1;
         }
-        Op::Truncate { by, .. } => match wrap_bytes(s.from_bits, s.bits, *by) {
-            0 if sum3 => {
-                t.exchange(s.out * u64::from(s.from_bits) / 8);
-                t.dealt = Some(Dealt::default());
+        Op::Truncate { by, .. } => {
+            let from = u64::from(if sum3 { s.from_bits.saturating_sub(cut_first(*by)) } else { s.from_bits }) / 8;
+            match wrap_bytes(s.from_bits, s.bits, *by) {
+                0 if sum3 => {
+                    t.exchange(s.out * from);
+                    t.dealt = Some(Dealt::default());
+                }
+                0 => {}
+                wrap => t.divide(s.out, (from, eb), wrap.into(), sum3),
             }
-            0 => {}
-            wrap => t.divide(s.out, (u64::from(s.from_bits) / 8, eb), wrap.into(), sum3),
-        },
+        }
         Op::Reshare if sum3 => t.reshare(s.out * eb),
         // The term of roles 0 and 1 is component 1.
         Op::Reshare => t.deal(0, 1, s.out * eb),
@@ -111,10 +125,11 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::And => t.and(plane_bytes(s.out)),
         Op::BitToRing { .. } => t.cross_term(1, s.out * eb),
         Op::Select => t.cross_term(2, s.out * eb),
-        // Four factors of 64 bits, of which one is taken, and the rounded terms of a product.
-        Op::ExpDigits { tail, .. } => {
-            let (bits, _) = exp_form(Setting::ThreeParty, *tail);
-            t.deal(0, 1, 4 * 8 * s.out);
+        // Factors, of which one is taken, and the rounded terms of a product.
+        Op::ExpDigits { window, tail, .. } => {
+            let (bits, _) = exp_form(Setting::ThreeParty, *window, *tail);
+            let (factors, width) = exp_factors(*window);
+            t.deal(0, 1, factors as u64 * u64::from(width / 8) * s.out);
             t.exchange(s.out * u64::from(bits) / 8);
         }
         Op::Lookup { window, cell, .. } => t.lookup(s.out, 1 << (window - cell), eb),
@@ -273,19 +288,22 @@ mod tests {
     #[test]
     fn bits_and_rounds_of_ops() {
         let per_element = |op: &Op, n, sum3| {
-            let t = traffic(op, &sizes(n, sum3));
+            let bits = if let Op::Truncate { bits, .. } = op { *bits } else { 64 };
+            let t = traffic(op, &Sizes { bits, ..sizes(n, sum3) });
             (t.bytes() * 8 / n, t.rounds)
         };
-        assert_eq!(per_element(&Op::Truncate { by: 16, bits: 64 }, 800, true), (3 * 64 + 16 + 2, 2));
+        assert_eq!(per_element(&Op::Truncate { by: 16, bits: 64 }, 800, true), (3 * 64 + 2, 2));
+        assert_eq!(per_element(&Op::Truncate { by: 21, bits: 64 }, 800, true), (3 * 64 + 8 + 2, 2));
+        assert_eq!(per_element(&Op::Truncate { by: 16, bits: 48 }, 800, true), (2 * 48, 1));
         assert_eq!(per_element(&Op::Truncate { by: 16, bits: 64 }, 800, false), (64 + 3 * 16, 1));
         assert_eq!(per_element(&Op::Reshare, 800, true), (3 * 64, 1));
         assert_eq!(per_element(&Op::Reshare, 800, false), (64, 0));
         assert_eq!(per_element(&Op::And, 800, false), (3, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (3 * 64, 1));
         assert_eq!(per_element(&Op::Select, 800, false), (4 * 64, 1));
-        for (tail, bits) in [(false, 24), (true, 32)] {
-            let exp = Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail };
-            assert_eq!(per_element(&exp, 800, false), (4 * 64 + 2 * bits, 1));
+        for (window, tail, dealt, bits) in [(6, false, 4 * 64, 24), (6, true, 4 * 64, 32), (5, false, 2 * 56, 16)] {
+            let exp = Op::ExpDigits { scale: 16, window, tail };
+            assert_eq!(per_element(&exp, 800, false), (dealt + 2 * bits, 1));
         }
         // Few elements take few rounds, many take few bits.
         for (n, w, bits, rounds) in [(800, 5, 18, 1), (800, 17, 97, 2), (800_000, 17, 76, 4), (800, 64, 439, 3)] {

@@ -2,15 +2,17 @@
 //!
 //! Source: wrap count with a quarter-range bound after Guo et al., 2025/200; resharing after Araki et al., 2016/768.
 //! Parties and adversary: three, one semi-honest corruption. Rounds: 2, before which role 2 has dealt. Bits per element, from a
-//! ring of `ℓ` bits into one of `R`: `ℓ + 2R + w + 2`, where `w` is `R + f − ℓ` rounded up to whole bytes.
+//! ring of `ℓ` bits into one of `R`: `ℓ + 2R + w + 2`, where `w` is `R + f − ℓ` rounded up to whole bytes; `ℓ` and `f` are what
+//! [`truncate`](super::truncate) leaves.
 //! Correlation: role 2 deals a product of two random bits, from keys but for one message.
 //! Bound: as there. Functionality: `y = ⌊x / 2^f⌋ + [x mod 2^f > A mod 2^f]`, where role 0 knows `A` (below); without a
-//! division, for `f = 0`, `y = x`. Error: `A` is uniform given `x`, whatever the terms are, because of `F(k_2)`. So one
+//! division, for `f = 0`, `y = x`. Error: `A` is uniform given `x`, whatever the terms are, because of their masks. So one
 //! more has chance `(x mod 2^f) / 2^f`, and the mean of `y` is `x / 2^f`.
 //! Side channels: no branch or index on a secret.
 //!
 //! ```text
-//!   dealt: Z_2 + F(k_2) to role 0, r_a·r_b − s0 to role 1;  A = Z_0 + Z_2 + F(k_2) − 1 at role 0, B = Z_1 − F(k_2) at role 1
+//!   Z_j is role j's term and F(k_j) − F(k_(j+1))
+//!   dealt: Z_2 to role 0, r_a·r_b − s0 to role 1;  A = Z_0 + Z_2 − 1 at role 0, B = Z_1 at role 1
 //!   role 0: a = 1{ (A − 2^(ℓ−2)) mod 2^ℓ ≥ 2^(ℓ−1) },  c = 1{ A ≥ 2^(ℓ−2) }
 //!   role 1: b = 1{ B ≥ 2^(ℓ−1) }
 //!   p0 + p1 = a·b,  y0 = (A ≫ f) − 2^(ℓ−f)·(c + p0) + 1,  y1 = (B ≫ f) − 2^(ℓ−f)·p1;  for f = 0 without the two ones
@@ -19,7 +21,7 @@
 //! The quotients of A and B make that of x − 1, or one less where the low bits carry, which is where those of A exceed those
 //! of x − 1. With 1 added that is the quotient of x, and one more where the low bits of x exceed those of A.
 //!
-//! Simulator. Role 0 receives role 2's term under `F(k_2)`, role 1's wrap bit under `r_b = F(k_2)`, and `y1` under
+//! Simulator. Role 0 receives `Z_2`, which `F(k_2)` masks, role 1's wrap bit under `r_b = F(k_2)`, and `y1` under
 //! `F(k_2)`: it does not know `k_2`, so all are uniform. Role 1 receives `s1 = r_a·r_b − s0` under `s0 = F(k_0)`, role
 //! 0's wrap bit under `r_a = F(k_0)`, and `y0` under `F(k_0)`, and does not know `k_0`. Role 2 receives nothing: it
 //! knows the masks of both wrap bits and must never see the masked bits.
@@ -32,7 +34,7 @@ use super::{Cx, Purpose};
 use crate::backend::bits::words as plane_words;
 use crate::settings::rep3::share::Shared;
 
-/// The quotient of the sum of all roles' `term`s, `n` elements.
+/// The quotient of the sum of all roles' `term`s, `n` elements, which a sharing of zero masks.
 pub(super) async fn divide(cx: &Cx, mut term: Vec<u64>, n: usize, division: Division) -> Result<Shared> {
     let (bits, product_bits) = (division.bits, division.wrap_bits());
     match cx.role() {
@@ -41,13 +43,10 @@ pub(super) async fn divide(cx: &Cx, mut term: Vec<u64>, n: usize, division: Divi
             dividend_0(cx, term, n, division).await
         }
         1 => {
-            let mask = cx.draw(2, Purpose::DivideTerm, 0, n)?;
-            term.iter_mut().zip(&mask).for_each(|(t, m)| *t = t.wrapping_sub(*m));
             let s1 = cx.take(2, n, product_bits)?;
             dividend_1(cx, term, s1, n, division).await
         }
         _ => {
-            add_words(&mut term, cx.draw(2, Purpose::DivideTerm, 0, n)?);
             cx.send(0, &term, bits);
             let r_a = cx.draw(0, Purpose::DivideWrap0, 0, plane_words(n))?;
             let r_b = cx.draw(2, Purpose::DivideWrap1, 0, plane_words(n))?;

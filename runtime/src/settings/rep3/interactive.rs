@@ -82,7 +82,7 @@ pub(super) fn start(
                 };
                 return Ok(Ended::Value(Value::Ring(Ring::Two(sum))));
             }
-            Op::ExpDigits { scale, tail, .. } => exp_digits(cx, terms()?, n, *scale, *tail).await?,
+            Op::ExpDigits { scale, window, tail } => exp_digits(cx, terms()?, n, *scale, (*window, *tail)).await?,
             Op::RowMax { width, drop, .. } => {
                 let lens = dims.lens();
                 let max = row_max(cx, terms()?, lens, bits, (*width, *drop)).await?;

@@ -72,6 +72,11 @@ pub(super) async fn reshare_three(cx: &Cx, term: Vec<u64>, bits: u8) -> Result<S
 /// The sum of every role's `term` as a sum of two terms: roles 0 and 1 know the sum of theirs, under masks.
 pub(super) async fn open_to_two(cx: &Cx, mut term: Vec<u64>, bits: u8) -> Result<Vec<u64>> {
     cx.add_zero_share(Purpose::Reshare, &mut term);
+    exchange_terms(cx, term, bits).await
+}
+
+/// The same of terms that are masked already.
+pub(super) async fn exchange_terms(cx: &Cx, mut term: Vec<u64>, bits: u8) -> Result<Vec<u64>> {
     let (role, n) = (cx.role(), term.len());
     if role != 2 {
         cx.send(1 - role, &term, bits);

@@ -29,22 +29,29 @@
 //! [`cross`](super::cross) for why that is harmless.
 //!
 //! **Without a wrap**, in a ring of at most `ℓ − f` bits, `(m ≫ f) − (r ≫ f)` is the quotient: two terms, which roles 0 and 1
-//! and role 2 make of theirs. Rounds and bits: 0 of a sharing or two terms, 1 and `2ℓ` of three terms, of which roles 0 and 1
-//! exchange theirs under masks as in [`reshare`](super::reshare), without what that deals. Functionality as above, whatever `x`
-//! is: no bound. A whole multiple of `2^f` is divided exactly, since both terms drop the same. Simulator: that of the
+//! and role 2 make of theirs. Rounds and bits: 0 of a sharing or two terms, 1 and `2(ℓ − g)` of three terms, of which roles 0 and
+//! 1 exchange theirs under masks as in [`reshare`](super::reshare), without what that deals. Functionality as above, whatever `x`
+//! is: no bound. A whole multiple of `2^f` is divided exactly of two terms, since both drop the same. Simulator: that of the
 //! exchange.
+//!
+//! **Three terms** are cut before, each where it is: of `f` bits the `g` that are whole bytes. Under a sharing of zero, role 0
+//! rounds its term down, role 1 to the nearest and role 2 up, each mod `2^ℓ` and in a ring of `ℓ − g` bits from there on: their
+//! sum is off by less than 3/2, and right on average, since any two of them are uniform. The rest is divided as said. So the
+//! quotient is off by less than 2, and by less than 3/2 where `f = g`. Simulator: what is sent is the upper part of what was sent
+//! uncut, uniform as that.
 //!
 //! Simulator. Role 2 receives nothing. Role 0 receives the message of the crossing. Role 1 receives what is dealt under a
 //! mask from `k_0`, and the messages of the crossing, whose masks are others: all are uniform. `m` says nothing of `x`: it is
 //! a component that both hold, or such a term times public values.
 
+use ombra_ir::settings::rep3::cut_first;
 use ombra_ir::settings::wrap_bytes;
 use ombra_ir::{Diagnostic, Result};
 
 use super::cross::{Factors, begin, deal, dealt_sharing};
 use super::divide_three;
 use super::local::linear::Ring;
-use super::reshare::{Operand, open_to_two, own_term};
+use super::reshare::{Operand, exchange_terms, own_term};
 use super::{Cx, Purpose};
 use crate::settings::rep3::share::{Component, Shared, Sum, ring_mask};
 
@@ -55,18 +62,34 @@ pub async fn truncate(cx: &Cx, x: Operand<'_>, n: usize, (from, to): (u8, u8), b
         let found = format!("division by 2^{by} of a {from}-bit ring into one of {to} bits");
         return Err(Diagnostic::internal("E0803", found));
     }
-    let term = own_term(cx, x, n);
-    let division = Division { bits: from, by, out: to };
-    if to <= from - by {
-        // What was opened is uniform as it is.
-        let term = if x.has_three_terms() { open_to_two(cx, term, from).await? } else { dithered(cx, term) };
+    let (term, division) = (own_term(cx, x, n), Division { bits: from, by, out: to });
+    let is_two = to <= from - by;
+    if x.has_three_terms() {
+        let (term, rest) = cut(cx, term, division);
+        if is_two {
+            // What is opened is uniform as it is.
+            let term = exchange_terms(cx, term, rest.bits).await?;
+            return Ok(Ring::Two(Sum::new(Some(divided(cx, term, rest)))));
+        }
+        return Ok(Ring::Shared(divide_three::divide(cx, term, n, rest).await?));
+    }
+    let term = dithered(cx, term);
+    if is_two {
         return Ok(Ring::Two(Sum::new(Some(divided(cx, term, division)))));
     }
-    let shared = match x.has_three_terms() {
-        true => divide_three::divide(cx, term, n, division).await?,
-        false => divide(cx, dithered(cx, term), n, division).await?,
-    };
-    Ok(Ring::Shared(shared))
+    Ok(Ring::Shared(divide(cx, term, n, division).await?))
+}
+
+/// The term, masked by a sharing of zero and without the bytes that are cut off, and the division that is left.
+fn cut(cx: &Cx, mut term: Vec<u64>, division: Division) -> (Vec<u64>, Division) {
+    cx.add_zero_share(Purpose::DivideTerm, &mut term);
+    let by = cut_first(division.by);
+    if by > 0 {
+        // Down, to the nearest, and up: half a unit less and half a unit more.
+        let (mask, above) = (ring_mask(division.bits), [0, 1u64 << (by - 1), (1 << by) - 1][usize::from(cx.role())]);
+        term.iter_mut().for_each(|t| *t = (t.wrapping_add(above) & mask) >> by);
+    }
+    (term, Division { bits: division.bits - by, by: division.by - by, ..division })
 }
 
 /// This role's term of the quotient without a wrap: `m ≫ f` at roles 0 and 1, `−(r ≫ f)` at role 2.

@@ -80,6 +80,7 @@ fn cases() -> Vec<Case> {
     for op in [
         Op::Msb { width: 40, drop: 6 },
         Op::ExpDigits { scale: 16, window: EXP_WINDOW, tail: false },
+        Op::ExpDigits { scale: 16, window: EXP_WINDOW - 1, tail: false },
         Op::Lookup { curve: Curve::Gelu, window: CELLS.window, cell: CELLS.cell, bits: 32, scale: CELLS.scale },
         Op::RowMax { shape: Vec::new(), width: 30, drop: 2 },
         Op::ArgMax { width: 30 },
@@ -160,7 +161,9 @@ fn messages(case: &Case, x: u64, seed: u64, rot: u8, keys: [Rc<crate::settings::
                 }
                 Op::Reshare => reshare(&cx, operand, N, 64).await.map(drop),
                 Op::Msb { width, drop: low } => msb(&cx, taken, N, width, low).await.map(drop),
-                Op::ExpDigits { scale, tail, .. } => exp_digits(&cx, taken, N, scale, tail).await.map(drop),
+                Op::ExpDigits { scale, window, tail } => {
+                    exp_digits(&cx, taken, N, scale, (window, tail)).await.map(drop)
+                }
                 Op::Lookup { curve, bits, .. } => {
                     look_up(&cx, &CurveTables::default(), taken, N, curve, CELLS, bits).await.map(drop)
                 }

@@ -5,6 +5,7 @@ use crate::settings::rep3::input::input;
 use crate::settings::rep3::reshare::{Operand, reshare};
 use crate::settings::rep3::reveal::reveal;
 use crate::settings::rep3::truncate::{dither, truncate};
+use ombra_ir::settings::rep3::cut_first;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
@@ -72,20 +73,36 @@ fn values_keep_their_size_in_a_larger_ring() {
     }
 }
 
+/// Bits by which values are shorter than the ring that they are divided in with a wrap.
+fn spare(form: Form, by: u8) -> u8 {
+    if is_cut(form, by) { 3 } else { 2 }
+}
+
+/// Whether terms are cut before they are divided.
+fn is_cut(form: Form, by: u8) -> bool {
+    form == Form::Three && cut_first(by) > 0
+}
+
 /// Into every smaller ring, of every value of a ring of 8 bits and many of 16: what is far from the ends of its ring, and
-/// where there is no wrap any value. The floor or one more, and whole multiples exactly.
+/// where there is no wrap any value. The floor or one more, and whole multiples exactly; of three terms that are cut less than 2
+/// off.
 #[test]
 fn quotients_in_smaller_rings() {
     for (from, step) in [(8u8, 1), (16, 37)] {
         for (by, to) in (1..=from - 2).flat_map(|by| (1..=from / 8).map(move |bytes| (by, 8 * bytes))) {
-            let half = if to <= from - by { 1i64 << (from - 1) } else { 1 << (from - 2) };
-            let x: Vec<u64> = (1 - half..half).step_by(step).map(|v| v as u64).collect();
             for (rot, form) in [(0, Form::Shared), (1, Form::Two), (2, Form::Three)] {
+                let half = 1i64 << if to <= from - by { from - 1 } else { from - spare(form, by) };
+                let x: Vec<u64> = (1 - half..half).step_by(step).map(|v| v as u64).collect();
                 let y = divided(11, rot, &x, form, (from, to), by);
                 for (x, y) in x.iter().zip(y) {
                     let floor = (*x as i64) >> by;
                     let up = y.wrapping_sub(floor as u64) & ring_mask(to);
                     let is_whole = *x & ring_mask(by) == 0;
+                    if is_cut(form, by) {
+                        let up = y.wrapping_sub(floor as u64).wrapping_add(1) & ring_mask(to);
+                        assert!(up <= 2 || up == 3 && !is_whole, "{x} / 2^{by} from {from} to {to} bits: {y}");
+                        continue;
+                    }
                     assert!(up == 0 || up == 1 && !is_whole, "{x} / 2^{by} from {from} to {to} bits, {form:?}: {y}");
                 }
             }
@@ -100,7 +117,7 @@ fn rounding_without_a_wrap_is_not_biased() {
         for fraction in [0, 1u64 << (by - 2), 3 << (by - 2)] {
             let x = vec![(9 << by) + fraction; 6000];
             for form in [Form::Shared, Form::Two, Form::Three] {
-                let up: u64 = divided(fraction + 3, 0, &x, form, rings, by).iter().map(|y| y - 9).sum();
+                let up: i64 = divided(fraction + 3, 0, &x, form, rings, by).iter().map(|y| *y as i64 - 9).sum();
                 let chance = up as f64 / 6000.0;
                 assert!((chance - fraction as f64 / f64::from(1u32 << by)).abs() < 0.025, "{chance}");
             }
@@ -108,13 +125,14 @@ fn rounding_without_a_wrap_is_not_biased() {
     }
 }
 
-/// Result less floor of each value, 0 or 1.
-fn rounding(x: &[u64], y: &[u64], bits: u8, by: u8) -> Vec<i64> {
+/// Result less floor of each value, 0 or 1; of three terms that are cut from −1 to 2.
+fn rounding(x: &[u64], y: &[u64], bits: u8, by: u8, form: Form) -> Vec<i64> {
+    let possible = if is_cut(form, by) { -1..=2 } else { 0..=1 };
     x.iter()
         .zip(y)
         .map(|(x, y)| {
             let up = signed(*y, bits) - (signed(*x, bits) >> by);
-            assert!(up == 0 || up == 1, "{} / 2^{by} in {bits} bits became {}", signed(*x, bits), signed(*y, bits));
+            assert!(possible.contains(&up), "{} / 2^{by} in {bits} bits: {}", signed(*x, bits), signed(*y, bits));
             up
         })
         .collect()
@@ -123,13 +141,13 @@ fn rounding(x: &[u64], y: &[u64], bits: u8, by: u8) -> Vec<i64> {
 #[test]
 fn exhaustive_on_small_rings() {
     for (bits, step) in [(8, 1), (16, 7)] {
-        let quarter = 1i64 << (bits - 2);
-        let x: Vec<u64> = (1 - quarter..quarter).step_by(step).map(|v| v as u64).collect();
         for by in [1, 3, bits - 3, bits - 2] {
             for (rot, form) in [(0, Form::Shared), (1, Form::Two), (2, Form::Three)] {
+                let most = 1i64 << (bits - spare(form, by));
+                let x: Vec<u64> = (1 - most..most).step_by(step).map(|v| v as u64).collect();
                 for seed in 1..5 {
                     let y = truncated(seed, rot, &x, form, bits, by);
-                    rounding(&x, &y, bits, by);
+                    rounding(&x, &y, bits, by, form);
                 }
             }
         }
@@ -138,16 +156,16 @@ fn exhaustive_on_small_rings() {
 
 #[test]
 fn extremes_and_random_values_of_large_rings() {
-    for bits in [32u8, 40, 48, 64] {
-        let limit = (1i64 << (bits - 2)) - 1;
+    for (bits, limit) in [32u8, 40, 48, 64].into_iter().flat_map(|bits| [2, 3].map(|spare| (bits, bits - spare))) {
+        let limit = (1i64 << limit) - 1;
         let mut words = Words(bits.into());
         let mut x: Vec<u64> = [limit, -limit, 0, -1, 1, 1 << 16, -(1 << 16), limit - 1].map(|v| v as u64).repeat(20);
         x.extend((0..1000).map(|_| signed(words.next(), bits - 1) as u64));
         x.iter_mut().for_each(|v| *v = signed(*v, bits).clamp(-limit, limit) as u64);
         for rot in 0..3 {
             for form in [Form::Shared, Form::Two, Form::Three] {
-                for by in [12, 16] {
-                    rounding(&x, &truncated(u64::from(rot) + 9, rot, &x, form, bits, by), bits, by);
+                for by in [12, 16].into_iter().filter(|by| limit >> (bits - spare(form, *by)) == 0) {
+                    rounding(&x, &truncated(u64::from(rot) + 9, rot, &x, form, bits, by), bits, by, form);
                 }
             }
         }
@@ -188,7 +206,8 @@ fn rounding_is_decided_by_the_joint_term() {
                 Ring::Shared(shared) => shared.b.to_vec(n),
                 _ => panic!("a sharing"),
             };
-            assert_eq!(rounding(&x, &open_ring(shares, n, bits), bits, by), expected, "{bits} bits by {by}");
+            let found = rounding(&x, &open_ring(shares, n, bits), bits, by, Form::Two);
+            assert_eq!(found, expected, "{bits} bits by {by}");
 
             let kept = |x: u64| x & ring_mask(bits - by);
             for (component, m) in component.iter().zip(&m) {
@@ -210,7 +229,7 @@ fn rounding_is_not_biased() {
             let x = vec![value as u64; 6000];
             for form in [Form::Shared, Form::Two, Form::Three] {
                 let y = truncated(fraction + 1, 1, &x, form, bits, by);
-                rounding(&x, &y, bits, by);
+                rounding(&x, &y, bits, by, form);
                 let exact = value as f64 / f64::from(1u32 << by);
                 let mean = y.iter().map(|y| signed(*y, bits) as f64 - exact).sum::<f64>() / 6000.0;
                 assert!(mean.abs() < 0.025, "value {value} of {bits} bits by {by}: mean error {mean}");
@@ -230,7 +249,7 @@ fn rounding_of_a_single_term_is_not_biased() {
             let sum = Sum::new(holders.contains(&role).then(|| vec![value as u64; n]));
             async move { truncate(&cx, Operand::Two(&sum), n, (bits, bits), by).await }
         });
-        let up = rounding(&vec![value as u64; n], &open_ring(shares, n, bits), bits, by).iter().sum::<i64>();
+        let up = rounding(&vec![value as u64; n], &open_ring(shares, n, bits), bits, by, Form::Two).iter().sum::<i64>();
         let chance = up as f64 / n as f64;
         assert!((chance - 0.5).abs() < 0.03, "rounded up with chance {chance}");
     }
