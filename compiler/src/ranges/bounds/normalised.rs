@@ -14,8 +14,8 @@ const ROOM: f64 = 53.0;
 impl Prover<'_> {
     /// The axis along which a quotient's rows have a length of about 1, and what bounds that, where it is `x / ‖x‖`.
     ///
-    /// The divisor `d` is at least `away`, and was computed from elements that may be a unit `u` off, whose squares are off
-    /// by as much, and so may their sum be and its root by two: for `n` elements the row is at most
+    /// The divisor `d` is at least `away`, and was computed from elements that may be `u` off, two units as quotients of three
+    /// terms are, whose squares are off by as much, and so may their sum be and its root by two: for `n` elements the row is at most
     /// `√((d + 2u)² + (n + 2)u) + √n·u` long, which over `d` is largest for the least. Roots are exact from `√u` on; where
     /// the sum is less than `u`, the row is no longer than that. What the inverse and the quotient are off by comes on top.
     pub(super) fn normalised(&self, v: ValueId) -> Option<(usize, f64)> {
@@ -30,10 +30,10 @@ impl Prover<'_> {
         if away <= 0.0 || spread > WIDEST || bits + spread > ROOM || most * unit > 1.0 / 256.0 {
             return None;
         }
-        let row =
-            libm::hypot(away.max(libm::sqrt(unit)) + 2.0 * unit, libm::sqrt((n + 2.0) * unit)) + libm::sqrt(n) * unit;
+        let off = 2.0 * unit;
+        let row = libm::hypot(away.max(libm::sqrt(off)) + 2.0 * off, libm::sqrt((n + 2.0) * off)) + libm::sqrt(n) * off;
         let loose = super::proof::LOOSE + most * unit;
-        Some((axis, row / away * loose + 2.0 * libm::sqrt(n) * unit))
+        Some((axis, row / away * loose + 2.0 * libm::sqrt(n) * off))
     }
 
     /// The axis over which `root` is the root of the sum of the squares of `x`, brought to the form of `x` again.
