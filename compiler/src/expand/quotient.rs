@@ -12,7 +12,7 @@ use super::inverse::{Range4, rsqrt};
 use super::reciprocal::{Compared, combine, compare_all, raise};
 use super::{Emit, FINE, fixed, softmax};
 use ombra_ir::module::Id;
-use ombra_ir::op::{EXP_WINDOW, Op, exp_form};
+use ombra_ir::op::{Op, exp_form};
 use ombra_ir::ty::BoundFrom;
 use ombra_ir::{Diagnostic, Result};
 
@@ -136,7 +136,7 @@ pub(super) fn exp(e: &mut Emit, x: Id, max: i8) -> Result<Id> {
     let top = libm::exp(f64::from(max));
     let log = libm::ceil(libm::log2(top)) as i32;
     let shift = CONSTANT - log;
-    let (_, fraction) = exp_form(e.module.setting, EXP_WINDOW, false);
+    let (_, fraction) = exp_form(e.module.setting, false);
     let read =
         u8::try_from(i32::from(fraction) + shift).ok().filter(|s| *s <= 60 && scale <= s.saturating_add(MOST_RAISED));
     let read = read.ok_or_else(|| {

@@ -38,19 +38,11 @@ const WEIGHT_SCALE: u8 = 16;
 const WEIGHT_SPARE: u8 = 5;
 /// Where exponentials may begin to count as 0, above [`exp_lowest`], as a power of two.
 const BLUR: u8 = 4;
-/// How exponentials of coarse maxima are made: their window, by how much all are less, below which distance from the maximum they
-/// are 0, and how many bits below a quotient's unit that may begin earlier.
-struct Window {
-    bits: u8,
-    less: f64,
-    lowest: f64,
-    blur: u8,
-}
-
-/// A window that holds from −16 to 0, whose exponentials have two bytes.
-const SHORT: Window = Window { bits: EXP_WINDOW - 1, less: 0.75, lowest: 15.0, blur: 0 };
-/// Entries of a row up to which their exponentials may be that coarse: each is off by half a unit of `2^-14` or so, either way.
-const SHORT_ROWS: u64 = 1 << 12;
+/// The window of exponentials of coarse maxima, of which a setting with one needs fewer factors: it holds from −16 to 0, so they
+/// are those of values that are this much less. Entries further from the maximum than `LOWEST` are 0.
+const SHORT_WINDOW: u8 = EXP_WINDOW - 1;
+const LESS: f64 = 0.75;
+const LOWEST: f64 = 15.0;
 
 /// `e^x` for `x ≤ 1/2` in the largest ring: of all that its bound allows where the setting has a window for that, else 0 below
 /// −32, and perhaps from there to −16. It has as many fraction bits as the setting gives it, or `finest`, if that is less, where
@@ -77,7 +69,7 @@ fn exp_where(e: &mut Emit, x: Id, window: u8, keep: Option<Id>, finest: u8) -> R
     if scale.saturating_add(window) > own {
         return Err(too_fine(scale, own));
     }
-    let (ring, fraction) = exp_form(e.module.setting, window, false);
+    let (ring, fraction) = exp_form(e.module.setting, false);
     let size = ring - 2;
     let y = e.guarded(Op::ExpDigits { scale, window, tail: false }, &[x], size)?;
     // Shares may take a unit off where a result is shifted once, and else two: nothing is to be negative.
@@ -160,10 +152,9 @@ fn exponentials(e: &mut Emit, packed: Id, mask: Id, shape: &[Dim]) -> Result<(Id
 /// [`exponentials`] with the maximum of quotients, whose terms take no message, in units of `2^-fraction` in a ring of `small`
 /// bits.
 ///
-/// In rows that are not too long the exponential is that of the window of 32: so all operands are made 3/4 less, by which factor
-/// no quotient differs. Entries from −13 down may be 0: less than 2.3e-6, a 27th of a unit of an exponential.
+/// The exponential is that of the window of 32: so all operands are made 3/4 less, by which factor no quotient differs.
 ///
-/// An exponential looks at its operand modulo `2^6` at most, and so at 8 bits of a maximum of which two at most are its fraction. These
+/// It looks at its operand modulo `2^5`, and so at no more than 8 bits of a maximum of which two at most are its fraction. These
 /// are lifted to the scale of the scores, and nothing is extended: what is above them differs from the maximum by multiples
 /// of the window. Whether an entry is too far below for the window the quotients tell, whose difference from their maximum
 /// is less than a unit off.
@@ -177,12 +168,6 @@ fn exponentials_of_coarse(
     const LOW: u8 = 8;
     let (_, scale, bound) = e.ring(packed)?;
     let apart = 2.0 * e.max_size(packed)? + 1.0;
-    let longest = shape.last().and_then(|columns| e.module.dims.upper(columns)).unwrap_or(i128::MAX);
-    let window = if longest <= SHORT_ROWS.into() {
-        SHORT
-    } else {
-        Window { bits: EXP_WINDOW, less: 0.0, lowest: -exp_lowest(EXP_WINDOW), blur: BLUR }
-    };
     let coarse = e.op(Op::Truncate { by: scale - fraction, bits: small }, &[packed])?;
     let (width, _) = comparison(size(e.ty(coarse)) + BIT, 0, small).ok_or_else(|| no_room(bound, small))?;
     let max = e.op(Op::RowMax { shape: shape.to_vec(), width, drop: 0 }, &[coarse, mask])?;
@@ -196,26 +181,24 @@ fn exponentials_of_coarse(
     if fine > scale {
         scores = e.guarded(Op::Upscale { by: fine - scale }, &[scores], ring - 1)?;
     }
-    let mut below = e.guarded(Op::Sub, &[scores, each], ring - 1)?;
-    if window.less > 0.0 {
-        below = e.guarded(Op::AddInt { k: fixed(-window.less, fine)? }, &[below], ring - 1)?;
-    }
+    let below = e.guarded(Op::Sub, &[scores, each], ring - 1)?;
+    let below = e.guarded(Op::AddInt { k: fixed(-LESS, fine)? }, &[below], ring - 1)?;
 
-    let keep = if apart <= window.lowest {
+    let keep = if apart <= LOWEST {
         None
     } else {
         let each = e.op(Op::RowExpand { shape: shape.to_vec() }, &[max, mask])?;
         let difference = e.op(Op::Sub, &[coarse, each])?;
         let (_, _, bound) = e.ring(difference)?;
         // It is not above 0, and the window is less than what entries may be apart.
-        let inside = fixed(window.lowest, fraction)? - 1;
+        let inside = fixed(LOWEST, fraction)? - 1;
         let above = e.guarded(Op::AddInt { k: inside }, &[difference], bound)?;
-        let outside = e.sign(above, fraction + window.blur)?;
+        let outside = e.sign(above, fraction)?;
         Some(e.op(Op::Not, &[outside])?)
     };
-    let exp = exp_where(e, below, window.bits, keep, finest)?;
-    // A quotient is less than a unit off, either way, and an exponential's operand may be half of 1, or nothing where it is less.
-    Ok((exp, libm::exp(-LEVELLED - window.less - libm::ldexp(1.0, -i32::from(fraction)))))
+    let exp = exp_where(e, below, SHORT_WINDOW, keep, finest)?;
+    // A quotient is less than a unit off, either way, and a unit is less than what operands are less.
+    Ok((exp, libm::exp(-LEVELLED - LESS - libm::ldexp(1.0, -i32::from(fraction)))))
 }
 
 /// Fraction bits of scores that are made coarser for the maximum.

@@ -105,7 +105,7 @@ pub(super) static HELD: Description = Description { name: "hold", result: "held"
 /// Outside of what the op holds for, its result is any element of its ring.
 pub(super) static EXP_DIGITS: Description = Description {
     name: "exp_digits",
-    result: "shared; ring 32, scale 29, and in `3pc` without `tail` ring 24, scale 21, for a window of 5 ring 16, scale 14",
+    result: "shared; ring 32, scale 29, and in `3pc` without `tail` ring 24, scale 21",
     bound: "ring bits − 1",
     constraints: &[
         c(SHARING, "the operand is a shared or a masked ring tensor, or a sum of two terms"),
@@ -118,12 +118,12 @@ pub(super) static EXP_DIGITS: Description = Description {
         if found != scale || !EXP_WINDOWS.contains(&window) || !fits {
             return Err(t.fails(2, format!("scale {scale} and window {window} of {}", describe(x.ty))));
         }
-        let (bits, scale) = exp_form(t.cx.setting, window, tail);
+        let (bits, scale) = exp_form(t.cx.setting, tail);
         Ok(ring(bits, scale.into(), Sharing::Shared, x.ty.shape.clone(), u32::from(bits) - 1))
     },
     meaning: Some(|op, e| {
         let Op::ExpDigits { scale, window, tail } = *op else { return Err(e.other()) };
-        interactive::exp_digits(e.operand()?, (scale, window), exp_form(e.setting, window, tail))
+        interactive::exp_digits(e.operand()?, (scale, window), exp_form(e.setting, tail))
     }),
     ..INTERACTIVE
 };

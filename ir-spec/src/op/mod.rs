@@ -30,17 +30,11 @@ pub const EXP_RING: u8 = 32;
 pub const EXP_SCALE: u8 = 29;
 
 /// Ring and fraction bits of the result of `exp_digits`: a byte less, but of a tail, where a setting divides without a
-/// message, so that bits that are dropped later are not sent; and two in a window of `2^5`.
-pub fn exp_form(setting: Setting, window: u8, tail: bool) -> (u8, u8) {
-    match setting.protocol().divides_freely() && !tail {
-        true if window < EXP_WINDOW => SHORT_EXP,
-        true => (EXP_RING - 8, EXP_SCALE - 8),
-        false => (EXP_RING, EXP_SCALE),
-    }
+/// message, so that bits that are dropped later are not sent.
+pub fn exp_form(setting: Setting, tail: bool) -> (u8, u8) {
+    let less = if setting.protocol().divides_freely() && !tail { 8 } else { 0 };
+    (EXP_RING - less, EXP_SCALE - less)
 }
-
-/// Ring and fraction bits of exponentials in a window of half of that.
-const SHORT_EXP: (u8, u8) = (16, 14);
 
 /// Bits above the fraction that `exp_digits` looks at where a setting has no choice: it takes its operand modulo `2^6`.
 pub const EXP_WINDOW: u8 = 6;
@@ -451,7 +445,7 @@ ops! {
         bits: u8,
     } => bits::BIT_TO_RING;
     /// e^x for x from [`exp_lowest`] to 1/2, 4e-6 at most from it; elsewhere any element of the ring. In `3pc` a window of 5 is
-    /// for x from −16 to 0, where a unit of the result is 6e-5, and the result less than 2.4 units off. With `tail` 1.3e-4 of
+    /// for x from −16 to 0. With `tail` 1.3e-4 of
     /// e^x and 4 units at most from it for −18 ≤ x, and without a bias but for units. The reference gives what x modulo
     /// 2^window has, of which three quarters are below zero.
     ExpDigits {

@@ -54,10 +54,10 @@ pub fn cut_first(by: u8) -> u8 {
     by / 8 * 8
 }
 
-/// What role 2 deals of an exponential in a window of `2^window`: the number of factors, of which one is taken, and the bits of
-/// each. Two where the upper half of the window is not used.
-pub fn exp_factors(window: u8) -> (usize, u8) {
-    if window < EXP_WINDOW { (2, 56) } else { (4, 64) }
+/// The number of factors of 64 bits that role 2 deals of an exponential in a window of `2^window`, of which one is taken. Two
+/// where the upper half of the window is not used.
+pub fn exp_factors(window: u8) -> usize {
+    if window < EXP_WINDOW { 2 } else { 4 }
 }
 
 /// Directions of links, over which what an op sends spreads.
@@ -127,9 +127,8 @@ fn traffic(op: &Op, s: &Sizes) -> Traffic {
         Op::Select => t.cross_term(2, s.out * eb),
         // Factors, of which one is taken, and the rounded terms of a product.
         Op::ExpDigits { window, tail, .. } => {
-            let (bits, _) = exp_form(Setting::ThreeParty, *window, *tail);
-            let (factors, width) = exp_factors(*window);
-            t.deal(0, 1, factors as u64 * u64::from(width / 8) * s.out);
+            let (bits, _) = exp_form(Setting::ThreeParty, *tail);
+            t.deal(0, 1, exp_factors(*window) as u64 * 8 * s.out);
             t.exchange(s.out * u64::from(bits) / 8);
         }
         Op::Lookup { window, cell, .. } => t.lookup(s.out, 1 << (window - cell), eb),
@@ -301,7 +300,7 @@ mod tests {
         assert_eq!(per_element(&Op::And, 800, false), (3, 1));
         assert_eq!(per_element(&Op::BitToRing { bits: 64 }, 800, false), (3 * 64, 1));
         assert_eq!(per_element(&Op::Select, 800, false), (4 * 64, 1));
-        for (window, tail, dealt, bits) in [(6, false, 4 * 64, 24), (6, true, 4 * 64, 32), (5, false, 2 * 56, 16)] {
+        for (window, tail, dealt, bits) in [(6, false, 4 * 64, 24), (6, true, 4 * 64, 32), (5, false, 2 * 64, 24)] {
             let exp = Op::ExpDigits { scale: 16, window, tail };
             assert_eq!(per_element(&exp, 800, false), (dealt + 2 * bits, 1));
         }

@@ -4,7 +4,7 @@
 //! difference, `e^(m−r) = e^m · e^(−r)`, every factor is known to one side. Two digits keep the factors small where the
 //! terms wrap.
 //! Parties and adversary: three, one semi-honest corruption. Correlation: none.
-//! Rounds: 1, before which role 2 has dealt. Bits per element: 304, 320 for the tail, and 144 in a window of `2^5`.
+//! Rounds: 1, before which role 2 has dealt. Bits per element: 304, 320 for the tail, and 176 in a window of `2^5`.
 //! Functionality: `round(2^19 e^(m_lo)) · round(2^42 e^(x − m_lo)) / 2^40`, rounded down, less 0 or 1 unit of `2^-21` as the
 //! shares decide: it depends on `m`, a component that two roles hold, by a part of `1e-6` at most, as a truncation's
 //! last bit does. For the tail `2^12`, `2^49` and `2^32` take the place of `2^19`, `2^42` and `2^40`, the unit is `2^-29`, and
@@ -15,9 +15,7 @@
 //! Side channels: no branch or index on a secret.
 //!
 //! In a window of `2^5`, high digits have one bit, which is enough for `−16 ≤ x ≤ 0`: `T = 1, e^−16`, since `l` is not above 0
-//! where both digits are alike, and not below where they differ. Factors are `a` at scale 15 and two `c_j` at scale 39, words
-//! have 56 bits and the result 14 fraction bits in 16: less than 2 units too low, right on average but for one unit, and less
-//! than 0.4 units either way for the factors.
+//! where both digits are alike, and not below where they differ. There are two `c_j`, and all else is as below.
 //!
 //! ```text
 //!   s fraction bits;  m = x1 at roles 0 and 1, r = −(x0 + x2) at role 2, both mod 2^(s+6), which is 64
@@ -45,7 +43,7 @@ use ombra_ir::{Diagnostic, Result};
 
 use super::cross::two_terms;
 use super::{Cx, Purpose};
-use crate::settings::rep3::share::{Shared, ring_mask};
+use crate::settings::rep3::share::Shared;
 
 #[cfg(all(target_arch = "x86", not(target_feature = "sse2")))]
 compile_error!("parties need doubles that are not computed in more precision: build with SSE2");
@@ -57,32 +55,24 @@ const HIGH: [f64; DIGITS] = [0.0, 1.0, -2.0, -1.0];
 const SHORT_HIGH: [f64; 2] = [0.0, -1.0];
 /// Bits of a low digit above the fraction.
 const LOW: u8 = 4;
+/// Fraction bits of both factors together.
+const PRODUCT: u8 = 61;
 
 /// How an exponential is made.
 #[derive(Clone, Copy)]
 struct Form {
     /// Choices of the high digit, a power of two.
     digits: usize,
-    /// Bits of a factor of role 2.
-    word: u8,
     /// Fraction bits of the factor of roles 0 and 1.
     joint: u8,
-    /// Fraction bits of both factors together.
-    product: u8,
     /// Ring and fraction bits of the result.
     result: (u8, u8),
 }
 
 impl Form {
     fn new(window: u8, tail: bool) -> Form {
-        let (digits, word) = exp_factors(window);
-        let result = exp_form(Setting::ThreeParty, window, tail);
-        let (joint, product) = match (digits, tail) {
-            (2, _) => (15, 54),
-            (_, true) => (12, 61),
-            (_, false) => (19, 61),
-        };
-        Form { digits, word, joint, product, result }
+        let digits = exp_factors(window);
+        Form { digits, joint: if tail { 12 } else { 19 }, result: exp_form(Setting::ThreeParty, tail) }
     }
 
     /// `T` of the difference of two high digits.
@@ -107,7 +97,7 @@ pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8, (window, tail)
     }
     let form = Form::new(window, tail);
     let ((bits, fraction), digits) = (form.result, form.digits);
-    let shift = form.product - fraction;
+    let shift = PRODUCT - fraction;
     let term = two_terms(cx, x, n);
     let role = cx.role();
     let masks = |key: u8| cx.draw(key, Purpose::ExpFactor, 0, digits * n);
@@ -115,15 +105,15 @@ pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8, (window, tail)
     if role == 2 {
         let mut masked = masks(0)?;
         masked.iter_mut().zip(single(&term, scale, form)).for_each(|(m, c)| *m = m.wrapping_add(c));
-        cx.send(1, &masked, form.word);
+        cx.send(1, &masked, 64);
         return Ok(Shared::new(out(2)?, out(0)?));
     }
     let (high, factor) = joint(&term, scale, form);
-    let (entries, own) = if role == 0 { (masks(0)?, out(0)?) } else { (cx.take(2, digits * n, form.word)?, out(2)?) };
-    let (sign, mask) = (if role == 0 { u64::MAX } else { 1 }, ring_mask(form.word));
+    let (entries, own) = if role == 0 { (masks(0)?, out(0)?) } else { (cx.take(2, digits * n, 64)?, out(2)?) };
+    let sign = if role == 0 { u64::MAX } else { 1 };
     let share = |i: usize| {
         let entry = (0..digits).fold(0, |chosen, j| chosen | entries[j * n + i] & equal(high[i], j as u64));
-        ((factor[i].wrapping_mul(entry).wrapping_mul(sign) & mask) >> shift).wrapping_sub(own[i])
+        (factor[i].wrapping_mul(entry).wrapping_mul(sign) >> shift).wrapping_sub(own[i])
     };
     let mut sum: Vec<u64> = (0..n).map(share).collect();
     cx.send(1 - role, &sum, bits);
@@ -158,7 +148,7 @@ fn single(sum: &[u64], scale: u8, form: Form) -> Vec<u64> {
         for j in 0..digits {
             let difference = j.wrapping_sub(digit) & (digits - 1);
             let high = (0..digits).zip(&high).fold(0, |bits, (k, h)| bits | h.to_bits() & equal(difference, k));
-            out[j as usize * n + i] = fixed(power * f64::from_bits(high), form.product - form.joint);
+            out[j as usize * n + i] = fixed(power * f64::from_bits(high), PRODUCT - form.joint);
         }
     }
     out
@@ -221,7 +211,6 @@ mod tests {
                 }
             }
             let most = if tail { 8.0e-9 } else { 2.7e-6 };
-            let most = if bits < EXP_WINDOW { 2.4e-5 } else { most };
             assert!(worst < most, "{worst:e} in a window of {bits} bits");
         }
     }
@@ -231,7 +220,7 @@ mod tests {
         let r = (m - x).rem_euclid(1 << (scale + window));
         let (digits, a) = joint(&[m as u64], scale, form);
         let c = single(&[(r as u64).wrapping_neg()], scale, form)[digits[0] as usize];
-        (a[0].wrapping_mul(c) & ring_mask(form.word)) as f64 / f64::from(form.product).exp2()
+        a[0].wrapping_mul(c) as f64 / f64::from(PRODUCT).exp2()
     }
 
     /// Over all joint terms, small results are right on average: sums of many of them lack nothing.
@@ -245,15 +234,11 @@ mod tests {
             let mean = all.map(|m| product(x, m, scale, (window, form))).sum::<f64>() / n;
             (mean - (x as f64 / f64::from(scale).exp2()).exp()) * f64::from(unit).exp2()
         };
-        let [usual, tail, short] = KINDS;
+        let [usual, tail, _] = KINDS;
         for x in 8..=18 {
             let units = bias(-(x << scale), tail, EXP_SCALE);
             assert!(units.abs() < 0.5, "{x}: {units} units");
         }
         assert!(bias(-(16 << scale), usual, EXP_SCALE) < -4.0, "the other form lacks some");
-        for x in 0..=15 {
-            let units = bias(-(x << scale), short, Form::new(SHORT, false).result.1);
-            assert!(units.abs() < 0.02, "{x}: {units} units");
-        }
     }
 }
