@@ -122,8 +122,8 @@ pub fn inspect_plan(args: &InspectArgs) -> Outcome {
     let filter = args.sampling.map_or(Filter::Best, Drawn::filter);
     let way = Way { filter, penalized: args.penalties };
     let report = |plan: &Plan| {
-        let drawn = plan.drawn(way).map_err(one)?;
-        inspect::inspect_under(&drawn, &given, &conditions).map_err(one)
+        let sampled = plan.drawn(way).map_err(one)?;
+        inspect::inspect_under(&sampled, &given, &conditions).map_err(one)
     };
     let first = report(&read_plan(&args.plan)?)?;
     let other = args.compare.as_ref().map(|p| report(&read_plan(p)?)).transpose()?;

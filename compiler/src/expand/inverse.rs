@@ -97,8 +97,8 @@ impl Inverse {
         let most = i32::from(bits) - 2 - i32::from(SQUARE + COEFFICIENT) - self.largest();
         let result = i32::from(out).min(most - 1);
         let factor = u8::try_from((self.max + mantissa).max(0)).unwrap_or(u8::MAX);
-        let greatest = i32::from(factor) - self.min;
-        if self.min >= self.max || mantissa < LEAST_MANTISSA || result < 10 || greatest > i32::from(bits) - 4 {
+        let largest = i32::from(factor) - self.min;
+        if self.min >= self.max || mantissa < LEAST_MANTISSA || result < 10 || largest > i32::from(bits) - 4 {
             return Err(too_wide(self));
         }
         Ok(Formats { factor, result: u8::try_from(result).unwrap_or(0), mantissa })

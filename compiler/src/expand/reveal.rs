@@ -1,10 +1,10 @@
 //! What is revealed as a tensor is rounded down by its last division, whatever the shares are.
 //!
-//! A truncation of a sharing gives `y = ⌊x / 2^by⌋` or one more, as the shares decide. Who opens `y` and holds a share could tell how the
-//! dropped bits of `x` compare with it; and who opens `x` itself learns all of them, which are exact products with
-//! private weights. So `x` is reshared where it is a sum, and divided, and the difference `d = x − 2^by · y` is compared: it is negative exactly where
-//! `y` is one more than the floor. That costs a comparison of `by + 2` bits and a conversion for every element, and one
-//! resharing where `x` is a sum.
+//! A truncation of a sharing gives `y = ⌊x / 2^by⌋` or one more, as the shares decide. Who opens `y` and holds a share could
+//! tell how the dropped bits of `x` compare with it; and who opens `x` itself learns all of them, which are exact products with
+//! private weights. So `x` is reshared where it is a sum, and divided, and the difference `d = x − 2^by · y` is compared: it is
+//! negative exactly where `y` is one more than the floor. That costs a comparison of `by + 2` bits and a conversion for every
+//! element, and one resharing where `x` is a sum.
 //!
 //! All truncations are rounded down from which the revealed tensor comes by movements, sums, products with integers and
 //! with bits; what is moved, or cut out of, a result of one, is moved first. Divisions before those rounded as shares

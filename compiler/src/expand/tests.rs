@@ -333,7 +333,7 @@ fn errors_of(op: &Op, scale: u8, bound: u8, xs: &[f64], exactly: impl Fn(f64) ->
     reals.zip(found).map(|(x, y)| (libm::ldexp(y as f64, -i32::from(out)) - exactly(x)).abs()).collect()
 }
 
-fn greatest(errors: &[f64]) -> f64 {
+fn largest(errors: &[f64]) -> f64 {
     errors.iter().copied().fold(0.0, f64::max)
 }
 
@@ -364,12 +364,12 @@ fn activations_of_wide_values() {
         // Bounds below the interval's ends: the result is bounded as its operand is.
         for bound in [12, 17, 18, 19, 20] {
             let xs = reals(0.999 * libm::ldexp(1.0, i32::from(bound) - 16), 0);
-            let found = greatest(&errors_of(&op, 16, bound, &xs, f));
+            let found = largest(&errors_of(&op, 16, bound, &xs, f));
             assert!(found < most, "{} at bound {bound}: {found:.1e}", op.name());
         }
         for (scale, bound) in [(16, 21), (16, 27), (16, 46), (16, 61), (20, 46), (8, 30), (12, 24)] {
             let xs = reals(14.0, i32::from(bound) - i32::from(scale));
-            let found = greatest(&errors_of(&op, scale, bound, &xs, f));
+            let found = largest(&errors_of(&op, scale, bound, &xs, f));
             // Coarse values and results have units of their own.
             let most = most + libm::ldexp(if scale < 12 { 4.0 } else { 2.0 }, -i32::from(scale));
             assert!(found < most, "{} at scale {scale}, bound {bound}: {found:.1e}", op.name());
@@ -395,7 +395,7 @@ fn exponentials_of_wide_values() {
         let mut xs: Vec<f64> = (0..=1200).map(|i| -f64::from(i) / 100.0).collect();
         xs.extend((4..i32::from(bound) - i32::from(scale)).map(|j| -libm::ldexp(0.997, j)));
         let errors = errors_of(&Op::Exp { max: 0 }, scale, bound, &xs, libm::exp);
-        assert!(greatest(&errors) < 4e-6 + unit, "scale {scale}, bound {bound}: {:.1e}", greatest(&errors));
+        assert!(largest(&errors) < 4e-6 + unit, "scale {scale}, bound {bound}: {:.1e}", largest(&errors));
     }
 }
 

@@ -445,9 +445,8 @@ ops! {
         bits: u8,
     } => bits::BIT_TO_RING;
     /// e^x for x from [`exp_lowest`] to 1/2, 4e-6 at most from it; elsewhere any element of the ring. In `3pc` a window of 5 is
-    /// for x from −16 to 0. With `tail` 1.3e-4 of
-    /// e^x and 4 units at most from it for −18 ≤ x, and without a bias but for units. The reference gives what x modulo
-    /// 2^window has, of which three quarters are below zero.
+    /// for x from −16 to 0. With `tail` 1.3e-4 of e^x and 4 units at most from it for −18 ≤ x, and without a bias but for units.
+    /// The reference gives what x modulo 2^window has, of which three quarters are below zero.
     ExpDigits {
         /// Fraction bits of the operand.
         scale: u8,

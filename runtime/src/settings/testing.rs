@@ -46,6 +46,12 @@ pub fn signed(x: u64, bits: u8) -> i64 {
     (x << (64 - bits)) as i64 >> (64 - bits)
 }
 
+/// Cells of `2^cell` up to `2^range` on both sides of zero, of values with `from` fraction bits.
+pub fn cells_of((range, cell): (i32, i32), from: u8, scale: u8) -> Cells {
+    let bits = |of: i32| (i32::from(from) + of) as u8;
+    Cells { window: bits(range + 1), from, cell: bits(cell), scale }
+}
+
 /// Integers from one end of a table to the other, without the highest cell.
 pub fn spread(n: i64, cells: Cells) -> Vec<i64> {
     let (low, cell) = (-1i64 << (cells.window - 1), 1i64 << cells.cell);

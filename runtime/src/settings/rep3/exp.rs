@@ -48,10 +48,8 @@ use crate::settings::rep3::share::Shared;
 #[cfg(all(target_arch = "x86", not(target_feature = "sse2")))]
 compile_error!("parties need doubles that are not computed in more precision: build with SSE2");
 
-/// Choices of the high digit at most.
-const DIGITS: usize = 4;
 /// What the difference of the high digits stands for, as a multiple of 16: of two bits and of one.
-const HIGH: [f64; DIGITS] = [0.0, 1.0, -2.0, -1.0];
+const HIGH: [f64; 4] = [0.0, 1.0, -2.0, -1.0];
 const SHORT_HIGH: [f64; 2] = [0.0, -1.0];
 /// Bits of a low digit above the fraction.
 const LOW: u8 = 4;
@@ -122,7 +120,7 @@ pub async fn exp_digits(cx: &Cx, x: &Shared, n: usize, scale: u8, (window, tail)
     Ok(if role == 0 { Shared::new(own, sum) } else { Shared::new(sum, own) })
 }
 
-/// All ones where `a` is `b`, of numbers below [`DIGITS`].
+/// All ones where `a` is `b`, of high digits.
 fn equal(a: u64, b: u64) -> u64 {
     (((a ^ b).wrapping_sub(1)) >> 63).wrapping_neg()
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::settings::dealer::curve::look_up;
 use crate::settings::dealer::products::{Operand, mask};
 use crate::settings::tables::CurveTables;
-use crate::settings::testing::{off_polynomials, spread, worst_error};
+use crate::settings::testing::{cells_of, off_polynomials, spread, worst_error};
 
 /// `f(x)` of integers at `cells.from` in a ring of `from` bits, as reals.
 fn looked_up(seed: u64, x: &[i64], from: u8, curve: Curve, cells: Cells, bits: u8) -> Vec<f64> {
@@ -40,12 +40,7 @@ fn functions_are_as_close_as_stated() {
         (Curve::Tanh, 2, 0, 32, 28, 0.03),
     ] {
         for from in [12u8, 14] {
-            let cells = Cells {
-                window: (range + 1 + i32::from(from)) as u8,
-                from,
-                cell: (i32::from(from) + cell) as u8,
-                scale,
-            };
+            let cells = cells_of((range, cell), from, scale);
             let x = spread(3000, cells);
             let found = looked_up(u64::from(from), &x, cells.window.div_ceil(8) * 8, curve, cells, bits);
             let worst = worst_error(curve, from, &x, &found);

@@ -5,7 +5,7 @@ use ombra_ir::curve::{Cells, Curve};
 use super::*;
 use crate::settings::rep3::curve::look_up;
 use crate::settings::tables::CurveTables;
-use crate::settings::testing::{off_polynomials, spread, worst_error};
+use crate::settings::testing::{cells_of, off_polynomials, spread, worst_error};
 
 /// `f(x)` of sharings of integers at `cells.from`, as reals.
 fn looked_up(shares: &[Rc<Shared>; 3], n: usize, curve: Curve, cells: Cells, (bits, rot): (u8, u8)) -> Vec<f64> {
@@ -41,12 +41,7 @@ fn functions_are_as_close_as_stated() {
         (Curve::Tanh, 2, 0, 32, 28, 0.03),
     ] {
         for (from, rot) in [(12u8, 0), (14, 1), (16, 2)] {
-            let cells = Cells {
-                window: (range + 1 + i32::from(from)) as u8,
-                from,
-                cell: (i32::from(from) + cell) as u8,
-                scale,
-            };
+            let cells = cells_of((range, cell), from, scale);
             let x = spread(3000, cells);
             let found = looked_up(&shared(&x, from.into()), x.len(), curve, cells, (bits, rot));
             let worst = worst_error(curve, from, &x, &found);
